@@ -1,0 +1,2 @@
+//! The `prelude-bridge` command.
+fn main() {}
