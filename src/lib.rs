@@ -2,6 +2,7 @@
 //! to any number of gRPC subscribers.
 
 pub mod event;
+pub mod filter;
 pub mod log;
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
