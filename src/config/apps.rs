@@ -38,7 +38,7 @@ pub(super) const VARIABLES: [&str; 7] = [
     "PRELUDE_BRIDGE_SERVER",
 ];
 
-const KEYS: [&str; 6] = [
+pub(super) const KEYS: [&str; 6] = [
     "id",
     "verification_token_file",
     "verification_token_env",
@@ -96,6 +96,8 @@ struct Typed {
     jwks_url: Option<Placed>,
     jwks_file: Option<Placed>,
     pem_file: Option<Placed>,
+    /// A key was refused already: what is missing may be what it was meant for.
+    is_faulty: bool,
 }
 
 struct Placed {
@@ -144,6 +146,7 @@ fn read_table(resolver: &mut Resolver<'_>, document: &file::Document, table: &Ap
     for (key, entry) in &table.entries {
         let origin = document.at(entry.line);
         let Some(slot) = app.slot(key) else {
+            app.is_faulty = true;
             resolver.faults.push(unknown_key(key, entry, origin));
             continue;
         };
@@ -154,6 +157,7 @@ fn read_table(resolver: &mut Resolver<'_>, document: &file::Document, table: &Ap
                 "the value is not a string",
                 "write it in quotes",
             );
+            app.is_faulty = true;
             continue;
         }
         let is_path = key.ends_with("_file");
@@ -289,29 +293,21 @@ fn refuse_variables_without_app(
     }
 }
 
-fn check(resolver: &mut Resolver<'_>, place: Origin, app: Typed) -> Option<App> {
-    let Some(id) = app.id else {
-        resolver.refuse(
-            place,
-            "apps.id",
-            "it is missing",
-            "write the app's id as Prelude's dashboard shows it: `id = \"54e9ujn\"`",
-        );
+fn check(resolver: &mut Resolver<'_>, place: Origin, mut app: Typed) -> Option<App> {
+    let Some(id) = app.id.take() else {
+        if !app.is_faulty {
+            resolver.refuse(
+                place,
+                "apps.id",
+                "it is missing",
+                "write the app's id as Prelude's dashboard shows it: `id = \"54e9ujn\"`",
+            );
+        }
         return None;
     };
     let id_is_good = check_id(resolver, &id);
-    let token = check_token(
-        resolver,
-        &place,
-        &id.text,
-        app.token_file,
-        app.token_variable,
-    );
-    let keys = check_keys(
-        resolver,
-        &id.text,
-        [app.jwks_url, app.jwks_file, app.pem_file],
-    );
+    let token = check_token(resolver, &place, &id.text, &app);
+    let keys = check_keys(resolver, &id.text, &app);
     let (verification_token, token_source) = token?;
     let keys = keys?;
     id_is_good.then(|| App {
@@ -349,38 +345,29 @@ fn check_token(
     resolver: &mut Resolver<'_>,
     place: &Origin,
     id: &str,
-    file: Option<Placed>,
-    variable: Option<Placed>,
+    app: &Typed,
 ) -> Option<(Secret, TokenSource)> {
-    let (text, source, origin) = match (file, variable) {
+    let (text, source, origin) = match (&app.token_file, &app.token_variable) {
         (Some(file), None) => {
             let path = PathBuf::from(&file.text);
             let text = read_token_file(resolver, &path, &file.origin)?;
-            (text, TokenSource::File(path), file.origin)
+            (text, TokenSource::File(path), &file.origin)
         }
         (None, Some(variable)) => {
-            let text = resolver.variable(&variable.text);
-            if text.is_none() && !resolver.has_variable(&variable.text) {
-                resolver.refuse(
-                    variable.origin,
-                    "apps.verification_token_env",
-                    &format!("the variable `{}` is not set", variable.text),
-                    "set it to the verification token of this app's webhook",
-                );
-                return None;
-            }
-            let source = TokenSource::Variable(variable.text);
-            (text.unwrap_or_default(), source, variable.origin)
+            let text = read_token_variable(resolver, variable)?;
+            let source = TokenSource::Variable(variable.text.clone());
+            (text, source, &variable.origin)
         }
         (Some(_), Some(second)) => {
             resolver.refuse(
-                second.origin,
+                second.origin.clone(),
                 "apps.verification_token_env",
                 &format!("the app `{id}` has its token in a file and in a variable"),
                 "keep one of the two",
             );
             return None;
         }
+        (None, None) if app.is_faulty => return None,
         (None, None) => {
             resolver.refuse(
                 place.clone(),
@@ -393,8 +380,25 @@ fn check_token(
             return None;
         }
     };
-    let token = judge_token(resolver, &text, &origin, id)?;
+    let token = judge_token(resolver, &text, origin, id)?;
     Some((token, source))
+}
+
+/// The text of a variable that an app names; one that is set to nothing is an empty token.
+fn read_token_variable(resolver: &mut Resolver<'_>, variable: &Placed) -> Option<String> {
+    let name = &variable.text;
+    if !resolver.has_variable(name) {
+        resolver.refuse(
+            variable.origin.clone(),
+            "apps.verification_token_env",
+            &format!("the variable `{name}` is not set"),
+            "set it to the verification token of this app's webhook",
+        );
+        return None;
+    }
+    let faults_before = resolver.faults.len();
+    let text = resolver.variable(name).unwrap_or_default();
+    (resolver.faults.len() == faults_before).then_some(text)
 }
 
 fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) -> Option<String> {
@@ -442,26 +446,22 @@ fn judge_token(
     None
 }
 
-fn check_keys(
-    resolver: &mut Resolver<'_>,
-    id: &str,
-    [url, jwks_file, pem_file]: [Option<Placed>; 3],
-) -> Option<KeySource> {
-    match (url, jwks_file, pem_file) {
+fn check_keys(resolver: &mut Resolver<'_>, id: &str, app: &Typed) -> Option<KeySource> {
+    match (&app.jwks_url, &app.jwks_file, &app.pem_file) {
         (None, None, None) => Some(KeySource::JwksUrl(default_jwks_url(id))),
         (Some(url), None, None) => {
-            check_url(resolver, &url).then_some(KeySource::JwksUrl(url.text))
+            check_url(resolver, url).then(|| KeySource::JwksUrl(url.text.clone()))
         }
         (None, Some(file), None) => {
-            check_file(resolver, "apps.jwks_file", &file).map(KeySource::JwksFile)
+            check_file(resolver, "apps.jwks_file", file).map(KeySource::JwksFile)
         }
         (None, None, Some(file)) => {
-            check_file(resolver, "apps.pem_file", &file).map(KeySource::PemFile)
+            check_file(resolver, "apps.pem_file", file).map(KeySource::PemFile)
         }
         (one, two, three) => {
             let last = [one, two, three].into_iter().flatten().next_back()?;
             resolver.refuse(
-                last.origin,
+                last.origin.clone(),
                 "apps",
                 &format!("the app `{id}` has more than one source of keys"),
                 "keep one of `jwks_url`, `jwks_file` and `pem_file`",
