@@ -147,7 +147,6 @@ fn write_field(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::sync::{Arc, Mutex};
 

@@ -176,7 +176,6 @@ fn parse_since(text: &str) -> Result<Since, String> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

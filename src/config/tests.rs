@@ -1,6 +1,5 @@
 //! Precedence, faults and defaults, without a process: files in temporary directories, and an
 //! environment that is a map.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{collections::BTreeMap, fs, path::Path};
 
