@@ -86,7 +86,13 @@ Examples:
 /// Runs the program with its arguments, the first being its name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
-        Ok(cli) => Exit::from(dispatch(cli.command)).into(),
+        Ok(cli) => match dispatch(cli.command) {
+            Ok(code) => code,
+            Err(failure) => {
+                failure.report();
+                failure.exit.into()
+            }
+        },
         Err(error) => {
             // Help and version are such errors too, with code 0. A closed pipe loses nothing.
             let _ = error.print();
@@ -95,19 +101,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+/// The code is the command's own where it has more to say than that it was done.
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Serve(args) => block_on(serve::run(args)),
-        Command::Tail(args) => block_on(tail::run(args)),
-        Command::Demo(args) => block_on(demo::run(args)),
-        Command::Config(args) => config::run(args),
-        Command::Completions(args) => manual::completions(&args, Cli::command()),
-        Command::Man(args) => manual::man(args, Cli::command()),
+        Command::Serve(args) => block_on(serve::run(args))?,
+        Command::Tail(args) => block_on(tail::run(args))?,
+        Command::Demo(args) => block_on(demo::run(args))?,
+        Command::Config(args) => config::run(args)?,
+        Command::Completions(args) => manual::completions(&args, Cli::command())?,
+        Command::Man(args) => manual::man(args, Cli::command())?,
     }
+    Ok(Exit::Done.into())
 }
 
 /// Runs a command that waits for things, on a runtime that ends with it.
-fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
