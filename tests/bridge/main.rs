@@ -1,1 +1,5 @@
 //! The whole program, from outside.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod cli;
+mod configuration;
