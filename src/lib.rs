@@ -4,6 +4,8 @@
 pub mod event;
 pub mod filter;
 pub mod log;
+pub mod metrics;
+pub mod net;
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
 pub mod proto {
