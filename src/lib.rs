@@ -1,6 +1,8 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
 
+pub mod signature;
+
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
 pub mod proto {
@@ -8,4 +10,9 @@ pub mod proto {
 
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+pub mod cli {
+    //! The commands.
+    pub mod verify;
 }
