@@ -1,6 +1,9 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
 
+pub mod event;
+pub mod filter;
+pub mod log;
 pub mod signature;
 
 /// The contract in `proto/`, as Rust types.
@@ -11,6 +14,7 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+pub mod wire;
 
 pub mod cli {
     //! The commands.
