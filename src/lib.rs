@@ -9,3 +9,5 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+
+pub mod simulator;
