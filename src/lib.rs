@@ -1,6 +1,9 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
 
+pub mod event;
+pub mod filter;
+pub mod log;
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
 pub mod proto {
@@ -9,5 +12,5 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
-
+pub mod wire;
 pub mod simulator;

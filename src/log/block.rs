@@ -1,0 +1,648 @@
+//! Owns the block: one group commit as immutable bytes. The log stores it as it is, the bus holds
+//! it, and the streams send slices of it; nobody decodes or encodes an event again.
+//!
+//! Layout, all numbers little-endian:
+//! ```text
+//! magic "PBK1" · crc32c of all that follows · term u32 · count u32 · first sequence u64 ·
+//! received_at i64 (µs) · types u16 · apps u16 · typed bytes u32 · raw bytes u32
+//! types, apps    each: u16 length, text
+//! entries        each: u32 end in typed · u32 end in raw · u32 end of the common fields in typed ·
+//!                      u32 user hash · u16 type · u16 app
+//! typed          each event as `SubscribeResponse.events`: prefix, common fields, payload
+//! raw            each event's `Event.raw_json`
+//! ```
+//! The other payload formats are put together from these parts once, when somebody first asks.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::{Buf, Bytes};
+
+use crate::{
+    event::{Batch, Cursor, Draft, LogId, Sequence, Term, UnixMicros},
+    wire,
+};
+
+const MAGIC: [u8; 4] = *b"PBK1";
+const HEADER_BYTES: usize = 44;
+/// The checksum covers what follows it.
+const CHECKED_FROM: usize = 8;
+const ENTRY_BYTES: usize = 20;
+
+/// Which form of an event's content a subscriber gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// The payload message.
+    #[default]
+    Typed,
+    /// The JSON as it was signed.
+    Raw,
+    /// The payload message and the JSON.
+    Both,
+}
+
+/// One group commit: at least one event, in the log's order.
+pub struct Block {
+    first_sequence: Sequence,
+    term: Term,
+    received_at: UnixMicros,
+    types: Box<[Arc<str>]>,
+    apps: Box<[Arc<str>]>,
+    entries: Box<[Entry]>,
+    bytes: Bytes,
+    typed: View,
+    raw_fields: Bytes,
+    raw: OnceLock<View>,
+    both: OnceLock<View>,
+}
+
+/// What a filter needs to know of one event, and where its bytes are.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    typed_end: u32,
+    raw_end: u32,
+    common_end: u32,
+    /// [`crate::event::user_hash`] of the event's user.
+    pub user_hash: u32,
+    /// The event's type, an index into [`Block::types`].
+    pub event_type: u16,
+    /// The event's app, an index into [`Block::apps`].
+    pub app: u16,
+}
+
+/// All events of a block in one payload format, each a `SubscribeResponse.events` field, so that
+/// any run of them is part of a response as it is.
+pub struct View {
+    bytes: Bytes,
+    ends: Box<[u32]>,
+}
+
+impl View {
+    /// The bytes of the events from `range.start` up to but not including `range.end`, shared, not
+    /// copied.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
+        let bytes = self.start(range.start)..self.start(range.end);
+        if bytes.start < bytes.end {
+            self.bytes.slice(bytes)
+        } else {
+            Bytes::new()
+        }
+    }
+
+    /// How many bytes that slice has.
+    #[must_use]
+    pub fn slice_bytes(&self, range: Range<usize>) -> usize {
+        self.start(range.end)
+            .saturating_sub(self.start(range.start))
+    }
+
+    /// The furthest end such that the events from `start` up to it fit into `bytes_max`.
+    #[must_use]
+    pub fn fitting_end(&self, start: usize, bytes_max: usize) -> usize {
+        let limit = self.start(start).saturating_add(bytes_max);
+        self.ends
+            .partition_point(|&end| end as usize <= limit)
+            .max(start)
+    }
+
+    /// Where an event begins; for an index past the last, where that ends.
+    fn start(&self, index: usize) -> usize {
+        let before = index.min(self.ends.len()).checked_sub(1);
+        before
+            .and_then(|before| self.ends.get(before))
+            .map_or(0, |&end| end as usize)
+    }
+}
+
+impl Block {
+    /// The sequence number of the first event.
+    #[must_use]
+    pub fn first_sequence(&self) -> Sequence {
+        self.first_sequence
+    }
+
+    /// The sequence number of the last event.
+    #[must_use]
+    pub fn last_sequence(&self) -> Sequence {
+        self.first_sequence.plus(self.entries.len() as u64).before()
+    }
+
+    /// When the events became durable.
+    #[must_use]
+    pub fn received_at(&self) -> UnixMicros {
+        self.received_at
+    }
+
+    /// The event types that occur.
+    #[must_use]
+    pub fn types(&self) -> &[Arc<str>] {
+        &self.types
+    }
+
+    /// The apps that occur.
+    #[must_use]
+    pub fn apps(&self) -> &[Arc<str>] {
+        &self.apps
+    }
+
+    /// The events.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The user id of the event at `index`; empty where it names no user.
+    #[must_use]
+    pub fn user_id(&self, index: usize) -> &[u8] {
+        let Some(entry) = self.entries.get(index) else {
+            return &[];
+        };
+        let common = self.typed.start(index)..entry.common_end as usize;
+        let mut field = self.typed.bytes.get(common).unwrap_or_default();
+        // The prefix before an event is a tag of one byte and the length.
+        if field.has_remaining() {
+            field.advance(1);
+        }
+        match prost::encoding::decode_varint(&mut field) {
+            Ok(_) => wire::user_id(field),
+            Err(_) => &[],
+        }
+    }
+
+    /// All events in a payload format.
+    #[must_use]
+    pub fn view(&self, format: Format) -> &View {
+        match format {
+            Format::Typed => &self.typed,
+            Format::Raw => self.raw.get_or_init(|| self.assemble(false)),
+            Format::Both => self.both.get_or_init(|| self.assemble(true)),
+        }
+    }
+
+    /// The block as the log stores it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// What the block costs a window, in bytes: everything that it holds or may come to hold when
+    /// all payload formats are asked for.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let views = 2 * self.typed.bytes.len() + 2 * self.raw_fields.len();
+        self.bytes.len() + views + self.entries.len() * size_of::<Entry>() + size_of::<Self>()
+    }
+
+    /// Reads a block that the log has stored.
+    ///
+    /// # Errors
+    /// [`Damaged`], when the bytes are not those that were written. Never panics, whatever the
+    /// bytes.
+    pub fn parse(bytes: Bytes) -> Result<Self, Damaged> {
+        let mut rest = bytes.as_ref();
+        if rest.len() < HEADER_BYTES {
+            return Err(Damaged("it is cut short"));
+        }
+        let mut magic = [0; 4];
+        rest.copy_to_slice(&mut magic);
+        if magic != MAGIC {
+            return Err(Damaged("it does not begin like a block"));
+        }
+        let checksum = rest.get_u32_le();
+        if crc32c::crc32c(rest) != checksum {
+            return Err(Damaged("its checksum does not match"));
+        }
+        let term = Term(rest.get_u32_le());
+        let count = rest.get_u32_le() as usize;
+        let first_sequence = Sequence(rest.get_u64_le());
+        let received_at = UnixMicros(rest.get_i64_le());
+        let type_count = usize::from(rest.get_u16_le());
+        let app_count = usize::from(rest.get_u16_le());
+        let typed_bytes = rest.get_u32_le() as usize;
+        let raw_bytes = rest.get_u32_le() as usize;
+        let types = get_texts(&mut rest, type_count)?;
+        let apps = get_texts(&mut rest, app_count)?;
+        let expected = count
+            .checked_mul(ENTRY_BYTES)
+            .and_then(|entries| entries.checked_add(typed_bytes)?.checked_add(raw_bytes));
+        if expected != Some(rest.len()) || count == 0 {
+            return Err(Damaged("its parts do not add up to its length"));
+        }
+        let entries: Box<[Entry]> = (0..count).map(|_| get_entry(&mut rest)).collect();
+        check_entries(&entries, types.len(), apps.len(), typed_bytes, raw_bytes)?;
+        let typed_start = bytes.len() - rest.len();
+        let typed = View {
+            bytes: bytes.slice(typed_start..typed_start + typed_bytes),
+            ends: entries.iter().map(|entry| entry.typed_end).collect(),
+        };
+        Ok(Self {
+            first_sequence,
+            term,
+            received_at,
+            types,
+            apps,
+            entries,
+            typed,
+            raw_fields: bytes.slice(typed_start + typed_bytes..),
+            bytes,
+            raw: OnceLock::new(),
+            both: OnceLock::new(),
+        })
+    }
+
+    /// Puts together the view with `raw_json`, with or without the payload.
+    fn assemble(&self, with_payload: bool) -> View {
+        let capacity = self.typed.bytes.len() + self.raw_fields.len() + self.entries.len();
+        let mut bytes = Vec::with_capacity(capacity);
+        let mut ends = Vec::with_capacity(self.entries.len());
+        let (mut typed_start, mut raw_start) = (0, 0);
+        for entry in &self.entries {
+            let end = if with_payload {
+                entry.typed_end
+            } else {
+                entry.common_end
+            };
+            let mut fields = self
+                .typed
+                .bytes
+                .get(typed_start..end as usize)
+                .unwrap_or_default();
+            // The old length goes: it was that of the typed form.
+            fields.advance(fields.len().min(1));
+            let _ = prost::encoding::decode_varint(&mut fields);
+            let raw = self
+                .raw_fields
+                .get(raw_start..entry.raw_end as usize)
+                .unwrap_or_default();
+            wire::put_event_prefix(&mut bytes, fields.len() + raw.len());
+            bytes.extend_from_slice(fields);
+            bytes.extend_from_slice(raw);
+            ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            (typed_start, raw_start) = (entry.typed_end as usize, entry.raw_end as usize);
+        }
+        View {
+            bytes: bytes.into(),
+            ends: ends.into(),
+        }
+    }
+}
+
+/// Shows the place only: the content is personal data.
+impl fmt::Debug for Block {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Block")
+            .field("first_sequence", &self.first_sequence)
+            .field("last_sequence", &self.last_sequence())
+            .field("term", &self.term)
+            .field("received_at", &self.received_at)
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A stored block is not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a block of the log is damaged: {0}")]
+pub struct Damaged(&'static str);
+
+fn get_texts(rest: &mut &[u8], count: usize) -> Result<Box<[Arc<str>]>, Damaged> {
+    let cut = Damaged("a name is cut short");
+    let mut texts = Vec::with_capacity(count);
+    for _ in 0..count {
+        let length = usize::from(rest.try_get_u16_le().map_err(|_| cut)?);
+        let (text, after) = rest.split_at_checked(length).ok_or(cut)?;
+        let text = str::from_utf8(text).map_err(|_| Damaged("a name is not UTF-8"))?;
+        texts.push(text.into());
+        *rest = after;
+    }
+    Ok(texts.into())
+}
+
+/// The caller has checked that the entry is there.
+fn get_entry(rest: &mut &[u8]) -> Entry {
+    Entry {
+        typed_end: rest.get_u32_le(),
+        raw_end: rest.get_u32_le(),
+        common_end: rest.get_u32_le(),
+        user_hash: rest.get_u32_le(),
+        event_type: rest.get_u16_le(),
+        app: rest.get_u16_le(),
+    }
+}
+
+/// Checks that the entries lie within their parts, so that nobody needs to check again.
+fn check_entries(
+    entries: &[Entry],
+    types: usize,
+    apps: usize,
+    typed_bytes: usize,
+    raw_bytes: usize,
+) -> Result<(), Damaged> {
+    let (mut typed_start, mut raw_start) = (0, 0);
+    for entry in entries {
+        let in_order = typed_start < entry.common_end
+            && entry.common_end <= entry.typed_end
+            && raw_start <= entry.raw_end;
+        if !in_order || usize::from(entry.event_type) >= types || usize::from(entry.app) >= apps {
+            return Err(Damaged("an event lies outside of it"));
+        }
+        (typed_start, raw_start) = (entry.typed_end, entry.raw_end);
+    }
+    if typed_start as usize != typed_bytes || raw_start as usize != raw_bytes {
+        return Err(Damaged("its events do not fill it"));
+    }
+    Ok(())
+}
+
+/// Writes the events of a group commit into blocks.
+pub struct Builder {
+    log: LogId,
+    term: Term,
+    first_sequence: Sequence,
+    received_at: UnixMicros,
+    types: Vec<Arc<str>>,
+    apps: Vec<Arc<str>>,
+    entries: Vec<Entry>,
+    typed: Vec<u8>,
+    raw: Vec<u8>,
+    fields: Vec<u8>,
+}
+
+/// A block is closed at this size, so that a slow reader never has to hold more than a little
+/// above it for the event that it is at.
+pub const BLOCK_BYTES_TARGET: usize = 1024 * 1024;
+/// A block is closed at this many events: indices into it stay small.
+pub const BLOCK_EVENTS_MAX: usize = 8_192;
+
+impl Builder {
+    /// Begins a block whose first event gets `first_sequence`.
+    #[must_use]
+    pub fn new(log: LogId, term: Term, first_sequence: Sequence, received_at: UnixMicros) -> Self {
+        Self {
+            log,
+            term,
+            first_sequence,
+            received_at,
+            types: Vec::new(),
+            apps: Vec::new(),
+            entries: Vec::new(),
+            typed: Vec::new(),
+            raw: Vec::new(),
+            fields: Vec::new(),
+        }
+    }
+
+    /// The sequence number that the next event gets.
+    #[must_use]
+    pub fn next_sequence(&self) -> Sequence {
+        self.first_sequence.plus(self.entries.len() as u64)
+    }
+
+    /// Whether there is no event yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether it is time to [`finish`](Self::finish).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= BLOCK_EVENTS_MAX
+            || self.typed.len() + self.raw.len() >= BLOCK_BYTES_TARGET
+    }
+
+    /// Appends an event of a batch.
+    pub fn push(&mut self, batch: &Batch, draft: &Draft) {
+        let cursor = Cursor {
+            log: self.log,
+            term: self.term,
+            sequence: self.next_sequence(),
+        };
+        self.fields.clear();
+        self.fields.extend_from_slice(batch.head(draft));
+        wire::put_place(&mut self.fields, cursor, self.received_at);
+        let payload = batch.payload(draft);
+        wire::put_event_prefix(&mut self.typed, self.fields.len() + payload.len());
+        self.typed.extend_from_slice(&self.fields);
+        let common_end = self.typed.len();
+        self.typed.extend_from_slice(payload);
+        wire::put_raw_json(&mut self.raw, batch.raw_json(draft));
+        let event_type = index_of(&mut self.types, &draft.event_type);
+        let app = index_of(&mut self.apps, &batch.app_id);
+        self.entries.push(Entry {
+            typed_end: offset(self.typed.len()),
+            raw_end: offset(self.raw.len()),
+            common_end: offset(common_end),
+            user_hash: draft.user_hash,
+            event_type,
+            app,
+        });
+    }
+
+    /// Closes the block and begins the next one, at the sequence number after it. `None` when there
+    /// is no event.
+    pub fn finish(&mut self) -> Option<Block> {
+        if self.is_empty() {
+            return None;
+        }
+        let next = Self::new(self.log, self.term, self.next_sequence(), self.received_at);
+        let done = std::mem::replace(self, next);
+        let bytes = done.serialize();
+        let typed_start = bytes.len() - done.typed.len() - done.raw.len();
+        let raw_start = bytes.len() - done.raw.len();
+        Some(Block {
+            first_sequence: done.first_sequence,
+            term: done.term,
+            received_at: done.received_at,
+            types: done.types.into(),
+            apps: done.apps.into(),
+            typed: View {
+                bytes: bytes.slice(typed_start..raw_start),
+                ends: done.entries.iter().map(|entry| entry.typed_end).collect(),
+            },
+            entries: done.entries.into(),
+            raw_fields: bytes.slice(raw_start..),
+            bytes,
+            raw: OnceLock::new(),
+            both: OnceLock::new(),
+        })
+    }
+
+    fn serialize(&self) -> Bytes {
+        let names = self.types.iter().chain(&self.apps);
+        let names_bytes: usize = names.clone().map(|name| 2 + name.len()).sum();
+        let mut bytes = Vec::with_capacity(
+            HEADER_BYTES
+                + names_bytes
+                + self.entries.len() * ENTRY_BYTES
+                + self.typed.len()
+                + self.raw.len(),
+        );
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.term.0.to_le_bytes());
+        bytes.extend_from_slice(&offset(self.entries.len()).to_le_bytes());
+        bytes.extend_from_slice(&self.first_sequence.0.to_le_bytes());
+        bytes.extend_from_slice(&self.received_at.0.to_le_bytes());
+        bytes.extend_from_slice(&index(self.types.len()).to_le_bytes());
+        bytes.extend_from_slice(&index(self.apps.len()).to_le_bytes());
+        bytes.extend_from_slice(&offset(self.typed.len()).to_le_bytes());
+        bytes.extend_from_slice(&offset(self.raw.len()).to_le_bytes());
+        for name in names {
+            bytes.extend_from_slice(&index(name.len()).to_le_bytes());
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        for entry in &self.entries {
+            bytes.extend_from_slice(&entry.typed_end.to_le_bytes());
+            bytes.extend_from_slice(&entry.raw_end.to_le_bytes());
+            bytes.extend_from_slice(&entry.common_end.to_le_bytes());
+            bytes.extend_from_slice(&entry.user_hash.to_le_bytes());
+            bytes.extend_from_slice(&entry.event_type.to_le_bytes());
+            bytes.extend_from_slice(&entry.app.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.typed);
+        bytes.extend_from_slice(&self.raw);
+        let checksum = crc32c::crc32c(bytes.get(CHECKED_FROM..).unwrap_or_default());
+        if let Some(place) = bytes.get_mut(4..CHECKED_FROM) {
+            place.copy_from_slice(&checksum.to_le_bytes());
+        }
+        bytes.into()
+    }
+}
+
+/// The index of a name, which is added when it is new. A linear search: there are seven documented
+/// types, and few apps.
+fn index_of(names: &mut Vec<Arc<str>>, name: &Arc<str>) -> u16 {
+    let known = names
+        .iter()
+        .position(|known| Arc::ptr_eq(known, name) || known == name);
+    index(known.unwrap_or_else(|| {
+        names.push(Arc::clone(name));
+        names.len() - 1
+    }))
+}
+
+/// Names are cut to fit by decoding, and a block has at most [`BLOCK_EVENTS_MAX`] of them.
+fn index(value: usize) -> u16 {
+    debug_assert!(value <= usize::from(u16::MAX));
+    u16::try_from(value).unwrap_or(u16::MAX)
+}
+
+/// A block is closed long before 4 GiB.
+fn offset(value: usize) -> u32 {
+    debug_assert!(u32::try_from(value).is_ok());
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{log::fixtures, proto};
+
+    fn events(view: &View, range: Range<usize>) -> Vec<proto::Event> {
+        proto::SubscribeResponse::decode(view.slice(range))
+            .unwrap()
+            .events
+    }
+
+    #[test]
+    fn every_format_has_the_same_events_with_its_own_content() {
+        let block = fixtures::block(Sequence(41), 3);
+        let typed = events(block.view(Format::Typed), 0..3);
+        let raw = events(block.view(Format::Raw), 0..3);
+        let both = events(block.view(Format::Both), 0..3);
+        for (index, event) in both.iter().enumerate() {
+            assert_eq!(event.sequence, 41 + index as u64);
+            assert!(event.payload.is_some());
+            assert!(!event.raw_json.is_empty());
+            let without_json = proto::Event {
+                raw_json: Bytes::new(),
+                ..event.clone()
+            };
+            assert_eq!(typed[index], without_json);
+            assert_eq!(
+                raw[index],
+                proto::Event {
+                    payload: None,
+                    ..event.clone()
+                }
+            );
+            assert_eq!(block.user_id(index), event.user_id.as_bytes());
+        }
+        assert_eq!(events(block.view(Format::Both), 1..2), both[1..2]);
+        assert_eq!(block.last_sequence(), Sequence(43));
+    }
+
+    #[test]
+    fn a_stored_block_reads_back_the_same() {
+        let block = fixtures::block(Sequence(1), 5);
+        let again = Block::parse(block.as_bytes().clone()).unwrap();
+        assert_eq!(again.first_sequence(), block.first_sequence());
+        assert_eq!(again.received_at(), block.received_at());
+        assert_eq!(again.types(), block.types());
+        assert_eq!(again.apps(), block.apps());
+        for format in [Format::Typed, Format::Raw, Format::Both] {
+            assert_eq!(
+                again.view(format).slice(0..5),
+                block.view(format).slice(0..5)
+            );
+        }
+    }
+
+    #[test]
+    fn a_run_ends_where_the_budget_does() {
+        let block = fixtures::block(Sequence(1), 4);
+        let view = block.view(Format::Typed);
+        let two = view.slice_bytes(1..3);
+        assert_eq!(view.fitting_end(1, two), 3);
+        assert_eq!(view.fitting_end(1, two - 1), 2);
+        assert_eq!(view.fitting_end(1, 0), 1);
+        assert_eq!(view.fitting_end(1, usize::MAX), 4);
+        assert_eq!(view.slice(4..4), Bytes::new());
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_cut_is_noticed() {
+        let good = fixtures::block(Sequence(1), 2).as_bytes().to_vec();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            assert!(Block::parse(bad.into()).is_err(), "bit of byte {at}");
+            assert!(
+                Block::parse(good[..at].to_vec().into()).is_err(),
+                "cut at {at}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_with_a_good_checksum_make_the_parser_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), HEADER_BYTES..200),
+            small in any::<[u8; 3]>(),
+        ) {
+            // Small counts reach the deeper checks.
+            bytes[12..16].copy_from_slice(&u32::from(small[0] % 4).to_le_bytes());
+            bytes[32..34].copy_from_slice(&u16::from(small[1] % 3).to_le_bytes());
+            bytes[34..36].copy_from_slice(&u16::from(small[2] % 3).to_le_bytes());
+            bytes[..4].copy_from_slice(&MAGIC);
+            let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
+            bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+            if let Ok(block) = Block::parse(bytes.into()) {
+                for format in [Format::Typed, Format::Raw, Format::Both] {
+                    let _ = block.view(format).slice(0..block.entries().len());
+                }
+                let _ = block.user_id(0);
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Owns the bytes of the contract: how an event and a response are laid out as protobuf, so that
+//! an event is encoded once and its bytes are shared by everybody who receives it.
+//!
+//! Protobuf lets fields come in any order and lets messages be concatenated, and this is what the
+//! layout uses: an event's fields are grouped by when they become known (*head* when it is
+//! decoded, *place* when it is committed, then the content), and a response is its cursor and
+//! notice followed by whole events. Field numbers are those of `proto/prelude/bridge/v1`; the
+//! tests hold them against the generated types. Knows nothing of who stores or sends the bytes.
+
+use bytes::BufMut;
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use crate::event::{Cursor, Sequence, UnixMicros};
+
+/// The tag of `SubscribeResponse.events`.
+const RESPONSE_EVENTS: u8 = tag(1, LENGTH_DELIMITED);
+/// The tag of `SubscribeResponse.cursor`.
+const RESPONSE_CURSOR: u8 = tag(2, LENGTH_DELIMITED);
+
+const EVENT_ID: u8 = tag(1, LENGTH_DELIMITED);
+const EVENT_TYPE: u8 = tag(2, LENGTH_DELIMITED);
+const EVENT_APP_ID: u8 = tag(3, LENGTH_DELIMITED);
+const EVENT_USER_ID: u8 = tag(4, LENGTH_DELIMITED);
+const EVENT_CURSOR: u8 = tag(5, LENGTH_DELIMITED);
+const EVENT_SEQUENCE: u8 = tag(6, VARINT);
+const EVENT_OCCURRED_AT: u8 = tag(7, LENGTH_DELIMITED);
+const EVENT_RECEIVED_AT: u8 = tag(8, LENGTH_DELIMITED);
+const EVENT_CORRELATION_ID: u8 = tag(9, LENGTH_DELIMITED);
+const EVENT_TRACEPARENT: u8 = tag(10, LENGTH_DELIMITED);
+const EVENT_RAW_JSON: u8 = tag(11, LENGTH_DELIMITED);
+
+const TIMESTAMP_SECONDS: u8 = tag(1, VARINT);
+const TIMESTAMP_NANOS: u8 = tag(2, VARINT);
+
+const VARINT: u8 = 0;
+const LENGTH_DELIMITED: u8 = 2;
+
+const fn tag(field: u8, wire_type: u8) -> u8 {
+    // Fields up to 15 have tags of one byte; all that are written here do.
+    assert!(field < 16);
+    field << 3 | wire_type
+}
+
+/// The fields of an event that are known when it is decoded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head<'a> {
+    /// `Event.id`.
+    pub id: &'a str,
+    /// `Event.type`.
+    pub event_type: &'a str,
+    /// `Event.app_id`.
+    pub app_id: &'a str,
+    /// `Event.user_id`; empty where there is none.
+    pub user_id: &'a str,
+    /// `Event.occurred_at`.
+    pub occurred_at: Option<jiff::Timestamp>,
+    /// `Event.correlation_id`; empty where there is none.
+    pub correlation_id: &'a str,
+    /// `Event.traceparent`; empty where there is none.
+    pub traceparent: &'a str,
+}
+
+impl Head<'_> {
+    /// Appends the fields to `buffer`. The user id comes first, where [`user_id`] finds it.
+    pub fn encode(&self, buffer: &mut Vec<u8>) {
+        put_text(buffer, EVENT_USER_ID, self.user_id);
+        put_text(buffer, EVENT_ID, self.id);
+        put_text(buffer, EVENT_TYPE, self.event_type);
+        put_text(buffer, EVENT_APP_ID, self.app_id);
+        if let Some(at) = self.occurred_at {
+            // Negative nanoseconds are not allowed in protobuf: count from the second before.
+            let (seconds, nanos) = match (at.as_second(), at.subsec_nanosecond()) {
+                (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
+                both => both,
+            };
+            put_timestamp(buffer, EVENT_OCCURRED_AT, seconds, nanos);
+        }
+        put_text(buffer, EVENT_CORRELATION_ID, self.correlation_id);
+        put_text(buffer, EVENT_TRACEPARENT, self.traceparent);
+    }
+}
+
+/// The user id in the encoded fields of an event; empty where there is none.
+#[must_use]
+pub fn user_id(event_fields: &[u8]) -> &[u8] {
+    let Some((&EVENT_USER_ID, mut rest)) = event_fields.split_first() else {
+        return &[];
+    };
+    let Ok(length) = prost::encoding::decode_varint(&mut rest) else {
+        return &[];
+    };
+    usize::try_from(length)
+        .ok()
+        .and_then(|length| rest.get(..length))
+        .unwrap_or_default()
+}
+
+/// Appends the fields of an event that are known when it is committed.
+pub fn put_place(buffer: &mut Vec<u8>, cursor: Cursor, received_at: UnixMicros) {
+    buffer.push(EVENT_CURSOR);
+    put_cursor_text(buffer, cursor);
+    let Sequence(sequence) = cursor.sequence;
+    buffer.push(EVENT_SEQUENCE);
+    encode_varint(sequence, buffer);
+    let seconds = received_at.0.div_euclid(1_000_000);
+    let nanos = received_at.0.rem_euclid(1_000_000) * 1_000;
+    put_timestamp(
+        buffer,
+        EVENT_RECEIVED_AT,
+        seconds,
+        i32::try_from(nanos).unwrap_or_default(),
+    );
+}
+
+/// Appends the field `Event.raw_json`.
+pub fn put_raw_json(buffer: &mut Vec<u8>, raw_json: &[u8]) {
+    buffer.push(EVENT_RAW_JSON);
+    encode_varint(raw_json.len() as u64, buffer);
+    buffer.extend_from_slice(raw_json);
+}
+
+/// Appends what stands before an event of `event_bytes` in a response, and returns how much that
+/// is.
+pub fn put_event_prefix(buffer: &mut Vec<u8>, event_bytes: usize) -> usize {
+    buffer.push(RESPONSE_EVENTS);
+    encode_varint(event_bytes as u64, buffer);
+    1 + encoded_len_varint(event_bytes as u64)
+}
+
+/// The length of a gRPC message's prefix: a compression flag and 32 bits of length
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+pub const GRPC_PREFIX_BYTES: usize = 5;
+
+/// Begins a gRPC message: a `SubscribeResponse` with this cursor, an encoded notice field (or
+/// nothing), and events of `events_bytes` that the caller sends right after.
+#[must_use]
+pub fn response_head(cursor: Cursor, notice: &[u8], events_bytes: usize) -> Vec<u8> {
+    let cursor_bytes = 2 + crate::event::CURSOR_TEXT_BYTES;
+    let head_bytes = cursor_bytes + notice.len();
+    let mut buffer = Vec::with_capacity(GRPC_PREFIX_BYTES + head_bytes);
+    buffer.put_u8(0);
+    // The limits on responses and events keep a message far below 4 GiB.
+    buffer.put_u32(u32::try_from(head_bytes + events_bytes).unwrap_or(u32::MAX));
+    buffer.push(RESPONSE_CURSOR);
+    put_cursor_text(&mut buffer, cursor);
+    buffer.extend_from_slice(notice);
+    buffer
+}
+
+fn put_cursor_text(buffer: &mut Vec<u8>, cursor: Cursor) {
+    let text = cursor.to_text();
+    encode_varint(text.len() as u64, buffer);
+    buffer.extend_from_slice(&text);
+}
+
+fn put_text(buffer: &mut Vec<u8>, tag: u8, text: &str) {
+    // Protobuf leaves out what is empty.
+    if !text.is_empty() {
+        buffer.push(tag);
+        encode_varint(text.len() as u64, buffer);
+        buffer.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn put_timestamp(buffer: &mut Vec<u8>, tag: u8, seconds: i64, nanos: i32) {
+    // Negative numbers are ten bytes of two's complement.
+    let (seconds, nanos) = (seconds.cast_unsigned(), i64::from(nanos).cast_unsigned());
+    buffer.push(tag);
+    encode_varint(
+        (2 + encoded_len_varint(seconds) + encoded_len_varint(nanos)) as u64,
+        buffer,
+    );
+    buffer.push(TIMESTAMP_SECONDS);
+    encode_varint(seconds, buffer);
+    buffer.push(TIMESTAMP_NANOS);
+    encode_varint(nanos, buffer);
+}
+
+#[cfg(test)]
+mod tests {
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        event::{LogId, Term},
+        proto,
+    };
+
+    const CURSOR: Cursor = Cursor {
+        log: LogId(u64::MAX),
+        term: Term(3),
+        sequence: Sequence(1 << 40),
+    };
+
+    #[test]
+    fn the_generated_types_read_what_is_written_by_hand() {
+        let head = Head {
+            id: "evt_1",
+            event_type: "user.created",
+            app_id: "54e9ujn",
+            user_id: "usr_1",
+            occurred_at: Some("1969-12-31T23:59:58.25Z".parse().unwrap()),
+            correlation_id: "corr_1",
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        };
+        let mut fields = Vec::new();
+        head.encode(&mut fields);
+        assert_eq!(user_id(&fields), b"usr_1");
+        put_place(&mut fields, CURSOR, UnixMicros(1_700_000_000_123_456));
+        put_raw_json(&mut fields, b"{}");
+
+        let mut events = Vec::new();
+        let prefix_bytes = put_event_prefix(&mut events, fields.len());
+        assert_eq!(prefix_bytes, events.len());
+        events.extend_from_slice(&fields);
+        let mut message = response_head(CURSOR, &[], events.len());
+        message.extend_from_slice(&events);
+
+        assert_eq!(message[0], 0, "not compressed");
+        let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
+        assert_eq!(length, message.len() - GRPC_PREFIX_BYTES);
+        let response = proto::SubscribeResponse::decode(&message[GRPC_PREFIX_BYTES..]).unwrap();
+        assert_eq!(response.cursor, CURSOR.to_string());
+        let expected = proto::Event {
+            id: "evt_1".into(),
+            r#type: "user.created".into(),
+            app_id: "54e9ujn".into(),
+            user_id: "usr_1".into(),
+            cursor: CURSOR.to_string(),
+            sequence: 1 << 40,
+            occurred_at: Some(prost_types::Timestamp {
+                seconds: -2,
+                nanos: 250_000_000,
+            }),
+            received_at: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 123_456_000,
+            }),
+            correlation_id: "corr_1".into(),
+            traceparent: head.traceparent.into(),
+            raw_json: "{}".into(),
+            payload: None,
+        };
+        assert_eq!(response.events, [expected]);
+    }
+
+    #[test]
+    fn an_event_without_a_user_has_no_user_id() {
+        let mut fields = Vec::new();
+        Head {
+            id: "evt_1",
+            ..Head::default()
+        }
+        .encode(&mut fields);
+        assert_eq!(user_id(&fields), b"");
+        assert_eq!(user_id(&[]), b"");
+        assert_eq!(user_id(&[EVENT_USER_ID, 200]), b"");
+    }
+}
