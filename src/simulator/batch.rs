@@ -181,7 +181,6 @@ impl Serialize for Item<'_> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use serde_json::Value;
 

@@ -319,7 +319,6 @@ fn foreign_keys() -> Vec<Value> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use std::process::Command;
 

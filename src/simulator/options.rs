@@ -255,7 +255,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

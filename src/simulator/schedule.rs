@@ -89,7 +89,6 @@ impl Iterator for Pauses {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -326,7 +326,6 @@ fn without_repeats(events: Vec<EventType>) -> Vec<EventType> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
