@@ -12,5 +12,8 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+pub mod cli;
+pub mod config;
+pub mod logging;
 pub mod wire;
 pub mod simulator;
