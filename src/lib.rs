@@ -13,3 +13,7 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 pub mod wire;
+
+pub mod cli;
+pub mod config;
+pub mod logging;
