@@ -15,5 +15,6 @@ pub mod proto {
 pub mod wire;
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod logging;
