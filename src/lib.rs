@@ -28,6 +28,8 @@ pub mod filter;
 
 pub mod stream;
 
+pub mod client;
+
 pub mod simulator;
 
 pub mod config;
