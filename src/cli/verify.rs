@@ -221,7 +221,7 @@ fn print_human(explanation: &Explanation, out: &mut impl Write) -> std::io::Resu
     writeln!(out, "{verdict}: {}", explanation.sentence)?;
     if explanation.attempts.len() > 1 {
         for attempt in &explanation.attempts {
-            writeln!(out, "  - {}", attempt.sentence(explanation.attempts.len()))?;
+            writeln!(out, "  - {}", attempt.sentence())?;
         }
     }
     if !explanation.attempts.is_empty() {
@@ -253,13 +253,13 @@ struct ReportedAttempt<'a> {
 
 impl<'a> Report<'a> {
     fn of(explanation: &'a Explanation) -> Self {
-        let attempts = &explanation.attempts;
         Self {
             valid: explanation.is_valid,
             sentence: &explanation.sentence,
-            attempts: attempts
+            attempts: explanation
+                .attempts
                 .iter()
-                .map(|a| ReportedAttempt::of(a, attempts.len()))
+                .map(ReportedAttempt::of)
                 .collect(),
             skipped: &explanation.skipped,
         }
@@ -267,7 +267,7 @@ impl<'a> Report<'a> {
 }
 
 impl<'a> ReportedAttempt<'a> {
-    fn of(attempt: &'a Attempt, keys: usize) -> Self {
+    fn of(attempt: &'a Attempt) -> Self {
         let salt_bytes = match attempt.finding {
             Finding::Valid { salt_bytes } | Finding::OtherBody { salt_bytes, .. } => {
                 Some(salt_bytes)
@@ -279,7 +279,7 @@ impl<'a> ReportedAttempt<'a> {
             bits: attempt.bits,
             finding: attempt.finding.name(),
             salt_bytes,
-            sentence: attempt.sentence(keys),
+            sentence: attempt.sentence(),
         }
     }
 }

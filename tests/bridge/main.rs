@@ -1,1 +1,2 @@
 //! The whole program, from outside.
+mod signatures;
