@@ -1,2 +1,7 @@
 //! The whole program, from outside.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod cli;
+mod configuration;
 mod signatures;
+mod simulator;

@@ -1,12 +1,7 @@
 //! Signatures made by others than us: openssl, Python, Go, and the vectors of project Wycheproof;
 //! and what `prelude-bridge verify` says about them.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "the helpers of tests may fail like the tests"
-)]
+#![expect(clippy::expect_used, reason = "missing tools are named")]
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -16,6 +11,7 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use clap::Parser as _;
+use prelude_bridge::cli::Exit;
 use prelude_bridge::cli::verify;
 use prelude_bridge::signature::{Finding, KeySet, PublicKey, Signature, explain};
 use rsa::pss::Pss;
@@ -271,21 +267,18 @@ struct Cli {
     args: verify::Args,
 }
 
-/// Runs the command as the terminal would: exit code, standard output, standard error.
-fn run(arguments: &[&str], stdin: &[u8]) -> (u8, String, String) {
+/// Runs the command: its exit code, its report, its complaint.
+fn run(arguments: &[&str], mut stdin: &[u8]) -> (Exit, String, String) {
     let arguments = std::iter::once("verify").chain(arguments.iter().copied());
     let args = Cli::try_parse_from(arguments).unwrap().args;
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap()
-        .block_on(verify::run_on(args, &mut &*stdin, &mut out, &mut err));
-    (
-        code,
-        String::from_utf8(out).unwrap(),
-        String::from_utf8(err).unwrap(),
-    )
+        .unwrap();
+    match runtime.block_on(verify::report(&args, &mut stdin)) {
+        Ok((exit, report)) => (exit, report, String::new()),
+        Err(failure) => (failure.exit, String::new(), format!("{failure:?}")),
+    }
 }
 
 /// A captured delivery in files.
@@ -320,7 +313,7 @@ impl Captured {
             .to_owned()
     }
 
-    fn verify(&self, more: &[&str]) -> (u8, String, String) {
+    fn verify(&self, more: &[&str]) -> (Exit, String, String) {
         let (body, header, jwks) = (
             self.path("body"),
             self.path("header"),
@@ -335,7 +328,7 @@ impl Captured {
 fn the_command_says_valid_with_key_and_salt() {
     let captured = Captured::new();
     let (code, out, err) = captured.verify(&[]);
-    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!((code, err.as_str()), (Exit::Done, ""));
     assert_eq!(
         out,
         "valid: signed by key \"go\" (2048 bits) with a salt of 222 bytes.\n"
@@ -343,7 +336,7 @@ fn the_command_says_valid_with_key_and_salt() {
 
     let (code, out, _) = captured.verify(&["--output", "json"]);
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(code, 0);
+    assert_eq!(code, Exit::Done);
     assert_eq!(report["valid"], true);
     assert_eq!(report["attempts"][0]["salt_bytes"], 222);
     assert_eq!(report["attempts"][0]["finding"], "valid");
@@ -362,14 +355,18 @@ fn the_command_takes_the_header_as_it_was_captured() {
         format!("{}\n", vector.signature),
     ] {
         captured.write("header", head.as_bytes());
-        assert_eq!(captured.verify(&[]).0, 0, "{head}");
+        assert_eq!(captured.verify(&[]).0, Exit::Done, "{head}");
     }
     for text in [
         vector.signature.clone(),
         format!("X-Webhook-Signature: {}", vector.signature),
     ] {
         let arguments = ["--body", "-", "--signature", &text, "--jwks", &jwks];
-        assert_eq!(run(&arguments, vector.body.as_bytes()).0, 0, "{text}");
+        assert_eq!(
+            run(&arguments, vector.body.as_bytes()).0,
+            Exit::Done,
+            "{text}"
+        );
     }
 }
 
@@ -378,7 +375,7 @@ fn the_command_explains_each_kind_of_failure_in_one_sentence() {
     let captured = Captured::new();
     let said = |sentence: &str| {
         let (code, out, err) = captured.verify(&[]);
-        assert_eq!((code, err.as_str()), (1, ""), "{out}");
+        assert_eq!((code, err.as_str()), (Exit::Failed, ""), "{out}");
         assert!(
             out.starts_with("not valid: ") && out.contains(sentence),
             "{sentence}: {out}"
@@ -424,29 +421,41 @@ fn the_command_tells_unreadable_input_from_an_invalid_signature() {
     let captured = Captured::new();
     captured.write("jwks.json", b"no json");
     let (code, out, err) = captured.verify(&[]);
-    assert_eq!((code, out.as_str()), (2, ""));
+    assert_eq!((code, out.as_str()), (Exit::Usage, ""));
     assert!(
         err.contains("jwks.json: the document is no JSON key set"),
         "{err}"
     );
 
-    let refused = |arguments: &[&str], code: u8, sentence: &str| {
+    let refused = |arguments: &[&str], code: Exit, sentence: &str| {
         let (given, _, err) = run(arguments, b"");
         assert_eq!(given, code, "{err}");
         assert!(err.contains(sentence), "{err}");
     };
     let (body, header) = (captured.path("body"), captured.path("header"));
     let with = |jwks| ["--body", &body, "--header-file", &header, "--jwks", jwks];
-    refused(&with("/nowhere.json"), 2, "/nowhere.json could not be read");
-    refused(&with("http://example.com/jwks.json"), 2, "https only");
+    refused(
+        &with("/nowhere.json"),
+        Exit::Usage,
+        "/nowhere.json could not be read",
+    );
+    refused(
+        &with("http://example.com/jwks.json"),
+        Exit::Usage,
+        "https only",
+    );
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    refused(&with(&format!("http://{free}/")), 3, "could not be fetched");
+    refused(
+        &with(&format!("http://{free}/")),
+        Exit::Unreachable,
+        "could not be fetched",
+    );
     refused(
         &["--body", "/nowhere", "--signature", "x", "--pem", "y"],
-        2,
+        Exit::Usage,
         "/nowhere",
     );
 }
