@@ -8,6 +8,7 @@ pub mod manual;
 pub mod serve;
 pub mod settings;
 pub mod tail;
+pub mod verify;
 
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
