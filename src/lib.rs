@@ -15,5 +15,5 @@ pub mod proto {
 pub mod cli;
 pub mod config;
 pub mod logging;
-pub mod wire;
 pub mod simulator;
+pub mod wire;
