@@ -399,14 +399,20 @@ fn named_or_all<'a>(named: Option<&'a Spanned<String>>, simulator: &'a Simulator
     }
 }
 
-/// A fault at this place in the text. The key is what stands before the `=` of that line.
+/// A fault at this place in the text. The key is what stands before the `=` of that line, or the
+/// name of the section it opens.
 fn fault(text: &str, span: Range<usize>, message: String) -> ScenarioError {
     let before = text.get(..span.start).unwrap_or_default();
     let line = before.matches('\n').count() + 1;
-    let content = text.lines().nth(line - 1).unwrap_or_default();
+    let content = text.lines().nth(line - 1).unwrap_or_default().trim();
+    let section = content
+        .starts_with('[')
+        .then(|| content.trim_matches(['[', ']']));
     let key = content
         .split_once('=')
-        .map(|(key, _)| key.trim().to_owned());
+        .map(|(key, _)| key.trim())
+        .or(section);
+    let key = key.map(str::to_owned);
     ScenarioError {
         line: Some(line),
         key,
@@ -498,7 +504,7 @@ mod tests {
             (
                 "[[steps]]\n[[steps]]\nwait = \"1s\"",
                 1,
-                "",
+                "steps",
                 "exactly one thing",
             ),
             (
@@ -536,6 +542,15 @@ mod tests {
             );
             assert!(found_message.contains(message), "{text}: {found_message}");
         }
+    }
+
+    #[test]
+    fn the_scenario_in_the_documentation_is_one() {
+        let document = include_str!("../../docs/simulator.md");
+        let from_block = document.split("```toml\n").nth(1).unwrap();
+        let text = from_block.split("```").next().unwrap();
+        let scenario = parse(&text.replace("a.pem", "tests/data/keys/test-key-2048-a.pem"));
+        assert_eq!(scenario.unwrap().steps(), 7);
     }
 
     #[test]

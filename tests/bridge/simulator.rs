@@ -804,7 +804,10 @@ async fn simulate_refuses_flags_that_cannot_be_meant() {
             ],
             "--rate",
         ),
-        (&["--scenario", "Cargo.toml"], "line 1: `[package]`"),
+        (
+            &["--scenario", "Cargo.toml"],
+            "line 16: `bin`: unknown field",
+        ),
     ] {
         let output = simulate(arguments).await;
         let told = String::from_utf8(output.stderr).unwrap();
