@@ -1,9 +1,6 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
 
-pub mod event;
-pub mod filter;
-pub mod log;
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
 pub mod proto {
@@ -12,9 +9,31 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+
+pub mod event;
+
 pub mod wire;
 
-pub mod cli;
+pub mod metrics;
+
+pub mod net;
+
+pub mod signature;
+
+pub mod log;
+
+pub mod bus;
+
+pub mod filter;
+
+pub mod stream;
+
 pub mod client;
+
+pub mod simulator;
+
 pub mod config;
+
 pub mod logging;
+
+pub mod cli;

@@ -6,6 +6,7 @@ use std::{fmt, io};
 use tracing::{Subscriber, field::Field};
 use tracing_subscriber::{
     EnvFilter,
+    field::MakeExt as _,
     fmt::{MakeWriter, format},
 };
 
@@ -112,7 +113,7 @@ where
             builder
                 .with_ansi(colours)
                 .with_target(false)
-                .fmt_fields(format::debug_fn(write_field))
+                .fmt_fields(format::debug_fn(write_field).delimited(" "))
                 .finish(),
         ),
         Format::Json => Box::new(
@@ -143,4 +144,94 @@ fn write_field(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: Format, level: Level, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let options = Options { format, level };
+        with_default(subscriber(options, false, move || writer.clone()), log);
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn json_lines_have_their_fields_at_the_top_level() {
+        let line = logged(Format::Json, Level::Info, || {
+            tracing::info!(webhook = %"127.0.0.1:8080", count = 3, "ready");
+        });
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object.get("message").unwrap(), "ready");
+        assert_eq!(object.get("webhook").unwrap(), "127.0.0.1:8080");
+        assert_eq!(object.get("count").unwrap(), 3);
+        assert_eq!(object.get("level").unwrap(), "INFO");
+    }
+
+    #[test]
+    fn text_lines_have_their_fields_after_the_message() {
+        let line = logged(Format::Text, Level::Info, || {
+            tracing::info!(webhook = %"127.0.0.1:8080", app = "one", "ready");
+        });
+        assert!(
+            line.ends_with(" INFO ready webhook=127.0.0.1:8080 app=\"one\"\n"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn what_a_client_sent_cannot_steer_the_terminal_or_forge_a_line() {
+        for format in Format::ALL {
+            let line = logged(format, Level::Info, || {
+                let sent = "a\u{1b}[2J\r\n2026 INFO forged\u{7}";
+                tracing::info!(path = %sent, other = sent, "refused: {sent}");
+            });
+            let (content, end) = line.split_at(line.len() - 1);
+            assert_eq!(end, "\n");
+            assert!(!content.contains(char::is_control), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn lines_below_the_level_are_left_out() {
+        let log = || {
+            tracing::debug!("small");
+            tracing::warn!("large");
+        };
+        assert!(!logged(Format::Text, Level::Info, log).contains("small"));
+        assert!(logged(Format::Text, Level::Debug, log).contains("small"));
+        assert!(!logged(Format::Text, Level::Error, log).contains("large"));
+    }
+
+    #[test]
+    fn dependencies_are_not_heard_below_warnings() {
+        let lines = logged(Format::Text, Level::Trace, || {
+            tracing::info!(target: "h2::codec", "a frame with a payload");
+            tracing::warn!(target: "h2::codec", "a reset flood");
+        });
+        assert!(
+            !lines.contains("payload") && lines.contains("flood"),
+            "{lines}"
+        );
+    }
 }

@@ -61,9 +61,9 @@ Examples:
   The defaults, and what the environment changes:
     prelude-bridge config show
   What one file and one flag come to:
-    prelude-bridge config show --config prelude-bridge.toml --data-dir /var/lib/prelude-bridge
-  Where one value comes from:
-    prelude-bridge config show --output json | jq '.settings[] | select(.key == \"data_dir\")'";
+    prelude-bridge config show --config prelude-bridge.toml --store memory
+  For a program:
+    prelude-bridge config show --output json | jq '.settings[] | {key, origin}'";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:

@@ -93,19 +93,6 @@ impl From<Exit> for ExitCode {
     }
 }
 
-impl From<Result<(), Failure>> for Exit {
-    /// Reports the failure, if it is one.
-    fn from(result: Result<(), Failure>) -> Self {
-        match result {
-            Ok(()) => Self::Done,
-            Err(failure) => {
-                failure.report();
-                failure.exit
-            }
-        }
-    }
-}
-
 /// Writes data to stdout, in colour where the terminal wants it.
 ///
 /// # Errors

@@ -17,7 +17,13 @@ pub use self::exit::{Exit, Failure};
 
 /// Receives Prelude's signed webhook batches, makes them durable, and streams them over gRPC
 #[derive(Debug, Parser)]
-#[command(name = "prelude-bridge", version, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(
+    name = "prelude-bridge",
+    version,
+    after_help = EXAMPLES,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -80,7 +86,13 @@ Examples:
 /// Runs the program with its arguments, the first being its name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
-        Ok(cli) => Exit::from(dispatch(cli.command)).into(),
+        Ok(cli) => match dispatch(cli.command) {
+            Ok(code) => code,
+            Err(failure) => {
+                failure.report();
+                failure.exit.into()
+            }
+        },
         Err(error) => {
             // Help and version are such errors too, with code 0. A closed pipe loses nothing.
             let _ = error.print();
@@ -89,19 +101,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+/// The code is the command's own where it has more to say than that it was done.
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Serve(args) => block_on(serve::run(args)),
-        Command::Tail(args) => block_on(tail::run(args)),
-        Command::Demo(args) => block_on(demo::run(args)),
-        Command::Config(args) => config::run(args),
-        Command::Completions(args) => manual::completions(&args, Cli::command()),
-        Command::Man(args) => manual::man(args, Cli::command()),
+        Command::Serve(args) => block_on(serve::run(args))?,
+        Command::Tail(args) => block_on(tail::run(args))?,
+        Command::Demo(args) => block_on(demo::run(args))?,
+        Command::Config(args) => config::run(args)?,
+        Command::Completions(args) => manual::completions(&args, Cli::command())?,
+        Command::Man(args) => manual::man(args, Cli::command())?,
     }
+    Ok(Exit::Done.into())
 }
 
 /// Runs a command that waits for things, on a runtime that ends with it.
-fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -111,4 +125,75 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
                 .help("check the limits on threads and open files of this user")
         })?;
     runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_and_flag_is_explained() {
+        let mut definition = Cli::command();
+        definition.clone().debug_assert();
+        definition.build();
+        explained(&definition);
+    }
+
+    fn explained(command: &clap::Command) {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "{name}");
+        for argument in command.get_arguments() {
+            assert!(
+                argument.get_help().is_some(),
+                "{name} {}",
+                argument.get_id()
+            );
+        }
+        let is_ours = |command: &&clap::Command| command.get_name() != "help";
+        let mut commands = command.get_subcommands().filter(is_ours).peekable();
+        let examples = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        assert!(
+            commands.peek().is_some() || examples.contains("Examples:"),
+            "{name}"
+        );
+        commands.for_each(explained);
+    }
+
+    #[test]
+    fn examples_are_command_lines_that_parse() {
+        let mut definition = Cli::command();
+        definition.build();
+        let mut count = 0;
+        try_examples(&definition, &mut count);
+        assert!(count > 10, "{count}");
+    }
+
+    /// Every line of an example from `prelude-bridge` on, up to whatever the shell does with it.
+    fn try_examples(command: &clap::Command, count: &mut usize) {
+        let examples = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        for line in examples.lines().filter(|line| line.starts_with("    ")) {
+            let Some(start) = line.find("prelude-bridge ") else {
+                continue;
+            };
+            let words = line.split_at(start).1.split(['|', '&', '>', ')']).next();
+            let words = words.unwrap_or_default().split_whitespace();
+            let words = words.map(|word| OsString::from(word.trim_matches('\'')));
+            let parsed = Cli::try_parse_from(words);
+            assert!(
+                parsed.is_ok(),
+                "{line}: {}",
+                parsed.err().map(|e| e.to_string()).unwrap_or_default()
+            );
+            *count += 1;
+        }
+        for command in command.get_subcommands() {
+            try_examples(command, count);
+        }
+    }
 }

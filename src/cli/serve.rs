@@ -20,16 +20,16 @@ Examples:
     export PRELUDE_BRIDGE_APP_ID=54e9ujn
     export PRELUDE_BRIDGE_VERIFICATION_TOKEN=…
     prelude-bridge serve
-  Several apps, a data directory of the system's, and logs for a collector:
-    prelude-bridge serve --config /etc/prelude-bridge.toml --data-dir /var/lib/prelude-bridge --log-format json
+  Several apps from a file, and logs for a collector:
+    prelude-bridge serve --config /etc/prelude-bridge.toml --log-format json
   Subscribers on other machines:
     prelude-bridge serve --grpc-listen 0.0.0.0:50051
-  On free ports, which the `ready` line names:
-    prelude-bridge serve --webhook-listen 127.0.0.1:0 --grpc-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0
+  For a trial, in memory, on a free port that the `ready` line names:
+    prelude-bridge serve --store memory --webhook-listen 127.0.0.1:0
 
-Every key of the file is in prelude-bridge.example.toml. A flag wins over its variable, a variable
-over the file. Every key has a variable: limits.webhook.body_bytes_max is
-PRELUDE_BRIDGE_LIMITS_WEBHOOK_BODY_BYTES_MAX. See what they come to with `prelude-bridge config show`.";
+Every key of the file is explained in prelude-bridge.example.toml. A flag wins over its variable, a
+variable over the file. Keys without a flag have a variable too: retention.age_max is
+PRELUDE_BRIDGE_RETENTION_AGE_MAX. `prelude-bridge config show` prints what they come to.";
 
 /// Runs the bridge.
 ///

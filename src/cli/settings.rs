@@ -13,6 +13,7 @@ use super::exit::{self, Failure};
 /// whatever else is wrong, and alike wherever it was written.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Settings")]
+#[group(skip)]
 pub struct Args {
     /// Read settings from this TOML file [env: PRELUDE_BRIDGE_CONFIG]
     #[arg(long, value_name = "FILE")]

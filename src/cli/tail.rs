@@ -143,8 +143,8 @@ Examples:
     prelude-bridge tail --type 'user.session.*' --since 10m
   The newest hundred as JSON lines, then stop:
     prelude-bridge tail --last 100 --until-caught-up --output json
-  New users into another program, without the deleted ones, ten of them:
-    prelude-bridge tail --type 'user.*' --exclude-type user.deleted --count 10 --output raw | jq .payload
+  Ten events of users, but not of deleted ones, into another program:
+    prelude-bridge tail --type 'user.*' --exclude-type user.deleted --count 10 | jq .type
 
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
 Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";

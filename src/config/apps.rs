@@ -1,11 +1,10 @@
 //! The apps whose deliveries are taken: their ids, their tokens, and where their keys come from.
-//! Reads token files and checks that key files are there; fetches and parses no keys.
+//! Collects what was typed for each, in the file and in the environment; `app_checks` judges it.
 
-use std::path::{Path, PathBuf};
-
-use http::Uri;
+use std::path::PathBuf;
 
 use super::{
+    app_checks,
     fault::{Fault, Origin},
     file::{self, AppTable, Entry, Kind},
     resolver::{Resolver, nearest},
@@ -17,9 +16,6 @@ pub const TOKEN_CHARS_MAX: usize = 100;
 
 /// The longest app id: it is a label of a host name.
 pub const APP_ID_CHARS_MAX: usize = 63;
-
-/// Room for the longest token in the widest characters, and for line ends.
-const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 
 const ID: &str = "PRELUDE_BRIDGE_APP_ID";
 const TOKEN: &str = "PRELUDE_BRIDGE_VERIFICATION_TOKEN";
@@ -38,7 +34,7 @@ pub(super) const VARIABLES: [&str; 7] = [
     "PRELUDE_BRIDGE_SERVER",
 ];
 
-const KEYS: [&str; 6] = [
+pub(super) const KEYS: [&str; 6] = [
     "id",
     "verification_token_file",
     "verification_token_env",
@@ -89,18 +85,21 @@ pub fn default_jwks_url(app_id: &str) -> String {
 
 /// What was typed for one app, each value with its place.
 #[derive(Default)]
-struct Typed {
-    id: Option<Placed>,
-    token_file: Option<Placed>,
-    token_variable: Option<Placed>,
-    jwks_url: Option<Placed>,
-    jwks_file: Option<Placed>,
-    pem_file: Option<Placed>,
+pub(super) struct Typed {
+    pub(super) id: Option<Placed>,
+    pub(super) token_file: Option<Placed>,
+    pub(super) token_variable: Option<Placed>,
+    pub(super) jwks_url: Option<Placed>,
+    pub(super) jwks_file: Option<Placed>,
+    pub(super) pem_file: Option<Placed>,
+    /// A key was refused already: what is missing may be what it was meant for.
+    pub(super) is_faulty: bool,
 }
 
-struct Placed {
-    text: String,
-    origin: Origin,
+/// A value with its place.
+pub(super) struct Placed {
+    pub(super) text: String,
+    pub(super) origin: Origin,
 }
 
 /// All apps: those of the file, and the one of the environment. The latter wins over an app of the
@@ -111,7 +110,7 @@ pub(super) fn take(resolver: &mut Resolver<'_>) -> Vec<App> {
     add_app_of_environment(resolver, &mut typed);
     typed
         .into_iter()
-        .filter_map(|(place, app)| check(resolver, place, app))
+        .filter_map(|(place, app)| app_checks::check(resolver, place, app))
         .collect()
 }
 
@@ -144,6 +143,7 @@ fn read_table(resolver: &mut Resolver<'_>, document: &file::Document, table: &Ap
     for (key, entry) in &table.entries {
         let origin = document.at(entry.line);
         let Some(slot) = app.slot(key) else {
+            app.is_faulty = true;
             resolver.faults.push(unknown_key(key, entry, origin));
             continue;
         };
@@ -154,6 +154,7 @@ fn read_table(resolver: &mut Resolver<'_>, document: &file::Document, table: &Ap
                 "the value is not a string",
                 "write it in quotes",
             );
+            app.is_faulty = true;
             continue;
         }
         let is_path = key.ends_with("_file");
@@ -287,231 +288,4 @@ fn refuse_variables_without_app(
             });
         }
     }
-}
-
-fn check(resolver: &mut Resolver<'_>, place: Origin, app: Typed) -> Option<App> {
-    let Some(id) = app.id else {
-        resolver.refuse(
-            place,
-            "apps.id",
-            "it is missing",
-            "write the app's id as Prelude's dashboard shows it: `id = \"54e9ujn\"`",
-        );
-        return None;
-    };
-    let id_is_good = check_id(resolver, &id);
-    let token = check_token(
-        resolver,
-        &place,
-        &id.text,
-        app.token_file,
-        app.token_variable,
-    );
-    let keys = check_keys(
-        resolver,
-        &id.text,
-        [app.jwks_url, app.jwks_file, app.pem_file],
-    );
-    let (verification_token, token_source) = token?;
-    let keys = keys?;
-    id_is_good.then(|| App {
-        id: id.text,
-        verification_token,
-        token_source,
-        keys,
-        origin: place,
-    })
-}
-
-/// An id becomes part of a host name and of a path, so its letters are those of both.
-fn check_id(resolver: &mut Resolver<'_>, id: &Placed) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let reason = if id.text.is_empty() {
-        "it is empty".to_owned()
-    } else if id.text.len() > APP_ID_CHARS_MAX {
-        format!("it is longer than {APP_ID_CHARS_MAX} characters")
-    } else if let Some(odd) = id.text.chars().find(|c| !fits(*c)) {
-        format!("`{}` cannot be in an app id", odd.escape_default())
-    } else {
-        return true;
-    };
-    resolver.refuse(
-        id.origin.clone(),
-        "apps.id",
-        &reason,
-        "write the id as Prelude's dashboard shows it: letters, digits, `-` and `_`, such as \
-         `54e9ujn`",
-    );
-    false
-}
-
-fn check_token(
-    resolver: &mut Resolver<'_>,
-    place: &Origin,
-    id: &str,
-    file: Option<Placed>,
-    variable: Option<Placed>,
-) -> Option<(Secret, TokenSource)> {
-    let (text, source, origin) = match (file, variable) {
-        (Some(file), None) => {
-            let path = PathBuf::from(&file.text);
-            let text = read_token_file(resolver, &path, &file.origin)?;
-            (text, TokenSource::File(path), file.origin)
-        }
-        (None, Some(variable)) => {
-            let text = resolver.variable(&variable.text);
-            if text.is_none() && !resolver.has_variable(&variable.text) {
-                resolver.refuse(
-                    variable.origin,
-                    "apps.verification_token_env",
-                    &format!("the variable `{}` is not set", variable.text),
-                    "set it to the verification token of this app's webhook",
-                );
-                return None;
-            }
-            let source = TokenSource::Variable(variable.text);
-            (text.unwrap_or_default(), source, variable.origin)
-        }
-        (Some(_), Some(second)) => {
-            resolver.refuse(
-                second.origin,
-                "apps.verification_token_env",
-                &format!("the app `{id}` has its token in a file and in a variable"),
-                "keep one of the two",
-            );
-            return None;
-        }
-        (None, None) => {
-            resolver.refuse(
-                place.clone(),
-                "apps",
-                &format!("the app `{id}` has no verification token"),
-                "write `verification_token_file = \"token.txt\"` or `verification_token_env = \
-                 \"NAME\"` in its section, or set `PRELUDE_BRIDGE_VERIFICATION_TOKEN` for the app \
-                 of `PRELUDE_BRIDGE_APP_ID`",
-            );
-            return None;
-        }
-    };
-    let token = judge_token(resolver, &text, &origin, id)?;
-    Some((token, source))
-}
-
-fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) -> Option<String> {
-    match file::read_text(path, TOKEN_FILE_BYTES_MAX) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            resolver.refuse(
-                origin.clone(),
-                "apps.verification_token_file",
-                &format!("{} cannot be read: {error}", path.display()),
-                "write the verification token of this app's webhook into that file, readable by \
-                 this user only",
-            );
-            None
-        }
-    }
-}
-
-/// Line ends and blanks around a token are an editor's or a shell's; the token has none.
-fn judge_token(
-    resolver: &mut Resolver<'_>,
-    text: &str,
-    origin: &Origin,
-    id: &str,
-) -> Option<Secret> {
-    let token = text.trim();
-    let reason = if token.is_empty() {
-        format!("the verification token of the app `{id}` is empty")
-    } else if token.chars().count() > TOKEN_CHARS_MAX {
-        format!(
-            "the verification token of the app `{id}` is longer than {TOKEN_CHARS_MAX} characters"
-        )
-    } else if token.chars().any(char::is_control) {
-        format!("the verification token of the app `{id}` has more than one line")
-    } else {
-        return Some(Secret::new(token));
-    };
-    resolver.faults.push(Fault {
-        origin: origin.clone(),
-        message: reason,
-        help: format!(
-            "use the token that the webhook was registered with, 1 to {TOKEN_CHARS_MAX} characters"
-        ),
-    });
-    None
-}
-
-fn check_keys(
-    resolver: &mut Resolver<'_>,
-    id: &str,
-    [url, jwks_file, pem_file]: [Option<Placed>; 3],
-) -> Option<KeySource> {
-    match (url, jwks_file, pem_file) {
-        (None, None, None) => Some(KeySource::JwksUrl(default_jwks_url(id))),
-        (Some(url), None, None) => {
-            check_url(resolver, &url).then_some(KeySource::JwksUrl(url.text))
-        }
-        (None, Some(file), None) => {
-            check_file(resolver, "apps.jwks_file", &file).map(KeySource::JwksFile)
-        }
-        (None, None, Some(file)) => {
-            check_file(resolver, "apps.pem_file", &file).map(KeySource::PemFile)
-        }
-        (one, two, three) => {
-            let last = [one, two, three].into_iter().flatten().next_back()?;
-            resolver.refuse(
-                last.origin,
-                "apps",
-                &format!("the app `{id}` has more than one source of keys"),
-                "keep one of `jwks_url`, `jwks_file` and `pem_file`",
-            );
-            None
-        }
-    }
-}
-
-/// Keys fetched without TLS could be anybody's, so plain http is for this machine only.
-fn check_url(resolver: &mut Resolver<'_>, url: &Placed) -> bool {
-    let reason = match url.text.parse::<Uri>() {
-        Err(error) => format!("it is not a URL: {error}"),
-        Ok(uri) => match (uri.scheme_str(), uri.host()) {
-            (_, None) | (None, _) => "it is not a whole URL".to_owned(),
-            (Some(_), Some(_))
-                if uri
-                    .authority()
-                    .is_some_and(|host| host.as_str().contains('@')) =>
-            {
-                "it has a user or a password in it".to_owned()
-            }
-            (Some("https"), Some(_)) => return true,
-            (Some("http"), Some("localhost" | "127.0.0.1" | "[::1]")) => return true,
-            (Some("http"), Some(_)) => "keys are fetched over https only".to_owned(),
-            (Some(_), Some(_)) => "it is neither https nor http".to_owned(),
-        },
-    };
-    resolver.refuse(
-        url.origin.clone(),
-        "apps.jwks_url",
-        &reason,
-        "write `https://<host>/.well-known/jwks.json`; `http://` is for a key server on this \
-         machine",
-    );
-    false
-}
-
-fn check_file(resolver: &mut Resolver<'_>, key: &str, file: &Placed) -> Option<PathBuf> {
-    let path = PathBuf::from(&file.text);
-    let reason = match path.metadata() {
-        Ok(metadata) if metadata.is_file() => return Some(path),
-        Ok(_) => format!("{} is not a file", path.display()),
-        Err(error) => format!("{} cannot be read: {error}", path.display()),
-    };
-    resolver.refuse(
-        file.origin.clone(),
-        key,
-        &reason,
-        "check the path; a relative one is taken from the directory of the configuration file",
-    );
-    None
 }

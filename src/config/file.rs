@@ -236,7 +236,6 @@ fn line_at(text: &str, offset: usize) -> usize {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -6,13 +6,14 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `apps` | the apps with their tokens and key sources |
+//! | `apps`, `app_checks` | the apps with their tokens and key sources |
 //! | `resolver` | flag before environment before file before default, and where each value is from |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | what is wrong, and what must not be seen |
 
+mod app_checks;
 mod apps;
 mod fault;
 mod file;

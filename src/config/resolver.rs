@@ -11,15 +11,16 @@ use std::{
 
 use super::{
     fault::{Fault, Origin},
-    file::{Document, Entry, Kind},
+    file::{Document, Kind},
     value::{Shape, Value},
 };
 
 /// What every variable of ours starts with.
 pub const ENVIRONMENT_PREFIX: &str = "PRELUDE_BRIDGE_";
 
-/// Everything that was typed, before any of it is judged.
-#[derive(Clone, Debug, Default)]
+/// Everything that was typed, before any of it is judged. It cannot be printed for debugging: the
+/// environment holds tokens.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file of `--config`.
     pub file: Option<PathBuf>,
@@ -188,18 +189,16 @@ impl<'a> Resolver<'a> {
             return;
         };
         let known: Vec<&str> = self.settings.iter().map(|setting| setting.key).collect();
-        let mut faults = Vec::new();
         for (key, entry) in &document.entries {
-            if let Some((message, help)) = judge_key(key, entry, &known) {
-                let origin = document.at(entry.line);
-                faults.push(Fault {
-                    origin,
+            let is_empty = !document.entries.keys().any(|other| is_within(other, key));
+            if let Some((message, help)) = judge_key(key, entry.kind, is_empty, &known) {
+                self.faults.push(Fault {
+                    origin: document.at(entry.line),
                     message,
                     help,
                 });
             }
         }
-        self.faults.append(&mut faults);
     }
 
     /// Variables that look like a misspelt one of ours. Only a warning: whoever runs us may set
@@ -297,44 +296,47 @@ fn read<T: Value>(written: &Written) -> Result<T, String> {
 }
 
 /// What is wrong with a key of the file, if anything is: the message and the remedy.
-fn judge_key(key: &str, entry: &Entry, known: &[&str]) -> Option<(String, String)> {
-    let is_section_of = |name: &&str| {
-        name.strip_prefix(key)
-            .is_some_and(|rest| rest.starts_with('.'))
-    };
-    let leads_to_known = known.iter().any(is_section_of);
-    if entry.kind == Kind::Section {
-        let is_setting = known.contains(&key);
-        return (!leads_to_known && is_setting)
-            .then(|| {
-                (
-                    format!("`{key}` is a value, not a section"),
-                    format!("write `{key} = …`"),
-                )
-            })
-            .or_else(|| {
-                (!leads_to_known && key != "apps").then(|| unknown("section", key, known))
-            });
-    }
-    if known.contains(&key) {
-        return None;
-    }
+fn judge_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
+    // Whatever is under that name was judged with the apps.
     if key == "apps" {
         return None;
     }
-    if leads_to_known {
-        return Some((
+    let is_setting = known.contains(&key);
+    let is_section = known.iter().any(|name| is_within(name, key));
+    match (kind, is_setting, is_section) {
+        (Kind::Section, true, _) => Some((
+            format!("`{key}` is a value, not a section"),
+            format!("write `{key} = …` above the first section"),
+        )),
+        (Kind::Section, false, true) | (_, true, _) => None,
+        // The keys in an unknown section are unknown too, and say so with a better guess.
+        (Kind::Section, false, false) => {
+            let sections = known.iter().filter_map(|name| name.rsplit_once('.'));
+            let near = nearest(key, sections.map(|(section, _)| section));
+            is_empty.then(|| unknown("section", key, near))
+        }
+        (_, false, true) => Some((
             format!("`{key}` is a section, not a value"),
             format!("write `[{key}]` on a line of its own, and its keys below"),
-        ));
+        )),
+        (_, false, false) => {
+            let near = nearest(key, known.iter().copied());
+            Some(unknown("key", key, near))
+        }
     }
-    Some(unknown("key", key, known))
 }
 
-fn unknown(what: &str, key: &str, known: &[&str]) -> (String, String) {
-    let near = nearest(key, known.iter().copied()).unwrap_or_default();
+fn is_within(key: &str, section: &str) -> bool {
+    key.strip_prefix(section)
+        .is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn unknown(what: &str, key: &str, near: Option<&str>) -> (String, String) {
     (
         format!("unknown {what} `{key}`"),
-        format!("did you mean `{near}`? All keys are in prelude-bridge.example.toml"),
+        format!(
+            "did you mean `{}`? prelude-bridge.example.toml explains every key",
+            near.unwrap_or_default()
+        ),
     )
 }

@@ -57,7 +57,7 @@ impl ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut binary = SIZE_UNITS.iter().take(4);
-        match binary.find(|(_, bytes)| self.0 != 0 && self.0 % bytes == 0) {
+        match binary.find(|(_, bytes)| self.0 != 0 && self.0.is_multiple_of(*bytes)) {
             Some((unit, bytes)) => write!(formatter, "{}{unit}", self.0 / bytes),
             None => write!(formatter, "{}B", self.0),
         }
@@ -159,7 +159,6 @@ fn split_quantity(text: &str) -> Result<(u64, &str, &str), String> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,741 @@
+//! Owns what the bridge counts and every name it counts under, so that a dashboard has one file to
+//! agree with. It comes first because every room may count; it knows none of them: what it is told
+//! are plain numbers and short, fixed words.
+//!
+//! Labels never carry what a stranger chose: event types that are not documented are `other`, and
+//! the remaining labels are words of the code or ids of configured apps. So the number of series
+//! is bounded.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+/// The event types that have a series of their own; all others are counted as [`OTHER`].
+pub const COUNTED_TYPES: [&str; 7] = [
+    "user.created",
+    "user.deleted",
+    "user.profile.updated",
+    "user.identifier.created",
+    "user.identifier.deleted",
+    "user.session.created",
+    "user.session.revoked",
+];
+
+const OTHER: &str = "other";
+
+/// All metrics of one bridge. Shared; every method is cheap enough for the hot path.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    webhook: Webhook,
+    events: Events,
+    log: LogWrites,
+    streams: StreamWrites,
+    connections: Connections,
+    watched: Arc<Watched>,
+}
+
+/// The log, as of a scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Bytes on disk (in memory, for the memory log).
+    pub stored_bytes: u64,
+    /// Batches that wait for the writer.
+    pub queued_batches: usize,
+    /// Sequence number of the newest event.
+    pub head_sequence: u64,
+    /// Sequence number of the oldest event.
+    pub earliest_sequence: u64,
+}
+
+/// The window of the newest blocks in memory, as of a scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bus {
+    /// What the window occupies, in bytes.
+    pub window_bytes: u64,
+    /// How many blocks it holds.
+    pub window_blocks: usize,
+}
+
+/// The open streams, as of a scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Streams {
+    /// How many subscribers there are.
+    pub subscribers: usize,
+    /// How many events the slowest of them is behind the head.
+    pub lag_events_max: u64,
+    /// How long ago the oldest event that the slowest has not been sent became durable.
+    pub lag_max: Duration,
+}
+
+/// The keys of one app, as of a scrape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// The configured app.
+    pub app_id: Arc<str>,
+    /// How many keys can verify a delivery.
+    pub usable: usize,
+    /// How long ago the key source was last read with success; `None` before the first time.
+    pub age: Option<Duration>,
+}
+
+/// Why a connection was turned away at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The listener holds as many as it may.
+    Full,
+    /// The client's address holds as many as one address may.
+    AddressFull,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("prelude_bridge");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The release that is running", build);
+        let started = Gauge::<f64, AtomicU64>::default();
+        started.set(jiff::Timestamp::now().as_duration().as_secs_f64());
+        registry.register_with_unit(
+            "start_time",
+            "When the process started, since the Unix epoch",
+            Unit::Seconds,
+            started,
+        );
+        let watched = Arc::<Watched>::default();
+        registry.register_collector(Box::new(Arc::clone(&watched)));
+        Self {
+            webhook: Webhook::register(&mut registry),
+            events: Events::register(&mut registry),
+            log: LogWrites::register(&mut registry),
+            streams: StreamWrites::register(&mut registry),
+            connections: Connections::register(&mut registry),
+            registry: Mutex::new(registry),
+            watched,
+        }
+    }
+
+    /// A request on the webhook port was answered: with which outcome (the error's code, or the
+    /// name of the success) and status, and how long after its header was read.
+    pub fn request(&self, outcome: &'static str, status: u16, took: Duration) {
+        self.webhook
+            .requests
+            .get_or_create(&RequestLabels { outcome, status })
+            .inc();
+        self.webhook.durations.observe(took.as_secs_f64());
+    }
+
+    /// Bytes of a delivery's body were read.
+    pub fn body_read(&self, bytes: usize) {
+        self.webhook.body_bytes.inc_by(bytes as u64);
+    }
+
+    /// A delivery was not verified.
+    pub fn verification_failed(&self, reason: &'static str) {
+        self.webhook
+            .verification_failures
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
+    }
+
+    /// An event of a verified batch was decoded.
+    pub fn event_received(&self, event_type: &str) {
+        let known = COUNTED_TYPES
+            .iter()
+            .zip(&self.events.received)
+            .find(|&(&name, _)| name == event_type);
+        match known {
+            Some((_, counter)) => counter.inc(),
+            None => self.events.received_other.inc(),
+        };
+    }
+
+    /// A batch became durable: events that were new, and events that the log had already.
+    pub fn batch_appended(&self, accepted: usize, duplicates: usize) {
+        self.events.accepted.inc_by(accepted as u64);
+        self.events.duplicates.inc_by(duplicates as u64);
+    }
+
+    /// The log committed a group.
+    pub fn committed(&self, events: usize, bytes: usize, took: Duration) {
+        self.log.events.observe(events as f64);
+        self.log.bytes.observe(bytes as f64);
+        self.log.durations.observe(took.as_secs_f64());
+    }
+
+    /// A response with events was handed to a subscriber's connection.
+    pub fn delivered(&self, events: usize, bytes: usize) {
+        self.streams.events.inc_by(events as u64);
+        self.streams.responses.inc();
+        self.streams.bytes.inc_by(bytes as u64);
+    }
+
+    /// A subscriber's stream ended, for a reason that has a name.
+    pub fn stream_ended(&self, reason: &'static str) {
+        self.streams
+            .ended
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
+    }
+
+    /// A listener took a connection; it counts as open until the result is dropped.
+    #[must_use]
+    pub fn connection_opened(&self, listener: &'static str) -> OpenConnection {
+        let label = ListenerLabel { listener };
+        self.connections.accepted.get_or_create(&label).inc();
+        let open = self.connections.open.get_or_create_owned(&label);
+        open.inc();
+        OpenConnection { open }
+    }
+
+    /// A listener turned a connection away.
+    pub fn connection_refused(&self, listener: &'static str, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Full => "listener_full",
+            Refusal::AddressFull => "address_full",
+        };
+        self.connections
+            .refused
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// The system could not hand a connection to a listener.
+    pub fn accept_failed(&self, listener: &'static str) {
+        self.connections
+            .accept_errors
+            .get_or_create(&ListenerLabel { listener })
+            .inc();
+    }
+
+    /// Reads the log at every scrape. The first watch of a kind stays, and lives as long as the
+    /// metrics do: it should hold a `Weak`, or what it watches is never dropped.
+    pub fn watch_log(&self, read: impl Fn() -> Log + Send + Sync + 'static) {
+        let _ = self.watched.log.set(Box::new(read));
+    }
+
+    /// Reads the window of the bus at every scrape; see [`Metrics::watch_log`].
+    pub fn watch_bus(&self, read: impl Fn() -> Bus + Send + Sync + 'static) {
+        let _ = self.watched.bus.set(Box::new(read));
+    }
+
+    /// Reads the open streams at every scrape; see [`Metrics::watch_log`].
+    pub fn watch_streams(&self, read: impl Fn() -> Streams + Send + Sync + 'static) {
+        let _ = self.watched.streams.set(Box::new(read));
+    }
+
+    /// Reads the keys of all apps at every scrape; see [`Metrics::watch_log`].
+    pub fn watch_keys(&self, read: impl Fn() -> Vec<Keys> + Send + Sync + 'static) {
+        let _ = self.watched.keys.set(Box::new(read));
+    }
+
+    /// Everything as OpenMetrics 1.0 text, ending in `# EOF`
+    /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+    #[must_use]
+    pub fn render_open_metrics(&self) -> String {
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut page = String::new();
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut page, &registry);
+        page
+    }
+
+    /// Everything as Prometheus text, version 0.0.4
+    /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+    #[must_use]
+    pub fn render(&self) -> String {
+        prometheus_text(&self.render_open_metrics())
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The values are on the metrics page; here they would only be noise.
+impl fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// A connection that counts as open.
+#[derive(Debug)]
+pub struct OpenConnection {
+    open: Gauge,
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    outcome: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabel {
+    listener: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    listener: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+struct Webhook {
+    requests: Family<RequestLabels, Counter>,
+    durations: Histogram,
+    body_bytes: Counter,
+    verification_failures: Family<ReasonLabel, Counter>,
+}
+
+impl Webhook {
+    fn register(registry: &mut Registry) -> Self {
+        // 100 µs to 13 s: one request takes little over a signature, the deadline is 8 s.
+        let durations = Histogram::new(exponential_buckets(0.000_1, 2.0, 18));
+        let these = Self {
+            requests: Family::default(),
+            durations,
+            body_bytes: Counter::default(),
+            verification_failures: Family::default(),
+        };
+        registry.register(
+            "webhook_requests",
+            "Requests on the webhook port by outcome and status",
+            these.requests.clone(),
+        );
+        registry.register_with_unit(
+            "webhook_request_duration",
+            "From the end of a request's header to its answer",
+            Unit::Seconds,
+            these.durations.clone(),
+        );
+        registry.register_with_unit(
+            "webhook_body",
+            "Bytes read of deliveries' bodies",
+            Unit::Bytes,
+            these.body_bytes.clone(),
+        );
+        registry.register(
+            "webhook_verification_failures",
+            "Deliveries that were not verified, by reason",
+            these.verification_failures.clone(),
+        );
+        these
+    }
+}
+
+struct Events {
+    received: [Counter; COUNTED_TYPES.len()],
+    received_other: Counter,
+    accepted: Counter,
+    duplicates: Counter,
+}
+
+impl Events {
+    fn register(registry: &mut Registry) -> Self {
+        // All series are there from the start, so that a rate can be taken of the first event.
+        let received = Family::<TypeLabel, Counter>::default();
+        let of = |r#type| received.get_or_create_owned(&TypeLabel { r#type });
+        let these = Self {
+            received: COUNTED_TYPES.map(of),
+            received_other: of(OTHER),
+            accepted: Counter::default(),
+            duplicates: Counter::default(),
+        };
+        registry.register(
+            "events_received",
+            "Events of verified batches by type, repetitions included",
+            received,
+        );
+        registry.register(
+            "events_accepted",
+            "Events that were new and are durable",
+            these.accepted.clone(),
+        );
+        registry.register(
+            "events_duplicate",
+            "Events that the log had already",
+            these.duplicates.clone(),
+        );
+        these
+    }
+}
+
+struct LogWrites {
+    events: Histogram,
+    bytes: Histogram,
+    durations: Histogram,
+}
+
+impl LogWrites {
+    fn register(registry: &mut Registry) -> Self {
+        let these = Self {
+            events: Histogram::new(exponential_buckets(1.0, 2.0, 15)),
+            bytes: Histogram::new(exponential_buckets(512.0, 4.0, 10)),
+            durations: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+        };
+        registry.register(
+            "log_commit_events",
+            "Events of one commit of the log",
+            these.events.clone(),
+        );
+        registry.register_with_unit(
+            "log_commit",
+            "Size of one commit of the log",
+            Unit::Bytes,
+            these.bytes.clone(),
+        );
+        registry.register_with_unit(
+            "log_commit_duration",
+            "Duration of one commit of the log, flush included",
+            Unit::Seconds,
+            these.durations.clone(),
+        );
+        these
+    }
+}
+
+struct StreamWrites {
+    events: Counter,
+    responses: Counter,
+    bytes: Counter,
+    ended: Family<ReasonLabel, Counter>,
+}
+
+impl StreamWrites {
+    fn register(registry: &mut Registry) -> Self {
+        let these = Self {
+            events: Counter::default(),
+            responses: Counter::default(),
+            bytes: Counter::default(),
+            ended: Family::default(),
+        };
+        registry.register(
+            "stream_delivered_events",
+            "Events handed to subscribers' connections",
+            these.events.clone(),
+        );
+        registry.register(
+            "stream_responses",
+            "Responses handed to subscribers' connections",
+            these.responses.clone(),
+        );
+        registry.register_with_unit(
+            "stream_delivered",
+            "Bytes handed to subscribers' connections",
+            Unit::Bytes,
+            these.bytes.clone(),
+        );
+        registry.register(
+            "streams_ended",
+            "Subscribers' streams that ended, by reason",
+            these.ended.clone(),
+        );
+        these
+    }
+}
+
+struct Connections {
+    open: Family<ListenerLabel, Gauge>,
+    accepted: Family<ListenerLabel, Counter>,
+    refused: Family<RefusedLabels, Counter>,
+    accept_errors: Family<ListenerLabel, Counter>,
+}
+
+impl Connections {
+    fn register(registry: &mut Registry) -> Self {
+        let these = Self {
+            open: Family::default(),
+            accepted: Family::default(),
+            refused: Family::default(),
+            accept_errors: Family::default(),
+        };
+        registry.register(
+            "connections_open",
+            "Open connections by listener",
+            these.open.clone(),
+        );
+        registry.register(
+            "connections_accepted",
+            "Connections that were taken, by listener",
+            these.accepted.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections that were closed at once, by listener and the limit that was reached",
+            these.refused.clone(),
+        );
+        registry.register(
+            "connections_accept_errors",
+            "Failures of the system to hand over a connection, by listener",
+            these.accept_errors.clone(),
+        );
+        these
+    }
+}
+
+type Read<T> = OnceLock<Box<dyn Fn() -> T + Send + Sync>>;
+
+/// What is read when somebody scrapes, because to keep it current would cost the hot path.
+#[derive(Default)]
+struct Watched {
+    log: Read<Log>,
+    bus: Read<Bus>,
+    streams: Read<Streams>,
+    keys: Read<Vec<Keys>>,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Watched").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Watched {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut gauge = |name, help, unit: Option<Unit>, value| {
+            let gauge = ConstGauge::<f64>::new(value);
+            let metric_type = gauge.metric_type();
+            gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?)
+        };
+        if let Some(log) = self.log.get().map(|read| read()) {
+            let bytes = Some(Unit::Bytes);
+            gauge(
+                "log_stored",
+                "Size of the log.",
+                bytes,
+                log.stored_bytes as f64,
+            )?;
+            let help = "Batches that wait for the log's writer.";
+            gauge("log_queue_batches", help, None, log.queued_batches as f64)?;
+            let help = "Sequence number of the newest event.";
+            gauge("log_head_sequence", help, None, log.head_sequence as f64)?;
+            let help = "Sequence number of the oldest event that is still there.";
+            gauge(
+                "log_earliest_sequence",
+                help,
+                None,
+                log.earliest_sequence as f64,
+            )?;
+        }
+        if let Some(bus) = self.bus.get().map(|read| read()) {
+            let help = "Size of the newest blocks held in memory.";
+            gauge(
+                "bus_window",
+                help,
+                Some(Unit::Bytes),
+                bus.window_bytes as f64,
+            )?;
+            let help = "Number of the newest blocks held in memory.";
+            gauge("bus_window_blocks", help, None, bus.window_blocks as f64)?;
+        }
+        if let Some(streams) = self.streams.get().map(|read| read()) {
+            let help = "Open subscriptions.";
+            gauge("subscribers", help, None, streams.subscribers as f64)?;
+            let help = "Events that the slowest subscriber is behind the head.";
+            gauge(
+                "subscriber_lag_events_max",
+                help,
+                None,
+                streams.lag_events_max as f64,
+            )?;
+            let help = "Age of the oldest event that the slowest subscriber was not sent.";
+            let lag = streams.lag_max.as_secs_f64();
+            gauge("subscriber_lag_max", help, Some(Unit::Seconds), lag)?;
+        }
+        if let Some(keys) = self.keys.get().map(|read| read()) {
+            encode_keys(&keys, &mut encoder)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_keys(keys: &[Keys], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let label = |keys: &Keys| [("app", keys.app_id.to_string())];
+    let usable = ConstGauge::<u64>::new(0).metric_type();
+    let mut family = encoder.encode_descriptor(
+        "keys_usable",
+        "Keys that can verify a delivery, by app.",
+        None,
+        usable,
+    )?;
+    for app in keys {
+        let gauge = ConstGauge::new(app.usable as u64);
+        gauge.encode(family.encode_family(&label(app))?)?;
+    }
+    let unit = Unit::Seconds;
+    let mut family = encoder.encode_descriptor(
+        "keys_age",
+        "Time since the key source was last read with success, by app.",
+        Some(&unit),
+        usable,
+    )?;
+    for app in keys {
+        if let Some(age) = app.age {
+            let gauge = ConstGauge::new(age.as_secs_f64());
+            gauge.encode(family.encode_family(&label(app))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Turns OpenMetrics text into the older format. They differ in the comment lines: the older one
+/// names a counter with its suffix, knows no `info`, no `# UNIT` and no `# EOF`.
+fn prometheus_text(open_metrics: &str) -> String {
+    let mut page = String::with_capacity(open_metrics.len());
+    // The help comes before the type, and it is the type that decides the name.
+    let mut help = "";
+    for line in open_metrics.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            help = rest.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap_or((rest, "untyped"));
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                other => ("", other),
+            };
+            page.extend(["# HELP ", name, suffix, " ", help, "\n"]);
+            page.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else if !line.starts_with('#') {
+            page.extend([line, "\n"]);
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_on_the_page_with_its_unit() {
+        let metrics = Metrics::new();
+        metrics.request("accepted", 200, Duration::from_millis(3));
+        metrics.verification_failed("mismatch");
+        metrics.body_read(450);
+        metrics.batch_appended(3, 2);
+        metrics.committed(3, 900, Duration::from_micros(400));
+        metrics.delivered(5, 1000);
+        metrics.stream_ended("draining");
+        metrics.connection_refused("webhook", Refusal::AddressFull);
+        let open = metrics.connection_opened("webhook");
+        metrics.watch_log(|| Log {
+            stored_bytes: 77,
+            queued_batches: 4,
+            ..Log::default()
+        });
+        metrics.watch_bus(Bus::default);
+        metrics.watch_streams(|| Streams {
+            subscribers: 9,
+            lag_max: Duration::from_millis(1500),
+            ..Streams::default()
+        });
+        metrics.watch_keys(|| {
+            vec![Keys {
+                app_id: "54e9ujn".into(),
+                usable: 2,
+                age: Some(Duration::from_secs(60)),
+            }]
+        });
+        let page = metrics.render();
+        for line in [
+            r#"prelude_bridge_webhook_requests_total{outcome="accepted",status="200"} 1"#,
+            "prelude_bridge_webhook_request_duration_seconds_count 1",
+            "prelude_bridge_webhook_body_bytes_total 450",
+            r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"} 1"#,
+            "prelude_bridge_events_accepted_total 3",
+            "prelude_bridge_events_duplicate_total 2",
+            "prelude_bridge_log_commit_duration_seconds_count 1",
+            "prelude_bridge_log_commit_bytes_sum 900.0",
+            "prelude_bridge_log_stored_bytes 77.0",
+            "prelude_bridge_log_queue_batches 4.0",
+            "prelude_bridge_stream_delivered_events_total 5",
+            "prelude_bridge_stream_delivered_bytes_total 1000",
+            r#"prelude_bridge_streams_ended_total{reason="draining"} 1"#,
+            "prelude_bridge_subscribers 9.0",
+            "prelude_bridge_subscriber_lag_max_seconds 1.5",
+            r#"prelude_bridge_keys_usable{app="54e9ujn"} 2"#,
+            r#"prelude_bridge_keys_age_seconds{app="54e9ujn"} 60.0"#,
+            r#"prelude_bridge_connections_open{listener="webhook"} 1"#,
+            r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
+        ] {
+            assert!(page.lines().any(|there| there == line), "{line}\n{page}");
+        }
+        drop(open);
+        let line = r#"prelude_bridge_connections_open{listener="webhook"} 0"#;
+        assert!(metrics.render().lines().any(|there| there == line));
+    }
+
+    #[test]
+    fn a_type_that_nobody_documents_makes_no_series() {
+        let metrics = Metrics::new();
+        metrics.event_received("user.created");
+        metrics.event_received("user.of.a.stranger");
+        metrics.event_received("");
+        let page = metrics.render();
+        assert!(page.contains(r#"events_received_total{type="user.created"} 1"#));
+        assert!(page.contains(r#"events_received_total{type="other"} 2"#));
+        assert!(!page.contains("stranger"));
+    }
+
+    #[test]
+    fn the_older_format_names_types_as_its_samples_and_every_sample_has_a_type() {
+        let page = Metrics::new().render();
+        assert!(page.contains("# TYPE prelude_bridge_events_accepted_total counter\n"));
+        assert!(page.contains("# HELP prelude_bridge_events_accepted_total Events that"));
+        assert!(page.contains("# TYPE prelude_bridge_build_info gauge\n"));
+        assert!(!page.contains("# EOF") && !page.contains("# UNIT"));
+        let typed: Vec<&str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
+        for sample in page.lines().filter(|line| !line.starts_with('#')) {
+            let name = sample.split(['{', ' ']).next().unwrap();
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .unwrap_or(name);
+            assert!(typed.contains(&name) || typed.contains(&family), "{sample}");
+        }
+    }
+
+    #[test]
+    fn the_newer_format_ends_as_it_must() {
+        assert!(Metrics::new().render_open_metrics().ends_with("# EOF\n"));
+    }
+}

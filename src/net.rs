@@ -1,0 +1,468 @@
+//! Owns the door: binding, accepting, counting and closing connections, the same for every port.
+//! What is spoken on a connection is its handler's business; nothing here knows of HTTP or gRPC
+//! ([`http1`] is the one handler that the receiver and the admin port share).
+//!
+//! Every bound of a listener is here: connections in all and of one address, the patience with a
+//! system that is out of file descriptors, and the time that open connections get at a drain.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::metrics::{Metrics, Refusal};
+
+pub mod http1;
+mod write_deadline;
+
+/// A bound socket that nobody is served on yet.
+#[derive(Debug)]
+pub struct Listener {
+    name: &'static str,
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+/// What a listener holds at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all. Further ones are closed at once, so that a flood costs a handshake
+    /// each and no memory. Default 10,000.
+    pub connections_max: usize,
+    /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets. Default
+    /// 256: one stranger cannot take all.
+    pub connections_per_address_max: usize,
+    /// How long connections may go on after the shutdown began. Default 15 s.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            connections_per_address_max: 256,
+            drain_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still open at the deadline and were cut.
+    pub cut: usize,
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be had.
+    #[error("cannot listen on {address} ({flag}): {source}; {remedy}")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The flag that asked for it.
+        flag: &'static str,
+        /// What the system said.
+        source: io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+}
+
+impl Listener {
+    /// Takes an address; port 0 lets the system choose one. `name` is the listener's in logs and
+    /// metrics, `flag` what a user would change to have another address.
+    ///
+    /// # Errors
+    /// [`Error::Bind`], when the address is taken, foreign or forbidden.
+    pub async fn bind(
+        name: &'static str,
+        flag: &'static str,
+        address: SocketAddr,
+    ) -> Result<Self, Error> {
+        let bound = TcpListener::bind(address)
+            .await
+            .and_then(|socket| Ok((socket.local_addr()?, socket)));
+        match bound {
+            Ok((address, socket)) => Ok(Self {
+                name,
+                socket,
+                address,
+            }),
+            Err(source) => Err(Error::Bind {
+                address,
+                flag,
+                remedy: remedy(&source),
+                source,
+            }),
+        }
+    }
+
+    /// The address with the port that was really given.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
+    /// socket is closed, and the handlers, who are expected to watch the same token, get the
+    /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
+    pub async fn run<H, F>(
+        self,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+        handler: H,
+    ) -> Drained
+    where
+        H: Fn(TcpStream, SocketAddr) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let connections = TaskTracker::new();
+        let cut = CancellationToken::new();
+        let cut_when_dropped = cut.clone().drop_guard();
+        let occupancy = Arc::new(Occupancy::new(limits));
+        let mut patience = Patience::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = self.socket.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
+                    metrics.accept_failed(self.name);
+                    let pause = patience.after(&error);
+                    if !pause.is_zero() {
+                        tracing::warn!(listener = self.name, %error, ?pause, "cannot accept connections");
+                        let _ = tokio::time::timeout(pause, shutdown.cancelled()).await;
+                    }
+                    continue;
+                }
+            };
+            patience = Patience::default();
+            let place = match occupancy.enter(peer.ip()) {
+                Ok(place) => place,
+                Err(refusal) => {
+                    metrics.connection_refused(self.name, refusal);
+                    tracing::debug!(listener = self.name, %peer, ?refusal, "connection refused");
+                    continue;
+                }
+            };
+            // Answers are small and complete: waiting for more to send would only delay them.
+            let _ = stream.set_nodelay(true);
+            let open = metrics.connection_opened(self.name);
+            let (connection, cut) = (handler(stream, peer), cut.clone());
+            connections.spawn(async move {
+                let _held = (place, open);
+                cut.run_until_cancelled(connection).await;
+            });
+        }
+        drop(self.socket);
+        connections.close();
+        let finished = tokio::time::timeout(limits.drain_timeout, connections.wait()).await;
+        let cut_count = if finished.is_ok() {
+            0
+        } else {
+            connections.len()
+        };
+        drop(cut_when_dropped);
+        connections.wait().await;
+        if cut_count > 0 {
+            tracing::warn!(
+                listener = self.name,
+                connections = cut_count,
+                "connections were cut at the end of the drain timeout"
+            );
+        }
+        Drained { cut: cut_count }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop the program that has it, or choose another port",
+        io::ErrorKind::AddrNotAvailable => {
+            "choose an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "choose a port above 1023, or grant CAP_NET_BIND_SERVICE"
+        }
+        _ => "choose another address",
+    }
+}
+
+/// How long to wait after the system failed to accept. Out of file descriptors, the same error
+/// would come again at once and fill a core and the log.
+#[derive(Default)]
+struct Patience {
+    pause: Duration,
+}
+
+impl Patience {
+    const FIRST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    fn after(&mut self, error: &io::Error) -> Duration {
+        // These concern one connection that is gone already; the next one may be fine.
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::Interrupted
+        ) {
+            return Duration::ZERO;
+        }
+        self.pause = (self.pause * 2).clamp(Self::FIRST, Self::LONGEST);
+        self.pause
+    }
+}
+
+/// Who is in.
+struct Occupancy {
+    limits: Limits,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    all: usize,
+    by_client: HashMap<IpAddr, usize>,
+}
+
+impl Occupancy {
+    fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            inside: Mutex::default(),
+        }
+    }
+
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Place, Refusal> {
+        let client = client(address);
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.all >= self.limits.connections_max {
+            return Err(Refusal::Full);
+        }
+        let of_client = inside.by_client.entry(client).or_default();
+        if *of_client >= self.limits.connections_per_address_max {
+            return Err(Refusal::AddressFull);
+        }
+        *of_client += 1;
+        inside.all += 1;
+        Ok(Place {
+            occupancy: Arc::clone(self),
+            client,
+        })
+    }
+}
+
+/// A connection's place, given back when dropped.
+struct Place {
+    occupancy: Arc<Occupancy>,
+    client: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inside = self
+            .occupancy
+            .inside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        inside.all = inside.all.saturating_sub(1);
+        if let Some(of_client) = inside.by_client.get_mut(&self.client) {
+            *of_client = of_client.saturating_sub(1);
+            if *of_client == 0 {
+                inside.by_client.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// What counts as one client. An IPv6 host is given a /64, and so 2^64 addresses.
+fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, net::Ipv4Addr};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    struct Door {
+        address: SocketAddr,
+        shutdown: CancellationToken,
+        metrics: Arc<Metrics>,
+        running: JoinHandle<Drained>,
+    }
+
+    async fn open<F>(
+        limits: Limits,
+        handler: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+    ) -> Door
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
+        let (shutdown, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
+        Door {
+            address: listener.local_addr(),
+            running: tokio::spawn(listener.run(
+                limits,
+                Arc::clone(&metrics),
+                shutdown.clone(),
+                handler,
+            )),
+            shutdown,
+            metrics,
+        }
+    }
+
+    async fn greet(mut stream: TcpStream, _: SocketAddr) {
+        let _ = stream.write_all(b"hello").await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+
+    /// What the door says: a greeting, or nothing and closed.
+    async fn knock(address: SocketAddr) -> (TcpStream, Vec<u8>) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut said = vec![0; 5];
+        let length = stream.read(&mut said).await.unwrap_or(0);
+        said.truncate(length);
+        (stream, said)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_named_with_its_flag() {
+        let first = Listener::bind("a", "--a-listen", (Ipv4Addr::LOCALHOST, 0).into());
+        let first = first.await.unwrap();
+        let second = Listener::bind("b", "--b-listen", first.local_addr()).await;
+        let message = second.unwrap_err().to_string();
+        assert!(
+            message.contains(&first.local_addr().to_string()),
+            "{message}"
+        );
+        assert!(
+            message.contains("--b-listen") && message.contains("another port"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_limit_are_closed_and_places_are_given_back() {
+        let limits = Limits {
+            connections_max: 2,
+            ..Limits::default()
+        };
+        let door = open(limits, greet).await;
+        let first = knock(door.address).await;
+        let second = knock(door.address).await;
+        assert_eq!(
+            (first.1.as_slice(), second.1.as_slice()),
+            (&b"hello"[..], &b"hello"[..])
+        );
+        assert_eq!(knock(door.address).await.1, b"");
+        let refused = r#"connections_refused_total{listener="test",reason="listener_full"} 1"#;
+        assert!(door.metrics.render().contains(refused));
+        drop(first);
+        // The place is free once the handler has seen the end of the connection.
+        while knock(door.address).await.1 != b"hello" {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_all_places() {
+        let limits = Limits {
+            connections_per_address_max: 1,
+            ..Limits::default()
+        };
+        let door = open(limits, greet).await;
+        let _first = knock(door.address).await;
+        assert_eq!(knock(door.address).await.1, b"");
+        let refused = r#"reason="address_full"} 1"#;
+        assert!(door.metrics.render().contains(refused));
+    }
+
+    #[test]
+    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
+        let of = |text: &str| client(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_handlers_and_takes_nobody_new() {
+        let door = open(Limits::default(), greet).await;
+        let (stream, _) = knock(door.address).await;
+        door.shutdown.cancel();
+        while TcpStream::connect(door.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!door.running.is_finished());
+        drop(stream);
+        assert_eq!(door.running.await.unwrap(), Drained { cut: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_does_not_end_is_cut_at_the_deadline() {
+        let limits = Limits {
+            drain_timeout: Duration::from_millis(20),
+            ..Limits::default()
+        };
+        let door = open(limits, |mut stream, _| async move {
+            let _ = stream.write_all(b"hello").await;
+            pending::<()>().await;
+        })
+        .await;
+        let (mut stream, said) = knock(door.address).await;
+        assert_eq!(said, b"hello");
+        door.shutdown.cancel();
+        assert_eq!(door.running.await.unwrap(), Drained { cut: 1 });
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_service_cuts_its_connections() {
+        let door = open(Limits::default(), greet).await;
+        let (mut stream, _) = knock(door.address).await;
+        door.running.abort();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    }
+
+    #[test]
+    fn a_system_without_descriptors_is_asked_less_and_less() {
+        let mut patience = Patience::default();
+        let exhausted = io::Error::other("too many open files");
+        let pauses: Vec<Duration> = (0..9).map(|_| patience.after(&exhausted)).collect();
+        assert_eq!(
+            pauses[..2],
+            [Duration::from_millis(10), Duration::from_millis(20)]
+        );
+        assert_eq!(pauses[8], Patience::LONGEST);
+        let gone = io::Error::from(io::ErrorKind::ConnectionAborted);
+        assert_eq!(patience.after(&gone), Duration::ZERO);
+    }
+}

@@ -1,0 +1,87 @@
+//! Owns how an HTTP/1.1 connection is served: hyper's state machine with the timers and limits that
+//! warp's own server leaves unset. Knows nothing of routes.
+
+use std::{convert::Infallible, net::SocketAddr, pin::pin, time::Duration};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::write_deadline::WriteDeadline;
+
+/// What a connection may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From a connection's beginning, or the last answer, to the end of a header. So it is also
+    /// how long an idle connection is kept. Default 5 s: a header is one packet.
+    pub header_timeout: Duration,
+    /// How long a client may refuse to take an answer. Default 8 s: an answer is one packet, and
+    /// only who sends requests without reading answers gets here.
+    pub write_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Headers of a request; a delivery has about ten. More are answered with 431.
+const HEADERS_MAX: usize = 64;
+/// Bytes of a request's header, and of a body in flight between the socket and its reader.
+const BUFFER_BYTES_MAX: usize = 16 * 1024;
+
+/// Where a request came from: an extension of each request, as `warp::addr::remote` sees only
+/// connections of warp's own server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves the requests of a connection until either side ends it. Once `shutdown` is cancelled,
+/// the request in flight is answered and the connection closed.
+///
+/// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
+/// that would not read JSON.
+pub async fn serve<S, B>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    limits: Limits,
+    service: S,
+    shutdown: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        service.clone().call(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(
+            TokioIo::new(WriteDeadline::new(stream, limits.write_timeout)),
+            service,
+        );
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Nothing that a client does to its own connection is worth more than this.
+        tracing::debug!(%peer, %error, "connection ended early");
+    }
+}
