@@ -1,0 +1,169 @@
+//! The last good key set on disk, so that a restart during an outage of the key server loses nothing.
+//!
+//! It stores the document as it was served, never a judgement about it: what is loaded is parsed and
+//! checked like a fresh answer. It belongs to one URL; a changed configuration does not see it.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::DOCUMENT_BYTES_MAX;
+
+/// The document inside of a JSON string can take six bytes for one.
+const FILE_BYTES_MAX: u64 = 6 * DOCUMENT_BYTES_MAX as u64 + 4096;
+
+/// One file of one app.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    path: PathBuf,
+    url: String,
+}
+
+/// What was stored, and when it was fetched.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) document: Vec<u8>,
+    pub(super) fetched_at: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content<'a> {
+    url: &'a str,
+    fetched_at_unix_seconds: u64,
+    jwks: String,
+}
+
+impl Cache {
+    pub(super) fn new(directory: &Path, app_id: &str, url: &str) -> Self {
+        Self {
+            path: directory.join(file_name(app_id)),
+            url: url.to_owned(),
+        }
+    }
+
+    /// The stored set, unless there is none, it is of another URL, damaged, or too old.
+    pub(super) fn load(&self, age_max: Duration) -> Option<Stored> {
+        let mut text = String::new();
+        std::fs::File::open(&self.path)
+            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
+            .ok()?;
+        // An owned URL would do; borrowing fails only for a URL with escapes, which ours never has.
+        let content: Content<'_> = serde_json::from_str(&text).ok()?;
+        let fetched_at = UNIX_EPOCH + Duration::from_secs(content.fetched_at_unix_seconds);
+        // A clock that went back since makes the set look newer than now: then its age is zero.
+        let age = SystemTime::now()
+            .duration_since(fetched_at)
+            .unwrap_or_default();
+        (content.url == self.url && age < age_max).then(|| Stored {
+            document: content.jwks.into_bytes(),
+            fetched_at,
+        })
+    }
+
+    /// Replaces the stored set; a crash leaves the old one or the new one.
+    pub(super) fn store(&self, document: &[u8], fetched_at: SystemTime) -> std::io::Result<()> {
+        let content = Content {
+            url: &self.url,
+            fetched_at_unix_seconds: fetched_at
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
+            jwks: String::from_utf8_lossy(document).into_owned(),
+        };
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory)?;
+        let fresh = self.path.with_extension("new");
+        let mut file = std::fs::File::create(&fresh)?;
+        file.write_all(&serde_json::to_vec(&content)?)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &self.path)?;
+        std::fs::File::open(directory)?.sync_all()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// App ids are text of the operator's: what could leave the directory or collide is spelt in hex.
+fn file_name(app_id: &str) -> String {
+    let mut name = String::from("jwks-");
+    for byte in app_id.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' => name.push(char::from(byte)),
+            _ => name.push_str(&format!("_{byte:02x}")),
+        }
+    }
+    name + ".json"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[test]
+    fn what_was_stored_is_loaded_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::new(
+            &directory.path().join("made/on/demand"),
+            "app",
+            "https://a/",
+        );
+        assert_eq!(cache.load(DAY), None);
+        let at = UNIX_EPOCH
+            + Duration::from_secs(
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs()
+                    - 60,
+            );
+        for document in [&b"{\"keys\":[]}"[..], b"\"another\" one"] {
+            cache.store(document, at).unwrap();
+            let stored = cache.load(DAY).unwrap();
+            assert_eq!(
+                (stored.document.as_slice(), stored.fetched_at),
+                (document, at)
+            );
+        }
+        assert_eq!(cache.load(Duration::from_secs(59)), None, "too old");
+        let elsewhere = Cache {
+            url: "https://b/".into(),
+            ..cache
+        };
+        assert_eq!(elsewhere.load(DAY), None, "of another URL");
+    }
+
+    #[test]
+    fn the_largest_document_fits() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::new(directory.path(), "app", "https://a/");
+        let document = vec![1; DOCUMENT_BYTES_MAX];
+        cache.store(&document, SystemTime::now()).unwrap();
+        assert_eq!(cache.load(DAY).unwrap().document, document);
+    }
+
+    #[test]
+    fn a_damaged_file_counts_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::new(directory.path(), "app", "https://a/");
+        cache.store(b"{}", SystemTime::now()).unwrap();
+        let whole = std::fs::read(cache.path()).unwrap();
+        for damaged in [&whole[..whole.len() / 2], b"", b"\xff\xff"] {
+            std::fs::write(cache.path(), damaged).unwrap();
+            assert_eq!(cache.load(DAY), None);
+        }
+    }
+
+    #[test]
+    fn an_app_id_cannot_leave_the_directory_or_take_another_name() {
+        assert_eq!(file_name("54e9ujn"), "jwks-54e9ujn.json");
+        assert_eq!(file_name("../a"), "jwks-_2e_2e_2fa.json");
+        assert_ne!(file_name("A"), file_name("a"));
+        assert_ne!(file_name("_41"), file_name("A"));
+    }
+}

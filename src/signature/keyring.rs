@@ -1,0 +1,233 @@
+//! The handle that the receiver holds for each app: it picks keys, verifies, and asks for newer keys
+//! when none fits.
+//!
+//! Reading sources is the business of the service behind it; statuses are the business of the caller.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::refresh::{Demand, Refresher, State};
+use super::{Error, KeySet, KeySource, Options, PublicKey, Signature, Status, pss};
+
+/// How many deliveries may wait for newer keys at once; more are answered with the keys we have.
+const DEMANDS_MAX: usize = 1024;
+
+/// The keys of one app, kept fresh in the background until the last clone is dropped.
+#[derive(Clone)]
+pub struct Keyring {
+    shared: Arc<Shared>,
+}
+
+/// A body whose signature was verified: holding one is the proof. Only this room can build it.
+#[derive(Clone)]
+pub struct VerifiedBody {
+    body: Bytes,
+    key_id: Option<Arc<str>>,
+}
+
+struct Shared {
+    app_id: String,
+    source: KeySource,
+    options: Options,
+    state: watch::Receiver<State>,
+    demands: mpsc::Sender<Demand>,
+    tasks: TaskTracker,
+    stop: DropGuard,
+}
+
+impl Keyring {
+    /// Opens the keys of an app and starts keeping them fresh.
+    ///
+    /// A URL that is down is no error: the keyring starts with the set that an earlier run left in
+    /// `cache_directory`, or without keys, and keeps trying.
+    ///
+    /// # Errors
+    /// What a person has to correct: a URL that is not allowed, a file that cannot be read, a file
+    /// without a usable key. [`Error::NoRuntime`] outside of tokio.
+    pub fn open(
+        app_id: &str,
+        source: KeySource,
+        options: Options,
+        cache_directory: Option<&Path>,
+    ) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let (demands, receiver) = mpsc::channel(DEMANDS_MAX);
+        let (refresher, state) =
+            Refresher::new(app_id, &source, options.clone(), cache_directory, receiver)?;
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tasks.spawn_on(
+            async move {
+                stopped.run_until_cancelled_owned(refresher.run()).await;
+            },
+            &runtime,
+        );
+        tasks.close();
+        let app_id = app_id.to_owned();
+        let stop = stop.drop_guard();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                app_id,
+                source,
+                options,
+                state,
+                demands,
+                tasks,
+                stop,
+            }),
+        })
+    }
+
+    /// Verifies the raw bytes of a body. A `key_id` that the sender gave picks the key to try
+    /// first; every other key is tried after it. If none fits, the source is read anew, at most
+    /// once in a while and once for all who wait, and the keys that are new are tried.
+    ///
+    /// Takes no longer than [`Options::fetch_timeout`] and a little, and gives way to other tasks
+    /// after each key. Dropping the future abandons nothing but itself.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if no key fits, [`Error::NoKeys`] if there is none to try.
+    pub async fn verify(
+        &self,
+        body: Bytes,
+        signature: &Signature,
+        key_id: Option<&str>,
+    ) -> Result<VerifiedBody, Error> {
+        let digest = pss::BodyDigest::of(&body);
+        let (keys, attempts) = self.snapshot();
+        if let Some(key) = find(keys.in_order(key_id), &digest, signature).await {
+            return Ok(VerifiedBody::new(body, key));
+        }
+        self.demand(attempts).await;
+        let (newer, _) = self.snapshot();
+        let unknown = newer.in_order(key_id).filter(|key| !keys.contains(key));
+        if let Some(key) = find(unknown, &digest, signature).await {
+            return Ok(VerifiedBody::new(body, key));
+        }
+        if newer.is_empty() {
+            return Err(Error::NoKeys {
+                app_id: self.shared.app_id.clone(),
+            });
+        }
+        Err(Error::Mismatch)
+    }
+
+    /// The app whose keys these are.
+    pub fn app_id(&self) -> &str {
+        &self.shared.app_id
+    }
+
+    /// Whether there is a key to verify with: what readiness asks.
+    pub fn is_usable(&self) -> bool {
+        !self.shared.state.borrow().keys.is_empty()
+    }
+
+    /// What is known at this moment.
+    pub fn status(&self) -> Status {
+        self.shared
+            .state
+            .borrow()
+            .status(&self.shared.app_id, &self.shared.source)
+    }
+
+    /// Waits until the source has been read once, well or badly (files are when opening).
+    pub async fn settled(&self) {
+        let mut state = self.shared.state.clone();
+        let is_settled =
+            |state: &State| state.attempts > 0 || state.origin == super::Origin::Source;
+        // Fails only when the service has been shut down: then nothing more will settle.
+        let _ = state.wait_for(is_settled).await;
+    }
+
+    /// Stops the background service and waits for its end. The keys known so far go on verifying.
+    pub async fn shutdown(&self) {
+        self.shared.stop.token().cancel();
+        self.shared.tasks.wait().await;
+    }
+
+    fn snapshot(&self) -> (Arc<KeySet>, u64) {
+        let state = self.shared.state.borrow();
+        (Arc::clone(&state.keys), state.attempts)
+    }
+
+    /// Asks for newer keys than those of the given attempt, and waits while some may come.
+    async fn demand(&self, attempts_seen: u64) {
+        let (done, answered) = oneshot::channel();
+        // Full, or shut down: nothing newer is to be had.
+        if self
+            .shared
+            .demands
+            .try_send(Demand {
+                attempts_seen,
+                done,
+            })
+            .is_ok()
+        {
+            let _ = timeout(self.shared.options.fetch_timeout, answered).await;
+        }
+    }
+}
+
+/// The first key that made the signature. An attempt takes tens of microseconds, and a forged
+/// delivery is tried with every key: others get their turn in between.
+async fn find<'a>(
+    keys: impl Iterator<Item = &'a PublicKey>,
+    digest: &pss::BodyDigest,
+    signature: &Signature,
+) -> Option<&'a PublicKey> {
+    for key in keys {
+        if key.verify_digest(digest, signature) {
+            return Some(key);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            formatter,
+            "Keyring({} from {})",
+            self.shared.app_id, self.shared.source
+        )
+    }
+}
+
+impl VerifiedBody {
+    pub(super) fn new(body: Bytes, key: &PublicKey) -> Self {
+        Self {
+            body,
+            key_id: key.shared_id(),
+        }
+    }
+
+    /// The bytes that were signed.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The bytes that were signed, for whoever consumes the proof.
+    pub fn into_body(self) -> Bytes {
+        self.body
+    }
+
+    /// The id of the key that signed, where it has one.
+    pub fn key_id(&self) -> Option<&str> {
+        self.key_id.as_deref()
+    }
+}
+
+/// Bodies carry phone numbers and addresses: only their length is shown.
+impl std::fmt::Debug for VerifiedBody {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "VerifiedBody({} bytes)", self.body.len())
+    }
+}
