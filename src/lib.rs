@@ -1,14 +1,6 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
 
-pub mod decode;
-pub mod event;
-pub mod filter;
-pub mod log;
-pub mod metrics;
-pub mod net;
-pub mod signature;
-
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
 pub mod proto {
@@ -17,9 +9,37 @@ pub mod proto {
     /// The compiled contract, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+
+pub mod event;
+
 pub mod wire;
 
-pub mod cli {
-    //! The commands.
-    pub mod verify;
-}
+pub mod metrics;
+
+pub mod net;
+
+pub mod signature;
+
+pub mod decode;
+
+pub mod log;
+
+pub mod bus;
+
+pub mod filter;
+
+pub mod receiver;
+
+pub mod stream;
+
+pub mod admin;
+
+pub mod client;
+
+pub mod simulator;
+
+pub mod config;
+
+pub mod logging;
+
+pub mod cli;

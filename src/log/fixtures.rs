@@ -49,6 +49,36 @@ pub(crate) fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
     }
 }
 
+/// A batch of the events that these numbers stand for: a number is always the same event.
+pub(crate) fn numbered(app_id: &str, numbers: std::ops::Range<u64>) -> Batch {
+    let numbers: Vec<u64> = numbers.collect();
+    numbered_list(app_id, &numbers)
+}
+
+/// The same for a list of numbers, in which one may occur more than once.
+pub(crate) fn numbered_list(app_id: &str, numbers: &[u64]) -> Batch {
+    let ids: Vec<String> = numbers.iter().map(|n| format!("evt_{n}")).collect();
+    let events: Vec<(&str, &str, &str)> = ids
+        .iter()
+        .map(|id| (id.as_str(), "user.created", "usr_1"))
+        .collect();
+    batch(app_id, &events)
+}
+
+/// The ids of the events in blocks that follow one another, with their sequence numbers.
+pub(crate) fn events(blocks: &[Arc<Block>]) -> Vec<(u64, String)> {
+    use prost::Message as _;
+    let mut events = Vec::new();
+    for block in blocks {
+        let all = block
+            .view(super::Format::Typed)
+            .slice(0..block.entries().len());
+        let response = crate::proto::SubscribeResponse::decode(all).unwrap();
+        events.extend(response.events.into_iter().map(|e| (e.sequence, e.id)));
+    }
+    events
+}
+
 /// A block of `count` events of changing types.
 pub(crate) fn block(first_sequence: Sequence, count: usize) -> Arc<Block> {
     let types = [

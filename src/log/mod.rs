@@ -3,7 +3,9 @@
 //! Knows nothing of HTTP, gRPC and subscribers.
 
 pub mod block;
+mod group;
 mod lineage;
+pub mod memory;
 
 use std::sync::Arc;
 

@@ -1,1 +1,6 @@
 //! The whole program, from outside.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod cli;
+mod configuration;
+mod simulator;

@@ -1,0 +1,502 @@
+//! Owns the newest part of the log in memory: a bounded window of committed blocks that all
+//! subscribers share, and their wake-ups. A subscriber costs a place and a filter, not a queue, so
+//! publishing never waits for anybody; who falls out of the window reads from the log until it is
+//! back in it. Knows nothing of where blocks come from or how they are sent.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use tokio::sync::watch;
+
+use crate::{event::Sequence, filter::Filter, log::Block};
+
+/// What the bus may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How much the window may hold, in bytes. The newest block always stays.
+    pub window_bytes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        // About 60,000 events: a subscriber may pause for seconds under full load without a read
+        // from the disk, and it is small beside what a server has.
+        Self {
+            window_bytes_max: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// The window and its subscribers. Shared as an `Arc`.
+pub struct Bus {
+    options: Options,
+    window: RwLock<Window>,
+    /// The newest sequence number; a copy of what the window knows, to be read without its lock.
+    head: AtomicU64,
+    /// Subscribers with equal filters wake together, so that a publication looks at each filter
+    /// once, however many have it.
+    groups: DashMap<Filter, Arc<Group>>,
+    bytes: AtomicUsize,
+}
+
+struct Window {
+    blocks: VecDeque<Arc<Block>>,
+    head: Sequence,
+    bytes: usize,
+}
+
+struct Group {
+    /// Changes with each block that may match.
+    matched: watch::Sender<()>,
+    recent: RwLock<Recent>,
+    /// How many subscribers there are; changed only under the lock of the group's entry in the map.
+    subscribers: AtomicUsize,
+}
+
+/// Where the blocks are that may match, so that a subscriber that slept through many others need
+/// not look at them, nor be told that it fell behind when they leave the window.
+struct Recent {
+    /// The last sequence numbers of matching blocks within the window.
+    in_window: VecDeque<Sequence>,
+    /// Matching blocks may have left the window up to here.
+    gone: Sequence,
+    /// The newest block that was looked at.
+    seen: Sequence,
+}
+
+/// What a group knows about the blocks after a place. It may lag behind the window, so it is only
+/// believed about blocks that it has seen.
+#[derive(Clone, Copy)]
+enum Known {
+    /// They came before the group.
+    Nothing,
+    /// The first that may match ends there.
+    NextMatch { last: Sequence },
+    /// None up to there can match.
+    NoMatchUntil(Sequence),
+}
+
+/// What comes after a place.
+#[derive(Debug)]
+pub enum Next {
+    /// The block with the next event that may match. It may begin before the place.
+    Block(Arc<Block>),
+    /// Nothing yet: everything up to the given place is known not to match or was before it.
+    AtHead(Sequence),
+    /// The window no longer has it: read from the log.
+    Behind,
+}
+
+impl Bus {
+    /// An empty window over a log that ends with `head`.
+    #[must_use]
+    pub fn new(options: Options, head: Sequence) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            window: RwLock::new(Window {
+                blocks: VecDeque::new(),
+                head,
+                bytes: 0,
+            }),
+            head: AtomicU64::new(head.0),
+            groups: DashMap::new(),
+            bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Adds the newest block, lets the oldest go, and wakes the subscribers that may want it. Called
+    /// by one thread at a time, in the log's order.
+    pub fn publish(&self, block: &Arc<Block>) {
+        let evicted = {
+            let mut window = self.window.write().unwrap_or_else(PoisonError::into_inner);
+            window.push(Arc::clone(block), self.options.window_bytes_max)
+        };
+        // After the window and before the groups: whoever subscribes in between sees the block in
+        // the window, whoever subscribed before is woken.
+        self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
+        self.head.store(block.last_sequence().0, Ordering::Release);
+        for entry in &self.groups {
+            entry.value().publish(entry.key(), block, evicted.through);
+        }
+    }
+
+    /// The sequence number of the newest event.
+    #[must_use]
+    pub fn head(&self) -> Sequence {
+        Sequence(self.head.load(Ordering::Acquire))
+    }
+
+    /// What the window holds, in bytes.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Joins the subscribers with this filter.
+    #[must_use]
+    pub fn subscribe(self: &Arc<Self>, filter: Filter) -> Subscriber {
+        let entry = self.groups.entry(filter.clone()).or_insert_with(|| {
+            // Read under the entry's lock: a publication that has passed this entry has set it.
+            Arc::new(Group::new(self.head()))
+        });
+        entry.subscribers.fetch_add(1, Ordering::Relaxed);
+        let group = Arc::clone(&entry);
+        drop(entry);
+        let matched = group.matched.subscribe();
+        Subscriber {
+            bus: Arc::clone(self),
+            filter,
+            group,
+            matched,
+        }
+    }
+}
+
+struct Evicted {
+    through: Option<Sequence>,
+    bytes_left: usize,
+}
+
+impl Window {
+    fn push(&mut self, block: Arc<Block>, bytes_max: usize) -> Evicted {
+        self.head = block.last_sequence();
+        self.bytes += block.memory_bytes();
+        self.blocks.push_back(block);
+        let mut through = None;
+        while self.bytes > bytes_max && self.blocks.len() > 1 {
+            if let Some(oldest) = self.blocks.pop_front() {
+                self.bytes -= oldest.memory_bytes();
+                through = Some(oldest.last_sequence());
+            }
+        }
+        Evicted {
+            through,
+            bytes_left: self.bytes,
+        }
+    }
+
+    fn next(&self, after: Sequence, known: Known) -> Next {
+        if after >= self.head {
+            return Next::AtHead(after);
+        }
+        let first = self
+            .blocks
+            .front()
+            .map_or(self.head.plus(1), |block| block.first_sequence());
+        let covered = after.plus(1) >= first;
+        match known {
+            Known::Nothing if covered => self.block_with(after.plus(1)),
+            Known::NextMatch { last } if last >= first => self.block_with(last),
+            // All that was published up to there is passed over at once.
+            Known::NoMatchUntil(seen) if seen > after => Next::AtHead(seen),
+            Known::NoMatchUntil(_) if covered => self.block_with(after.plus(1)),
+            _ => Next::Behind,
+        }
+    }
+
+    fn block_with(&self, sequence: Sequence) -> Next {
+        let index = self
+            .blocks
+            .partition_point(|block| block.last_sequence() < sequence);
+        self.blocks
+            .get(index)
+            .map_or(Next::Behind, |block| Next::Block(Arc::clone(block)))
+    }
+}
+
+impl Group {
+    fn new(head: Sequence) -> Self {
+        // Whether earlier blocks matched is not known, so they count as if they did.
+        let recent = Recent {
+            in_window: VecDeque::new(),
+            gone: head,
+            seen: head,
+        };
+        Self {
+            matched: watch::Sender::new(()),
+            recent: RwLock::new(recent),
+            subscribers: AtomicUsize::new(0),
+        }
+    }
+
+    fn known(&self, after: Sequence) -> Known {
+        let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
+        if after < recent.gone {
+            return Known::Nothing;
+        }
+        let index = recent.in_window.partition_point(|&last| last <= after);
+        match recent.in_window.get(index) {
+            Some(&last) => Known::NextMatch { last },
+            None => Known::NoMatchUntil(recent.seen),
+        }
+    }
+
+    fn publish(&self, filter: &Filter, block: &Block, evicted_through: Option<Sequence>) {
+        let matches = filter.may_match(block);
+        {
+            let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+            if matches {
+                recent.in_window.push_back(block.last_sequence());
+            }
+            recent.seen = block.last_sequence();
+            if let Some(through) = evicted_through {
+                while let Some(&oldest) = recent.in_window.front()
+                    && oldest <= through
+                {
+                    recent.gone = oldest;
+                    recent.in_window.pop_front();
+                }
+            }
+        }
+        if matches {
+            self.matched.send_replace(());
+        }
+    }
+}
+
+/// One subscriber's view of the window. Leaves its group when dropped.
+pub struct Subscriber {
+    bus: Arc<Bus>,
+    filter: Filter,
+    group: Arc<Group>,
+    matched: watch::Receiver<()>,
+}
+
+impl Subscriber {
+    /// The filter.
+    #[must_use]
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// What comes after a place. Never waits.
+    pub fn next(&mut self, after: Sequence) -> Next {
+        // Seen before looking: what comes after this wakes `changed`.
+        self.matched.mark_unchanged();
+        // The group before the window: what it knows is then never newer than the window.
+        let known = self.group.known(after);
+        let window = self
+            .bus
+            .window
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        window.next(after, known)
+    }
+
+    /// Resolves when there may be a new match since the last [`next`](Self::next).
+    pub async fn changed(&mut self) {
+        // The sender lives as long as the group, which this subscriber holds.
+        let _ = self.matched.changed().await;
+    }
+
+    /// The newest sequence number.
+    #[must_use]
+    pub fn head(&self) -> Sequence {
+        self.bus.head()
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        // The last one of a group takes it along.
+        self.bus.groups.remove_if(&self.filter, |_, group| {
+            group.subscribers.fetch_sub(1, Ordering::Relaxed) == 1
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{filter::Spec, log::fixtures};
+
+    fn filter(types: &[&str]) -> Filter {
+        let types = types.iter().map(ToString::to_string).collect();
+        Filter::compile(&Spec {
+            types,
+            ..Spec::default()
+        })
+        .unwrap()
+    }
+
+    /// A block with one event of a type.
+    fn block(sequence: u64, event_type: &str) -> Arc<Block> {
+        let id = format!("evt_{sequence}");
+        fixtures::block_of(
+            Sequence(sequence),
+            &fixtures::batch("app", &[(&id, event_type, "")]),
+        )
+    }
+
+    fn bus_of(blocks: usize) -> Arc<Bus> {
+        // Half a block of slack: they differ by a few bytes.
+        let block_bytes = block(1, "wanted").memory_bytes();
+        let window_bytes_max = block_bytes * blocks + block_bytes / 2;
+        Bus::new(Options { window_bytes_max }, Sequence::ZERO)
+    }
+
+    fn first(next: Next) -> u64 {
+        match next {
+            Next::Block(block) => block.first_sequence().0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_woken(subscriber: &mut Subscriber) -> bool {
+        subscriber.matched.has_changed().unwrap()
+    }
+
+    #[test]
+    fn a_subscriber_reads_the_window_in_order_and_then_waits() {
+        let bus = bus_of(10);
+        let mut subscriber = bus.subscribe(Filter::everything());
+        for sequence in 1..=3 {
+            bus.publish(&block(sequence, "a"));
+        }
+        for after in 0..3 {
+            assert_eq!(first(subscriber.next(Sequence(after))), after + 1);
+        }
+        assert!(matches!(
+            subscriber.next(Sequence(3)),
+            Next::AtHead(Sequence(3))
+        ));
+        assert!(!is_woken(&mut subscriber));
+        assert_eq!(bus.head(), Sequence(3));
+    }
+
+    #[test]
+    fn who_falls_out_of_the_window_is_sent_to_the_log() {
+        let bus = bus_of(2);
+        let mut early = bus.subscribe(Filter::everything());
+        for sequence in 1..=5 {
+            bus.publish(&block(sequence, "a"));
+        }
+        let mut late = bus.subscribe(Filter::everything());
+        for subscriber in [&mut early, &mut late] {
+            assert!(matches!(subscriber.next(Sequence(2)), Next::Behind));
+            assert_eq!(first(subscriber.next(Sequence(3))), 4);
+        }
+        assert!(bus.window_bytes() < 3 * block(1, "a").memory_bytes());
+    }
+
+    #[test]
+    fn a_bus_over_an_old_log_sends_everybody_to_the_log_first() {
+        let bus = Bus::new(Options::default(), Sequence(9));
+        let mut subscriber = bus.subscribe(Filter::everything());
+        assert!(matches!(subscriber.next(Sequence(8)), Next::Behind));
+        assert!(matches!(
+            subscriber.next(Sequence(9)),
+            Next::AtHead(Sequence(9))
+        ));
+    }
+
+    #[test]
+    fn only_those_who_may_want_a_block_are_woken() {
+        let bus = bus_of(10);
+        let mut wants = bus.subscribe(filter(&["user.session.*"]));
+        let mut wants_too = bus.subscribe(filter(&["user.session.*"]));
+        let mut other = bus.subscribe(filter(&["user.created"]));
+        assert_eq!(bus.groups.len(), 2, "equal filters are one group");
+        bus.publish(&block(1, "user.session.created"));
+        assert!(is_woken(&mut wants) && is_woken(&mut wants_too) && !is_woken(&mut other));
+        drop((wants, other));
+        assert_eq!(bus.groups.len(), 1, "a group ends with its last subscriber");
+        drop(wants_too);
+        assert_eq!(bus.groups.len(), 0);
+    }
+
+    #[test]
+    fn who_sleeps_through_what_it_does_not_want_has_not_fallen_behind() {
+        let bus = bus_of(2);
+        let mut subscriber = bus.subscribe(filter(&["wanted"]));
+        bus.publish(&block(1, "wanted"));
+        assert_eq!(first(subscriber.next(Sequence(0))), 1);
+        for sequence in 2..=8 {
+            bus.publish(&block(sequence, "other"));
+        }
+        assert!(!is_woken(&mut subscriber));
+        assert!(matches!(
+            subscriber.next(Sequence(1)),
+            Next::AtHead(Sequence(8))
+        ));
+        bus.publish(&block(9, "wanted"));
+        bus.publish(&block(10, "other"));
+        assert_eq!(first(subscriber.next(Sequence(1))), 9);
+        bus.publish(&block(11, "other"));
+        assert!(
+            matches!(subscriber.next(Sequence(1)), Next::Behind),
+            "a match has left the window"
+        );
+    }
+
+    #[test]
+    fn a_late_subscriber_looks_at_blocks_from_before_its_time() {
+        let bus = bus_of(10);
+        bus.publish(&block(1, "other"));
+        bus.publish(&block(2, "wanted"));
+        let mut subscriber = bus.subscribe(filter(&["wanted"]));
+        bus.publish(&block(3, "other"));
+        assert_eq!(first(subscriber.next(Sequence(0))), 1);
+        assert_eq!(first(subscriber.next(Sequence(1))), 2);
+        assert!(matches!(
+            subscriber.next(Sequence(2)),
+            Next::AtHead(Sequence(3))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_block_between_looking_and_waiting_is_not_missed() {
+        let bus = bus_of(10);
+        let mut subscriber = bus.subscribe(Filter::everything());
+        assert!(matches!(subscriber.next(Sequence::ZERO), Next::AtHead(_)));
+        bus.publish(&block(1, "a"));
+        let woken = tokio::time::timeout(Duration::from_secs(10), subscriber.changed()).await;
+        assert!(woken.is_ok());
+    }
+
+    /// Every match is seen, whatever the window and however publishing and reading interleave.
+    #[test]
+    fn nothing_that_matches_is_passed_over_under_load() {
+        const EVENTS: u64 = 20_000;
+        let bus = bus_of(16);
+        let mut readers: Vec<Subscriber> = Vec::new();
+        for types in [&["wanted"][..], &["other"], &[]] {
+            readers.push(bus.subscribe(filter(types)));
+        }
+        let kind = |sequence: u64| if sequence % 7 == 0 { "wanted" } else { "other" };
+        std::thread::scope(|scope| {
+            for mut reader in readers {
+                scope.spawn(move || {
+                    let mut position = Sequence::ZERO;
+                    while position < Sequence(EVENTS) {
+                        let next = match reader.next(position) {
+                            Next::Block(block) => block.last_sequence(),
+                            Next::AtHead(head) => head,
+                            // Where the log would come in: one event at a time.
+                            Next::Behind => position.plus(1),
+                        };
+                        // Only a block, or a place known to have no match, moves the position.
+                        for passed in position.0 + 1..next.0 {
+                            let types = [Arc::from(kind(passed))];
+                            let matches = reader.filter().matches(&types[0], "app", "");
+                            assert!(!matches, "event {passed} was passed over");
+                        }
+                        position = next;
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            for sequence in 1..=EVENTS {
+                bus.publish(&block(sequence, kind(sequence)));
+            }
+        });
+    }
+}

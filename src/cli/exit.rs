@@ -1,0 +1,164 @@
+//! How a command ends: its exit code, its last words on stderr, and what a closed stdout means.
+//! Knows nothing of any one command.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anstyle::{AnsiColor, Style};
+
+use crate::config;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+const HELP: Style = AnsiColor::Cyan.on_default().bold();
+
+/// The exit codes that scripts rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All was done.
+    Done = 0,
+    /// Something failed on the way.
+    Failed = 1,
+    /// The command line or the configuration cannot be meant.
+    Usage = 2,
+    /// The server cannot be reached.
+    Unreachable = 3,
+    /// The server refused the credential.
+    Refused = 4,
+    /// Retention has passed the cursor.
+    CursorExpired = 5,
+}
+
+/// Why a command did not end well, in words for the person at the terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the process exits with.
+    pub exit: Exit,
+    faults: Vec<(String, Vec<String>)>,
+}
+
+impl Failure {
+    /// A failure with its cause, written as `error: …`.
+    pub fn new(exit: Exit, cause: impl fmt::Display) -> Self {
+        Self {
+            exit,
+            faults: vec![(cause.to_string(), Vec::new())],
+        }
+    }
+
+    /// Adds what to do about it, written as `help: …` below the cause.
+    #[must_use]
+    pub fn help(mut self, remedy: impl fmt::Display) -> Self {
+        if let Some((_, remedies)) = self.faults.last_mut() {
+            remedies.push(remedy.to_string());
+        }
+        self
+    }
+
+    /// Writes the failure to stderr. A stderr that is gone changes nothing.
+    pub fn report(&self) {
+        let _ = self.write(&mut anstream::stderr().lock());
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        for (cause, remedies) in &self.faults {
+            writeln!(out, "{ERROR}error:{ERROR:#} {}", one_line(cause))?;
+            for remedy in remedies {
+                writeln!(out, "  {HELP}help:{HELP:#} {}", one_line(remedy))?;
+            }
+        }
+        out.flush()
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        let faults = error.faults.into_iter();
+        Self {
+            exit: Exit::Usage,
+            faults: faults
+                .map(|fault| (fault.to_string(), vec![fault.help]))
+                .collect(),
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Writes data to stdout, in colour where the terminal wants it.
+///
+/// # Errors
+/// Stdout cannot be written to, except that it was closed: see [`finish_stdout`].
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    finish_stdout(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Turns the outcome of writing to stdout into the outcome of the command. A reader that closed
+/// the pipe (`| head -1`) has what it wanted, so that is success.
+///
+/// # Errors
+/// Any other failure to write, such as a full disk.
+pub fn finish_stdout(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let cause = format!("stdout cannot be written to: {error}");
+            Err(Failure::new(Exit::Failed, cause).help("check where it is redirected to"))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Writes something odd to stderr that does not stop the command.
+pub fn warn(text: &str) {
+    let mut out = anstream::stderr().lock();
+    let _ = writeln!(out, "{WARNING}warning:{WARNING:#} {}", one_line(text));
+}
+
+/// Text from elsewhere must not steer the terminal, so control characters are written as escapes.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => line.push_str("; "),
+            _ if character.is_control() => line.extend(character.escape_default()),
+            _ => line.push(character),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_written_with_its_remedies_below_it() {
+        let failure = Failure::new(Exit::Failed, "it broke\u{1b}[2J")
+            .help("mend it")
+            .help("or not");
+        let mut out = anstream::StripStream::new(Vec::new());
+        assert!(failure.write(&mut out).is_ok());
+        let text = String::from_utf8(out.into_inner()).unwrap_or_default();
+        assert_eq!(
+            text,
+            "error: it broke\\u{1b}[2J\n  help: mend it\n  help: or not\n"
+        );
+    }
+
+    #[test]
+    fn a_closed_stdout_is_success_and_a_full_disk_is_not() {
+        let closed = finish_stdout(Err(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(closed, Ok(()));
+        let full = finish_stdout(Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(full.map_err(|failure| failure.exit), Err(Exit::Failed));
+    }
+}

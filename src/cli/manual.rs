@@ -1,0 +1,55 @@
+//! `completions` and `man`: the definition of the command line in other forms.
+
+use std::{fs, path::PathBuf};
+
+use clap::Command;
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::exit::{self, Exit, Failure};
+
+/// `completions`
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell to complete in
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// `man`
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// Write one page for each command into this directory instead; it is made if need be
+    #[arg(long, value_name = "DIRECTORY")]
+    dir: Option<PathBuf>,
+}
+
+/// Prints a completion script.
+///
+/// # Errors
+/// Stdout cannot be written to.
+pub fn completions(args: &CompletionsArgs, mut definition: Command) -> Result<(), Failure> {
+    let name = definition.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut definition, name, &mut script);
+    exit::print(&String::from_utf8_lossy(&script))
+}
+
+/// Prints the man page, or writes all of them.
+///
+/// # Errors
+/// Stdout or the directory cannot be written to.
+pub fn man(args: ManArgs, definition: Command) -> Result<(), Failure> {
+    let Some(directory) = args.dir else {
+        let mut page = Vec::new();
+        let rendered = Man::new(definition).render(&mut page);
+        exit::finish_stdout(rendered)?;
+        return exit::print(&String::from_utf8_lossy(&page));
+    };
+    fs::create_dir_all(&directory)
+        .and_then(|()| clap_mangen::generate_to(definition, &directory))
+        .map_err(|error| {
+            let cause = format!("{} cannot be written to: {error}", directory.display());
+            Failure::new(Exit::Failed, cause).help("name a directory that this user may write to")
+        })
+}

@@ -1,0 +1,199 @@
+//! The command line: one definition that help, man page and completions are made from, and the
+//! match that hands each command to its file. What a command does is in that file.
+
+pub mod config;
+pub mod demo;
+pub mod exit;
+pub mod manual;
+pub mod serve;
+pub mod settings;
+pub mod tail;
+
+use std::{ffi::OsString, future::Future, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub use self::exit::{Exit, Failure};
+
+/// Receives Prelude's signed webhook batches, makes them durable, and streams them over gRPC
+#[derive(Debug, Parser)]
+#[command(
+    name = "prelude-bridge",
+    version,
+    after_help = EXAMPLES,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bridge
+    ///
+    /// Takes webhook batches, keeps them, and streams them to subscribers until it gets SIGTERM or
+    /// Ctrl-C; a second one ends it at once.
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(serve::Args),
+    /// Subscribe to a bridge and print events
+    #[command(after_help = tail::EXAMPLES)]
+    Tail(tail::Args),
+    /// Try everything at once: simulator, bridge and tail in one process
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::Args),
+    /// Show or check the configuration
+    Config(config::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(manual::CompletionsArgs),
+    /// Print the man page
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(manual::ManArgs),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  See it work, with nothing set up:
+    prelude-bridge demo
+  Run the bridge for one app:
+    PRELUDE_BRIDGE_APP_ID=54e9ujn PRELUDE_BRIDGE_VERIFICATION_TOKEN=… prelude-bridge serve
+  Watch what arrives:
+    prelude-bridge tail --type 'user.session.*' --since 10m
+  See what it runs with:
+    prelude-bridge config show
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 server unreachable, 4 credential
+refused, 5 cursor expired.";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  For this session of bash:
+    source <(prelude-bridge completions bash)
+  For zsh, from the next session on:
+    prelude-bridge completions zsh > \"${fpath[1]}/_prelude-bridge\"
+  For fish:
+    prelude-bridge completions fish > ~/.config/fish/completions/prelude-bridge.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  Read it:
+    prelude-bridge man | man -l -
+  Install a page for each command:
+    prelude-bridge man --dir /usr/local/share/man/man1";
+
+/// Runs the program with its arguments, the first being its name.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => match dispatch(cli.command) {
+            Ok(code) => code,
+            Err(failure) => {
+                failure.report();
+                failure.exit.into()
+            }
+        },
+        Err(error) => {
+            // Help and version are such errors too, with code 0. A closed pipe loses nothing.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8))
+        }
+    }
+}
+
+/// The code is the command's own where it has more to say than that it was done.
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Serve(args) => block_on(serve::run(args))?,
+        Command::Tail(args) => block_on(tail::run(args))?,
+        Command::Demo(args) => block_on(demo::run(args))?,
+        Command::Config(args) => config::run(args)?,
+        Command::Completions(args) => manual::completions(&args, Cli::command())?,
+        Command::Man(args) => manual::man(args, Cli::command())?,
+    }
+    Ok(Exit::Done.into())
+}
+
+/// Runs a command that waits for things, on a runtime that ends with it.
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            let cause = format!("the runtime cannot start: {error}");
+            Failure::new(Exit::Failed, cause)
+                .help("check the limits on threads and open files of this user")
+        })?;
+    runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_and_flag_is_explained() {
+        let mut definition = Cli::command();
+        definition.clone().debug_assert();
+        definition.build();
+        explained(&definition);
+    }
+
+    fn explained(command: &clap::Command) {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "{name}");
+        for argument in command.get_arguments() {
+            assert!(
+                argument.get_help().is_some(),
+                "{name} {}",
+                argument.get_id()
+            );
+        }
+        let is_ours = |command: &&clap::Command| command.get_name() != "help";
+        let mut commands = command.get_subcommands().filter(is_ours).peekable();
+        let examples = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        assert!(
+            commands.peek().is_some() || examples.contains("Examples:"),
+            "{name}"
+        );
+        commands.for_each(explained);
+    }
+
+    #[test]
+    fn examples_are_command_lines_that_parse() {
+        let mut definition = Cli::command();
+        definition.build();
+        let mut count = 0;
+        try_examples(&definition, &mut count);
+        assert!(count > 10, "{count}");
+    }
+
+    /// Every line of an example from `prelude-bridge` on, up to whatever the shell does with it.
+    fn try_examples(command: &clap::Command, count: &mut usize) {
+        let examples = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        for line in examples.lines().filter(|line| line.starts_with("    ")) {
+            let Some(start) = line.find("prelude-bridge ") else {
+                continue;
+            };
+            let words = line.split_at(start).1.split(['|', '&', '>', ')']).next();
+            let words = words.unwrap_or_default().split_whitespace();
+            let words = words.map(|word| OsString::from(word.trim_matches('\'')));
+            let parsed = Cli::try_parse_from(words);
+            assert!(
+                parsed.is_ok(),
+                "{line}: {}",
+                parsed.err().map(|e| e.to_string()).unwrap_or_default()
+            );
+            *count += 1;
+        }
+        for command in command.get_subcommands() {
+            try_examples(command, count);
+        }
+    }
+}

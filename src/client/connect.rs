@@ -1,0 +1,220 @@
+//! Owns the connection: where the bridge is, the HTTP/2 settings that suit event streams, and the
+//! calls. What a stream does when it breaks is in `subscription`.
+
+use std::{fmt, time::Duration};
+
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    backoff::Backoff,
+    cursor_store::CursorStore,
+    error::Error,
+    request::{Request, Start},
+    subscription::Subscription,
+};
+use crate::proto::{GetRangeRequest, LogRange, event_service_client::EventServiceClient};
+
+/// How much a stream may send ahead of its reader, in bytes: on a path of 20 ms this allows 200
+/// MB/s, where HTTP/2's default of 64 KiB would allow 3.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Two streams at full speed.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
+/// A response is typically at most 256 KiB: this lets it travel as one frame.
+const FRAME_BYTES_MAX: u32 = 1024 * 1024;
+/// Far above the largest response: a batch is at most 1 MiB, and an event can be in it twice, as
+/// JSON and as its payload.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a call that is not a stream may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to reach a bridge and how patient to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    url: String,
+    connect_timeout: Duration,
+    keepalive_interval: Duration,
+    keepalive_timeout: Duration,
+    silence_timeout: Duration,
+    backoff: Backoff,
+}
+
+impl Options {
+    /// The bridge at `http://host:port`.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            connect_timeout: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
+            silence_timeout: Duration::from_secs(60),
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// How long to wait for a connection: by default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How often to check with an HTTP/2 ping that the connection lives, and how long to wait for
+    /// the answer: by default 30 s and 20 s. Proxies often close what is silent for a minute.
+    #[must_use]
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.keepalive_interval = interval;
+        self.keepalive_timeout = timeout;
+        self
+    }
+
+    /// How long a stream may be silent, by default 60 s; also the least time that it may be silent,
+    /// as three of its progress intervals are always allowed. Notices a server that is gone behind
+    /// a proxy that answers pings.
+    #[must_use]
+    pub fn silence_timeout(mut self, timeout: Duration) -> Self {
+        self.silence_timeout = timeout;
+        self
+    }
+
+    /// How long to wait between attempts to resume.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Error> {
+        let uri: http::Uri = self
+            .url
+            .parse()
+            .map_err(|error| Error::Url(format!("{error}; write http://host:port")))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => {
+                let problem = "https is not supported by this version; write http://host:port";
+                return Err(Error::Url(problem.to_owned()));
+            }
+            _ => return Err(Error::Url("write http://host:port".to_owned())),
+        }
+        Ok(Endpoint::from(uri)
+            .connect_timeout(self.connect_timeout)
+            .http2_keep_alive_interval(self.keepalive_interval)
+            .keep_alive_timeout(self.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX))
+    }
+}
+
+/// A connection to a bridge, shared by its clones. It comes back by itself when it breaks.
+#[derive(Clone)]
+pub struct Client {
+    service: EventServiceClient<Channel>,
+    silence_timeout: Duration,
+    backoff: Backoff,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::Url`], and [`Error::Unreachable`] when nobody answers: from then on a subscription
+    /// resumes by itself, but whether to insist before there ever was a connection is up to the
+    /// caller. [`Client::lazy`] insists.
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        let connecting = options.endpoint()?.connect().await;
+        let channel = connecting.map_err(|error| Error::unreachable(&error))?;
+        Ok(Self::over(channel, options))
+    }
+
+    /// Connects when the first call is made.
+    ///
+    /// # Errors
+    /// [`Error::Url`].
+    pub fn lazy(options: &Options) -> Result<Self, Error> {
+        Ok(Self::over(options.endpoint()?.connect_lazy(), options))
+    }
+
+    fn over(channel: Channel, options: &Options) -> Self {
+        Self {
+            service: EventServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            silence_timeout: options.silence_timeout,
+            backoff: options.backoff.clone(),
+        }
+    }
+
+    /// The two ends of the bridge's log.
+    ///
+    /// # Errors
+    /// What the status says; nothing is retried.
+    pub async fn range(&self) -> Result<LogRange, Error> {
+        let mut request = tonic::Request::new(GetRangeRequest {});
+        request.set_timeout(CALL_TIMEOUT);
+        let response = self.service.clone().get_range(request).await?;
+        Ok(response.into_inner().range.unwrap_or_default())
+    }
+
+    /// Subscribes. Calls nobody yet: that is done when the first item is asked for.
+    #[must_use]
+    pub fn subscribe(&self, request: Request) -> Subscription {
+        Subscription::new(
+            self.service.clone(),
+            request.into_message(),
+            self.silence_timeout,
+            self.backoff.clone(),
+        )
+    }
+
+    /// Subscribes after the cursor in `store`, or where `request` starts if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn resume(
+        &self,
+        request: Request,
+        store: impl CursorStore,
+    ) -> Result<Subscription, Error> {
+        let request = match store.load().await.map_err(Error::Store)? {
+            Some(cursor) => request.start(Start::After(cursor)),
+            None => request,
+        };
+        Ok(self.subscribe(request).with_store(Box::new(store)))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_used_is_told_before_any_call() {
+        for url in [
+            "",
+            "bridge:50051",
+            "https://bridge:50051",
+            "ftp://bridge",
+            "http://a b",
+        ] {
+            let error = Client::lazy(&Options::new(url)).unwrap_err();
+            assert!(matches!(error, Error::Url(_)), "{url}: {error}");
+            assert!(error.to_string().contains("http://host:port"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_unreachable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let error = Client::connect(&Options::new(url)).await.unwrap_err();
+        assert!(matches!(error, Error::Unreachable(_)));
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+}

@@ -1,0 +1,266 @@
+//! A server that does what a test tells it: one script a call.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{
+    Status,
+    body::Body,
+    server::{Grpc, NamedService, ServerStreamingService, UnaryService},
+};
+use tonic_prost::ProstCodec;
+
+use crate::proto::{
+    CaughtUp, Event, GetRangeRequest, GetRangeResponse, LogEnd, LogRange, Progress, Started,
+    SubscribeRequest, SubscribeResponse, subscribe_response::Notice,
+};
+
+/// What the server does next in a call. After the last step it ends the call with OK.
+#[expect(clippy::large_enum_variant, reason = "a few in a test")]
+pub(crate) enum Step {
+    Respond(SubscribeResponse),
+    Fail(Status),
+    /// Nothing more, ever.
+    Hang,
+}
+
+/// Calls after those that have scripts fail with UNAVAILABLE.
+pub(crate) type Scripts = Vec<Vec<Step>>;
+
+/// The server. On a runtime of its own, so that killing it cuts all connections.
+pub(crate) struct Fake {
+    pub(crate) url: String,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Default)]
+struct Shared {
+    scripts: Mutex<VecDeque<Vec<Step>>>,
+    requests: Mutex<Vec<SubscribeRequest>>,
+    range: Mutex<LogRange>,
+}
+
+impl Fake {
+    pub(crate) fn start(scripts: Scripts) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            scripts: Mutex::new(scripts.into()),
+            ..Shared::default()
+        });
+        Self {
+            url: format!("http://{address}"),
+            address,
+            runtime: Some(serve(listener, Arc::clone(&shared))),
+            shared,
+        }
+    }
+
+    pub(crate) fn with_range(self, range: LogRange) -> Self {
+        *self.shared.range.lock().unwrap() = range;
+        self
+    }
+
+    /// All requests so far.
+    pub(crate) fn requests(&self) -> Vec<SubscribeRequest> {
+        self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// Cuts all connections.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// Comes back at the same address.
+    pub(crate) fn restart(&mut self) {
+        let listener = loop {
+            // The old listener is closed by another thread.
+            match TcpListener::bind(self.address) {
+                Ok(listener) => break listener,
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        self.runtime = Some(serve(listener, Arc::clone(&self.shared)));
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn serve(listener: TcpListener, shared: Arc<Shared>) -> Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    listener.set_nonblocking(true).unwrap();
+    runtime.spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tonic::transport::Server::builder()
+            .add_service(Service(shared))
+            .serve_with_incoming(incoming)
+            .await
+            .unwrap();
+    });
+    runtime
+}
+
+/// A cursor that a test can read.
+pub(crate) fn cursor(sequence: u64) -> String {
+    format!("cursor-{sequence}")
+}
+
+pub(crate) fn event(sequence: u64) -> Event {
+    Event {
+        id: format!("evt_{sequence}"),
+        r#type: "user.created".to_owned(),
+        app_id: "app_1".to_owned(),
+        user_id: "usr_1".to_owned(),
+        cursor: cursor(sequence),
+        sequence,
+        ..Event::default()
+    }
+}
+
+/// Events one after another, with the cursor after the last.
+pub(crate) fn events(sequences: std::ops::RangeInclusive<u64>) -> Step {
+    Step::Respond(SubscribeResponse {
+        cursor: cursor(*sequences.end()),
+        events: sequences.map(event).collect(),
+        notice: None,
+    })
+}
+
+pub(crate) fn notice(at: u64, notice: Notice) -> Step {
+    Step::Respond(SubscribeResponse {
+        events: Vec::new(),
+        cursor: cursor(at),
+        notice: Some(notice),
+    })
+}
+
+pub(crate) fn started(after_sequence: u64, head: u64) -> Step {
+    let range = Some(range(1, head));
+    notice(
+        after_sequence,
+        Notice::Started(Started {
+            filter: None,
+            range,
+            after_sequence,
+        }),
+    )
+}
+
+pub(crate) fn caught_up(sequence: u64) -> Step {
+    notice(sequence, Notice::CaughtUp(CaughtUp { sequence }))
+}
+
+pub(crate) fn progress(sequence: u64) -> Step {
+    notice(
+        sequence,
+        Notice::Progress(Progress {
+            sequence,
+            head_sequence: sequence,
+        }),
+    )
+}
+
+/// A log that received event n at n seconds after 2023-11-14T22:13:20Z.
+pub(crate) fn range(earliest: u64, head: u64) -> LogRange {
+    let end = |cursor_at, sequence: u64| LogEnd {
+        cursor: cursor(cursor_at),
+        sequence,
+        received_at: Some(prost_types::Timestamp {
+            seconds: 1_700_000_000 + i64::try_from(sequence).unwrap(),
+            nanos: 0,
+        }),
+    };
+    LogRange {
+        earliest: Some(end(earliest - 1, earliest)),
+        head: Some(end(head, head)),
+        event_count: head + 1 - earliest,
+    }
+}
+
+#[derive(Clone)]
+struct Service(Arc<Shared>);
+
+impl NamedService for Service {
+    const NAME: &'static str = "prelude.bridge.v1.EventService";
+}
+
+impl tower_service::Service<Request<Body>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            if request.uri().path().ends_with("/Subscribe") {
+                let mut grpc = Grpc::new(ProstCodec::default());
+                Ok(grpc.server_streaming(service, request).await)
+            } else {
+                let mut grpc = Grpc::new(ProstCodec::default());
+                Ok(grpc.unary(service, request).await)
+            }
+        })
+    }
+}
+
+impl ServerStreamingService<SubscribeRequest> for Service {
+    type Response = SubscribeResponse;
+    type ResponseStream = ReceiverStream<Result<SubscribeResponse, Status>>;
+    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<SubscribeRequest>) -> Self::Future {
+        self.0.requests.lock().unwrap().push(request.into_inner());
+        let script = self.0.scripts.lock().unwrap().pop_front();
+        Box::pin(async move {
+            let script = script.ok_or_else(|| Status::unavailable("no script is left"))?;
+            let (sender, receiver) = mpsc::channel(1);
+            tokio::spawn(async move {
+                let mut script = tokio_stream::iter(script);
+                while let Some(step) = script.next().await {
+                    let _ = match step {
+                        Step::Respond(response) => sender.send(Ok(response)).await,
+                        Step::Fail(status) => sender.send(Err(status)).await,
+                        Step::Hang => std::future::pending().await,
+                    };
+                }
+            });
+            Ok(tonic::Response::new(ReceiverStream::new(receiver)))
+        })
+    }
+}
+
+impl UnaryService<GetRangeRequest> for Service {
+    type Response = GetRangeResponse;
+    type Future = BoxFuture<'static, Result<tonic::Response<GetRangeResponse>, Status>>;
+
+    fn call(&mut self, _request: tonic::Request<GetRangeRequest>) -> Self::Future {
+        let range = Some(self.0.range.lock().unwrap().clone());
+        Box::pin(async move { Ok(tonic::Response::new(GetRangeResponse { range })) })
+    }
+}

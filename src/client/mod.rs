@@ -1,0 +1,51 @@
+//! Owns the way in for Rust programs: a [`Client`] of a bridge and a [`Subscription`] to its
+//! events, which survives restarts of the bridge and of the network. What it knows of the bridge
+//! is the contract in `proto/`; it shares no code with the server.
+//!
+//! ```no_run
+//! use prelude_bridge::client::{Client, FileCursorStore, Item, Options, Request, Start};
+//! use tokio_stream::StreamExt as _;
+//!
+//! # async fn process(event: &prelude_bridge::proto::Event) {}
+//! # async fn example() -> Result<(), prelude_bridge::client::Error> {
+//! let client = Client::connect(&Options::new("http://127.0.0.1:50051")).await?;
+//! // The first run starts with all history, later ones after what was processed.
+//! let request = Request::new().types(["user.session.*"]).start(Start::Earliest);
+//! let store = FileCursorStore::new("sessions.cursor");
+//! let mut subscription = client.resume(request, store).await?;
+//!
+//! while let Some(item) = subscription.next().await {
+//!     match item? {
+//!         Item::Event(event) => process(&event).await,
+//!         Item::Notice(notice) => eprintln!("{notice}"),
+//!     }
+//!     // Everything that was received is processed: this is where a restart may continue.
+//!     if subscription.buffered() == 0 {
+//!         subscription.acknowledge().await?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Delivery is at least once. While a subscription lives it repeats nothing, whatever happens to
+//! the connection; a program that is started again continues after what it acknowledged, so what
+//! it processed after that comes again: recognise it by `(app_id, id)`.
+
+mod backoff;
+mod connect;
+mod cursor_store;
+mod error;
+#[cfg(test)]
+pub(crate) mod fake;
+mod request;
+mod subscription;
+
+pub use self::{
+    backoff::Backoff,
+    connect::{Client, Options},
+    cursor_store::{CursorStore, FileCursorStore, StoreError},
+    error::{Error, FieldFault},
+    request::{Request, Start, Stop},
+    subscription::{Item, Notice, Subscription},
+};

@@ -1,0 +1,247 @@
+//! Whether what was typed for an app can be meant: its id, its token, the source of its keys.
+//! Reads token files and looks whether key files are there; fetches and parses no keys.
+
+use std::path::{Path, PathBuf};
+
+use http::Uri;
+
+use super::{
+    apps::{
+        APP_ID_CHARS_MAX, App, KeySource, Placed, TOKEN_CHARS_MAX, TokenSource, Typed,
+        default_jwks_url,
+    },
+    fault::{Fault, Origin},
+    file,
+    resolver::Resolver,
+    secret::Secret,
+};
+
+/// Room for the longest token in the widest characters, and for line ends.
+const TOKEN_FILE_BYTES_MAX: u64 = 1024;
+
+/// Judges one app. Its faults are recorded; without any it is an app.
+pub(super) fn check(resolver: &mut Resolver<'_>, place: Origin, mut app: Typed) -> Option<App> {
+    let Some(id) = app.id.take() else {
+        if !app.is_faulty {
+            resolver.refuse(
+                place,
+                "apps.id",
+                "it is missing",
+                "write the app's id as Prelude's dashboard shows it: `id = \"54e9ujn\"`",
+            );
+        }
+        return None;
+    };
+    let id_is_good = check_id(resolver, &id);
+    let token = check_token(resolver, &place, &id.text, &app);
+    let keys = check_keys(resolver, &id.text, &app);
+    let (verification_token, token_source) = token?;
+    let keys = keys?;
+    if !id_is_good {
+        return None;
+    }
+    Some(App {
+        id: id.text,
+        verification_token,
+        token_source,
+        keys,
+        origin: place,
+    })
+}
+
+/// An id becomes part of a host name and of a path, so its letters are those of both.
+fn check_id(resolver: &mut Resolver<'_>, id: &Placed) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let reason = if id.text.is_empty() {
+        "it is empty".to_owned()
+    } else if id.text.len() > APP_ID_CHARS_MAX {
+        format!("it is longer than {APP_ID_CHARS_MAX} characters")
+    } else if let Some(odd) = id.text.chars().find(|c| !fits(*c)) {
+        format!("`{}` cannot be in an app id", odd.escape_default())
+    } else {
+        return true;
+    };
+    resolver.refuse(
+        id.origin.clone(),
+        "apps.id",
+        &reason,
+        "write the id as Prelude's dashboard shows it: letters, digits, `-` and `_`, such as \
+         `54e9ujn`",
+    );
+    false
+}
+
+fn check_token(
+    resolver: &mut Resolver<'_>,
+    place: &Origin,
+    id: &str,
+    app: &Typed,
+) -> Option<(Secret, TokenSource)> {
+    let (text, source, origin) = match (&app.token_file, &app.token_variable) {
+        (Some(file), None) => {
+            let path = PathBuf::from(&file.text);
+            let text = read_token_file(resolver, &path, &file.origin)?;
+            (text, TokenSource::File(path), &file.origin)
+        }
+        (None, Some(variable)) => {
+            let text = read_token_variable(resolver, variable)?;
+            let source = TokenSource::Variable(variable.text.clone());
+            (text, source, &variable.origin)
+        }
+        (Some(_), Some(second)) => {
+            resolver.refuse(
+                second.origin.clone(),
+                "apps.verification_token_env",
+                &format!("the app `{id}` has its token in a file and in a variable"),
+                "keep one of the two",
+            );
+            return None;
+        }
+        (None, None) if app.is_faulty => return None,
+        (None, None) => {
+            resolver.refuse(
+                place.clone(),
+                "apps",
+                &format!("the app `{id}` has no verification token"),
+                "write `verification_token_file = \"token.txt\"` or `verification_token_env = \
+                 \"NAME\"` in its section, or set `PRELUDE_BRIDGE_VERIFICATION_TOKEN` for the app \
+                 of `PRELUDE_BRIDGE_APP_ID`",
+            );
+            return None;
+        }
+    };
+    let token = judge_token(resolver, &text, origin, id)?;
+    Some((token, source))
+}
+
+/// The text of a variable that an app names; one that is set to nothing is an empty token.
+fn read_token_variable(resolver: &mut Resolver<'_>, variable: &Placed) -> Option<String> {
+    let name = &variable.text;
+    if !resolver.has_variable(name) {
+        resolver.refuse(
+            variable.origin.clone(),
+            "apps.verification_token_env",
+            &format!("the variable `{name}` is not set"),
+            "set it to the verification token of this app's webhook",
+        );
+        return None;
+    }
+    let faults_before = resolver.faults.len();
+    let text = resolver.variable(name).unwrap_or_default();
+    (resolver.faults.len() == faults_before).then_some(text)
+}
+
+fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) -> Option<String> {
+    match file::read_text(path, TOKEN_FILE_BYTES_MAX) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            resolver.refuse(
+                origin.clone(),
+                "apps.verification_token_file",
+                &format!("{} cannot be read: {error}", path.display()),
+                "write the verification token of this app's webhook into that file, readable by \
+                 this user only",
+            );
+            None
+        }
+    }
+}
+
+/// Line ends and blanks around a token are an editor's or a shell's; the token has none.
+fn judge_token(
+    resolver: &mut Resolver<'_>,
+    text: &str,
+    origin: &Origin,
+    id: &str,
+) -> Option<Secret> {
+    let token = text.trim();
+    let reason = if token.is_empty() {
+        format!("the verification token of the app `{id}` is empty")
+    } else if token.chars().count() > TOKEN_CHARS_MAX {
+        format!(
+            "the verification token of the app `{id}` is longer than {TOKEN_CHARS_MAX} characters"
+        )
+    } else if token.chars().any(char::is_control) {
+        format!("the verification token of the app `{id}` has more than one line")
+    } else {
+        return Some(Secret::new(token));
+    };
+    resolver.faults.push(Fault {
+        origin: origin.clone(),
+        message: reason,
+        help: format!(
+            "use the token that the webhook was registered with, 1 to {TOKEN_CHARS_MAX} characters"
+        ),
+    });
+    None
+}
+
+fn check_keys(resolver: &mut Resolver<'_>, id: &str, app: &Typed) -> Option<KeySource> {
+    match (&app.jwks_url, &app.jwks_file, &app.pem_file) {
+        (None, None, None) => Some(KeySource::JwksUrl(default_jwks_url(id))),
+        (Some(url), None, None) => {
+            check_url(resolver, url).then(|| KeySource::JwksUrl(url.text.clone()))
+        }
+        (None, Some(file), None) => {
+            check_file(resolver, "apps.jwks_file", file).map(KeySource::JwksFile)
+        }
+        (None, None, Some(file)) => {
+            check_file(resolver, "apps.pem_file", file).map(KeySource::PemFile)
+        }
+        (one, two, three) => {
+            let last = [one, two, three].into_iter().flatten().next_back()?;
+            resolver.refuse(
+                last.origin.clone(),
+                "apps",
+                &format!("the app `{id}` has more than one source of keys"),
+                "keep one of `jwks_url`, `jwks_file` and `pem_file`",
+            );
+            None
+        }
+    }
+}
+
+/// Keys fetched without TLS could be anybody's, so plain http is for this machine only.
+fn check_url(resolver: &mut Resolver<'_>, url: &Placed) -> bool {
+    let reason = match url.text.parse::<Uri>() {
+        Err(error) => format!("it is not a URL: {error}"),
+        Ok(uri) => match (uri.scheme_str(), uri.host()) {
+            (_, None) | (None, _) => "it is not a whole URL".to_owned(),
+            (Some(_), Some(_))
+                if uri
+                    .authority()
+                    .is_some_and(|host| host.as_str().contains('@')) =>
+            {
+                "it has a user or a password in it".to_owned()
+            }
+            (Some("https"), Some(_)) => return true,
+            (Some("http"), Some("localhost" | "127.0.0.1" | "[::1]")) => return true,
+            (Some("http"), Some(_)) => "keys are fetched over https only".to_owned(),
+            (Some(_), Some(_)) => "it is neither https nor http".to_owned(),
+        },
+    };
+    resolver.refuse(
+        url.origin.clone(),
+        "apps.jwks_url",
+        &reason,
+        "write `https://<host>/.well-known/jwks.json`; `http://` is for a key server on this \
+         machine",
+    );
+    false
+}
+
+fn check_file(resolver: &mut Resolver<'_>, key: &str, file: &Placed) -> Option<PathBuf> {
+    let path = PathBuf::from(&file.text);
+    let reason = match path.metadata() {
+        Ok(metadata) if metadata.is_file() => return Some(path),
+        Ok(_) => format!("{} is not a file", path.display()),
+        Err(error) => format!("{} cannot be read: {error}", path.display()),
+    };
+    resolver.refuse(
+        file.origin.clone(),
+        key,
+        &reason,
+        "check the path; a relative one is taken from the directory of the configuration file",
+    );
+    None
+}

@@ -1,0 +1,74 @@
+//! What is wrong with a configuration: every fault with its place, its name and its remedy.
+//! Owns the wording around a fault; the rooms that find one bring the sentence.
+
+use std::{fmt, path::PathBuf};
+
+/// Why a configuration was refused: all the faults that were found, in the order of the file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", summary(.faults))]
+pub struct Error {
+    /// At least one.
+    pub faults: Vec<Fault>,
+}
+
+/// One thing wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where the value was written.
+    pub origin: Origin,
+    /// What is wrong, in one sentence that names the key. It never holds a secret.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// A line of the configuration file.
+    File {
+        /// The file as it was named.
+        path: PathBuf,
+        /// Counted from one; `None` when the fault is the whole file's.
+        line: Option<usize>,
+    },
+    /// An environment variable, by name.
+    Environment(String),
+    /// A flag on the command line, with its dashes.
+    Flag(String),
+    /// Nothing was written: the program's own default.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File {
+                path,
+                line: Some(line),
+            } => write!(formatter, "{}:{line}", path.display()),
+            Self::File { path, line: None } => write!(formatter, "{}", path.display()),
+            Self::Environment(name) => write!(formatter, "environment {name}"),
+            Self::Flag(name) => write!(formatter, "flag {name}"),
+            Self::Default => formatter.write_str("default"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            // A fault of nothing written has no place worth naming.
+            Origin::Default => formatter.write_str(&self.message),
+            origin => write!(formatter, "{origin}: {}", self.message),
+        }
+    }
+}
+
+fn summary(faults: &[Fault]) -> String {
+    let lines: Vec<String> = faults
+        .iter()
+        .map(|fault| format!("{fault} ({})", fault.help))
+        .collect();
+    lines.join("; ")
+}

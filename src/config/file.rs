@@ -1,0 +1,276 @@
+//! The configuration file as it was typed: every key with its text, its type and its line.
+//! Knows TOML; refuses to know which keys mean something.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::fault::{Fault, Origin};
+
+/// No honest configuration comes near this; a device or a log named by mistake does.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A parsed file.
+pub(super) struct Document {
+    /// The file as it was named.
+    pub(super) path: PathBuf,
+    /// Every key but those of apps, by its dotted path.
+    pub(super) entries: Entries,
+    /// The `[[apps]]`, in the order of the file.
+    pub(super) apps: Vec<AppTable>,
+}
+
+/// One `[[apps]]` table.
+pub(super) struct AppTable {
+    /// The line it starts at.
+    pub(super) line: usize,
+    /// Its keys.
+    pub(super) entries: Entries,
+}
+
+/// Keys and what was written for them.
+pub(super) type Entries = BTreeMap<String, Entry>;
+
+/// One value as it was written.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// The value without quotes.
+    pub(super) text: String,
+    /// What TOML takes it for.
+    pub(super) kind: Kind,
+    /// The line of its key.
+    pub(super) line: usize,
+}
+
+/// The types of TOML, as far as settings tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A quoted string.
+    Text,
+    /// A whole number.
+    Integer,
+    /// A `[section]`, kept so that an unknown one is noticed even when it is empty.
+    Section,
+    /// Anything else, by its name in messages.
+    Other(&'static str),
+}
+
+impl Document {
+    /// Reads and parses a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too large, is not UTF-8, or is not TOML. Syntax errors are
+    /// reported alone: what follows one cannot be judged.
+    pub(super) fn read(path: &Path) -> Result<Self, Vec<Fault>> {
+        let text = read_text(path, FILE_BYTES_MAX).map_err(|error| {
+            vec![Fault {
+                origin: Origin::File {
+                    path: path.to_owned(),
+                    line: None,
+                },
+                message: format!("the configuration file cannot be read: {error}"),
+                help: "check the path given with `--config` or `PRELUDE_BRIDGE_CONFIG` and that \
+                       this user may read it"
+                    .to_owned(),
+            }]
+        })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Vec<Fault>> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            return Err(errors
+                .iter()
+                .map(|error| syntax_fault(path, text, error))
+                .collect());
+        }
+        let mut document = Self {
+            path: path.to_owned(),
+            entries: Entries::new(),
+            apps: Vec::new(),
+        };
+        for (key, value) in table.get_ref() {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("apps", DeValue::Array(items)) => {
+                    for item in items.iter() {
+                        document.apps.push(app_table(text, item));
+                    }
+                }
+                (name, _) => collect(
+                    text,
+                    name,
+                    line_at(text, key.span().start),
+                    value,
+                    &mut document.entries,
+                ),
+            }
+        }
+        Ok(document)
+    }
+
+    /// The place of a line of this file.
+    pub(super) fn at(&self, line: usize) -> Origin {
+        Origin::File {
+            path: self.path.clone(),
+            line: Some(line),
+        }
+    }
+
+    /// A path written in this file: relative ones are taken from the directory of the file, so
+    /// that a configuration and its token files can be moved together.
+    pub(super) fn relative(&self, path: &str) -> PathBuf {
+        match self.path.parent() {
+            Some(directory) => directory.join(path),
+            None => PathBuf::from(path),
+        }
+    }
+}
+
+/// Reads at most `bytes_max` of text.
+///
+/// # Errors
+/// Those of the file system; `InvalidData` for text that is not UTF-8, `FileTooLarge` beyond the
+/// limit.
+pub(super) fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?
+        .take(bytes_max.saturating_add(1))
+        .read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read <= bytes_max) {
+        Ok(text)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is larger than {bytes_max} bytes"),
+        ))
+    }
+}
+
+fn app_table(text: &str, item: &Spanned<DeValue<'_>>) -> AppTable {
+    let mut entries = Entries::new();
+    let line = line_at(text, item.span().start);
+    match item.get_ref() {
+        DeValue::Table(table) => {
+            for (key, value) in table {
+                let line = line_at(text, key.span().start);
+                collect(text, key.get_ref(), line, value, &mut entries);
+            }
+        }
+        // `apps = ["one"]`: kept under no name, and refused there.
+        _ => collect(text, "", line, item, &mut entries),
+    }
+    AppTable { line, entries }
+}
+
+fn collect(
+    text: &str,
+    path: &str,
+    line: usize,
+    value: &Spanned<DeValue<'_>>,
+    entries: &mut Entries,
+) {
+    let (kind, content) = match value.get_ref() {
+        DeValue::String(content) => (Kind::Text, content.as_ref().to_owned()),
+        DeValue::Integer(number) => (Kind::Integer, decimal(number.as_str(), number.radix())),
+        DeValue::Table(table) => {
+            for (key, value) in table {
+                let line = line_at(text, key.span().start);
+                collect(
+                    text,
+                    &format!("{path}.{}", key.get_ref()),
+                    line,
+                    value,
+                    entries,
+                );
+            }
+            (Kind::Section, String::new())
+        }
+        DeValue::Float(number) => (Kind::Other("a fraction"), number.as_str().to_owned()),
+        DeValue::Boolean(_) => (Kind::Other("a boolean"), String::new()),
+        DeValue::Datetime(_) => (Kind::Other("a date"), String::new()),
+        DeValue::Array(_) => (Kind::Other("an array"), String::new()),
+    };
+    let entry = Entry {
+        text: content,
+        kind,
+        line,
+    };
+    entries.insert(path.to_owned(), entry);
+}
+
+/// TOML's hexadecimal, octal and binary numbers, so that everything after this sees decimal ones.
+fn decimal(digits: &str, radix: u32) -> String {
+    match i128::from_str_radix(digits, radix) {
+        Ok(number) => number.to_string(),
+        Err(_) => digits.to_owned(),
+    }
+}
+
+/// The parser's message without its excerpt of the file: a line that failed to parse may hold
+/// anything, also a secret.
+fn syntax_fault(path: &Path, text: &str, error: &toml::de::Error) -> Fault {
+    Fault {
+        origin: Origin::File {
+            path: path.to_owned(),
+            line: error.span().map(|span| line_at(text, span.start)),
+        },
+        message: format!("not valid TOML: {}", error.message()),
+        help: "a key is written `name = \"text\"` or `name = 123`, a section `[name]`, an app \
+               `[[apps]]`"
+            .to_owned(),
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().iter().take(offset);
+    before.filter(|byte| **byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Document, Vec<Fault>> {
+        Document::parse(Path::new("dir/file.toml"), text)
+    }
+
+    #[test]
+    fn keys_are_flat_and_know_their_lines() {
+        let document = parse("a = \"x\"\n\n[b.c]\nd = 0x10\n[[apps]]\nid = \"one\"\n")
+            .ok()
+            .unwrap();
+        assert_eq!(document.entries["a"].line, 1);
+        assert_eq!(document.entries["b.c.d"].line, 4);
+        assert_eq!(document.entries["b.c.d"].text, "16");
+        assert_eq!(document.entries["b.c"].kind, Kind::Section);
+        assert_eq!(document.apps[0].line, 5);
+        assert_eq!(document.apps[0].entries["id"].line, 6);
+    }
+
+    #[test]
+    fn every_syntax_error_has_a_line_and_shows_nothing_of_the_file() {
+        let faults = parse("a = 1\nb = hunter2\nc =\n").err().unwrap();
+        let lines: Vec<String> = faults
+            .iter()
+            .map(|fault| fault.origin.to_string())
+            .collect();
+        assert_eq!(lines, ["dir/file.toml:2", "dir/file.toml:3"]);
+        assert!(!format!("{faults:?}").contains("hunter2"), "{faults:?}");
+    }
+
+    #[test]
+    fn paths_in_a_file_are_taken_from_its_directory() {
+        let document = parse("").ok().unwrap();
+        assert_eq!(document.relative("token.txt"), Path::new("dir/token.txt"));
+        assert_eq!(document.relative("/token.txt"), Path::new("/token.txt"));
+    }
+}

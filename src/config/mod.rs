@@ -1,0 +1,362 @@
+//! The settings of the bridge: what they are, what they default to, and why.
+//!
+//! What was typed ([`Sources`]) is kept apart from what it means ([`Config`]). [`resolve`] goes
+//! from one to the other and reports every fault at once. Owns precedence, defaults, bounds and
+//! messages; opens no socket, no log and no connection, and starts nothing.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `apps`, `app_checks` | the apps with their tokens and key sources |
+//! | `resolver` | flag before environment before file before default, and where each value is from |
+//! | `value` | how each type of setting is read and shown |
+//! | `file` | TOML into keys with lines |
+//! | `units` | durations and sizes as text |
+//! | `fault`, `secret` | what is wrong, and what must not be seen |
+
+mod app_checks;
+mod apps;
+mod fault;
+mod file;
+mod resolver;
+mod secret;
+mod show;
+mod units;
+mod value;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use self::resolver::Resolver;
+pub use self::{
+    apps::{APP_ID_CHARS_MAX, App, KeySource, TOKEN_CHARS_MAX, TokenSource, default_jwks_url},
+    fault::{Error, Fault, Origin},
+    resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
+    secret::Secret,
+    units::{ByteSize, parse_duration, parse_size, show_duration},
+};
+use crate::logging;
+
+/// The variable that names the file, for where `--config` cannot be given.
+pub const CONFIG_VARIABLE: &str = "PRELUDE_BRIDGE_CONFIG";
+
+/// Every setting, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where Prelude's deliveries arrive. Default `0.0.0.0:8080`: they come from outside.
+    pub webhook_listen: SocketAddr,
+    /// Where subscribers connect. Default `127.0.0.1:50051`: nobody outside until that is decided.
+    pub grpc_listen: SocketAddr,
+    /// Where health and metrics are served. Default `127.0.0.1:9090`, for the same reason.
+    pub admin_listen: SocketAddr,
+    /// Where the log and the last good key sets are kept. Default `./data`.
+    pub data_dir: PathBuf,
+    /// What keeps the events. Default embedded: durable with nothing else to run.
+    pub store: Store,
+    /// Whose deliveries are taken.
+    pub apps: Vec<App>,
+    /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
+    /// request's 8 s, below the 30 s that container platforms wait before they kill.
+    pub drain_timeout: Duration,
+    /// How the program logs.
+    pub logging: logging::Options,
+    /// How long events are kept.
+    pub retention: Retention,
+    /// Limits of the webhook port.
+    pub webhook_limits: WebhookLimits,
+    /// Limits of the gRPC port.
+    pub grpc_limits: GrpcLimits,
+    /// Limits of the events held in memory.
+    pub bus_limits: BusLimits,
+    /// Limits of the log's queue.
+    pub log_limits: LogLimits,
+}
+
+/// What keeps the events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// SQLite in the data directory.
+    Embedded,
+    /// Nothing but memory: for trials and tests.
+    Memory,
+}
+
+/// How long events are kept; whichever limit is reached first trims the oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Events older than this are trimmed. Default 30 days.
+    pub age_max: Duration,
+    /// The oldest events are trimmed while the log is larger. Default 10 GiB.
+    pub bytes_max: ByteSize,
+    /// How long the ids of events are remembered whatever happens to the events. Default and
+    /// minimum 15 days: the sender retries for two weeks, and a retry must not become new.
+    pub id_age_min: Duration,
+}
+
+/// Limits of the webhook port, which strangers can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebhookLimits {
+    /// Bytes of a body. Default 1 MiB: some two thousand events, far above any batch.
+    pub body_bytes_max: ByteSize,
+    /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
+    pub connections_max: usize,
+    /// Connections of one address. Default 256: one stranger cannot take them all.
+    pub connections_per_address_max: usize,
+    /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
+    pub header_timeout: Duration,
+    /// Everything from the header to the answer. Default 8 s, so that the sender's 10 s never run
+    /// out on an answer that is on its way.
+    pub request_timeout: Duration,
+}
+
+/// Limits of the gRPC port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrpcLimits {
+    /// Connections in all. Default 10,000: as many as streams, for clients that open one each.
+    pub connections_max: usize,
+    /// Streams of one connection. Default 100, HTTP/2's own recommendation.
+    pub streams_per_connection_max: usize,
+    /// Streams in all. Default 10,000: under half a GiB when all are idle.
+    pub streams_max: usize,
+    /// Bytes of a request's headers. Default 16 KiB: room for a large token.
+    pub header_bytes_max: ByteSize,
+    /// Bytes of a request's message. Default 64 KiB: room for a filter of a thousand users.
+    pub request_bytes_max: ByteSize,
+    /// How often a quiet connection is asked whether it is still there. Default 30 s: below the
+    /// idle timeouts of common proxies.
+    pub ping_interval: Duration,
+    /// How long it may take to answer that. Default 20 s.
+    pub ping_timeout: Duration,
+    /// Bytes of events gathered into one response. Default 256 KiB: past that larger messages
+    /// gain nothing. An event above it travels alone.
+    pub response_bytes_max: ByteSize,
+    /// How long a client may leave its stream unread before it is ended, with its cursor.
+    /// Default 60 s.
+    pub slow_consumer_timeout: Duration,
+}
+
+/// Limits of the events held in memory for live subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusLimits {
+    /// Bytes of the newest events, shared by all subscribers. Default 64 MiB: over a minute at a
+    /// thousand events a second. Whoever is further behind reads from the log.
+    pub window_bytes_max: ByteSize,
+}
+
+/// Limits of what waits to be made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Batches waiting for the writer; beyond it the sender is told to come back. Default 1,024:
+    /// more than the writer takes in the time a request has.
+    pub queue_batches_max: usize,
+    /// Bytes of the batches waiting. Default 64 MiB: small batches are bounded by their number,
+    /// large ones by this.
+    pub queue_bytes_max: ByteSize,
+}
+
+/// A configuration and how it came about.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What it means.
+    pub config: Config,
+    /// Every setting with its value and origin, for showing. Apps are not among them.
+    pub settings: Vec<Setting>,
+    /// What looks odd without being wrong.
+    pub warnings: Vec<String>,
+}
+
+impl Default for Config {
+    /// What holds when nothing is typed: no app, and every default.
+    fn default() -> Self {
+        build(&mut Resolver::new(&Sources::default()))
+    }
+}
+
+impl Resolved {
+    /// The configuration, if there is something to serve.
+    ///
+    /// # Errors
+    /// No app is configured.
+    pub fn servable(self) -> Result<Config, Error> {
+        if !self.config.apps.is_empty() {
+            return Ok(self.config);
+        }
+        Err(Error {
+            faults: vec![Fault {
+                origin: Origin::Default,
+                message: "no app is configured, so there is nobody whose events to take".to_owned(),
+                help: "set `PRELUDE_BRIDGE_APP_ID` and `PRELUDE_BRIDGE_VERIFICATION_TOKEN`, or \
+                       write an `[[apps]]` section with `id` and `verification_token_file` into a \
+                       file and name it with `--config`"
+                    .to_owned(),
+            }],
+        })
+    }
+}
+
+/// Goes from what was typed to what it means.
+///
+/// # Errors
+/// Anything that was typed and cannot be meant: all of it, in the order of the file.
+pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
+    let mut resolver = Resolver::new(sources);
+    let config = build(&mut resolver);
+    refuse_shared_addresses(&mut resolver, &config);
+    resolver.refuse_unknown_keys();
+    if !resolver.faults.is_empty() {
+        let mut faults = resolver.faults;
+        // Stable, so that faults of one line stay in the order they were found in.
+        faults.sort_by(|left, right| left.origin.cmp(&right.origin));
+        return Err(Error { faults });
+    }
+    let warnings = resolver.misspelt_variables(&apps::VARIABLES);
+    Ok(Resolved {
+        config,
+        settings: resolver.settings,
+        warnings,
+    })
+}
+
+/// The one place that says which settings there are, in the order of the example file.
+fn build(take: &mut Resolver<'_>) -> Config {
+    Config {
+        webhook_listen: take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080)),
+        grpc_listen: take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051)),
+        admin_listen: take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090)),
+        data_dir: take.take_path("data_dir", "./data"),
+        store: take.take("store", Store::Embedded),
+        drain_timeout: take.take_in("drain_timeout", seconds(15), seconds(0)..=seconds(3600)),
+        logging: logging::Options {
+            format: take.take("log_format", logging::Format::Text),
+            level: take.take("log_level", logging::Level::Info),
+        },
+        retention: Retention {
+            age_max: take.take_in("retention.age_max", days(30), days(1)..=days(36_500)),
+            bytes_max: take.take_in(
+                "retention.bytes_max",
+                ByteSize::gib(10),
+                ByteSize::mib(1)..=ByteSize::gib(1 << 20),
+            ),
+            id_age_min: take.take_in("retention.id_age_min", days(15), days(15)..=days(36_500)),
+        },
+        webhook_limits: webhook_limits(take),
+        grpc_limits: grpc_limits(take),
+        bus_limits: BusLimits {
+            window_bytes_max: take.take_in(
+                "limits.bus.window_bytes_max",
+                ByteSize::mib(64),
+                ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+            ),
+        },
+        log_limits: LogLimits {
+            queue_batches_max: take.take_in("limits.log.queue_batches_max", 1024, COUNTS),
+            queue_bytes_max: take.take_in(
+                "limits.log.queue_bytes_max",
+                ByteSize::mib(64),
+                ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+            ),
+        },
+        apps: apps::take(take),
+    }
+}
+
+fn webhook_limits(take: &mut Resolver<'_>) -> WebhookLimits {
+    WebhookLimits {
+        body_bytes_max: take.take_in(
+            "limits.webhook.body_bytes_max",
+            ByteSize::mib(1),
+            ByteSize::kib(1)..=ByteSize::mib(64),
+        ),
+        connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
+        connections_per_address_max: take.take_in(
+            "limits.webhook.connections_per_address_max",
+            256,
+            COUNTS,
+        ),
+        header_timeout: take.take_in("limits.webhook.header_timeout", seconds(5), REQUEST_TIMES),
+        request_timeout: take.take_in("limits.webhook.request_timeout", seconds(8), REQUEST_TIMES),
+    }
+}
+
+fn grpc_limits(take: &mut Resolver<'_>) -> GrpcLimits {
+    GrpcLimits {
+        connections_max: take.take_in("limits.grpc.connections_max", 10_000, COUNTS),
+        streams_per_connection_max: take.take_in(
+            "limits.grpc.streams_per_connection_max",
+            100,
+            COUNTS,
+        ),
+        streams_max: take.take_in("limits.grpc.streams_max", 10_000, COUNTS),
+        header_bytes_max: take.take_in(
+            "limits.grpc.header_bytes_max",
+            ByteSize::kib(16),
+            ByteSize::kib(1)..=ByteSize::mib(1),
+        ),
+        request_bytes_max: take.take_in(
+            "limits.grpc.request_bytes_max",
+            ByteSize::kib(64),
+            ByteSize::kib(1)..=ByteSize::mib(4),
+        ),
+        ping_interval: take.take_in("limits.grpc.ping_interval", seconds(30), STREAM_TIMES),
+        ping_timeout: take.take_in("limits.grpc.ping_timeout", seconds(20), STREAM_TIMES),
+        response_bytes_max: take.take_in(
+            "limits.grpc.response_bytes_max",
+            ByteSize::kib(256),
+            // Clients refuse messages above 4 MiB unless they are told not to.
+            ByteSize::kib(1)..=ByteSize::mib(3),
+        ),
+        slow_consumer_timeout: take.take_in(
+            "limits.grpc.slow_consumer_timeout",
+            seconds(60),
+            STREAM_TIMES,
+        ),
+    }
+}
+
+/// Two listeners cannot have one address; said here, with both keys, rather than by a bind error.
+fn refuse_shared_addresses(resolver: &mut Resolver<'_>, config: &Config) {
+    let listeners = [
+        ("webhook_listen", config.webhook_listen),
+        ("grpc_listen", config.grpc_listen),
+        ("admin_listen", config.admin_listen),
+    ];
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        let mut earlier = listeners.iter().take(index);
+        let Some((other, _)) = earlier.find(|(_, other)| clash(*other, *address)) else {
+            continue;
+        };
+        let origin = resolver.origin_of(key);
+        let reason = format!("{address} is taken by `{other}`");
+        resolver.refuse(origin, key, &reason, "give each listener a port of its own");
+    }
+}
+
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_host =
+        one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && same_host
+}
+
+/// Counts of things; the upper end only catches slips of the keyboard.
+const COUNTS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
+/// Below the 10 s that the sender waits.
+const REQUEST_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_millis(9_500);
+const STREAM_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(3600);
+
+const fn address(host: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(host), port)
+}
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const fn days(count: u64) -> Duration {
+    Duration::from_secs(count * 24 * 60 * 60)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! How each type of setting is read and shown, with the remedy when it cannot be read.
+//! Knows nothing of keys, files or precedence.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{
+    Store,
+    units::{self, ByteSize},
+};
+use crate::logging::{Format, Level};
+
+/// Which of TOML's types a setting may be written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    Text,
+    Integer,
+    TextOrInteger,
+}
+
+/// A type that a setting can have.
+pub(super) trait Value: Sized {
+    /// How it is written in the file.
+    const SHAPE: Shape;
+    /// What to write instead of what could not be read.
+    const HELP: &'static str;
+
+    /// Reads the value, or says in a clause why not.
+    fn parse(text: &str) -> Result<Self, String>;
+
+    /// The value in TOML.
+    fn show(&self) -> String;
+}
+
+impl Value for SocketAddr {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("`{text}` is not an IP address and a port"))
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for PathBuf {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write a path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        Ok(Self::from(text))
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string_lossy())
+    }
+}
+
+impl Value for Duration {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str =
+        "write a number with its unit, such as \"500ms\", \"15s\", \"10m\", \"2h\" or \"30d\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        units::parse_duration(text)
+    }
+
+    fn show(&self) -> String {
+        quoted(&units::show_duration(*self))
+    }
+}
+
+impl Value for ByteSize {
+    const SHAPE: Shape = Shape::TextOrInteger;
+    const HELP: &'static str =
+        "write a whole number with its unit, such as \"64KiB\", \"1MiB\" or \"10GiB\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        units::parse_size(text)
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for usize {
+    const SHAPE: Shape = Shape::Integer;
+    const HELP: &'static str = "write a whole number, such as 100";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is not a whole number"))
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for Store {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write \"embedded\" (SQLite in the data directory) or \"memory\" (for trials, lost on exit)";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "embedded" => Ok(Self::Embedded),
+            "memory" => Ok(Self::Memory),
+            // The rest of the address is not repeated: it may hold a password.
+            _ if text.starts_with("nats://") || text.starts_with("tls://") => {
+                Err("a NATS server as the store is not in this version".to_owned())
+            }
+            _ => Err("it is none of the stores".to_owned()),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            Self::Embedded => "embedded",
+            Self::Memory => "memory",
+        })
+    }
+}
+
+impl Value for Format {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write \"text\" or \"json\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| format!("`{text}` is not a log format"))
+    }
+
+    fn show(&self) -> String {
+        quoted(self.name())
+    }
+}
+
+impl Value for Level {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|level| level.name() == text)
+            .ok_or_else(|| format!("`{text}` is not a log level"))
+    }
+
+    fn show(&self) -> String {
+        quoted(self.name())
+    }
+}
+
+/// A TOML string.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

@@ -1,0 +1,76 @@
+//! Owns what all implementations of the log do alike when they commit: numbering events, laying
+//! them out as blocks, and stamping them with a time that never goes back. Stores nothing.
+
+use std::sync::Arc;
+
+use super::block::{Block, Builder};
+use crate::event::{Batch, Draft, LogId, Sequence, Term, UnixMicros};
+
+/// Tells the time. The system's clock outside of tests.
+pub(super) type Clock = Arc<dyn Fn() -> UnixMicros + Send + Sync>;
+
+/// The clock of the system.
+pub(super) fn system_clock() -> Clock {
+    Arc::new(UnixMicros::now)
+}
+
+/// Stamps blocks: the time of the clock, or the last stamp where the clock went back, so that a
+/// place can be found by its time.
+pub(super) struct Stamps {
+    clock: Clock,
+    last: UnixMicros,
+}
+
+impl Stamps {
+    /// Goes on after the last stamp of a log.
+    pub(super) fn new(clock: Clock, last: UnixMicros) -> Self {
+        Self { clock, last }
+    }
+
+    /// The stamp for what is committed now.
+    pub(super) fn next(&mut self) -> UnixMicros {
+        self.last = self.last.max((self.clock)());
+        self.last
+    }
+}
+
+/// Where in a log a commit begins.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) log: LogId,
+    pub(super) term: Term,
+    pub(super) first_sequence: Sequence,
+    pub(super) received_at: UnixMicros,
+}
+
+/// Lays events out as blocks, in order; none where there are no events.
+pub(super) fn lay_out<'a>(
+    place: Place,
+    events: impl Iterator<Item = (&'a Batch, &'a Draft)>,
+) -> Vec<Arc<Block>> {
+    let mut blocks = Vec::new();
+    let mut builder = Builder::new(
+        place.log,
+        place.term,
+        place.first_sequence,
+        place.received_at,
+    );
+    for (batch, draft) in events {
+        builder.push(batch, draft);
+        if builder.is_full() {
+            blocks.extend(builder.finish().map(Arc::new));
+        }
+    }
+    blocks.extend(builder.finish().map(Arc::new));
+    blocks
+}
+
+/// A random identity for a new log.
+pub(super) fn new_log_id() -> Result<LogId, getrandom::Error> {
+    getrandom::u64().map(LogId)
+}
+
+/// A random identity for one run of a writer; never 0, which is the place before the first event.
+pub(super) fn new_term() -> Result<Term, getrandom::Error> {
+    getrandom::u32().map(|term| Term(term.max(1)))
+}

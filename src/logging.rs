@@ -1,0 +1,237 @@
+//! Log lines on stderr: text for people, JSON for collectors. Owns their format and what is let
+//! through; knows nothing of what is logged.
+
+use std::{fmt, io};
+
+use tracing::{Subscriber, field::Field};
+use tracing_subscriber::{
+    EnvFilter,
+    field::MakeExt as _,
+    fmt::{MakeWriter, format},
+};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One line for people, coloured on a terminal.
+    #[default]
+    Text,
+    /// One JSON object a line, fields at the top level beside `timestamp`, `level`, `target` and
+    /// `message`.
+    Json,
+}
+
+/// The least severe lines that are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// Something failed that needs a person.
+    Error,
+    /// Something is wrong that the program lives with.
+    Warn,
+    /// What an operator wants to read afterwards.
+    #[default]
+    Info,
+    /// What a developer wants to read.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// What the program's log lines look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Text or JSON.
+    pub format: Format,
+    /// Of our own lines: dependencies are heard from `warn` on, because below that they print
+    /// what passes through them, and payloads are not to be logged.
+    pub level: Level,
+}
+
+/// The log was set up before, or by somebody else in the process.
+#[derive(Debug, thiserror::Error)]
+#[error("logging is already set up in this process")]
+pub struct AlreadySetUp;
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 2] = [Self::Text, Self::Json];
+
+    /// The name as it is written in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+impl Level {
+    /// Every level, the most severe first.
+    pub const ALL: [Self; 5] = [
+        Self::Error,
+        Self::Warn,
+        Self::Info,
+        Self::Debug,
+        Self::Trace,
+    ];
+
+    /// The name as it is written in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Sends the log lines of this process to stderr.
+///
+/// # Errors
+/// The process has a log already.
+pub fn start(options: Options) -> Result<(), AlreadySetUp> {
+    let colours = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let set = tracing::subscriber::set_global_default;
+    // Boxed, as each format is a subscriber of a type of its own.
+    set(subscriber(options, colours, io::stderr)).map_err(|_| AlreadySetUp)
+}
+
+fn subscriber<W>(options: Options, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::new(format!("warn,prelude_bridge={}", options.level.name()));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        // A stderr that is gone must not stop the program: its default is to panic there.
+        .log_internal_errors(false);
+    match options.format {
+        Format::Text => Box::new(
+            builder
+                .with_ansi(colours)
+                .with_target(false)
+                .fmt_fields(format::debug_fn(write_field).delimited(" "))
+                .finish(),
+        ),
+        Format::Json => Box::new(
+            builder
+                .json()
+                .flatten_event(true)
+                .with_span_list(false)
+                .finish(),
+        ),
+    }
+}
+
+/// One field in a line of text. Control characters are escaped, line ends too: what a client sent
+/// must neither steer the terminal nor forge a line.
+fn write_field(
+    writer: &mut format::Writer<'_>,
+    field: &Field,
+    value: &dyn fmt::Debug,
+) -> fmt::Result {
+    if field.name() != "message" {
+        write!(writer, "{}=", field.name())?;
+    }
+    for character in format!("{value:?}").chars() {
+        if character.is_control() {
+            write!(writer, "{}", character.escape_default())?;
+        } else {
+            writer.write_char(character)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: Format, level: Level, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let options = Options { format, level };
+        with_default(subscriber(options, false, move || writer.clone()), log);
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn json_lines_have_their_fields_at_the_top_level() {
+        let line = logged(Format::Json, Level::Info, || {
+            tracing::info!(webhook = %"127.0.0.1:8080", count = 3, "ready");
+        });
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object.get("message").unwrap(), "ready");
+        assert_eq!(object.get("webhook").unwrap(), "127.0.0.1:8080");
+        assert_eq!(object.get("count").unwrap(), 3);
+        assert_eq!(object.get("level").unwrap(), "INFO");
+    }
+
+    #[test]
+    fn text_lines_have_their_fields_after_the_message() {
+        let line = logged(Format::Text, Level::Info, || {
+            tracing::info!(webhook = %"127.0.0.1:8080", app = "one", "ready");
+        });
+        assert!(
+            line.ends_with(" INFO ready webhook=127.0.0.1:8080 app=\"one\"\n"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn what_a_client_sent_cannot_steer_the_terminal_or_forge_a_line() {
+        for format in Format::ALL {
+            let line = logged(format, Level::Info, || {
+                let sent = "a\u{1b}[2J\r\n2026 INFO forged\u{7}";
+                tracing::info!(path = %sent, other = sent, "refused: {sent}");
+            });
+            let (content, end) = line.split_at(line.len() - 1);
+            assert_eq!(end, "\n");
+            assert!(!content.contains(char::is_control), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn lines_below_the_level_are_left_out() {
+        let log = || {
+            tracing::debug!("small");
+            tracing::warn!("large");
+        };
+        assert!(!logged(Format::Text, Level::Info, log).contains("small"));
+        assert!(logged(Format::Text, Level::Debug, log).contains("small"));
+        assert!(!logged(Format::Text, Level::Error, log).contains("large"));
+    }
+
+    #[test]
+    fn dependencies_are_not_heard_below_warnings() {
+        let lines = logged(Format::Text, Level::Trace, || {
+            tracing::info!(target: "h2::codec", "a frame with a payload");
+            tracing::warn!(target: "h2::codec", "a reset flood");
+        });
+        assert!(
+            !lines.contains("payload") && lines.contains("flood"),
+            "{lines}"
+        );
+    }
+}

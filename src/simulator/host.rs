@@ -1,0 +1,205 @@
+//! The simulator's HTTP side: one loopback server that plays every app's host (key sets) and the
+//! management API. Owns sockets, paths and limits; decides nothing about webhooks.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::{
+    management,
+    state::{App, Shared, lock},
+};
+
+/// The path of an app's key set on its own host.
+pub(super) const JWKS_PATH: &str = "/.well-known/jwks.json";
+
+const CONNECTIONS_MAX: usize = 256;
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(5);
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Long enough for the processor to recover from running out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+type Answer = Response<Full<Bytes>>;
+
+/// Accepts connections until the simulator stops.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let stopped = shared.stopped.clone();
+    let accept = async {
+        // The semaphore is never closed, so the loop ends with the select below.
+        while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let connection = connection(stream, Arc::clone(&shared));
+            shared.tasks.spawn(async move {
+                connection.await;
+                drop(permit);
+            });
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = stopped.cancelled() => {}
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let stopped = shared.stopped.clone();
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    // A connection that ends badly is the client's affair.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stopped.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    if let Some(app_id) = jwks_app(shared, path, &parts.headers) {
+        return jwks(shared, &parts.method, &app_id);
+    }
+    let Some(rest) = path.strip_prefix("/v2/session/apps/") else {
+        return if path == "/" {
+            map(shared)
+        } else {
+            failure(&management::Error::UnknownPath)
+        };
+    };
+    let body = match read(body).await {
+        Ok(body) => body,
+        Err(error) => return failure(&error),
+    };
+    let authorization = parts
+        .headers
+        .get(header::AUTHORIZATION)
+        .map(|value| value.as_bytes());
+    match management::answer(shared, &parts.method, rest, authorization, &body).await {
+        Ok((status, body)) => respond(status, body.as_ref()),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, management::Error> {
+    let collect = Limited::new(body, BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_READ_TIMEOUT, collect).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(management::Error::BodyTooLarge(BODY_BYTES_MAX))
+        }
+        Ok(Err(_)) => Err(management::Error::Body("it broke off".to_owned())),
+        Err(_) => Err(management::Error::Body(
+            "it did not arrive in time".to_owned(),
+        )),
+    }
+}
+
+/// Whose key set a request asks for: `/apps/{app}/.well-known/jwks.json` names it; the bare path
+/// goes by the first label of the host (`54e9ujn.localhost`), or to the only app there is.
+fn jwks_app(shared: &Shared, path: &str, headers: &HeaderMap) -> Option<String> {
+    if let Some(rest) = path.strip_prefix("/apps/") {
+        return rest.strip_suffix(JWKS_PATH).map(str::to_owned);
+    }
+    if path != JWKS_PATH {
+        return None;
+    }
+    let host = headers
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let label = host.split(['.', ':']).next().unwrap_or_default();
+    if shared.apps.contains_key(label) {
+        return Some(label.to_owned());
+    }
+    let mut ids = shared.apps.keys();
+    match (ids.next(), ids.next()) {
+        (Some(only), None) => Some(only.clone()),
+        // Without a name there is no telling which; the empty id gets the 404 that says so.
+        _ => Some(String::new()),
+    }
+}
+
+fn jwks(shared: &Shared, method: &Method, app_id: &str) -> Answer {
+    let Some(app) = shared.apps.get(app_id) else {
+        return failure(&management::Error::UnknownApp(app_id.to_owned()));
+    };
+    if method != Method::GET && method != Method::HEAD {
+        return failure(&management::Error::Method);
+    }
+    app.count_jwks_fetch();
+    if !app.jwks_up.load(Ordering::Relaxed) {
+        let body = json!({ "code": "unavailable", "status": 503, "message": "switched off" });
+        return respond(StatusCode::SERVICE_UNAVAILABLE, Some(&body));
+    }
+    respond(StatusCode::OK, Some(&published(shared, app)))
+}
+
+/// An app's key set as it is served.
+pub(super) fn published(shared: &Shared, app: &App) -> Value {
+    let style = lock(&shared.wire).key_set;
+    lock(&app.ring).jwks(style)
+}
+
+/// What a person sees who opens the address in a browser.
+fn map(shared: &Shared) -> Answer {
+    let apps: Vec<Value> = shared
+        .apps
+        .keys()
+        .map(|id| {
+            json!({
+                "id": id,
+                "jwks": format!("/apps/{id}{JWKS_PATH}"),
+                "webhooks": format!("/v2/session/apps/{id}/webhooks"),
+            })
+        })
+        .collect();
+    respond(
+        StatusCode::OK,
+        Some(&json!({ "simulator": "Prelude Session", "apps": apps })),
+    )
+}
+
+fn failure(error: &management::Error) -> Answer {
+    let (status, body) = error.answer();
+    respond(status, Some(&body))
+}
+
+fn respond(status: StatusCode, body: Option<&Value>) -> Answer {
+    let bytes = body
+        .map(|body| Bytes::from(body.to_string()))
+        .unwrap_or_default();
+    let mut response = Response::new(Full::new(bytes));
+    *response.status_mut() = status;
+    if body.is_some() {
+        let json = header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+    }
+    response
+}

@@ -1,0 +1,511 @@
+//! A local stand-in for Prelude: app hosts with key sets, the management API, the activation
+//! challenge, and signed deliveries with retries, on loopback sockets. It plays what is documented
+//! as documented, and has a switch for every plausible form of what is not.
+//!
+//! It stands outside the bridge and shares no code with it: what one writes wrongly, the other
+//! must not read rightly by the same mistake.
+//!
+//! ```text
+//! events   -> batch    -> delivery (keys, schedule) -> POST to the receiver
+//! webhooks -> activation (challenge)                -> GET  to the receiver
+//! host     <- JWKS and management API               <- requests from the receiver's side
+//! ledger   what was sent, how often, and what was acknowledged
+//! ```
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use prelude_bridge::simulator::{Options, Simulator, events::EventType};
+//!
+//! let simulator = Simulator::start(Options::default()).await?;
+//! let url = "http://127.0.0.1:8080/webhooks/54e9ujn";
+//! let webhook = simulator.connect("54e9ujn", url, "token", &EventType::ALL).await?;
+//! let batch = simulator.batch("54e9ujn", 10, &[])?;
+//! let outcome = simulator.deliver(&webhook, batch).await?;
+//! # Ok(()) }
+//! ```
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_util::sync::DropGuard;
+
+pub mod activation;
+pub mod batch;
+pub mod delivery;
+pub mod events;
+mod host;
+pub mod keys;
+pub mod ledger;
+mod management;
+pub mod options;
+pub mod random;
+pub mod schedule;
+mod state;
+pub mod webhooks;
+
+pub use self::{
+    batch::Batch,
+    delivery::{Answer, Ticket},
+    events::{Event, EventType},
+    keys::SigningKey,
+    ledger::{Ledger, Outcome},
+    options::{AppOptions, Faults, Options, WireStyle},
+    schedule::RetrySchedule,
+};
+use self::{
+    delivery::AttemptFailure,
+    ledger::AttemptResult,
+    state::{App, Shared, lock},
+    webhooks::Draft,
+};
+
+/// The most events one batch of the generator holds: about half the bridge's body limit.
+pub const BATCH_EVENTS_MAX: usize = 1_000;
+
+/// How long a stop waits for connections and requests to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the simulator could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option makes no sense.
+    #[error("{0}")]
+    Options(#[from] options::Invalid),
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {source} (choose another address, or port 0 for a free one)"
+    )]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key cannot be made or used.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(reqwest::Error),
+    /// The system gave no seed.
+    #[error("the system gave no random seed: {0}")]
+    Seed(getrandom::Error),
+    /// No such app.
+    #[error("the simulator plays no app `{0}`")]
+    UnknownApp(String),
+    /// No such webhook.
+    #[error("the simulator knows no webhook `{0}`")]
+    UnknownWebhook(String),
+    /// The registry refused.
+    #[error(transparent)]
+    Webhook(#[from] webhooks::Error),
+    /// The receiver did not meet the activation challenge.
+    #[error("activation failed: {0}")]
+    Activation(#[from] activation::Failure),
+    /// A POST had no answer.
+    #[error("the delivery had no answer: {0}")]
+    NoAnswer(AttemptResult),
+    /// Events could not be written as JSON.
+    #[error("the events cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// More events than a batch may hold.
+    #[error("a batch of {0} events is too large: at most {BATCH_EVENTS_MAX}")]
+    BatchSize(usize),
+    /// The simulator was stopped meanwhile.
+    #[error("the simulator was stopped")]
+    Stopped,
+}
+
+/// What [`Simulator::emit`] sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Emitted {
+    /// Events that at least one webhook got.
+    pub events: usize,
+    /// Batches, one for each webhook with an event it wants.
+    pub batches: usize,
+}
+
+/// A running stand-in. Cheap to clone; when the last clone is dropped everything it runs ends.
+#[derive(Clone)]
+pub struct Simulator {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    _stop: Arc<DropGuard>,
+}
+
+impl std::fmt::Debug for Simulator {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Simulator")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Simulator {
+    /// Makes the keys that are missing, binds, and serves. With generated keys this takes seconds.
+    ///
+    /// # Errors
+    /// [`Error::Options`], [`Error::Listen`], [`Error::Key`], [`Error::Client`], [`Error::Seed`].
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        options.check()?;
+        let address = options.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Listen { address, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| Error::Listen { address, source })?;
+        let seed = match options.seed {
+            Some(seed) => seed,
+            None => getrandom::u64().map_err(Error::Seed)?,
+        };
+        let client = client(&options)?;
+        let shared = tokio::task::spawn_blocking(move || Shared::new(options, seed, client))
+            .await
+            .map_err(|_| Error::Stopped)??;
+        let shared = Arc::new(shared);
+        shared
+            .tasks
+            .spawn(host::serve(listener, Arc::clone(&shared)));
+        let stop = Arc::new(shared.stopped.clone().drop_guard());
+        Ok(Self {
+            shared,
+            address,
+            _stop: stop,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The base of the management API, for `--api-url`.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What the management API takes as a bearer token.
+    #[must_use]
+    pub fn management_token(&self) -> &str {
+        &self.shared.options.management_token
+    }
+
+    /// Where an app's key set is served.
+    #[must_use]
+    pub fn jwks_url(&self, app_id: &str) -> String {
+        format!("http://{}/apps/{app_id}{}", self.address, host::JWKS_PATH)
+    }
+
+    /// The ids of its apps.
+    pub fn app_ids(&self) -> impl Iterator<Item = &str> {
+        self.shared.apps.keys().map(String::as_str)
+    }
+
+    /// The seed its events and faults follow.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.shared.seed
+    }
+
+    /// An app's key set as it is served now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`].
+    pub fn jwks(&self, app_id: &str) -> Result<Value, Error> {
+        Ok(host::published(&self.shared, self.app(app_id)?))
+    }
+
+    /// How often an app's key set was asked for, refusals while it was down included.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`].
+    pub fn jwks_fetches(&self, app_id: &str) -> Result<u64, Error> {
+        Ok(self.app(app_id)?.jwks_fetches())
+    }
+
+    /// Takes an app's key set off the air (503), or brings it back.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`].
+    pub fn set_jwks_up(&self, app_id: &str, up: bool) -> Result<(), Error> {
+        self.app(app_id)?.jwks_up.store(up, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Signs with another key from now on: the next of those given, or a new one. With overlap the
+    /// former stays published; without it, it is gone at once. Returns the new key's id.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`], [`Error::Key`].
+    pub async fn rotate_key(&self, app_id: &str, overlap: bool) -> Result<String, Error> {
+        let app = self.app(app_id)?;
+        let spare = lock(&app.spare).pop_front();
+        let next = match spare {
+            Some(key) => key,
+            None => {
+                let bits = self.shared.options.key_bits;
+                tokio::task::spawn_blocking(move || SigningKey::generate(bits))
+                    .await
+                    .map_err(|_| Error::Stopped)??
+            }
+        };
+        let id = next.id().to_owned();
+        lock(&app.ring).rotate(next, overlap);
+        Ok(id)
+    }
+
+    /// The value of `X-Webhook-Signature` for any body, by the app's present key.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`], [`Error::Key`].
+    pub async fn sign(&self, app_id: &str, body: &[u8]) -> Result<String, Error> {
+        let body = bytes::Bytes::copy_from_slice(body);
+        Ok(delivery::sign(&self.shared, app_id, body).await?.header)
+    }
+
+    /// Changes how deliveries look from now on.
+    pub fn set_wire(&self, wire: WireStyle) {
+        *lock(&self.shared.wire) = wire;
+    }
+
+    /// How deliveries look now.
+    #[must_use]
+    pub fn wire(&self) -> WireStyle {
+        *lock(&self.shared.wire)
+    }
+
+    /// Changes what goes wrong from now on.
+    ///
+    /// # Errors
+    /// [`Error::Options`] if a share is no probability.
+    pub fn set_faults(&self, faults: Faults) -> Result<(), Error> {
+        faults.check()?;
+        *lock(&self.shared.faults) = faults;
+        Ok(())
+    }
+
+    /// What goes wrong now.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        *lock(&self.shared.faults)
+    }
+
+    /// Registers a webhook and activates it, as a user does in two calls. Returns its id.
+    ///
+    /// # Errors
+    /// [`Error::Activation`] if the receiver does not meet the challenge (nothing is registered
+    /// then); [`Error::UnknownApp`], [`Error::Webhook`].
+    pub async fn connect(
+        &self,
+        app_id: &str,
+        url: &str,
+        verification_token: &str,
+        events: &[EventType],
+    ) -> Result<String, Error> {
+        self.app(app_id)?;
+        let draft = Draft {
+            url: Some(url.to_owned()),
+            verification_token: Some(verification_token.to_owned()),
+            events: Some(events.to_vec()),
+        };
+        let id = self
+            .shared
+            .change_webhooks(|registry| registry.create(app_id, draft))?
+            .id;
+        match management::activate(&self.shared, app_id, &id).await {
+            Ok(_) => Ok(id),
+            Err(error) => {
+                self.shared
+                    .change_webhooks(|registry| registry.delete(app_id, &id))?;
+                Err(match error {
+                    management::Error::Activation(failure) => Error::Activation(failure),
+                    management::Error::Webhook(error) => Error::Webhook(error),
+                    _ => Error::UnknownWebhook(id),
+                })
+            }
+        }
+    }
+
+    /// Waits until some app has an active webhook. False if the simulator stops before.
+    pub async fn wait_for_webhook(&self) -> bool {
+        let mut active = self.shared.active.subscribe();
+        tokio::select! {
+            changed = active.wait_for(|count| *count > 0) => changed.is_ok(),
+            () = self.shared.stopped.cancelled() => false,
+        }
+    }
+
+    /// The next events of an app's world, of these types (of all seven if none is given).
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`], [`Error::BatchSize`].
+    pub fn events(
+        &self,
+        app_id: &str,
+        count: usize,
+        types: &[EventType],
+    ) -> Result<Vec<Event>, Error> {
+        if count > BATCH_EVENTS_MAX {
+            return Err(Error::BatchSize(count));
+        }
+        let app = self.app(app_id)?;
+        let (ids, late) = (self.wire().item.ids, self.faults().late);
+        let mut world = lock(&app.world);
+        Ok((0..count)
+            .map(|_| world.next(Timestamp::now(), types, ids, late))
+            .collect())
+    }
+
+    /// The next events of an app's world as a batch.
+    ///
+    /// # Errors
+    /// Those of [`Simulator::events`].
+    pub fn batch(&self, app_id: &str, count: usize, types: &[EventType]) -> Result<Batch, Error> {
+        let events = self.events(app_id, count, types)?;
+        Ok(Batch::encode(app_id, &events, self.wire().item)?)
+    }
+
+    /// One POST to any URL, signed by the batch's app, without retries and without an entry in
+    /// the ledger.
+    ///
+    /// # Errors
+    /// [`Error::NoAnswer`] says what happened instead of an answer; [`Error::UnknownApp`].
+    pub async fn post(&self, url: &str, batch: &Batch) -> Result<Answer, Error> {
+        delivery::post(&self.shared, url, batch)
+            .await
+            .map_err(|failure| match failure {
+                AttemptFailure::Http(result) => Error::NoAnswer(result),
+                AttemptFailure::Own(error) => error,
+            })
+    }
+
+    /// Puts a batch on its way to a webhook, with retries, and returns at once (or as soon as
+    /// there is room for one more).
+    ///
+    /// # Errors
+    /// [`Error::UnknownWebhook`], [`Error::UnknownApp`], [`Error::Stopped`].
+    pub async fn send(&self, webhook_id: &str, batch: Batch) -> Result<Ticket, Error> {
+        delivery::start(&self.shared, webhook_id, batch).await
+    }
+
+    /// Puts a batch on its way and waits for how it ends.
+    ///
+    /// # Errors
+    /// Those of [`Simulator::send`].
+    pub async fn deliver(&self, webhook_id: &str, batch: Batch) -> Result<Outcome, Error> {
+        Ok(self.send(webhook_id, batch).await?.outcome().await)
+    }
+
+    /// Sends the next events of an app's world to every active webhook of the app that wants them.
+    ///
+    /// # Errors
+    /// Those of [`Simulator::events`] and [`Simulator::send`].
+    pub async fn emit(
+        &self,
+        app_id: &str,
+        count: usize,
+        types: &[EventType],
+    ) -> Result<Emitted, Error> {
+        let events = self.events(app_id, count, types)?;
+        self.emit_events(app_id, &events).await
+    }
+
+    /// Sends these events to every active webhook of the app that wants them.
+    ///
+    /// # Errors
+    /// Those of [`Simulator::send`].
+    pub async fn emit_events(&self, app_id: &str, events: &[Event]) -> Result<Emitted, Error> {
+        let targets: Vec<(String, Vec<EventType>)> = {
+            let registry = lock(&self.shared.registry);
+            let active = registry.of_app(app_id).filter(|webhook| webhook.active);
+            active
+                .map(|webhook| (webhook.id.clone(), webhook.events.clone()))
+                .collect()
+        };
+        let mut emitted = Emitted::default();
+        let mut wanted = vec![false; events.len()];
+        for (webhook_id, types) in targets {
+            let mut chosen = Vec::new();
+            for (event, wanted) in events.iter().zip(&mut wanted) {
+                if types
+                    .iter()
+                    .any(|chosen| chosen.as_str() == event.event_type)
+                {
+                    *wanted = true;
+                    chosen.push(event.clone());
+                }
+            }
+            if !chosen.is_empty() {
+                let batch = Batch::encode(app_id, &chosen, self.wire().item)?;
+                self.send(&webhook_id, batch).await?;
+                emitted.batches += 1;
+            }
+        }
+        emitted.events = wanted.iter().filter(|wanted| **wanted).count();
+        Ok(emitted)
+    }
+
+    /// How many batches are on their way, those waiting for a retry included.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        *self.shared.outstanding.borrow()
+    }
+
+    /// Waits until no batch is on its way. False if some still are after this time.
+    pub async fn settle(&self, timeout: Duration) -> bool {
+        let mut outstanding = self.shared.outstanding.subscribe();
+        let settled = outstanding.wait_for(|count| *count == 0);
+        matches!(tokio::time::timeout(timeout, settled).await, Ok(Ok(_)))
+    }
+
+    /// The account so far. Copies it: ask for it when it is needed, not in a loop.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        lock(&self.shared.ledger).clone()
+    }
+
+    /// The sums of the account so far, which are cheap to ask for.
+    #[must_use]
+    pub fn totals(&self) -> ledger::Totals {
+        lock(&self.shared.ledger).totals()
+    }
+
+    /// Ends everything it runs: batches on their way are abandoned, connections closed. The
+    /// ledger can still be read.
+    pub async fn stop(&self) {
+        self.shared.stopped.cancel();
+        self.shared.tasks.close();
+        // What is not over by then are connections whose client does not read.
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.shared.tasks.wait()).await;
+    }
+
+    fn app(&self, app_id: &str) -> Result<&App, Error> {
+        self.shared
+            .apps
+            .get(app_id)
+            .ok_or_else(|| Error::UnknownApp(app_id.to_owned()))
+    }
+}
+
+/// A client that behaves like a sender out on the internet: no proxy of this machine, no redirects
+/// followed.
+fn client(options: &Options) -> Result<reqwest::Client, Error> {
+    reqwest::Client::builder()
+        .user_agent(concat!("prelude-simulator/", env!("CARGO_PKG_VERSION")))
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(options.answer_timeout)
+        .pool_max_idle_per_host(options.requests_max)
+        .build()
+        .map_err(Error::Client)
+}

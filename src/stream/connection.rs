@@ -1,0 +1,400 @@
+//! Owns the connections of subscribers: HTTP/2 for gRPC, HTTP/1.1 for gRPC-Web. HTTP/2 is spoken
+//! with h2 directly, because only there can a stream see how much room its client has: responses
+//! are made to fit, nothing is buffered for a client that does not read, and such a client still
+//! gets a status with its cursor.
+
+use std::{future::poll_fn, io::Cursor, net::SocketAddr, pin::pin, task::Poll, time::Duration};
+
+use bytes::{Buf as _, Bytes};
+use h2::{Ping, PingPong, Reason, SendStream, server::SendResponse};
+use http::{HeaderMap, Request, header};
+use http_body::Body as _;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body};
+
+use super::{
+    Options,
+    body::{RequestBody, trailers},
+    response::Response,
+    service::{Outlet, Peer},
+    services::Services,
+    session::{Session, Step},
+    status::Failure,
+};
+
+/// How long a client without room keeps the blocks that it was about to get in memory.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a client without room gets to make some once the server drains.
+const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Serves the connections of subscribers.
+#[derive(Clone)]
+pub(super) struct Connections {
+    pub(super) services: Services,
+    pub(super) options: Options,
+    pub(super) draining: CancellationToken,
+    /// The streams, which outlive the connection's own task by a moment.
+    pub(super) streams: TaskTracker,
+}
+
+impl Connections {
+    /// Serves one connection until it ends.
+    pub(super) async fn serve<IO>(&self, io: IO, address: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let peer = Peer(address.to_string().into());
+        let (mut reader, writer) = tokio::io::split(io);
+        // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
+        let mut start = [0; 2];
+        match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+        let reader = AsyncReadExt::chain(Cursor::new(start), reader);
+        let io = tokio::io::join(reader, writer);
+        if start == *b"PR" {
+            self.serve_http2(io, peer).await;
+        } else {
+            self.serve_http1(io, peer).await;
+        }
+    }
+
+    async fn serve_http2<IO>(&self, io: IO, peer: Peer)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let options = &self.options;
+        let handshake = h2::server::Builder::new()
+            .max_concurrent_streams(options.streams_per_connection_max)
+            .max_header_list_size(options.header_bytes_max)
+            // Requests are small: room for many of them would only be room for an attacker.
+            .initial_window_size(64 * 1024)
+            .initial_connection_window_size(256 * 1024)
+            .max_send_buffer_size(2 * options.response_bytes_max)
+            // Resets that the server answers with, and such that come before it looked (rapid
+            // reset, CVE-2023-44487; RUSTSEC-2024-0003).
+            .max_local_error_reset_streams(Some(128))
+            .max_pending_accept_reset_streams(20)
+            .handshake::<_, Response>(io);
+        let mut connection = match timeout(options.header_timeout, handshake).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return tracing::debug!(peer = %peer.0, %error, "no HTTP/2"),
+            Err(_) => return tracing::debug!(peer = %peer.0, "HTTP/2 preface timed out"),
+        };
+        let mut dead = pin!(dead(connection.ping_pong(), options));
+        let mut going_away = false;
+        loop {
+            tokio::select! {
+                accepted = connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        let stream = Stream { connections: self.clone(), peer: peer.clone() };
+                        self.streams.spawn(stream.serve(request, respond));
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(peer = %peer.0, %error, "connection failed");
+                        return;
+                    }
+                    None => return,
+                },
+                () = &mut dead => {
+                    tracing::info!(peer = %peer.0, "connection closed: it answers no pings");
+                    return;
+                }
+                () = self.draining.cancelled(), if !going_away => {
+                    going_away = true;
+                    connection.graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    async fn serve_http1<IO>(&self, io: IO, peer: Peer)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let services = self.services.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<_>| {
+            request.extensions_mut().insert(peer.clone());
+            let services = services.clone();
+            async move { services.web(request).await }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.options.header_timeout)
+            .max_headers(64)
+            .max_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = pin!(connection);
+        let mut going_away = false;
+        loop {
+            tokio::select! {
+                _ = &mut connection => return,
+                () = self.draining.cancelled(), if !going_away => {
+                    going_away = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when the peer has not answered a ping in time.
+async fn dead(ping_pong: Option<PingPong>, options: &Options) {
+    let Some(mut ping_pong) = ping_pong else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(options.ping_interval).await;
+        match timeout(options.ping_timeout, ping_pong.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection itself says why it failed.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// One request on an HTTP/2 connection and its response.
+struct Stream {
+    connections: Connections,
+    peer: Peer,
+}
+
+/// The client reset the stream, or the connection is gone: there is nobody to tell anything.
+struct Gone;
+
+/// What waiting for room came to.
+enum Room {
+    Bytes(usize),
+    Stalled,
+}
+
+impl Stream {
+    async fn serve(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Response>) {
+        let (parts, body) = request.into_parts();
+        let mut request = Request::from_parts(parts, Body::new(RequestBody(body)));
+        request.extensions_mut().insert(self.peer.clone());
+        let grpc = is_grpc(request.headers());
+        let services = self.connections.services.clone();
+        let answer = async {
+            if grpc {
+                services.grpc(request).await
+            } else {
+                services.web(request).await
+            }
+        };
+        let response = tokio::select! {
+            Ok(response) = answer => response,
+            _ = poll_fn(|context| respond.poll_reset(context)) => return,
+        };
+        let (mut head, body) = response.into_parts();
+        let session = head.extensions.remove::<Outlet>().filter(|_| grpc);
+        let session = session.and_then(|outlet| outlet.take());
+        let ends = session.is_none() && body.is_end_stream();
+        let head = http::Response::from_parts(head, ());
+        let Ok(mut send) = respond.send_response(head, ends) else {
+            return;
+        };
+        let sent = match session {
+            Some(session) => self.send_session(session, &mut send).await,
+            None if ends => Ok(()),
+            None => self.send_body(body, &mut send).await,
+        };
+        // A gone stream needs no farewell.
+        let _: Result<(), Gone> = sent;
+    }
+
+    /// Sends the responses of a session, each as large as the client has room for.
+    async fn send_session(
+        &self,
+        mut session: Session,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
+        let mut window_seen = 0;
+        loop {
+            tokio::select! {
+                () = session.ready() => {}
+                _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
+            }
+            let wanted = session.response_bytes_min();
+            let bytes_max = match wanted {
+                // Only the end is left, and trailers need no room.
+                0 => 0,
+                _ => match self
+                    .room(&mut session, send, wanted, &mut window_seen)
+                    .await?
+                {
+                    Room::Bytes(bytes) => bytes,
+                    Room::Stalled => return self.give_up(session, send),
+                },
+            };
+            match session.take(bytes_max) {
+                // It had to let go of what it had found, and finds it again.
+                None => {}
+                Some(Step::Response(mut response)) => {
+                    while response.remaining() > send.capacity() {
+                        // One event that is larger than the window.
+                        let piece = response.split_to(send.capacity());
+                        send.send_data(piece, false).map_err(|_| Gone)?;
+                        match self.room(&mut session, send, 1, &mut window_seen).await? {
+                            Room::Bytes(_) => {}
+                            Room::Stalled => return self.give_up(session, send),
+                        }
+                    }
+                    send.send_data(response, false).map_err(|_| Gone)?;
+                    // What is held back from the connection's other streams is given back.
+                    send.reserve_capacity(0);
+                }
+                Some(Step::End(end)) => return end_stream(send, &end),
+            }
+        }
+    }
+
+    /// Waits until the client has room for `wanted` bytes, or for as many as it ever had.
+    async fn room(
+        &self,
+        session: &mut Session,
+        send: &mut SendStream<Response>,
+        wanted: usize,
+        window_seen: &mut usize,
+    ) -> Result<Room, Gone> {
+        send.reserve_capacity(self.connections.options.response_bytes_max.max(wanted));
+        let draining = session.draining().clone();
+        let mut parked = pin!(sleep(PARK_AFTER));
+        let mut is_parked = false;
+        let mut deadline = Instant::now() + self.connections.options.slow_consumer_timeout;
+        let mut hurried = false;
+        loop {
+            let capacity = send.capacity();
+            *window_seen = capacity.max(*window_seen);
+            // A message that never fits is sent in pieces; any other is sent whole, so that the
+            // stream can always be ended between messages.
+            if capacity >= wanted || (capacity > 0 && *window_seen < wanted) {
+                return Ok(Room::Bytes(capacity));
+            }
+            tokio::select! {
+                more = more_room(send) => more?,
+                () = &mut parked, if !is_parked => {
+                    is_parked = true;
+                    session.park();
+                }
+                () = draining.cancelled(), if !hurried => {
+                    hurried = true;
+                    deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
+                }
+                () = sleep_until(deadline) => return Ok(Room::Stalled),
+            }
+        }
+    }
+
+    fn give_up(&self, mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
+        let waited = self.connections.options.slow_consumer_timeout;
+        end_stream(send, &session.give_up(waited))
+    }
+
+    /// Sends any other body.
+    async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
+        let mut body = pin!(body);
+        loop {
+            let frame = tokio::select! {
+                frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
+                _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
+            };
+            let frame = match frame {
+                None => return send.send_data(Bytes::new().into(), true).map_err(|_| Gone),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a response failed");
+                    send.send_reset(Reason::INTERNAL_ERROR);
+                    return Err(Gone);
+                }
+            };
+            match frame.into_data() {
+                Ok(bytes) => self.send_bytes(bytes, send).await?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return send.send_trailers(trailers).map_err(|_| Gone);
+                }
+            }
+        }
+    }
+
+    async fn send_bytes(
+        &self,
+        mut bytes: Bytes,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
+        while !bytes.is_empty() {
+            send.reserve_capacity(bytes.len());
+            while send.capacity() == 0 {
+                let limit = self.connections.options.slow_consumer_timeout;
+                if let Ok(more) = timeout(limit, more_room(send)).await {
+                    more?;
+                } else {
+                    send.send_reset(Reason::CANCEL);
+                    return Err(Gone);
+                }
+            }
+            let piece = bytes.split_to(bytes.len().min(send.capacity()));
+            send.send_data(piece.into(), false).map_err(|_| Gone)?;
+        }
+        Ok(())
+    }
+}
+
+/// Resolves when the client has made room, or fails when it has reset the stream.
+async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
+    poll_fn(|context| {
+        if send.poll_reset(context).is_ready() {
+            return Poll::Ready(Err(Gone));
+        }
+        send.poll_capacity(context).map(|more| match more {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(_)) | None => Err(Gone),
+        })
+    })
+    .await
+}
+
+fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {
+    let status = match end {
+        Ok(()) => Status::ok(""),
+        Err(failure) => Status::from(failure),
+    };
+    send.send_trailers(trailers(&status)).map_err(|_| Gone)
+}
+
+/// gRPC itself, not gRPC-Web, which also begins like this.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&[][..], |value| value.as_bytes());
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| !rest.starts_with(b"-web"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_from_grpc_web() {
+        let is = |text| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(text));
+            is_grpc(&headers)
+        };
+        assert!(is("application/grpc") && is("application/grpc+proto"));
+        assert!(!is("application/grpc-web+proto") && !is("application/grpc-web-text"));
+        assert!(!is("text/html") && !is_grpc(&HeaderMap::new()));
+    }
+}

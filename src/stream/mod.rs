@@ -1,0 +1,139 @@
+//! Owns the way out: gRPC subscriptions to the log and the bus. Knows nothing of how events came
+//! in.
+
+mod body;
+mod connection;
+mod notice;
+mod registry;
+mod request;
+mod response;
+mod service;
+mod services;
+mod session;
+mod shared;
+mod status;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{connection::Connections, services::Services, shared::Shared};
+pub use self::{registry::Snapshot, status::DOMAIN};
+use crate::{bus::Bus, log::Log, metrics::Metrics};
+
+/// The limits of the subscribers' port.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many streams may be open in all.
+    pub streams_max: usize,
+    /// How many streams one connection may have: what load balancers and clients expect.
+    pub streams_per_connection_max: u32,
+    /// How much a request's headers may weigh, in bytes.
+    pub header_bytes_max: u32,
+    /// How large a request may be, in bytes: a filter with all the entries that are allowed fits.
+    pub request_bytes_max: usize,
+    /// How large a response gets, in bytes, unless a single event is larger.
+    pub response_bytes_max: usize,
+    /// How long a client may take to begin speaking.
+    pub header_timeout: Duration,
+    /// How often a connection is asked whether it is alive.
+    pub ping_interval: Duration,
+    /// How long it has to answer.
+    pub ping_timeout: Duration,
+    /// How long a client may go without reading while there is something for it.
+    pub slow_consumer_timeout: Duration,
+    /// Over how long the reconnections of all clients are spread when the server drains.
+    pub drain_retry_spread: Duration,
+    /// Sites whose pages may subscribe by gRPC-Web, as origins (`https://example.com`), or `*`.
+    /// Pages that this machine serves to itself always may.
+    pub web_origins: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            streams_max: 10_000,
+            streams_per_connection_max: 100,
+            header_bytes_max: 16 * 1024,
+            request_bytes_max: 64 * 1024,
+            response_bytes_max: 256 * 1024,
+            header_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(20),
+            slow_consumer_timeout: Duration::from_secs(60),
+            drain_retry_spread: Duration::from_secs(5),
+            web_origins: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// How long a client should wait before it comes back: another time for each.
+    fn drain_retry_after(&self) -> Duration {
+        shared::spread(self.drain_retry_spread)
+    }
+}
+
+/// The gRPC server, without its listener.
+#[derive(Clone)]
+pub struct Streams {
+    shared: Arc<Shared>,
+    connections: Connections,
+}
+
+/// The services could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[error("the reflection service does not accept the contract: {0}")]
+pub struct Error(#[from] tonic_reflection::server::Error);
+
+impl Streams {
+    /// Puts the services together over a log and the bus that follows it.
+    ///
+    /// # Errors
+    /// When the compiled contract is not what reflection expects: a bug.
+    pub async fn new(
+        options: Options,
+        log: Arc<dyn Log>,
+        bus: Arc<Bus>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let draining = CancellationToken::new();
+        let shared = Shared::new(options.clone(), log, bus, metrics, draining.clone());
+        let services = Services::new(&shared).await?;
+        let streams = TaskTracker::new();
+        let connections = Connections {
+            services,
+            options,
+            draining,
+            streams,
+        };
+        Ok(Self {
+            shared,
+            connections,
+        })
+    }
+
+    /// Serves one connection until it ends.
+    pub async fn serve<IO>(&self, io: IO, peer: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.connections.serve(io, peer).await;
+    }
+
+    /// Tells every stream to end with its cursor, and resolves when all have. New ones are
+    /// answered the same way.
+    pub async fn drain(&self) {
+        self.connections.services.drain().await;
+        self.connections.draining.cancel();
+        self.connections.streams.close();
+        self.connections.streams.wait().await;
+    }
+
+    /// What can be seen of all streams now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.registry.snapshot(self.shared.bus.head())
+    }
+}

@@ -1,0 +1,164 @@
+//! Owns the list of open streams: how many there may be, how far each is, and how each ended.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use bytes::Buf as _;
+use dashmap::DashMap;
+
+use super::{request::Plan, response::Response, status::Failure};
+use crate::{event::Sequence, metrics::Metrics};
+
+/// All open streams.
+pub(super) struct Registry {
+    streams_max: usize,
+    open: AtomicUsize,
+    next_id: AtomicU64,
+    streams: DashMap<u64, Arc<Progress>>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Progress {
+    position: AtomicU64,
+    /// Nothing matched after the position when the stream last looked.
+    idle: AtomicBool,
+}
+
+/// What can be seen of all streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// How many are open.
+    pub open: usize,
+    /// How many events the slowest has not yet been sent.
+    pub lag_max: u64,
+}
+
+impl Registry {
+    pub(super) fn new(streams_max: usize, metrics: Arc<Metrics>) -> Self {
+        Self {
+            streams_max,
+            open: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            streams: DashMap::new(),
+            metrics,
+        }
+    }
+
+    /// Admits a stream, if there is room for it.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        plan: &Plan,
+        peer: &str,
+    ) -> Result<Registration, Failure> {
+        let admitted = self
+            .open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
+                (open < self.streams_max).then_some(open + 1)
+            });
+        if admitted.is_err() {
+            return Err(Failure::Streams {
+                streams_max: self.streams_max,
+            });
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let progress = Arc::new(Progress::default());
+        self.streams.insert(id, Arc::clone(&progress));
+        tracing::info!(
+            stream = id,
+            peer,
+            client = plan.client_name,
+            "stream opened"
+        );
+        Ok(Registration {
+            registry: Arc::clone(self),
+            id,
+            progress,
+            opened_at: Instant::now(),
+            events: 0,
+            reason: None,
+        })
+    }
+
+    /// Counts a subscription that was answered with a failure.
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.metrics.stream_ended(reason);
+    }
+
+    pub(super) fn snapshot(&self, head: Sequence) -> Snapshot {
+        let lag = |progress: &Progress| {
+            let position = progress.position.load(Ordering::Relaxed);
+            if progress.idle.load(Ordering::Relaxed) {
+                0
+            } else {
+                head.0.saturating_sub(position)
+            }
+        };
+        Snapshot {
+            open: self.open.load(Ordering::Relaxed),
+            lag_max: self
+                .streams
+                .iter()
+                .map(|entry| lag(entry.value()))
+                .max()
+                .unwrap_or(0),
+        }
+    }
+}
+
+/// One stream's entry in the list. Dropping it removes the stream, with the reason it ended for.
+pub(super) struct Registration {
+    registry: Arc<Registry>,
+    id: u64,
+    progress: Arc<Progress>,
+    opened_at: Instant,
+    events: u64,
+    reason: Option<&'static str>,
+}
+
+impl Registration {
+    pub(super) fn opened(&self, position: Sequence) {
+        self.progress.position.store(position.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn told(&mut self, position: Sequence, response: &Response) {
+        self.events += response.events as u64;
+        self.progress.position.store(position.0, Ordering::Relaxed);
+        self.progress.idle.store(false, Ordering::Relaxed);
+        self.registry
+            .metrics
+            .delivered(response.events, response.remaining());
+    }
+
+    pub(super) fn waiting(&self, position: Sequence) {
+        self.progress.position.store(position.0, Ordering::Relaxed);
+        self.progress.idle.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn ended(&mut self, end: &Result<(), Failure>) {
+        self.reason = Some(end.as_ref().map_or_else(Failure::reason, |()| "COMPLETE"));
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.streams.remove(&self.id);
+        self.registry.open.fetch_sub(1, Ordering::AcqRel);
+        // Nobody said why: the client went, or its connection did.
+        let reason = self.reason.unwrap_or("CLIENT_GONE");
+        self.registry.metrics.stream_ended(reason);
+        tracing::info!(
+            stream = self.id,
+            reason,
+            events = self.events,
+            position = self.progress.position.load(Ordering::Relaxed),
+            seconds = self.opened_at.elapsed().as_secs_f64(),
+            "stream ended"
+        );
+    }
+}

@@ -1,0 +1,503 @@
+//! Owns one subscription: where it is, what comes next, and when it ends. It moves along the log
+//! through one filter and one encoder, whether blocks come from the bus or from the log, so the
+//! two meet without gap or repeat. Knows nothing of connections: whoever has one asks
+//! [`Session::ready`] and then takes as much as the client has room for.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    notice,
+    registry::Registration,
+    request::{OnExpired, Plan, StartAt, StopAt},
+    response::{Response, Writer},
+    shared::Shared,
+    status::Failure,
+};
+use crate::{
+    bus,
+    event::{Cursor, Sequence, UnixMicros},
+    log::{self, Block, ReadError},
+};
+
+/// How long after its stop time a stream waits for events that were stamped before it and are still
+/// on their way from the disk.
+const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
+
+/// How much of the log a catching-up subscriber reads at once, in bytes: enough to keep reads from
+/// being the cost, little enough that thousands can catch up together.
+const READ_BYTES_MAX: usize = 512 * 1024;
+
+/// One subscription.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    plan: Plan,
+    subscriber: bus::Subscriber,
+    registration: Registration,
+    draining: CancellationToken,
+    /// Every event up to here was delivered or did not match.
+    position: Sequence,
+    /// The cursor of the last response.
+    told: Sequence,
+    phase: Phase,
+    bounds: Bounds,
+    /// What the log gave and was not looked at yet.
+    history: VecDeque<Arc<Block>>,
+    /// A run of matching events right after the place.
+    found: Option<Found>,
+    notices: VecDeque<Vec<u8>>,
+    progress_at: Instant,
+    end: Option<Result<(), Failure>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    History,
+    Live,
+}
+
+/// Which part of the log the subscription is about.
+struct Bounds {
+    /// The last event that may be delivered.
+    last: Sequence,
+    not_before: UnixMicros,
+    before: Option<UnixMicros>,
+    events_left: u64,
+}
+
+struct Found {
+    block: Arc<Block>,
+    run: Range<usize>,
+    /// Where the events within bounds end.
+    end: usize,
+}
+
+/// What a session gives next.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A response to send.
+    Response(Response),
+    /// The end of the stream.
+    End(Result<(), Failure>),
+}
+
+/// What one step along the log led to.
+enum Moved {
+    /// Something can be taken.
+    Ready,
+    /// On to the next block.
+    On,
+    /// The log has to be read.
+    Read,
+    /// There is nothing more for now.
+    Wait,
+}
+
+impl Session {
+    /// Begins at the place that a plan starts from.
+    ///
+    /// # Errors
+    /// The [`Failure`] to answer with, before any response.
+    pub(super) async fn open(
+        shared: Arc<Shared>,
+        plan: Plan,
+        mut registration: Registration,
+    ) -> Result<Self, Failure> {
+        // Subscribed before the head is read: nothing that comes after it goes by unseen.
+        let subscriber = shared.bus.subscribe(plan.filter.clone());
+        let start = match Start::find(&shared, &plan).await {
+            Ok(start) => start,
+            Err(failure) => {
+                registration.ended(&Err(failure.clone()));
+                return Err(failure);
+            }
+        };
+        registration.opened(start.position);
+        Ok(Self {
+            subscriber,
+            registration,
+            draining: shared.draining.clone(),
+            position: start.position,
+            told: start.position,
+            phase: Phase::History,
+            bounds: start.bounds,
+            history: VecDeque::new(),
+            found: None,
+            notices: start.notices,
+            progress_at: Instant::now() + plan.progress_interval,
+            end: None,
+            plan,
+            shared,
+        })
+    }
+
+    /// Waits until there is something to take. Gives up nothing when it is dropped.
+    pub(super) async fn ready(&mut self) {
+        loop {
+            if self.end.is_none() && self.draining.is_cancelled() {
+                self.drain();
+            }
+            if self.has_something() {
+                return;
+            }
+            match self.step() {
+                Moved::Ready => return,
+                // A sparse filter can have far to go: let others run in between.
+                Moved::On => tokio::task::coop::consume_budget().await,
+                Moved::Read => self.read().await,
+                Moved::Wait => self.wait().await,
+            }
+            if !self.has_something() && Instant::now() >= self.progress_at {
+                self.notices
+                    .push_back(notice::progress(self.position, self.head()));
+            }
+        }
+    }
+
+    /// The fewest bytes that [`take`](Self::take) can give next.
+    #[must_use]
+    pub(super) fn response_bytes_min(&self) -> usize {
+        if let Some(notice) = self.notices.front() {
+            return Response::bytes(notice.len(), 0);
+        }
+        self.found.as_ref().map_or(0, |found| {
+            let view = found.block.view(self.plan.format);
+            let first = found.run.start;
+            Response::bytes(0, view.slice_bytes(first..first + 1))
+        })
+    }
+
+    /// The next response, of at most `bytes_max` unless a single event is larger; or the end.
+    /// `None` when there is neither: ask [`ready`](Self::ready) first.
+    pub(super) fn take(&mut self, bytes_max: usize) -> Option<Step> {
+        let response = if let Some(notice) = self.notices.pop_front() {
+            Response::of_notice(self.cursor(), &notice)
+        } else if self.found.is_some() {
+            self.take_events(bytes_max.min(self.shared.options.response_bytes_max))
+        } else {
+            let end = self.end.clone()?;
+            self.registration.ended(&end);
+            return Some(Step::End(end));
+        };
+        self.told = self.position;
+        self.progress_at = Instant::now() + self.plan.progress_interval;
+        self.registration.told(self.position, &response);
+        Some(Step::Response(response))
+    }
+
+    /// Ends the stream: the client has not read for `waited`.
+    pub(super) fn give_up(&mut self, waited: Duration) -> Result<(), Failure> {
+        // While the server drains, that is the reason, whatever else held the stream up.
+        let failure = if self.draining.is_cancelled() {
+            let retry_after = self.shared.options.drain_retry_after();
+            Failure::Draining {
+                retry_after,
+                cursor: Some(self.told_cursor()),
+            }
+        } else {
+            Failure::SlowConsumer {
+                waited,
+                cursor: self.told_cursor(),
+            }
+        };
+        let end = Err(failure);
+        self.registration.ended(&end);
+        end
+    }
+
+    /// Lets go of all blocks, for as long as the client has no room: a crowd of stalled clients
+    /// holds no memory. What was found is found again from the place.
+    pub(super) fn park(&mut self) {
+        self.history.clear();
+        self.found = None;
+    }
+
+    /// Cancelled when the server begins to drain.
+    #[must_use]
+    pub(super) fn draining(&self) -> &CancellationToken {
+        &self.draining
+    }
+
+    fn take_events(&mut self, bytes_max: usize) -> Response {
+        let mut writer = Writer::new(bytes_max);
+        while let Some(found) = self.found.take() {
+            self.found = self.take_block(found, &mut writer);
+            // Goes on with the next blocks while they are at hand, so that one response carries
+            // all that is waiting.
+            while self.found.is_none() && self.notices.is_empty() && self.end.is_none() {
+                let Moved::On = self.step() else { break };
+            }
+            if writer.is_full() || !self.notices.is_empty() || self.end.is_some() {
+                break;
+            }
+        }
+        writer.finish(self.cursor())
+    }
+
+    /// Adds the matching events of a block. Returns what of it did not fit.
+    fn take_block(&mut self, mut found: Found, writer: &mut Writer) -> Option<Found> {
+        let filter = self.plan.filter.clone();
+        let selection = filter.select(&found.block);
+        let first = found.block.first_sequence();
+        let view = found.block.view(self.plan.format);
+        loop {
+            let wanted = usize::try_from(self.bounds.events_left).unwrap_or(usize::MAX);
+            let wanted_end = found.run.end.min(found.run.start.saturating_add(wanted));
+            let end = writer.push(view, found.run.start..wanted_end);
+            self.position = first.plus(end as u64).before();
+            self.bounds.events_left -= (end - found.run.start) as u64;
+            if self.bounds.events_left == 0 {
+                self.end = Some(Ok(()));
+                return None;
+            }
+            found.run.start = end;
+            if end < found.run.end {
+                return Some(found);
+            }
+            match clip(selection.next_run(end), found.end) {
+                Some(run) => found.run = run,
+                None => {
+                    self.position = first.plus(found.end as u64).before();
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// One step along the log. Never waits.
+    fn step(&mut self) -> Moved {
+        if self.position >= self.bounds.last {
+            return self.finish();
+        }
+        if let Some(block) = self.history.pop_front() {
+            return self.examine(block);
+        }
+        match self.subscriber.next(self.position) {
+            bus::Next::Block(block) => self.examine(block),
+            bus::Next::AtHead(head) if head > self.position => {
+                self.position = head.min(self.bounds.last);
+                Moved::On
+            }
+            bus::Next::AtHead(_) => self.at_head(),
+            bus::Next::Behind => {
+                if self.phase == Phase::Live {
+                    self.phase = Phase::History;
+                    self.notices
+                        .push_back(notice::fell_behind(self.position, self.head()));
+                    return Moved::Ready;
+                }
+                Moved::Read
+            }
+        }
+    }
+
+    /// Looks for matching events in a block, after the place and within bounds.
+    fn examine(&mut self, block: Arc<Block>) -> Moved {
+        if self
+            .bounds
+            .before
+            .is_some_and(|before| block.received_at() >= before)
+        {
+            return self.finish();
+        }
+        let last = block.last_sequence().min(self.bounds.last);
+        let first = block.first_sequence();
+        let index = |sequence: Sequence| {
+            usize::try_from(sequence.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
+        };
+        let end = index(last.plus(1));
+        let run = if block.received_at() < self.bounds.not_before {
+            None
+        } else {
+            let from = index(self.position.plus(1));
+            clip(self.plan.filter.select(&block).next_run(from), end)
+        };
+        let Some(run) = run else {
+            self.position = self.position.max(last);
+            return Moved::On;
+        };
+        self.position = first.plus(run.start as u64).before();
+        self.found = Some(Found { block, run, end });
+        Moved::Ready
+    }
+
+    fn at_head(&mut self) -> Moved {
+        if self.phase == Phase::History {
+            self.phase = Phase::Live;
+            self.notices.push_back(notice::caught_up(self.position));
+            return Moved::Ready;
+        }
+        if self.stop_time_left().is_some_and(|left| left.is_zero()) {
+            return self.finish();
+        }
+        Moved::Wait
+    }
+
+    async fn read(&mut self) {
+        match self.shared.log.read(self.position, READ_BYTES_MAX).await {
+            // Not to be expected below the head. Waiting keeps it from becoming a busy loop.
+            Ok(blocks) if blocks.is_empty() => self.wait().await,
+            Ok(blocks) => self.history.extend(blocks),
+            Err(ReadError::Expired { .. }) => {
+                let range = self.shared.range();
+                match skip(&self.shared, &range, self.position, self.plan.on_expired) {
+                    Ok((position, notice)) => {
+                        self.position = position;
+                        self.notices.push_back(notice);
+                    }
+                    Err(failure) => self.end = Some(Err(failure)),
+                }
+            }
+            Err(error @ ReadError::Failed(_)) => {
+                let cursor = self.told_cursor();
+                self.end = Some(Err(self.shared.unreadable(&error, Some(cursor))));
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        self.registration.waiting(self.position);
+        let stop_time = self.stop_time_left();
+        let mut until = self.progress_at;
+        if let Some(left) = stop_time {
+            until = until.min(Instant::now() + left);
+        }
+        tokio::select! {
+            () = self.subscriber.changed() => {}
+            () = tokio::time::sleep_until(until) => {}
+            () = self.draining.cancelled() => {}
+        }
+    }
+
+    /// How long it is until nothing more can come that was received before the stop time.
+    fn stop_time_left(&self) -> Option<Duration> {
+        let before = self.bounds.before?;
+        let left = before.0.saturating_sub(UnixMicros::now().0);
+        let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
+        Some(Duration::from_micros(
+            left.saturating_add(grace).try_into().unwrap_or(0),
+        ))
+    }
+
+    /// The stop position is reached: says how far the stream came, then ends it.
+    fn finish(&mut self) -> Moved {
+        if self.position > self.told {
+            self.notices
+                .push_back(notice::progress(self.position, self.head()));
+        }
+        self.end = Some(Ok(()));
+        Moved::Ready
+    }
+
+    fn drain(&mut self) {
+        let retry_after = self.shared.options.drain_retry_after();
+        self.park();
+        self.notices.push_back(notice::draining(retry_after));
+        self.end = Some(Err(Failure::Draining {
+            retry_after,
+            cursor: Some(self.cursor()),
+        }));
+    }
+
+    fn has_something(&self) -> bool {
+        self.found.is_some() || self.end.is_some() || !self.notices.is_empty()
+    }
+
+    fn head(&self) -> Sequence {
+        self.subscriber.head().max(self.position)
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.shared.log.lineage().cursor(self.position)
+    }
+
+    fn told_cursor(&self) -> Cursor {
+        self.shared.log.lineage().cursor(self.told)
+    }
+}
+
+/// Where a stream starts, and what its client is told first.
+struct Start {
+    position: Sequence,
+    bounds: Bounds,
+    notices: VecDeque<Vec<u8>>,
+}
+
+impl Start {
+    async fn find(shared: &Shared, plan: &Plan) -> Result<Self, Failure> {
+        let range = shared.range();
+        let mut not_before = UnixMicros(i64::MIN);
+        let mut before = None;
+        let wanted = match plan.start {
+            StartAt::Latest => range.head,
+            StartAt::Earliest => range.earliest.before(),
+            StartAt::After(cursor) => shared.check("start.after_cursor", cursor, &range)?,
+            StartAt::Time(at) => {
+                not_before = at;
+                shared
+                    .log
+                    .seek(at)
+                    .await
+                    .map_err(|error| shared.unreadable(&error, None))?
+            }
+        };
+        let last = match plan.stop {
+            StopAt::Never => Sequence(u64::MAX),
+            StopAt::Head => range.head,
+            StopAt::Cursor(cursor) => shared.check("stop.at_cursor", cursor, &range)?,
+            StopAt::Time(at) => {
+                before = Some(at);
+                Sequence(u64::MAX)
+            }
+        };
+        let mut notices = VecDeque::new();
+        let position = if range.reaches(wanted) {
+            wanted
+        } else {
+            let (position, notice) = skip(shared, &range, wanted, plan.on_expired)?;
+            notices.push_back(notice);
+            position
+        };
+        notices.push_front(notice::started(shared, &plan.filter, &range, position));
+        let events_left = plan.events_max.unwrap_or(u64::MAX);
+        let bounds = Bounds {
+            last,
+            not_before,
+            before,
+            events_left,
+        };
+        Ok(Self {
+            position,
+            bounds,
+            notices,
+        })
+    }
+}
+
+/// The part of a run before `end`, if there is any.
+fn clip(run: Option<Range<usize>>, end: usize) -> Option<Range<usize>> {
+    run.map(|run| run.start..run.end.min(end))
+        .filter(|run| !run.is_empty())
+}
+
+/// Decides where to go on when retention has passed a place.
+fn skip(
+    shared: &Shared,
+    range: &log::Range,
+    after: Sequence,
+    on_expired: OnExpired,
+) -> Result<(Sequence, Vec<u8>), Failure> {
+    let position = match on_expired {
+        OnExpired::Fail => {
+            return Err(Failure::CursorExpired {
+                earliest: shared.log.lineage().cursor(range.earliest.before()),
+                head: shared.log.lineage().cursor(range.head),
+            });
+        }
+        OnExpired::Earliest => range.earliest.before(),
+        OnExpired::Latest => range.head,
+    };
+    Ok((position, notice::skipped(after.plus(1), position)))
+}

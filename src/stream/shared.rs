@@ -1,0 +1,93 @@
+//! Owns what all streams of a server have in common: the log, the bus, the limits, and the list of
+//! the streams that are open.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Options, registry::Registry, status::Failure};
+use crate::{
+    bus::Bus,
+    event::{Cursor, Sequence},
+    log::{self, Log, ReadError},
+    metrics::Metrics,
+};
+
+/// What every stream needs.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) bus: Arc<Bus>,
+    pub(super) registry: Arc<Registry>,
+    /// Cancelled when the server begins to drain.
+    pub(super) draining: CancellationToken,
+}
+
+impl Shared {
+    pub(super) fn new(
+        options: Options,
+        log: Arc<dyn Log>,
+        bus: Arc<Bus>,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+    ) -> Arc<Self> {
+        let registry = Arc::new(Registry::new(options.streams_max, metrics));
+        Arc::new(Self {
+            options,
+            log,
+            bus,
+            registry,
+            draining,
+        })
+    }
+
+    /// The ends of the log. A block is on the bus a moment before the log's range has it, and a
+    /// client that was quick may already have its cursor.
+    pub(super) fn range(&self) -> log::Range {
+        let mut range = self.log.range();
+        range.head = range.head.max(self.bus.head());
+        range
+    }
+
+    /// Checks that a cursor belongs to the log.
+    pub(super) fn check(
+        &self,
+        field: &'static str,
+        cursor: Cursor,
+        range: &log::Range,
+    ) -> Result<Sequence, Failure> {
+        let lineage = self.log.lineage();
+        lineage
+            .check(cursor, range.head)
+            .map_err(|fault| Failure::CursorForeign {
+                field,
+                fault,
+                head: lineage.cursor(range.head),
+            })
+    }
+
+    /// What to answer when the log cannot be read; the operator gets the cause.
+    pub(super) fn unreadable(&self, error: &ReadError, cursor: Option<Cursor>) -> Failure {
+        tracing::error!(%error, "a stream ends because the log cannot be read");
+        Failure::LogUnavailable { cursor }
+    }
+}
+
+/// Spreads the reconnections of many clients over time, without a random number generator: each
+/// call gets the next of a sequence that fills the interval evenly (the golden ratio's multiples).
+pub(super) fn spread(over: Duration) -> Duration {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    const GOLDEN_RATIO_64: u64 = 0x9e37_79b9_7f4a_7c15;
+    let fraction = CALLS
+        .fetch_add(1, Ordering::Relaxed)
+        .wrapping_mul(GOLDEN_RATIO_64)
+        >> 32;
+    let nanos = u64::try_from(over.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(((u128::from(nanos) * u128::from(fraction)) >> 32) as u64)
+}

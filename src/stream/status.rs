@@ -1,0 +1,263 @@
+//! Owns what a subscriber is told when a call fails: one list of failures, one map from them to
+//! gRPC codes and reasons. Nobody else chooses a status.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::{
+    event::{Cursor, CursorError},
+    filter,
+    log::CursorFault,
+};
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "prelude-bridge";
+
+/// Why a call ends with another status than OK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The filter has faults: all of them.
+    Filter(Vec<filter::Fault>),
+    /// Another field of the request is out of its bounds.
+    Request {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        description: String,
+    },
+    /// A text in the request is no cursor.
+    CursorMalformed {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong with it.
+        error: CursorError,
+    },
+    /// A cursor in the request does not belong to this log.
+    CursorForeign {
+        /// The field's path.
+        field: &'static str,
+        /// Why not.
+        fault: CursorFault,
+        /// Where the log ends.
+        head: Cursor,
+    },
+    /// Retention has removed events after the place to continue from.
+    CursorExpired {
+        /// The cursor before the oldest event that is left.
+        earliest: Cursor,
+        /// The cursor of the newest event.
+        head: Cursor,
+    },
+    /// The server has as many streams as it may.
+    Streams {
+        /// The limit.
+        streams_max: usize,
+    },
+    /// The client did not read for too long.
+    SlowConsumer {
+        /// How long.
+        waited: Duration,
+        /// The place to resume from.
+        cursor: Cursor,
+    },
+    /// The server is about to shut down.
+    Draining {
+        /// How long to wait before reconnecting.
+        retry_after: Duration,
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+    /// The log cannot be read. The operator's log says why.
+    LogUnavailable {
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+}
+
+impl Failure {
+    /// The reason in the `ErrorInfo`, also the label in logs and metrics.
+    #[must_use]
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Filter(_) => "FILTER_INVALID",
+            Self::Request { .. } => "REQUEST_INVALID",
+            Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
+            Self::CursorForeign { fault, .. } => match fault {
+                CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
+                CursorFault::Ahead { .. } => "CURSOR_AHEAD",
+            },
+            Self::CursorExpired { .. } => "CURSOR_EXPIRED",
+            Self::Streams { .. } => "LIMIT_STREAMS",
+            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
+            Self::Draining { .. } => "DRAINING",
+            Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
+        }
+    }
+
+    /// The gRPC code.
+    #[must_use]
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Filter(_) | Self::Request { .. } | Self::CursorMalformed { .. } => {
+                Code::InvalidArgument
+            }
+            Self::CursorForeign { .. } => Code::FailedPrecondition,
+            Self::CursorExpired { .. } => Code::OutOfRange,
+            Self::Streams { .. } | Self::SlowConsumer { .. } => Code::ResourceExhausted,
+            Self::Draining { .. } | Self::LogUnavailable { .. } => Code::Unavailable,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Filter(faults) => {
+                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                format!("the filter is not valid: {}", faults.join("; "))
+            }
+            Self::Request { field, description } => format!("{field}: {description}"),
+            Self::CursorMalformed { field, error } => format!("{field}: {error}"),
+            Self::CursorForeign { field, fault, .. } => format!(
+                "{field}: {fault}; start from earliest, or from a time that is safely processed"
+            ),
+            Self::CursorExpired { earliest, head } => format!(
+                "retention has removed events after this cursor; events {} to {} are still there: \
+                 start from earliest, or set on_expired",
+                earliest.sequence.plus(1),
+                head.sequence,
+            ),
+            Self::Streams { streams_max } => {
+                format!("the server has its maximum of {streams_max} streams; retry later")
+            }
+            Self::SlowConsumer { waited, .. } => format!(
+                "the client did not read for {} s; resume from the cursor in the metadata",
+                waited.as_secs()
+            ),
+            Self::Draining { .. } => {
+                "the server is shutting down; resume elsewhere or later".into()
+            }
+            Self::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
+        }
+    }
+
+    fn metadata(&self) -> HashMap<String, String> {
+        let cursors = match self {
+            Self::CursorExpired { earliest, head } => {
+                vec![("earliest", *earliest), ("head", *head)]
+            }
+            Self::CursorForeign { head, .. } => vec![("head", *head)],
+            Self::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
+            Self::Draining { cursor, .. } | Self::LogUnavailable { cursor } => {
+                cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
+            }
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::CursorMalformed { .. }
+            | Self::Streams { .. } => Vec::new(),
+        };
+        cursors
+            .into_iter()
+            .map(|(key, cursor)| (key.into(), cursor.to_string()))
+            .collect()
+    }
+
+    fn violations(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::Filter(faults) => faults
+                .iter()
+                .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
+                .collect(),
+            Self::Request { field, description } => vec![FieldViolation::new(*field, description)],
+            Self::CursorMalformed { field, error } => {
+                vec![FieldViolation::new(*field, error.to_string())]
+            }
+            Self::CursorForeign { .. }
+            | Self::CursorExpired { .. }
+            | Self::Streams { .. }
+            | Self::SlowConsumer { .. }
+            | Self::Draining { .. }
+            | Self::LogUnavailable { .. } => Vec::new(),
+        }
+    }
+
+    /// How long a client should wait, where waiting helps.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Draining { retry_after, .. } => Some(*retry_after),
+            Self::LogUnavailable { .. } => Some(Duration::from_secs(5)),
+            Self::Streams { .. } => Some(Duration::from_secs(1)),
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::CursorMalformed { .. }
+            | Self::CursorForeign { .. }
+            | Self::CursorExpired { .. }
+            | Self::SlowConsumer { .. } => None,
+        }
+    }
+}
+
+impl From<&Failure> for Status {
+    fn from(failure: &Failure) -> Self {
+        let mut details =
+            ErrorDetails::with_error_info(failure.reason(), DOMAIN, failure.metadata());
+        let violations = failure.violations();
+        if !violations.is_empty() {
+            details.set_bad_request(violations);
+        }
+        if let Some(delay) = failure.retry_after() {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(failure.code(), failure.message(), details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{LogId, Sequence, Term};
+
+    fn cursor(sequence: u64) -> Cursor {
+        Cursor {
+            log: LogId(1),
+            term: Term(2),
+            sequence: Sequence(sequence),
+        }
+    }
+
+    #[test]
+    fn an_expired_cursor_names_what_is_still_there() {
+        let failure = Failure::CursorExpired {
+            earliest: cursor(4),
+            head: cursor(9),
+        };
+        let status = Status::from(&failure);
+        assert_eq!(status.code(), Code::OutOfRange);
+        assert!(
+            status.message().contains("events 5 to 9"),
+            "{}",
+            status.message()
+        );
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("CURSOR_EXPIRED", DOMAIN)
+        );
+        assert_eq!(info.metadata["earliest"], cursor(4).to_string());
+        assert_eq!(info.metadata["head"], cursor(9).to_string());
+    }
+
+    #[test]
+    fn a_slow_consumer_is_given_its_cursor() {
+        let failure = Failure::SlowConsumer {
+            waited: Duration::from_secs(60),
+            cursor: cursor(7),
+        };
+        let details = Status::from(&failure).get_error_details();
+        assert_eq!(
+            details.error_info().unwrap().metadata["cursor"],
+            cursor(7).to_string()
+        );
+    }
+}
