@@ -151,7 +151,7 @@ impl std::fmt::Debug for Simulator {
 }
 
 impl Simulator {
-    /// Makes the keys that are missing, binds, and serves. With generated keys this takes seconds.
+    /// Makes the keys that are missing, binds, and serves. Each key takes tenths of a second.
     ///
     /// # Errors
     /// [`Error::Options`], [`Error::Listen`], [`Error::Key`], [`Error::Client`], [`Error::Seed`].

@@ -34,7 +34,7 @@ pub struct AppOptions {
     /// Its id, for example `54e9ujn`.
     pub id: String,
     /// The first signs at the start, the others take over at each rotation. When none is left, a
-    /// new one is made, which takes seconds.
+    /// new one is made, which takes tenths of a second at 2048 bits.
     pub keys: Vec<SigningKey>,
 }
 

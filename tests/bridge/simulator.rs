@@ -805,8 +805,8 @@ async fn simulate_refuses_flags_that_cannot_be_meant() {
             "--rate",
         ),
         (
-            &["--scenario", "Cargo.toml"],
-            "line 16: `bin`: unknown field",
+            &["--scenario", "rustfmt.toml"],
+            "line 1: `edition`: unknown field",
         ),
     ] {
         let output = simulate(arguments).await;
