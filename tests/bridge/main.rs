@@ -4,3 +4,4 @@
 mod cli;
 mod configuration;
 mod simulator;
+mod tail;
