@@ -471,7 +471,13 @@ mod tests {
         for types in [&["wanted"][..], &["other"], &[]] {
             readers.push(bus.subscribe(filter(types)));
         }
-        let kind = |sequence: u64| if sequence % 7 == 0 { "wanted" } else { "other" };
+        let kind = |sequence: u64| {
+            if sequence.is_multiple_of(7) {
+                "wanted"
+            } else {
+                "other"
+            }
+        };
         std::thread::scope(|scope| {
             for mut reader in readers {
                 scope.spawn(move || {

@@ -20,13 +20,19 @@ pub mod net;
 
 pub mod signature;
 
+pub mod decode;
+
 pub mod log;
 
 pub mod bus;
 
 pub mod filter;
 
+pub mod receiver;
+
 pub mod stream;
+
+pub mod admin;
 
 pub mod client;
 

@@ -290,6 +290,35 @@ mod tests {
         }
     }
 
+    /// With 8n+1 bits the encoded message is an octet shorter than the signature; with others, a
+    /// different number of leading bits is zero.
+    #[test]
+    fn moduli_of_uneven_lengths_are_handled() {
+        let mut rng = rsa::rand_core::OsRng;
+        for bits in [2049, 2053] {
+            let private = rsa::RsaPrivateKey::new(&mut rng, bits).unwrap();
+            let key = private.to_public_key();
+            let verifier = Verifier::new(&key).unwrap();
+            let digest = BodyDigest::of(BODY);
+            for salt in [0, 32, (bits - 1_usize).div_ceil(8) - 34] {
+                let scheme = Pss::new_with_salt::<Sha256>(salt);
+                let signature = private
+                    .sign_with_rng(&mut rng, scheme, &Sha256::digest(BODY))
+                    .unwrap();
+                assert!(
+                    verifier.verify(&digest, &signature),
+                    "{bits} bits, salt {salt}"
+                );
+                let Recovered::Message(message) = recover(&key, &signature) else {
+                    panic!()
+                };
+                let encoded = Encoded::parse(&message, bits).unwrap();
+                assert!(encoded.is_of(&digest));
+                assert_eq!(encoded.salt_bytes(), salt);
+            }
+        }
+    }
+
     /// Encodes with one deliberate fault and signs that raw: what only the key's owner could send.
     fn forged(fault: impl Fn(&mut Vec<u8>, &mut Vec<u8>)) -> Vec<u8> {
         let salt = [9_u8; 32];

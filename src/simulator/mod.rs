@@ -45,8 +45,10 @@ pub mod ledger;
 mod management;
 pub mod options;
 pub mod random;
+pub mod scenario;
 pub mod schedule;
 mod state;
+pub mod traffic;
 pub mod webhooks;
 
 pub use self::{

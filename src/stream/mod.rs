@@ -12,6 +12,8 @@ mod services;
 mod session;
 mod shared;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

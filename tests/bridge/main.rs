@@ -3,5 +3,6 @@
 
 mod cli;
 mod configuration;
+mod signatures;
 mod simulator;
 mod tail;

@@ -1,0 +1,391 @@
+//! Owns what a delivery's body means: a verified body becomes the events of a batch, encoded as far
+//! as that is possible before they have their place in the log.
+//!
+//! Two things are strict, because without them there is no batch: the body is a JSON object in
+//! UTF-8 with an `events` array, and its `app_id` is the app whose keys verified it. Everything
+//! about a single event is lenient: the sender documents no shape for it, and what is not
+//! understood must still reach the subscribers. So every item of the array is an event, whatever
+//! it is, and its bytes are kept as they are; each further field is found or left empty.
+//!
+//! - **type**: `type`, else `event`. Empty where neither is a string, or it has more than
+//!   [`TYPE_BYTES_MAX`] bytes.
+//! - **id**: `id`, a string or the text of a number. Where there is none, or none of 1 to
+//!   [`ID_BYTES_MAX`] bytes, `syn_` and a hash of app, type and the item's bytes.
+//! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
+//! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
+//!   than [`ID_BYTES_MAX`] bytes.
+//! - **occurred_at**: see [`payload::Fields::occurred_at`].
+//! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
+//!   defaults. A field of the wrong shape leaves the message out.
+//!
+//! Of members that occur twice the last one counts. Knows nothing of HTTP, keys and the log.
+
+mod json;
+mod payload;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    ops::Range,
+    sync::{Arc, LazyLock},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use self::{
+    json::{Name, Value},
+    payload::Fields,
+};
+use crate::{
+    event::{Batch, Draft, EventKey, user_hash},
+    signature::VerifiedBody,
+    wire::Head,
+};
+
+/// The longest event type that is passed on. The documented ones have up to 23 bytes; blocks store
+/// types as names with a short length.
+pub const TYPE_BYTES_MAX: usize = 256;
+
+/// The longest id (of an event, a user, a correlation) that is passed on. Real ones have about 30
+/// bytes.
+pub const ID_BYTES_MAX: usize = 1024;
+
+/// The most events of one batch. The smallest event with a type and a user has over 40 bytes, so
+/// a body within its limit of 1 MiB never gets here with such; but `[0,0,0…]` would, and each item
+/// costs a hundred bytes of memory.
+pub const EVENTS_MAX: usize = 65_536;
+
+/// Why a verified body is no batch. Never shows what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Some byte sequence in it is not UTF-8.
+    #[error("the body is not UTF-8: byte {at} begins no character")]
+    NotUtf8 {
+        /// The offset of the first wrong byte.
+        at: usize,
+    },
+    /// Not JSON, or something after it.
+    #[error("the body is not JSON: line {line}, column {column}")]
+    NotJson {
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1, in bytes.
+        column: usize,
+    },
+    /// JSON of another kind.
+    #[error("the body is JSON but no object")]
+    NotObject,
+    /// No `app_id`, or not a string.
+    #[error("the body's app_id is missing or not a string")]
+    NoAppId,
+    /// The `app_id` of an app other than the one whose keys verified the body.
+    #[error("the body's app_id is another app's")]
+    OtherApp,
+    /// No `events`, or not an array.
+    #[error("the body's events are missing or not an array")]
+    NoEvents,
+    /// More than [`EVENTS_MAX`].
+    #[error("the body has more than {EVENTS_MAX} events")]
+    TooManyEvents,
+}
+
+/// Decodes the body of a delivery that the keys of `app_id` have verified. All its events carry
+/// the `traceparent` of the request (empty where it had none).
+///
+/// # Errors
+/// Where the body is no batch of this app; never for the shape of one event.
+pub fn batch(
+    verified: VerifiedBody,
+    app_id: &Arc<str>,
+    traceparent: &str,
+) -> Result<Batch, Error> {
+    batch_of(verified.into_body(), app_id, traceparent)
+}
+
+/// The `app_id` that a body claims, before anybody has verified it: only to choose the keys that
+/// can. `None` where [`batch`] would find none.
+#[must_use]
+pub fn claimed_app_id(body: &[u8]) -> Option<Cow<'_, str>> {
+    let text = str::from_utf8(body).ok()?;
+    let mut app_id = None;
+    json::members(text, |name, value| {
+        if name.is("app_id") {
+            app_id = Some(value);
+        }
+    })?;
+    app_id?.string()
+}
+
+fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, Error> {
+    let text = str::from_utf8(&body).map_err(|error| Error::NotUtf8 {
+        at: error.valid_up_to(),
+    })?;
+    let envelope = Envelope::parse(text)?;
+    let claimed = envelope.app_id.and_then(Value::string);
+    if claimed.ok_or(Error::NoAppId)? != **app_id {
+        return Err(Error::OtherApp);
+    }
+    let items = envelope.events.ok_or(Error::NoEvents)?;
+
+    let mut encoder = Encoder {
+        app_id,
+        traceparent,
+        // What leaves JSON comes out shorter; what is added per event is about this much.
+        encoded: Vec::with_capacity(text.len() + items.len() * 32),
+    };
+    let drafts = items
+        .into_iter()
+        .map(|item| encoder.draft(item, range_within(text, item)))
+        .collect();
+    let encoded = encoder.encoded.into();
+    Ok(Batch {
+        app_id: Arc::clone(app_id),
+        body,
+        encoded,
+        drafts,
+    })
+}
+
+/// Where a slice of a text is in it. Empty, should it be a slice of something else.
+fn range_within(text: &str, slice: &str) -> Range<usize> {
+    let start = (slice.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+    start..start.saturating_add(slice.len())
+}
+
+/// The members of a body that matter.
+#[derive(Default)]
+struct Envelope<'a> {
+    app_id: Option<Value<'a>>,
+    events: Option<Vec<&'a str>>,
+}
+
+impl<'a> Envelope<'a> {
+    fn parse(text: &'a str) -> Result<Self, Error> {
+        let mut fault = None;
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let parsed = deserializer
+            .deserialize_map(EnvelopeVisitor { fault: &mut fault })
+            .and_then(|envelope| deserializer.end().map(|()| envelope));
+        // The parser's own message could quote the body.
+        parsed.map_err(|error| match fault {
+            Some(fault) => fault,
+            None if error.is_data() => Error::NotObject,
+            None => Error::NotJson {
+                line: error.line(),
+                column: error.column(),
+            },
+        })
+    }
+}
+
+struct EnvelopeVisitor<'f> {
+    fault: &'f mut Option<Error>,
+}
+
+impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
+    type Value = Envelope<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a batch")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let mut envelope = Envelope::default();
+        while let Some(name) = members.next_key::<&RawValue>()? {
+            let name = Name::new(name);
+            if name.is("events") {
+                let fault = &mut *self.fault;
+                envelope.events = Some(members.next_value_seed(EventsSeed { fault })?);
+            } else {
+                let value = Value::new(members.next_value()?);
+                if name.is("app_id") {
+                    envelope.app_id = Some(value);
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+/// Takes the items of the array as they are, in the one pass that checks the whole body.
+struct EventsSeed<'f> {
+    fault: &'f mut Option<Error>,
+}
+
+impl<'de> DeserializeSeed<'de> for EventsSeed<'_> {
+    type Value = Vec<&'de str>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, parser: D) -> Result<Self::Value, D::Error> {
+        // Assumed until the visitor finds an array.
+        *self.fault = Some(Error::NoEvents);
+        parser.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EventsSeed<'_> {
+    type Value = Vec<&'de str>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of events")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+        *self.fault = None;
+        let mut items = Vec::new();
+        while let Some(item) = array.next_element::<&RawValue>()? {
+            if items.len() == EVENTS_MAX {
+                *self.fault = Some(Error::TooManyEvents);
+                return Err(serde::de::Error::custom("too many events"));
+            }
+            items.push(item.get());
+        }
+        Ok(items)
+    }
+}
+
+/// Encodes the events of one batch, one after another into one buffer.
+struct Encoder<'a> {
+    app_id: &'a Arc<str>,
+    traceparent: &'a str,
+    encoded: Vec<u8>,
+}
+
+impl Encoder<'_> {
+    fn draft(&mut self, raw_json: &str, range: Range<usize>) -> Draft {
+        let item = Item::read(raw_json);
+        let event_type = intern(item.event_type().as_deref().unwrap_or_default());
+        let id = match item.id() {
+            Some(id) => id,
+            None => synthetic_id(self.app_id, &event_type, raw_json).into(),
+        };
+        let user_id = item.id_text(item.fields.user_id, item.user_id);
+        let head_start = self.encoded.len();
+        Head {
+            id: &id,
+            event_type: &event_type,
+            app_id: self.app_id,
+            user_id: &user_id,
+            occurred_at: item.fields.occurred_at(&event_type, item.created_at),
+            correlation_id: &item.id_text(item.fields.correlation_id, item.correlation_id),
+            traceparent: self.traceparent,
+        }
+        .encode(&mut self.encoded);
+        let payload_start = self.encoded.len();
+        if item.has_fields {
+            item.fields.encode(&event_type, &mut self.encoded);
+        }
+        Draft {
+            key: EventKey::new(self.app_id, &id),
+            user_hash: if user_id.is_empty() { 0 } else { user_hash(&user_id) },
+            event_type,
+            head: head_start..payload_start,
+            payload: payload_start..self.encoded.len(),
+            raw_json: range,
+        }
+    }
+}
+
+/// The members of one event that matter, as far as they are there.
+#[derive(Default)]
+struct Item<'a> {
+    id: Option<Value<'a>>,
+    r#type: Option<Value<'a>>,
+    event: Option<Value<'a>>,
+    created_at: Option<Value<'a>>,
+    user_id: Option<Value<'a>>,
+    correlation_id: Option<Value<'a>>,
+    fields: Fields<'a>,
+    /// Whether there is an object that the fields are of.
+    has_fields: bool,
+}
+
+impl<'a> Item<'a> {
+    fn read(raw_json: &'a str) -> Self {
+        let mut item = Self::default();
+        let (mut payload, mut data) = (None, None);
+        let object = json::members(raw_json, |name, value| {
+            let member = match name.text() {
+                "id" => &mut item.id,
+                "type" => &mut item.r#type,
+                "event" => &mut item.event,
+                "payload" => &mut payload,
+                "data" => &mut data,
+                "created_at" => &mut item.created_at,
+                "user_id" => &mut item.user_id,
+                "correlation_id" => &mut item.correlation_id,
+                _ => return,
+            };
+            *member = value.not_null();
+        });
+        if object.is_none() {
+            // No object, or one that cannot be read (such as a name that is no Unicode).
+            return Self::default();
+        }
+        let candidates = [payload, data];
+        let nested = candidates.into_iter().flatten().find_map(|value| Fields::read(value.json()));
+        let inline = || match candidates {
+            [None, None] => Fields::read(raw_json),
+            _ => None,
+        };
+        if let Some(fields) = nested.or_else(inline) {
+            item.fields = fields;
+            item.has_fields = true;
+        }
+        item
+    }
+
+    fn event_type(&self) -> Option<Cow<'a, str>> {
+        let candidates = [self.r#type, self.event];
+        let mut texts = candidates.into_iter().flatten().filter_map(Value::string);
+        texts.find(|text| !text.is_empty())
+    }
+
+    fn id(&self) -> Option<Cow<'a, str>> {
+        bounded_id(self.id?)
+    }
+
+    /// The first of the two that there is.
+    fn id_text(&self, inner: Option<Value<'a>>, outer: Option<Value<'a>>) -> Cow<'a, str> {
+        let mut found = [inner, outer].into_iter().flatten().filter_map(bounded_id);
+        found.next().unwrap_or_default()
+    }
+}
+
+fn bounded_id(value: Value<'_>) -> Option<Cow<'_, str>> {
+    let text = value.string_or_number()?;
+    (1..=ID_BYTES_MAX).contains(&text.len()).then_some(text)
+}
+
+/// The documented types, so that the events of a batch share their names.
+static DOCUMENTED: LazyLock<Vec<Arc<str>>> =
+    LazyLock::new(|| payload::DOCUMENTED_TYPES.map(Arc::from).to_vec());
+static NO_TYPE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
+
+fn intern(event_type: &str) -> Arc<str> {
+    if event_type.is_empty() || event_type.len() > TYPE_BYTES_MAX {
+        return Arc::clone(&NO_TYPE);
+    }
+    let known = DOCUMENTED.iter().find(|known| ***known == *event_type);
+    known.map_or_else(|| event_type.into(), Arc::clone)
+}
+
+/// The id of an event that was sent without: the same whenever the same bytes are sent again.
+fn synthetic_id(app_id: &str, event_type: &str, raw_json: &str) -> String {
+    let mut hash = Sha256::new();
+    // The lengths keep the parts apart.
+    for part in [app_id, event_type] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.update(raw_json);
+    let digest: [u8; 32] = hash.finalize().into();
+    let (half, _) = digest.split_at(16);
+    format!("syn_{}", URL_SAFE_NO_PAD.encode(half))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! Owns the walk over JSON that stays in place: names and values are slices of the body, and are
+//! looked into only when they are asked for. Knows nothing of events.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Calls `visit` with every member of an object. `None` where the text is no object, or one that
+/// ends in the middle.
+pub(super) fn members<'a>(text: &'a str, visit: impl FnMut(Name<'a>, Value<'a>)) -> Option<()> {
+    // The parser would build an error with a copy of what it found.
+    if !text.trim_ascii_start().starts_with('{') {
+        return None;
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    deserializer.deserialize_map(MembersVisitor(visit)).ok()?;
+    deserializer.end().ok()
+}
+
+struct MembersVisitor<F>(F);
+
+impl<'de, F: FnMut(Name<'de>, Value<'de>)> Visitor<'de> for MembersVisitor<F> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = members.next_entry::<&RawValue, &RawValue>()? {
+            (self.0)(Name::new(name), Value::new(value));
+        }
+        Ok(())
+    }
+}
+
+/// The name of a member.
+pub(super) struct Name<'a>(Cow<'a, str>);
+
+impl<'a> Name<'a> {
+    pub(super) fn new(quoted: &'a RawValue) -> Self {
+        // A name that is no Unicode (half of a surrogate pair) is none that anybody looks for.
+        Self(Value::new(quoted).string().unwrap_or_default())
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.0 == name
+    }
+}
+
+/// A value as it stands in the body: valid JSON without space around it.
+#[derive(Clone, Copy)]
+pub(super) struct Value<'a>(&'a str);
+
+impl<'a> Value<'a> {
+    pub(super) fn new(value: &'a RawValue) -> Self {
+        Self(value.get())
+    }
+
+    pub(super) fn json(self) -> &'a str {
+        self.0
+    }
+
+    /// The value, unless it is `null`, which means the same as none.
+    pub(super) fn not_null(self) -> Option<Self> {
+        (self.0 != "null").then_some(self)
+    }
+
+    /// The text of a string; `None` for other values and for what is no Unicode.
+    pub(super) fn string(self) -> Option<Cow<'a, str>> {
+        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        if inner.contains('\\') {
+            return serde_json::from_str(self.0).ok().map(Cow::Owned);
+        }
+        Some(Cow::Borrowed(inner))
+    }
+
+    /// The text of a string, or a number as it was written.
+    pub(super) fn string_or_number(self) -> Option<Cow<'a, str>> {
+        let is_number = self.0.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+        if is_number {
+            return Some(Cow::Borrowed(self.0));
+        }
+        self.string()
+    }
+
+    /// The elements of an array; `None` for other values.
+    pub(super) fn elements(self) -> Option<Vec<Self>> {
+        if !self.0.starts_with('[') {
+            return None;
+        }
+        let elements: Vec<&RawValue> = serde_json::from_str(self.0).ok()?;
+        Some(elements.into_iter().map(Self::new).collect())
+    }
+}

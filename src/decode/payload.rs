@@ -1,0 +1,313 @@
+//! Owns the seven documented payloads: their fields in JSON, and the messages of the contract that
+//! they become. Source: <https://docs.prelude.so/session/documentation/webhooks>.
+
+use std::{collections::BTreeMap, fmt};
+
+use prost_types::{ListValue, NullValue, Struct, Timestamp, value::Kind};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+
+use super::json::{self, Value};
+use crate::proto::{self, event::Payload};
+
+/// The types with a payload message.
+pub(super) const DOCUMENTED_TYPES: [&str; 7] = [
+    "user.created",
+    "user.deleted",
+    "user.profile.updated",
+    "user.identifier.created",
+    "user.identifier.deleted",
+    "user.session.created",
+    "user.session.revoked",
+];
+
+/// The longest payload message, in bytes. Clients of gRPC refuse messages above 4 MiB unless told
+/// otherwise, and a stream must not stop at one event: with the JSON beside it, this stays below.
+/// Free-form JSON can grow sixfold when it becomes a `Struct`.
+const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+
+/// How deep a free-form object may be nested. Each level is three levels of messages, and clients
+/// refuse what is nested deeper than 100.
+const STRUCT_DEPTH_MAX: usize = 24;
+
+/// How many values a free-form object may have: each takes some 70 bytes of memory for a moment.
+const STRUCT_VALUES_MAX: usize = 65_536;
+
+/// The members of any documented payload, as far as they are there and not null.
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    pub(super) user_id: Option<Value<'a>>,
+    pub(super) correlation_id: Option<Value<'a>>,
+    source: Option<Value<'a>>,
+    session_id: Option<Value<'a>>,
+    identifier: Option<Value<'a>>,
+    identifiers: Option<Value<'a>>,
+    profile: Option<Value<'a>>,
+    metadata: Option<Value<'a>>,
+    created_at: Option<Value<'a>>,
+    updated_at: Option<Value<'a>>,
+    deleted_at: Option<Value<'a>>,
+    revoked_at: Option<Value<'a>>,
+}
+
+/// A field is there but is not what is documented.
+struct WrongShape;
+
+impl<'a> Fields<'a> {
+    /// Finds the fields in an object; `None` where it is none.
+    pub(super) fn read(object: &'a str) -> Option<Self> {
+        let mut fields = Self::default();
+        json::members(object, |name, value| {
+            let field = match name.text() {
+                "user_id" => &mut fields.user_id,
+                "correlation_id" => &mut fields.correlation_id,
+                "source" => &mut fields.source,
+                "session_id" => &mut fields.session_id,
+                "identifier" => &mut fields.identifier,
+                "identifiers" => &mut fields.identifiers,
+                "profile" => &mut fields.profile,
+                "metadata" => &mut fields.metadata,
+                "created_at" => &mut fields.created_at,
+                "updated_at" => &mut fields.updated_at,
+                "deleted_at" => &mut fields.deleted_at,
+                "revoked_at" => &mut fields.revoked_at,
+                _ => return,
+            };
+            *field = value.not_null();
+        })?;
+        Some(fields)
+    }
+
+    /// When it happened: the date that is documented for the type; else the `created_at` beside
+    /// the payload; else the first readable of `revoked_at`, `deleted_at`, `updated_at` and
+    /// `created_at`, latest in a thing's life first.
+    pub(super) fn occurred_at(
+        &self,
+        event_type: &str,
+        beside: Option<Value<'_>>,
+    ) -> Option<jiff::Timestamp> {
+        let documented = match event_type {
+            "user.created" | "user.identifier.created" | "user.session.created" => self.created_at,
+            "user.profile.updated" => self.updated_at,
+            "user.deleted" | "user.identifier.deleted" => self.deleted_at,
+            "user.session.revoked" => self.revoked_at,
+            _ => None,
+        };
+        let life = [self.revoked_at, self.deleted_at, self.updated_at, self.created_at];
+        [documented, beside].into_iter().chain(life).flatten().find_map(instant)
+    }
+
+    /// Appends the payload message of a documented type, if the fields have the right shapes.
+    pub(super) fn encode(&self, event_type: &str, buffer: &mut Vec<u8>) {
+        match self.message(event_type) {
+            Ok(Some(message)) if message.encoded_len() <= PAYLOAD_BYTES_MAX => {
+                message.encode(buffer);
+            }
+            // What has no message is whole in the event's JSON.
+            Ok(_) | Err(WrongShape) => {}
+        }
+    }
+
+    fn message(&self, event_type: &str) -> Result<Option<Payload>, WrongShape> {
+        let message = match event_type {
+            "user.created" => Payload::UserCreated(proto::UserCreated {
+                user_id: string(self.user_id)?,
+                identifiers: identifiers(self.identifiers)?,
+                profile: free_form(self.profile)?,
+                source: string(self.source)?,
+                created_at: timestamp(self.created_at)?,
+                correlation_id: string(self.correlation_id)?,
+            }),
+            "user.deleted" => Payload::UserDeleted(proto::UserDeleted {
+                user_id: string(self.user_id)?,
+                deleted_at: timestamp(self.deleted_at)?,
+                correlation_id: string(self.correlation_id)?,
+            }),
+            "user.profile.updated" => Payload::UserProfileUpdated(proto::UserProfileUpdated {
+                user_id: string(self.user_id)?,
+                profile: free_form(self.profile)?,
+                updated_at: timestamp(self.updated_at)?,
+                correlation_id: string(self.correlation_id)?,
+            }),
+            "user.identifier.created" => {
+                Payload::UserIdentifierCreated(proto::UserIdentifierCreated {
+                    user_id: string(self.user_id)?,
+                    identifier: self.identifier.map(identifier).transpose()?,
+                    created_at: timestamp(self.created_at)?,
+                    correlation_id: string(self.correlation_id)?,
+                })
+            }
+            "user.identifier.deleted" => {
+                Payload::UserIdentifierDeleted(proto::UserIdentifierDeleted {
+                    user_id: string(self.user_id)?,
+                    identifier: self.identifier.map(identifier).transpose()?,
+                    deleted_at: timestamp(self.deleted_at)?,
+                    correlation_id: string(self.correlation_id)?,
+                })
+            }
+            "user.session.created" => Payload::UserSessionCreated(proto::UserSessionCreated {
+                user_id: string(self.user_id)?,
+                session_id: string(self.session_id)?,
+                identifier: self.identifier.map(identifier).transpose()?,
+                metadata: free_form(self.metadata)?,
+                created_at: timestamp(self.created_at)?,
+                correlation_id: string(self.correlation_id)?,
+            }),
+            "user.session.revoked" => Payload::UserSessionRevoked(proto::UserSessionRevoked {
+                user_id: string(self.user_id)?,
+                session_id: string(self.session_id)?,
+                revoked_at: timestamp(self.revoked_at)?,
+                correlation_id: string(self.correlation_id)?,
+            }),
+            _ => return Ok(None),
+        };
+        Ok(Some(message))
+    }
+}
+
+fn string(value: Option<Value<'_>>) -> Result<String, WrongShape> {
+    match value {
+        None => Ok(String::new()),
+        Some(value) => Ok(value.string().ok_or(WrongShape)?.into_owned()),
+    }
+}
+
+fn timestamp(value: Option<Value<'_>>) -> Result<Option<Timestamp>, WrongShape> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let at = instant(value).ok_or(WrongShape)?;
+    // Before 1970 both parts are negative; protobuf wants nanoseconds that count forwards.
+    let (seconds, nanos) = match (at.as_second(), at.subsec_nanosecond()) {
+        (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
+        both => both,
+    };
+    Ok(Some(Timestamp { seconds, nanos }))
+}
+
+/// An RFC 3339 date. Those before the year 1 are none: protobuf ends there.
+fn instant(value: Value<'_>) -> Option<jiff::Timestamp> {
+    const YEAR_ONE: jiff::Timestamp = jiff::Timestamp::constant(-62_135_596_800, 0);
+    let at: jiff::Timestamp = value.string()?.parse().ok()?;
+    (at >= YEAR_ONE).then_some(at)
+}
+
+fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, WrongShape> {
+    let Some(value) = value else {
+        return Ok(Vec::new());
+    };
+    let elements = value.elements().ok_or(WrongShape)?;
+    elements.into_iter().map(identifier).collect()
+}
+
+fn identifier(value: Value<'_>) -> Result<proto::Identifier, WrongShape> {
+    let (mut kind, mut text) = (None, None);
+    json::members(value.json(), |name, value| match name.text() {
+        "type" => kind = value.not_null(),
+        "value" => text = value.not_null(),
+        _ => {}
+    })
+    .ok_or(WrongShape)?;
+    Ok(proto::Identifier {
+        r#type: string(kind)?,
+        value: string(text)?,
+    })
+}
+
+/// Any object, as a `Struct`.
+fn free_form(value: Option<Value<'_>>) -> Result<Option<Struct>, WrongShape> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let mut values_left = STRUCT_VALUES_MAX;
+    let seed = FreeForm {
+        depth_left: STRUCT_DEPTH_MAX,
+        values_left: &mut values_left,
+    };
+    let mut deserializer = serde_json::Deserializer::from_str(value.json());
+    match seed.deserialize(&mut deserializer) {
+        Ok(Kind::StructValue(object)) => Ok(Some(object)),
+        Ok(_) | Err(_) => Err(WrongShape),
+    }
+}
+
+struct FreeForm<'b> {
+    depth_left: usize,
+    values_left: &'b mut usize,
+}
+
+impl FreeForm<'_> {
+    /// What stands inside of this value.
+    fn inner<E: serde::de::Error>(&mut self) -> Result<FreeForm<'_>, E> {
+        let depth_left = self.depth_left.checked_sub(1);
+        let values_left = self.values_left.checked_sub(1);
+        let (Some(depth_left), Some(left)) = (depth_left, values_left) else {
+            return Err(E::custom("too deep or too much"));
+        };
+        *self.values_left = left;
+        Ok(FreeForm {
+            depth_left,
+            values_left: self.values_left,
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for FreeForm<'_> {
+    type Value = Kind;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, parser: D) -> Result<Kind, D::Error> {
+        parser.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FreeForm<'_> {
+    type Value = Kind;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Kind, E> {
+        Ok(Kind::NullValue(NullValue::NullValue.into()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Kind, E> {
+        Ok(Kind::BoolValue(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Kind, E> {
+        Ok(Kind::NumberValue(value as f64))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Kind, E> {
+        Ok(Kind::NumberValue(value as f64))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Kind, E> {
+        Ok(Kind::NumberValue(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Kind, E> {
+        Ok(Kind::StringValue(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Kind, E> {
+        Ok(Kind::StringValue(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut array: A) -> Result<Kind, A::Error> {
+        let mut values = Vec::new();
+        while let Some(kind) = array.next_element_seed(self.inner()?)? {
+            values.push(prost_types::Value { kind: Some(kind) });
+        }
+        Ok(Kind::ListValue(ListValue { values }))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<Kind, A::Error> {
+        let mut fields = BTreeMap::new();
+        while let Some(name) = object.next_key::<String>()? {
+            let kind = object.next_value_seed(self.inner()?)?;
+            fields.insert(name, prost_types::Value { kind: Some(kind) });
+        }
+        Ok(Kind::StructValue(Struct { fields }))
+    }
+}

@@ -1,0 +1,523 @@
+use proptest::prelude::*;
+use prost::Message as _;
+use prost_types::value::Kind;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    metrics,
+    proto::{self, event::Payload},
+    wire,
+};
+
+const APP: &str = "54e9ujn";
+
+fn decode(body: impl Into<Bytes>) -> Result<Batch, Error> {
+    batch_of(body.into(), &APP.into(), "")
+}
+
+fn body(items: &[&str]) -> String {
+    format!(r#"{{"app_id":"{APP}","events":[{}]}}"#, items.join(","))
+}
+
+/// Decodes a batch of one item, and reads it back with the generated types.
+fn event(item: &str) -> proto::Event {
+    let batch = decode(body(&[item])).unwrap();
+    assert_eq!(batch.drafts.len(), 1, "{item}");
+    let draft = &batch.drafts[0];
+    assert_eq!(batch.raw_json(draft), item.as_bytes());
+    let mut fields = batch.head(draft).to_vec();
+    assert_eq!(
+        draft.user_hash,
+        match wire::user_id(&fields) {
+            [] => 0,
+            user => user_hash(str::from_utf8(user).unwrap()),
+        }
+    );
+    fields.extend_from_slice(batch.payload(draft));
+    let event = proto::Event::decode(fields.as_slice()).unwrap();
+    assert_eq!(draft.key, EventKey::new(APP, &event.id));
+    assert_eq!(*draft.event_type, *event.r#type);
+    assert_eq!(event.app_id, APP);
+    event
+}
+
+fn at(text: &str) -> Option<prost_types::Timestamp> {
+    let at: jiff::Timestamp = text.parse().unwrap();
+    Some(prost_types::Timestamp {
+        seconds: at.as_second(),
+        nanos: at.subsec_nanosecond(),
+    })
+}
+
+mod shapes {
+    use super::*;
+
+    #[test]
+    fn the_primary_form_is_read_whole() {
+        let event = event(
+            r#" {"id":"evt_1","type":"user.created","created_at":"2026-01-02T03:04:06Z","payload":{
+                "user_id":"usr_1","correlation_id":"corr_1","source":"api",
+                "identifiers":[{"type":"email_address","value":"a@example.com","verified":true}],
+                "profile":{"name":"Ada","age":36,"tags":["x",null,true],"empty":{}},
+                "created_at":"2026-01-02T03:04:05.123456789+02:00"}}"#
+                .trim(),
+        );
+        assert_eq!(event.id, "evt_1");
+        assert_eq!(event.r#type, "user.created");
+        assert_eq!(event.user_id, "usr_1");
+        assert_eq!(event.correlation_id, "corr_1");
+        assert_eq!(event.occurred_at, at("2026-01-02T01:04:05.123456789Z"));
+        let Some(Payload::UserCreated(payload)) = event.payload else {
+            panic!("no payload");
+        };
+        assert_eq!(payload.user_id, "usr_1");
+        assert_eq!(payload.source, "api");
+        assert_eq!(payload.correlation_id, "corr_1");
+        assert_eq!(payload.created_at, at("2026-01-02T01:04:05.123456789Z"));
+        assert_eq!(
+            payload.identifiers,
+            [proto::Identifier {
+                r#type: "email_address".into(),
+                value: "a@example.com".into(),
+            }]
+        );
+        let profile = payload.profile.unwrap();
+        assert_eq!(profile.fields.len(), 4);
+        let kind = |name: &str| profile.fields[name].kind.clone().unwrap();
+        assert_eq!(kind("age"), Kind::NumberValue(36.0));
+        assert_eq!(kind("name"), Kind::StringValue("Ada".into()));
+        assert!(matches!(kind("tags"), Kind::ListValue(list) if list.values.len() == 3));
+    }
+
+    #[test]
+    fn every_documented_type_has_its_payload() {
+        let payload = json!({
+            "user_id": "usr_1", "session_id": "ses_1", "source": "api", "correlation_id": "corr_1",
+            "identifier": {"type": "phone_number", "value": "+33600000000"},
+            "identifiers": [], "profile": {"a": 1}, "metadata": {"b": 2},
+            "created_at": "2026-01-01T00:00:01Z", "updated_at": "2026-01-01T00:00:02Z",
+            "deleted_at": "2026-01-01T00:00:03Z", "revoked_at": "2026-01-01T00:00:04Z",
+        });
+        for (event_type, second) in [
+            ("user.created", 1),
+            ("user.deleted", 3),
+            ("user.profile.updated", 2),
+            ("user.identifier.created", 1),
+            ("user.identifier.deleted", 3),
+            ("user.session.created", 1),
+            ("user.session.revoked", 4),
+        ] {
+            let item = json!({"id": "evt_1", "type": event_type, "payload": payload});
+            let event = event(&item.to_string());
+            assert_eq!(event.occurred_at, at(&format!("2026-01-01T00:00:0{second}Z")));
+            let name = match event.payload.expect(event_type) {
+                Payload::UserCreated(it) => (it.user_id == "usr_1").then_some("user.created"),
+                Payload::UserDeleted(it) => it.deleted_at.map(|_| "user.deleted"),
+                Payload::UserProfileUpdated(it) => it.profile.map(|_| "user.profile.updated"),
+                Payload::UserIdentifierCreated(it) => {
+                    it.identifier.map(|_| "user.identifier.created")
+                }
+                Payload::UserIdentifierDeleted(it) => {
+                    it.identifier.map(|_| "user.identifier.deleted")
+                }
+                Payload::UserSessionCreated(it) => it.metadata.map(|_| "user.session.created"),
+                Payload::UserSessionRevoked(it) => {
+                    (it.session_id == "ses_1").then_some("user.session.revoked")
+                }
+            };
+            assert_eq!(name, Some(event_type));
+        }
+    }
+
+    #[test]
+    fn the_documented_types_are_those_that_are_counted() {
+        assert_eq!(payload::DOCUMENTED_TYPES, metrics::COUNTED_TYPES);
+    }
+
+    #[test]
+    fn the_other_plausible_forms_mean_the_same() {
+        let inner = r#""user_id":"usr_1","deleted_at":"2026-01-02T03:04:05Z""#;
+        let forms = [
+            format!(r#"{{"id":"evt_1","type":"user.deleted","payload":{{{inner}}}}}"#),
+            format!(r#"{{"id":"evt_1","event":"user.deleted","payload":{{{inner}}}}}"#),
+            format!(r#"{{"id":"evt_1","type":"user.deleted","data":{{{inner}}}}}"#),
+            format!(r#"{{"id":"evt_1","event":"user.deleted",{inner}}}"#),
+            format!(r#"{{"payload":{{{inner}}},"type":"user.deleted","id":"evt_1"}}"#),
+            format!(r#"{{"id":"evt_1","type":null,"event":"user.deleted","data":{{{inner}}}}}"#),
+            format!(r#"{{"id":"evt_1","type":"user.deleted","payload":null,{inner}}}"#),
+            format!(r#"{{"i\u0064":"evt\u005f1","t\u0079pe":"user.delet\u0065d",{inner}}}"#),
+        ];
+        for form in &forms {
+            let event = event(form);
+            assert_eq!(event.id, "evt_1", "{form}");
+            assert_eq!(event.r#type, "user.deleted", "{form}");
+            assert_eq!(event.user_id, "usr_1", "{form}");
+            assert_eq!(event.occurred_at, at("2026-01-02T03:04:05Z"), "{form}");
+            assert!(matches!(event.payload, Some(Payload::UserDeleted(_))), "{form}");
+        }
+    }
+
+    #[test]
+    fn an_item_of_any_shape_is_an_event() {
+        for item in [
+            "7", "-1.5e300", "1e999", "\"text\"", "true", "null", "[]", "[{}]", "{}", r#"{"a":1}"#,
+            r#"{"type":7}"#, r#"{"type":{"type":"user.created"}}"#, r#"{"\ud800":1}"#,
+            r#"{"id":"evt_1","\udc00":1}"#,
+        ] {
+            let event = event(item);
+            assert_eq!(event.r#type, "", "{item}");
+            assert_eq!(event.payload, None, "{item}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_type_keeps_everything_but_the_payload() {
+        let event = event(
+            r#"{"id":"evt_1","type":"user.suspended","created_at":"2026-01-01T00:00:01Z",
+                "payload":{"user_id":"usr_1","created_at":"2020-01-01T00:00:00Z"}}"#,
+        );
+        assert_eq!(event.r#type, "user.suspended");
+        assert_eq!(event.user_id, "usr_1");
+        assert_eq!(event.occurred_at, at("2026-01-01T00:00:01Z"));
+        assert_eq!(event.payload, None);
+    }
+
+    #[test]
+    fn user_and_correlation_may_stand_beside_the_payload() {
+        let event = event(
+            r#"{"type":"x.y","user_id":"usr_1","correlation_id":"corr_1","payload":{"a":1}}"#,
+        );
+        assert_eq!((event.user_id.as_str(), event.correlation_id.as_str()), ("usr_1", "corr_1"));
+    }
+
+    #[test]
+    fn of_members_that_occur_twice_the_last_counts() {
+        let event = event(
+            r#"{"id":"a","id":"b","type":"x","type":"user.deleted","payload":7,
+                "payload":{"user_id":"u1","user_id":"u2"}}"#,
+        );
+        assert_eq!(event.id, "b");
+        assert_eq!(event.user_id, "u2");
+        assert!(event.payload.is_some());
+        let twice = format!(r#"{{"app_id":"x","events":[1],"events":[2,3],"app_id":"{APP}"}}"#);
+        assert_eq!(decode(twice).unwrap().drafts.len(), 2);
+    }
+}
+
+mod ids {
+    use super::*;
+
+    #[test]
+    fn a_number_is_an_id_by_its_text() {
+        assert_eq!(event(r#"{"id":123456789012345678901234567890}"#).id.len(), 30);
+        assert_eq!(event(r#"{"id":1.50}"#).id, "1.50");
+    }
+
+    #[test]
+    fn an_event_without_an_id_gets_one_from_its_bytes() {
+        let first = event(r#"{"type":"user.deleted"}"#).id;
+        assert!(first.starts_with("syn_") && first.len() == 26, "{first}");
+        assert_eq!(first, event(r#"{"type":"user.deleted"}"#).id);
+        assert_ne!(first, event(r#"{"type":"user.deleted" }"#).id);
+        assert_ne!(first, event(r#"{"type":"user.created"}"#).id);
+        assert_ne!(synthetic_id("a", "bc", ""), synthetic_id("ab", "c", ""));
+        for id in ["\"\"", "null", "true", "{}", r#""\ud800""#] {
+            assert!(event(&format!(r#"{{"id":{id}}}"#)).id.starts_with("syn_"), "{id}");
+        }
+    }
+
+    #[test]
+    fn ids_and_types_have_a_longest_length() {
+        let item = |id: usize, kind: usize, user: usize| {
+            event(&format!(
+                r#"{{"id":"{}","type":"{}","payload":{{"user_id":"{}"}}}}"#,
+                "i".repeat(id),
+                "t".repeat(kind),
+                "u".repeat(user)
+            ))
+        };
+        let longest = item(ID_BYTES_MAX, TYPE_BYTES_MAX, ID_BYTES_MAX);
+        assert_eq!(longest.id.len(), ID_BYTES_MAX);
+        assert_eq!(longest.r#type.len(), TYPE_BYTES_MAX);
+        assert_eq!(longest.user_id.len(), ID_BYTES_MAX);
+        let longer = item(ID_BYTES_MAX + 1, TYPE_BYTES_MAX + 1, ID_BYTES_MAX + 1);
+        assert!(longer.id.starts_with("syn_"));
+        assert_eq!(longer.r#type, "");
+        assert_eq!(longer.user_id, "");
+    }
+
+    #[test]
+    fn escaped_control_characters_are_text_like_any_other() {
+        let event = event(r#"{"id":"a\u0000b","type":"x\ny","payload":{"user_id":"\u00e9\"\\"}}"#);
+        assert_eq!(event.id, "a\0b");
+        assert_eq!(event.r#type, "x\ny");
+        assert_eq!(event.user_id, "é\"\\");
+    }
+
+    #[test]
+    fn the_documented_types_share_their_names() {
+        let batch = decode(body(&[r#"{"type":"user.created"}"#, r#"{"type":"user.created"}"#]));
+        let drafts = batch.unwrap().drafts;
+        assert!(Arc::ptr_eq(&drafts[0].event_type, &drafts[1].event_type));
+    }
+}
+
+mod payloads {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_or_null_has_the_default() {
+        for payload in ["{}", r#"{"user_id":null,"deleted_at":null}"#] {
+            let event = event(&format!(r#"{{"type":"user.deleted","payload":{payload}}}"#));
+            let expected = Payload::UserDeleted(proto::UserDeleted::default());
+            assert_eq!(event.payload, Some(expected));
+            assert_eq!(event.occurred_at, None);
+        }
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_shape_leaves_the_message_out_and_all_else_in() {
+        for wrong in [
+            r#""profile":[]"#, r#""profile":"x""#, r#""source":7"#, r#""identifiers":{}"#,
+            r#""identifiers":[7]"#, r#""identifiers":[{"type":1}]"#, r#""created_at":1700000000"#,
+            r#""created_at":"yesterday""#, r#""profile":{"n":1e999}"#, r#""source":"\ud800""#,
+            r#""profile":{"\ud800":1}"#,
+        ] {
+            let event = event(&format!(
+                r#"{{"id":"evt_1","type":"user.created","created_at":"2026-01-01T00:00:01Z","payload":{{"user_id":"usr_1",{wrong}}}}}"#
+            ));
+            assert_eq!(event.payload, None, "{wrong}");
+            assert_eq!(event.id, "evt_1");
+            assert_eq!(event.r#type, "user.created");
+            assert_eq!(event.user_id, "usr_1");
+            assert_eq!(event.occurred_at, at("2026-01-01T00:00:01Z"), "{wrong}");
+        }
+        let no_object = event(r#"{"type":"user.created","user_id":"usr_1","payload":"x"}"#);
+        assert_eq!((no_object.payload, no_object.user_id.as_str()), (None, "usr_1"));
+    }
+
+    #[test]
+    fn dates_have_any_offset_and_up_to_nine_digits() {
+        let when = |date: &str| {
+            let json = json!({"type": "user.deleted", "payload": {"deleted_at": date}});
+            let event = event(&json.to_string());
+            let Some(Payload::UserDeleted(payload)) = event.payload else {
+                assert_eq!(event.occurred_at, None, "{date}");
+                return None;
+            };
+            assert_eq!(payload.deleted_at, event.occurred_at);
+            payload.deleted_at
+        };
+        for (date, seconds, nanos) in [
+            ("1970-01-01T00:00:00Z", 0, 0),
+            ("1970-01-01T00:00:01.5Z", 1, 500_000_000),
+            ("1970-01-01T00:00:01.123456789Z", 1, 123_456_789),
+            ("1970-01-01T02:00:01-01:00", 10_801, 0),
+            ("1969-12-31T23:59:59.75Z", -1, 750_000_000),
+            ("0001-01-01T00:00:00Z", -62_135_596_800, 0),
+            ("9999-12-30T21:59:59.999999999Z", 253_402_207_199, 999_999_999),
+        ] {
+            assert_eq!(when(date), Some(prost_types::Timestamp { seconds, nanos }), "{date}");
+        }
+        for date in ["", "2026-01-01", "2026-01-01T00:00:00", "0000-12-31T23:59:59Z"] {
+            assert_eq!(when(date), None, "{date}");
+        }
+    }
+
+    #[test]
+    fn a_free_form_object_has_a_deepest_level() {
+        let nested = |levels: usize| {
+            let (open, close) = (r#"{"a":"#.repeat(levels), "}".repeat(levels));
+            event(&format!(
+                r#"{{"type":"user.profile.updated","payload":{{"profile":{open}1{close}}}}}"#
+            ))
+        };
+        assert!(nested(24).payload.is_some());
+        assert!(nested(25).payload.is_none());
+    }
+
+    #[test]
+    fn a_free_form_object_has_a_largest_size() {
+        let wide = |values: usize| {
+            event(&format!(
+                r#"{{"type":"user.profile.updated","payload":{{"profile":{{"a":[{}]}}}}}}"#,
+                vec!["0"; values].join(",")
+            ))
+        };
+        // A number in a list takes 13 bytes.
+        assert!(wide(60_000).payload.is_some());
+        assert!(wide(66_000).payload.is_none());
+        // Two tags and two lengths around the text take 9 bytes.
+        let long = |bytes: usize| {
+            let text = "x".repeat(bytes);
+            event(&format!(r#"{{"type":"user.created","payload":{{"source":"{text}"}}}}"#))
+        };
+        assert!(long(1024 * 1024 - 9).payload.is_some());
+        assert!(long(1024 * 1024 - 8).payload.is_none());
+    }
+
+    #[test]
+    fn a_very_deep_item_passes_through() {
+        let item = format!(
+            r#"{{"id":"evt_1","type":"user.created","payload":{{"user_id":"usr_1","profile":{}{}}}}}"#,
+            r#"{"a":["#.repeat(5_000),
+            "]}".repeat(5_000)
+        );
+        let event = event(&item);
+        assert_eq!((event.id.as_str(), event.user_id.as_str()), ("evt_1", "usr_1"));
+        assert_eq!(event.payload, None);
+        let bare = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert_eq!(super::event(&bare).r#type, "");
+    }
+}
+
+mod envelopes {
+    use super::*;
+
+    #[test]
+    fn what_is_no_batch_is_refused_by_its_cause() {
+        let not_json = |line, column| Error::NotJson { line, column };
+        let good = body(&[]);
+        for (body, expected) in [
+            ("", not_json(1, 0)),
+            ("{", not_json(1, 1)),
+            ("{]", not_json(1, 2)),
+            (&format!("\u{feff}{good}"), not_json(1, 1)),
+            (&format!("{good}x"), not_json(1, good.len() + 1)),
+            (&format!("{good}\n{good}"), not_json(2, 1)),
+            ("[]", Error::NotObject),
+            ("7", Error::NotObject),
+            ("\"secret\"", Error::NotObject),
+            ("null", Error::NotObject),
+            ("{}", Error::NoAppId),
+            (r#"{"events":[]}"#, Error::NoAppId),
+            (r#"{"app_id":7,"events":[]}"#, Error::NoAppId),
+            (r#"{"app_id":null,"events":[]}"#, Error::NoAppId),
+            (r#"{"app_id":"other","events":[]}"#, Error::OtherApp),
+            (r#"{"app_id":"54E9UJN","events":[]}"#, Error::OtherApp),
+            (r#"{"app_id":"54e9ujn"}"#, Error::NoEvents),
+            (r#"{"app_id":"54e9ujn","events":null}"#, Error::NoEvents),
+            (r#"{"app_id":"54e9ujn","events":{}}"#, Error::NoEvents),
+            (r#"{"app_id":"54e9ujn","events":"secret"}"#, Error::NoEvents),
+            ("{\"app_id\":\"54e9ujn\",\"events\":[\"\u{0}\"]}", not_json(1, 31)),
+            (r#"{"app_id":"54e9ujn","events":[1,]}"#, not_json(1, 33)),
+        ] {
+            let error = decode(body.to_owned()).unwrap_err();
+            assert_eq!(error, expected, "{body}");
+            assert!(!error.to_string().contains("secret"));
+        }
+        let not_utf8 = decode(&b"{\"app_id\":\"\xff\"}"[..]).unwrap_err();
+        assert_eq!(not_utf8, Error::NotUtf8 { at: 11 });
+    }
+
+    #[test]
+    fn a_batch_may_be_empty_and_have_members_that_nobody_knows() {
+        let body = format!(
+            "\n {{\"x\":{{\"events\":1}},\"\\ud800\":1,\"events\" : [ ] ,\"app\\u005fid\":\"{APP}\"}}\n"
+        );
+        assert_eq!(decode(body).unwrap().drafts.len(), 0);
+    }
+
+    #[test]
+    fn a_batch_has_a_largest_number_of_events() {
+        let zeros = |count| decode(body(&vec!["0"; count]));
+        assert_eq!(zeros(EVENTS_MAX).unwrap().drafts.len(), EVENTS_MAX);
+        assert_eq!(zeros(EVENTS_MAX + 1).unwrap_err(), Error::TooManyEvents);
+    }
+
+    #[test]
+    fn raw_json_is_the_item_without_the_space_around_it() {
+        let body = body(&["  { \"a\" : 1 }\n", "\t7 ", "\"\\u00e9\""]);
+        let batch = decode(body).unwrap();
+        let raw: Vec<&[u8]> = batch.drafts.iter().map(|draft| batch.raw_json(draft)).collect();
+        assert_eq!(raw, [&b"{ \"a\" : 1 }"[..], b"7", b"\"\\u00e9\""]);
+    }
+
+    #[test]
+    fn every_event_carries_the_trace_of_its_request() {
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let batch = batch_of(body(&["1"]).into(), &APP.into(), trace).unwrap();
+        let event = proto::Event::decode(batch.head(&batch.drafts[0])).unwrap();
+        assert_eq!(event.traceparent, trace);
+    }
+
+    #[test]
+    fn the_claimed_app_is_what_decoding_will_find() {
+        assert_eq!(claimed_app_id(body(&[]).as_bytes()).as_deref(), Some(APP));
+        let twice = br#"{"app_id":"a","app_id":"\u0062"}"#;
+        assert_eq!(claimed_app_id(twice).as_deref(), Some("b"));
+        for none in ["", "{}", "[]", r#"{"app_id":1}"#, r#"{"app_id":"a"#, r#"{"app_id":"a"} x"#] {
+            assert_eq!(claimed_app_id(none.as_bytes()), None, "{none}");
+        }
+    }
+}
+
+fn any_json() -> impl Strategy<Value = serde_json::Value> {
+    let name = prop_oneof![
+        proptest::sample::select(vec![
+            "id", "type", "event", "payload", "data", "user_id", "created_at", "profile",
+            "metadata", "identifier", "identifiers", "value", "source",
+        ])
+        .prop_map(str::to_owned),
+        any::<String>(),
+    ];
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<String>().prop_map(Into::into),
+        proptest::sample::select(payload::DOCUMENTED_TYPES.to_vec()).prop_map(Into::into),
+        Just("2026-01-01T00:00:00Z".into()),
+    ];
+    leaf.prop_recursive(4, 32, 6, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+            proptest::collection::vec((name.clone(), inner), 0..6)
+                .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_item_is_an_event_whose_json_is_what_was_sent(
+        items in proptest::collection::vec(any_json(), 0..6),
+        pretty: bool,
+    ) {
+        let sent = json!({"app_id": APP, "events": items});
+        let body = if pretty { format!("{sent:#}") } else { sent.to_string() };
+        let batch = decode(body).unwrap();
+        prop_assert_eq!(batch.drafts.len(), items.len());
+        for (draft, item) in batch.drafts.iter().zip(&items) {
+            let raw: serde_json::Value = serde_json::from_slice(batch.raw_json(draft)).unwrap();
+            prop_assert_eq!(&raw, item);
+            let mut fields = batch.head(draft).to_vec();
+            fields.extend_from_slice(batch.payload(draft));
+            let event = proto::Event::decode(fields.as_slice()).unwrap();
+            prop_assert!(!event.id.is_empty());
+            let named = item.get("type").and_then(|it| it.as_str()).filter(|it| !it.is_empty());
+            if let Some(named) = named {
+                prop_assert!(event.r#type == named || named.len() > TYPE_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
+        let _ = decode(bytes.clone());
+        let _ = claimed_app_id(&bytes);
+    }
+
+    #[test]
+    fn no_damage_to_a_batch_makes_the_decoder_panic(at: usize, byte: u8) {
+        let mut bytes = body(&[
+            r#"{"id":"evt_1","type":"user.created","payload":{"user_id":"usr_1","identifiers":[{"type":"x","value":"y"}],"profile":{"a":[1,{"b":null}]},"created_at":"2026-01-01T00:00:00Z"}}"#,
+        ])
+        .into_bytes();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let _ = decode(bytes);
+    }
+}
