@@ -17,8 +17,8 @@ use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 use tokio_stream::StreamExt as _;
 
+pub(super) use self::format::Formatter;
 use self::{
-    format::Formatter,
     narrator::Narrator,
     printer::{Line, Place, Printer, locked},
 };

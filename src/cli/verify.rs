@@ -1,7 +1,7 @@
 //! `prelude-bridge verify`: one captured delivery, explained.
 //!
 //! It owns reading the pieces and wording the report; what a signature means is the business of
-//! [`signature::explain`](crate::signature::explain).
+//! [`signature::explain`].
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

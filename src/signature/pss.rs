@@ -1,7 +1,7 @@
 //! RSASSA-PSS with SHA-256 and MGF1-SHA-256 (RFC 8017, sections 8.1 and 9.1), salts of any length.
 //!
-//! Two forms live here: [`Verifier`], the fast one that decides, and [`recover`] with
-//! [`Encoded::parse`], the slow and readable one that explains. Neither knows where a key came from.
+//! Two forms live here: [`Verifier`], the fast one that decides, and `recover` with
+//! `Encoded::parse`, the slow and readable one that explains. Neither knows where a key came from.
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256};

@@ -138,4 +138,15 @@ impl Streams {
     pub fn snapshot(&self) -> Snapshot {
         self.shared.registry.snapshot(self.shared.bus.head())
     }
+
+    /// The same for whoever outlives the streams and must not keep them alive.
+    pub fn watch(&self) -> impl Fn() -> Snapshot + Send + Sync + 'static {
+        let shared = Arc::downgrade(&self.shared);
+        move || {
+            let shared = shared.upgrade();
+            shared.map_or_else(Snapshot::default, |shared| {
+                shared.registry.snapshot(shared.bus.head())
+            })
+        }
+    }
 }

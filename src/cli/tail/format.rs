@@ -25,7 +25,7 @@ const IDENTIFIERS_MAX: usize = 3;
 const DIM: Style = Style::new().effects(Effects::DIMMED);
 
 /// Turns events into text.
-pub(super) struct Formatter {
+pub(in crate::cli) struct Formatter {
     output: Output,
     has_colour: bool,
     zone: TimeZone,
@@ -34,7 +34,7 @@ pub(super) struct Formatter {
 }
 
 impl Formatter {
-    pub(super) fn new(output: Output, has_colour: bool) -> Self {
+    pub(in crate::cli) fn new(output: Output, has_colour: bool) -> Self {
         Self::in_zone(output, has_colour, TimeZone::system())
     }
 
@@ -61,7 +61,7 @@ impl Formatter {
     }
 
     /// The event with a newline at its end.
-    pub(super) fn line(&mut self, event: &Event) -> Vec<u8> {
+    pub(in crate::cli) fn line(&mut self, event: &Event) -> Vec<u8> {
         let mut line = match self.output {
             Output::Human => self.human(event).into_bytes(),
             Output::Json => json(event),
