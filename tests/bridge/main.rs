@@ -5,3 +5,4 @@ mod cli;
 mod configuration;
 mod signatures;
 mod simulator;
+mod tail;

@@ -173,6 +173,22 @@ async fn a_subscription_from_now_on_misses_nothing_when_it_breaks_before_the_fir
 }
 
 #[tokio::test]
+async fn a_time_that_has_not_come_stays_the_start() {
+    let broken = || vec![started(7, 7), Step::Fail(Status::unavailable("gone"))];
+    let end = || vec![bridge_status(Code::Unauthenticated, "TOKEN_EXPIRED")];
+    for (time, stays) in [
+        (SystemTime::now() + Duration::from_secs(3600), true),
+        (SystemTime::now() - Duration::from_secs(3600), false),
+    ] {
+        let fake = Fake::start(vec![broken(), end()]);
+        let request = Request::new().start(Start::At(time));
+        all(&mut client(&fake).await.subscribe(request)).await;
+        let requests = fake.requests();
+        assert_eq!(requests[0].start == requests[1].start, stays);
+    }
+}
+
+#[tokio::test]
 async fn a_killed_server_is_found_again() {
     let mut fake = Fake::start(vec![
         vec![started(0, 1), events(1..=1), Step::Hang],
@@ -186,13 +202,10 @@ async fn a_killed_server_is_found_again() {
     let item = subscription.next().await.unwrap().unwrap();
     assert_eq!(words(&item), "reconnecting");
     fake.restart();
-    let (seen, _) = {
-        let mut seen = Vec::new();
-        while seen.last().is_none_or(|word| word != "2") {
-            seen.push(words(&subscription.next().await.unwrap().unwrap()));
-        }
-        (seen, ())
-    };
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|word| word != "2") {
+        seen.push(words(&subscription.next().await.unwrap().unwrap()));
+    }
     assert!(
         seen.ends_with(&["started".to_owned(), "2".to_owned()]),
         "{seen:?}"
