@@ -206,21 +206,25 @@ async fn follow(
     let mut sending = pin!(traffic.run(simulator));
     let mut is_sending = true;
     let mut interrupted = pin!(interrupt());
-    // Ends when all is sent and printed, or some time after the interrupt.
-    let mut deadline = pin!(tokio::time::sleep(Duration::MAX));
+    // Ends when all is acknowledged and printed.
+    let mut settling = pin!(simulator.settle(SETTLE_TIMEOUT));
+    let mut is_settled = false;
+    let mut deadline = pin!(tokio::time::sleep(SETTLE_TIMEOUT));
     loop {
         tokio::select! {
             sent = &mut sending, if is_sending => {
                 sent.map_err(failed)?;
                 is_sending = false;
-                deadline.as_mut().reset(Instant::now() + SETTLE_TIMEOUT);
             }
             result = &mut interrupted, if is_sending => {
                 result?;
                 is_sending = false;
+            }
+            _ = &mut settling, if !is_sending && !is_settled => {
+                is_settled = true;
                 deadline.as_mut().reset(Instant::now() + SETTLE_TIMEOUT);
             }
-            () = &mut deadline => break,
+            () = &mut deadline, if is_settled => break,
             item = subscription.next() => match item {
                 Some(Ok(Item::Event(event))) => {
                     outcome.add(&event);
@@ -235,11 +239,8 @@ async fn follow(
                 None => break,
             },
         }
-        if !is_sending && simulator.outstanding() == 0 {
-            let acknowledged = simulator.totals().events_acknowledged;
-            if outcome.delivered >= acknowledged {
-                break;
-            }
+        if is_settled && outcome.delivered >= simulator.totals().events_acknowledged {
+            break;
         }
     }
     outcome.acknowledged = simulator.totals().events_acknowledged;

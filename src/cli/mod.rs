@@ -51,6 +51,9 @@ enum Command {
     /// Try everything at once: simulator, bridge and tail in one process
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Args),
+    /// Explain one captured delivery: which key, which salt, or what is wrong with it
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -116,6 +119,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Tail(args) => block_on(tail::run(args))?,
         Command::Simulate(args) => block_on(simulate::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
+        Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,
