@@ -160,7 +160,8 @@ pub(super) fn open_with_seams(
         path: path.to_owned(),
         source,
     };
-    let (mut connection, state) = schema::open_writer(&directory, (seams.clock)())?;
+    let (mut connection, state) =
+        schema::open_writer(&directory, (seams.clock)(), options.wal_bytes_max)?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
