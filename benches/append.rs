@@ -8,7 +8,14 @@
     reason = "a benchmark that cannot go on should stop"
 )]
 
-use std::{fs::File, hint::black_box, io::Write as _, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    hint::black_box,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prelude_bridge::{
@@ -51,8 +58,43 @@ impl Events {
     }
 }
 
-fn open(path: &std::path::Path) -> Arc<embedded::Embedded> {
-    embedded::open(path, embedded::Options::default(), Box::new(|_| {})).unwrap()
+type Durations = Arc<Mutex<Vec<Duration>>>;
+
+fn open(path: &Path) -> (Arc<embedded::Embedded>, Durations) {
+    let durations = Durations::default();
+    let noted = Arc::clone(&durations);
+    let options = embedded::Options {
+        on_commit: Some(Arc::new(move |commit| {
+            noted.lock().unwrap().push(commit.duration);
+        })),
+        ..embedded::Options::default()
+    };
+    let log = embedded::open(path, options, Box::new(|_| {})).unwrap();
+    (log, durations)
+}
+
+/// Stalls do not show in a median: says how long the slowest commits took.
+fn print_stalls(name: &str, count: usize, durations: &Durations) {
+    let mut durations = std::mem::take(&mut *durations.lock().unwrap());
+    durations.sort_unstable();
+    let at = |permille: usize| {
+        let index = durations.len() * permille / 1_000;
+        durations
+            .get(index)
+            .or(durations.last())
+            .copied()
+            .unwrap_or_default()
+    };
+    if !durations.is_empty() {
+        eprintln!(
+            "{name}/{count}: {} commits, p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
+            durations.len(),
+            at(500),
+            at(990),
+            at(999),
+            at(1_000)
+        );
+    }
 }
 
 fn file(criterion: &mut Criterion) {
@@ -78,11 +120,12 @@ fn log_of(criterion: &mut Criterion, name: &str, ids: usize) {
         .build()
         .unwrap();
     let directory = directory();
-    let log = open(directory.path());
+    let (log, durations) = open(directory.path());
     let mut events = Events(0);
     for _ in 0..ids / 5_000 {
         runtime.block_on(log.append(events.batch(5_000))).unwrap();
     }
+    durations.lock().unwrap().clear();
     let mut group = criterion.benchmark_group(name);
     for count in GROUPS {
         group.throughput(Throughput::Elements(count as u64));
@@ -93,6 +136,7 @@ fn log_of(criterion: &mut Criterion, name: &str, ids: usize) {
                 criterion::BatchSize::PerIteration,
             );
         });
+        print_stalls(name, count, &durations);
     }
 }
 
