@@ -4,6 +4,10 @@
 //! `BENCH_IDS` sets how many ids are there before (default 1,000,000) in the `aged` cases.
 
 #![expect(
+    clippy::print_stderr,
+    reason = "the slowest commits, beside what criterion prints"
+)]
+#![expect(
     clippy::unwrap_used,
     reason = "a benchmark that cannot go on should stop"
 )]
