@@ -36,6 +36,7 @@ struct Rig {
     _dir: Option<TempDir>,
 }
 
+#[derive(Clone, Copy)]
 struct Keep {
     age: Duration,
     bytes: u64,

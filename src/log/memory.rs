@@ -31,7 +31,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            retention_age: Duration::from_hours(30 * 24),
+            retention_age: Duration::from_secs(30 * 24 * 60 * 60),
             retention_bytes: 256 * 1024 * 1024,
             ids_min: 1_000_000,
         }

@@ -158,6 +158,7 @@ impl Gate {
         let pages = self.wal_pages.load(Ordering::Relaxed);
         let next = (limit_pages / 2).max(pages + limit_pages / 8).max(1);
         self.threshold_pages.store(next, Ordering::Relaxed);
+        self.state().grown = false;
     }
 }
 

@@ -10,6 +10,8 @@ mod queue;
 mod readers;
 mod retention;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -91,9 +93,9 @@ pub struct Commit {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            retention_age: Duration::from_hours(30 * 24),
+            retention_age: Duration::from_secs(30 * 24 * 60 * 60),
             retention_bytes: 10 * 1024 * 1024 * 1024,
-            ids_age: Duration::from_hours(15 * 24),
+            ids_age: Duration::from_secs(15 * 24 * 60 * 60),
             queue_batches_max: 1_024,
             queue_bytes_max: 64 * 1024 * 1024,
             group_events_max: 8_192,
@@ -118,10 +120,13 @@ pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedde
 /// Where tests take the place of the clock and of the disk.
 pub(super) struct Seams {
     pub(super) clock: Clock,
-    pub(super) fault: Box<dyn FnMut(Stage, &Connection) -> rusqlite::Result<()> + Send>,
+    pub(super) fault: Fault,
     /// Told how many blocks a step of retention has removed.
     pub(super) on_removed: Box<dyn Fn(usize) + Send>,
 }
+
+/// May change the connection's settings, or fail in its place.
+pub(super) type Fault = Box<dyn FnMut(Stage, &Connection) -> rusqlite::Result<()> + Send>;
 
 /// What a transaction is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +160,8 @@ pub(super) fn open_with_seams(
         path: path.to_owned(),
         source,
     };
-    let (mut connection, state) = schema::open_writer(&directory, (seams.clock)())?;
+    let (mut connection, state) =
+        schema::open_writer(&directory, (seams.clock)(), options.wal_bytes_max)?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {

@@ -101,6 +101,10 @@ impl Readers {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "so that it can be given to map_err"
+)]
 fn failed(reason: impl ToString) -> ReadError {
     ReadError::Failed(reason.to_string().into())
 }

@@ -216,13 +216,14 @@ pub(super) struct State {
 pub(super) fn open_writer(
     directory: &Directory,
     now: UnixMicros,
+    wal_bytes_max: u64,
 ) -> Result<(Connection, State), OpenError> {
     let path = directory.database();
     let database_error = |source| database_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(database_error)?;
     check_version(&connection, path)?;
-    configure_writer(&connection).map_err(database_error)?;
+    configure_writer(&connection, wal_bytes_max).map_err(database_error)?;
     let new_log = group::new_log_id()?;
     let new_term = group::new_term()?;
     create_tables(&mut connection, new_log, now).map_err(database_error)?;
@@ -292,12 +293,15 @@ fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> 
     Ok(())
 }
 
-fn configure_writer(connection: &Connection) -> rusqlite::Result<()> {
+fn configure_writer(connection: &Connection, wal_bytes_max: u64) -> rusqlite::Result<()> {
+    let wal_bytes_max = i64::try_from(wal_bytes_max).unwrap_or(i64::MAX);
     connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // Flush the WAL in every commit: this is the promise behind a 200.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // A WAL that outgrew its limit is cut when it is begun anew.
+    connection.pragma_update_and_check(None, "journal_size_limit", wal_bytes_max, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
