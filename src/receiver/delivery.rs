@@ -1,0 +1,249 @@
+//! Owns the steps of a delivery, from its headers to the durable batch.
+
+use bytes::Buf;
+use http::{HeaderMap, header};
+use tokio_stream::Stream;
+
+use super::{
+    App, Shared,
+    body::{self, Body},
+    error::Error,
+};
+use crate::{
+    decode,
+    log::Appended,
+    signature::{self, HeaderFault, Signature},
+};
+
+const SIGNATURE: &str = "x-webhook-signature";
+/// Documented for a sibling of the webhooks only: used where it is there, never required.
+const KEY_ID: &str = "x-webhook-signature-key-id";
+const TRACEPARENT: &str = "traceparent";
+
+/// Takes a delivery to `/webhooks/{app_id}`, or to `/webhooks` where `path_app` is `None`.
+pub(super) async fn take<B: Buf>(
+    shared: &Shared,
+    path_app: Option<&str>,
+    headers: &HeaderMap,
+    chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
+) -> Result<Appended, Error> {
+    let bytes_max = shared.options.body_bytes_max;
+    let too_large = || Error::BodyTooLarge { bytes_max };
+    let (app, announced) = match check_head(shared, path_app, headers) {
+        Ok(checked) => checked,
+        Err(error) => {
+            discard_unless_held_back(headers, chunks, bytes_max).await;
+            return Err(error);
+        }
+    };
+    let signature = match signature(headers) {
+        Ok(signature) => signature,
+        Err(error) => {
+            // Size is judged before signatures, but nothing unsigned is kept in memory for it.
+            let length = discard_unless_held_back(headers, chunks, bytes_max).await;
+            return Err(if length > bytes_max {
+                too_large()
+            } else {
+                error
+            });
+        }
+    };
+    let Body { bytes, held } = body::read(chunks, bytes_max, announced, &shared.bodies).await?;
+    shared.metrics.body_read(bytes.len());
+
+    let app = match app {
+        Some(app) => app,
+        None => app_of_body(shared, &bytes)?,
+    };
+    let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
+    let verified = {
+        // Closed never, so an error cannot be.
+        let _turn = shared.verifications.acquire().await.ok();
+        app.keyring.verify(bytes, &signature, key_id).await?
+    };
+    let batch = decode::batch(verified, &app.id, traceparent(headers))?;
+    for draft in &batch.drafts {
+        shared.metrics.event_received(&draft.event_type);
+    }
+    let appended = shared.log.append(batch).await?;
+    drop(held);
+    shared
+        .metrics
+        .batch_appended(appended.accepted, appended.duplicates);
+    Ok(appended)
+}
+
+/// What can be said before the body is read: the app, where the path names it, and the length,
+/// where it is announced.
+fn check_head<'s>(
+    shared: &'s Shared,
+    path_app: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(Option<&'s App>, Option<usize>), Error> {
+    let app = match path_app {
+        Some(id) => Some(shared.apps.get(id).ok_or(Error::AppUnknown)?),
+        None => None,
+    };
+    if !headers
+        .get_all(header::CONTENT_TYPE)
+        .iter()
+        .all(|value| is_json(value.as_bytes()))
+    {
+        return Err(Error::ContentTypeUnknown);
+    }
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if !encodings.all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Error::ContentEncoded);
+    }
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let Some(announced) = announced else {
+        return if headers.contains_key(header::TRANSFER_ENCODING) {
+            Ok((app, None))
+        } else {
+            Err(Error::LengthMissing)
+        };
+    };
+    // The connection has checked that it is a number; one that is too large for us is too large.
+    let announced = announced
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(usize::MAX);
+    let bytes_max = shared.options.body_bytes_max;
+    if announced > bytes_max {
+        return Err(Error::BodyTooLarge { bytes_max });
+    }
+    Ok((app, Some(announced)))
+}
+
+/// `application/json` or anything `+json`, whatever its parameters.
+fn is_json(content_type: &[u8]) -> bool {
+    let essence = content_type
+        .split(|&byte| byte == b';')
+        .next()
+        .unwrap_or_default();
+    let essence = essence.trim_ascii().to_ascii_lowercase();
+    essence == b"application/json"
+        || (essence.starts_with(b"application/") && essence.ends_with(b"+json"))
+}
+
+/// The one signature of a delivery. Two could be meant for two receivers that each look at
+/// another one.
+fn signature(headers: &HeaderMap) -> Result<Signature, Error> {
+    let mut values = headers.get_all(SIGNATURE).iter();
+    let value = values.next().ok_or(Error::SignatureMissing)?;
+    if values.next().is_some() {
+        return Err(Error::SignatureRepeated);
+    }
+    let text = value
+        .to_str()
+        .map_err(|_| signature::Error::from(HeaderFault::Alphabet))?;
+    Ok(Signature::parse(text)?)
+}
+
+/// The app that a body claims to be of. Nothing is believed by this: its keys decide.
+fn app_of_body<'s>(shared: &'s Shared, body: &[u8]) -> Result<&'s App, Error> {
+    if let Some(id) = decode::claimed_app_id(body) {
+        return shared.apps.get(&*id).ok_or(Error::AppUnknown);
+    }
+    // A body that names no app is no batch; whether it is signed can be said where there is only
+    // one app whose keys could have signed it.
+    let mut apps = shared.apps.values();
+    match (apps.next(), apps.next()) {
+        (Some(app), None) => Ok(app),
+        _ => Err(Error::AppUnnamed),
+    }
+}
+
+/// Reads on for a moment, unless the caller waits for our word before it sends anything.
+async fn discard_unless_held_back<B: Buf>(
+    headers: &HeaderMap,
+    chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
+    bytes_max: usize,
+) -> usize {
+    if headers.contains_key(header::EXPECT) {
+        return 0;
+    }
+    body::discard(chunks, bytes_max).await
+}
+
+/// The trace of the request, if it is one (<https://www.w3.org/TR/trace-context/#traceparent-header>);
+/// else nothing, as it is passed on to every subscriber.
+fn traceparent(headers: &HeaderMap) -> &str {
+    let text = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let is_hex = |part: &str| {
+        part.bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    let mut parts = text.split('-');
+    match [(); 5].map(|()| parts.next()) {
+        [Some(version), Some(trace), Some(span), Some(flags), None]
+            if [version, trace, span, flags].map(str::len) == [2, 32, 16, 2]
+                && [version, trace, span, flags].into_iter().all(is_hex)
+                && version != "ff"
+                && !is_zero(trace)
+                && !is_zero(span) =>
+        {
+            text
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_several_names() {
+        for json in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=UTF-8",
+            "application/cloudevents-batch+json",
+        ] {
+            assert!(is_json(json.as_bytes()), "{json}");
+        }
+        for other in [
+            "",
+            "text/plain",
+            "text/json",
+            "application/jsonl",
+            "application/xml",
+            "json",
+        ] {
+            assert!(!is_json(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_a_real_trace_is_passed_on() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let of = |text: &str| {
+            let headers = HeaderMap::from_iter([(
+                header::HeaderName::from_static(TRACEPARENT),
+                http::HeaderValue::from_str(text).unwrap(),
+            )]);
+            traceparent(&headers).to_owned()
+        };
+        assert_eq!(of(good), good);
+        for bad in [
+            "",
+            "00",
+            "x",
+            &good.to_uppercase(),
+            &format!("{good}-00"),
+            &good.replace("00-", "ff-"),
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+        ] {
+            assert_eq!(of(bad), "", "{bad}");
+        }
+        assert_eq!(traceparent(&HeaderMap::new()), "");
+    }
+}

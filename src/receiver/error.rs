@@ -1,0 +1,46 @@
+//! Owns the reasons for not taking a request, in the operator's words. What the caller is told is
+//! [`super::status`]'s business.
+
+use crate::{decode, log, signature};
+
+/// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
+/// else that a stranger wrote.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("nothing is served at this path")]
+    PathUnknown,
+    #[error("the method is neither GET nor POST")]
+    MethodUnknown,
+    #[error("the app is not configured here")]
+    AppUnknown,
+    #[error("the activation challenge is malformed: {0}")]
+    ChallengeMalformed(&'static str),
+    #[error("the activation challenge carries another verification token than the configured one")]
+    TokenMismatch,
+    #[error("the content type is not JSON")]
+    ContentTypeUnknown,
+    #[error("the body has a content encoding")]
+    ContentEncoded,
+    #[error("there is neither a Content-Length nor a Transfer-Encoding")]
+    LengthMissing,
+    #[error("the body has more than {bytes_max} bytes")]
+    BodyTooLarge { bytes_max: usize },
+    #[error("the bodies in flight take all the memory that they may ({bytes_max} bytes)")]
+    BodiesTooLarge { bytes_max: usize },
+    #[error("the body broke off: {0}")]
+    BodyBroken(#[source] warp::Error),
+    #[error("there is no answer after {seconds} s")]
+    TooSlow { seconds: u64 },
+    #[error("the signature header is missing")]
+    SignatureMissing,
+    #[error("there is more than one signature header")]
+    SignatureRepeated,
+    #[error("the body names no app, so there is no key to verify it with")]
+    AppUnnamed,
+    #[error(transparent)]
+    Unverified(#[from] signature::Error),
+    #[error("signed, but no batch: {0}")]
+    NoBatch(#[from] decode::Error),
+    #[error("not appended: {0}")]
+    NotAppended(#[from] log::Error),
+}

@@ -1,0 +1,170 @@
+//! Owns the webhook port: what is asked of a request before its events are taken, in which order,
+//! and within which limits. A delivery goes through it like this, and each step has its refusals
+//! ([`status`] is the one table of all answers):
+//!
+//! ```text
+//! routes     path, method                               404 405
+//! delivery   content type and encoding, length          415 411 413
+//! body       read under a limit, a budget, a deadline    413 429 503
+//! delivery   signature header, signature                401 503
+//!            decode                                     422
+//!            append, and wait until it is durable       503
+//! ```
+//!
+//! It knows the log only by its trait and nothing of who reads the events.
+
+mod body;
+mod challenge;
+mod delivery;
+mod error;
+mod routes;
+mod status;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::body::Budget;
+use crate::{
+    log::Log,
+    metrics::Metrics,
+    net::{self, http1},
+    signature::Keyring,
+};
+
+/// What the webhook port takes at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of one body, counted while reading. Default 1 MiB: some two thousand events, far
+    /// above any batch.
+    pub body_bytes_max: usize,
+    /// Bytes of all bodies that are being read or processed. Default 64 MiB. A body counts from
+    /// its first bytes to its answer, by what has arrived and not by what was announced.
+    pub bodies_bytes_max: usize,
+    /// Deliveries that are being verified at once; others wait their turn. Default 1,024. One
+    /// attempt takes a thread for tens of microseconds, so this bounds how long a genuine delivery
+    /// waits behind a flood of forged ones. It is not the number of cores: a forged delivery may
+    /// wait seconds for newer keys, and few of them must not keep all others out.
+    pub verifications_max: usize,
+    /// Everything from the end of the header to the answer. Default 8 s, so that the sender's 10 s
+    /// never run out on an answer that is on its way.
+    pub request_timeout: Duration,
+    /// Limits of one connection.
+    pub connection: http1::Limits,
+    /// Limits of all connections.
+    pub listener: net::Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 1024 * 1024,
+            bodies_bytes_max: 64 * 1024 * 1024,
+            verifications_max: 1024,
+            request_timeout: Duration::from_secs(8),
+            connection: http1::Limits::default(),
+            listener: net::Limits::default(),
+        }
+    }
+}
+
+/// An app whose deliveries are taken.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// As the sender writes it.
+    pub id: Arc<str>,
+    /// What the activation challenge must carry.
+    pub verification_token: VerificationToken,
+    /// What verifies deliveries.
+    pub keyring: Keyring,
+}
+
+/// A verification token, kept as its hash only: so it cannot be printed, and comparing takes the
+/// same time whatever is compared, also where the lengths differ.
+#[derive(Clone)]
+pub struct VerificationToken {
+    digest: [u8; 32],
+}
+
+impl VerificationToken {
+    /// Takes the token in.
+    #[must_use]
+    pub fn new(token: &str) -> Self {
+        Self {
+            digest: Sha256::digest(token).into(),
+        }
+    }
+
+    fn matches(&self, token: &str) -> bool {
+        let other: [u8; 32] = Sha256::digest(token).into();
+        self.digest.ct_eq(&other).into()
+    }
+}
+
+impl fmt::Debug for VerificationToken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("VerificationToken(redacted)")
+    }
+}
+
+/// The service behind the webhook port.
+#[derive(Clone)]
+pub struct Receiver {
+    shared: Arc<Shared>,
+}
+
+/// What all requests share.
+struct Shared {
+    options: Options,
+    apps: HashMap<Arc<str>, App>,
+    log: Arc<dyn Log>,
+    metrics: Arc<Metrics>,
+    bodies: Budget,
+    verifications: Semaphore,
+}
+
+impl Receiver {
+    /// A receiver of the deliveries of `apps`, which it appends to `log`.
+    #[must_use]
+    pub fn new(options: Options, apps: Vec<App>, log: Arc<dyn Log>, metrics: Arc<Metrics>) -> Self {
+        let apps = apps
+            .into_iter()
+            .map(|app| (Arc::clone(&app.id), app))
+            .collect();
+        Self {
+            shared: Arc::new(Shared {
+                apps,
+                log,
+                metrics,
+                bodies: Budget::new(options.bodies_bytes_max),
+                verifications: Semaphore::new(options.verifications_max),
+                options,
+            }),
+        }
+    }
+
+    /// Serves the port until `shutdown` is cancelled; requests in flight are finished within the
+    /// drain timeout. Dropping the future ends everything at once, except appends that the log
+    /// has taken.
+    pub async fn run(self, listener: net::Listener, shutdown: CancellationToken) -> net::Drained {
+        let Options {
+            connection,
+            listener: limits,
+            ..
+        } = self.shared.options;
+        let metrics = Arc::clone(&self.shared.metrics);
+        let service = warp::service(routes::routes(self.shared));
+        let draining = shutdown.clone();
+        listener
+            .run(limits, metrics, shutdown, move |stream, peer| {
+                http1::serve(stream, peer, connection, service.clone(), draining.clone())
+            })
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Owns the warp routes: which path and method leads where, the deadline over everything, and the
+//! counting and logging of what came of it.
+
+use std::{convert::Infallible, sync::Arc, time::Instant};
+
+use bytes::Buf;
+use http::{HeaderMap, Method};
+use percent_encoding::percent_decode_str;
+use tokio_stream::Stream;
+use tracing::Level;
+use warp::{Filter, Rejection, reply::Response};
+
+use super::{
+    Shared, challenge, delivery,
+    error::Error,
+    status::{self, Outcome},
+};
+use crate::net::http1::Peer;
+
+/// All routes of the webhook port. Nothing is rejected: whatever is asked has its answer.
+pub(super) fn routes(
+    shared: Arc<Shared>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let for_nowhere = Arc::clone(&shared);
+    let app = warp::path::param()
+        .map(Some)
+        .or(warp::any().map(|| None))
+        .unify();
+    warp::path("webhooks")
+        .and(app)
+        .and(warp::path::end())
+        .and(warp::method())
+        .and(warp::header::headers_cloned())
+        .and(warp::query())
+        .and(warp::ext::optional())
+        .and(warp::body::stream())
+        .then(move |app, method, headers, query, peer, body| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let request = Request {
+                    app,
+                    method,
+                    headers,
+                    query,
+                };
+                answer(&shared, request, peer, body).await
+            }
+        })
+        .recover(move |_: Rejection| {
+            let shared = Arc::clone(&for_nowhere);
+            async move {
+                let refused = Outcome::Refused(Error::PathUnknown);
+                Ok::<_, Infallible>(conclude(&shared, &refused, None, None, Instant::now()))
+            }
+        })
+        .unify()
+}
+
+struct Request {
+    /// The segment of the path after `webhooks`, as it was written.
+    app: Option<String>,
+    method: Method,
+    headers: HeaderMap,
+    query: Vec<(String, String)>,
+}
+
+async fn answer<B: Buf>(
+    shared: &Shared,
+    request: Request,
+    peer: Option<Peer>,
+    body: impl Stream<Item = Result<B, warp::Error>> + Send,
+) -> Response {
+    let since = Instant::now();
+    let decoded = match &request.app {
+        Some(segment) => percent_decode_str(segment).decode_utf8().map(Some),
+        None => Ok(None),
+    };
+    let timeout = shared.options.request_timeout;
+    // What is not UTF-8 is no app id.
+    let handled = match &decoded {
+        Ok(app) => {
+            tokio::time::timeout(timeout, handle(shared, app.as_deref(), &request, body)).await
+        }
+        Err(_) => Ok(Err(Error::AppUnknown)),
+    };
+    let outcome = match handled {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Outcome::Refused(error),
+        Err(_) => Outcome::Refused(Error::TooSlow {
+            seconds: timeout.as_secs(),
+        }),
+    };
+    let app = decoded.ok().flatten();
+    conclude(shared, &outcome, app.as_deref(), peer, since)
+}
+
+async fn handle<B: Buf>(
+    shared: &Shared,
+    app: Option<&str>,
+    request: &Request,
+    body: impl Stream<Item = Result<B, warp::Error>> + Send,
+) -> Result<Outcome, Error> {
+    match request.method {
+        Method::GET => challenge::answer(shared, app, &request.query).map(Outcome::Challenge),
+        Method::POST => {
+            let body = std::pin::pin!(body);
+            let appended = delivery::take(shared, app, &request.headers, body).await?;
+            Ok(Outcome::Accepted(appended))
+        }
+        _ => Err(Error::MethodUnknown),
+    }
+}
+
+/// Counts an outcome, says in the log what needs saying, and answers.
+fn conclude(
+    shared: &Shared,
+    outcome: &Outcome,
+    app: Option<&str>,
+    peer: Option<Peer>,
+    since: Instant,
+) -> Response {
+    let answer = outcome.answer();
+    let status = answer.response.status().as_u16();
+    shared.metrics.request(answer.code, status, since.elapsed());
+    // Only a configured id: a stranger's words stay out of the log.
+    let app = app.and_then(|app| shared.apps.get(app)).map(|app| &*app.id);
+    let peer = peer.map(|Peer(address)| tracing::field::display(address));
+    match outcome {
+        Outcome::Challenge(_) => {
+            tracing::info!(app, peer, "activation challenge answered");
+        }
+        Outcome::Accepted(appended) => tracing::debug!(
+            app,
+            peer,
+            accepted = appended.accepted,
+            duplicates = appended.duplicates,
+            "batch accepted"
+        ),
+        Outcome::Refused(error) => {
+            if let Some(reason) = verification_failure(error) {
+                shared.metrics.verification_failed(reason);
+            }
+            let code = answer.code;
+            match status::level(error) {
+                Level::ERROR => tracing::error!(app, peer, code, %error, "request refused"),
+                Level::WARN => tracing::warn!(app, peer, code, %error, "request refused"),
+                _ => tracing::info!(app, peer, code, %error, "request refused"),
+            }
+        }
+    }
+    answer.response
+}
+
+fn verification_failure(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::SignatureMissing => Some("header_missing"),
+        Error::SignatureRepeated => Some("header_repeated"),
+        Error::AppUnnamed => Some("app_unnamed"),
+        Error::Unverified(error) => Some(error.reason()),
+        _ => None,
+    }
+}

@@ -1,0 +1,294 @@
+//! Owns every status of the webhook port: one table from reasons to answers, complete by the
+//! compiler's word, so it has no arm for "the rest".
+//!
+//! | status | when |
+//! |---|---|
+//! | 200 | `{"challenge":N}`, or the whole batch is durable: `{"accepted":A,"duplicates":D}` |
+//! | 400 | an activation challenge without what is documented |
+//! | 401 | wrong verification token; signature missing, repeated, malformed or of no known key |
+//! | 404 | another path, or an app that is not configured |
+//! | 405 | neither GET nor POST |
+//! | 411 | a POST without a length |
+//! | 413 | a body over the limit |
+//! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
+//! | 422 | signed, but not a batch of this app |
+//! | 429 | more bodies at once than there is memory for |
+//! | 503 | no keys yet, no answer within the time, or the log cannot take the batch now |
+
+use std::{borrow::Cow, time::Duration};
+
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+use tracing::Level;
+use warp::reply::Response;
+
+use super::error::Error;
+use crate::{decode, log, signature};
+
+/// What a request led to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The challenge, digit for digit.
+    Challenge(String),
+    /// The batch is durable.
+    Accepted(log::Appended),
+    /// Nothing was done.
+    Refused(Error),
+}
+
+/// How an outcome is answered and counted.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// The word for it in metrics and logs.
+    pub(super) code: &'static str,
+}
+
+impl Outcome {
+    pub(super) fn answer(&self) -> Answer {
+        match self {
+            Self::Challenge(digits) => Answer {
+                // Not through a number type: it may have more digits than any.
+                response: response(StatusCode::OK, format!(r#"{{"challenge":{digits}}}"#)),
+                code: "challenge_answered",
+            },
+            Self::Accepted(appended) => Answer {
+                response: response(
+                    StatusCode::OK,
+                    format!(
+                        r#"{{"accepted":{},"duplicates":{}}}"#,
+                        appended.accepted, appended.duplicates
+                    ),
+                ),
+                code: "accepted",
+            },
+            Self::Refused(error) => refuse(error),
+        }
+    }
+}
+
+/// How loud the log is about a refusal.
+pub(super) fn level(error: &Error) -> Level {
+    match error {
+        // The sender and we disagree about what a batch is, or the disk is gone: somebody must act.
+        Error::NoBatch(_) | Error::NotAppended(log::Error::Failed(_) | log::Error::NoSpace) => {
+            Level::ERROR
+        }
+        Error::ChallengeMalformed(_)
+        | Error::TokenMismatch
+        | Error::BodyTooLarge { .. }
+        | Error::BodiesTooLarge { .. }
+        | Error::TooSlow { .. }
+        | Error::SignatureMissing
+        | Error::SignatureRepeated
+        | Error::AppUnnamed
+        | Error::Unverified(_)
+        | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
+        // Scanners of the internet.
+        Error::PathUnknown
+        | Error::MethodUnknown
+        | Error::AppUnknown
+        | Error::ContentTypeUnknown
+        | Error::ContentEncoded
+        | Error::LengthMissing
+        | Error::BodyBroken(_) => Level::INFO,
+    }
+}
+
+/// One row of the table.
+struct Row {
+    status: StatusCode,
+    code: &'static str,
+    message: Cow<'static, str>,
+    /// When the same request may succeed; `None` where it never will.
+    retry_after: Option<Duration>,
+}
+
+fn refuse(error: &Error) -> Answer {
+    let row = row(error);
+    let body = json!({
+        "error": {
+            "code": row.code,
+            "message": row.message,
+            "retryable": row.retry_after.is_some(),
+        }
+    });
+    let mut response = response(row.status, body.to_string());
+    let headers = response.headers_mut();
+    if let Some(after) = row.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    if row.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+    }
+    Answer {
+        response,
+        code: row.code,
+    }
+}
+
+fn row(error: &Error) -> Row {
+    match error {
+        Error::PathUnknown => never(
+            StatusCode::NOT_FOUND,
+            "path_unknown",
+            "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
+        ),
+        Error::MethodUnknown => never(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "use GET for the activation challenge and POST for deliveries",
+        ),
+        Error::AppUnknown => never(
+            StatusCode::NOT_FOUND,
+            "app_unknown",
+            "this app is not configured here",
+        ),
+        Error::ChallengeMalformed(fault) => {
+            never(StatusCode::BAD_REQUEST, "challenge_malformed", *fault)
+        }
+        Error::TokenMismatch => never(
+            StatusCode::UNAUTHORIZED,
+            "token_mismatch",
+            "the verification token is not the one that is configured for this app",
+        ),
+        Error::ContentTypeUnknown => never(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_type_unsupported",
+            "send the batch as application/json",
+        ),
+        Error::ContentEncoded => never(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_encoding_unsupported",
+            "send the body as it was signed, without a content encoding",
+        ),
+        Error::LengthMissing => never(
+            StatusCode::LENGTH_REQUIRED,
+            "length_required",
+            "send a Content-Length, or the body in chunks",
+        ),
+        Error::BodyTooLarge { bytes_max } => never(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("the body may have at most {bytes_max} bytes"),
+        ),
+        Error::BodiesTooLarge { .. } => later(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_bodies",
+            "too many deliveries at once",
+            Duration::from_secs(2),
+        ),
+        // Seldom read: the caller is usually gone.
+        Error::BodyBroken(_) => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "body_incomplete",
+            "the body broke off",
+            Duration::from_secs(1),
+        ),
+        Error::TooSlow { seconds } => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "deadline_exceeded",
+            format!("the request was not done within {seconds} s"),
+            Duration::from_secs(5),
+        ),
+        Error::SignatureMissing => never(
+            StatusCode::UNAUTHORIZED,
+            "signature_missing",
+            "the X-Webhook-Signature header is missing",
+        ),
+        Error::SignatureRepeated => never(
+            StatusCode::UNAUTHORIZED,
+            "signature_repeated",
+            "there is more than one X-Webhook-Signature header",
+        ),
+        Error::AppUnnamed => never(
+            StatusCode::UNAUTHORIZED,
+            "signature_unverifiable",
+            "the body names no app whose keys could verify it",
+        ),
+        Error::Unverified(error) => unverified(error),
+        Error::NoBatch(error) => no_batch(*error),
+        Error::NotAppended(error) => not_appended(error),
+    }
+}
+
+fn unverified(error: &signature::Error) -> Row {
+    match error {
+        signature::Error::Header(fault) => never(
+            StatusCode::UNAUTHORIZED,
+            "signature_malformed",
+            fault.to_string(),
+        ),
+        signature::Error::Mismatch => never(
+            StatusCode::UNAUTHORIZED,
+            "signature_mismatch",
+            "no key of this app made this signature over this body",
+        ),
+        // The rest is about our side of the keys.
+        signature::Error::NoKeys { .. }
+        | signature::Error::Key(_)
+        | signature::Error::KeySet(_)
+        | signature::Error::Fetch(_)
+        | signature::Error::NoRuntime => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "keys_unavailable",
+            "the keys of this app are not known yet",
+            Duration::from_secs(30),
+        ),
+    }
+}
+
+fn no_batch(error: decode::Error) -> Row {
+    let code = match error {
+        decode::Error::NotUtf8 { .. } | decode::Error::NotJson { .. } => "body_not_json",
+        decode::Error::OtherApp => "app_mismatch",
+        decode::Error::NotObject
+        | decode::Error::NoAppId
+        | decode::Error::NoEvents
+        | decode::Error::TooManyEvents => "body_not_a_batch",
+    };
+    never(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
+}
+
+fn not_appended(error: &log::Error) -> Row {
+    let (code, message, seconds) = match error {
+        log::Error::Overloaded => ("log_overloaded", "more arrives than can be stored", 2),
+        log::Error::NoSpace => ("log_full", "there is no room to store the batch", 60),
+        log::Error::Failed(_) => ("log_failed", "the batch cannot be stored", 30),
+        log::Error::Closed => ("shutting_down", "the bridge is shutting down", 5),
+    };
+    let after = Duration::from_secs(seconds);
+    later(StatusCode::SERVICE_UNAVAILABLE, code, message, after)
+}
+
+/// The same request will be refused again.
+fn never(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Row {
+    Row {
+        status,
+        code,
+        message: message.into(),
+        retry_after: None,
+    }
+}
+
+/// The same request may be taken then.
+fn later(
+    status: StatusCode,
+    code: &'static str,
+    message: impl Into<Cow<'static, str>>,
+    after: Duration,
+) -> Row {
+    Row {
+        status,
+        code,
+        message: message.into(),
+        retry_after: Some(after),
+    }
+}
+
+fn response(status: StatusCode, body: String) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
