@@ -67,7 +67,10 @@ fn user_created(index: usize) -> String {
 }
 
 fn unknown(index: usize) -> String {
-    padded(format!("{}\"note\":\"", event_head(index, "user.suspended")))
+    padded(format!(
+        "{}\"note\":\"",
+        event_head(index, "user.suspended")
+    ))
 }
 
 fn event_head(index: usize, event_type: &str) -> String {
@@ -93,16 +96,28 @@ struct Signer {
 }
 
 impl Signer {
-    #[expect(clippy::unwrap_used, reason = "a benchmark without a key has nothing to say")]
+    #[expect(
+        clippy::unwrap_used,
+        reason = "a benchmark without a key has nothing to say"
+    )]
     fn new() -> Self {
         let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
-        let pem = key.to_public_key().to_public_key_pem(LineEnding::LF).unwrap();
+        let pem = key
+            .to_public_key()
+            .to_public_key_pem(LineEnding::LF)
+            .unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key.pem");
         fs::write(&path, pem).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let keyring = runtime.block_on(async {
-            Keyring::open("54e9ujn", KeySource::PemFile(path), Options::default(), None).unwrap()
+            Keyring::open(
+                "54e9ujn",
+                KeySource::PemFile(path),
+                Options::default(),
+                None,
+            )
+            .unwrap()
         });
         Self {
             key: BlindedSigningKey::new(key),
@@ -111,12 +126,19 @@ impl Signer {
         }
     }
 
-    #[expect(clippy::unwrap_used, reason = "a benchmark without a body has nothing to say")]
+    #[expect(
+        clippy::unwrap_used,
+        reason = "a benchmark without a body has nothing to say"
+    )]
     fn verified(&self, body: &str) -> VerifiedBody {
-        let signature = self.key.sign_with_rng(&mut rsa::rand_core::OsRng, body.as_bytes());
+        let signature = self
+            .key
+            .sign_with_rng(&mut rsa::rand_core::OsRng, body.as_bytes());
         let header = format!("{SCHEME}{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()));
         let signature = Signature::parse(&header).unwrap();
         let body = Bytes::copy_from_slice(body.as_bytes());
-        self.runtime.block_on(self.keyring.verify(body, &signature, None)).unwrap()
+        self.runtime
+            .block_on(self.keyring.verify(body, &signature, None))
+            .unwrap()
     }
 }

@@ -98,11 +98,7 @@ pub enum Error {
 ///
 /// # Errors
 /// Where the body is no batch of this app; never for the shape of one event.
-pub fn batch(
-    verified: VerifiedBody,
-    app_id: &Arc<str>,
-    traceparent: &str,
-) -> Result<Batch, Error> {
+pub fn batch(verified: VerifiedBody, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, Error> {
     batch_of(verified.into_body(), app_id, traceparent)
 }
 
@@ -280,7 +276,11 @@ impl Encoder<'_> {
         }
         Draft {
             key: EventKey::new(self.app_id, &id),
-            user_hash: if user_id.is_empty() { 0 } else { user_hash(&user_id) },
+            user_hash: if user_id.is_empty() {
+                0
+            } else {
+                user_hash(&user_id)
+            },
             event_type,
             head: head_start..payload_start,
             payload: payload_start..self.encoded.len(),
@@ -326,7 +326,10 @@ impl<'a> Item<'a> {
             return Self::default();
         }
         let candidates = [payload, data];
-        let nested = candidates.into_iter().flatten().find_map(|value| Fields::read(value.json()));
+        let nested = candidates
+            .into_iter()
+            .flatten()
+            .find_map(|value| Fields::read(value.json()));
         let inline = || match candidates {
             [None, None] => Fields::read(raw_json),
             _ => None,

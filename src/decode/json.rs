@@ -82,7 +82,9 @@ impl<'a> Value<'a> {
 
     /// The text of a string, or a number as it was written.
     pub(super) fn string_or_number(self) -> Option<Cow<'a, str>> {
-        let is_number = self.0.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+        let is_number = self
+            .0
+            .starts_with(|first: char| first == '-' || first.is_ascii_digit());
         if is_number {
             return Some(Cow::Borrowed(self.0));
         }

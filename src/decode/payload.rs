@@ -92,8 +92,17 @@ impl<'a> Fields<'a> {
             "user.session.revoked" => self.revoked_at,
             _ => None,
         };
-        let life = [self.revoked_at, self.deleted_at, self.updated_at, self.created_at];
-        [documented, beside].into_iter().chain(life).flatten().find_map(instant)
+        let life = [
+            self.revoked_at,
+            self.deleted_at,
+            self.updated_at,
+            self.created_at,
+        ];
+        [documented, beside]
+            .into_iter()
+            .chain(life)
+            .flatten()
+            .find_map(instant)
     }
 
     /// Appends the payload message of a documented type, if the fields have the right shapes.

@@ -110,7 +110,10 @@ mod shapes {
         ] {
             let item = json!({"id": "evt_1", "type": event_type, "payload": payload});
             let event = event(&item.to_string());
-            assert_eq!(event.occurred_at, at(&format!("2026-01-01T00:00:0{second}Z")));
+            assert_eq!(
+                event.occurred_at,
+                at(&format!("2026-01-01T00:00:0{second}Z"))
+            );
             let name = match event.payload.expect(event_type) {
                 Payload::UserCreated(it) => (it.user_id == "usr_1").then_some("user.created"),
                 Payload::UserDeleted(it) => it.deleted_at.map(|_| "user.deleted"),
@@ -154,15 +157,29 @@ mod shapes {
             assert_eq!(event.r#type, "user.deleted", "{form}");
             assert_eq!(event.user_id, "usr_1", "{form}");
             assert_eq!(event.occurred_at, at("2026-01-02T03:04:05Z"), "{form}");
-            assert!(matches!(event.payload, Some(Payload::UserDeleted(_))), "{form}");
+            assert!(
+                matches!(event.payload, Some(Payload::UserDeleted(_))),
+                "{form}"
+            );
         }
     }
 
     #[test]
     fn an_item_of_any_shape_is_an_event() {
         for item in [
-            "7", "-1.5e300", "1e999", "\"text\"", "true", "null", "[]", "[{}]", "{}", r#"{"a":1}"#,
-            r#"{"type":7}"#, r#"{"type":{"type":"user.created"}}"#, r#"{"\ud800":1}"#,
+            "7",
+            "-1.5e300",
+            "1e999",
+            "\"text\"",
+            "true",
+            "null",
+            "[]",
+            "[{}]",
+            "{}",
+            r#"{"a":1}"#,
+            r#"{"type":7}"#,
+            r#"{"type":{"type":"user.created"}}"#,
+            r#"{"\ud800":1}"#,
             r#"{"id":"evt_1","\udc00":1}"#,
         ] {
             let event = event(item);
@@ -188,7 +205,10 @@ mod shapes {
         let event = event(
             r#"{"type":"x.y","user_id":"usr_1","correlation_id":"corr_1","payload":{"a":1}}"#,
         );
-        assert_eq!((event.user_id.as_str(), event.correlation_id.as_str()), ("usr_1", "corr_1"));
+        assert_eq!(
+            (event.user_id.as_str(), event.correlation_id.as_str()),
+            ("usr_1", "corr_1")
+        );
     }
 
     #[test]
@@ -210,7 +230,10 @@ mod ids {
 
     #[test]
     fn a_number_is_an_id_by_its_text() {
-        assert_eq!(event(r#"{"id":123456789012345678901234567890}"#).id.len(), 30);
+        assert_eq!(
+            event(r#"{"id":123456789012345678901234567890}"#).id.len(),
+            30
+        );
         assert_eq!(event(r#"{"id":1.50}"#).id, "1.50");
     }
 
@@ -223,7 +246,10 @@ mod ids {
         assert_ne!(first, event(r#"{"type":"user.created"}"#).id);
         assert_ne!(synthetic_id("a", "bc", ""), synthetic_id("ab", "c", ""));
         for id in ["\"\"", "null", "true", "{}", r#""\ud800""#] {
-            assert!(event(&format!(r#"{{"id":{id}}}"#)).id.starts_with("syn_"), "{id}");
+            assert!(
+                event(&format!(r#"{{"id":{id}}}"#)).id.starts_with("syn_"),
+                "{id}"
+            );
         }
     }
 
@@ -257,7 +283,10 @@ mod ids {
 
     #[test]
     fn the_documented_types_share_their_names() {
-        let batch = decode(body(&[r#"{"type":"user.created"}"#, r#"{"type":"user.created"}"#]));
+        let batch = decode(body(&[
+            r#"{"type":"user.created"}"#,
+            r#"{"type":"user.created"}"#,
+        ]));
         let drafts = batch.unwrap().drafts;
         assert!(Arc::ptr_eq(&drafts[0].event_type, &drafts[1].event_type));
     }
@@ -279,9 +308,16 @@ mod payloads {
     #[test]
     fn a_field_of_the_wrong_shape_leaves_the_message_out_and_all_else_in() {
         for wrong in [
-            r#""profile":[]"#, r#""profile":"x""#, r#""source":7"#, r#""identifiers":{}"#,
-            r#""identifiers":[7]"#, r#""identifiers":[{"type":1}]"#, r#""created_at":1700000000"#,
-            r#""created_at":"yesterday""#, r#""profile":{"n":1e999}"#, r#""source":"\ud800""#,
+            r#""profile":[]"#,
+            r#""profile":"x""#,
+            r#""source":7"#,
+            r#""identifiers":{}"#,
+            r#""identifiers":[7]"#,
+            r#""identifiers":[{"type":1}]"#,
+            r#""created_at":1700000000"#,
+            r#""created_at":"yesterday""#,
+            r#""profile":{"n":1e999}"#,
+            r#""source":"\ud800""#,
             r#""profile":{"\ud800":1}"#,
         ] {
             let event = event(&format!(
@@ -294,7 +330,10 @@ mod payloads {
             assert_eq!(event.occurred_at, at("2026-01-01T00:00:01Z"), "{wrong}");
         }
         let no_object = event(r#"{"type":"user.created","user_id":"usr_1","payload":"x"}"#);
-        assert_eq!((no_object.payload, no_object.user_id.as_str()), (None, "usr_1"));
+        assert_eq!(
+            (no_object.payload, no_object.user_id.as_str()),
+            (None, "usr_1")
+        );
     }
 
     #[test]
@@ -316,11 +355,24 @@ mod payloads {
             ("1970-01-01T02:00:01-01:00", 10_801, 0),
             ("1969-12-31T23:59:59.75Z", -1, 750_000_000),
             ("0001-01-01T00:00:00Z", -62_135_596_800, 0),
-            ("9999-12-30T21:59:59.999999999Z", 253_402_207_199, 999_999_999),
+            (
+                "9999-12-30T21:59:59.999999999Z",
+                253_402_207_199,
+                999_999_999,
+            ),
         ] {
-            assert_eq!(when(date), Some(prost_types::Timestamp { seconds, nanos }), "{date}");
+            assert_eq!(
+                when(date),
+                Some(prost_types::Timestamp { seconds, nanos }),
+                "{date}"
+            );
         }
-        for date in ["", "2026-01-01", "2026-01-01T00:00:00", "0000-12-31T23:59:59Z"] {
+        for date in [
+            "",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+            "0000-12-31T23:59:59Z",
+        ] {
             assert_eq!(when(date), None, "{date}");
         }
     }
@@ -351,7 +403,9 @@ mod payloads {
         // Two tags and two lengths around the text take 9 bytes.
         let long = |bytes: usize| {
             let text = "x".repeat(bytes);
-            event(&format!(r#"{{"type":"user.created","payload":{{"source":"{text}"}}}}"#))
+            event(&format!(
+                r#"{{"type":"user.created","payload":{{"source":"{text}"}}}}"#
+            ))
         };
         assert!(long(1024 * 1024 - 9).payload.is_some());
         assert!(long(1024 * 1024 - 8).payload.is_none());
@@ -365,7 +419,10 @@ mod payloads {
             "]}".repeat(5_000)
         );
         let event = event(&item);
-        assert_eq!((event.id.as_str(), event.user_id.as_str()), ("evt_1", "usr_1"));
+        assert_eq!(
+            (event.id.as_str(), event.user_id.as_str()),
+            ("evt_1", "usr_1")
+        );
         assert_eq!(event.payload, None);
         let bare = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         assert_eq!(super::event(&bare).r#type, "");
@@ -400,7 +457,10 @@ mod envelopes {
             (r#"{"app_id":"54e9ujn","events":null}"#, Error::NoEvents),
             (r#"{"app_id":"54e9ujn","events":{}}"#, Error::NoEvents),
             (r#"{"app_id":"54e9ujn","events":"secret"}"#, Error::NoEvents),
-            ("{\"app_id\":\"54e9ujn\",\"events\":[\"\u{0}\"]}", not_json(1, 31)),
+            (
+                "{\"app_id\":\"54e9ujn\",\"events\":[\"\u{0}\"]}",
+                not_json(1, 31),
+            ),
             (r#"{"app_id":"54e9ujn","events":[1,]}"#, not_json(1, 33)),
         ] {
             let error = decode(body.to_owned()).unwrap_err();
@@ -430,7 +490,11 @@ mod envelopes {
     fn raw_json_is_the_item_without_the_space_around_it() {
         let body = body(&["  { \"a\" : 1 }\n", "\t7 ", "\"\\u00e9\""]);
         let batch = decode(body).unwrap();
-        let raw: Vec<&[u8]> = batch.drafts.iter().map(|draft| batch.raw_json(draft)).collect();
+        let raw: Vec<&[u8]> = batch
+            .drafts
+            .iter()
+            .map(|draft| batch.raw_json(draft))
+            .collect();
         assert_eq!(raw, [&b"{ \"a\" : 1 }"[..], b"7", b"\"\\u00e9\""]);
     }
 
@@ -447,7 +511,14 @@ mod envelopes {
         assert_eq!(claimed_app_id(body(&[]).as_bytes()).as_deref(), Some(APP));
         let twice = br#"{"app_id":"a","app_id":"\u0062"}"#;
         assert_eq!(claimed_app_id(twice).as_deref(), Some("b"));
-        for none in ["", "{}", "[]", r#"{"app_id":1}"#, r#"{"app_id":"a"#, r#"{"app_id":"a"} x"#] {
+        for none in [
+            "",
+            "{}",
+            "[]",
+            r#"{"app_id":1}"#,
+            r#"{"app_id":"a"#,
+            r#"{"app_id":"a"} x"#,
+        ] {
             assert_eq!(claimed_app_id(none.as_bytes()), None, "{none}");
         }
     }
@@ -456,8 +527,19 @@ mod envelopes {
 fn any_json() -> impl Strategy<Value = serde_json::Value> {
     let name = prop_oneof![
         proptest::sample::select(vec![
-            "id", "type", "event", "payload", "data", "user_id", "created_at", "profile",
-            "metadata", "identifier", "identifiers", "value", "source",
+            "id",
+            "type",
+            "event",
+            "payload",
+            "data",
+            "user_id",
+            "created_at",
+            "profile",
+            "metadata",
+            "identifier",
+            "identifiers",
+            "value",
+            "source",
         ])
         .prop_map(str::to_owned),
         any::<String>(),

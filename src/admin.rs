@@ -1,0 +1,189 @@
+//! Owns the admin port: whether the process is up (`/healthz`), whether it can take and serve
+//! events (`/readyz`), and what it counts (`/metrics`). It reads the state of others and changes
+//! nothing.
+
+use std::{convert::Infallible, fmt, sync::Arc};
+
+use http::{HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use warp::{Filter, Rejection, reply::Response};
+
+use crate::{
+    log::Log,
+    metrics::Metrics,
+    net::{self, http1},
+    signature::Keyring,
+};
+
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The service behind the admin port.
+#[derive(Clone)]
+pub struct Admin {
+    /// The port's own limits. By default those of every port.
+    pub limits: net::Limits,
+    metrics: Arc<Metrics>,
+    log: Arc<dyn Log>,
+    keyrings: Arc<[Keyring]>,
+    draining: CancellationToken,
+}
+
+impl Admin {
+    /// Reports on the log, the keys of each app, and whether `draining` is cancelled.
+    #[must_use]
+    pub fn new(
+        metrics: Arc<Metrics>,
+        log: Arc<dyn Log>,
+        keyrings: Vec<Keyring>,
+        draining: CancellationToken,
+    ) -> Self {
+        Self {
+            limits: net::Limits::default(),
+            metrics,
+            log,
+            keyrings: keyrings.into(),
+            draining,
+        }
+    }
+
+    /// Serves the port until `shutdown` is cancelled. That should be later than `draining`: while
+    /// the bridge drains, somebody may want to know.
+    pub async fn run(self, listener: net::Listener, shutdown: CancellationToken) -> net::Drained {
+        let (limits, metrics) = (self.limits, Arc::clone(&self.metrics));
+        let service = warp::service(routes(self));
+        let stopping = shutdown.clone();
+        listener
+            .run(limits, metrics, shutdown, move |stream, peer| {
+                let connection = http1::Limits::default();
+                http1::serve(stream, peer, connection, service.clone(), stopping.clone())
+            })
+            .await
+    }
+
+    /// Each thing that must hold, and why it does not.
+    fn checks(&self) -> Vec<Check> {
+        let mut checks = vec![Check {
+            name: "log",
+            app: None,
+            fault: self.log.health().err().map(|error| error.to_string()),
+        }];
+        checks.extend(self.keyrings.iter().map(|keyring| Check {
+            name: "keys",
+            app: Some(keyring.app_id().to_owned()),
+            fault: (!keyring.is_usable()).then(|| "no usable key is known yet".to_owned()),
+        }));
+        let draining = self.draining.is_cancelled();
+        checks.push(Check {
+            name: "serving",
+            app: None,
+            fault: draining.then(|| "the bridge is shutting down".to_owned()),
+        });
+        checks
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Admin")
+            .field("limits", &self.limits)
+            .field("keyrings", &self.keyrings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One line of `/readyz`.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<String>,
+    /// `null` where all is well.
+    fault: Option<String>,
+}
+
+fn routes(admin: Admin) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let page = warp::path::param().and(warp::path::end());
+    page.and(warp::method())
+        .and(warp::header::optional("accept"))
+        .map(
+            move |page: String, method: Method, accept: Option<String>| {
+                answer(
+                    &admin,
+                    &page,
+                    &method,
+                    accept.as_deref().unwrap_or_default(),
+                )
+            },
+        )
+        .recover(|_: Rejection| async { Ok::<_, Infallible>(not_found()) })
+        .unify()
+}
+
+fn answer(admin: &Admin, page: &str, method: &Method, accept: &str) -> Response {
+    if !matches!(page, "healthz" | "readyz" | "metrics") {
+        return not_found();
+    }
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let message = "this page can only be read";
+        let mut refusal = error(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            message,
+        );
+        let allow = HeaderValue::from_static("GET, HEAD");
+        refusal.headers_mut().insert(header::ALLOW, allow);
+        return refusal;
+    }
+    match page {
+        "healthz" => json_response(StatusCode::OK, &json!({ "status": "up" })),
+        "readyz" => {
+            let checks = admin.checks();
+            let ready = checks.iter().all(|check| check.fault.is_none());
+            let status = if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            json_response(status, &json!({ "ready": ready, "checks": checks }))
+        }
+        _ if accept.contains("application/openmetrics-text") => response(
+            StatusCode::OK,
+            OPEN_METRICS,
+            admin.metrics.render_open_metrics(),
+        ),
+        _ => response(StatusCode::OK, PROMETHEUS_TEXT, admin.metrics.render()),
+    }
+}
+
+fn not_found() -> Response {
+    let message = "the pages here are /healthz, /readyz and /metrics";
+    error(StatusCode::NOT_FOUND, "path_unknown", message)
+}
+
+fn error(status: StatusCode, code: &str, message: &str) -> Response {
+    let error = json!({ "code": code, "message": message, "retryable": false });
+    json_response(status, &json!({ "error": error }))
+}
+
+fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
+    response(status, "application/json", body.to_string())
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+#[cfg(test)]
+mod tests;
