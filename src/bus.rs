@@ -14,7 +14,11 @@ use std::{
 use dashmap::DashMap;
 use tokio::sync::watch;
 
-use crate::{event::Sequence, filter::Filter, log::Block};
+use crate::{
+    event::{Sequence, UnixMicros},
+    filter::Filter,
+    log::Block,
+};
 
 /// What the bus may use.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +114,14 @@ impl Bus {
         })
     }
 
+    /// Sets the end of the log that the bus goes on from. For the time before anybody publishes or
+    /// subscribes.
+    pub fn begin_at(&self, head: Sequence) {
+        let mut window = self.window.write().unwrap_or_else(PoisonError::into_inner);
+        window.head = head;
+        self.head.store(head.0, Ordering::Release);
+    }
+
     /// Adds the newest block, lets the oldest go, and wakes the subscribers that may want it. Called
     /// by one thread at a time, in the log's order.
     pub fn publish(&self, block: &Arc<Block>) {
@@ -136,6 +148,27 @@ impl Bus {
     #[must_use]
     pub fn window_bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many blocks the window holds.
+    #[must_use]
+    pub fn window_blocks(&self) -> usize {
+        self.window
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .blocks
+            .len()
+    }
+
+    /// When the event after a place became durable, as far as the window knows: of what has left
+    /// it, the age of its oldest block is the least that can be said.
+    #[must_use]
+    pub fn received_after(&self, after: Sequence) -> Option<UnixMicros> {
+        let window = self.window.read().unwrap_or_else(PoisonError::into_inner);
+        let index = window
+            .blocks
+            .partition_point(|block| block.last_sequence() <= after);
+        window.blocks.get(index).map(|block| block.received_at())
     }
 
     /// Joins the subscribers with this filter.
@@ -471,7 +504,13 @@ mod tests {
         for types in [&["wanted"][..], &["other"], &[]] {
             readers.push(bus.subscribe(filter(types)));
         }
-        let kind = |sequence: u64| if sequence % 7 == 0 { "wanted" } else { "other" };
+        let kind = |sequence: u64| {
+            if sequence.is_multiple_of(7) {
+                "wanted"
+            } else {
+                "other"
+            }
+        };
         std::thread::scope(|scope| {
             for mut reader in readers {
                 scope.spawn(move || {

@@ -42,4 +42,6 @@ pub mod config;
 
 pub mod logging;
 
+pub mod server;
+
 pub mod cli;

@@ -1,6 +1,34 @@
 //! `demo`: simulator, bridge and tail in one process, over real sockets.
 
-use super::exit::{Exit, Failure};
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::Path,
+    pin::pin,
+    time::Duration,
+};
+
+use anstyle::{Effects, Style};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_stream::StreamExt as _;
+
+use super::{
+    exit::{Exit, Failure, finish_stdout},
+    serve,
+    tail::{Formatter, Output},
+};
+use crate::{
+    client::{self, Client, Item, Request, Start, Subscription},
+    config::{self, Config, Secret},
+    event::UnixMicros,
+    proto::Event,
+    server::{Addresses, Server},
+    simulator::{self, AppOptions, BATCH_EVENTS_MAX, EventType, Simulator, traffic::Traffic},
+};
+
+const BOLD: Style = Style::new().effects(Effects::BOLD);
+const DIM: Style = Style::new().effects(Effects::DIMMED);
 
 /// `demo`
 #[derive(Clone, Debug, clap::Args)]
@@ -31,14 +59,275 @@ Examples:
   A stream to try consumers with:
     prelude-bridge demo --rate 200";
 
+/// The app that the demo plays.
+const APP_ID: &str = "demo";
+/// How long what is on its way at the end may take to arrive.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delays are kept for this many events; the first ones speak for the rest.
+const DELAYS_MAX: usize = 1_000_000;
+
 /// Runs the whole way of an event in this process.
 ///
 /// # Errors
-/// Something on the way failed.
-#[expect(clippy::unused_async, reason = "the demo is awaited here")]
-pub async fn run(_args: Args) -> Result<(), Failure> {
-    Err(Failure::new(
-        Exit::Failed,
-        "the demo is not part of this build",
-    ))
+/// Something on the way failed, or an event that was acknowledged did not arrive.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let directory = tempfile::Builder::new()
+        .prefix("prelude-bridge-demo-")
+        .tempdir()
+        .map_err(|error| failed(format!("no temporary directory can be made: {error}")))?;
+    say(&format!("{DIM}making a signing key …{DIM:#}"));
+    let simulator = Simulator::start(simulator::Options {
+        apps: vec![AppOptions::new(APP_ID)],
+        ..simulator::Options::default()
+    })
+    .await
+    .map_err(failed)?;
+    // The tail is in the same process, but on the other side of a socket like any other client.
+    let token = "demo-verification-token";
+    let config = config(directory.path(), &simulator, token);
+    let server = Server::start(&config).await.map_err(serve::failure)?;
+    let addresses = server.addresses();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let bridge = tokio::spawn(server.run(async {
+        let _ = stopped.await;
+    }));
+
+    introduce(addresses, &simulator, directory.path());
+    let subscription = subscribe(addresses).await?;
+    let webhook_url = format!("http://{}/webhooks/{APP_ID}", addresses.webhook);
+    simulator
+        .connect(APP_ID, &webhook_url, token, &EventType::ALL)
+        .await
+        .map_err(failed)?;
+    let outcome = follow(&args, &simulator, subscription).await;
+    let _ = stop.send(());
+    // The bridge reports what failed in it; a panic there is a bug and is passed on as one.
+    bridge.await.map_err(failed)?.map_err(serve::failure)?;
+    simulator.stop().await;
+    outcome?.report()
+}
+
+fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        webhook_listen: anywhere,
+        grpc_listen: anywhere,
+        admin_listen: anywhere,
+        data_dir: directory.to_path_buf(),
+        apps: vec![config::App {
+            id: APP_ID.to_owned(),
+            verification_token: Secret::new(token),
+            token_source: config::TokenSource::Variable("the demo".to_owned()),
+            keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
+            origin: config::Origin::Default,
+        }],
+        ..Config::default()
+    }
+}
+
+async fn subscribe(addresses: Addresses) -> Result<Subscription, Failure> {
+    let url = format!("http://{}", addresses.grpc);
+    let client = Client::connect(&client::Options::new(url))
+        .await
+        .map_err(failed)?;
+    let request = Request::new()
+        .start(Start::Earliest)
+        .client_name("prelude-bridge demo");
+    Ok(client.subscribe(request))
+}
+
+fn introduce(addresses: Addresses, simulator: &Simulator, directory: &Path) {
+    let Addresses {
+        webhook,
+        grpc,
+        admin,
+    } = addresses;
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "prelude-bridge".to_owned());
+    let rows = [
+        (
+            "simulator",
+            format!("http://{}", simulator.address()),
+            "plays Prelude: keys and signed batches",
+        ),
+        (
+            "webhook",
+            format!("http://{webhook}/webhooks/{APP_ID}"),
+            "takes them in",
+        ),
+        (
+            "log",
+            directory.display().to_string(),
+            "keeps them (removed at the end)",
+        ),
+        ("grpc", format!("http://{grpc}"), "streams them out"),
+        ("admin", format!("http://{admin}/metrics"), "counts them"),
+    ];
+    let mut text =
+        format!("\n{BOLD}prelude-bridge demo{BOLD:#}: everything is real but the sender\n\n");
+    let width = rows
+        .iter()
+        .map(|(_, place, _)| place.len())
+        .max()
+        .unwrap_or(0);
+    for (name, place, what) in rows {
+        text += &format!("  {BOLD}{name:<9}{BOLD:#}  {place:<width$}  {DIM}{what}{DIM:#}\n");
+    }
+    text += &format!(
+        "\n{BOLD}Try in another terminal{BOLD:#}\n\n  \
+         {program} tail --server http://{grpc} --type 'user.session.*' --last 5\n  \
+         grpcurl -plaintext -d '{{\"start\":{{\"earliest\":{{}}}},\"stop\":{{\"maxEvents\":3}}}}' \
+         {grpc} prelude.bridge.v1.EventService/Subscribe\n\n\
+         {DIM}Ctrl-C ends it.{DIM:#}\n"
+    );
+    say(&text);
+}
+
+/// Lets events happen and prints them as they come out, until the count is reached or Ctrl-C.
+async fn follow(
+    args: &Args,
+    simulator: &Simulator,
+    mut subscription: Subscription,
+) -> Result<Outcome, Failure> {
+    let rate = args.events_per_second();
+    let traffic = Traffic {
+        events_per_second: Some(rate.into()),
+        // About ten batches a second, however fast events come.
+        batch_events: usize::try_from(rate.div_ceil(10))
+            .unwrap_or(1)
+            .min(BATCH_EVENTS_MAX),
+        events_max: args.count,
+        ..Traffic::default()
+    };
+    let has_colour = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
+    let mut formatter = Formatter::new(Output::Human, has_colour);
+    let mut outcome = Outcome::new();
+    let mut sending = pin!(traffic.run(simulator));
+    let mut is_sending = true;
+    let mut interrupted = pin!(interrupt());
+    // Ends when all is sent and printed, or some time after the interrupt.
+    let mut deadline = pin!(tokio::time::sleep(Duration::MAX));
+    loop {
+        tokio::select! {
+            sent = &mut sending, if is_sending => {
+                sent.map_err(failed)?;
+                is_sending = false;
+                deadline.as_mut().reset(Instant::now() + SETTLE_TIMEOUT);
+            }
+            result = &mut interrupted, if is_sending => {
+                result?;
+                is_sending = false;
+                deadline.as_mut().reset(Instant::now() + SETTLE_TIMEOUT);
+            }
+            () = &mut deadline => break,
+            item = subscription.next() => match item {
+                Some(Ok(Item::Event(event))) => {
+                    outcome.add(&event);
+                    let line = formatter.line(&event);
+                    if let Err(error) = io::stdout().write_all(&line) {
+                        finish_stdout(Err(error))?;
+                        break;
+                    }
+                }
+                Some(Ok(Item::Notice(_))) => {}
+                Some(Err(error)) => return Err(failed(error)),
+                None => break,
+            },
+        }
+        if !is_sending && simulator.outstanding() == 0 {
+            let acknowledged = simulator.totals().events_acknowledged;
+            if outcome.delivered >= acknowledged {
+                break;
+            }
+        }
+    }
+    outcome.acknowledged = simulator.totals().events_acknowledged;
+    Ok(outcome)
+}
+
+/// What came of it.
+struct Outcome {
+    started: Instant,
+    acknowledged: u64,
+    delivered: u64,
+    repeated: u64,
+    last_sequence: u64,
+    /// From durable to printed, in microseconds.
+    delays: Vec<i64>,
+}
+
+impl Outcome {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            acknowledged: 0,
+            delivered: 0,
+            repeated: 0,
+            last_sequence: 0,
+            delays: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, event: &Event) {
+        // Sequence numbers have no holes, and the stream is not filtered.
+        if event.sequence <= self.last_sequence {
+            self.repeated += 1;
+            return;
+        }
+        self.last_sequence = event.sequence;
+        self.delivered += 1;
+        if self.delays.len() < DELAYS_MAX
+            && let Some(at) = &event.received_at
+        {
+            let received = at.seconds * 1_000_000 + i64::from(at.nanos) / 1_000;
+            self.delays.push(UnixMicros::now().0 - received);
+        }
+    }
+
+    fn report(mut self) -> Result<(), Failure> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let lost = self.acknowledged.saturating_sub(self.delivered);
+        self.delays.sort_unstable();
+        let delay = |part: usize| {
+            let index = self.delays.len() * part / 100;
+            let micros = self.delays.get(index).copied().unwrap_or(0);
+            #[expect(clippy::cast_precision_loss, reason = "microseconds of a demo")]
+            let millis = micros as f64 / 1_000.0;
+            format!("{millis:.1} ms")
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = self.delivered as f64 / seconds;
+        say(&format!(
+            "\n{BOLD}{} received, {} delivered, {lost} lost, {} repeated{BOLD:#} \
+             in {seconds:.1} s ({rate:.0} events/s)\n\
+             from durable on disk to printed: median {}, 99th percentile {}",
+            self.acknowledged,
+            self.delivered,
+            self.repeated,
+            delay(50),
+            delay(99),
+        ));
+        if lost > 0 {
+            return Err(failed(format!(
+                "{lost} events that were acknowledged did not arrive"
+            )));
+        }
+        Ok(())
+    }
+}
+
+async fn interrupt() -> Result<(), Failure> {
+    tokio::signal::ctrl_c()
+        .await
+        .map_err(|error| failed(format!("cannot listen for Ctrl-C: {error}")))
+}
+
+/// For the person at the terminal: stdout has the events. A stderr that is gone changes nothing.
+fn say(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+fn failed(cause: impl Display) -> Failure {
+    Failure::new(Exit::Failed, cause)
 }

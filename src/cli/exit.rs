@@ -123,6 +123,12 @@ pub fn warn(text: &str) {
     let _ = writeln!(out, "{WARNING}warning:{WARNING:#} {}", one_line(text));
 }
 
+/// Writes something to stderr that is good to know.
+pub fn note(text: &str) {
+    let mut out = anstream::stderr().lock();
+    let _ = writeln!(out, "{HELP}note:{HELP:#} {}", one_line(text));
+}
+
 /// Text from elsewhere must not steer the terminal, so control characters are written as escapes.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());

@@ -7,7 +7,9 @@ pub mod exit;
 pub mod manual;
 pub mod serve;
 pub mod settings;
+pub mod simulate;
 pub mod tail;
+pub mod verify;
 
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
@@ -40,6 +42,12 @@ enum Command {
     /// Subscribe to a bridge and print events
     #[command(after_help = tail::EXAMPLES)]
     Tail(tail::Args),
+    /// Play Prelude: key sets, activation, signed batches, retries
+    ///
+    /// A stand-in for trying and testing a bridge without a Prelude account. Ends on Ctrl-C with a
+    /// ledger of what was sent, how often, and what was acknowledged.
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(simulate::Args),
     /// Try everything at once: simulator, bridge and tail in one process
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Args),
@@ -106,6 +114,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => block_on(serve::run(args))?,
         Command::Tail(args) => block_on(tail::run(args))?,
+        Command::Simulate(args) => block_on(simulate::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,

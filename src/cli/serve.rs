@@ -1,10 +1,15 @@
 //! `serve`: the bridge, until it is told to stop.
 
-use crate::logging;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     exit::{Exit, Failure},
     settings,
+};
+use crate::{
+    config::Store,
+    logging,
+    server::{self, Addresses, Server},
 };
 
 /// `serve`
@@ -35,13 +40,70 @@ PRELUDE_BRIDGE_RETENTION_AGE_MAX. `prelude-bridge config show` prints what they 
 ///
 /// # Errors
 /// A configuration with faults (exit code 2), or whatever keeps the bridge from running.
-#[expect(clippy::unused_async, reason = "the server is awaited here")]
 pub async fn run(args: Args) -> Result<(), Failure> {
     let config = args.settings.resolve()?.servable()?;
     logging::start(config.logging)
         .map_err(|error| Failure::new(Exit::Failed, error).help("start the program once"))?;
-    Err(Failure::new(
-        Exit::Failed,
-        "the server is not part of this build",
-    ))
+    // Before anything starts, so that no signal finds the default handler.
+    let mut signals = Signals::new()?;
+    let server = Server::start(&config).await.map_err(failure)?;
+    let Addresses {
+        webhook,
+        grpc,
+        admin,
+    } = server.addresses();
+    if config.store == Store::Memory {
+        tracing::warn!("the log is in memory: events are lost when the process ends");
+    }
+    tracing::info!(%webhook, %grpc, %admin, "ready");
+    let shutdown = async {
+        signals.next().await;
+        tracing::info!("draining; a second signal ends the process at once");
+        tokio::spawn(async move {
+            signals.next().await;
+            std::process::exit(Exit::Failed as i32);
+        });
+    };
+    server.run(shutdown).await.map_err(failure)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What a person or a supervisor asks a process to end with.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| {
+                Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"))
+            })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What a person can correct is a matter of configuration; the rest is not.
+pub(super) fn failure(error: server::Error) -> Failure {
+    let exit = match &error {
+        server::Error::Listen(_) | server::Error::Keys { .. } => Exit::Usage,
+        server::Error::Open(_)
+        | server::Error::Random(_)
+        | server::Error::Streams(_)
+        | server::Error::Log(_) => Exit::Failed,
+    };
+    Failure::new(exit, error)
 }

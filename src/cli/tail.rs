@@ -1,13 +1,32 @@
-//! `tail`: subscribes and prints.
+//! `tail`: subscribes and prints. How an event looks, where `--last` begins and what is said in
+//! between are in the files below; reconnecting is the client's.
 
-use std::time::Duration;
+mod format;
+mod last;
+mod narrator;
+mod printer;
+mod resume;
+
+use std::{
+    io::{self, IsTerminal as _, Write},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
+use tokio_stream::StreamExt as _;
 
-use crate::config;
-
-use super::exit::{Exit, Failure};
+pub(super) use self::format::Formatter;
+use self::{
+    narrator::Narrator,
+    printer::{Line, Place, Printer, locked},
+};
+use super::exit::{Exit, Failure, finish_stdout};
+use crate::{
+    client::{self, Client, Item, Options, Request, Start, Stop},
+    config,
+};
 
 /// `tail`
 #[derive(Clone, Debug, clap::Args)]
@@ -57,7 +76,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "N",
-        value_parser = clap::value_parser!(u64).range(1..),
+        value_parser = clap::value_parser!(u64).range(1..=LAST_EVENTS_MAX),
         group = "start",
         help_heading = "From where to where"
     )]
@@ -91,7 +110,7 @@ pub struct Args {
     pub output: Option<Output>,
 
     /// What the bridge calls this client in its logs and metrics
-    #[arg(long, value_name = "NAME", default_value = "prelude-bridge tail")]
+    #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
 }
 
@@ -111,7 +130,8 @@ pub enum Output {
     Human,
     /// One JSON object a line, with cursor, times and payload
     Json,
-    /// The event as it was signed, byte for byte, one a line
+    /// The event as it was signed, byte for byte, and a newline; more than one line where the JSON
+    /// itself has newlines
     Raw,
 }
 
@@ -129,16 +149,193 @@ Examples:
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
 Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
 
+const CLIENT_NAME: &str = "prelude-bridge tail";
+
+/// The most events that `--last` can look for: what it keeps of each is small, but not nothing.
+const LAST_EVENTS_MAX: u64 = 1_000_000;
+
 /// Subscribes and prints.
 ///
 /// # Errors
 /// The server cannot be reached, refuses, or has lost the place.
-#[expect(clippy::unused_async, reason = "the subscription is awaited here")]
-pub async fn run(_args: Args) -> Result<(), Failure> {
-    Err(Failure::new(
-        Exit::Failed,
-        "the client is not part of this build",
-    ))
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let output = args.output.unwrap_or_else(|| {
+        let is_terminal = io::stdout().is_terminal();
+        if is_terminal {
+            Output::Human
+        } else {
+            Output::Json
+        }
+    });
+    let has_colour = !matches!(
+        anstream::AutoStream::choice(&io::stdout()),
+        anstream::ColorChoice::Never
+    );
+    let place = Arc::new(Mutex::new(Place::default()));
+    let follow = follow(
+        &args,
+        Formatter::new(output, has_colour),
+        io::stdout(),
+        &place,
+    );
+    tokio::select! {
+        result = follow => result,
+        result = interrupt() => result.map(|()| {
+            if let Some(command) = resume::command(&args, &locked(&place)) {
+                let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
+            }
+        }),
+    }
+}
+
+/// Prints until the stop position, an error that does not pass, or the end of whoever reads.
+async fn follow(
+    args: &Args,
+    mut formatter: Formatter,
+    out: impl Write + Send + 'static,
+    place: &Arc<Mutex<Place>>,
+) -> Result<(), Failure> {
+    let client = Client::connect(&Options::new(&args.server)).await;
+    let client = client.map_err(failure)?;
+    let mut request = request(args).payload_format(formatter.payload_format());
+    request = match start(args, &client, &request).await.map_err(failure)? {
+        Some(start) => request.start(start),
+        None => request,
+    };
+    let mut subscription = client.subscribe(request);
+    let printer = Printer::start(out, Arc::clone(place))?;
+    let mut narrator = Narrator::new(formatter.output());
+    let mut outcome = Ok(());
+    loop {
+        let item = tokio::select! {
+            item = subscription.next() => item,
+            () = printer.closed() => break,
+        };
+        let line = match item {
+            None => break,
+            Some(Err(error)) => {
+                outcome = Err(failure(error));
+                break;
+            }
+            Some(Ok(Item::Event(event))) => Line::Event {
+                text: formatter.line(&event),
+                cursor: event.cursor,
+            },
+            Some(Ok(Item::Notice(notice))) => Line::Notice {
+                text: narrator.tell(&notice),
+                cursor: subscription.cursor().map(str::to_owned),
+            },
+        };
+        if !printer.print(line).await {
+            break;
+        }
+    }
+    finish_stdout(printer.finish().await)?;
+    outcome
+}
+
+/// What the arguments ask for, but for the start.
+fn request(args: &Args) -> Request {
+    let mut request = Request::new()
+        .types(&args.types)
+        .exclude_types(&args.exclude_types)
+        .app_ids(&args.apps)
+        .user_ids(&args.users)
+        .client_name(&args.client_name);
+    if args.until_caught_up {
+        request = request.stop(Stop::Head);
+    }
+    match args.count {
+        Some(count) => request.events_max(count),
+        None => request,
+    }
+}
+
+async fn start(
+    args: &Args,
+    client: &Client,
+    request: &Request,
+) -> Result<Option<Start>, client::Error> {
+    if let Some(cursor) = &args.from {
+        return Ok(Some(Start::After(cursor.clone())));
+    }
+    if let Some(count) = args.last {
+        return last::find(client, request, count).await.map(Some);
+    }
+    Ok(args.since.map(|since| {
+        let time = match since {
+            Since::Ago(duration) => SystemTime::now().checked_sub(duration),
+            Since::At(time) => Some(SystemTime::from(time)),
+        };
+        Start::At(time.unwrap_or(SystemTime::UNIX_EPOCH))
+    }))
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupt() -> Result<(), Failure> {
+    let cannot = |error| Failure::new(Exit::Failed, format!("signals cannot be heard: {error}"));
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+        tokio::select! {
+            heard = tokio::signal::ctrl_c() => heard.map_err(cannot),
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await.map_err(cannot)
+}
+
+fn failure(error: client::Error) -> Failure {
+    match &error {
+        client::Error::Url(_) => Failure::new(Exit::Usage, error),
+        client::Error::Unreachable(_) | client::Error::Interrupted { .. } => {
+            Failure::new(Exit::Unreachable, error)
+                .help("check --server, and that the bridge runs there")
+        }
+        client::Error::Refused { .. } => Failure::new(Exit::Refused, error)
+            .help("ask the bridge's operator what this client may see"),
+        client::Error::Expired { earliest, .. } => {
+            let failure = Failure::new(Exit::CursorExpired, &error);
+            match earliest {
+                Some(cursor) => {
+                    failure.help(format!("continue with what is left: --from {cursor}"))
+                }
+                None => failure,
+            }
+        }
+        client::Error::Cursor { reason, .. } => {
+            let exit = match reason.as_str() {
+                "CURSOR_MALFORMED" => Exit::Usage,
+                _ => Exit::Failed,
+            };
+            Failure::new(exit, error).help("start with --since or --last instead of --from")
+        }
+        client::Error::Invalid { faults, .. } => {
+            let failure = Failure::new(Exit::Usage, &error);
+            faults.iter().fold(failure, |failure, fault| {
+                failure.help(format!("{} {}", flag(&fault.field), fault.problem))
+            })
+        }
+        _ => Failure::new(Exit::Failed, error),
+    }
+}
+
+/// The flag that a field of the request comes from.
+fn flag(field: &str) -> String {
+    let flags = [
+        ("filter.types", "--type"),
+        ("filter.exclude_types", "--exclude-type"),
+        ("filter.app_ids", "--app"),
+        ("filter.user_ids", "--user"),
+        ("start.after_cursor", "--from"),
+        ("client_name", "--client-name"),
+    ];
+    match flags.iter().find(|(prefix, _)| field.starts_with(prefix)) {
+        Some((_, flag)) => format!("{flag} ({field})"),
+        None => field.to_owned(),
+    }
 }
 
 /// `--server`, where `host:port` is enough.
@@ -176,33 +373,4 @@ fn parse_since(text: &str) -> Result<Since, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn since_is_a_duration_or_a_time() {
-        assert_eq!(parse_since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
-        let time = "2026-11-20T08:30:00Z".parse().unwrap();
-        assert_eq!(parse_since("2026-11-20T08:30:00Z"), Ok(Since::At(time)));
-        assert_eq!(
-            parse_since("2026-11-20T09:30:00+01:00"),
-            Ok(Since::At(time))
-        );
-        for text in ["", "yesterday", "10", "2026-11-20", "2026-11-20T08:30:00"] {
-            assert!(parse_since(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_server_is_a_url_or_a_host_with_a_port() {
-        assert_eq!(
-            server_url("http://bridge:50051").unwrap(),
-            "http://bridge:50051"
-        );
-        assert_eq!(server_url("bridge:50051").unwrap(), "http://bridge:50051");
-        assert_eq!(server_url("[::1]:50051").unwrap(), "http://[::1]:50051");
-        for text in ["", "https://bridge", "ftp://bridge", "http://", "a b"] {
-            assert!(server_url(text).is_err(), "{text}");
-        }
-    }
-}
+mod tests;

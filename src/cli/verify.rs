@@ -1,9 +1,9 @@
 //! `prelude-bridge verify`: one captured delivery, explained.
 //!
 //! It owns reading the pieces and wording the report; what a signature means is the business of
-//! [`signature::explain`](crate::signature::explain).
+//! [`signature::explain`].
 
-use std::io::{Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -11,26 +11,29 @@ use serde::Serialize;
 
 use crate::signature::{self, Attempt, Explanation, FetchFault, Finding, KeySource, Options};
 
-/// The largest body that is read: sixteen times what the bridge itself accepts.
+use super::exit::{self, Exit, Failure};
+
+/// The largest body that is read: sixteen times what the bridge itself accepts by default.
 const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The largest header file that is read.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
 
-const VALID: u8 = 0;
-const NOT_VALID: u8 = 1;
-const USAGE: u8 = 2;
-const UNREACHABLE: u8 = 3;
+/// Shown below the help; the command line's own tests parse them.
+pub const EXAMPLES: &str = "\
+Examples:
+  A delivery that was captured in files, against a saved key set:
+    prelude-bridge verify --body body.bin --header-file headers.txt --jwks jwks.json
+  Against the keys that are published now:
+    prelude-bridge verify --body body.bin --header-file headers.txt --jwks https://54e9ujn.session.prelude.dev/.well-known/jwks.json
+  With one public key, for a program:
+    prelude-bridge verify --body - --signature rsassa-pss-sha256=… --pem key.pem --output json
 
-/// Explain the signature of one captured delivery: which key made it, with which salt, or what
-/// exactly failed.
+Save the body byte for byte: a newline that an editor adds makes another body of it.
+
+Exit codes: 0 valid, 1 not valid, 2 unreadable input, 3 key server unreachable.";
+
+/// `verify`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
-        prelude-bridge verify --body body.bin --header-file headers.txt --jwks jwks.json\n  \
-        prelude-bridge verify --body - --signature 'rsassa-pss-sha256=…' --pem key.pem < body.bin\n  \
-        prelude-bridge verify --body body.bin --signature 'rsassa-pss-sha256=…' \\\n    \
-        --jwks https://54e9ujn.session.prelude.dev/.well-known/jwks.json\n\n\
-        Save the body byte for byte: an editor's newline at its end makes another body of it.\n\
-        Exit codes: 0 valid, 1 not valid, 2 usage or unreadable input, 3 key server unreachable.")]
 pub struct Args {
     /// The raw body of the request; - reads standard input
     #[arg(long, value_name = "FILE|-")]
@@ -71,86 +74,69 @@ enum Output {
     Json,
 }
 
-/// Runs the command on this process's streams and returns its exit code: 0 valid, 1 not valid,
-/// 2 usage or unreadable input, 3 key server unreachable.
-pub async fn run(args: Args) -> u8 {
-    run_on(
-        args,
-        &mut std::io::stdin(),
-        &mut std::io::stdout(),
-        &mut std::io::stderr(),
-    )
-    .await
+/// Runs the command: [`Exit::Done`] for a valid signature, [`Exit::Failed`] for any other.
+///
+/// # Errors
+/// As [`report`], or a stdout that cannot be written to.
+pub async fn run(args: Args) -> Result<Exit, Failure> {
+    let (exit, text) = report(&args, &mut io::stdin().lock()).await?;
+    exit::print(&text)?;
+    Ok(exit)
 }
 
-/// The same on streams of the caller's choice.
-pub async fn run_on(
-    args: Args,
-    stdin: &mut (impl Read + Send),
-    stdout: &mut (impl Write + Send),
-    stderr: &mut (impl Write + Send),
-) -> u8 {
-    match report(&args, stdin).await {
-        Ok(explanation) => {
-            // A closed pipe is success: whoever reads has read enough.
-            let _ = print(&explanation, args.output, stdout);
-            if explanation.is_valid {
-                VALID
-            } else {
-                NOT_VALID
-            }
-        }
-        Err(fault) => {
-            let _ = writeln!(stderr, "error: {}", fault.message);
-            fault.code
-        }
-    }
-}
-
-/// Why there is no report at all.
-struct Fault {
-    message: String,
-    code: u8,
-}
-
-async fn report(args: &Args, stdin: &mut impl Read) -> Result<Explanation, Fault> {
+/// The report and what the process exits with for it.
+///
+/// # Errors
+/// Where there is nothing to report on: input that cannot be read, or keys that cannot be had.
+pub async fn report(args: &Args, stdin: &mut impl Read) -> Result<(Exit, String), Failure> {
     let header = match (&args.signature, &args.header_file) {
         (Some(text), _) => header_value(text).to_owned(),
         (None, Some(path)) => read_header(path)?,
         (None, None) => return Err(usage("give --signature or --header-file")),
     };
     let body = read_body(&args.body, stdin)?;
-    let source = match (&args.jwks, &args.pem) {
-        (Some(text), _) if text.contains("://") => {
-            KeySource::url(text).map_err(|fault| usage(fault.to_string()))?
-        }
-        (Some(path), _) => KeySource::JwksFile(path.into()),
-        (None, Some(path)) => KeySource::PemFile(path.clone()),
-        (None, None) => return Err(usage("give --jwks or --pem")),
-    };
+    let source = key_source(args)?;
     let keys = signature::fetch(&source, Options::default().fetch_timeout)
         .await
-        .map_err(|fault| Fault {
-            code: code_of(&fault),
-            message: format!("{source}: {fault}"),
-        })?;
-    Ok(signature::explain(&body, &header, &keys))
+        .map_err(|fault| no_keys(&source, &fault))?;
+    let explanation = signature::explain(&body, &header, &keys);
+    let exit = if explanation.is_valid {
+        Exit::Done
+    } else {
+        Exit::Failed
+    };
+    let text = match args.output {
+        Output::Human => sentences(&explanation),
+        Output::Json => json(&explanation)?,
+    };
+    Ok((exit, text))
+}
+
+fn key_source(args: &Args) -> Result<KeySource, Failure> {
+    match (&args.jwks, &args.pem) {
+        (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
+        (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
+        (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
+        (None, None) => Err(usage("give --jwks or --pem")),
+    }
 }
 
 /// A key server that cannot be reached is not the same as an input that cannot be read.
-fn code_of(fault: &signature::Error) -> u8 {
+fn no_keys(source: &KeySource, fault: &signature::Error) -> Failure {
     match fault {
         signature::Error::Fetch(
             FetchFault::Timeout { .. }
             | FetchFault::Transport { .. }
             | FetchFault::Status { .. }
             | FetchFault::Redirect { .. },
-        ) => UNREACHABLE,
-        _ => USAGE,
+        ) => Failure::new(Exit::Unreachable, fault)
+            .help("save the key set with a browser or curl, and give the file with --jwks"),
+        signature::Error::Fetch(_) => usage(fault),
+        _ => usage(format!("{source}: {fault}")),
     }
 }
 
-fn read_body(path: &Path, stdin: &mut impl Read) -> Result<Vec<u8>, Fault> {
+fn read_body(path: &Path, stdin: &mut impl Read) -> Result<Vec<u8>, Failure> {
     if path == Path::new("-") {
         return read_within(stdin, BODY_BYTES_MAX, "standard input");
     }
@@ -158,7 +144,7 @@ fn read_body(path: &Path, stdin: &mut impl Read) -> Result<Vec<u8>, Fault> {
 }
 
 /// The header's value out of a file that has only it, or the head of a request.
-fn read_header(path: &Path) -> Result<String, Fault> {
+fn read_header(path: &Path) -> Result<String, Failure> {
     let bytes = read_file(path, HEADER_BYTES_MAX)?;
     let text =
         String::from_utf8(bytes).map_err(|_| usage(format!("{} is no text", path.display())))?;
@@ -178,13 +164,13 @@ fn header_value(text: &str) -> &str {
     }
 }
 
-fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Fault> {
+fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Failure> {
     let name = path.display().to_string();
     let mut file = std::fs::File::open(path).map_err(|fault| usage(format!("{name}: {fault}")))?;
     read_within(&mut file, bytes_max, &name)
 }
 
-fn read_within(from: &mut impl Read, bytes_max: u64, name: &str) -> Result<Vec<u8>, Fault> {
+fn read_within(from: &mut impl Read, bytes_max: u64, name: &str) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     from.take(bytes_max + 1)
         .read_to_end(&mut bytes)
@@ -195,41 +181,42 @@ fn read_within(from: &mut impl Read, bytes_max: u64, name: &str) -> Result<Vec<u
     Ok(bytes)
 }
 
-fn usage(message: impl Into<String>) -> Fault {
-    Fault {
-        message: message.into(),
-        code: USAGE,
-    }
+fn usage(cause: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Usage, cause).help("see prelude-bridge verify --help")
 }
 
-fn print(explanation: &Explanation, output: Output, out: &mut impl Write) -> std::io::Result<()> {
-    match output {
-        Output::Human => print_human(explanation, out),
-        Output::Json => {
-            serde_json::to_writer(&mut *out, &Report::of(explanation))?;
-            writeln!(out)
-        }
-    }
-}
-
-fn print_human(explanation: &Explanation, out: &mut impl Write) -> std::io::Result<()> {
+fn sentences(explanation: &Explanation) -> String {
     let verdict = if explanation.is_valid {
         "valid"
     } else {
         "not valid"
     };
-    writeln!(out, "{verdict}: {}", explanation.sentence)?;
+    let mut lines = vec![format!("{verdict}: {}", explanation.sentence)];
     if explanation.attempts.len() > 1 {
-        for attempt in &explanation.attempts {
-            writeln!(out, "  - {}", attempt.sentence(explanation.attempts.len()))?;
-        }
+        lines.extend(
+            explanation
+                .attempts
+                .iter()
+                .map(|a| format!("  - {}", a.sentence())),
+        );
     }
     if !explanation.attempts.is_empty() {
-        for skipped in &explanation.skipped {
-            writeln!(out, "  - not used: {skipped}.")?;
-        }
+        lines.extend(
+            explanation
+                .skipped
+                .iter()
+                .map(|key| format!("  - not used: {key}.")),
+        );
     }
-    Ok(())
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn json(explanation: &Explanation) -> Result<String, Failure> {
+    // Strings and numbers: there is nothing in it that could fail.
+    serde_json::to_string(&Report::of(explanation))
+        .map(|text| text + "\n")
+        .map_err(|fault| Failure::new(Exit::Failed, fault))
 }
 
 /// The report as one JSON object.
@@ -253,13 +240,13 @@ struct ReportedAttempt<'a> {
 
 impl<'a> Report<'a> {
     fn of(explanation: &'a Explanation) -> Self {
-        let attempts = &explanation.attempts;
         Self {
             valid: explanation.is_valid,
             sentence: &explanation.sentence,
-            attempts: attempts
+            attempts: explanation
+                .attempts
                 .iter()
-                .map(|a| ReportedAttempt::of(a, attempts.len()))
+                .map(ReportedAttempt::of)
                 .collect(),
             skipped: &explanation.skipped,
         }
@@ -267,7 +254,7 @@ impl<'a> Report<'a> {
 }
 
 impl<'a> ReportedAttempt<'a> {
-    fn of(attempt: &'a Attempt, keys: usize) -> Self {
+    fn of(attempt: &'a Attempt) -> Self {
         let salt_bytes = match attempt.finding {
             Finding::Valid { salt_bytes } | Finding::OtherBody { salt_bytes, .. } => {
                 Some(salt_bytes)
@@ -279,7 +266,7 @@ impl<'a> ReportedAttempt<'a> {
             bits: attempt.bits,
             finding: attempt.finding.name(),
             salt_bytes,
-            sentence: attempt.sentence(keys),
+            sentence: attempt.sentence(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP, gRPC and subscribers.
 
 pub mod block;
+pub mod embedded;
 mod group;
 mod lineage;
 pub mod memory;
@@ -145,3 +146,6 @@ pub enum ReadError {
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+
+#[cfg(test)]
+mod contract_tests;

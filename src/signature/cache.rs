@@ -3,6 +3,7 @@
 //! It stores the document as it was served, never a judgement about it: what is loaded is parsed and
 //! checked like a fresh answer. It belongs to one URL; a changed configuration does not see it.
 
+use std::borrow::Cow;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,7 +31,8 @@ pub(super) struct Stored {
 
 #[derive(Serialize, Deserialize)]
 struct Content<'a> {
-    url: &'a str,
+    #[serde(borrow)]
+    url: Cow<'a, str>,
     fetched_at_unix_seconds: u64,
     jwks: String,
 }
@@ -49,7 +51,6 @@ impl Cache {
         std::fs::File::open(&self.path)
             .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
             .ok()?;
-        // An owned URL would do; borrowing fails only for a URL with escapes, which ours never has.
         let content: Content<'_> = serde_json::from_str(&text).ok()?;
         let fetched_at = UNIX_EPOCH + Duration::from_secs(content.fetched_at_unix_seconds);
         // A clock that went back since makes the set look newer than now: then its age is zero.
@@ -65,7 +66,7 @@ impl Cache {
     /// Replaces the stored set; a crash leaves the old one or the new one.
     pub(super) fn store(&self, document: &[u8], fetched_at: SystemTime) -> std::io::Result<()> {
         let content = Content {
-            url: &self.url,
+            url: Cow::Borrowed(&self.url),
             fetched_at_unix_seconds: fetched_at
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()
@@ -111,7 +112,7 @@ mod tests {
         let cache = Cache::new(
             &directory.path().join("made/on/demand"),
             "app",
-            "https://a/",
+            "https://a/?b\\c",
         );
         assert_eq!(cache.load(DAY), None);
         let at = UNIX_EPOCH
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn the_largest_document_fits() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = Cache::new(directory.path(), "app", "https://a/");
+        let cache = Cache::new(directory.path(), "app", "https://a/?b\\c");
         let document = vec![1; DOCUMENT_BYTES_MAX];
         cache.store(&document, SystemTime::now()).unwrap();
         assert_eq!(cache.load(DAY).unwrap().document, document);
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn a_damaged_file_counts_as_none() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = Cache::new(directory.path(), "app", "https://a/");
+        let cache = Cache::new(directory.path(), "app", "https://a/?b\\c");
         cache.store(b"{}", SystemTime::now()).unwrap();
         let whole = std::fs::read(cache.path()).unwrap();
         for damaged in [&whole[..whole.len() / 2], b"", b"\xff\xff"] {

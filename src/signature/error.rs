@@ -157,6 +157,9 @@ pub enum FetchFault {
         /// As given.
         url: String,
     },
+    /// A name or password in the URL would end up in logs. The URL is not repeated here.
+    #[error("the key URL has a user name or password in it, which is refused: key sets are public")]
+    Credentials,
     /// A redirect could lead the request anywhere.
     #[error(
         "{url} answered with a redirect ({status}), which is not followed: configure its target"

@@ -96,7 +96,11 @@ pub fn explain(body: &[u8], header_value: &str, keys: &KeySet) -> Explanation {
         .iter()
         .any(|a| matches!(a.finding, Finding::Valid { .. }));
     let sentence = match attempts.iter().min_by_key(|attempt| attempt.finding.rank()) {
-        Some(best) => best.sentence(attempts.len()),
+        Some(best) if attempts.len() > 1 && !best.finding.names_the_signer() => format!(
+            "none of the {} keys in the set made this signature: another key did, or it is damaged.",
+            attempts.len()
+        ),
+        Some(best) => best.sentence(),
         None => sentence_of_no_key(keys),
     };
     Explanation {
@@ -237,6 +241,14 @@ impl Finding {
         }
     }
 
+    /// Whether the key is the one that made the signature, whatever else is wrong.
+    fn names_the_signer(&self) -> bool {
+        match self {
+            Self::Valid { .. } | Self::OtherBody { .. } | Self::Pkcs1V15 { .. } => true,
+            Self::PaddingMalformed | Self::NotBelowModulus | Self::WrongLength { .. } => false,
+        }
+    }
+
     /// The most telling finding has the lowest rank: the sentence is about it.
     fn rank(&self) -> u8 {
         match self {
@@ -251,13 +263,9 @@ impl Finding {
 }
 
 impl Attempt {
-    /// What this key shows, as a sentence about a set of so many keys.
-    pub fn sentence(&self, keys: usize) -> String {
+    /// What this key shows, as a sentence.
+    pub fn sentence(&self) -> String {
         let key = format!("key {:?} ({} bits)", self.key, self.bits);
-        let no_key = match keys {
-            1 => format!("{key}, the only one in the set, did"),
-            keys => format!("none of the {keys} keys in the set did"),
-        };
         match &self.finding {
             Finding::Valid { salt_bytes } => {
                 format!("signed by {key} with a salt of {salt_bytes} bytes.")
@@ -281,8 +289,8 @@ impl Attempt {
                  token: expected RSASSA-PSS over the body."
             ),
             Finding::PaddingMalformed => format!(
-                "the padding makes no sense under {key}: another key made the signature ({no_key} \
-                 not), or it is damaged."
+                "the padding makes no sense under {key}: another key made the signature, or it is \
+                 damaged."
             ),
             Finding::OtherBody {
                 salt_bytes,
@@ -435,6 +443,12 @@ mod tests {
         let explanation = explain(BODY, &signature, &set);
         assert!(explanation.is_valid && explanation.sentence.contains("\"right\""));
         assert_eq!(explanation.attempts.len(), 2);
+        let forged = explain(BODY, &header(&[3; 256]), &set);
+        assert!(
+            forged.sentence.starts_with("none of the 2 keys in the set"),
+            "{}",
+            forged.sentence
+        );
         let changed = explain(b"changed", &signature, &set);
         assert!(
             changed.sentence.starts_with("key \"right\""),

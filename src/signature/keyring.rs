@@ -231,3 +231,6 @@ impl std::fmt::Debug for VerifiedBody {
         write!(formatter, "VerifiedBody({} bytes)", self.body.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! RSASSA-PSS with SHA-256 and MGF1-SHA-256 (RFC 8017, sections 8.1 and 9.1), salts of any length.
 //!
-//! Two forms live here: [`Verifier`], the fast one that decides, and [`recover`] with
-//! [`Encoded::parse`], the slow and readable one that explains. Neither knows where a key came from.
+//! Two forms live here: [`Verifier`], the fast one that decides, and `recover` with
+//! `Encoded::parse`, the slow and readable one that explains. Neither knows where a key came from.
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256};
@@ -287,6 +287,35 @@ mod tests {
                 .unwrap();
             assert!(fast(signer(), BODY, &signature), "salt {salt}");
             assert_eq!(slow(signer(), BODY, &signature), Some(salt));
+        }
+    }
+
+    /// With 8n+1 bits the encoded message is an octet shorter than the signature; with others, a
+    /// different number of leading bits is zero.
+    #[test]
+    fn moduli_of_uneven_lengths_are_handled() {
+        let mut rng = rsa::rand_core::OsRng;
+        for bits in [2049, 2053] {
+            let private = rsa::RsaPrivateKey::new(&mut rng, bits).unwrap();
+            let key = private.to_public_key();
+            let verifier = Verifier::new(&key).unwrap();
+            let digest = BodyDigest::of(BODY);
+            for salt in [0, 32, (bits - 1_usize).div_ceil(8) - 34] {
+                let scheme = Pss::new_with_salt::<Sha256>(salt);
+                let signature = private
+                    .sign_with_rng(&mut rng, scheme, &Sha256::digest(BODY))
+                    .unwrap();
+                assert!(
+                    verifier.verify(&digest, &signature),
+                    "{bits} bits, salt {salt}"
+                );
+                let Recovered::Message(message) = recover(&key, &signature) else {
+                    panic!()
+                };
+                let encoded = Encoded::parse(&message, bits).unwrap();
+                assert!(encoded.is_of(&digest));
+                assert_eq!(encoded.salt_bytes(), salt);
+            }
         }
     }
 

@@ -228,7 +228,9 @@ impl Refresher {
         let document = match &mut self.reader {
             Reader::Url { client, .. } => client.get().await?,
             Reader::File { path, stamp } => {
-                let (path, known) = (path.clone(), *stamp);
+                // Without a document in use there is nothing that the file could still be.
+                let known = stamp.filter(|_| !self.document.is_empty());
+                let path = path.clone();
                 let read = move || match source::stamp(&path) {
                     Ok(current) if Some(current) == known => Ok(None),
                     _ => source::read_file(&path).map(Some),

@@ -31,7 +31,7 @@ impl KeySource {
     /// accepted for loopback, where trials and tests run.
     ///
     /// # Errors
-    /// [`FetchFault::NotUrl`] or [`FetchFault::Insecure`].
+    /// [`FetchFault::NotUrl`], [`FetchFault::Insecure`] or [`FetchFault::Credentials`].
     pub fn url(text: &str) -> Result<Self, Error> {
         let url = reqwest::Url::parse(text).map_err(|fault| FetchFault::NotUrl {
             url: text.to_owned(),
@@ -233,6 +233,9 @@ fn check_transport(url: &reqwest::Url) -> Result<(), FetchFault> {
             .is_ok_and(|address| address.is_loopback()),
         None => false,
     };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(FetchFault::Credentials);
+    }
     match url.scheme() {
         "https" => Ok(()),
         "http" if loopback => Ok(()),
@@ -288,6 +291,11 @@ mod tests {
                 matches!(fault, Error::Fetch(FetchFault::Insecure { .. })),
                 "{refused}"
             );
+        }
+        for secret in ["https://me:hush@example.com/", "https://hush@example.com/"] {
+            let fault = KeySource::url(secret).unwrap_err();
+            assert!(matches!(fault, Error::Fetch(FetchFault::Credentials)));
+            assert!(!format!("{fault} {fault:?}").contains("hush"));
         }
         let fault = KeySource::url("jwks.json").unwrap_err();
         assert!(matches!(fault, Error::Fetch(FetchFault::NotUrl { .. })));

@@ -32,7 +32,7 @@ pub enum TypeKey {
 
 /// How the items of a batch look. The default is the form of Prelude's sister APIs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct ItemStyle {
     /// Where the payload is.
     pub payload: PayloadPlace,

@@ -154,7 +154,7 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Makes a new key. Takes seconds of CPU: call it where blocking is allowed.
+    /// Makes a new key. Takes tenths of a second of CPU at 2048 bits, seconds beyond: call it where blocking is allowed.
     ///
     /// # Errors
     /// [`Error::Size`] outside [`KEY_BITS_MIN`]..=[`KEY_BITS_MAX`].

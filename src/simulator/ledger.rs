@@ -123,6 +123,8 @@ pub struct Totals {
     pub batches_given_up: u64,
     /// Batches dropped because the webhook or the simulator ended.
     pub batches_abandoned: u64,
+    /// What the latest failed attempt came to.
+    pub latest_failure: Option<AttemptResult>,
 }
 
 /// One event towards one webhook, summed over everything that carried it: a line of the ledger.
@@ -203,6 +205,7 @@ impl Ledger {
         self.totals.attempts += 1;
         if !attempt.result.is_acknowledged() {
             self.totals.failed_attempts += 1;
+            self.totals.latest_failure = Some(attempt.result);
         }
         let Some(delivery) = self.deliveries.get_mut(&id) else {
             return;

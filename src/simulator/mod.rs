@@ -45,8 +45,10 @@ pub mod ledger;
 mod management;
 pub mod options;
 pub mod random;
+pub mod scenario;
 pub mod schedule;
 mod state;
+pub mod traffic;
 pub mod webhooks;
 
 pub use self::{
@@ -149,7 +151,7 @@ impl std::fmt::Debug for Simulator {
 }
 
 impl Simulator {
-    /// Makes the keys that are missing, binds, and serves. With generated keys this takes seconds.
+    /// Makes the keys that are missing, binds, and serves. Each key takes tenths of a second.
     ///
     /// # Errors
     /// [`Error::Options`], [`Error::Listen`], [`Error::Key`], [`Error::Client`], [`Error::Seed`].

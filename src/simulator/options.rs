@@ -34,7 +34,7 @@ pub struct AppOptions {
     /// Its id, for example `54e9ujn`.
     pub id: String,
     /// The first signs at the start, the others take over at each rotation. When none is left, a
-    /// new one is made, which takes seconds.
+    /// new one is made, which takes tenths of a second at 2048 bits.
     pub keys: Vec<SigningKey>,
 }
 
@@ -84,19 +84,24 @@ pub struct WireStyle {
 pub struct Faults {
     /// The share of answers that are read and thrown away: the receiver did its work, the sender
     /// takes it for a timeout and sends again.
+    #[serde(deserialize_with = "share")]
     pub lose_answers: f64,
     /// The share of attempts whose connection is closed within milliseconds, with or without the
     /// receiver having seen the whole request.
+    #[serde(deserialize_with = "share")]
     pub hang_up: f64,
     /// The share of acknowledged batches that are sent once more.
+    #[serde(deserialize_with = "share")]
     pub duplicates: f64,
     /// The share of batches that are held back before their first attempt, so that later ones
     /// overtake them.
+    #[serde(deserialize_with = "share")]
     pub hold_back: f64,
     /// How long such a batch is held back.
     #[serde(deserialize_with = "duration")]
     pub hold_back_for: Duration,
     /// The share of events that happened up to two weeks before they are sent.
+    #[serde(deserialize_with = "share")]
     pub late: f64,
 }
 
@@ -233,13 +238,23 @@ impl Options {
     }
 }
 
-/// Reads a duration as people write it: `250ms`, `10s`, `1m 30s`, `2h`.
+/// Reads a duration from a file as people write it: `250ms`, `10s`, `1m 30s`, `2h`.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map_err(de::Error::custom)
 }
 
-/// The same, from the command line.
+/// Reads a probability, so that a fault in a file is found at its line.
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if (0.0..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(de::Error::custom("a share is a number from 0 to 1"))
+    }
+}
+
+/// Reads a duration as people write it: `250ms`, `10s`, `1m 30s`, `2h`.
 ///
 /// # Errors
 /// [`Invalid`] with examples.

@@ -66,7 +66,7 @@ pub(super) struct Shared {
 
 impl Shared {
     /// # Errors
-    /// Those of key generation. Takes seconds when keys have to be made.
+    /// Those of key generation. Blocks while keys are made.
     pub(super) fn new(
         options: Options,
         seed: u64,

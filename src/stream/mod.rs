@@ -12,6 +12,8 @@ mod services;
 mod session;
 mod shared;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -135,5 +137,16 @@ impl Streams {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.shared.registry.snapshot(self.shared.bus.head())
+    }
+
+    /// The same for whoever outlives the streams and must not keep them alive.
+    pub fn watch(&self) -> impl Fn() -> Snapshot + Send + Sync + 'static {
+        let shared = Arc::downgrade(&self.shared);
+        move || {
+            let shared = shared.upgrade();
+            shared.map_or_else(Snapshot::default, |shared| {
+                shared.registry.snapshot(shared.bus.head())
+            })
+        }
     }
 }

@@ -36,7 +36,9 @@ pub struct Snapshot {
     /// How many are open.
     pub open: usize,
     /// How many events the slowest has not yet been sent.
-    pub lag_max: u64,
+    pub lag_events_max: u64,
+    /// The place of the slowest, if anything lies after it.
+    pub slowest: Option<Sequence>,
 }
 
 impl Registry {
@@ -91,22 +93,19 @@ impl Registry {
     }
 
     pub(super) fn snapshot(&self, head: Sequence) -> Snapshot {
-        let lag = |progress: &Progress| {
-            let position = progress.position.load(Ordering::Relaxed);
-            if progress.idle.load(Ordering::Relaxed) {
-                0
-            } else {
-                head.0.saturating_sub(position)
-            }
-        };
+        // An idle stream has nothing to read, wherever it stopped looking.
+        let busy = self
+            .streams
+            .iter()
+            .filter(|entry| !entry.idle.load(Ordering::Relaxed));
+        let slowest = busy
+            .map(|entry| entry.position.load(Ordering::Relaxed))
+            .min();
+        let slowest = slowest.map(Sequence).filter(|&position| position < head);
         Snapshot {
             open: self.open.load(Ordering::Relaxed),
-            lag_max: self
-                .streams
-                .iter()
-                .map(|entry| lag(entry.value()))
-                .max()
-                .unwrap_or(0),
+            lag_events_max: slowest.map_or(0, |position| head.0 - position.0),
+            slowest,
         }
     }
 }

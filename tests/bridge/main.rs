@@ -3,4 +3,5 @@
 
 mod cli;
 mod configuration;
+mod signatures;
 mod simulator;

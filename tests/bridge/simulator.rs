@@ -18,9 +18,12 @@ use prelude_bridge::simulator::{
     Simulator, WireStyle, activation,
     batch::{ItemStyle, TypeKey},
     ledger::AttemptResult,
+    scenario::{Connection, Scenario, Target},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+use crate::cli::program;
 
 const APP: &str = "54e9ujn";
 const TOKEN: &str = "the-verification-token";
@@ -670,4 +673,230 @@ async fn a_port_that_is_taken_is_an_error_with_a_remedy() {
     };
     let error = Simulator::start(options).await.unwrap_err().to_string();
     assert!(error.contains("port 0"), "{error}");
+}
+
+/// The ledger a finished `simulate` wrote to stdout.
+fn ledger_lines(output: &std::process::Output) -> Vec<Value> {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Runs the built program on a thread of its own, so that a receiver here can answer it.
+async fn simulate(arguments: &[&str]) -> std::process::Output {
+    let mut command = program(&[&["simulate", "--listen", "127.0.0.1:0"], arguments].concat());
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
+}
+
+const TEST_KEY: [&str; 2] = ["--key", "tests/data/keys/test-key-2048-a.pem"];
+
+#[tokio::test]
+async fn simulate_delivers_its_count_and_ends_with_the_ledger() {
+    let receiver = Receiver::start([Act::Answer(503)]).await;
+    let flags = [
+        "--to",
+        &receiver.url,
+        "--count",
+        "23",
+        "--rate",
+        "0",
+        "--time-scale",
+        "60000",
+    ];
+    let output = simulate(&[&TEST_KEY[..], &flags[..], &["--output", "json"]].concat()).await;
+    let told = std::str::from_utf8(&output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("PRELUDE_BRIDGE_JWKS_URL=http://127.0.0.1:"),
+        "{told}"
+    );
+    let lines = ledger_lines(&output);
+    assert_eq!(lines.len(), 23);
+    assert!(lines.iter().all(|line| line["acknowledged_at"].is_string()));
+    let sent: BTreeSet<String> = lines
+        .iter()
+        .map(|line| line["event_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(sent, receiver.event_ids().into_iter().collect());
+}
+
+#[tokio::test]
+async fn simulate_waits_for_a_bridge_and_says_how_to_start_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/webhooks/{APP}", listener.local_addr().unwrap());
+    drop(listener);
+    let mut command = program(&["simulate", "--listen", "127.0.0.1:0", "--to", &url]);
+    command
+        .args(TEST_KEY)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let mut child = command
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let waiting = tokio::task::spawn_blocking(move || {
+        std::io::BufRead::lines(stderr).any(|line| line.unwrap().contains("waiting for a bridge"))
+    });
+    assert!(waiting.await.unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn simulate_fails_when_the_activation_is_refused_or_events_stay_unacknowledged() {
+    let receiver = Receiver::start(std::iter::repeat_n(Act::Answer(401), 100)).await;
+    let flags = ["--to", &receiver.url, "--count", "3", "--settle", "100ms"];
+    let output = simulate(&[&TEST_KEY[..], &flags[..]].concat()).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("3 of 3 events were never acknowledged"),
+        "{told}"
+    );
+    assert!(
+        told.contains("does not trust this simulator's key"),
+        "{told}"
+    );
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("answered 401")
+    );
+
+    receiver.state.lock().unwrap().challenge_answer = Some("no".to_owned());
+    let output = simulate(&[&TEST_KEY[..], &["--to", &receiver.url]].concat()).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("activation failed"), "{told}");
+}
+
+#[tokio::test]
+async fn simulate_refuses_flags_that_cannot_be_meant() {
+    for (arguments, expected) in [
+        (&["--salt", "31"][..], "longest"),
+        (&["--types", "user.exploded"], "user.session.revoked"),
+        (&["--rate=-1"], "above 0"),
+        (&["--batch", "0"], "1 to 1000"),
+        (&["--lose-answers", "20"], "from 0 to 1"),
+        (&["--time-scale", "0"], "above 0"),
+        (&["--app", "a", "--app", "b", "--key", "x.pem"], "key_files"),
+        (&["--key", "Cargo.toml"], "RSA private key"),
+        (&["--scenario", "missing.toml"], "missing.toml"),
+        (
+            &[
+                "--scenario",
+                "examples/scenarios/outage.toml",
+                "--salt",
+                "20",
+            ],
+            "--salt",
+        ),
+        (
+            &[
+                "--scenario",
+                "examples/scenarios/outage.toml",
+                "--rate",
+                "20",
+            ],
+            "--rate",
+        ),
+        (
+            &["--scenario", "rustfmt.toml"],
+            "line 1: `edition`: unknown field",
+        ),
+    ] {
+        let output = simulate(arguments).await;
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(expected), "{arguments:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn simulate_writes_key_sets_and_a_configuration_for_several_apps() {
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = directory.path().join("two.toml");
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/keys");
+    let app = |id, name| format!("[[apps]]\nid = '{id}'\nkey_files = ['{keys}/{name}.pem']\n");
+    let text = app("one", "test-key-2048-a") + &app("two", "test-key-2048-b");
+    std::fs::write(&scenario, text + "[[steps]]\nsend = { events = 40 }").unwrap();
+    let receiver = Receiver::start([]).await;
+    let out = directory.path().join("{app}.json");
+    let arguments = [
+        "--scenario",
+        scenario.to_str().unwrap(),
+        "--to",
+        &receiver.url,
+        "--jwks-out",
+        out.to_str().unwrap(),
+        "--output",
+        "json",
+    ];
+    let output = simulate(&arguments).await;
+    let told = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert_eq!(told.matches("[[apps]]").count(), 2);
+    let set = std::fs::read(directory.path().join("two.json")).unwrap();
+    let set: Value = serde_json::from_slice(&set).unwrap();
+    assert_eq!(set["keys"][0]["kid"], key("test-key-2048-b").id());
+    let of = |app: &str| {
+        ledger_lines(&output)
+            .iter()
+            .filter(|line| line["app_id"] == app)
+            .count()
+    };
+    assert_eq!((of("one"), of("two")), (20, 20));
+    let one_file = directory.path().join("set.json");
+    let arguments = [
+        "--scenario",
+        scenario.to_str().unwrap(),
+        "--jwks-out",
+        one_file.to_str().unwrap(),
+    ];
+    assert_eq!(simulate(&arguments).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn the_example_scenario_runs_and_every_event_is_acknowledged() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/scenarios/outage.toml"
+    );
+    let text = std::fs::read_to_string(path).unwrap();
+    // The story is the example's; only its pace and its keys are the test's.
+    let text = text.replace("rate = 100, ", "").replace("rate = 200, ", "");
+    let keys = "id = \"54e9ujn\"\nkey_files = [\"test-key-2048-a.pem\", \"test-key-2048-b.pem\"]";
+    let text = text.replace("id = \"54e9ujn\"", keys);
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/keys");
+    let scenario = Scenario::parse(&text, std::path::Path::new(directory)).unwrap();
+    let receiver = Receiver::start([]).await;
+    let simulator = Simulator::start(scenario.options()).await.unwrap();
+    let target = Target {
+        url: Some(receiver.url.clone()),
+        verification_token: TOKEN.to_owned(),
+    };
+    for connection in scenario.connections(&target) {
+        let Connection {
+            app_id,
+            url,
+            verification_token,
+            events,
+        } = connection;
+        simulator
+            .connect(&app_id, &url, &verification_token, &events)
+            .await
+            .unwrap();
+    }
+    for step in 0..scenario.steps() {
+        scenario.take_step(step, &simulator).await.unwrap();
+    }
+    let totals = simulator.totals();
+    assert_eq!((totals.events, totals.events_acknowledged), (1_800, 1_800));
+    assert!(totals.failed_attempts > 0);
+    let published = simulator.jwks(APP).unwrap();
+    assert_eq!(published["keys"][0]["kid"], key("test-key-2048-b").id());
 }

@@ -1,0 +1,539 @@
+//! `simulate`: the stand-in for Prelude as a process of its own. Owns its flags, what it tells the
+//! person at the terminal, and when it ends; all playing is done by `simulator`.
+
+mod flags;
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+
+use crate::simulator::{
+    AppOptions, Error, EventType, Options, RetrySchedule, SigningKey, Simulator, activation,
+    ledger::{AttemptResult, Totals},
+    options::{DEFAULT_APP_ID, DEFAULT_MANAGEMENT_TOKEN, parse_duration},
+    scenario::{Connection, Scenario, Target},
+    traffic::Traffic,
+};
+
+use self::flags::{FaultArgs, TrafficArgs, WireArgs};
+use super::exit::{Exit, Failure, finish_stdout, warn};
+
+/// What the activation carries unless another token is given. It protects nothing.
+const DEFAULT_TOKEN: &str = "simulated-verification-token";
+
+/// How often a bridge that is not there yet is called.
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a run says how it goes.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
+
+/// `simulate`
+#[derive(Clone, clap::Args)]
+pub struct Args {
+    /// Where key sets and management API are served
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    pub listen: SocketAddr,
+
+    /// Deliver to this URL; `{app}` in it becomes the app's id. Without it, the simulator waits
+    /// for a webhook to be registered over its management API
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+
+    /// Play this app; repeatable
+    #[arg(
+        long = "app",
+        value_name = "APP_ID",
+        env = "PRELUDE_BRIDGE_APP_ID",
+        default_value = DEFAULT_APP_ID
+    )]
+    pub apps: Vec<String>,
+
+    /// The verification token of the activation challenge
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "PRELUDE_BRIDGE_VERIFICATION_TOKEN",
+        hide_env_values = true,
+        default_value = DEFAULT_TOKEN
+    )]
+    pub token: String,
+
+    /// What the management API takes as `Authorization: Bearer`
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "PRELUDE_API_TOKEN",
+        hide_env_values = true,
+        default_value = DEFAULT_MANAGEMENT_TOKEN
+    )]
+    pub management_token: String,
+
+    /// Take the run from a scenario file
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "apps", "keys", "seed", "time_scale", "TrafficArgs", "WireArgs", "FaultArgs",
+        ]
+    )]
+    pub scenario: Option<PathBuf>,
+
+    /// Sign with the RSA key in this PEM file; repeatable, for rotations. Without it a key is made
+    #[arg(long = "key", value_name = "FILE")]
+    pub keys: Vec<PathBuf>,
+
+    /// Write the key set to this file; `{app}` in it becomes the app's id
+    #[arg(long, value_name = "FILE")]
+    pub jwks_out: Option<String>,
+
+    /// Draw events and faults by this seed. A seed used twice sends the same event ids twice
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Run the retry schedule this many times faster: 60 turns its first minute into a second
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub time_scale: f64,
+
+    /// How the ledger is written to stdout at the end
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+
+    /// Wait at most this long at the end for what is still on its way
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub settle: Duration,
+
+    #[command(flatten)]
+    traffic: TrafficArgs,
+    #[command(flatten)]
+    wire: WireArgs,
+    #[command(flatten)]
+    faults: FaultArgs,
+}
+
+/// Tokens stay out of debug output.
+impl std::fmt::Debug for Args {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Args")
+            .field("listen", &self.listen)
+            .field("apps", &self.apps)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the ledger is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Sums for people
+    Table,
+    /// One JSON object a line, one line for each event and webhook
+    Json,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  Ten events a second to a bridge on this machine, until Ctrl-C:
+    prelude-bridge simulate --to http://127.0.0.1:8080/webhooks/54e9ujn
+  A thousand session events as fast as it goes, and what became of each as JSON:
+    prelude-bridge simulate --to http://127.0.0.1:8080/webhooks/54e9ujn --rate 0 --count 1000 --types user.session.created,user.session.revoked --output json
+  Signed as Go's standard library does, with a fifth of the answers lost:
+    prelude-bridge simulate --to http://127.0.0.1:8080/webhooks/54e9ujn --salt longest --lose-answers 0.2 --time-scale 60
+  Two apps:
+    prelude-bridge simulate --app 54e9ujn --app 7k2mzqa --to http://127.0.0.1:8080/webhooks/{app}
+  A whole story with outages and a rotation:
+    prelude-bridge simulate --scenario examples/scenarios/outage.toml --to http://127.0.0.1:8080/webhooks/54e9ujn
+
+It prints the command that starts a bridge which trusts it, and waits for that bridge. Exit code 1
+if an event was never acknowledged.";
+
+/// Runs the stand-in until its traffic has ended or Ctrl-C, then writes the ledger.
+///
+/// # Errors
+/// Options that make no sense (exit code 2), an address that is taken, a bridge that refuses the
+/// activation, or events that were never acknowledged (exit code 1).
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let run = Run::prepare(&args)?;
+    let simulator = Simulator::start(run.options.clone())
+        .await
+        .map_err(explain)?;
+    args.write_key_sets(&simulator)?;
+    introduce(&args, &simulator);
+    let interrupted = tokio::select! {
+        done = run.play(&simulator, args.settle) => {
+            done?;
+            false
+        }
+        never = progress(&simulator) => match never {},
+        () = interruption() => true,
+    };
+    simulator.stop().await;
+    write_ledger(args.output, &simulator)?;
+    let totals = simulator.totals();
+    let missing = totals.events.saturating_sub(totals.events_acknowledged);
+    if missing > 0 && !interrupted {
+        let cause = format!(
+            "{missing} of {} events were never acknowledged",
+            totals.events
+        );
+        let latest = totals.latest_failure.map(hint).unwrap_or_default();
+        return Err(Failure::new(Exit::Failed, cause).help(latest));
+    }
+    Ok(())
+}
+
+/// What was typed, as what it means.
+struct Run {
+    options: Options,
+    connections: Vec<Connection>,
+    story: Story,
+}
+
+enum Story {
+    Traffic(Traffic),
+    Scenario(Box<Scenario>),
+}
+
+impl Run {
+    fn prepare(args: &Args) -> Result<Self, Failure> {
+        let target = Target {
+            url: args.to.clone(),
+            verification_token: args.token.clone(),
+        };
+        let (mut options, connections, story) = if let Some(path) = &args.scenario {
+            let scenario = read_scenario(path)?;
+            let connections = scenario.connections(&target);
+            (
+                scenario.options(),
+                connections,
+                Story::Scenario(Box::new(scenario)),
+            )
+        } else {
+            let traffic = args.traffic.traffic();
+            traffic.check().map_err(usage)?;
+            (
+                args.options()?,
+                args.connections(&target),
+                Story::Traffic(traffic),
+            )
+        };
+        options.listen = args.listen;
+        options.management_token.clone_from(&args.management_token);
+        options.check().map_err(usage)?;
+        Ok(Self {
+            options,
+            connections,
+            story,
+        })
+    }
+
+    async fn play(&self, simulator: &Simulator, settle: Duration) -> Result<(), Failure> {
+        for connection in &self.connections {
+            connect(simulator, connection).await?;
+        }
+        if self.connections.is_empty() {
+            say("waiting for a webhook to be registered and activated");
+            simulator.wait_for_webhook().await;
+        }
+        match &self.story {
+            Story::Traffic(traffic) => {
+                traffic.run(simulator).await.map_err(explain)?;
+            }
+            Story::Scenario(scenario) => {
+                for step in 0..scenario.steps() {
+                    say(&format!("step {} of {}", step + 1, scenario.steps()));
+                    scenario.take_step(step, simulator).await.map_err(explain)?;
+                }
+            }
+        }
+        // What is still on its way afterwards is abandoned, and the ledger says so.
+        let _ = simulator.settle(settle).await;
+        Ok(())
+    }
+}
+
+impl Args {
+    fn options(&self) -> Result<Options, Failure> {
+        if !self.keys.is_empty() && self.apps.len() > 1 {
+            let cause = "`--key` is for one app: apps that share a key could sign for each other";
+            return Err(Failure::new(Exit::Usage, cause)
+                .help("give each app its `key_files` in a scenario file"));
+        }
+        let keys = self
+            .keys
+            .iter()
+            .map(|path| read_key(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let apps = self
+            .apps
+            .iter()
+            .map(|id| AppOptions::with_keys(id, keys.clone()));
+        Ok(Options {
+            apps: apps.collect(),
+            seed: self.seed,
+            wire: self.wire.style(),
+            faults: self.faults.faults(),
+            retry: RetrySchedule::scaled(self.time_scale),
+            ..Options::default()
+        })
+    }
+
+    fn connections(&self, target: &Target) -> Vec<Connection> {
+        let Some(url) = &target.url else {
+            return Vec::new();
+        };
+        let connection = |app_id: &String| Connection {
+            app_id: app_id.clone(),
+            url: url.replace("{app}", app_id),
+            verification_token: target.verification_token.clone(),
+            events: EventType::ALL.to_vec(),
+        };
+        self.apps.iter().map(connection).collect()
+    }
+
+    fn write_key_sets(&self, simulator: &Simulator) -> Result<(), Failure> {
+        let Some(pattern) = &self.jwks_out else {
+            return Ok(());
+        };
+        if simulator.app_ids().count() > 1 && !pattern.contains("{app}") {
+            let cause = "`--jwks-out` names one file for several apps";
+            return Err(Failure::new(Exit::Usage, cause).help("write `{app}` into its name"));
+        }
+        for app in simulator.app_ids() {
+            let path = pattern.replace("{app}", app);
+            let set = simulator.jwks(app).map_err(explain)?;
+            fs::write(&path, format!("{set:#}\n")).map_err(|error| {
+                let cause = format!("the key set cannot be written to {path}: {error}");
+                Failure::new(Exit::Failed, cause).help("check the directory of `--jwks-out`")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Calls a bridge until it is there, and takes its word for it if it then refuses.
+async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), Failure> {
+    let Connection {
+        app_id,
+        url,
+        verification_token,
+        events,
+    } = connection;
+    let mut waiting = false;
+    loop {
+        match simulator
+            .connect(app_id, url, verification_token, events)
+            .await
+        {
+            Ok(_) => {
+                say(&format!("the webhook of app {app_id} is active"));
+                return Ok(());
+            }
+            Err(Error::Activation(activation::Failure::Unreachable)) => {
+                if !waiting {
+                    say(&format!(
+                        "waiting for a bridge that answers for app {app_id}"
+                    ));
+                    waiting = true;
+                }
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+            Err(error) => return Err(explain(error)),
+        }
+    }
+}
+
+/// Says now and then how it goes, for as long as it is asked to.
+async fn progress(simulator: &Simulator) -> Infallible {
+    let mut before = Totals::default();
+    loop {
+        tokio::time::sleep(PROGRESS_PAUSE).await;
+        let now = simulator.totals();
+        if now == before {
+            continue;
+        }
+        let (sent, acknowledged) = (now.events, now.events_acknowledged);
+        let waiting = simulator.outstanding();
+        say(&format!(
+            "{sent} events sent, {acknowledged} acknowledged, {waiting} batches on their way"
+        ));
+        if now.failed_attempts > before.failed_attempts
+            && let Some(failure) = now.latest_failure
+        {
+            let failed = now.failed_attempts - before.failed_attempts;
+            warn(&format!(
+                "{failed} attempts failed, the latest: {failure}. {}",
+                hint(failure)
+            ));
+        }
+        before = now;
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interruption() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler there is nothing to wait for: the default action ends the process.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What a failed attempt most likely means.
+fn hint(result: AttemptResult) -> &'static str {
+    match result {
+        AttemptResult::Status(401) => {
+            "the receiver does not trust this simulator's key: start it with the command above"
+        }
+        AttemptResult::Status(404) => {
+            "the receiver does not know this app, or the path is another one"
+        }
+        AttemptResult::Status(422) => "the receiver cannot read the batch as one",
+        AttemptResult::Status(429 | 503) => {
+            "the receiver asks to be tried again later; its log says why"
+        }
+        AttemptResult::Status(_) => "the receiver's log says why",
+        AttemptResult::AnswerLost(_) => "the simulator lost the answer on purpose",
+        AttemptResult::TimedOut => "the receiver took longer than Prelude waits",
+        AttemptResult::Unreachable => "check that the receiver is running",
+        AttemptResult::Broken => "the connection ended early: was the receiver restarted?",
+    }
+}
+
+fn introduce(args: &Args, simulator: &Simulator) {
+    let mut text = format!(
+        "A stand-in for Prelude, seed {}. Management API: {}\n",
+        simulator.seed(),
+        simulator.api_url()
+    );
+    for app in simulator.app_ids() {
+        text.push_str(&format!(
+            "Key set of app {app}: {}\n",
+            simulator.jwks_url(app)
+        ));
+    }
+    text.push_str("A bridge that trusts it is started with\n\n");
+    text.push_str(&serve_command(args, simulator));
+    say(&text);
+}
+
+/// The command that starts a bridge for this simulator. A token that was given is not repeated.
+fn serve_command(args: &Args, simulator: &Simulator) -> String {
+    let token = if args.token == DEFAULT_TOKEN {
+        DEFAULT_TOKEN
+    } else {
+        "…"
+    };
+    let apps: Vec<&str> = simulator.app_ids().collect();
+    if let [app] = apps.as_slice() {
+        return format!(
+            "  PRELUDE_BRIDGE_APP_ID={app} \\\n  PRELUDE_BRIDGE_VERIFICATION_TOKEN={token} \\\n  \
+             PRELUDE_BRIDGE_JWKS_URL={} \\\n  prelude-bridge serve\n",
+            simulator.jwks_url(app)
+        );
+    }
+    let mut text =
+        format!("  SIMULATED_TOKEN={token} prelude-bridge serve --config FILE\n\nand this FILE\n");
+    for app in apps {
+        text.push_str(&format!(
+            "\n  [[apps]]\n  id = \"{app}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
+             jwks_url = \"{}\"\n",
+            simulator.jwks_url(app)
+        ));
+    }
+    text
+}
+
+/// A line for the person at the terminal. A stderr that is gone changes nothing.
+fn say(text: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
+fn write_ledger(output: Output, simulator: &Simulator) -> Result<(), Failure> {
+    let ledger = simulator.ledger();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    finish_stdout(match output {
+        Output::Table => out
+            .write_all(ledger.summary().as_bytes())
+            .and_then(|()| out.flush()),
+        Output::Json => ledger.write_json_lines(out),
+    })
+}
+
+fn read_scenario(path: &Path) -> Result<Scenario, Failure> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            format!("the scenario {shown} cannot be read: {error}"),
+        )
+        .help("check the path given with `--scenario`")
+    })?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    Scenario::parse(&text, directory).map_err(|error| {
+        Failure::new(Exit::Usage, format!("{shown}: {error}"))
+            .help("docs/simulator.md explains every key")
+    })
+}
+
+fn read_key(path: &Path) -> Result<SigningKey, Failure> {
+    let shown = path.display();
+    let pem = fs::read_to_string(path).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            format!("the key {shown} cannot be read: {error}"),
+        )
+        .help("check the path given with `--key`")
+    })?;
+    SigningKey::from_pem(&pem).map_err(|error| {
+        Failure::new(Exit::Usage, format!("{shown}: {error}"))
+            .help("give `--key` a PEM file with an RSA private key")
+    })
+}
+
+fn usage(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Usage, error).help("`prelude-bridge simulate --help` has examples")
+}
+
+/// What went wrong in the simulator, with what to do.
+fn explain(error: Error) -> Failure {
+    let (exit, help) = match &error {
+        Error::Options(_) | Error::BatchSize(_) => {
+            (Exit::Usage, "`prelude-bridge simulate --help` has examples")
+        }
+        Error::UnknownApp(_) => (Exit::Usage, "name each app with `--app`"),
+        Error::Listen { .. } => (Exit::Failed, "give `--listen` another address, or port 0"),
+        Error::Webhook(_) => (Exit::Usage, "check the URL given with `--to`"),
+        Error::Activation(_) => (
+            Exit::Failed,
+            "start the bridge with the command above: app, token and path have to be the same",
+        ),
+        Error::Key(_)
+        | Error::Client(_)
+        | Error::Seed(_)
+        | Error::UnknownWebhook(_)
+        | Error::NoAnswer(_)
+        | Error::Json(_)
+        | Error::Stopped => (
+            Exit::Failed,
+            "try again; if it stays, it is a fault of the simulator",
+        ),
+    };
+    Failure::new(exit, error).help(help)
+}

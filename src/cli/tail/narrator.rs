@@ -1,0 +1,117 @@
+//! Owns what is said on stderr beside the events. Pure.
+
+use super::{Output, printer::Remark};
+use crate::client::Notice;
+
+/// Tells of notices, as far as somebody at a terminal or in front of a log wants to know.
+pub(super) struct Narrator {
+    output: Output,
+    was_interrupted: bool,
+    was_caught_up: bool,
+}
+
+impl Narrator {
+    pub(super) fn new(output: Output) -> Self {
+        Self {
+            output,
+            was_interrupted: false,
+            was_caught_up: false,
+        }
+    }
+
+    /// What to say, if anything.
+    pub(super) fn tell(&mut self, notice: &Notice) -> Option<Remark> {
+        match notice {
+            Notice::Reconnecting { .. } => {
+                self.was_interrupted = true;
+                Some(Remark::Warning(notice.to_string()))
+            }
+            Notice::Skipped(_) | Notice::FellBehind(_) | Notice::Draining(_) => {
+                Some(Remark::Warning(notice.to_string()))
+            }
+            Notice::Started(started) if self.was_interrupted => {
+                self.was_interrupted = false;
+                let place = started.after_sequence;
+                Some(Remark::Plain(format!("reconnected, after event {place}")))
+            }
+            // Who looks at a terminal wants to know that silence is not failure; once is enough.
+            Notice::CaughtUp(_) if self.output == Output::Human && !self.was_caught_up => {
+                self.was_caught_up = true;
+                Some(Remark::Plain(
+                    "waiting for new events; Ctrl-C ends".to_owned(),
+                ))
+            }
+            Notice::Started(_) | Notice::CaughtUp(_) | Notice::Progress(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        client::Error,
+        proto::{CaughtUp, Draining, FellBehind, Progress, Skipped, Started},
+    };
+
+    fn said(output: Output, notices: &[Notice]) -> Vec<Option<Remark>> {
+        let mut narrator = Narrator::new(output);
+        notices.iter().map(|notice| narrator.tell(notice)).collect()
+    }
+
+    fn warning(text: &str) -> Option<Remark> {
+        Some(Remark::Warning(text.to_owned()))
+    }
+
+    #[test]
+    fn what_happens_to_the_stream_is_told() {
+        let broken = Error::Interrupted {
+            reason: None,
+            message: "connection refused".into(),
+            retry_after: None,
+        };
+        let notices = [
+            Notice::Started(Started::default()),
+            Notice::Progress(Progress::default()),
+            Notice::FellBehind(FellBehind {
+                sequence: 5,
+                head_sequence: 9,
+            }),
+            Notice::Skipped(Skipped {
+                first_sequence: 6,
+                last_sequence: 7,
+            }),
+            Notice::Draining(Draining::default()),
+            Notice::Reconnecting {
+                error: broken,
+                delay: Duration::from_millis(1500),
+            },
+            Notice::Started(Started {
+                after_sequence: 7,
+                ..Started::default()
+            }),
+        ];
+        assert_eq!(
+            said(Output::Json, &notices),
+            [
+                None,
+                None,
+                warning("fell 4 events behind; nothing is lost"),
+                warning("events 6 to 7 were removed by retention before they could be sent"),
+                warning("the server is about to shut down"),
+                warning("connection refused; resuming in 1.5 s"),
+                Some(Remark::Plain("reconnected, after event 7".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn only_people_are_told_that_there_is_nothing_new() {
+        let caught_up = || Notice::CaughtUp(CaughtUp::default());
+        assert_eq!(said(Output::Json, &[caught_up()]), [None]);
+        let human = said(Output::Human, &[caught_up(), caught_up()]);
+        assert!(human[0].is_some() && human[1].is_none());
+    }
+}

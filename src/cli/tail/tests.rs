@@ -1,0 +1,279 @@
+//! `tail` against a scripted server.
+
+use clap::Parser as _;
+
+use super::*;
+use crate::{
+    client::fake::{Fake, Step, caught_up, cursor, events, range, started},
+    proto::{PayloadFormat, start_position, stop_position},
+};
+
+#[test]
+fn since_is_a_duration_or_a_time() {
+    assert_eq!(parse_since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
+    let time = "2026-11-20T08:30:00Z".parse().unwrap();
+    assert_eq!(parse_since("2026-11-20T08:30:00Z"), Ok(Since::At(time)));
+    assert_eq!(
+        parse_since("2026-11-20T09:30:00+01:00"),
+        Ok(Since::At(time))
+    );
+    for text in ["", "yesterday", "10", "2026-11-20", "2026-11-20T08:30:00"] {
+        assert!(parse_since(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_server_is_a_url_or_a_host_with_a_port() {
+    assert_eq!(
+        server_url("http://bridge:50051").unwrap(),
+        "http://bridge:50051"
+    );
+    assert_eq!(server_url("bridge:50051").unwrap(), "http://bridge:50051");
+    assert_eq!(server_url("[::1]:50051").unwrap(), "http://[::1]:50051");
+    for text in ["", "https://bridge", "ftp://bridge", "http://", "a b"] {
+        assert!(server_url(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_failure_has_the_exit_code_and_the_remedy_of_its_cause() {
+    let interrupted = client::Error::Interrupted {
+        reason: Some("DRAINING".into()),
+        message: String::new(),
+        retry_after: None,
+    };
+    let cursor = |reason: &str| client::Error::Cursor {
+        reason: reason.into(),
+        message: String::new(),
+    };
+    let refused = client::Error::Refused {
+        reason: None,
+        message: String::new(),
+    };
+    let failed = client::Error::Failed {
+        code: tonic::Code::DataLoss,
+        message: String::new(),
+    };
+    for (error, exit) in [
+        (client::Error::Url("bad".into()), Exit::Usage),
+        (
+            client::Error::Unreachable("refused".into()),
+            Exit::Unreachable,
+        ),
+        (interrupted, Exit::Unreachable),
+        (refused, Exit::Refused),
+        (cursor("CURSOR_MALFORMED"), Exit::Usage),
+        (cursor("CURSOR_EPOCH_MISMATCH"), Exit::Failed),
+        (failed, Exit::Failed),
+    ] {
+        assert_eq!(failure(error).exit, exit);
+    }
+
+    let expired = failure(client::Error::Expired {
+        earliest: Some("AQearliest".into()),
+        head: None,
+        message: String::new(),
+    });
+    assert_eq!(expired.exit, Exit::CursorExpired);
+    assert!(format!("{expired:?}").contains("--from AQearliest"));
+
+    let invalid = failure(client::Error::Invalid {
+        message: String::new(),
+        faults: vec![client::FieldFault {
+            field: "filter.types[1]".into(),
+            problem: "is empty".into(),
+        }],
+    });
+    assert_eq!(invalid.exit, Exit::Usage);
+    assert!(format!("{invalid:?}").contains("--type (filter.types[1]) is empty"));
+}
+
+#[derive(clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    args: Args,
+}
+
+fn args(fake: &Fake, words: &[&str]) -> Args {
+    let server = format!("--server={}", fake.url);
+    let words = ["tail", &server].into_iter().chain(words.iter().copied());
+    Command::try_parse_from(words).unwrap().args
+}
+
+/// Written to by the command, read by the test.
+#[derive(Clone, Default)]
+struct Stdout(Arc<Mutex<Vec<u8>>>);
+
+impl Stdout {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is printed as JSON, by sequence, and how it ends.
+async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
+    let (out, place) = (Stdout::default(), Arc::default());
+    let result = follow(
+        args,
+        Formatter::new(Output::Json, false),
+        out.clone(),
+        &place,
+    )
+    .await;
+    let sequences = out
+        .text()
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|event| event["sequence"].as_u64().unwrap())
+        .collect();
+    let place = locked(&place).clone();
+    (sequences, result.map_err(|failure| failure.exit), place)
+}
+
+#[tokio::test]
+async fn events_are_printed_across_an_interruption_until_the_count_is_reached() {
+    let fake = Fake::start(vec![
+        vec![
+            started(0, 9),
+            events(1..=2),
+            Step::Fail(tonic::Status::unavailable("gone")),
+        ],
+        vec![started(2, 9), events(3..=4)],
+    ]);
+    let (sequences, result, place) = printed(&args(&fake, &["--count=4"])).await;
+    assert_eq!(sequences, [1, 2, 3, 4]);
+    assert_eq!(result, Ok(()));
+    assert_eq!(
+        place,
+        Place {
+            cursor: Some(cursor(4)),
+            events: 4
+        }
+    );
+}
+
+#[tokio::test]
+async fn the_arguments_are_what_is_asked_for() {
+    let fake = Fake::start(vec![vec![started(5, 9), caught_up(9)]]);
+    let words = [
+        "--type=user.*",
+        "--exclude-type=user.deleted",
+        "--app=app_1",
+        "--user=usr_1",
+        "--since=2026-11-20T08:30:00Z",
+        "--count=7",
+        "--until-caught-up",
+        "--client-name=audit",
+    ];
+    let (_, result, _) = printed(&args(&fake, &words)).await;
+    assert_eq!(result, Ok(()));
+    let request = fake.requests().remove(0);
+    let filter = request.filter.clone().unwrap();
+    assert_eq!(filter.types, ["user.*"]);
+    assert_eq!(filter.exclude_types, ["user.deleted"]);
+    assert_eq!(filter.app_ids, ["app_1"]);
+    assert_eq!(filter.user_ids, ["usr_1"]);
+    assert_eq!(request.client_name, "audit");
+    assert_eq!(request.payload_format(), PayloadFormat::Raw);
+    let stop = request.stop.unwrap();
+    assert_eq!(stop.max_events, 7);
+    assert!(matches!(
+        stop.position,
+        Some(stop_position::Position::Head(_))
+    ));
+    let Some(start_position::Position::AtTime(time)) = request.start.unwrap().position else {
+        panic!("not a time");
+    };
+    assert_eq!(time.seconds, 1_795_163_400);
+}
+
+#[tokio::test]
+async fn from_continues_after_a_cursor_and_last_after_the_one_it_finds() {
+    let fake = Fake::start(vec![vec![started(5, 9), events(6..=6)]]);
+    let (sequences, _, _) = printed(&args(&fake, &["--from=cursor-5", "--count=1"])).await;
+    assert_eq!(sequences, [6]);
+    let after = |sequence| Some(start_position::Position::AfterCursor(cursor(sequence)));
+    assert_eq!(fake.requests()[0].start.clone().unwrap().position, after(5));
+
+    let fake = Fake::start(vec![
+        vec![started(0, 9), events(1..=9)],
+        vec![started(7, 9), events(8..=9)],
+    ])
+    .with_range(range(1, 9));
+    let (sequences, _, _) = printed(&args(&fake, &["--last=2", "--until-caught-up"])).await;
+    assert_eq!(sequences, [8, 9]);
+    assert_eq!(fake.requests()[1].start.clone().unwrap().position, after(7));
+}
+
+#[tokio::test]
+async fn what_was_received_before_a_failure_is_printed() {
+    let refused = tonic::Status::unauthenticated("the token has expired");
+    let fake = Fake::start(vec![vec![
+        started(0, 9),
+        events(1..=3),
+        Step::Fail(refused),
+    ]]);
+    let (sequences, result, _) = printed(&args(&fake, &[])).await;
+    assert_eq!(sequences, [1, 2, 3]);
+    assert_eq!(result, Err(Exit::Refused));
+}
+
+#[tokio::test]
+async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
+    let mut fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
+    let words = args(&fake, &["--count=2"]);
+    let place: Arc<Mutex<Place>> = Arc::default();
+    let follow = follow(
+        &words,
+        Formatter::new(Output::Json, false),
+        Stdout::default(),
+        &place,
+    );
+    let mut follow = std::pin::pin!(follow);
+    // Until the first event is printed.
+    while locked(&place).events == 0 {
+        tokio::select! {
+            _ = &mut follow => panic!("it ended"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    fake.kill();
+    // Later it waits for the server to come back: longer than a refused connection takes.
+    let wait = Duration::from_millis(500);
+    assert!(tokio::time::timeout(wait, &mut follow).await.is_err());
+
+    let (_, result, place) = printed(&words).await;
+    assert_eq!(result, Err(Exit::Unreachable));
+    assert_eq!(place, Place::default());
+}
+
+struct Closed;
+
+impl Write for Closed {
+    fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_closed_stdout_ends_it_well_even_when_no_more_events_come() {
+    let fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
+    let place = Arc::default();
+    let formatter = Formatter::new(Output::Raw, false);
+    let result = follow(&args(&fake, &[]), formatter, Closed, &place).await;
+    assert_eq!(result, Ok(()));
+}

@@ -1,0 +1,228 @@
+//! Owns the way from the write-ahead log into the database file: a thread and a connection of its
+//! own, so that no commit pays for it.
+//!
+//! Most of a checkpoint runs beside the commits. But SQLite begins the WAL anew only when all of it
+//! has been carried over at the moment a commit begins, which under steady load is never. So when
+//! little is left the writer is held back between two commits, for the time that this little takes.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::{Shared, schema::PAGE_BYTES};
+
+/// The writer is held back only when at most this many pages are left: 1 MiB.
+const REST_PAGES_MAX: u64 = 256;
+/// How often the rest is made smaller before the writer is held back all the same.
+const ROUNDS_MAX: usize = 6;
+/// When the WAL has passed its limit, the readers of its last pages are waited for so long.
+const READERS_WAIT: Duration = Duration::from_millis(50);
+/// A WAL that nobody adds to is carried over after this time, so that a start has less to read.
+const IDLE_WAIT: Duration = Duration::from_secs(5);
+
+/// The meeting point of the writer and the checkpointer.
+#[derive(Default)]
+pub(super) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+    /// Pages in the WAL, as of the last commit.
+    wal_pages: AtomicU64,
+    /// From how many pages on the checkpointer wants to know.
+    threshold_pages: AtomicU64,
+}
+
+#[derive(Default)]
+struct GateState {
+    committing: bool,
+    held: bool,
+    grown: bool,
+    stopped: bool,
+}
+
+/// A commit may run as long as this lives.
+pub(super) struct Pass<'a>(&'a Gate);
+
+/// No commit runs as long as this lives.
+struct Hold<'a>(&'a Gate);
+
+impl Gate {
+    pub(super) fn new(wal_bytes_max: u64) -> Self {
+        Self {
+            threshold_pages: AtomicU64::new((wal_bytes_max / 2 / PAGE_BYTES).max(1)),
+            ..Self::default()
+        }
+    }
+
+    /// Called by the writer before a commit.
+    pub(super) fn enter(&self) -> Pass<'_> {
+        let mut state = self
+            .changed
+            .wait_while(self.state(), |state| state.held)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.committing = true;
+        Pass(self)
+    }
+
+    /// Called by SQLite after each commit.
+    pub(super) fn set_wal_pages(&self, pages: u64) {
+        self.wal_pages.store(pages, Ordering::Relaxed);
+        if pages >= self.threshold_pages.load(Ordering::Relaxed) {
+            self.state().grown = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Bytes in the WAL that the next commits do not write over.
+    pub(super) fn wal_bytes(&self) -> u64 {
+        self.wal_pages.load(Ordering::Relaxed) * PAGE_BYTES
+    }
+
+    /// Ends the checkpointer's thread.
+    pub(super) fn stop(&self) {
+        self.state().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the running commit, and holds back the next one.
+    fn hold(&self) -> Hold<'_> {
+        let mut state = self.state();
+        state.held = true;
+        drop(
+            self.changed
+                .wait_while(state, |state| state.committing)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        Hold(self)
+    }
+
+    /// Waits until the WAL has grown or nothing has happened for a while; false at the end.
+    fn wait(&self) -> bool {
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(self.state(), IDLE_WAIT, |state| {
+                !state.grown && !state.stopped
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.grown = false;
+        !state.stopped
+    }
+
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.state().committing = false;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.state().held = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Runs until the gate is stopped. A failure is the log's failure: what was flushed is unknown.
+pub(super) fn run(shared: &Arc<Shared>, connection: &Connection, wal_bytes_max: u64) {
+    let limit_pages = (wal_bytes_max / PAGE_BYTES).max(2);
+    let worthwhile_pages = REST_PAGES_MAX.min(limit_pages / 2);
+    while shared.gate.wait() {
+        if shared.gate.wal_pages.load(Ordering::Relaxed) < worthwhile_pages {
+            continue;
+        }
+        match carry_over(shared, connection, limit_pages) {
+            Ok(()) => {}
+            Err(error) if is_harmless(&error) => {}
+            Err(error) => {
+                shared.fail(&format!("checkpoint: {error}"));
+            }
+        }
+        shared.gate.set_threshold(limit_pages);
+    }
+}
+
+impl Gate {
+    /// After a checkpoint: woken again when the WAL is half full, or has grown by an eighth when
+    /// it could not be begun anew.
+    fn set_threshold(&self, limit_pages: u64) {
+        let pages = self.wal_pages.load(Ordering::Relaxed);
+        let next = (limit_pages / 2).max(pages + limit_pages / 8).max(1);
+        self.threshold_pages.store(next, Ordering::Relaxed);
+    }
+}
+
+/// Carries the WAL over. Where all of it could be, the next commit begins it anew.
+fn carry_over(shared: &Shared, connection: &Connection, limit_pages: u64) -> rusqlite::Result<()> {
+    for _ in 0..ROUNDS_MAX {
+        let done = checkpoint(connection, "PASSIVE")?.carried_pages;
+        let rest = shared
+            .gate
+            .wal_pages
+            .load(Ordering::Relaxed)
+            .saturating_sub(done);
+        if rest <= REST_PAGES_MAX {
+            break;
+        }
+    }
+    let hold = shared.gate.hold();
+    let mut progress = checkpoint(connection, "PASSIVE")?;
+    if progress.wal_pages > limit_pages {
+        // A reader that began before still needs pages. Readers take a few milliseconds.
+        connection.busy_timeout(READERS_WAIT)?;
+        let restarted = checkpoint(connection, "RESTART");
+        connection.busy_timeout(Duration::ZERO)?;
+        progress = restarted?;
+    }
+    if progress.wal_pages == progress.carried_pages {
+        shared.gate.wal_pages.store(0, Ordering::Relaxed);
+    }
+    drop(hold);
+    Ok(())
+}
+
+/// Carries everything over and empties the WAL, when no commit will come any more.
+pub(super) fn finish(connection: &Connection) -> rusqlite::Result<()> {
+    match checkpoint(connection, "TRUNCATE") {
+        Ok(_) => Ok(()),
+        Err(error) if is_harmless(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+struct Progress {
+    wal_pages: u64,
+    carried_pages: u64,
+}
+
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Progress> {
+    connection
+        .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?
+        .query_row([], |row| {
+            let pages = |index| {
+                row.get::<_, i64>(index)
+                    .map(|pages| u64::try_from(pages).unwrap_or(0))
+            };
+            Ok(Progress {
+                wal_pages: pages(1)?,
+                carried_pages: pages(2)?,
+            })
+        })
+}
+
+/// What costs only time: a lock that is held, or a full disk. The WAL stays as it is.
+fn is_harmless(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+    )
+}

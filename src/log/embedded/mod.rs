@@ -1,0 +1,372 @@
+//! Owns the log on disk: one SQLite database, written by one thread, read by a few connections
+//! beside it.
+//!
+//! `queue` → `writer` (with `ids` and `retention`) → the database → `readers`; the `checkpointer`
+//! carries the write-ahead log over into the database file. `schema` knows what is on the disk.
+
+mod checkpointer;
+mod ids;
+mod queue;
+mod readers;
+mod retention;
+mod schema;
+mod writer;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+pub use self::schema::OpenError;
+use self::{
+    checkpointer::Gate, ids::Ids, queue::Queue, readers::Readers, retention::Retention,
+    schema::Directory, writer::Writer,
+};
+use super::{
+    Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
+    group::{self, Clock, Stamps},
+};
+use crate::event::{Batch, Sequence, UnixMicros};
+
+/// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
+/// that somebody tries again.
+const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
+
+/// What the log keeps, and what it may take.
+#[derive(Clone)]
+pub struct Options {
+    /// Blocks older than this are removed. 30 days: twice as long as the sender retries, so that
+    /// whoever was offline for as long as that still finds everything.
+    pub retention_age: Duration,
+    /// The oldest blocks are removed when the log, its ids included, occupies more than this. The
+    /// newest block always stays. 10 GiB: some twenty million events of usual size.
+    pub retention_bytes: u64,
+    /// For how long a repetition of an event is recognised, at least; up to twice as long. 15 days:
+    /// the sender retries for 14.
+    pub ids_age: Duration,
+    /// How many batches may wait for the disk. 1,024: a second's worth on a slow disk, after which
+    /// the sender had better come back later.
+    pub queue_batches_max: usize,
+    /// How many bytes of batches may wait, in memory. 64 MiB.
+    pub queue_bytes_max: usize,
+    /// How many events are committed together, at most (a larger batch is committed alone). 8,192:
+    /// one block.
+    pub group_events_max: usize,
+    /// How many bytes of batches are committed together, at most. 4 MiB: a few milliseconds.
+    pub group_bytes_max: usize,
+    /// What the write-ahead log may take before it is begun anew. 64 MiB.
+    pub wal_bytes_max: u64,
+    /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
+    /// enough.
+    pub readers: usize,
+    /// Told of each commit, from the writer's thread. Must not block.
+    pub on_commit: Option<OnCommit>,
+}
+
+/// Told of each commit that added events.
+pub type OnCommit = Arc<dyn Fn(Commit) + Send + Sync>;
+
+/// A commit that added events, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Commit {
+    /// Batches that were committed together.
+    pub batches: usize,
+    /// Events that were new.
+    pub events: u64,
+    /// What their blocks have, in bytes.
+    pub bytes: u64,
+    /// How long it took, from taking the batches to durability.
+    pub duration: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            retention_age: Duration::from_hours(30 * 24),
+            retention_bytes: 10 * 1024 * 1024 * 1024,
+            ids_age: Duration::from_hours(15 * 24),
+            queue_batches_max: 1_024,
+            queue_bytes_max: 64 * 1024 * 1024,
+            group_events_max: 8_192,
+            group_bytes_max: 4 * 1024 * 1024,
+            wal_bytes_max: 64 * 1024 * 1024,
+            readers: 4,
+            on_commit: None,
+        }
+    }
+}
+
+/// Opens the log in a directory, which is created if need be, and passes what is appended to
+/// `tail`. Blocks for some milliseconds, after a crash for as long as reading the write-ahead log
+/// takes.
+///
+/// # Errors
+/// [`OpenError`], which says what to do.
+pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedded>, OpenError> {
+    open_with_seams(data_dir, options, tail, Seams::default())
+}
+
+/// Where tests take the place of the clock and of the disk.
+pub(super) struct Seams {
+    pub(super) clock: Clock,
+    pub(super) fault: Box<dyn FnMut(Stage, &Connection) -> rusqlite::Result<()> + Send>,
+    /// Told how many blocks a step of retention has removed.
+    pub(super) on_removed: Box<dyn Fn(usize) + Send>,
+}
+
+/// What a transaction is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Begin.
+    Begin,
+    /// Become durable.
+    Commit,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self {
+            clock: group::system_clock(),
+            fault: Box::new(|_, _| Ok(())),
+            on_removed: Box::new(|_| {}),
+        }
+    }
+}
+
+/// The same with seams.
+pub(super) fn open_with_seams(
+    data_dir: &Path,
+    options: Options,
+    tail: Tail,
+    seams: Seams,
+) -> Result<Arc<Embedded>, OpenError> {
+    let directory = Directory::open(data_dir)?;
+    let path = directory.database();
+    let error = |source| OpenError::Database {
+        path: path.to_owned(),
+        source,
+    };
+    let (mut connection, state) = schema::open_writer(&directory, (seams.clock)())?;
+    let (done, ended) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        queue: Queue::new(queue::Limits {
+            queue_batches_max: options.queue_batches_max,
+            queue_bytes_max: options.queue_bytes_max,
+            group_events_max: options.group_events_max,
+            group_bytes_max: options.group_bytes_max,
+        }),
+        gate: Gate::new(options.wal_bytes_max),
+        range: RwLock::new(state.range),
+        file_bytes: AtomicU64::new(0),
+        failure: OnceLock::new(),
+        no_space_at: Mutex::new(None),
+        done,
+    });
+    let hooked = Arc::clone(&shared);
+    let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
+        hooked.gate.set_wal_pages(u64::try_from(pages).unwrap_or(0));
+        Ok(())
+    };
+    connection.wal_hook(Some(on_wal)).map_err(error)?;
+    let readers = Readers::open(path, options.readers).map_err(error)?;
+    let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
+    let ids = Ids::open(
+        &connection,
+        state.ids_generation,
+        state.ids_since,
+        ids_age_micros,
+    )
+    .map_err(error)?;
+    let mut retention = Retention::new(options.retention_age, options.retention_bytes);
+    shared.set_file_bytes(retention.measure(&connection).map_err(error)?);
+    let checkpointer = {
+        let shared = Arc::clone(&shared);
+        let connection = schema::open_checkpointer(path).map_err(error)?;
+        spawn("log-checkpoint", move || {
+            checkpointer::run(&shared, &connection, options.wal_bytes_max);
+        })?
+    };
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        connection,
+        checkpointer,
+        tail,
+        on_commit: options.on_commit,
+        log: state.log,
+        term: state.term,
+        stamps: Stamps::new(Arc::clone(&seams.clock), state.last_at),
+        ids,
+        retention,
+        seams,
+    };
+    let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.gate.stop())?;
+    Ok(Arc::new(Embedded {
+        lineage: Lineage::new(state.log, state.terms),
+        shared,
+        readers,
+        thread: Mutex::new(Some(thread)),
+        ended,
+        _directory: directory,
+    }))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(OpenError::Thread)
+}
+
+/// A [`Log`] on disk.
+pub struct Embedded {
+    lineage: Lineage,
+    shared: Arc<Shared>,
+    readers: Arc<Readers>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    ended: watch::Receiver<bool>,
+    /// Last, so that the directory is given up when everything else is closed.
+    _directory: Directory,
+}
+
+/// What the threads of a log and its handles have in common.
+struct Shared {
+    queue: Queue,
+    gate: Gate,
+    range: RwLock<Range>,
+    file_bytes: AtomicU64,
+    failure: OnceLock<Arc<str>>,
+    no_space_at: Mutex<Option<Instant>>,
+    done: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn range(&self) -> Range {
+        *self.range.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.failure.get().cloned().map(Error::Failed)
+    }
+
+    /// Ends the log for good; the first reason counts.
+    fn fail(&self, reason: &str) -> Error {
+        let reason = self.failure.get_or_init(|| {
+            tracing::error!(reason, "the log failed: restart the bridge");
+            reason.into()
+        });
+        let error = Error::Failed(Arc::clone(reason));
+        self.queue.fail(&error);
+        error
+    }
+
+    fn set_no_space(&self, no_space: bool) {
+        let mut at = self
+            .no_space_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if no_space && at.is_none() {
+            tracing::error!("the disk of the data directory is full: events are refused");
+        }
+        *at = no_space.then(Instant::now);
+    }
+
+    fn has_no_space(&self) -> bool {
+        self.no_space_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|at| at.elapsed() < NO_SPACE_MEMORY)
+    }
+
+    fn set_file_bytes(&self, bytes: u64) {
+        self.file_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Log for Embedded {
+    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
+        // In line from now on, whatever becomes of the future.
+        let pushed = self.shared.queue.push(batch);
+        Box::pin(async move {
+            let fate = pushed?.await;
+            // A writer that ends without an answer has failed, and says why.
+            fate.unwrap_or_else(|_| Err(self.shared.failure().unwrap_or(Error::Closed)))
+        })
+    }
+
+    fn read(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
+        Box::pin(async move {
+            self.readers
+                .read(self.shared.range(), after, bytes_max)
+                .await
+        })
+    }
+
+    fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
+        Box::pin(async move { self.readers.seek(self.shared.range(), at).await })
+    }
+
+    fn range(&self) -> Range {
+        self.shared.range()
+    }
+
+    fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    fn usage(&self) -> Usage {
+        let file_bytes = self.shared.file_bytes.load(Ordering::Relaxed);
+        Usage {
+            stored_bytes: file_bytes + self.shared.gate.wal_bytes(),
+            queued_batches: self.shared.queue.len(),
+        }
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        match self.shared.failure().or(self.shared.queue.refusal()) {
+            Some(error) => Err(error),
+            None if self.shared.has_no_space() => Err(Error::NoSpace),
+            None => Ok(()),
+        }
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.shared.queue.close();
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            // The sender lives as long as `shared`, so this ends with the writer.
+            let _ = ended.wait_for(|&ended| ended).await;
+        })
+    }
+}
+
+/// Writes what is queued, and gives the directory up. Blocks for as long as that takes:
+/// [`Log::close`] first, where that matters.
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take()
+            // The tail may hold the last handle.
+            && thread.thread().id() != thread::current().id()
+        {
+            // Its panic, if any, was noted as the log's failure.
+            let _ = thread.join();
+        }
+    }
+}
