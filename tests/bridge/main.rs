@@ -3,6 +3,8 @@
 
 mod cli;
 mod configuration;
+mod http;
 mod signatures;
 mod simulator;
+mod support;
 mod tail;
