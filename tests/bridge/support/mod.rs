@@ -4,6 +4,8 @@
 //! outlives its test.
 
 mod http;
+pub(crate) mod reader;
+pub(crate) mod sender;
 
 use std::{
     fs,
@@ -83,6 +85,13 @@ impl Setup {
 
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(self) -> Bridge {
+        let mut bridge = self.prepare();
+        bridge.restart().await;
+        bridge
+    }
+
+    /// Writes its files and starts nothing yet.
+    pub(crate) fn prepare(self) -> Bridge {
         let home = tempfile::tempdir().unwrap();
         let keys = match &self.jwks_url {
             Some(url) => format!("jwks_url = \"{url}\""),
@@ -101,7 +110,7 @@ impl Setup {
         ] {
             fs::write(home.path().join(name), content).unwrap();
         }
-        let mut bridge = Bridge {
+        Bridge {
             addresses: Addresses {
                 webhook: ANYWHERE,
                 grpc: ANYWHERE,
@@ -111,9 +120,7 @@ impl Setup {
             home,
             process: None,
             stderr: Arc::default(),
-        };
-        bridge.restart().await;
-        bridge
+        }
     }
 }
 
@@ -164,7 +171,12 @@ impl Bridge {
 
     /// Starts it again: with the same directory, on the ports that it had.
     pub(crate) async fn restart(&mut self) {
-        assert!(self.process.is_none(), "it runs already");
+        let command = self.command();
+        self.run(command).await;
+    }
+
+    /// The program as it is started here.
+    pub(crate) fn command(&self) -> Command {
         let Addresses {
             webhook,
             grpc,
@@ -180,11 +192,26 @@ impl Bridge {
             .args(["--webhook-listen", &webhook.to_string()])
             .args(["--grpc-listen", &grpc.to_string()])
             .args(["--admin-listen", &admin.to_string()])
-            .envs(self.variables.iter().cloned())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .envs(self.variables.iter().cloned());
+        command
+    }
+
+    /// Starts it without waiting until it is ready.
+    pub(crate) fn launch(&mut self) {
+        // What it says is kept; where it listens is of no interest.
+        let _ = self.spawn(self.command());
+    }
+
+    fn spawn(&mut self, command: Command) -> mpsc::Receiver<Value> {
+        assert!(self.process.is_none(), "it runs already");
         let (process, ready) = spawn(command, Arc::clone(&self.stderr));
         self.process = Some(process);
+        ready
+    }
+
+    /// Starts it in a way of the test's own, and waits until it is ready.
+    pub(crate) async fn run(&mut self, command: Command) {
+        let ready = self.spawn(command);
         let waiting = tokio::task::spawn_blocking(move || ready.recv_timeout(SOON));
         let Ok(ready) = waiting.await.unwrap() else {
             // With the reason that it gave.
@@ -313,7 +340,11 @@ impl Bridge {
 
 /// Starts the program. Its `ready` line comes through the channel, which closes when it ends.
 fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Receiver<Value>) {
-    let mut child = command.spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (sender, ready) = mpsc::channel();
     let reader = std::thread::spawn(move || {
