@@ -180,16 +180,21 @@ impl Server {
     /// # Errors
     /// [`Error::Log`] when the log failed meanwhile. It drains then too, but a failed log cannot
     /// be closed in order.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let failed = tokio::select! {
             () = shutdown => None,
             error = failure(&*self.log) => Some(error),
         };
         self.draining.cancel();
         let drained = async {
-            // Deliveries first: their events still reach the streams.
-            let _ = self.webhook.await;
+            // Deliveries first: their events still reach the streams. But a sender that dawdles
+            // takes no more than half of the time, or no stream would get its last words.
+            let patience = self.drain_timeout / 2;
+            let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
             self.streams.drain().await;
+            if deliveries.is_err() {
+                let _ = self.webhook.await;
+            }
             let _ = self.grpc.await;
             for keyring in &self.keyrings {
                 keyring.shutdown().await;

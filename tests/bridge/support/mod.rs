@@ -111,11 +111,7 @@ impl Setup {
             fs::write(home.path().join(name), content).unwrap();
         }
         Bridge {
-            addresses: Addresses {
-                webhook: ANYWHERE,
-                grpc: ANYWHERE,
-                admin: ANYWHERE,
-            },
+            addresses: Addresses::ANYWHERE,
             variables: self.variables,
             home,
             process: None,
@@ -124,15 +120,24 @@ impl Setup {
     }
 }
 
-const ANYWHERE: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
 /// Where a bridge listens.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addresses {
     pub(crate) webhook: SocketAddr,
     pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
+}
+
+impl Addresses {
+    /// The ports are for the system to choose.
+    const ANYWHERE: Self = {
+        let any = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+        Self {
+            webhook: any,
+            grpc: any,
+            admin: any,
+        }
+    };
 }
 
 /// A running (or stopped) bridge.
@@ -175,13 +180,22 @@ impl Bridge {
         self.run(command).await;
     }
 
-    /// The program as it is started here.
+    /// The program as it is started here, on the ports that it had.
     pub(crate) fn command(&self) -> Command {
+        self.command_at(self.addresses)
+    }
+
+    /// The same on whatever ports are free.
+    pub(crate) fn command_elsewhere(&self) -> Command {
+        self.command_at(Addresses::ANYWHERE)
+    }
+
+    fn command_at(&self, addresses: Addresses) -> Command {
         let Addresses {
             webhook,
             grpc,
             admin,
-        } = self.addresses;
+        } = addresses;
         let home = self.home.path();
         let mut command = program(&["serve", "--log-format", "json"]);
         command
@@ -228,11 +242,7 @@ impl Bridge {
     /// Starts it again with the same directory, on whatever ports are free: where a test restarts
     /// often and no client has to find it again.
     pub(crate) async fn restart_elsewhere(&mut self) {
-        self.addresses = Addresses {
-            webhook: ANYWHERE,
-            grpc: ANYWHERE,
-            admin: ANYWHERE,
-        };
+        self.addresses = Addresses::ANYWHERE;
         self.restart().await;
     }
 

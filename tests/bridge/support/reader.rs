@@ -18,6 +18,19 @@ pub(crate) fn everything() -> SubscribeRequest {
     }
 }
 
+/// What a client takes that reads nothing, in bytes: HTTP/2's own default, far below tonic's.
+const NARROW_WINDOW_BYTES: u32 = 65_535;
+
+/// A connection of its own that soon stands when nobody reads on it.
+pub(crate) async fn narrow_client(bridge: &Bridge) -> EventServiceClient<Channel> {
+    let url = format!("http://{}", bridge.addresses.grpc);
+    let endpoint = Channel::from_shared(url)
+        .unwrap()
+        .initial_stream_window_size(NARROW_WINDOW_BYTES)
+        .initial_connection_window_size(NARROW_WINDOW_BYTES);
+    EventServiceClient::new(endpoint.connect().await.unwrap())
+}
+
 /// A stream, response by response.
 pub(crate) struct Reader {
     responses: Streaming<SubscribeResponse>,
