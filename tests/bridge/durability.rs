@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prelude_bridge::{
     client::{self, Backoff, Client, Item, Request, Start},
-    simulator::{AppOptions, EventType, Faults, Options, RetrySchedule, Simulator, random::Random},
+    simulator::{
+        AppOptions, EventType, Faults, Options, RetrySchedule, Simulator,
+        ledger::{Attempt, AttemptResult},
+        random::Random,
+    },
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -16,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     APP, Bridge, SOON, Setup, TOKEN, key, reader,
-    sender::{Delivery, Door, Sender},
+    sender::{Delivery, Door, Sender, eventually},
 };
 
 const KILLS: usize = 55;
@@ -65,7 +69,7 @@ async fn post_until(
             match sender.try_send(&delivery).await {
                 Ok(answer) if answer.status == 200 => break answer.counts(),
                 // Whoever answers at all while processes are killed has no reason to refuse.
-                Ok(answer) => panic!("{answer:?}"),
+                Ok(answer) => unreachable!("{answer:?}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
@@ -294,6 +298,13 @@ async fn the_log_holds_what_the_sender_s_ledger_says_whatever_goes_wrong() {
     emit(20).await;
     simulator.rotate_key(APP, false).await.unwrap();
     emit(20).await;
+    let is_refused = |attempt: &Attempt| attempt.result == AttemptResult::Status(401);
+    eventually(async || {
+        let ledger = simulator.ledger();
+        let mut attempts = ledger.deliveries().flat_map(|delivery| &delivery.attempts);
+        attempts.any(is_refused).then_some(())
+    })
+    .await;
     simulator.set_jwks_up(APP, true).unwrap();
     assert!(
         simulator.settle(SOON).await,
