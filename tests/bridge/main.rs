@@ -6,3 +6,4 @@ mod configuration;
 mod signatures;
 mod simulator;
 mod tail;
+mod tools;
