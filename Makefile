@@ -19,4 +19,4 @@ demo: ## Watch events go from a simulated Prelude to the terminal, until Ctrl-C
 # In the aged case a log remembers this many ids: fewer than the default, to be quick.
 .PHONY: bench
 bench: ## Run the micro-benchmarks, quickly: figures to look at, not to publish
-	BENCH_IDS=100000 cargo bench --locked --benches -- --quick
+	BENCH_IDS=100000 cargo bench --locked -- --quick

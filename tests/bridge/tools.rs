@@ -125,11 +125,8 @@ fn objects(output: &Output) -> Vec<Value> {
 /// The events of all responses, after the response that opens the stream.
 fn events(responses: &[Value]) -> Vec<&Value> {
     assert!(responses[0]["started"].is_object(), "{responses:?}");
-    let of_response = |response| {
-        let events: Option<&Vec<Value>> = Value::as_array(&response["events"]);
-        events.into_iter().flatten()
-    };
-    responses.iter().flat_map(of_response).collect()
+    let arrays = responses.iter().filter_map(|of| of["events"].as_array());
+    arrays.flatten().collect()
 }
 
 /// Numbers of 64 bits are strings in protobuf's JSON.
