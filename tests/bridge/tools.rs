@@ -139,7 +139,7 @@ fn sequences<'a>(events: &[&'a Value]) -> Vec<&'a str> {
 fn the_grpcurl_line_that_the_demo_prints_works() {
     let grpcurl = tool("bin/grpcurl");
     let demo = Demo::start();
-    let output = Command::new("sh")
+    let output = Command::new("/bin/sh")
         .args(["-c", demo.line("grpcurl ")])
         .env("PATH", grpcurl.parent().unwrap())
         .output()
@@ -164,7 +164,6 @@ fn grpcurl_lists_describes_and_calls_by_reflection() {
         SERVICE,
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
     ] {
         assert!(services.contains(&service.to_owned()), "{services:?}");
     }

@@ -7,6 +7,7 @@ the contract, an empty folder for the stubs, and the address of the bridge.
 import json
 import pathlib
 import sys
+from importlib import resources
 
 import grpc
 from google.rpc import error_details_pb2
@@ -17,9 +18,10 @@ contract, stubs, address = sys.argv[1:]
 DEADLINE_SECONDS = 60
 
 files = [str(path) for path in pathlib.Path(contract).rglob("*.proto")]
-if protoc.main(
-    ["protoc", f"-I{contract}", f"--python_out={stubs}", f"--grpc_python_out={stubs}", *files]
-):
+# google/protobuf/*.proto come with the compiler.
+common = resources.files("grpc_tools") / "_proto"
+folders = [f"-I{contract}", f"-I{common}", f"--python_out={stubs}", f"--grpc_python_out={stubs}"]
+if protoc.main(["protoc", *folders, *files]):
     sys.exit("the stubs cannot be made")
 sys.path.insert(0, stubs)
 from prelude.bridge.v1 import event_service_pb2 as pb  # noqa: E402: made above
