@@ -15,3 +15,4 @@ mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod tools;
