@@ -186,14 +186,16 @@ impl Server {
             error = failure(&*self.log) => Some(error),
         };
         self.draining.cancel();
-        // Both at once: a slow delivery must not keep the streams from their cursors. What it
-        // still brings is in the log, and the streams' clients come back for it.
         let drained = async {
-            let streams = async {
-                self.streams.drain().await;
-                self.grpc.await
-            };
-            let _ = tokio::join!(self.webhook, streams);
+            // Deliveries first: their events still reach the streams. But a sender that dawdles
+            // takes no more than half of the time, or no stream would get its last words.
+            let patience = self.drain_timeout / 2;
+            let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
+            self.streams.drain().await;
+            if deliveries.is_err() {
+                let _ = self.webhook.await;
+            }
+            let _ = self.grpc.await;
         };
         let deadline = connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
