@@ -18,7 +18,9 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower_service::Service;
 
-use super::{body::SessionBody, notice, request::Plan, session::Session, shared::Shared};
+use super::{
+    body::SessionBody, notice, request::Plan, session::Session, shared::Shared, status::Failure,
+};
 use crate::proto::{GetRangeRequest, GetRangeResponse, SubscribeRequest, SubscribeResponse};
 
 const SUBSCRIBE: &str = "/prelude.bridge.v1.EventService/Subscribe";
@@ -83,16 +85,21 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
     let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
     let request_bytes_max = shared.options.request_bytes_max;
     let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
-    let request = messages
-        .message()
-        .await?
-        .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
+    // Whatever keeps it from being read is the client's doing, and no code of the reader's own
+    // choice: OUT_OF_RANGE would look like an expired cursor, INTERNAL like a bug of ours.
+    let request = messages.message().await.ok().flatten();
+    let request = request.ok_or_else(|| Failure::Request {
+        field: "request",
+        description: format!(
+            "must be one uncompressed SubscribeRequest of at most {request_bytes_max} bytes"
+        ),
+    });
     let peer = parts
         .extensions
         .get::<Peer>()
         .map_or("unknown", |Peer(peer)| peer);
     let opened = async {
-        let plan = Plan::new(request)?;
+        let plan = Plan::new(request?)?;
         let registration = shared.registry.admit(&plan, peer)?;
         Session::open(Arc::clone(&shared), plan, registration).await
     };

@@ -5,6 +5,8 @@ mod admin;
 mod cli;
 mod configuration;
 mod grpc;
+mod grpc_status;
+mod grpc_web;
 mod http;
 mod signatures;
 mod simulator;
