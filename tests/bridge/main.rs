@@ -9,6 +9,8 @@ mod disk;
 mod drain;
 mod durability;
 mod grpc;
+mod grpc_status;
+mod grpc_web;
 mod http;
 mod keys;
 mod signatures;
