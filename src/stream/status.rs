@@ -15,6 +15,12 @@ use crate::{
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "prelude-bridge";
 
+/// How many faults of a filter the details list. A filter can have over a thousand, but a status
+/// travels in trailers, and clients take as little as 8 KiB of those.
+const FAULTS_LISTED_MAX: usize = 32;
+/// How many of them the message lists. It travels twice: by itself, and again in the details.
+const FAULTS_IN_MESSAGE_MAX: usize = 8;
+
 /// Why a call ends with another status than OK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -113,8 +119,13 @@ impl Failure {
     fn message(&self) -> String {
         match self {
             Self::Filter(faults) => {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                format!("the filter is not valid: {}", faults.join("; "))
+                let listed = faults.iter().take(FAULTS_IN_MESSAGE_MAX);
+                let listed: Vec<String> = listed.map(ToString::to_string).collect();
+                let more = match faults.len().saturating_sub(FAULTS_IN_MESSAGE_MAX) {
+                    0 => String::new(),
+                    more => format!("; and {more} more"),
+                };
+                format!("the filter is not valid: {}{more}", listed.join("; "))
             }
             Self::Request { field, description } => format!("{field}: {description}"),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
@@ -164,10 +175,16 @@ impl Failure {
 
     fn violations(&self) -> Vec<FieldViolation> {
         match self {
-            Self::Filter(faults) => faults
-                .iter()
-                .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
-                .collect(),
+            Self::Filter(faults) => {
+                let listed = faults.iter().take(FAULTS_LISTED_MAX);
+                let more = faults.len().saturating_sub(FAULTS_LISTED_MAX);
+                let more = (more > 0)
+                    .then(|| FieldViolation::new("filter", format!("has {more} more faults")));
+                listed
+                    .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
+                    .chain(more)
+                    .collect()
+            }
             Self::Request { field, description } => vec![FieldViolation::new(*field, description)],
             Self::CursorMalformed { field, error } => {
                 vec![FieldViolation::new(*field, error.to_string())]
@@ -246,6 +263,54 @@ mod tests {
         );
         assert_eq!(info.metadata["earliest"], cursor(4).to_string());
         assert_eq!(info.metadata["head"], cursor(9).to_string());
+    }
+
+    #[test]
+    fn the_worst_of_filters_is_told_within_what_clients_take() {
+        // The longest field name with the longest problem, in every place, and too many entries.
+        let entries = vec!["**.x".to_owned(); filter::ENTRIES_MAX + 1];
+        let spec = filter::Spec {
+            types: entries.clone(),
+            exclude_types: entries,
+            app_ids: vec!["x".repeat(300); filter::ENTRIES_MAX + 1],
+            user_ids: vec![String::new(); filter::ENTRIES_MAX + 1],
+        };
+        let mut faults = filter::Filter::compile(&spec).unwrap_err();
+        assert_eq!(faults.len(), 4 * (filter::ENTRIES_MAX + 1));
+        faults.sort_by_key(|fault| std::cmp::Reverse(fault.to_string().len()));
+        let status = Status::from(&Failure::Filter(faults));
+
+        let message = status.message();
+        assert!(message.ends_with("; and 1020 more"), "{message}");
+        let details = status.get_error_details();
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations.len(), FAULTS_LISTED_MAX + 1);
+        let last = violations.last().unwrap();
+        assert_eq!(
+            (last.field.as_str(), last.description.as_str()),
+            ("filter", "has 996 more faults")
+        );
+        let response = status.into_http::<()>();
+        let bytes = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            // As HTTP/2 counts a list of headers: RFC 9113, section 6.5.2.
+            name.as_str().len() + value.len() + 32
+        };
+        let trailer_bytes: usize = response.headers().iter().map(bytes).sum();
+        assert!(trailer_bytes < 8 * 1024, "{trailer_bytes}");
+    }
+
+    #[test]
+    fn a_few_faults_are_all_told() {
+        let spec = filter::Spec {
+            types: vec![String::new(); FAULTS_IN_MESSAGE_MAX],
+            ..filter::Spec::default()
+        };
+        let faults = filter::Filter::compile(&spec).unwrap_err();
+        let status = Status::from(&Failure::Filter(faults));
+        assert!(!status.message().contains("more"), "{}", status.message());
+        let details = status.get_error_details();
+        let listed = details.bad_request().unwrap().field_violations.len();
+        assert_eq!(listed, FAULTS_IN_MESSAGE_MAX);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) struct Request {
 
 /// How a request says where its body ends.
 enum Length {
-    Announced,
+    Announced(usize),
     Chunked,
     Unsaid,
 }
@@ -46,7 +46,7 @@ impl Request {
     pub(crate) fn bare_post(target: &str, body: &[u8]) -> Self {
         Self {
             body: body.to_vec(),
-            length: Length::Announced,
+            length: Length::Announced(body.len()),
             ..Self::new("POST", target)
         }
     }
@@ -62,17 +62,24 @@ impl Request {
         self
     }
 
-    /// Sends no word about a body.
-    pub(crate) fn without_length(mut self) -> Self {
+    /// Announces a body of another length than it sends.
+    pub(crate) fn announcing(mut self, bytes: usize) -> Self {
+        self.length = Length::Announced(bytes);
+        self
+    }
+
+    /// Sends no word about a body, and none.
+    pub(crate) fn without_body(mut self) -> Self {
         self.length = Length::Unsaid;
         self
     }
 
-    fn bytes(self) -> Vec<u8> {
+    /// What goes over the wire.
+    pub(crate) fn bytes(self) -> Vec<u8> {
         let mut bytes = self.head.into_bytes();
         match self.length {
-            Length::Announced => {
-                bytes.extend(format!("Content-Length: {}\r\n\r\n", self.body.len()).bytes());
+            Length::Announced(bytes_announced) => {
+                bytes.extend(format!("Content-Length: {bytes_announced}\r\n\r\n").bytes());
                 bytes.extend(self.body);
             }
             Length::Chunked => {

@@ -6,6 +6,7 @@
 mod http;
 pub(crate) mod reader;
 pub(crate) mod sender;
+pub(crate) mod stream;
 
 use std::{
     fs,
@@ -37,6 +38,10 @@ pub(crate) const APP: &str = "54e9ujn";
 pub(crate) const OTHER_APP: &str = "another1";
 /// The verification token of both. It must appear in no log.
 pub(crate) const TOKEN: &str = "canary-token-7Jq2";
+
+/// A person who must appear in no log either. Tests write them wherever personal data can be.
+pub(crate) const PHONE: &str = "+12025550142";
+pub(crate) const EMAIL: &str = "canary.person@example.com";
 
 /// The signing key of [`APP`].
 pub(crate) static KEY: LazyLock<SigningKey> = LazyLock::new(|| key("test-key-2048-a"));
@@ -276,7 +281,12 @@ impl Bridge {
     /// Waits until it has ended by itself or by a signal.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let mut process = self.process.take().unwrap();
-        let ending = tokio::task::spawn_blocking(move || process.child.wait().unwrap());
+        let ending = tokio::task::spawn_blocking(move || {
+            let status = process.child.wait().unwrap();
+            // With everything that it wrote.
+            drop(process);
+            status
+        });
         tokio::time::timeout(SOON, ending).await.unwrap().unwrap()
     }
 
@@ -284,6 +294,18 @@ impl Bridge {
     pub(crate) async fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.ended().await
+    }
+
+    /// Ends it as a supervisor does, and looks into everything that it wrote: nothing of what must
+    /// stay out of logs may be in it. Every test of a contract ends with this.
+    pub(crate) async fn finish(mut self) {
+        let status = self.terminate().await;
+        let stderr = self.stderr();
+        assert!(status.success(), "{status}: {stderr}");
+        for canary in [TOKEN, PHONE, EMAIL] {
+            assert!(!stderr.contains(canary), "{canary} in {stderr}");
+        }
+        assert!(!stderr.contains("panicked"), "{stderr}");
     }
 
     /// Ends it as a power failure would: `SIGKILL`, at once.
@@ -384,6 +406,6 @@ pub(crate) fn batch<I: AsRef<str>>(app: &str, items: &[I]) -> String {
 /// A small item with this id, of this type and user.
 pub(crate) fn item(id: &str, event_type: &str, user: &str) -> String {
     format!(
-        r#"{{"id":"{id}","type":"{event_type}","payload":{{"user_id":"{user}"}},"created_at":"2026-11-23T10:58:38Z"}}"#
+        r#"{{"id":"{id}","type":"{event_type}","payload":{{"user_id":"{user}","email":"{EMAIL}","phone":"{PHONE}"}},"created_at":"2026-11-23T10:58:38Z"}}"#
     )
 }
