@@ -187,7 +187,7 @@ impl Server {
         };
         self.draining.cancel();
         let drained = async {
-            // Deliveries first: their events still reach the streams. But a sender that dawdles
+            // Deliveries first: their events can still reach the streams. But a sender that dawdles
             // takes no more than half of the time, or no stream would get its last words.
             let patience = self.drain_timeout / 2;
             let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
