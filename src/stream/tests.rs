@@ -700,6 +700,72 @@ async fn a_drain_gives_every_stream_its_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_the_health_does_not_hold_up_a_drain() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let bridge = Bridge::start().await;
+    let channel = Channel::builder(format!("http://{}", bridge.address).parse().unwrap());
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let request = HealthCheckRequest::default();
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    let serving = tonic_health::ServingStatus::Serving as i32;
+    assert_eq!(watch.next().await.unwrap().unwrap().status, serving);
+    let drained = tokio::time::timeout(Duration::from_secs(30), bridge.streams.drain()).await;
+    assert!(drained.is_ok());
+    let not_serving = tonic_health::ServingStatus::NotServing as i32;
+    assert_eq!(watch.next().await.unwrap().unwrap().status, not_serving);
+    let end = watch.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (end.code(), reason(&end).as_str()),
+        (Code::Unavailable, "DRAINING")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_none_is_the_callers_fault() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let options = Options {
+        header_timeout: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let bridge =
+        Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
+    let socket = tokio::net::TcpStream::connect(bridge.address)
+        .await
+        .unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let too_long = [&[0, 0, 1, 0, 1][..], &[0; 65_537]].concat();
+    for (body, ends, expected) in [
+        (
+            vec![0, 0, 0, 0, 3, 0xff, 0xff, 0xff],
+            true,
+            "REQUEST_INVALID",
+        ),
+        (Vec::new(), true, "REQUEST_INVALID"),
+        (too_long, true, "REQUEST_INVALID"),
+        (vec![0, 0, 0, 0, 9], false, "REQUEST_TIMEOUT"),
+    ] {
+        let mut client = client.clone().ready().await.unwrap();
+        let uri = "http://bridge/prelude.bridge.v1.EventService/Subscribe";
+        let request = http::Request::post(uri)
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
+        let (response, mut send) = client.send_request(request, false).unwrap();
+        send.send_data(body.into(), ends).unwrap();
+        let response = response.await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(reason(&status), expected);
+    }
+    // Not even HTTP: the connection is closed, not kept.
+    let mut silent = tokio::net::TcpStream::connect(bridge.address)
+        .await
+        .unwrap();
+    silent.write_all(b"P").await.unwrap();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_limit_are_refused_until_one_ends() {
     let options = Options {
         streams_max: 2,
