@@ -2,10 +2,15 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod admin;
+mod catch_up;
 mod cli;
 mod configuration;
+mod disk;
+mod drain;
+mod durability;
 mod grpc;
 mod http;
+mod keys;
 mod signatures;
 mod simulator;
 mod support;
