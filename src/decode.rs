@@ -259,20 +259,22 @@ impl Encoder<'_> {
             None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let user_id = item.id_text(item.fields.user_id, item.user_id);
+        let date = item.fields.documented_date(&event_type);
+        let documented = date.as_ref().ok().copied().flatten();
         let head_start = self.encoded.len();
         Head {
             id: &id,
             event_type: &event_type,
             app_id: self.app_id,
             user_id: &user_id,
-            occurred_at: item.fields.occurred_at(&event_type, item.created_at),
+            occurred_at: item.fields.occurred_at(documented, item.created_at),
             correlation_id: &item.id_text(item.fields.correlation_id, item.correlation_id),
             traceparent: self.traceparent,
         }
         .encode(&mut self.encoded);
         let payload_start = self.encoded.len();
-        if item.has_fields {
-            item.fields.encode(&event_type, &mut self.encoded);
+        if let (true, Ok(date)) = (item.has_fields, date) {
+            item.fields.encode(&event_type, date, &mut self.encoded);
         }
         Draft {
             key: EventKey::new(self.app_id, &id),
