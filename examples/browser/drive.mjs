@@ -3,13 +3,11 @@
 // to use the page. CHROMIUM names the browser if it is not at /usr/bin/chromium.
 
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
 const INVALID_ARGUMENT = "3";
-// The page's files are handed to the browser without a server. The origin is one of this machine,
-// which the bridge allows without configuration.
-const ORIGIN = "http://localhost:8000";
 
 const { values: flags } = parseArgs({
   options: {
@@ -31,7 +29,9 @@ const browser = await chromium.launch({
 const page = await browser.newPage();
 page.on("pageerror", (error) => console.error(error.message));
 
+let isEnding = false;
 async function end(code) {
+  isEnding = true;
   const cursor = await page.evaluate((key) => localStorage.getItem(key), key);
   if (cursor) {
     writeFileSync(`${file}.new`, `${cursor}\n`);
@@ -42,20 +42,23 @@ async function end(code) {
 }
 process.once("SIGTERM", () => end(0));
 
-await page.route(`${ORIGIN}/**`, (route) => {
-  const name = new URL(route.request().url()).pathname.slice(1) || "index.html";
-  const path = new URL(`dist/${name}`, import.meta.url).pathname;
-  return existsSync(path) ? route.fulfill({ path }) : route.fulfill({ status: 404 });
+// Pages of this machine are allowed by the bridge without configuration.
+const server = createServer((request, response) => {
+  const name = request.url === "/" ? "index.html" : request.url.slice(1);
+  const types = { "index.html": "text/html", "page.js": "text/javascript" };
+  response.writeHead(types[name] ? 200 : 404, { "content-type": types[name] ?? "text/plain" });
+  response.end(types[name] && readFileSync(new URL(`dist/${name}`, import.meta.url)));
 });
+await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
 // What the page shows and says, in order.
-await page.exposeFunction("printLine", (line) => process.stdout.write(`${line}\n`));
+await page.exposeFunction("printLines", (lines) => process.stdout.write(lines));
 await page.exposeFunction("say", (text) => console.error(text));
-await page.goto(ORIGIN);
+await page.goto(`http://127.0.0.1:${server.address().port}/`);
 await page.evaluate(
   ([key, cursor]) => {
     if (cursor) localStorage.setItem(key, cursor);
     const shown = new MutationObserver((changes) => {
-      for (const { addedNodes } of changes) for (const node of addedNodes) window.printLine(node.textContent);
+      window.printLines(changes.flatMap(({ addedNodes }) => [...addedNodes].map((node) => `${node.textContent}\n`)).join(""));
     });
     shown.observe(document.querySelector("#events"), { childList: true });
     const state = document.querySelector("#state");
@@ -66,5 +69,9 @@ await page.evaluate(
 await page.fill("[name=bridge]", bridge);
 await page.fill("[name=types]", types);
 await page.click("text=Subscribe");
-await page.waitForSelector("#state[data-code]", { timeout: 0, state: "attached" });
-await end((await page.getAttribute("#state", "data-code")) === INVALID_ARGUMENT ? 2 : 1);
+// Rejects when SIGTERM closes the browser, and then `end` is on its way.
+const failed = page.waitForSelector("#state[data-code]", { timeout: 0, state: "attached" });
+await failed.then(
+  async (state) => end((await state.getAttribute("data-code")) === INVALID_ARGUMENT ? 2 : 1),
+  (error) => { if (!isEnding) throw error; },
+);
