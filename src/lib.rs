@@ -36,6 +36,8 @@ pub mod admin;
 
 pub mod client;
 
+pub mod management;
+
 pub mod simulator;
 
 pub mod config;

@@ -10,6 +10,7 @@ pub mod settings;
 pub mod simulate;
 pub mod tail;
 pub mod verify;
+pub mod webhook;
 
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
@@ -54,6 +55,8 @@ enum Command {
     /// Explain one captured delivery: which key, which salt, or what is wrong with it
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
+    /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
+    Webhook(webhook::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -120,6 +123,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Simulate(args) => block_on(simulate::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
+        Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

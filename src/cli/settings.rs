@@ -88,6 +88,16 @@ impl Args {
     }
 }
 
+/// The sources of a command that runs no bridge and needs to know only its apps.
+pub fn sources_of_apps(file: Option<PathBuf>, data_dir: Option<String>) -> Sources {
+    let flags = data_dir.into_iter().map(|text| ("data_dir", text));
+    Sources {
+        file: file.or_else(file_of_environment),
+        flags: flags.collect(),
+        environment: environment(),
+    }
+}
+
 /// The sources of a file that is to be judged alone.
 pub fn sources_of_file(file: PathBuf) -> Sources {
     let sources = Sources {

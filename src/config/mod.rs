@@ -31,7 +31,10 @@ use std::{
 
 use self::resolver::Resolver;
 pub use self::{
-    apps::{APP_ID_CHARS_MAX, App, KeySource, TOKEN_CHARS_MAX, TokenSource, default_jwks_url},
+    apps::{
+        APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
+        TokenSource, default_jwks_url, default_token_file,
+    },
     fault::{Error, Fault, Origin},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
@@ -219,13 +222,35 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     })
 }
 
+/// The apps that were typed, with tokens or without: for the command that makes the tokens.
+///
+/// # Errors
+/// A file that cannot be read, or that says something of apps that cannot be meant.
+pub fn planned_apps(sources: &Sources) -> Result<Vec<Planned>, Error> {
+    let mut resolver = Resolver::new(sources);
+    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
+    let planned = apps::planned(&mut resolver, &data_dir);
+    let faults = resolver.faults;
+    if faults.is_empty() {
+        Ok(planned)
+    } else {
+        Err(Error { faults })
+    }
+}
+
+/// The key of the data directory and its default.
+const DATA_DIR: (&str, &str) = ("data_dir", "./data");
+
 /// The one place that says which settings there are, in the order of the example file.
 fn build(take: &mut Resolver<'_>) -> Config {
+    let webhook_listen = take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080));
+    let grpc_listen = take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051));
+    let admin_listen = take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090));
+    let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
     Config {
-        webhook_listen: take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080)),
-        grpc_listen: take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051)),
-        admin_listen: take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090)),
-        data_dir: take.take_path("data_dir", "./data"),
+        webhook_listen,
+        grpc_listen,
+        admin_listen,
         store: take.take("store", Store::Embedded),
         drain_timeout: take.take_in("drain_timeout", seconds(15), seconds(0)..=seconds(3600)),
         logging: logging::Options {
@@ -258,7 +283,8 @@ fn build(take: &mut Resolver<'_>) -> Config {
                 ByteSize::mib(1)..=ByteSize::gib(1 << 10),
             ),
         },
-        apps: apps::take(take),
+        apps: apps::take(take, &data_dir),
+        data_dir,
     }
 }
 

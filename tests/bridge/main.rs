@@ -3,6 +3,7 @@
 
 mod cli;
 mod configuration;
+mod setup;
 mod signatures;
 mod simulator;
 mod tail;
