@@ -46,4 +46,6 @@ pub mod logging;
 
 pub mod server;
 
+pub mod doctor;
+
 pub mod cli;

@@ -68,6 +68,14 @@ impl Args {
         Ok(resolved)
     }
 
+    /// The same for a command that reports faults and warnings itself.
+    ///
+    /// # Errors
+    /// As [`Args::resolve`].
+    pub fn resolve_quietly(self) -> Result<Resolved, config::Error> {
+        config::resolve(&self.sources())
+    }
+
     fn sources(self) -> Sources {
         let typed = [
             ("webhook_listen", self.webhook_listen),

@@ -40,7 +40,7 @@ pub use self::{
     secret::Secret,
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
-use crate::logging;
+use crate::{logging, net::network::Network, receiver::source};
 
 /// The variable that names the file, for where `--config` cannot be given.
 pub const CONFIG_VARIABLE: &str = "PRELUDE_BRIDGE_CONFIG";
@@ -60,6 +60,10 @@ pub struct Config {
     pub store: Store,
     /// Whose deliveries are taken.
     pub apps: Vec<App>,
+    /// Which addresses may speak to the webhook port. Default all: signatures decide.
+    pub allowed_sources: AllowedSources,
+    /// The proxies whose `X-Forwarded-For` or `Forwarded` is believed. Default none.
+    pub trusted_proxies: Vec<Network>,
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
@@ -84,6 +88,31 @@ pub enum Store {
     Embedded,
     /// Nothing but memory: for trials and tests.
     Memory,
+}
+
+/// Which addresses may speak to the webhook port; all, if there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowedSources(pub Vec<AllowedSource>);
+
+/// Some addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowedSource {
+    /// Those that Prelude documents as its own.
+    Prelude,
+    /// A network, or one address.
+    Network(Network),
+}
+
+impl AllowedSources {
+    /// The networks they come to.
+    #[must_use]
+    pub fn networks(&self) -> Vec<Network> {
+        let networks = self.0.iter().flat_map(|source| match source {
+            AllowedSource::Prelude => source::PRELUDE.map(Network::single).to_vec(),
+            AllowedSource::Network(network) => vec![*network],
+        });
+        networks.collect()
+    }
 }
 
 /// How long events are kept; whichever limit is reached first trims the oldest.
@@ -247,6 +276,8 @@ fn build(take: &mut Resolver<'_>) -> Config {
     let grpc_listen = take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051));
     let admin_listen = take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090));
     let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
+    let allowed_sources = take.take("allowed_sources", AllowedSources::default());
+    let trusted_proxies = take.take("trusted_proxies", Vec::new());
     Config {
         webhook_listen,
         grpc_listen,
@@ -285,6 +316,8 @@ fn build(take: &mut Resolver<'_>) -> Config {
         },
         apps: apps::take(take, &data_dir),
         data_dir,
+        allowed_sources,
+        trusted_proxies,
     }
 }
 

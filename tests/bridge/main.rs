@@ -3,6 +3,7 @@
 
 mod cli;
 mod configuration;
+mod doctor;
 mod setup;
 mod signatures;
 mod simulator;

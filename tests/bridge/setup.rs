@@ -91,14 +91,14 @@ impl Drop for Bridge {
 }
 
 /// One user's machine: a data directory, and where Prelude is.
-struct Scene {
-    simulator: Simulator,
-    directory: TempDir,
-    port: u16,
+pub(crate) struct Scene {
+    pub(crate) simulator: Simulator,
+    pub(crate) directory: TempDir,
+    pub(crate) port: u16,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self {
             simulator: prelude().await,
             directory: tempdir().unwrap(),
@@ -106,7 +106,7 @@ impl Scene {
         }
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/webhooks/{APP}", self.port)
     }
 
@@ -129,7 +129,7 @@ impl Scene {
         output(&mut command).await
     }
 
-    fn bridge(&self, environment: &[(&str, &str)]) -> Bridge {
+    pub(crate) fn bridge(&self, environment: &[(&str, &str)]) -> Bridge {
         let jwks_url = self.simulator.jwks_url(APP);
         let mut all = vec![
             ("PRELUDE_BRIDGE_APP_ID", APP),
@@ -139,7 +139,7 @@ impl Scene {
         Bridge::start(self.port, self.directory.path(), &all)
     }
 
-    fn write_token(&self, app: &str, token: &str) {
+    pub(crate) fn write_token(&self, app: &str, token: &str) {
         let tokens = self.directory.path().join("tokens");
         fs::create_dir_all(&tokens).unwrap();
         fs::write(tokens.join(format!("{app}.txt")), token).unwrap();
@@ -147,7 +147,7 @@ impl Scene {
 }
 
 /// What a command comes to, while the simulator in this process goes on answering.
-async fn output(command: &mut std::process::Command) -> Output {
+pub(crate) async fn output(command: &mut std::process::Command) -> Output {
     let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -261,6 +261,48 @@ async fn a_bridge_of_another_app_is_named() {
     scene.write_token("other", TOKEN);
     let _bridge = scene.bridge(&[("PRELUDE_BRIDGE_APP_ID", "other")]);
     fails_with(&scene, &["does not know this app", "[[apps]]"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_takes_nothing_from_here_is_named() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let bridge = scene.bridge(&[("PRELUDE_BRIDGE_ALLOWED_SOURCES", "prelude")]);
+    fails_with(
+        &scene,
+        &[
+            "takes nothing from this machine's address",
+            "`allowed_sources`",
+        ],
+    )
+    .await;
+    // Nor are signed batches taken.
+    let batch = scene.simulator.batch(APP, 1, &[]).unwrap();
+    let answer = scene.simulator.post(&scene.url(), &batch).await.unwrap();
+    assert_eq!(answer.status, 403);
+    let metrics = format!("http://{}/metrics", bridge.admin);
+    let page = reqwest::get(metrics).await.unwrap().text().await.unwrap();
+    let refused = |line: &&str| line.contains(r#"outcome="source_refused",status="403""#);
+    assert!(page.lines().any(|line| refused(&line)), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_trusted_proxy_the_forwarded_address_counts() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[
+        ("PRELUDE_BRIDGE_ALLOWED_SOURCES", "prelude"),
+        ("PRELUDE_BRIDGE_TRUSTED_PROXIES", "127.0.0.0/8"),
+    ]);
+    let url = format!(
+        "{}?event=activate&challenge=7&app_id={APP}&verification_token={TOKEN}",
+        scene.url()
+    );
+    for (source, status) in [("34.252.67.209", 200), ("203.0.113.7", 403)] {
+        let client = reqwest::Client::new();
+        let request = client.get(&url).header("x-forwarded-for", source);
+        assert_eq!(request.send().await.unwrap().status(), status, "{source}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
