@@ -14,7 +14,7 @@ use crate::{
     log::{self, Log, embedded, memory},
     metrics::{self, Metrics},
     net::{self, Listener, http1},
-    receiver::{self, Receiver, VerificationToken},
+    receiver::{self, Receiver, VerificationToken, source::Sources},
     signature::{self, KeySource, Keyring},
     stream::{self, Streams},
 };
@@ -306,6 +306,10 @@ fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
 fn receiver_options(config: &Config) -> receiver::Options {
     let limits = config.webhook_limits;
     receiver::Options {
+        sources: Sources {
+            allowed: config.allowed_sources.networks().into(),
+            proxies: config.trusted_proxies.clone().into(),
+        },
         body_bytes_max: limits.body_bytes_max.as_usize(),
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
