@@ -184,3 +184,6 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
         .insert(header::CONTENT_TYPE, content_type);
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,9 @@
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
 //!   than [`ID_BYTES_MAX`] bytes.
-//! - **occurred_at**: see [`payload::Fields::occurred_at`].
+//! - **occurred_at**: the date that is documented for the type; else the `created_at` beside the
+//!   payload; else the first readable of the payload's `revoked_at`, `deleted_at`, `updated_at` and
+//!   `created_at`.
 //! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
 //!   defaults. A field of the wrong shape leaves the message out.
 //!
@@ -259,20 +261,22 @@ impl Encoder<'_> {
             None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let user_id = item.id_text(item.fields.user_id, item.user_id);
+        let date = item.fields.documented_date(&event_type);
+        let documented = date.as_ref().ok().copied().flatten();
         let head_start = self.encoded.len();
         Head {
             id: &id,
             event_type: &event_type,
             app_id: self.app_id,
             user_id: &user_id,
-            occurred_at: item.fields.occurred_at(&event_type, item.created_at),
+            occurred_at: item.fields.occurred_at(documented, item.created_at),
             correlation_id: &item.id_text(item.fields.correlation_id, item.correlation_id),
             traceparent: self.traceparent,
         }
         .encode(&mut self.encoded);
         let payload_start = self.encoded.len();
-        if item.has_fields {
-            item.fields.encode(&event_type, &mut self.encoded);
+        if let (true, Ok(date)) = (item.has_fields, date) {
+            item.fields.encode(&event_type, date, &mut self.encoded);
         }
         Draft {
             key: EventKey::new(self.app_id, &id),

@@ -6,26 +6,31 @@
 //! the remaining labels are words of the code or ids of configured apps. So the number of series
 //! is bounded.
 
+mod text;
+mod watched;
+
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    encoding::{EncodeLabelSet, text::encode},
     metrics::{
         counter::Counter,
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
     registry::{Registry, Unit},
 };
 
-/// The event types that have a series of their own; all others are counted as [`OTHER`].
+use self::watched::Watched;
+pub use self::watched::{Bus, Keys, Log, Streams};
+
+/// The event types that have a series of their own; all others are counted as `other`.
 pub const COUNTED_TYPES: [&str; 7] = [
     "user.created",
     "user.deleted",
@@ -47,50 +52,6 @@ pub struct Metrics {
     streams: StreamWrites,
     connections: Connections,
     watched: Arc<Watched>,
-}
-
-/// The log, as of a scrape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Log {
-    /// Bytes on disk (in memory, for the memory log).
-    pub stored_bytes: u64,
-    /// Batches that wait for the writer.
-    pub queued_batches: usize,
-    /// Sequence number of the newest event.
-    pub head_sequence: u64,
-    /// Sequence number of the oldest event.
-    pub earliest_sequence: u64,
-}
-
-/// The window of the newest blocks in memory, as of a scrape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bus {
-    /// What the window occupies, in bytes.
-    pub window_bytes: u64,
-    /// How many blocks it holds.
-    pub window_blocks: usize,
-}
-
-/// The open streams, as of a scrape.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Streams {
-    /// How many subscribers there are.
-    pub subscribers: usize,
-    /// How many events the slowest of them is behind the head.
-    pub lag_events_max: u64,
-    /// How long ago the oldest event that the slowest has not been sent became durable.
-    pub lag_max: Duration,
-}
-
-/// The keys of one app, as of a scrape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keys {
-    /// The configured app.
-    pub app_id: Arc<str>,
-    /// How many keys can verify a delivery.
-    pub usable: usize,
-    /// How long ago the key source was last read with success; `None` before the first time.
-    pub age: Option<Duration>,
 }
 
 /// Why a connection was turned away at the door.
@@ -251,7 +212,7 @@ impl Metrics {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let mut page = String::new();
         // Writing to a string cannot fail.
-        let _ = text::encode(&mut page, &registry);
+        let _ = encode(&mut page, &registry);
         page
     }
 
@@ -259,7 +220,7 @@ impl Metrics {
     /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
     #[must_use]
     pub fn render(&self) -> String {
-        prometheus_text(&self.render_open_metrics())
+        text::prometheus(&self.render_open_metrics())
     }
 }
 
@@ -506,136 +467,6 @@ impl Connections {
         );
         these
     }
-}
-
-type Read<T> = OnceLock<Box<dyn Fn() -> T + Send + Sync>>;
-
-/// What is read when somebody scrapes, because to keep it current would cost the hot path.
-#[derive(Default)]
-struct Watched {
-    log: Read<Log>,
-    bus: Read<Bus>,
-    streams: Read<Streams>,
-    keys: Read<Vec<Keys>>,
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Watched").finish_non_exhaustive()
-    }
-}
-
-impl Collector for Watched {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut gauge = |name, help, unit: Option<Unit>, value| {
-            let gauge = ConstGauge::<f64>::new(value);
-            let metric_type = gauge.metric_type();
-            gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?)
-        };
-        if let Some(log) = self.log.get().map(|read| read()) {
-            let bytes = Some(Unit::Bytes);
-            gauge(
-                "log_stored",
-                "Size of the log.",
-                bytes,
-                log.stored_bytes as f64,
-            )?;
-            let help = "Batches that wait for the log's writer.";
-            gauge("log_queue_batches", help, None, log.queued_batches as f64)?;
-            let help = "Sequence number of the newest event.";
-            gauge("log_head_sequence", help, None, log.head_sequence as f64)?;
-            let help = "Sequence number of the oldest event that is still there.";
-            gauge(
-                "log_earliest_sequence",
-                help,
-                None,
-                log.earliest_sequence as f64,
-            )?;
-        }
-        if let Some(bus) = self.bus.get().map(|read| read()) {
-            let help = "Size of the newest blocks held in memory.";
-            gauge(
-                "bus_window",
-                help,
-                Some(Unit::Bytes),
-                bus.window_bytes as f64,
-            )?;
-            let help = "Number of the newest blocks held in memory.";
-            gauge("bus_window_blocks", help, None, bus.window_blocks as f64)?;
-        }
-        if let Some(streams) = self.streams.get().map(|read| read()) {
-            let help = "Open subscriptions.";
-            gauge("subscribers", help, None, streams.subscribers as f64)?;
-            let help = "Events that the slowest subscriber is behind the head.";
-            gauge(
-                "subscriber_lag_events_max",
-                help,
-                None,
-                streams.lag_events_max as f64,
-            )?;
-            let help = "Age of the oldest event that the slowest subscriber was not sent.";
-            let lag = streams.lag_max.as_secs_f64();
-            gauge("subscriber_lag_max", help, Some(Unit::Seconds), lag)?;
-        }
-        if let Some(keys) = self.keys.get().map(|read| read()) {
-            encode_keys(&keys, &mut encoder)?;
-        }
-        Ok(())
-    }
-}
-
-fn encode_keys(keys: &[Keys], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let label = |keys: &Keys| [("app", keys.app_id.to_string())];
-    let usable = ConstGauge::<u64>::new(0).metric_type();
-    let mut family = encoder.encode_descriptor(
-        "keys_usable",
-        "Keys that can verify a delivery, by app.",
-        None,
-        usable,
-    )?;
-    for app in keys {
-        let gauge = ConstGauge::new(app.usable as u64);
-        gauge.encode(family.encode_family(&label(app))?)?;
-    }
-    let unit = Unit::Seconds;
-    let mut family = encoder.encode_descriptor(
-        "keys_age",
-        "Time since the key source was last read with success, by app.",
-        Some(&unit),
-        usable,
-    )?;
-    for app in keys {
-        if let Some(age) = app.age {
-            let gauge = ConstGauge::new(age.as_secs_f64());
-            gauge.encode(family.encode_family(&label(app))?)?;
-        }
-    }
-    Ok(())
-}
-
-/// Turns OpenMetrics text into the older format. They differ in the comment lines: the older one
-/// names a counter with its suffix, knows no `info`, no `# UNIT` and no `# EOF`.
-fn prometheus_text(open_metrics: &str) -> String {
-    let mut page = String::with_capacity(open_metrics.len());
-    // The help comes before the type, and it is the type that decides the name.
-    let mut help = "";
-    for line in open_metrics.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            help = rest.split_once(' ').map_or("", |(_, help)| help);
-        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap_or((rest, "untyped"));
-            let (suffix, kind) = match kind {
-                "counter" => ("_total", "counter"),
-                "info" => ("_info", "gauge"),
-                other => ("", other),
-            };
-            page.extend(["# HELP ", name, suffix, " ", help, "\n"]);
-            page.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
-        } else if !line.starts_with('#') {
-            page.extend([line, "\n"]);
-        }
-    }
-    page
 }
 
 #[cfg(test)]

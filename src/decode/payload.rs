@@ -49,8 +49,11 @@ pub(super) struct Fields<'a> {
     revoked_at: Option<Value<'a>>,
 }
 
+/// A date, where there is one.
+type Date = Option<jiff::Timestamp>;
+
 /// A field is there but is not what is documented.
-struct WrongShape;
+pub(super) struct WrongShape;
 
 impl<'a> Fields<'a> {
     /// Finds the fields in an object; `None` where it is none.
@@ -77,37 +80,38 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
-    /// When it happened: the date that is documented for the type; else the `created_at` beside
-    /// the payload; else the first readable of `revoked_at`, `deleted_at`, `updated_at` and
-    /// `created_at`, latest in a thing's life first.
-    pub(super) fn occurred_at(
-        &self,
-        event_type: &str,
-        beside: Option<Value<'_>>,
-    ) -> Option<jiff::Timestamp> {
-        let documented = match event_type {
+    /// The date that is documented for a type.
+    pub(super) fn documented_date(&self, event_type: &str) -> Result<Date, WrongShape> {
+        let value = match event_type {
             "user.created" | "user.identifier.created" | "user.session.created" => self.created_at,
             "user.profile.updated" => self.updated_at,
             "user.deleted" | "user.identifier.deleted" => self.deleted_at,
             "user.session.revoked" => self.revoked_at,
             _ => None,
         };
-        let life = [
-            self.revoked_at,
-            self.deleted_at,
-            self.updated_at,
-            self.created_at,
-        ];
-        [documented, beside]
-            .into_iter()
-            .chain(life)
-            .flatten()
-            .find_map(instant)
+        value
+            .map(|value| instant(value).ok_or(WrongShape))
+            .transpose()
+    }
+
+    /// When it happened: the date that is documented for the type; else the `created_at` beside
+    /// the payload; else the first readable of `revoked_at`, `deleted_at`, `updated_at` and
+    /// `created_at`, latest in a thing's life first.
+    pub(super) fn occurred_at(&self, documented: Date, beside: Option<Value<'_>>) -> Date {
+        documented.or_else(|| {
+            let life = [
+                self.revoked_at,
+                self.deleted_at,
+                self.updated_at,
+                self.created_at,
+            ];
+            [beside].into_iter().chain(life).flatten().find_map(instant)
+        })
     }
 
     /// Appends the payload message of a documented type, if the fields have the right shapes.
-    pub(super) fn encode(&self, event_type: &str, buffer: &mut Vec<u8>) {
-        match self.message(event_type) {
+    pub(super) fn encode(&self, event_type: &str, date: Date, buffer: &mut Vec<u8>) {
+        match self.message(event_type, date.map(timestamp)) {
             Ok(Some(message)) if message.encoded_len() <= PAYLOAD_BYTES_MAX => {
                 message.encode(buffer);
             }
@@ -116,32 +120,36 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn message(&self, event_type: &str) -> Result<Option<Payload>, WrongShape> {
+    fn message(
+        &self,
+        event_type: &str,
+        date: Option<Timestamp>,
+    ) -> Result<Option<Payload>, WrongShape> {
         let message = match event_type {
             "user.created" => Payload::UserCreated(proto::UserCreated {
                 user_id: string(self.user_id)?,
                 identifiers: identifiers(self.identifiers)?,
                 profile: free_form(self.profile)?,
                 source: string(self.source)?,
-                created_at: timestamp(self.created_at)?,
+                created_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
             "user.deleted" => Payload::UserDeleted(proto::UserDeleted {
                 user_id: string(self.user_id)?,
-                deleted_at: timestamp(self.deleted_at)?,
+                deleted_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
             "user.profile.updated" => Payload::UserProfileUpdated(proto::UserProfileUpdated {
                 user_id: string(self.user_id)?,
                 profile: free_form(self.profile)?,
-                updated_at: timestamp(self.updated_at)?,
+                updated_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
             "user.identifier.created" => {
                 Payload::UserIdentifierCreated(proto::UserIdentifierCreated {
                     user_id: string(self.user_id)?,
                     identifier: self.identifier.map(identifier).transpose()?,
-                    created_at: timestamp(self.created_at)?,
+                    created_at: date,
                     correlation_id: string(self.correlation_id)?,
                 })
             }
@@ -149,7 +157,7 @@ impl<'a> Fields<'a> {
                 Payload::UserIdentifierDeleted(proto::UserIdentifierDeleted {
                     user_id: string(self.user_id)?,
                     identifier: self.identifier.map(identifier).transpose()?,
-                    deleted_at: timestamp(self.deleted_at)?,
+                    deleted_at: date,
                     correlation_id: string(self.correlation_id)?,
                 })
             }
@@ -158,13 +166,13 @@ impl<'a> Fields<'a> {
                 session_id: string(self.session_id)?,
                 identifier: self.identifier.map(identifier).transpose()?,
                 metadata: free_form(self.metadata)?,
-                created_at: timestamp(self.created_at)?,
+                created_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
             "user.session.revoked" => Payload::UserSessionRevoked(proto::UserSessionRevoked {
                 user_id: string(self.user_id)?,
                 session_id: string(self.session_id)?,
-                revoked_at: timestamp(self.revoked_at)?,
+                revoked_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
             _ => return Ok(None),
@@ -180,17 +188,13 @@ fn string(value: Option<Value<'_>>) -> Result<String, WrongShape> {
     }
 }
 
-fn timestamp(value: Option<Value<'_>>) -> Result<Option<Timestamp>, WrongShape> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    let at = instant(value).ok_or(WrongShape)?;
+fn timestamp(at: jiff::Timestamp) -> Timestamp {
     // Before 1970 both parts are negative; protobuf wants nanoseconds that count forwards.
     let (seconds, nanos) = match (at.as_second(), at.subsec_nanosecond()) {
         (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
         both => both,
     };
-    Ok(Some(Timestamp { seconds, nanos }))
+    Timestamp { seconds, nanos }
 }
 
 /// An RFC 3339 date. Those before the year 1 are none: protobuf ends there.

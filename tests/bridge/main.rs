@@ -2,13 +2,19 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod admin;
+mod catch_up;
 mod cli;
 mod configuration;
+mod disk;
+mod drain;
+mod durability;
 mod grpc;
 mod grpc_status;
 mod grpc_web;
 mod http;
+mod keys;
 mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod tools;

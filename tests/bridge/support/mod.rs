@@ -4,6 +4,8 @@
 //! outlives its test.
 
 mod http;
+pub(crate) mod reader;
+pub(crate) mod sender;
 pub(crate) mod stream;
 
 use std::{
@@ -88,6 +90,13 @@ impl Setup {
 
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(self) -> Bridge {
+        let mut bridge = self.prepare();
+        bridge.restart().await;
+        bridge
+    }
+
+    /// Writes its files and starts nothing yet.
+    pub(crate) fn prepare(self) -> Bridge {
         let home = tempfile::tempdir().unwrap();
         let keys = match &self.jwks_url {
             Some(url) => format!("jwks_url = \"{url}\""),
@@ -106,24 +115,15 @@ impl Setup {
         ] {
             fs::write(home.path().join(name), content).unwrap();
         }
-        let mut bridge = Bridge {
-            addresses: Addresses {
-                webhook: ANYWHERE,
-                grpc: ANYWHERE,
-                admin: ANYWHERE,
-            },
+        Bridge {
+            addresses: Addresses::ANYWHERE,
             variables: self.variables,
             home,
             process: None,
             stderr: Arc::default(),
-        };
-        bridge.restart().await;
-        bridge
+        }
     }
 }
-
-const ANYWHERE: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 /// Where a bridge listens.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +131,18 @@ pub(crate) struct Addresses {
     pub(crate) webhook: SocketAddr,
     pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
+}
+
+impl Addresses {
+    /// The ports are for the system to choose.
+    const ANYWHERE: Self = {
+        let any = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+        Self {
+            webhook: any,
+            grpc: any,
+            admin: any,
+        }
+    };
 }
 
 /// A running (or stopped) bridge.
@@ -169,12 +181,26 @@ impl Bridge {
 
     /// Starts it again: with the same directory, on the ports that it had.
     pub(crate) async fn restart(&mut self) {
-        assert!(self.process.is_none(), "it runs already");
+        let command = self.command();
+        self.run(command).await;
+    }
+
+    /// The program as it is started here, on the ports that it had.
+    pub(crate) fn command(&self) -> Command {
+        self.command_at(self.addresses)
+    }
+
+    /// The same on whatever ports are free.
+    pub(crate) fn command_elsewhere(&self) -> Command {
+        self.command_at(Addresses::ANYWHERE)
+    }
+
+    fn command_at(&self, addresses: Addresses) -> Command {
         let Addresses {
             webhook,
             grpc,
             admin,
-        } = self.addresses;
+        } = addresses;
         let home = self.home.path();
         let mut command = program(&["serve", "--log-format", "json"]);
         command
@@ -185,11 +211,26 @@ impl Bridge {
             .args(["--webhook-listen", &webhook.to_string()])
             .args(["--grpc-listen", &grpc.to_string()])
             .args(["--admin-listen", &admin.to_string()])
-            .envs(self.variables.iter().cloned())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .envs(self.variables.iter().cloned());
+        command
+    }
+
+    /// Starts it without waiting until it is ready.
+    pub(crate) fn launch(&mut self) {
+        // What it says is kept; where it listens is of no interest.
+        let _ = self.spawn(self.command());
+    }
+
+    fn spawn(&mut self, command: Command) -> mpsc::Receiver<Value> {
+        assert!(self.process.is_none(), "it runs already");
         let (process, ready) = spawn(command, Arc::clone(&self.stderr));
         self.process = Some(process);
+        ready
+    }
+
+    /// Starts it in a way of the test's own, and waits until it is ready.
+    pub(crate) async fn run(&mut self, command: Command) {
+        let ready = self.spawn(command);
         let waiting = tokio::task::spawn_blocking(move || ready.recv_timeout(SOON));
         let Ok(ready) = waiting.await.unwrap() else {
             // With the reason that it gave.
@@ -206,22 +247,13 @@ impl Bridge {
     /// Starts it again with the same directory, on whatever ports are free: where a test restarts
     /// often and no client has to find it again.
     pub(crate) async fn restart_elsewhere(&mut self) {
-        self.addresses = Addresses {
-            webhook: ANYWHERE,
-            grpc: ANYWHERE,
-            admin: ANYWHERE,
-        };
+        self.addresses = Addresses::ANYWHERE;
         self.restart().await;
     }
 
     /// Where its log is. Touch it only while the bridge does not run.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
-    }
-
-    /// A file beside the configuration: `jwks.json`, `other-jwks.json`, `token.txt`.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
     }
 
     /// Everything it wrote on stderr so far, over all restarts.
@@ -335,7 +367,11 @@ impl Bridge {
 
 /// Starts the program. Its `ready` line comes through the channel, which closes when it ends.
 fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Receiver<Value>) {
-    let mut child = command.spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (sender, ready) = mpsc::channel();
     let reader = std::thread::spawn(move || {

@@ -1,0 +1,159 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::*;
+use crate::{
+    log::memory,
+    signature::KeySource,
+    simulator::keys::{AlgLabel, SigningKey},
+};
+
+struct Port {
+    address: SocketAddr,
+    log: Arc<memory::Memory>,
+    draining: CancellationToken,
+    _shutdown: tokio_util::sync::DropGuard,
+    _keys: tempfile::TempDir,
+}
+
+async fn open(with_key: bool) -> Port {
+    let keys = tempfile::tempdir().unwrap();
+    let source = if with_key {
+        let path = keys.path().join("jwks.json");
+        let jwk = SigningKey::generate(2048)
+            .unwrap()
+            .public_jwk(AlgLabel::default());
+        std::fs::write(&path, serde_json::json!({ "keys": [jwk] }).to_string()).unwrap();
+        KeySource::JwksFile(path)
+    } else {
+        KeySource::url("http://127.0.0.1:1/jwks.json").unwrap()
+    };
+    let keyring = Keyring::open("54e9ujn", source, Default::default(), None).unwrap();
+    let log = memory::open(memory::Options::default(), Box::new(|_| {})).unwrap();
+    let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let metrics = Arc::new(Metrics::new());
+    let admin = Admin::new(
+        metrics,
+        Arc::clone(&log) as _,
+        vec![keyring],
+        draining.clone(),
+    );
+    let any = (Ipv4Addr::LOCALHOST, 0).into();
+    let listener = net::Listener::bind("admin", "--admin-listen", any)
+        .await
+        .unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(admin.run(listener, shutdown.clone()));
+    Port {
+        address,
+        log,
+        draining,
+        _shutdown: shutdown.drop_guard(),
+        _keys: keys,
+    }
+}
+
+async fn ask(port: &Port, request_line: &str, headers: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(port.address).await.unwrap();
+    let request =
+        format!("{request_line} HTTP/1.1\r\nHost: b\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_owned(), body.to_owned())
+}
+
+fn json(body: &str) -> serde_json::Value {
+    serde_json::from_str(body).unwrap()
+}
+
+#[tokio::test]
+async fn a_bridge_with_log_and_keys_is_ready_until_it_drains() {
+    let port = open(true).await;
+    let (status, _, body) = ask(&port, "GET /readyz", "").await;
+    assert_eq!(
+        (status, &json(&body)["ready"]),
+        (200, &true.into()),
+        "{body}"
+    );
+    port.draining.cancel();
+    let (status, _, body) = ask(&port, "GET /readyz", "").await;
+    assert_eq!((status, &json(&body)["ready"]), (503, &false.into()));
+    assert!(body.contains("shutting down"));
+    assert_eq!(
+        ask(&port, "GET /healthz", "").await.0,
+        200,
+        "it is still up"
+    );
+}
+
+#[tokio::test]
+async fn a_bridge_without_keys_is_not_ready_and_says_for_which_app() {
+    let port = open(false).await;
+    let (status, _, body) = ask(&port, "GET /readyz", "").await;
+    assert_eq!(status, 503);
+    let checks = json(&body)["checks"].clone();
+    assert_eq!(checks[0], json(r#"{"name":"log","fault":null}"#));
+    assert_eq!(
+        (&checks[1]["name"], &checks[1]["app"]),
+        (&"keys".into(), &"54e9ujn".into())
+    );
+    assert!(checks[1]["fault"].is_string());
+}
+
+#[tokio::test]
+async fn a_bridge_whose_log_is_closed_is_not_ready() {
+    let port = open(true).await;
+    port.log.close().await;
+    let (status, _, body) = ask(&port, "GET /readyz", "").await;
+    assert_eq!(status, 503);
+    assert!(
+        json(&body)["checks"][0]["fault"]
+            .as_str()
+            .unwrap()
+            .contains("closed")
+    );
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let port = open(true).await;
+    let (status, head, body) = ask(&port, "GET /metrics", "").await;
+    assert_eq!(status, 200);
+    assert!(
+        head.contains("content-type: text/plain; version=0.0.4"),
+        "{head}"
+    );
+    assert!(body.contains("prelude_bridge_events_accepted_total 0\n") && !body.contains("# EOF"));
+    assert!(body.contains(r#"connections_open{listener="admin"} 1"#));
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
+    let (_, head, body) = ask(&port, "GET /metrics", accept).await;
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"));
+    assert!(body.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn other_pages_and_methods_are_refused_in_json() {
+    let port = open(true).await;
+    for page in ["/", "/metric", "/healthz/x", "/webhooks"] {
+        let (status, _, body) = ask(&port, &format!("GET {page}"), "").await;
+        assert_eq!(
+            (status, &json(&body)["error"]["code"]),
+            (404, &"path_unknown".into())
+        );
+    }
+    let (status, head, body) = ask(&port, "POST /metrics", "Content-Length: 0\r\n").await;
+    assert_eq!(
+        (status, &json(&body)["error"]["code"]),
+        (405, &"method_not_allowed".into())
+    );
+    assert!(head.contains("allow: GET, HEAD"));
+    let (status, _, body) = ask(&port, "HEAD /healthz", "").await;
+    assert_eq!((status, body.as_str()), (200, ""));
+}

@@ -1,0 +1,213 @@
+use super::*;
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
+    let bridge = Bridge::start().await;
+    let (exact, over) = (batch_of_bytes(MIB), batch_of_bytes(MIB + 1));
+    bridge
+        .ask(delivery("/webhooks/54e9ujn", &exact))
+        .await
+        .assert_accepted(1, 0);
+    bridge
+        .ask(delivery("/webhooks/54e9ujn", &over))
+        .await
+        .assert_refused(413, "body_too_large");
+    for chunk_bytes in [1000, 16 * 1024, MIB] {
+        let answer = bridge
+            .ask(chunked_delivery("/webhooks", &exact, chunk_bytes))
+            .await;
+        answer.assert_accepted(0, 1);
+        let answer = bridge
+            .ask(chunked_delivery("/webhooks", &over, chunk_bytes))
+            .await;
+        answer.assert_refused(413, "body_too_large");
+    }
+    // Size is judged before signatures.
+    let unsigned = post_with("/webhooks/54e9ujn", &[], over.as_bytes());
+    bridge
+        .ask(unsigned)
+        .await
+        .assert_refused(413, "body_too_large");
+    assert_eq!(bridge.events(), 1);
+}
+
+#[tokio::test]
+async fn an_absurd_length_is_refused_without_waiting_for_it() {
+    let bridge = Bridge::start().await;
+    for (length, status) in [
+        ("1073741824", 413),
+        // For hyper itself this is no length any more.
+        ("18446744073709551615", 431),
+    ] {
+        let request = format!(
+            "POST /webhooks/54e9ujn HTTP/1.1\r\nHost: bridge\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let answer = bridge.ask(request).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_share_a_bounded_memory() {
+    let options = Options {
+        bodies_bytes_max: 256 * 1024,
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let body = batch_of_bytes(200_000);
+    let request = delivery("/webhooks/54e9ujn", &body);
+    // One body is here but for its last byte.
+    let mut slow = bridge.client().await;
+    slow.send(&request[..request.len() - 1]).await;
+    loop {
+        let answer = bridge.ask(&request).await;
+        if answer.status == 429 {
+            answer.assert_refused(429, "too_many_bodies");
+            break;
+        }
+        // The slow body had not arrived yet.
+        assert_eq!(answer.status, 200);
+    }
+    slow.send(&request[request.len() - 1..]).await;
+    assert_eq!(slow.answer().await.unwrap().status, 200);
+    assert_eq!(bridge.ask(&request).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_that_does_not_end_is_given_up_after_five_seconds() {
+    let bridge = Bridge::start().await;
+    for beginning in ["", "P", "POST /webhooks HTTP/1.1\r\nHost: bri"] {
+        let since = tokio::time::Instant::now();
+        let mut client = bridge.client().await;
+        client.send(beginning).await;
+        while client.fill().await {}
+        assert_eq!(since.elapsed().as_secs(), 5, "{beginning:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_end_is_answered_after_eight_seconds() {
+    let bridge = Bridge::start().await;
+    let request = delivery("/webhooks/54e9ujn", TWO);
+    let chunked = chunked_delivery("/webhooks/54e9ujn", TWO, 10);
+    for request in [&request[..request.len() - 1], &chunked[..chunked.len() - 5]] {
+        let since = tokio::time::Instant::now();
+        let mut client = bridge.client().await;
+        client.send(request).await;
+        let answer = client.answer().await.unwrap();
+        answer.assert_refused(503, "deadline_exceeded");
+        assert_eq!(since.elapsed().as_secs(), 8);
+        while client.fill().await {}
+    }
+    assert_eq!(bridge.events(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_has_no_more_time_than_one_that_stands_still() {
+    let bridge = Bridge::start().await;
+    let request = delivery("/webhooks/54e9ujn", TWO);
+    let (start, rest) = request.split_at(request.len() - 20);
+    let mut client = bridge.client().await;
+    client.send(start).await;
+    let since = tokio::time::Instant::now();
+    for byte in rest {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if client.stream.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+    }
+    client
+        .answer()
+        .await
+        .unwrap()
+        .assert_refused(503, "deadline_exceeded");
+    assert!(since.elapsed().as_secs() >= 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_does_not_answer_is_given_eight_seconds_in_all() {
+    let bridge = Bridge::start().await;
+    *bridge.log.fault.lock().unwrap() = Fault::NeverAnswers;
+    let since = tokio::time::Instant::now();
+    let answer = bridge.ask(delivery("/webhooks/54e9ujn", TWO)).await;
+    answer.assert_refused(503, "deadline_exceeded");
+    assert_eq!(since.elapsed().as_secs(), 8);
+}
+
+#[tokio::test]
+async fn headers_have_a_largest_number_and_size() {
+    let bridge = Bridge::start().await;
+    let with = |lines: &[String]| {
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        post_with("/webhooks/54e9ujn", &lines, b"")
+    };
+    let lines = |count: usize| -> Vec<String> { (0..count).map(|i| format!("X-{i}: 1")).collect() };
+    // Host and Content-Length are two of the 64.
+    bridge
+        .ask(with(&lines(62)))
+        .await
+        .assert_refused(401, "signature_missing");
+    assert_eq!(bridge.ask(with(&lines(63))).await.status, 431);
+    assert_eq!(
+        bridge
+            .ask(with(&[format!("X-Long: {}", "x".repeat(17_000))]))
+            .await
+            .status,
+        431
+    );
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_closed_at_once() {
+    let options = Options {
+        listener: net::Limits {
+            connections_max: 1,
+            ..net::Limits::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let mut first = bridge.client().await;
+    first.send(delivery("/webhooks", EMPTY)).await;
+    first.answer().await.unwrap().assert_accepted(0, 0);
+    let mut second = bridge.client().await;
+    assert!(second.answer().await.is_none());
+    assert!(
+        bridge
+            .metrics
+            .render()
+            .contains(r#"reason="listener_full"} 1"#)
+    );
+}
+
+#[tokio::test]
+async fn many_forged_deliveries_do_not_keep_a_genuine_one_out() {
+    let bridge = Bridge::start().await;
+    let forged = post_with(
+        "/webhooks/54e9ujn",
+        &[&format!(
+            "X-Webhook-Signature: {}",
+            signature(b"something else")
+        )],
+        TWO.as_bytes(),
+    );
+    let mut forgers = Vec::new();
+    for _ in 0..100 {
+        let mut client = bridge.client().await;
+        client.send(&forged).await;
+        forgers.push(client);
+    }
+    bridge
+        .ask(delivery("/webhooks/54e9ujn", TWO))
+        .await
+        .assert_accepted(2, 0);
+    for forger in &mut forgers {
+        forger
+            .answer()
+            .await
+            .unwrap()
+            .assert_refused(401, "signature_mismatch");
+    }
+}

@@ -1,0 +1,181 @@
+use super::*;
+
+#[tokio::test]
+async fn a_connection_serves_one_delivery_after_another() {
+    let bridge = Bridge::start().await;
+    let mut client = bridge.client().await;
+    client.send(delivery("/webhooks/54e9ujn", TWO)).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+    client
+        .send(post_with("/webhooks/54e9ujn", &[], TWO.as_bytes()))
+        .await;
+    client
+        .answer()
+        .await
+        .unwrap()
+        .assert_refused(401, "signature_missing");
+    client.send(delivery("/webhooks/54e9ujn", TWO)).await;
+    client.answer().await.unwrap().assert_accepted(0, 2);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_their_order() {
+    let bridge = Bridge::start().await;
+    let mut client = bridge.client().await;
+    let requests = [
+        delivery("/webhooks/54e9ujn", TWO),
+        post_with("/webhooks/unknown", &[], b"x"),
+        delivery("/webhooks/54e9ujn", EMPTY),
+    ];
+    client.send(requests.concat()).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+    client
+        .answer()
+        .await
+        .unwrap()
+        .assert_refused(404, "app_unknown");
+    client.answer().await.unwrap().assert_accepted(0, 0);
+}
+
+#[tokio::test]
+async fn a_caller_who_waits_for_our_word_gets_it() {
+    let bridge = Bridge::start().await;
+    let mut client = bridge.client().await;
+    let head = format!(
+        "POST /webhooks/54e9ujn HTTP/1.1\r\nHost: bridge\r\nExpect: 100-continue\r\nX-Webhook-Signature: {}\r\nContent-Length: {}\r\n\r\n",
+        signature(TWO.as_bytes()),
+        TWO.len()
+    );
+    client.send(head).await;
+    assert_eq!(client.answer().await.unwrap().status, 100);
+    client.send(TWO).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+    // What is refused by its head alone is refused before the body is sent.
+    let head = "POST /webhooks/54e9ujn HTTP/1.1\r\nHost: bridge\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    bridge
+        .ask(head)
+        .await
+        .assert_refused(401, "signature_missing");
+}
+
+#[tokio::test]
+async fn http_1_0_is_served() {
+    let bridge = Bridge::start().await;
+    let request = String::from_utf8(delivery("/webhooks/54e9ujn", TWO)).unwrap();
+    let mut client = bridge.client().await;
+    client
+        .send(request.replacen("HTTP/1.1", "HTTP/1.0", 1))
+        .await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+    assert!(
+        client.answer().await.is_none(),
+        "the connection ends with the answer"
+    );
+}
+
+#[tokio::test]
+async fn http_2_without_tls_is_refused() {
+    let bridge = Bridge::start().await;
+    let mut client = bridge.client().await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    while client.fill().await {}
+    assert!(
+        client.read.is_empty() || client.read.starts_with(b"HTTP/1.1 400"),
+        "{:?}",
+        String::from_utf8_lossy(&client.read)
+    );
+    let upgrade = "GET /webhooks HTTP/1.1\r\nHost: b\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+    bridge
+        .ask(upgrade)
+        .await
+        .assert_refused(400, "challenge_malformed");
+}
+
+#[tokio::test]
+async fn no_url_is_too_strange_for_an_answer() {
+    let bridge = Bridge::start().await;
+    for target in [
+        "*",
+        "http://other.example/nowhere",
+        "http://other.example",
+        "/?",
+        "/webhooks//",
+        "/%",
+        "/webhooks/%zz",
+        "/webhooks/%00",
+        "/webhooks/%2e%2e",
+        "/webhooks/..",
+        "/webhooks/a/../b",
+        "/webhooks?%ff=%ff&&&=&=",
+        "/webhooks/54e9ujn?=",
+    ] {
+        let answer = bridge
+            .ask(format!("GET {target} HTTP/1.1\r\nHost: b\r\n\r\n"))
+            .await;
+        assert!(matches!(answer.status, 400 | 404), "{target} {answer:?}");
+        answer.json();
+    }
+    let answer = bridge
+        .ask("CONNECT other.example:443 HTTP/1.1\r\nHost: b\r\n\r\n")
+        .await;
+    assert_eq!(answer.status, 404);
+    // What is no HTTP at all is for hyper to answer, and the port goes on serving.
+    for junk in [
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "\u{16}\u{3}\u{1}\r\n\r\n",
+    ] {
+        let mut client = bridge.client().await;
+        client.send(junk).await;
+        let answer = client.answer().await;
+        assert!(answer.is_none_or(|answer| answer.status == 400));
+    }
+    let long = format!(
+        "GET /webhooks?{} HTTP/1.1\r\nHost: b\r\n\r\n",
+        "x".repeat(17_000)
+    );
+    assert!(matches!(bridge.ask(long).await.status, 414 | 431));
+    bridge
+        .ask(delivery("/webhooks", EMPTY))
+        .await
+        .assert_accepted(0, 0);
+}
+
+#[tokio::test]
+async fn a_body_with_two_lengths_is_no_request() {
+    let bridge = Bridge::start().await;
+    for smuggled in [
+        "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: -1",
+        "Content-Length: +4",
+        "Transfer-Encoding: gzip",
+    ] {
+        let request = format!("POST /webhooks HTTP/1.1\r\nHost: b\r\n{smuggled}\r\n\r\nabcd");
+        let answer = bridge.ask(request).await;
+        assert_eq!(answer.status, 400, "{smuggled}");
+    }
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_finished_at_a_shutdown() {
+    let bridge = Bridge::start().await;
+    let request = delivery("/webhooks/54e9ujn", TWO);
+    let mut busy = bridge.client().await;
+    let mut idle = bridge.client().await;
+    idle.send(delivery("/webhooks", EMPTY)).await;
+    idle.answer().await.unwrap();
+    let mut silent = bridge.client().await;
+    busy.send(&request[..request.len() - 1]).await;
+    // The answer to a request that came later says that the first one has been begun.
+    let mut later = bridge.client().await;
+    later.send(delivery("/webhooks", EMPTY)).await;
+    later.answer().await.unwrap();
+    bridge.shutdown.cancel();
+    assert!(idle.answer().await.is_none());
+    assert!(silent.answer().await.is_none());
+    busy.send(&request[request.len() - 1..]).await;
+    busy.answer().await.unwrap().assert_accepted(2, 0);
+    assert!(busy.answer().await.is_none());
+    assert_eq!(bridge.running.await.unwrap(), net::Drained { cut: 0 });
+}
