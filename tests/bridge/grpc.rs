@@ -329,8 +329,9 @@ async fn filters_choose_by_type_app_and_user() {
         app_ids: list(apps),
         user_ids: list(users),
     };
-    let sessions: fn(&u64) -> bool = |n| n % 2 == 1 && *n < 13;
-    let cases: Vec<(Filter, fn(&u64) -> bool)> = vec![
+    type Wanted = fn(&u64) -> bool;
+    let sessions: Wanted = |n| n % 2 == 1 && *n < 13;
+    let cases: Vec<(Filter, Wanted)> = vec![
         (filter(&[], &[], &[], &[]), |_| true),
         (filter(&["user.session.created"], &[], &[], &[]), sessions),
         (filter(&["user.session.*"], &[], &[], &[]), sessions),
