@@ -5,9 +5,10 @@
 use std::{fs, path::Path, time::Duration};
 
 use prelude_bridge::proto::{
-    ExpiredCursorPolicy, Filter, PayloadFormat, StopPosition, SubscribeRequest,
+    ExpiredCursorPolicy, Filter, PayloadFormat, StopPosition, SubscribeRequest, SubscribeResponse,
     start_position::Position as Start, stop_position::Position as Stop, subscribe_response::Notice,
 };
+use prost_types::{Value, value::Kind};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
@@ -184,13 +185,6 @@ async fn what_is_no_cursor_or_out_of_bounds_is_refused_by_its_field() {
             "on_expired",
         ),
         (from(Start::AtTime(no_time)), "start.at_time"),
-        (
-            SubscribeRequest {
-                client_name: "x".repeat(70_000),
-                ..history()
-            },
-            "request",
-        ),
     ] {
         let status = refusal(&bridge, asked).await;
         assert_status(&status, Code::InvalidArgument, "REQUEST_INVALID");
@@ -199,6 +193,36 @@ async fn what_is_no_cursor_or_out_of_bounds_is_refused_by_its_field() {
             details.bad_request().unwrap().field_violations[0].field,
             field
         );
+    }
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_the_clients_fault() {
+    let bridge = Bridge::start().await;
+    let large = SubscribeRequest {
+        client_name: "x".repeat(70_000),
+        ..history()
+    };
+    let status = refusal(&bridge, large).await;
+    assert_status(&status, Code::InvalidArgument, "REQUEST_INVALID");
+
+    // Another message than the method's, and a method that there is not.
+    let service = "/prelude.bridge.v1.EventService";
+    let mut raw = tonic::client::Grpc::new(bridge.channel().await);
+    for (method, code, expected) in [
+        ("Subscribe", Code::InvalidArgument, "REQUEST_INVALID"),
+        ("Publish", Code::Unimplemented, "RPC_UNKNOWN"),
+    ] {
+        raw.ready().await.unwrap();
+        // A number where the filter should be.
+        let message = Value {
+            kind: Some(Kind::NullValue(0)),
+        };
+        let codec = tonic_prost::ProstCodec::<Value, SubscribeResponse>::default();
+        let path = format!("{service}/{method}").parse().unwrap();
+        let called = raw.server_streaming(tonic::Request::new(message), path, codec);
+        assert_status(&called.await.unwrap_err(), code, expected);
     }
     bridge.finish().await;
 }
