@@ -33,6 +33,21 @@ pub(super) enum Failure {
         /// What is wrong, and what would be right.
         description: String,
     },
+    /// There is no message in the request, or what is there is none.
+    Message {
+        /// What is wrong.
+        description: String,
+    },
+    /// The message of the request did not come.
+    MessageTimeout {
+        /// How long was waited for it.
+        waited: Duration,
+    },
+    /// There is no such RPC.
+    Rpc {
+        /// What was called.
+        path: String,
+    },
     /// A text in the request is no cursor.
     CursorMalformed {
         /// The field's path.
@@ -88,7 +103,9 @@ impl Failure {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Filter(_) => "FILTER_INVALID",
-            Self::Request { .. } => "REQUEST_INVALID",
+            Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
+            Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
+            Self::Rpc { .. } => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
             Self::CursorForeign { fault, .. } => match fault {
                 CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
@@ -106,9 +123,12 @@ impl Failure {
     #[must_use]
     pub(super) fn code(&self) -> Code {
         match self {
-            Self::Filter(_) | Self::Request { .. } | Self::CursorMalformed { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::CursorMalformed { .. } => Code::InvalidArgument,
+            Self::MessageTimeout { .. } => Code::DeadlineExceeded,
+            Self::Rpc { .. } => Code::Unimplemented,
             Self::CursorForeign { .. } => Code::FailedPrecondition,
             Self::CursorExpired { .. } => Code::OutOfRange,
             Self::Streams { .. } | Self::SlowConsumer { .. } => Code::ResourceExhausted,
@@ -128,6 +148,11 @@ impl Failure {
                 format!("the filter is not valid: {}{more}", listed.join("; "))
             }
             Self::Request { field, description } => format!("{field}: {description}"),
+            Self::Message { description } => format!("the request cannot be read: {description}"),
+            Self::MessageTimeout { waited } => {
+                format!("the request did not come within {} s", waited.as_secs())
+            }
+            Self::Rpc { path } => format!("there is no RPC {path}"),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
             Self::CursorForeign { field, fault, .. } => format!(
                 "{field}: {fault}; start from earliest, or from a time that is safely processed"
@@ -164,6 +189,9 @@ impl Failure {
             }
             Self::Filter(_)
             | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
             | Self::CursorMalformed { .. }
             | Self::Streams { .. } => Vec::new(),
         };
@@ -189,7 +217,10 @@ impl Failure {
             Self::CursorMalformed { field, error } => {
                 vec![FieldViolation::new(*field, error.to_string())]
             }
-            Self::CursorForeign { .. }
+            Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
+            | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
             | Self::Streams { .. }
             | Self::SlowConsumer { .. }
@@ -206,6 +237,9 @@ impl Failure {
             Self::Streams { .. } => Some(Duration::from_secs(1)),
             Self::Filter(_)
             | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
             | Self::CursorMalformed { .. }
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }

@@ -268,7 +268,7 @@ async fn every_start_goes_on_into_what_arrives_later() {
 async fn every_cursor_is_a_place_to_resume_from() {
     let setup = Setup::default().with("limits.grpc.response_bytes_max", "1KiB");
     let bridge = setup.start().await;
-    append(&bridge, &[7, 1, 20, 3]).await;
+    append(&bridge, &[14, 1, 40, 3]).await;
     let filter = Filter {
         types: vec!["user.session.*".into()],
         user_ids: vec!["usr_0".into(), "usr_2".into()],
@@ -276,12 +276,13 @@ async fn every_cursor_is_a_place_to_resume_from() {
     };
     let filtered = |request| SubscribeRequest {
         filter: Some(filter.clone()),
+        payload_format: PayloadFormat::Both.into(),
         ..request
     };
     let mut whole = subscribe(&bridge, filtered(history())).await;
     whole.end().await.unwrap();
     let sequences = whole.sequences();
-    let wanted: Vec<u64> = (1..=31).filter(|n| n % 2 == 1 && n % 3 != 1).collect();
+    let wanted: Vec<u64> = (1..=58).filter(|n| n % 2 == 1 && n % 3 != 1).collect();
     assert_eq!(sequences, wanted);
     assert!(whole.responses.len() > 4, "in several responses");
     let mut client = bridge.client().await;

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use prelude_bridge::simulator::keys::{Salt, SignatureStyle};
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::support::{
     APP, Answer, Bridge, EMAIL, KEY, OTHER_APP, OTHER_KEY, PHONE, Request, SOON, Setup, TOKEN,
@@ -481,12 +480,18 @@ async fn bodies_beyond_the_memory_for_them_may_come_again() {
     // One body may then hold all the memory that there is for bodies: 64 MiB.
     let setup = Setup::default().with("limits.webhook.body_bytes_max", "64MiB");
     let bridge = setup.start().await;
-    let most = vec![b' '; 33 * MIB];
-    let request = Request::post(&path(), &most).header(SIGNATURE, &sign(b""));
-    let mut hog = TcpStream::connect(bridge.addresses.webhook).await.unwrap();
-    hog.write_all(&request.announcing(64 * MIB).bytes())
-        .await
-        .unwrap();
+    let (path, address) = (path(), bridge.addresses.webhook);
+    let hog = tokio::spawn(async move {
+        let most = vec![b' '; 33 * MIB];
+        let request = Request::post(&path, &most).header(SIGNATURE, &sign(b""));
+        let request = request.announcing(64 * MIB);
+        loop {
+            // Refused in its turn when another body was there at the wrong moment, or when its
+            // time is up.
+            let answer = request.clone().send(address).await.unwrap();
+            assert!(matches!(answer.status, 429 | 503));
+        }
+    });
     let refused = tokio::time::timeout(SOON, async {
         loop {
             let answer = bridge.post(some_batch().as_bytes()).await;
@@ -496,7 +501,8 @@ async fn bodies_beyond_the_memory_for_them_may_come_again() {
         }
     });
     assert_refused(&refused.await.unwrap(), 429, "too_many_bodies");
-    drop(hog);
+    hog.abort();
+    assert!(hog.await.unwrap_err().is_cancelled());
     let accepted = async { while bridge.post(some_batch().as_bytes()).await.status != 200 {} };
     tokio::time::timeout(SOON, accepted).await.unwrap();
     bridge.finish().await;

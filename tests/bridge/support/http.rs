@@ -11,6 +11,7 @@ use tokio::{
 use super::SOON;
 
 /// A request, as its bytes will be.
+#[derive(Clone)]
 pub(crate) struct Request {
     head: String,
     body: Vec<u8>,
@@ -18,6 +19,7 @@ pub(crate) struct Request {
 }
 
 /// How a request says where its body ends.
+#[derive(Clone, Copy)]
 enum Length {
     Announced(usize),
     Chunked,
@@ -75,7 +77,7 @@ impl Request {
     }
 
     /// What goes over the wire.
-    pub(crate) fn bytes(self) -> Vec<u8> {
+    fn bytes(self) -> Vec<u8> {
         let mut bytes = self.head.into_bytes();
         match self.length {
             Length::Announced(bytes_announced) => {

@@ -256,11 +256,6 @@ impl Bridge {
         self.home.path().join("data")
     }
 
-    /// A file beside the configuration: `jwks.json`, `other-jwks.json`, `token.txt`.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
     /// Everything it wrote on stderr so far, over all restarts.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
