@@ -329,8 +329,10 @@ async fn filters_choose_by_type_app_and_user() {
         app_ids: list(apps),
         user_ids: list(users),
     };
-    let sessions: fn(&u64) -> bool = |n| n % 2 == 1 && *n < 13;
-    let cases: Vec<(Filter, fn(&u64) -> bool)> = vec![
+    /// Whether the event with this sequence number should come.
+    type Wanted = fn(&u64) -> bool;
+    let sessions: Wanted = |n| n % 2 == 1 && *n < 13;
+    let cases: Vec<(Filter, Wanted)> = vec![
         (filter(&[], &[], &[], &[]), |_| true),
         (filter(&["user.session.created"], &[], &[], &[]), sessions),
         (filter(&["user.session.*"], &[], &[], &[]), sessions),
