@@ -180,7 +180,7 @@ impl Server {
     /// # Errors
     /// [`Error::Log`] when the log failed meanwhile. It drains then too, but a failed log cannot
     /// be closed in order.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let failed = tokio::select! {
             () = shutdown => None,
             error = failure(&*self.log) => Some(error),

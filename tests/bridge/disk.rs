@@ -75,6 +75,30 @@ async fn a_data_directory_that_another_bridge_uses_is_refused() {
 }
 
 #[tokio::test]
+async fn a_data_directory_is_made_with_all_that_leads_to_it_for_its_owner_alone() {
+    let mut bridge = Setup::default().prepare();
+    let home = bridge.data_dir().parent().unwrap().to_owned();
+    // Relative, so that the way begins in the working directory.
+    let (relative, data) = (OsStr::new("var/lib/bridge"), bridge.data_dir());
+    let as_usual = bridge.command();
+    let arguments = as_usual.get_args();
+    let mut command = Command::new(as_usual.get_program());
+    command.env_clear().current_dir(&home);
+    command.args(arguments.map(|argument| if data == argument { relative } else { argument }));
+    bridge.run(command).await;
+    bridge
+        .append(&[item("evt_1", "user.created", "usr_1")])
+        .await;
+    for directory in ["var", "var/lib", "var/lib/bridge"] {
+        let mode = fs::metadata(home.join(directory))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700, "{directory}");
+    }
+}
+
+#[tokio::test]
 async fn a_data_directory_that_is_a_file_is_refused() {
     let bridge = Setup::default().prepare();
     fs::write(bridge.data_dir(), "not a directory").unwrap();
