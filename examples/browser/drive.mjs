@@ -7,7 +7,8 @@ import { createServer } from "node:http";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
-const INVALID_ARGUMENT = "3";
+// The exit codes of the other consumers, by the code of the error.
+const EXIT_CODES = { 3: 2, 7: 4, 11: 5, 16: 4 };
 
 const { values: flags } = parseArgs({
   options: {
@@ -72,6 +73,6 @@ await page.click("text=Subscribe");
 // Rejects when SIGTERM closes the browser, and then `end` is on its way.
 const failed = page.waitForSelector("#state[data-code]", { timeout: 0, state: "attached" });
 await failed.then(
-  async (state) => end((await state.getAttribute("data-code")) === INVALID_ARGUMENT ? 2 : 1),
+  async (state) => end(EXIT_CODES[await state.getAttribute("data-code")] ?? 1),
   (error) => { if (!isEnding) throw error; },
 );

@@ -2,6 +2,11 @@
 //! bridge, the network or itself. Replace `process` by what your service does; reconnecting,
 //! backoff and resuming are the library's.
 
+#![expect(
+    clippy::print_stderr,
+    reason = "stdout has the events, stderr all else"
+)]
+
 use std::{
     error::Error as StdError,
     io::{self, Write as _},
