@@ -8,3 +8,4 @@ mod setup;
 mod signatures;
 mod simulator;
 mod tail;
+mod trigger;
