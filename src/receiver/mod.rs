@@ -1,6 +1,6 @@
 //! Owns the webhook port: what is asked of a request before its events are taken, in which order,
 //! and within which limits. A delivery goes through it like this, and each step has its refusals
-//! ([`status`] is the one table of all answers):
+//! (`status` is the one table of all answers):
 //!
 //! ```text
 //! routes     path, source address, method               404 403 405

@@ -63,7 +63,11 @@ const TABLES: &str = "
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory or a file in it cannot be created, locked or flushed.
-    #[error("cannot use the data directory {}: {source}", path.display())]
+    #[error(
+        "cannot use the data directory {}: {source}; make it a directory that this user may write \
+         to, or choose another with --data-dir",
+        path.display()
+    )]
     Directory {
         /// What could not be used.
         path: PathBuf,
