@@ -8,8 +8,10 @@ pub mod exit;
 pub mod manual;
 pub mod serve;
 pub mod settings;
+mod signing_key;
 pub mod simulate;
 pub mod tail;
+pub mod trigger;
 pub mod verify;
 pub mod webhook;
 
@@ -50,6 +52,9 @@ enum Command {
     /// ledger of what was sent, how often, and what was acknowledged.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::Args),
+    /// Send one realistic signed event to a bridge that trusts the simulator's key
+    #[command(after_help = trigger::EXAMPLES)]
+    Trigger(trigger::Args),
     /// Try everything at once: simulator, bridge and tail in one process
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Args),
@@ -127,6 +132,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(args) => block_on(serve::run(args))?,
         Command::Tail(args) => block_on(tail::run(args))?,
         Command::Simulate(args) => block_on(simulate::run(args))?,
+        Command::Trigger(args) => block_on(trigger::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
         Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),

@@ -268,7 +268,7 @@ pub(super) async fn answers(listen: SocketAddr) -> bool {
     match client.get(url).send().await {
         Ok(response) => {
             let answer = response.json::<serde_json::Value>().await;
-            answer.is_ok_and(|answer| answer["status"] == "up")
+            answer.is_ok_and(|answer| answer.get("status").is_some_and(|status| status == "up"))
         }
         Err(_) => false,
     }

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{program, run, stderr, stdout},
+    cli::{program, run, stdout},
     setup::{APP, Bridge, Scene, TOKEN, free_port, output},
 };
 
@@ -40,9 +40,7 @@ impl Visit {
         assert!(!stdout(&output).contains(TOKEN), "{}", stdout(&output));
         Self {
             code: output.status.code(),
-            report: serde_json::from_str(&stdout(&output)).unwrap_or_else(|_| {
-                panic!("{}{}", stdout(&output), stderr(&output));
-            }),
+            report: serde_json::from_str(&stdout(&output)).unwrap(),
         }
     }
 
@@ -85,7 +83,7 @@ async fn scene() -> Scene {
 }
 
 /// A server that says the same to everybody.
-fn server_that_says(head: &str, body: &str) -> String {
+pub(crate) fn server_that_says(head: &str, body: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
     let answer = format!(

@@ -20,3 +20,4 @@ mod simulator;
 mod support;
 mod tail;
 mod tools;
+mod trigger;

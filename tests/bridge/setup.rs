@@ -16,7 +16,10 @@ use prelude_bridge::simulator::{AppOptions, Options, SigningKey, Simulator};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
-use crate::cli::{program, stderr, stdout};
+use crate::{
+    cli::{program, stderr, stdout},
+    doctor::server_that_says,
+};
 
 pub(crate) const APP: &str = "54e9ujn";
 pub(crate) const TOKEN: &str = "the-verification-token";
@@ -452,4 +455,39 @@ async fn what_cannot_be_meant_is_said_before_anybody_is_called() {
     }
     // And no token was made for any of that.
     assert!(!directory.path().join("tokens").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_answers_oddly_is_named() {
+    let directory = tempdir().unwrap();
+    let url = "http://127.0.0.1:1/webhooks";
+    let inactive = r#"{"webhook":{"id":"web_1","active":false},"webhooks":[]}"#;
+    for (answer, word) in [
+        (
+            inactive,
+            "took the activation of web_1, but shows it as inactive",
+        ),
+        ("<html>", "cannot be understood"),
+        (r#"{"webhooks":[]}"#, "missing field `webhook`"),
+    ] {
+        let api = server_that_says("", answer);
+        let mut setup = program(&[
+            "webhook", "setup", "--wait", "0s", "--app", APP, "--url", url,
+        ]);
+        setup
+            .args([
+                "--api-url",
+                api.trim_end_matches("/jwks.json"),
+                "--data-dir",
+            ])
+            .arg(directory.path())
+            .env("PRELUDE_API_TOKEN", "key");
+        let output = output(&mut setup).await;
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(word),
+            "{word}: {}",
+            stderr(&output)
+        );
+    }
 }

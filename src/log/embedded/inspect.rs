@@ -100,3 +100,37 @@ fn read(connection: &Connection) -> rusqlite::Result<Inspection> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Log as _, embedded};
+
+    #[tokio::test]
+    async fn a_log_is_left_as_it_is_and_a_bridge_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(inspect(directory.path()).unwrap(), None);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        let options = embedded::Options::default();
+        let log = embedded::open(directory.path(), options, Box::new(|_| {})).unwrap();
+        let in_use = inspect(directory.path());
+        assert!(matches!(in_use, Err(OpenError::InUse { .. })), "{in_use:?}");
+        let (id, range) = (log.lineage().log(), log.range());
+        log.close().await;
+        drop(log);
+        let once = inspect(directory.path()).unwrap().unwrap();
+        assert_eq!((once.log, once.terms, once.range), (id, 1, range));
+        assert_eq!(inspect(directory.path()).unwrap(), Some(once));
+    }
+
+    #[test]
+    fn what_is_no_log_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(DATABASE_FILE);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(inspect(directory.path()).unwrap(), None);
+        std::fs::write(&path, "x".repeat(10_000)).unwrap();
+        let other = inspect(directory.path());
+        assert!(matches!(other, Err(OpenError::NotALog { .. })), "{other:?}");
+    }
+}
