@@ -14,7 +14,7 @@ use crate::{
     log::{self, Log, embedded, memory},
     metrics::{self, Metrics},
     net::{self, Listener, http1},
-    receiver::{self, Receiver, VerificationToken},
+    receiver::{self, Receiver, VerificationToken, source::Sources},
     signature::{self, KeySource, Keyring},
     stream::{self, Streams},
 };
@@ -180,20 +180,22 @@ impl Server {
     /// # Errors
     /// [`Error::Log`] when the log failed meanwhile. It drains then too, but a failed log cannot
     /// be closed in order.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let failed = tokio::select! {
             () = shutdown => None,
             error = failure(&*self.log) => Some(error),
         };
         self.draining.cancel();
-        // Both at once: a slow delivery must not keep the streams from their cursors. What it
-        // still brings is in the log, and the streams' clients come back for it.
         let drained = async {
-            let streams = async {
-                self.streams.drain().await;
-                self.grpc.await
-            };
-            let _ = tokio::join!(self.webhook, streams);
+            // Deliveries first: their events can still reach the streams. But a sender that dawdles
+            // takes no more than half of the time, or no stream would get its last words.
+            let patience = self.drain_timeout / 2;
+            let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
+            self.streams.drain().await;
+            if deliveries.is_err() {
+                let _ = self.webhook.await;
+            }
+            let _ = self.grpc.await;
         };
         let deadline = connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
@@ -304,6 +306,10 @@ fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
 fn receiver_options(config: &Config) -> receiver::Options {
     let limits = config.webhook_limits;
     receiver::Options {
+        sources: Sources {
+            allowed: config.allowed_sources.networks().into(),
+            proxies: config.trusted_proxies.clone().into(),
+        },
         body_bytes_max: limits.body_bytes_max.as_usize(),
         request_timeout: limits.request_timeout,
         connection: http1::Limits {

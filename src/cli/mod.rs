@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod manual;
 pub mod serve;
@@ -10,6 +11,7 @@ pub mod settings;
 pub mod simulate;
 pub mod tail;
 pub mod verify;
+pub mod webhook;
 
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
@@ -54,6 +56,13 @@ enum Command {
     /// Explain one captured delivery: which key, which salt, or what is wrong with it
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
+    /// Find out what keeps a bridge from working, and what to do about it
+    ///
+    /// Looks and changes nothing. Use the same flags and environment as for `serve`.
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Args),
+    /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
+    Webhook(webhook::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -120,6 +129,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Simulate(args) => block_on(simulate::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
+        Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),
+        Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

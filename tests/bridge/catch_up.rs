@@ -5,18 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use prelude_bridge::{
     proto::{
-        Event, Filter, Latest, StartPosition, SubscribeRequest,
-        event_service_client::EventServiceClient, start_position::Position,
-        subscribe_response::Notice,
+        Event, Filter, SubscribeRequest, event_service_client::EventServiceClient,
+        start_position::Position, subscribe_response::Notice,
     },
     simulator::random::Random,
 };
 use tokio::sync::watch;
 
 use crate::support::{
-    SOON, Setup, item,
-    reader::{self, Reader, everything},
+    SOON, Setup, item, reader,
     sender::{Delivery, Sender},
+    stream::{Earliest, Latest, Received, from},
 };
 
 const BATCHES: usize = 20;
@@ -92,31 +91,38 @@ struct Got {
 }
 
 /// Reads until the place is at the end, with everything that matches before it.
-async fn read_to(mut reader: Reader, end: u64) -> Got {
-    let mut got = Got {
-        after: 0,
-        events: Vec::new(),
-    };
+async fn read_to(mut stream: Received, end: u64) -> Got {
+    let mut after = 0;
     loop {
-        let response = reader.next().await.unwrap().unwrap();
-        let events = response.events.into_iter();
-        got.events
-            .extend(events.map(|event| (event.sequence, event.id)));
-        let place = match response.notice {
+        let response = stream.next().await.unwrap().unwrap();
+        let place = match &response.notice {
             Some(Notice::Started(started)) => {
-                got.after = started.after_sequence;
-                started.after_sequence
+                after = started.after_sequence;
+                after
             }
             Some(Notice::Progress(progress)) => progress.sequence,
             Some(Notice::CaughtUp(caught_up)) => caught_up.sequence,
             Some(Notice::FellBehind(fell_behind)) => fell_behind.sequence,
-            Some(notice @ (Notice::Skipped(_) | Notice::Draining(_))) => unreachable!("{notice:?}"),
-            None => got.events.last().map_or(0, |(sequence, _)| *sequence),
+            Some(notice @ (Notice::Skipped(_) | Notice::Draining(_))) => {
+                unreachable!("{notice:?}")
+            }
+            None => response.events.last().unwrap().sequence,
         };
         if place >= end {
-            return got;
+            let events = numbers_and_ids(stream.events());
+            return Got { after, events };
         }
     }
+}
+
+fn numbers_and_ids<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<(u64, String)> {
+    events
+        .map(|event| (event.sequence, event.id.clone()))
+        .collect()
+}
+
+fn everything() -> SubscribeRequest {
+    from(Position::Earliest(Earliest {}))
 }
 
 fn batch(poster: usize, batch: usize) -> Delivery {
@@ -144,16 +150,14 @@ async fn who_comes_at_any_time_gets_exactly_what_matches_in_the_order_of_the_log
             let moment = Duration::from_micros(random.below(20_000) as u64);
             let mut posted = posted.subscribe();
             let start = if case.from_the_beginning {
-                everything().start
+                everything()
             } else {
-                let position = Some(Position::Latest(Latest {}));
-                Some(StartPosition { position })
+                from(Position::Latest(Latest {}))
             };
             let request = SubscribeRequest {
                 filter: Some(case.filter),
-                start,
                 progress_interval: Some(Duration::from_millis(100).try_into().unwrap()),
-                ..SubscribeRequest::default()
+                ..start
             };
             let url = format!("http://{}", bridge.addresses.grpc);
             let subscriber = tokio::spawn(async move {
@@ -164,7 +168,8 @@ async fn who_comes_at_any_time_gets_exactly_what_matches_in_the_order_of_the_log
                 // No waiting for anything: the moment within a batch at which it comes.
                 tokio::time::sleep(moment).await;
                 let mut client = EventServiceClient::connect(url).await.unwrap();
-                read_to(Reader::open(&mut client, request).await, EVENTS).await
+                let stream = Received::subscribe(&mut client, request).await.unwrap();
+                read_to(stream, EVENTS).await
             });
             (subscriber, case.matches)
         })
@@ -194,11 +199,8 @@ async fn who_comes_at_any_time_gets_exactly_what_matches_in_the_order_of_the_log
             .await
             .unwrap()
             .unwrap();
-        let expected: Vec<(u64, String)> = log
-            .iter()
-            .filter(|event| event.sequence > got.after && matches(event))
-            .map(|event| (event.sequence, event.id.clone()))
-            .collect();
+        let is_expected = |event: &&Event| event.sequence > got.after && matches(event);
+        let expected = numbers_and_ids(log.iter().filter(is_expected));
         let counts = (got.after, got.events.len(), expected.len());
         eprintln!("subscriber {index} after {}: {} events", counts.0, counts.1);
         assert!(got.events == expected, "subscriber {index}: {counts:?}");
@@ -211,15 +213,14 @@ async fn who_stops_reading_disturbs_nobody_and_catches_up_without_loss() {
     let setup = Setup::default().with("limits.bus.window_bytes_max", "1MiB");
     let bridge = setup.start().await;
     let mut client = reader::narrow_client(&bridge).await;
-    let mut idler = Reader::open(&mut client, everything()).await;
-    idler
-        .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-        .await;
+    let idler = Received::subscribe(&mut client, everything()).await;
+    let mut idler = idler.unwrap();
+    let is_caught_up = |notice: &Notice| matches!(notice, Notice::CaughtUp(_));
+    idler.until(is_caught_up).await;
     let mut others = Vec::new();
     for _ in 0..3 {
-        let mut client = bridge.client().await;
-        let reader = Reader::open(&mut client, everything()).await;
-        others.push(tokio::spawn(read_to(reader, COUNT)));
+        let stream = Received::subscribe(&mut bridge.client().await, everything()).await;
+        others.push(tokio::spawn(read_to(stream.unwrap(), COUNT)));
     }
     let sender = Sender::to(bridge.addresses.webhook);
     for first in (0..COUNT).step_by(500) {
@@ -234,21 +235,13 @@ async fn who_stops_reading_disturbs_nobody_and_catches_up_without_loss() {
         let got = tokio::time::timeout(SOON, other).await.unwrap().unwrap();
         assert!(got.events == expected);
     }
-    let (mut events, notice) = idler
-        .until(|notice| matches!(notice, Notice::FellBehind(_)))
-        .await;
-    let Notice::FellBehind(fell_behind) = notice else {
-        unreachable!("{notice:?}");
+    let response = idler.until(|notice| matches!(notice, Notice::FellBehind(_)));
+    let Some(Notice::FellBehind(fell_behind)) = response.await.notice else {
+        unreachable!("it waited for exactly that");
     };
     assert!(fell_behind.sequence < fell_behind.head_sequence);
-    assert!((events.len() as u64) < COUNT);
-    let (rest, _) = idler
-        .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-        .await;
-    events.extend(rest);
-    let got: Vec<(u64, String)> = events
-        .into_iter()
-        .map(|event| (event.sequence, event.id))
-        .collect();
+    assert!((idler.events().count() as u64) < COUNT);
+    idler.until(is_caught_up).await;
+    let got = numbers_and_ids(idler.events());
     assert!(got == expected, "{} events", got.len());
 }

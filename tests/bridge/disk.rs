@@ -96,7 +96,11 @@ async fn a_data_directory_that_may_not_be_written_to_is_refused() {
         fs::remove_file(bridge.data_dir().join("probe")).unwrap();
         fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
         let copy = home.join("prelude-bridge");
-        fs::copy(command.get_program(), &copy).unwrap();
+        // By a process of its own: had this one the copy open for writing, a test that starts
+        // something at that moment would pass that on, and what is being written cannot be run.
+        let mut copying = Command::new("cp");
+        copying.arg(command.get_program()).arg(&copy);
+        assert!(copying.status().unwrap().success());
         command = alike(&command, copy.as_os_str(), &[]);
         command.uid(NOBODY).gid(NOBODY);
     }

@@ -2,27 +2,27 @@
 //! nobody holds the exit beyond the drain timeout.
 
 use std::{
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use prelude_bridge::proto::{
-    SubscribeRequest, SubscribeResponse, start_position::Position, subscribe_response::Notice,
+    SubscribeRequest, event_service_client::EventServiceClient, start_position::Position,
+    subscribe_response::Notice,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinHandle,
 };
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     cli::program,
     support::{
-        APP, Bridge, SOON, Setup, item,
-        reader::{self, Reader, everything},
+        APP, Bridge, SOON, Setup, item, reader,
         sender::{Delivery, Sender, eventually},
+        stream::{Earliest, Received, after, from, reason},
     },
 };
 
@@ -80,67 +80,56 @@ async fn is_draining(bridge: &Bridge) {
     eventually(async || (bridge.admin("/readyz").await.status == 503).then_some(())).await;
 }
 
-/// What a stream was given from now on, and how it ended.
-async fn to_its_end(mut reader: Reader) -> (Vec<SubscribeResponse>, Option<Status>) {
-    let mut responses = Vec::new();
-    loop {
-        match reader.next().await {
-            Ok(Some(response)) => responses.push(response),
-            Ok(None) => return (responses, None),
-            Err(status) => return (responses, Some(status)),
-        }
-    }
+/// All that a stream was given, and how it ended.
+async fn to_its_end(mut stream: Received) -> (Received, Status) {
+    let ended = stream.end().await;
+    (stream, ended.unwrap_err())
 }
 
-/// Streams on five connections that have had everything there is.
-async fn streams(bridge: &Bridge, count: usize) -> Vec<Reader> {
-    let mut readers = Vec::new();
+/// Streams on five connections that have had everything there is, each read to its end.
+async fn streams(bridge: &Bridge, count: usize) -> Vec<JoinHandle<(Received, Status)>> {
+    let mut streams = Vec::new();
     for _ in 0..5 {
         let mut client = bridge.client().await;
         for _ in 0..count / 5 {
-            let mut reader = Reader::open(&mut client, everything()).await;
-            reader
-                .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-                .await;
-            readers.push(reader);
+            let stream = caught_up(&mut client, everything()).await;
+            streams.push(tokio::spawn(to_its_end(stream)));
         }
     }
-    readers
+    streams
 }
 
-fn ids(responses: &[SubscribeResponse]) -> Vec<&str> {
-    let events = responses.iter().flat_map(|response| &response.events);
-    events.map(|event| event.id.as_str()).collect()
+async fn caught_up(
+    client: &mut EventServiceClient<Channel>,
+    request: SubscribeRequest,
+) -> Received {
+    let mut stream = Received::subscribe(client, request).await.unwrap();
+    let is_caught_up = |notice: &Notice| matches!(notice, Notice::CaughtUp(_));
+    stream.until(is_caught_up).await;
+    stream
+}
+
+fn everything() -> SubscribeRequest {
+    from(Position::Earliest(Earliest {}))
 }
 
 /// That the last words of a stream say when to come back and where to go on.
-fn assert_drained(responses: &[SubscribeResponse], status: Option<&Status>) {
-    let last = responses.last().unwrap();
+fn assert_drained(stream: &Received, status: &Status) {
+    let last = stream.responses.last().unwrap();
     let Some(Notice::Draining(notice)) = &last.notice else {
         unreachable!("the last response is {last:?}");
     };
-    assert!(notice.retry_after.is_some() && !last.cursor.is_empty());
-    assert_says_draining(status.unwrap(), &last.cursor);
+    assert!(notice.retry_after.is_some());
+    assert_says_draining(status, stream.cursor());
 }
 
 /// That a status says when to come back and where to go on.
 fn assert_says_draining(status: &Status, cursor: &str) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    let details = status.get_error_details();
-    let info = details.error_info().unwrap();
-    assert_eq!(
-        (info.reason.as_str(), info.domain.as_str()),
-        ("DRAINING", "prelude-bridge")
-    );
-    assert_eq!(info.metadata["cursor"], cursor);
+    let (reason, details) = reason(status);
+    assert_eq!(reason, "DRAINING");
+    assert_eq!(details.error_info().unwrap().metadata["cursor"], cursor);
     assert!(details.retry_info().unwrap().retry_delay.is_some());
-}
-
-fn spawn_to_their_ends(
-    readers: Vec<Reader>,
-) -> Vec<JoinHandle<(Vec<SubscribeResponse>, Option<Status>)>> {
-    let spawn = |reader| tokio::spawn(to_its_end(reader));
-    readers.into_iter().map(spawn).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +138,7 @@ async fn sigterm_finishes_requests_and_ends_every_stream_with_its_cursor() {
     bridge
         .append(&[item("evt_1", "user.created", "usr_1")])
         .await;
-    let streams = spawn_to_their_ends(streams(&bridge, STREAMS).await);
+    let streams = streams(&bridge, STREAMS).await;
     let mut in_flight = Vec::new();
     for index in 0..5 {
         let delivery = Delivery::of_ids([format!("evt_flight_{index}")]);
@@ -168,52 +157,44 @@ async fn sigterm_finishes_requests_and_ends_every_stream_with_its_cursor() {
             "{answer}"
         );
     }
-    let mut cursors = Vec::new();
+    let mut ended_streams = Vec::new();
     for stream in streams {
-        let (responses, status) = stream.await.unwrap();
-        // What was accepted last was still delivered.
-        assert_eq!(ids(&responses).len(), 5, "{:?}", ids(&responses));
-        assert_drained(&responses, status.as_ref());
-        cursors.push(responses.last().unwrap().cursor.clone());
+        let (stream, status) = stream.await.unwrap();
+        assert_drained(&stream, &status);
+        ended_streams.push(stream);
     }
     let ended = bridge.ended().await;
     assert_eq!(ended.code(), Some(0), "{}", bridge.stderr());
     assert!(told.elapsed() < DRAIN_TIMEOUT, "{:?}", told.elapsed());
-    assert_eq!(cursors.len(), STREAMS);
+    assert_eq!(ended_streams.len(), STREAMS);
 
-    // The cursors mean the same to the next process.
+    // What was accepted last may have come too late for a stream. Its cursor knows, and means the
+    // same to the next process.
     bridge.restart_elsewhere().await;
     bridge
         .append(&[item("evt_2", "user.created", "usr_1")])
         .await;
-    let request = after(cursors.remove(0));
-    let mut reader = Reader::open(&mut bridge.client().await, request).await;
-    let (events, _) = reader
-        .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-        .await;
-    let events: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
-    assert_eq!(events, ["evt_2"]);
+    let mut client = bridge.client().await;
+    for ended in ended_streams {
+        let resumed = caught_up(&mut client, after(ended.cursor())).await;
+        let all = [ended.sequences(), resumed.sequences()].concat();
+        assert!(all.into_iter().eq(1..=7), "{:?}", ended.sequences());
+    }
     assert_eq!(reader::ids(&bridge).await.len(), 7);
-}
-
-fn after(cursor: String) -> SubscribeRequest {
-    let mut request = everything();
-    request.start.as_mut().unwrap().position = Some(Position::AfterCursor(cursor));
-    request
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_never_ends_is_cut_and_costs_no_stream_its_last_words() {
     let setup = Setup::default().with("drain_timeout", "3s");
     let mut bridge = setup.start().await;
-    let streams = spawn_to_their_ends(streams(&bridge, 5).await);
+    let streams = streams(&bridge, 5).await;
     let delivery = Delivery::of_ids(["evt_never"]);
     let endless = InFlight::begin(&bridge, &delivery).await;
     let told = Instant::now();
     bridge.signal("TERM");
     for stream in streams {
-        let (responses, status) = stream.await.unwrap();
-        assert_drained(&responses, status.as_ref());
+        let (stream, status) = stream.await.unwrap();
+        assert_drained(&stream, &status);
     }
     assert_eq!(bridge.ended().await.code(), Some(0), "{}", bridge.stderr());
     let took = told.elapsed();
@@ -229,11 +210,7 @@ async fn a_stream_that_is_not_read_does_not_hold_the_exit() {
     let mut bridge = Bridge::start().await;
     let user = "u".repeat(400);
     let mut client = reader::narrow_client(&bridge).await;
-    let mut unread = Reader::open(&mut client, everything()).await;
-    unread
-        .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-        .await;
-    let first = unread.cursor.clone();
+    let unread = caught_up(&mut client, everything()).await;
     for batch in 0..4 {
         let items: Vec<String> = (0..500)
             .map(|index| item(&format!("evt_{batch}_{index}"), "user.created", &user))
@@ -250,19 +227,14 @@ async fn a_stream_that_is_not_read_does_not_hold_the_exit() {
     );
     assert!(told.elapsed() < DRAIN_TIMEOUT / 2, "{:?}", told.elapsed());
     // What it had was not lost on the way, and it can go on after it.
-    let (responses, status) = to_its_end(unread).await;
-    let got = ids(&responses).len();
-    assert!(got < 2_000, "all was read, so nothing stood");
-    let resume = responses.last().map_or(first, |last| last.cursor.clone());
+    let (stream, status) = to_its_end(unread).await;
+    let got = stream.sequences();
+    assert!(got.len() < 2_000, "all was read, so nothing stood");
     // There was no room for a notice, and the status needs none.
-    assert_says_draining(&status.unwrap(), &resume);
+    assert_says_draining(&status, stream.cursor());
     bridge.restart_elsewhere().await;
-    let mut reader = Reader::open(&mut bridge.client().await, after(resume)).await;
-    let (rest, _) = reader
-        .until(|notice| matches!(notice, Notice::CaughtUp(_)))
-        .await;
-    assert_eq!(got + rest.len(), 2_000);
-    assert_eq!(rest.first().unwrap().sequence, got as u64 + 1);
+    let rest = caught_up(&mut bridge.client().await, after(stream.cursor())).await;
+    assert!([got, rest.sequences()].concat().into_iter().eq(1..=2_000));
 }
 
 /// A `tail` that has seen an event and is then stopped, so that its connection stands open and
@@ -285,9 +257,7 @@ impl Frozen {
             1
         );
         let id = child.id().to_string();
-        let sent = std::process::Command::new("kill")
-            .args(["-s", "STOP", &id])
-            .status();
+        let sent = Command::new("kill").args(["-s", "STOP", &id]).status();
         assert!(sent.unwrap().success());
         Self(child)
     }

@@ -329,6 +329,7 @@ async fn filters_choose_by_type_app_and_user() {
         app_ids: list(apps),
         user_ids: list(users),
     };
+    /// Whether the event with this sequence number should come.
     type Wanted = fn(&u64) -> bool;
     let sessions: Wanted = |n| n % 2 == 1 && *n < 13;
     let cases: Vec<(Filter, Wanted)> = vec![
