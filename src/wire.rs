@@ -7,7 +7,7 @@
 //! notice followed by whole events. Field numbers are those of `proto/prelude/bridge/v1`; the
 //! tests hold them against the generated types. Knows nothing of who stores or sends the bytes.
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 
 use crate::event::{Cursor, Sequence, UnixMicros};
@@ -145,6 +145,17 @@ pub fn response_head(cursor: Cursor, notice: &[u8], events_bytes: usize) -> Vec<
     put_cursor_text(&mut buffer, cursor);
     buffer.extend_from_slice(notice);
     buffer
+}
+
+/// A whole gRPC message.
+#[must_use]
+pub fn grpc_message(message: &impl prost::Message) -> Bytes {
+    let message_bytes = message.encoded_len();
+    let mut buffer = BytesMut::with_capacity(GRPC_PREFIX_BYTES + message_bytes);
+    buffer.put_u8(0);
+    buffer.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
+    message.encode_raw(&mut buffer);
+    buffer.freeze()
 }
 
 fn put_cursor_text(buffer: &mut Vec<u8>, cursor: Cursor) {

@@ -9,19 +9,29 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tonic::{
     Status,
     body::Body,
     codec::{Codec as _, Streaming},
-    server::{Grpc, NamedService, UnaryService},
+    server::NamedService,
 };
 use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::{
-    body::SessionBody, notice, request::Plan, session::Session, shared::Shared, status::Failure,
+    body::{SessionBody, trailers},
+    notice,
+    request::Plan,
+    session::Session,
+    shared::Shared,
+    status::Failure,
 };
-use crate::proto::{GetRangeRequest, GetRangeResponse, SubscribeRequest, SubscribeResponse};
+use crate::{
+    proto::{GetRangeRequest, GetRangeResponse},
+    wire,
+};
 
 const SUBSCRIBE: &str = "/prelude.bridge.v1.EventService/Subscribe";
 const GET_RANGE: &str = "/prelude.bridge.v1.EventService/GetRange";
@@ -66,14 +76,10 @@ impl Service<Request<Body>> for EventService {
                     Ok(session) => stream(session),
                     Err(status) => status.into_http(),
                 },
-                GET_RANGE => {
-                    let codec = ProstCodec::<GetRangeResponse, GetRangeRequest>::default();
-                    let request_bytes_max = shared.options.request_bytes_max;
-                    Grpc::new(codec)
-                        .apply_max_message_size_config(Some(request_bytes_max), None)
-                        .unary(GetRange(shared), request)
-                        .await
-                }
+                GET_RANGE => match get_range(&shared, request).await {
+                    Ok(range) => unary(&range),
+                    Err(failure) => Status::from(&failure).into_http(),
+                },
                 path => {
                     let path = path.to_owned();
                     Status::from(&Failure::Rpc { path }).into_http()
@@ -101,14 +107,23 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
     })
 }
 
+async fn get_range(shared: &Shared, request: Request<Body>) -> Result<GetRangeResponse, Failure> {
+    let GetRangeRequest {} = message(shared, request.into_body()).await?;
+    let range = notice::log_range(shared, &shared.range());
+    Ok(GetRangeResponse { range: Some(range) })
+}
+
 /// Reads the one message of a request.
-async fn message(shared: &Shared, body: Body) -> Result<SubscribeRequest, Failure> {
-    let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
+async fn message<M>(shared: &Shared, body: Body) -> Result<M, Failure>
+where
+    M: prost::Message + Default + 'static,
+{
+    let decoder = ProstCodec::<M, M>::default().decoder();
     let request_bytes_max = shared.options.request_bytes_max;
     let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
     let waited = shared.options.header_timeout;
     match tokio::time::timeout(waited, messages.message()).await {
-        Ok(Ok(Some(request))) => Ok(request),
+        Ok(Ok(Some(message))) => Ok(message),
         Ok(Ok(None)) => Err(Failure::Message {
             description: "it has no message".to_owned(),
         }),
@@ -120,27 +135,28 @@ async fn message(shared: &Shared, body: Body) -> Result<SubscribeRequest, Failur
     }
 }
 
-fn stream(session: Session) -> Response<Body> {
-    let outlet = Outlet(Arc::new(Mutex::new(Some(session))));
-    let mut response = Response::new(Body::new(SessionBody::new(outlet.clone())));
+/// The answer to a call with one response.
+fn unary(message: &impl prost::Message) -> Response<Body> {
+    let frames = [
+        Frame::data(wire::grpc_message(message)),
+        Frame::trailers(trailers(&Status::ok(""))),
+    ];
+    let frames = tokio_stream::iter(frames.map(Ok::<_, Infallible>));
+    answer(Body::new(StreamBody::new(frames)))
+}
+
+fn answer(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let content_type = HeaderValue::from_static("application/grpc");
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
-    response.extensions_mut().insert(outlet);
     response
 }
 
-struct GetRange(Arc<Shared>);
-
-impl UnaryService<GetRangeRequest> for GetRange {
-    type Response = GetRangeResponse;
-    type Future = std::future::Ready<Result<tonic::Response<GetRangeResponse>, Status>>;
-
-    fn call(&mut self, _: tonic::Request<GetRangeRequest>) -> Self::Future {
-        let range = notice::log_range(&self.0, &self.0.range());
-        std::future::ready(Ok(tonic::Response::new(GetRangeResponse {
-            range: Some(range),
-        })))
-    }
+fn stream(session: Session) -> Response<Body> {
+    let outlet = Outlet(Arc::new(Mutex::new(Some(session))));
+    let mut response = answer(Body::new(SessionBody::new(outlet.clone())));
+    response.extensions_mut().insert(outlet);
+    response
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -10,8 +11,8 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     bus,
-    event::Cursor,
-    log::{fixtures, memory},
+    event::{Cursor, Sequence, UnixMicros},
+    log::{self, fixtures, memory},
     proto::{
         self, Earliest, Event, ExpiredCursorPolicy, Filter, GetRangeRequest, Head, Latest,
         PayloadFormat, StartPosition, StopPosition, SubscribeRequest, SubscribeResponse,
@@ -52,10 +53,13 @@ impl Bridge {
         bus_options: bus::Options,
         log_options: memory::Options,
     ) -> Self {
-        let bus = Bus::new(bus_options, crate::event::Sequence::ZERO);
+        let bus = Bus::new(bus_options, Sequence::ZERO);
         let tail = Arc::clone(&bus);
         let log = memory::open(log_options, Box::new(move |block| tail.publish(&block))).unwrap();
-        let log: Arc<dyn Log> = log;
+        Self::serve(options, log, bus).await
+    }
+
+    async fn serve(options: Options, log: Arc<dyn Log>, bus: Arc<Bus>) -> Self {
         let metrics = Arc::new(Metrics::new());
         let streams = Streams::new(options, Arc::clone(&log), Arc::clone(&bus), metrics)
             .await
@@ -114,7 +118,7 @@ impl Bridge {
     }
 
     fn cursor(&self, sequence: u64) -> String {
-        let cursor: Cursor = self.log.lineage().cursor(crate::event::Sequence(sequence));
+        let cursor: Cursor = self.log.lineage().cursor(Sequence(sequence));
         cursor.to_string()
     }
 }
@@ -746,7 +750,9 @@ async fn a_request_that_is_none_is_the_callers_fault() {
         (vec![0, 0, 0, 0, 9], false, "REQUEST_TIMEOUT"),
     ] {
         let mut client = client.clone().ready().await.unwrap();
-        let uri = "http://bridge/prelude.bridge.v1.EventService/Subscribe";
+        // Both RPCs read their request the same way.
+        let rpc = if ends { "GetRange" } else { "Subscribe" };
+        let uri = format!("http://bridge/prelude.bridge.v1.EventService/{rpc}");
         let request = http::Request::post(uri)
             .header("content-type", "application/grpc")
             .body(())
@@ -789,6 +795,82 @@ async fn streams_beyond_the_limit_are_refused_until_one_ends() {
         tokio::task::yield_now().await;
     }
     assert!(bridge.subscribe(SubscribeRequest::default()).await.is_ok());
+}
+
+/// A log that holds events and cannot read them.
+struct Unreadable(Arc<dyn Log>);
+
+impl Log for Unreadable {
+    fn append(
+        &self,
+        batch: crate::event::Batch,
+    ) -> BoxFuture<'_, Result<log::Appended, log::Error>> {
+        self.0.append(batch)
+    }
+
+    fn read(
+        &self,
+        _: Sequence,
+        _: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arc<log::Block>>, log::ReadError>> {
+        Box::pin(async { Err(log::ReadError::Failed("the disk is gone".into())) })
+    }
+
+    fn seek(&self, _: UnixMicros) -> BoxFuture<'_, Result<Sequence, log::ReadError>> {
+        Box::pin(async { Err(log::ReadError::Failed("the disk is gone".into())) })
+    }
+
+    fn range(&self) -> log::Range {
+        self.0.range()
+    }
+
+    fn lineage(&self) -> &log::Lineage {
+        self.0.lineage()
+    }
+
+    fn usage(&self) -> log::Usage {
+        self.0.usage()
+    }
+
+    fn health(&self) -> Result<(), log::Error> {
+        self.0.health()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_read_is_unavailable_and_says_where_to_go_on() {
+    let tail: log::Tail = Box::new(|_| {});
+    let inner = memory::open(memory::Options::default(), tail).unwrap();
+    let batch = fixtures::batch("app", &[("evt_1", "user.created", "usr_1")]);
+    inner.append(batch).await.unwrap();
+    // The bus begins at the head, so that history has to come from the log.
+    let bus = Bus::new(bus::Options::default(), Sequence(1));
+    let bridge = Bridge::serve(Options::default(), Arc::new(Unreadable(inner)), bus).await;
+
+    let request = SubscribeRequest {
+        start: earliest(),
+        ..Default::default()
+    };
+    let collected = bridge.collect(request).await;
+    let status = collected.end.unwrap();
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(info.reason, "LOG_UNAVAILABLE");
+    assert_eq!(info.metadata["cursor"], bridge.cursor(0));
+    assert!(details.retry_info().is_some());
+
+    let at = prost_types::Timestamp::default();
+    let request = SubscribeRequest {
+        start: from(Start::AtTime(at)),
+        ..Default::default()
+    };
+    let status = bridge.subscribe(request).await.err().unwrap();
+    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
 }
 
 #[tokio::test(flavor = "multi_thread")]
