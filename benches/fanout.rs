@@ -2,6 +2,11 @@
 //! hundred events at a time, until every subscriber has every event. Server and clients share the
 //! machine's cores, so compare subscribers with each other, not with other machines.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a benchmark that cannot go on should stop"
+)]
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;

@@ -14,7 +14,9 @@
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
 //!   than [`ID_BYTES_MAX`] bytes.
-//! - **occurred_at**: see [`payload::Fields::occurred_at`].
+//! - **occurred_at**: the date that is documented for the type; else the `created_at` beside the
+//!   payload; else the first readable of the payload's `revoked_at`, `deleted_at`, `updated_at` and
+//!   `created_at`.
 //! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
 //!   defaults. A field of the wrong shape leaves the message out.
 //!

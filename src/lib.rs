@@ -36,6 +36,8 @@ pub mod admin;
 
 pub mod client;
 
+pub mod management;
+
 pub mod simulator;
 
 pub mod config;
@@ -43,5 +45,7 @@ pub mod config;
 pub mod logging;
 
 pub mod server;
+
+pub mod doctor;
 
 pub mod cli;

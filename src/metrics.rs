@@ -30,7 +30,7 @@ use prometheus_client::{
 use self::watched::Watched;
 pub use self::watched::{Bus, Keys, Log, Streams};
 
-/// The event types that have a series of their own; all others are counted as [`OTHER`].
+/// The event types that have a series of their own; all others are counted as `other`.
 pub const COUNTED_TYPES: [&str; 7] = [
     "user.created",
     "user.deleted",

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::metrics::{Metrics, Refusal};
 
 pub mod http1;
+pub mod network;
 mod write_deadline;
 
 /// A bound socket that nobody is served on yet.

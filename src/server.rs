@@ -14,7 +14,7 @@ use crate::{
     log::{self, Log, embedded, memory},
     metrics::{self, Metrics},
     net::{self, Listener, http1},
-    receiver::{self, Receiver, VerificationToken},
+    receiver::{self, Receiver, VerificationToken, source::Sources},
     signature::{self, KeySource, Keyring},
     stream::{self, Streams},
 };
@@ -125,7 +125,7 @@ impl Server {
                 connections_max: config.grpc_limits.connections_max,
                 // Subscribers are the operator's own, and often behind one proxy's address.
                 connections_per_address_max: config.grpc_limits.connections_max,
-                drain_timeout: config.drain_timeout,
+                drain_timeout: connections_drain_timeout(config.drain_timeout),
             },
             Arc::clone(&metrics),
             draining.clone(),
@@ -180,35 +180,40 @@ impl Server {
     /// # Errors
     /// [`Error::Log`] when the log failed meanwhile. It drains then too, but a failed log cannot
     /// be closed in order.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let failed = tokio::select! {
             () = shutdown => None,
             error = failure(&*self.log) => Some(error),
         };
         self.draining.cancel();
         let drained = async {
-            // Deliveries first: their events still reach the streams.
-            let _ = self.webhook.await;
+            // Deliveries first: their events can still reach the streams. But a sender that dawdles
+            // takes no more than half of the time, or no stream would get its last words.
+            let patience = self.drain_timeout / 2;
+            let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
             self.streams.drain().await;
-            let _ = self.grpc.await;
-            for keyring in &self.keyrings {
-                keyring.shutdown().await;
+            if deliveries.is_err() {
+                let _ = self.webhook.await;
             }
-            self.log.close().await;
+            let _ = self.grpc.await;
         };
-        // The listeners cut what does not end in time, each within the same timeout; this bound is
-        // for what is behind them.
-        let deadline = self.drain_timeout;
+        let deadline = connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
-            tracing::warn!(
-                ?deadline,
-                "the drain timeout passed before everything had ended"
-            );
+            tracing::warn!(?deadline, "not everything had ended in time");
         }
+        for keyring in &self.keyrings {
+            keyring.shutdown().await;
+        }
+        self.log.close().await;
         self.stopping.cancel();
         self.admin.abort();
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// What connections get of the drain timeout: the last tenth is for closing the log.
+fn connections_drain_timeout(drain_timeout: Duration) -> Duration {
+    drain_timeout.mul_f32(0.9)
 }
 
 /// Resolves when the log will not take events again.
@@ -301,6 +306,10 @@ fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
 fn receiver_options(config: &Config) -> receiver::Options {
     let limits = config.webhook_limits;
     receiver::Options {
+        sources: Sources {
+            allowed: config.allowed_sources.networks().into(),
+            proxies: config.trusted_proxies.clone().into(),
+        },
         body_bytes_max: limits.body_bytes_max.as_usize(),
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
@@ -310,7 +319,7 @@ fn receiver_options(config: &Config) -> receiver::Options {
         listener: net::Limits {
             connections_max: limits.connections_max,
             connections_per_address_max: limits.connections_per_address_max,
-            drain_timeout: config.drain_timeout,
+            drain_timeout: connections_drain_timeout(config.drain_timeout),
         },
         ..receiver::Options::default()
     }

@@ -130,7 +130,7 @@ pub fn note(text: &str) {
 }
 
 /// Text from elsewhere must not steer the terminal, so control characters are written as escapes.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -3,13 +3,17 @@
 
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod manual;
 pub mod serve;
 pub mod settings;
+mod signing_key;
 pub mod simulate;
 pub mod tail;
+pub mod trigger;
 pub mod verify;
+pub mod webhook;
 
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
@@ -48,12 +52,22 @@ enum Command {
     /// ledger of what was sent, how often, and what was acknowledged.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::Args),
+    /// Send one realistic signed event to a bridge that trusts the simulator's key
+    #[command(after_help = trigger::EXAMPLES)]
+    Trigger(trigger::Args),
     /// Try everything at once: simulator, bridge and tail in one process
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Args),
     /// Explain one captured delivery: which key, which salt, or what is wrong with it
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
+    /// Find out what keeps a bridge from working, and what to do about it
+    ///
+    /// Looks and changes nothing. Use the same flags and environment as for `serve`.
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Args),
+    /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
+    Webhook(webhook::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -118,8 +132,11 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(args) => block_on(serve::run(args))?,
         Command::Tail(args) => block_on(tail::run(args))?,
         Command::Simulate(args) => block_on(simulate::run(args))?,
+        Command::Trigger(args) => block_on(trigger::run(args))?,
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
+        Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),
+        Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

@@ -68,6 +68,14 @@ impl Args {
         Ok(resolved)
     }
 
+    /// The same for a command that reports faults and warnings itself.
+    ///
+    /// # Errors
+    /// As [`Args::resolve`].
+    pub fn resolve_quietly(self) -> Result<Resolved, config::Error> {
+        config::resolve(&self.sources())
+    }
+
     fn sources(self) -> Sources {
         let typed = [
             ("webhook_listen", self.webhook_listen),
@@ -85,6 +93,16 @@ impl Args {
             flags: flags.filter_map(|(key, text)| Some((key, text?))).collect(),
             environment: environment(),
         }
+    }
+}
+
+/// The sources of a command that runs no bridge and needs to know only its apps.
+pub fn sources_of_apps(file: Option<PathBuf>, data_dir: Option<String>) -> Sources {
+    let flags = data_dir.into_iter().map(|text| ("data_dir", text));
+    Sources {
+        file: file.or_else(file_of_environment),
+        flags: flags.collect(),
+        environment: environment(),
     }
 }
 

@@ -23,7 +23,10 @@ use crate::simulator::{
 };
 
 use self::flags::{FaultArgs, TrafficArgs, WireArgs};
-use super::exit::{Exit, Failure, finish_stdout, warn};
+use super::{
+    exit::{Exit, Failure, finish_stdout, warn},
+    signing_key,
+};
 
 /// What the activation carries unless another token is given. It protects nothing.
 const DEFAULT_TOKEN: &str = "simulated-verification-token";
@@ -85,7 +88,8 @@ pub struct Args {
     )]
     pub scenario: Option<PathBuf>,
 
-    /// Sign with the RSA key in this PEM file; repeatable, for rotations. Without it a key is made
+    /// Sign with the RSA key in this PEM file; repeatable, for rotations [default: for one app this
+    /// user's own key, which `trigger` uses too; for several, keys are made]
     #[arg(long = "key", value_name = "FILE")]
     pub keys: Vec<PathBuf>,
 
@@ -265,11 +269,7 @@ impl Args {
             return Err(Failure::new(Exit::Usage, cause)
                 .help("give each app its `key_files` in a scenario file"));
         }
-        let keys = self
-            .keys
-            .iter()
-            .map(|path| read_key(path))
-            .collect::<Result<Vec<_>, _>>()?;
+        let keys = self.signing_keys()?;
         let apps = self
             .apps
             .iter()
@@ -282,6 +282,20 @@ impl Args {
             retry: RetrySchedule::scaled(self.time_scale),
             ..Options::default()
         })
+    }
+
+    /// The keys that were given, or for one app this user's own: then a bridge goes on trusting a
+    /// simulator that was started anew, and `trigger` signs with it, too.
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, Failure> {
+        if !self.keys.is_empty() {
+            let keys = self.keys.iter();
+            return keys.map(|path| signing_key::read(path)).collect();
+        }
+        match signing_key::own_path() {
+            Some(path) if self.apps.len() == 1 => Ok(vec![signing_key::own(&path)?]),
+            // Made by the simulator, one for each app, for this run.
+            Some(_) | None => Ok(Vec::new()),
+        }
     }
 
     fn connections(&self, target: &Target) -> Vec<Connection> {
@@ -489,21 +503,6 @@ fn read_scenario(path: &Path) -> Result<Scenario, Failure> {
     Scenario::parse(&text, directory).map_err(|error| {
         Failure::new(Exit::Usage, format!("{shown}: {error}"))
             .help("docs/simulator.md explains every key")
-    })
-}
-
-fn read_key(path: &Path) -> Result<SigningKey, Failure> {
-    let shown = path.display();
-    let pem = fs::read_to_string(path).map_err(|error| {
-        Failure::new(
-            Exit::Usage,
-            format!("the key {shown} cannot be read: {error}"),
-        )
-        .help("check the path given with `--key`")
-    })?;
-    SigningKey::from_pem(&pem).map_err(|error| {
-        Failure::new(Exit::Usage, format!("{shown}: {error}"))
-            .help("give `--key` a PEM file with an RSA private key")
     })
 }
 

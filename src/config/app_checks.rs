@@ -8,7 +8,7 @@ use http::Uri;
 use super::{
     apps::{
         APP_ID_CHARS_MAX, App, KeySource, Placed, TOKEN_CHARS_MAX, TokenSource, Typed,
-        default_jwks_url,
+        default_jwks_url, default_token_file,
     },
     fault::{Fault, Origin},
     file,
@@ -20,7 +20,12 @@ use super::{
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 
 /// Judges one app. Its faults are recorded; without any it is an app.
-pub(super) fn check(resolver: &mut Resolver<'_>, place: Origin, mut app: Typed) -> Option<App> {
+pub(super) fn check(
+    resolver: &mut Resolver<'_>,
+    place: Origin,
+    mut app: Typed,
+    data_dir: &Path,
+) -> Option<App> {
     let Some(id) = app.id.take() else {
         if !app.is_faulty {
             resolver.refuse(
@@ -33,6 +38,9 @@ pub(super) fn check(resolver: &mut Resolver<'_>, place: Origin, mut app: Typed) 
         return None;
     };
     let id_is_good = check_id(resolver, &id);
+    if id_is_good && !app.is_faulty {
+        look_for_default_token(&mut app, &id.text, data_dir);
+    }
     let token = check_token(resolver, &place, &id.text, &app);
     let keys = check_keys(resolver, &id.text, &app);
     let (verification_token, token_source) = token?;
@@ -71,6 +79,21 @@ fn check_id(resolver: &mut Resolver<'_>, id: &Placed) -> bool {
     false
 }
 
+/// The token that `webhook setup` made, for an app that says nothing of one. Only for a good id:
+/// it becomes the name of a file.
+fn look_for_default_token(app: &mut Typed, id: &str, data_dir: &Path) {
+    if app.token_file.is_some() || app.token_variable.is_some() {
+        return;
+    }
+    let path = default_token_file(data_dir, id);
+    if let (true, Some(text)) = (path.is_file(), path.to_str()) {
+        app.token_file = Some(Placed {
+            text: text.to_owned(),
+            origin: Origin::Default,
+        });
+    }
+}
+
 fn check_token(
     resolver: &mut Resolver<'_>,
     place: &Origin,
@@ -103,7 +126,7 @@ fn check_token(
                 place.clone(),
                 "apps",
                 &format!("the app `{id}` has no verification token"),
-                "write `verification_token_file = \"token.txt\"` or `verification_token_env = \
+                "let `prelude-bridge webhook setup` make one, or write `verification_token_file = \"token.txt\"` or `verification_token_env = \
                  \"NAME\"` in its section, or set `PRELUDE_BRIDGE_VERIFICATION_TOKEN` for the app \
                  of `PRELUDE_BRIDGE_APP_ID`",
             );

@@ -1,7 +1,7 @@
 //! The apps whose deliveries are taken: their ids, their tokens, and where their keys come from.
 //! Collects what was typed for each, in the file and in the environment; `app_checks` judges it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     app_checks,
@@ -17,7 +17,8 @@ pub const TOKEN_CHARS_MAX: usize = 100;
 /// The longest app id: it is a label of a host name.
 pub const APP_ID_CHARS_MAX: usize = 63;
 
-const ID: &str = "PRELUDE_BRIDGE_APP_ID";
+/// The variable that names the one app of a bridge without a file.
+pub const ID: &str = "PRELUDE_BRIDGE_APP_ID";
 const TOKEN: &str = "PRELUDE_BRIDGE_VERIFICATION_TOKEN";
 const TOKEN_FILE: &str = "PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE";
 const JWKS_URL: &str = "PRELUDE_BRIDGE_JWKS_URL";
@@ -83,6 +84,36 @@ pub fn default_jwks_url(app_id: &str) -> String {
     format!("https://{app_id}.session.prelude.dev/.well-known/jwks.json")
 }
 
+/// Where the token of an app is that says nothing of one: `prelude-bridge webhook setup` puts it
+/// there, and `serve` finds it there.
+pub fn default_token_file(data_dir: &Path, app_id: &str) -> PathBuf {
+    data_dir.join("tokens").join(format!("{app_id}.txt"))
+}
+
+/// An app as far as it can be said before it has a token: for the command that makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// As it was typed.
+    pub id: String,
+    /// Where the token will be looked for.
+    pub token_source: TokenSource,
+}
+
+/// The apps that were typed, with tokens or without.
+pub(super) fn planned(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<Planned> {
+    let typed = typed(resolver).into_iter();
+    let planned = typed.filter_map(|(_, app)| {
+        let id = app.id?.text;
+        let token_source = match (app.token_file, app.token_variable) {
+            (Some(file), _) => TokenSource::File(file.text.into()),
+            (None, Some(variable)) => TokenSource::Variable(variable.text),
+            (None, None) => TokenSource::File(default_token_file(data_dir, &id)),
+        };
+        Some(Planned { id, token_source })
+    });
+    planned.collect()
+}
+
 /// What was typed for one app, each value with its place.
 #[derive(Default)]
 pub(super) struct Typed {
@@ -104,14 +135,18 @@ pub(super) struct Placed {
 
 /// All apps: those of the file, and the one of the environment. The latter wins over an app of the
 /// file with the same id, value by value.
-pub(super) fn take(resolver: &mut Resolver<'_>) -> Vec<App> {
+pub(super) fn take(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<App> {
+    typed(resolver)
+        .into_iter()
+        .filter_map(|(place, app)| app_checks::check(resolver, place, app, data_dir))
+        .collect()
+}
+
+fn typed(resolver: &mut Resolver<'_>) -> Vec<(Origin, Typed)> {
     let mut typed = apps_of_file(resolver);
     refuse_repeated_ids(resolver, &typed);
     add_app_of_environment(resolver, &mut typed);
     typed
-        .into_iter()
-        .filter_map(|(place, app)| app_checks::check(resolver, place, app))
-        .collect()
 }
 
 fn apps_of_file(resolver: &mut Resolver<'_>) -> Vec<(Origin, Typed)> {

@@ -57,6 +57,8 @@ pub(super) enum Kind {
     Text,
     /// A whole number.
     Integer,
+    /// An array of strings, joined by commas.
+    List,
     /// A `[section]`, kept so that an unknown one is noticed even when it is empty.
     Section,
     /// Anything else, by its name in messages.
@@ -197,7 +199,13 @@ fn collect(
         DeValue::Float(number) => (Kind::Other("a fraction"), number.as_str().to_owned()),
         DeValue::Boolean(_) => (Kind::Other("a boolean"), String::new()),
         DeValue::Datetime(_) => (Kind::Other("a date"), String::new()),
-        DeValue::Array(_) => (Kind::Other("an array"), String::new()),
+        DeValue::Array(items) => match texts(items.iter().map(Spanned::get_ref)) {
+            Some(joined) => (Kind::List, joined),
+            None => (
+                Kind::Other("an array of other things than strings"),
+                String::new(),
+            ),
+        },
     };
     let entry = Entry {
         text: content,
@@ -205,6 +213,15 @@ fn collect(
         line,
     };
     entries.insert(path.to_owned(), entry);
+}
+
+/// Strings, joined by commas; nothing if one is no string.
+fn texts<'a>(items: impl Iterator<Item = &'a DeValue<'a>>) -> Option<String> {
+    let texts = items.map(|item| match item {
+        DeValue::String(text) => Some(text.as_ref()),
+        _ => None,
+    });
+    Some(texts.collect::<Option<Vec<_>>>()?.join(","))
 }
 
 /// TOML's hexadecimal, octal and binary numbers, so that everything after this sees decimal ones.

@@ -31,13 +31,16 @@ use std::{
 
 use self::resolver::Resolver;
 pub use self::{
-    apps::{APP_ID_CHARS_MAX, App, KeySource, TOKEN_CHARS_MAX, TokenSource, default_jwks_url},
+    apps::{
+        APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
+        TokenSource, default_jwks_url, default_token_file,
+    },
     fault::{Error, Fault, Origin},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
-use crate::logging;
+use crate::{logging, net::network::Network, receiver::source};
 
 /// The variable that names the file, for where `--config` cannot be given.
 pub const CONFIG_VARIABLE: &str = "PRELUDE_BRIDGE_CONFIG";
@@ -57,6 +60,10 @@ pub struct Config {
     pub store: Store,
     /// Whose deliveries are taken.
     pub apps: Vec<App>,
+    /// Which addresses may speak to the webhook port. Default all: signatures decide.
+    pub allowed_sources: AllowedSources,
+    /// The proxies whose `X-Forwarded-For` or `Forwarded` is believed. Default none.
+    pub trusted_proxies: Vec<Network>,
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
@@ -81,6 +88,31 @@ pub enum Store {
     Embedded,
     /// Nothing but memory: for trials and tests.
     Memory,
+}
+
+/// Which addresses may speak to the webhook port; all, if there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowedSources(pub Vec<AllowedSource>);
+
+/// Some addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowedSource {
+    /// Those that Prelude documents as its own.
+    Prelude,
+    /// A network, or one address.
+    Network(Network),
+}
+
+impl AllowedSources {
+    /// The networks they come to.
+    #[must_use]
+    pub fn networks(&self) -> Vec<Network> {
+        let networks = self.0.iter().flat_map(|source| match source {
+            AllowedSource::Prelude => source::PRELUDE.map(Network::single).to_vec(),
+            AllowedSource::Network(network) => vec![*network],
+        });
+        networks.collect()
+    }
 }
 
 /// How long events are kept; whichever limit is reached first trims the oldest.
@@ -219,13 +251,37 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     })
 }
 
+/// The apps that were typed, with tokens or without: for the command that makes the tokens.
+///
+/// # Errors
+/// A file that cannot be read, or that says something of apps that cannot be meant.
+pub fn planned_apps(sources: &Sources) -> Result<Vec<Planned>, Error> {
+    let mut resolver = Resolver::new(sources);
+    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
+    let planned = apps::planned(&mut resolver, &data_dir);
+    let faults = resolver.faults;
+    if faults.is_empty() {
+        Ok(planned)
+    } else {
+        Err(Error { faults })
+    }
+}
+
+/// The key of the data directory and its default.
+const DATA_DIR: (&str, &str) = ("data_dir", "./data");
+
 /// The one place that says which settings there are, in the order of the example file.
 fn build(take: &mut Resolver<'_>) -> Config {
+    let webhook_listen = take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080));
+    let grpc_listen = take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051));
+    let admin_listen = take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090));
+    let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
+    let allowed_sources = take.take("allowed_sources", AllowedSources::default());
+    let trusted_proxies = take.take("trusted_proxies", Vec::new());
     Config {
-        webhook_listen: take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080)),
-        grpc_listen: take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051)),
-        admin_listen: take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090)),
-        data_dir: take.take_path("data_dir", "./data"),
+        webhook_listen,
+        grpc_listen,
+        admin_listen,
         store: take.take("store", Store::Embedded),
         drain_timeout: take.take_in("drain_timeout", seconds(15), seconds(0)..=seconds(3600)),
         logging: logging::Options {
@@ -258,7 +314,10 @@ fn build(take: &mut Resolver<'_>) -> Config {
                 ByteSize::mib(1)..=ByteSize::gib(1 << 10),
             ),
         },
-        apps: apps::take(take),
+        apps: apps::take(take, &data_dir),
+        data_dir,
+        allowed_sources,
+        trusted_proxies,
     }
 }
 

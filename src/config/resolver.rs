@@ -281,11 +281,14 @@ fn flag_of(key: &str) -> String {
 
 fn read<T: Value>(written: &Written) -> Result<T, String> {
     let mismatch = match (written.kind, T::SHAPE) {
-        (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger)
+        (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger | Shape::List)
+        | (Some(Kind::List), Shape::List)
         | (None | Some(Kind::Integer), Shape::Integer)
         | (Some(Kind::Integer), Shape::TextOrInteger) => None,
         (Some(Kind::Text), Shape::Integer) => Some("a string, not a whole number"),
         (Some(Kind::Integer), Shape::Text) => Some("a number, not a string"),
+        (Some(Kind::Integer), Shape::List) => Some("a number, not an array"),
+        (Some(Kind::List), _) => Some("an array"),
         (Some(Kind::Section), _) => Some("a section"),
         (Some(Kind::Other(name)), _) => Some(name),
     };

@@ -689,3 +689,91 @@ fn the_example_has_every_key_of_an_app() {
         assert!(names.contains_key(key), "`{key}` is not in the example");
     }
 }
+
+#[test]
+fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
+    let text = "allowed_sources = [\"prelude\", \"10.0.0.0/8\"]\ntrusted_proxies = [\"::1\"]\n";
+    let resolved = Scene::new(text).resolved();
+    let networks = resolved.config.allowed_sources.networks();
+    assert_eq!(networks.len(), 4);
+    assert!(
+        networks
+            .iter()
+            .any(|network| network.to_string() == "34.252.67.209")
+    );
+    // As shown, it reads back.
+    let again = Scene::new(&resolved.to_toml()).resolved();
+    assert_eq!(
+        again.config.allowed_sources,
+        resolved.config.allowed_sources
+    );
+    assert_eq!(
+        again.config.trusted_proxies,
+        resolved.config.trusted_proxies
+    );
+    let json = resolved.to_json();
+    let shown = json["settings"].as_array().unwrap();
+    let shown = shown
+        .iter()
+        .find(|setting| setting["key"] == "allowed_sources");
+    assert_eq!(
+        shown.unwrap()["value"],
+        serde_json::json!(["prelude", "10.0.0.0/8"])
+    );
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_with_its_key() {
+    for (text, reason) in [
+        (
+            "allowed_sources = [\"preludes\"]",
+            "`preludes` is not an IP address or network",
+        ),
+        (
+            "allowed_sources = [10]",
+            "the value is an array of other things than strings",
+        ),
+        (
+            "allowed_sources = 10",
+            "the value is a number, not an array",
+        ),
+        (
+            "trusted_proxies = [\"10.0.0.1/8\"]",
+            "the network is `10.0.0.0/8`",
+        ),
+        ("data_dir = [\"x\"]", "the value is an array"),
+    ] {
+        let faults = Scene::new(text).faults();
+        assert!(
+            faults.iter().any(|fault| fault.contains(reason)),
+            "{text}: {faults:?}"
+        );
+    }
+}
+
+#[test]
+fn an_app_without_a_token_finds_the_one_that_setup_made() {
+    let scene = Scene::new("data_dir = \"data\"\n[[apps]]\nid = \"54e9ujn\"\n");
+    assert!(
+        scene
+            .faults()
+            .iter()
+            .any(|fault| fault.contains("webhook setup"))
+    );
+    let planned = planned_apps(&scene.sources).unwrap();
+    let [
+        Planned {
+            id,
+            token_source: TokenSource::File(path),
+        },
+    ] = planned.as_slice()
+    else {
+        panic!("{planned:?}");
+    };
+    assert_eq!(id, "54e9ujn");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, "made-by-setup\n").unwrap();
+    let app = &scene.resolved().config.apps[0];
+    assert_eq!(app.verification_token.expose(), "made-by-setup");
+    assert_eq!(app.token_source, TokenSource::File(path.clone()));
+}

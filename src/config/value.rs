@@ -4,10 +4,13 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
-    Store,
+    AllowedSource, AllowedSources, Store,
     units::{self, ByteSize},
 };
-use crate::logging::{Format, Level};
+use crate::{
+    logging::{Format, Level},
+    net::network::Network,
+};
 
 /// Which of TOML's types a setting may be written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,7 @@ pub(super) enum Shape {
     Text,
     Integer,
     TextOrInteger,
+    List,
 }
 
 /// A type that a setting can have.
@@ -158,6 +162,63 @@ impl Value for Level {
     fn show(&self) -> String {
         quoted(self.name())
     }
+}
+
+impl Value for AllowedSources {
+    const SHAPE: Shape = Shape::List;
+    const HELP: &'static str = "write networks such as [\"prelude\", \"10.0.0.0/8\"], or in a variable `prelude,10.0.0.0/8`; \"prelude\" is the addresses that Prelude documents";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let parse = |item: &str| match item {
+            "prelude" => Ok(AllowedSource::Prelude),
+            _ => item
+                .parse()
+                .map(AllowedSource::Network)
+                .map_err(|error| error.to_string()),
+        };
+        items(text).map(parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn show(&self) -> String {
+        let items = self.0.iter().map(|source| match source {
+            AllowedSource::Prelude => "prelude".to_owned(),
+            AllowedSource::Network(network) => network.to_string(),
+        });
+        array(items)
+    }
+}
+
+impl Value for Vec<Network> {
+    const SHAPE: Shape = Shape::List;
+    const HELP: &'static str =
+        "write addresses or networks such as [\"10.0.0.0/8\"], or in a variable `10.0.0.0/8,::1`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let parse = |item: &str| item.parse::<Network>().map_err(|error| error.to_string());
+        items(text).map(parse).collect()
+    }
+
+    fn show(&self) -> String {
+        array(self.iter().map(Network::to_string))
+    }
+}
+
+/// The items of a joined array, or of a list in a variable, which may be written like an array:
+/// `[]` there says that there is nothing, where an empty variable counts as not set.
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.trim();
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let items = inner.unwrap_or(text).split(',');
+    items
+        .map(|item| item.trim().trim_matches('"'))
+        .filter(|item| !item.is_empty())
+}
+
+fn array(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.map(|item| quoted(&item)).collect();
+    format!("[{}]", items.join(", "))
 }
 
 /// A TOML string.

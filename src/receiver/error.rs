@@ -1,6 +1,8 @@
 //! Owns the reasons for not taking a request, in the operator's words. What the caller is told is
 //! [`super::status`]'s business.
 
+use std::net::IpAddr;
+
 use crate::{decode, log, signature};
 
 /// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
@@ -9,6 +11,10 @@ use crate::{decode, log, signature};
 pub(super) enum Error {
     #[error("nothing is served at this path")]
     PathUnknown,
+    #[error("{address} is in none of the networks of `allowed_sources`")]
+    SourceRefused { address: IpAddr },
+    #[error("the forwarding headers of a trusted proxy do not say where the request comes from")]
+    SourceUnknown,
     #[error("the method is neither GET nor POST")]
     MethodUnknown,
     #[error("the app is not configured here")]

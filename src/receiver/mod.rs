@@ -1,9 +1,9 @@
 //! Owns the webhook port: what is asked of a request before its events are taken, in which order,
 //! and within which limits. A delivery goes through it like this, and each step has its refusals
-//! ([`status`] is the one table of all answers):
+//! (`status` is the one table of all answers):
 //!
 //! ```text
-//! routes     path, method                               404 405
+//! routes     path, source address, method               404 403 405
 //! delivery   content type and encoding, length          415 411 413
 //! body       read under a limit, a budget, a deadline    413 429 503
 //! delivery   signature header, signature                401 503
@@ -18,6 +18,7 @@ mod challenge;
 mod delivery;
 mod error;
 mod routes;
+pub mod source;
 mod status;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -27,7 +28,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::body::Budget;
+use self::{body::Budget, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
@@ -36,8 +37,10 @@ use crate::{
 };
 
 /// What the webhook port takes at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// Who may speak to the port at all. Default everybody: signatures decide.
+    pub sources: Sources,
     /// Bytes of one body, counted while reading. Default 1 MiB: some two thousand events, far
     /// above any batch.
     pub body_bytes_max: usize,
@@ -61,6 +64,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            sources: Sources::default(),
             body_bytes_max: 1024 * 1024,
             bodies_bytes_max: 64 * 1024 * 1024,
             verifications_max: 1024,

@@ -79,7 +79,11 @@ async fn answer<B: Buf>(
     // What is not UTF-8 is no app id.
     let handled = match &decoded {
         Ok(app) => {
-            tokio::time::timeout(timeout, handle(shared, app.as_deref(), &request, body)).await
+            tokio::time::timeout(
+                timeout,
+                handle(shared, app.as_deref(), &request, peer, body),
+            )
+            .await
         }
         Err(_) => Ok(Err(Error::AppUnknown)),
     };
@@ -98,8 +102,11 @@ async fn handle<B: Buf>(
     shared: &Shared,
     app: Option<&str>,
     request: &Request,
+    peer: Option<Peer>,
     body: impl Stream<Item = Result<B, warp::Error>> + Send,
 ) -> Result<Outcome, Error> {
+    let peer = peer.map(|Peer(address)| address);
+    shared.options.sources.admit(peer, &request.headers)?;
     match request.method {
         Method::GET => challenge::answer(shared, app, &request.query).map(Outcome::Challenge),
         Method::POST => {

@@ -6,6 +6,7 @@
 //! | 200 | `{"challenge":N}`, or the whole batch is durable: `{"accepted":A,"duplicates":D}` |
 //! | 400 | an activation challenge without what is documented |
 //! | 401 | wrong verification token; signature missing, repeated, malformed or of no known key |
+//! | 403 | a source address that is not allowed |
 //! | 404 | another path, or an app that is not configured |
 //! | 405 | neither GET nor POST |
 //! | 411 | a POST without a length |
@@ -85,6 +86,8 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
         // Scanners of the internet.
         Error::PathUnknown
+        | Error::SourceRefused { .. }
+        | Error::SourceUnknown
         | Error::MethodUnknown
         | Error::AppUnknown
         | Error::ContentTypeUnknown
@@ -132,6 +135,11 @@ fn row(error: &Error) -> Row {
             StatusCode::NOT_FOUND,
             "path_unknown",
             "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
+        ),
+        Error::SourceRefused { .. } | Error::SourceUnknown => never(
+            StatusCode::FORBIDDEN,
+            "source_refused",
+            "requests from this address are not taken here",
         ),
         Error::MethodUnknown => never(
             StatusCode::METHOD_NOT_ALLOWED,

@@ -13,7 +13,7 @@ use base64::{
 use rsa::{
     RsaPrivateKey,
     pkcs1::DecodeRsaPrivateKey as _,
-    pkcs8::DecodePrivateKey as _,
+    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding},
     pss::BlindedSigningKey,
     rand_core::OsRng,
     signature::{RandomizedSigner as _, SignatureEncoding as _},
@@ -174,6 +174,15 @@ impl SigningKey {
             .or_else(|_| RsaPrivateKey::from_pkcs1_pem(pem))
             .map_err(|_| Error::Pem)?;
         Self::new(key)
+    }
+
+    /// The key as PKCS#8 PEM, which [`SigningKey::from_pem`] reads. It is as secret as the key.
+    ///
+    /// # Errors
+    /// [`Error::Pem`], which a valid key does not meet.
+    pub fn to_pem(&self) -> Result<String, Error> {
+        let pem = self.inner.key.to_pkcs8_pem(LineEnding::LF);
+        pem.map(|pem| pem.to_string()).map_err(|_| Error::Pem)
     }
 
     fn new(key: RsaPrivateKey) -> Result<Self, Error> {

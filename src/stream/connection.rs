@@ -299,11 +299,22 @@ impl Stream {
         end_stream(send, &session.give_up(waited))
     }
 
-    /// Sends any other body.
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended when the
+    /// server drains, a moment after it could say so.
     async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
         let mut body = pin!(body);
+        let draining = self.connections.draining.clone();
+        let mut over = pin!(async {
+            draining.cancelled().await;
+            sleep(DRAIN_ROOM_TIMEOUT).await;
+        });
         loop {
             let frame = tokio::select! {
+                () = &mut over => {
+                    let retry_after = self.connections.options.drain_retry_after();
+                    let failure = Failure::Draining { retry_after, cursor: None };
+                    return end_stream(send, &Err(failure));
+                }
                 frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
                 _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
             };

@@ -18,7 +18,9 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower_service::Service;
 
-use super::{body::SessionBody, notice, request::Plan, session::Session, shared::Shared};
+use super::{
+    body::SessionBody, notice, request::Plan, session::Session, shared::Shared, status::Failure,
+};
 use crate::proto::{GetRangeRequest, GetRangeResponse, SubscribeRequest, SubscribeResponse};
 
 const SUBSCRIBE: &str = "/prelude.bridge.v1.EventService/Subscribe";
@@ -72,7 +74,10 @@ impl Service<Request<Body>> for EventService {
                         .unary(GetRange(shared), request)
                         .await
                 }
-                path => Status::unimplemented(format!("there is no RPC {path}")).into_http(),
+                path => {
+                    let path = path.to_owned();
+                    Status::from(&Failure::Rpc { path }).into_http()
+                }
             })
         })
     }
@@ -80,19 +85,12 @@ impl Service<Request<Body>> for EventService {
 
 async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Session, Status> {
     let (parts, body) = request.into_parts();
-    let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
-    let request_bytes_max = shared.options.request_bytes_max;
-    let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
-    let request = messages
-        .message()
-        .await?
-        .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
     let peer = parts
         .extensions
         .get::<Peer>()
         .map_or("unknown", |Peer(peer)| peer);
     let opened = async {
-        let plan = Plan::new(request)?;
+        let plan = Plan::new(message(&shared, body).await?)?;
         let registration = shared.registry.admit(&plan, peer)?;
         Session::open(Arc::clone(&shared), plan, registration).await
     };
@@ -101,6 +99,25 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
         shared.registry.refused(failure.reason());
         Status::from(&failure)
     })
+}
+
+/// Reads the one message of a request.
+async fn message(shared: &Shared, body: Body) -> Result<SubscribeRequest, Failure> {
+    let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
+    let request_bytes_max = shared.options.request_bytes_max;
+    let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
+    let waited = shared.options.header_timeout;
+    match tokio::time::timeout(waited, messages.message()).await {
+        Ok(Ok(Some(request))) => Ok(request),
+        Ok(Ok(None)) => Err(Failure::Message {
+            description: "it has no message".to_owned(),
+        }),
+        // Too large, or not protobuf. tonic would call some of that INTERNAL, but it is no bug.
+        Ok(Err(status)) => Err(Failure::Message {
+            description: status.message().to_owned(),
+        }),
+        Err(_) => Err(Failure::MessageTimeout { waited }),
+    }
 }
 
 fn stream(session: Session) -> Response<Body> {

@@ -29,10 +29,18 @@ impl Services {
         health
             .set_service_status(name, tonic_health::ServingStatus::Serving)
             .await;
+        // Left to itself, each version of reflection would list itself only.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
+                .include_reflection_service(false)
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // Generic clients show the details of an error only if they can look them up.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(
+                    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+                )
         };
         let routes = Routes::new(EventService(Arc::clone(shared)))
             .add_service(health_service)

@@ -26,6 +26,9 @@ use crate::{
 /// on their way from the disk.
 const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
 
+/// How long a stream that has more to send goes on once the server drains.
+const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
+
 /// How much of the log a catching-up subscriber reads at once, in bytes: enough to keep reads from
 /// being the cost, little enough that thousands can catch up together.
 const READ_BYTES_MAX: usize = 512 * 1024;
@@ -49,6 +52,7 @@ pub(super) struct Session {
     found: Option<Found>,
     notices: VecDeque<Vec<u8>>,
     progress_at: Instant,
+    drain_by: Option<Instant>,
     end: Option<Result<(), Failure>>,
 }
 
@@ -127,6 +131,7 @@ impl Session {
             found: None,
             notices: start.notices,
             progress_at: Instant::now() + plan.progress_interval,
+            drain_by: None,
             end: None,
             plan,
             shared,
@@ -136,9 +141,7 @@ impl Session {
     /// Waits until there is something to take. Gives up nothing when it is dropped.
     pub(super) async fn ready(&mut self) {
         loop {
-            if self.end.is_none() && self.draining.is_cancelled() {
-                self.drain();
-            }
+            let is_draining = self.is_draining();
             if self.has_something() {
                 return;
             }
@@ -146,6 +149,7 @@ impl Session {
                 Moved::Ready => return,
                 // A sparse filter can have far to go: let others run in between.
                 Moved::On => tokio::task::coop::consume_budget().await,
+                Moved::Read | Moved::Wait if is_draining => self.drain(),
                 Moved::Read => self.read().await,
                 Moved::Wait => self.wait().await,
             }
@@ -154,6 +158,21 @@ impl Session {
                     .push_back(notice::progress(self.position, self.head()));
             }
         }
+    }
+
+    /// Whether the server drains. What is at hand by then is still sent, so that a client's cursor
+    /// covers what the server took last, but not for long.
+    fn is_draining(&mut self) -> bool {
+        if self.end.is_some() || !self.draining.is_cancelled() {
+            return false;
+        }
+        let drain_by = *self
+            .drain_by
+            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX);
+        if Instant::now() >= drain_by {
+            self.drain();
+        }
+        true
     }
 
     /// The fewest bytes that [`take`](Self::take) can give next.

@@ -15,6 +15,12 @@ use crate::{
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "prelude-bridge";
 
+/// How many faults of a filter the details list. A filter can have over a thousand, but a status
+/// travels in trailers, and clients take as little as 8 KiB of those.
+const FAULTS_LISTED_MAX: usize = 32;
+/// How many of them the message lists. It travels twice: by itself, and again in the details.
+const FAULTS_IN_MESSAGE_MAX: usize = 8;
+
 /// Why a call ends with another status than OK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -26,6 +32,21 @@ pub(super) enum Failure {
         field: &'static str,
         /// What is wrong, and what would be right.
         description: String,
+    },
+    /// There is no message in the request, or what is there is none.
+    Message {
+        /// What is wrong.
+        description: String,
+    },
+    /// The message of the request did not come.
+    MessageTimeout {
+        /// How long was waited for it.
+        waited: Duration,
+    },
+    /// There is no such RPC.
+    Rpc {
+        /// What was called.
+        path: String,
     },
     /// A text in the request is no cursor.
     CursorMalformed {
@@ -82,7 +103,9 @@ impl Failure {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Filter(_) => "FILTER_INVALID",
-            Self::Request { .. } => "REQUEST_INVALID",
+            Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
+            Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
+            Self::Rpc { .. } => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
             Self::CursorForeign { fault, .. } => match fault {
                 CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
@@ -100,9 +123,12 @@ impl Failure {
     #[must_use]
     pub(super) fn code(&self) -> Code {
         match self {
-            Self::Filter(_) | Self::Request { .. } | Self::CursorMalformed { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::CursorMalformed { .. } => Code::InvalidArgument,
+            Self::MessageTimeout { .. } => Code::DeadlineExceeded,
+            Self::Rpc { .. } => Code::Unimplemented,
             Self::CursorForeign { .. } => Code::FailedPrecondition,
             Self::CursorExpired { .. } => Code::OutOfRange,
             Self::Streams { .. } | Self::SlowConsumer { .. } => Code::ResourceExhausted,
@@ -113,10 +139,20 @@ impl Failure {
     fn message(&self) -> String {
         match self {
             Self::Filter(faults) => {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                format!("the filter is not valid: {}", faults.join("; "))
+                let listed = faults.iter().take(FAULTS_IN_MESSAGE_MAX);
+                let listed: Vec<String> = listed.map(ToString::to_string).collect();
+                let more = match faults.len().saturating_sub(FAULTS_IN_MESSAGE_MAX) {
+                    0 => String::new(),
+                    more => format!("; and {more} more"),
+                };
+                format!("the filter is not valid: {}{more}", listed.join("; "))
             }
             Self::Request { field, description } => format!("{field}: {description}"),
+            Self::Message { description } => format!("the request cannot be read: {description}"),
+            Self::MessageTimeout { waited } => {
+                format!("the request did not come within {} s", waited.as_secs())
+            }
+            Self::Rpc { path } => format!("there is no RPC {path}"),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
             Self::CursorForeign { field, fault, .. } => format!(
                 "{field}: {fault}; start from earliest, or from a time that is safely processed"
@@ -153,6 +189,9 @@ impl Failure {
             }
             Self::Filter(_)
             | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
             | Self::CursorMalformed { .. }
             | Self::Streams { .. } => Vec::new(),
         };
@@ -164,15 +203,24 @@ impl Failure {
 
     fn violations(&self) -> Vec<FieldViolation> {
         match self {
-            Self::Filter(faults) => faults
-                .iter()
-                .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
-                .collect(),
+            Self::Filter(faults) => {
+                let listed = faults.iter().take(FAULTS_LISTED_MAX);
+                let more = faults.len().saturating_sub(FAULTS_LISTED_MAX);
+                let more = (more > 0)
+                    .then(|| FieldViolation::new("filter", format!("has {more} more faults")));
+                listed
+                    .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
+                    .chain(more)
+                    .collect()
+            }
             Self::Request { field, description } => vec![FieldViolation::new(*field, description)],
             Self::CursorMalformed { field, error } => {
                 vec![FieldViolation::new(*field, error.to_string())]
             }
-            Self::CursorForeign { .. }
+            Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
+            | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
             | Self::Streams { .. }
             | Self::SlowConsumer { .. }
@@ -189,6 +237,9 @@ impl Failure {
             Self::Streams { .. } => Some(Duration::from_secs(1)),
             Self::Filter(_)
             | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc { .. }
             | Self::CursorMalformed { .. }
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
@@ -246,6 +297,54 @@ mod tests {
         );
         assert_eq!(info.metadata["earliest"], cursor(4).to_string());
         assert_eq!(info.metadata["head"], cursor(9).to_string());
+    }
+
+    #[test]
+    fn the_worst_of_filters_is_told_within_what_clients_take() {
+        // The longest field name with the longest problem, in every place, and too many entries.
+        let entries = vec!["**.x".to_owned(); filter::ENTRIES_MAX + 1];
+        let spec = filter::Spec {
+            types: entries.clone(),
+            exclude_types: entries,
+            app_ids: vec!["x".repeat(300); filter::ENTRIES_MAX + 1],
+            user_ids: vec![String::new(); filter::ENTRIES_MAX + 1],
+        };
+        let mut faults = filter::Filter::compile(&spec).unwrap_err();
+        assert_eq!(faults.len(), 4 * (filter::ENTRIES_MAX + 1));
+        faults.sort_by_key(|fault| std::cmp::Reverse(fault.to_string().len()));
+        let status = Status::from(&Failure::Filter(faults));
+
+        let message = status.message();
+        assert!(message.ends_with("; and 1020 more"), "{message}");
+        let details = status.get_error_details();
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations.len(), FAULTS_LISTED_MAX + 1);
+        let last = violations.last().unwrap();
+        assert_eq!(
+            (last.field.as_str(), last.description.as_str()),
+            ("filter", "has 996 more faults")
+        );
+        let response = status.into_http::<()>();
+        let bytes = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            // As HTTP/2 counts a list of headers: RFC 9113, section 6.5.2.
+            name.as_str().len() + value.len() + 32
+        };
+        let trailer_bytes: usize = response.headers().iter().map(bytes).sum();
+        assert!(trailer_bytes < 8 * 1024, "{trailer_bytes}");
+    }
+
+    #[test]
+    fn a_few_faults_are_all_told() {
+        let spec = filter::Spec {
+            types: vec![String::new(); FAULTS_IN_MESSAGE_MAX],
+            ..filter::Spec::default()
+        };
+        let faults = filter::Filter::compile(&spec).unwrap_err();
+        let status = Status::from(&Failure::Filter(faults));
+        assert!(!status.message().contains("more"), "{}", status.message());
+        let details = status.get_error_details();
+        let listed = details.bad_request().unwrap().field_violations.len();
+        assert_eq!(listed, FAULTS_IN_MESSAGE_MAX);
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Bridge {
 
     /// Everything that a subscription gives until it ends.
     async fn collect(&self, request: SubscribeRequest) -> Collected {
-        self.subscribe(request).await.unwrap().to_end().await
+        self.subscribe(request).await.unwrap().collect().await
     }
 
     fn cursor(&self, sequence: u64) -> String {
@@ -141,7 +141,7 @@ impl Collector {
         self.next().await.notice.expect("a notice")
     }
 
-    async fn to_end(mut self) -> Collected {
+    async fn collect(mut self) -> Collected {
         let mut collected = Collected::default();
         let all = async {
             while let Some(response) = self.stream.next().await {
@@ -258,7 +258,7 @@ async fn every_start_meets_every_stop() {
                 // Only live events complete it; they are taken from a bridge of their own.
                 continue;
             }
-            let collected = stream.to_end().await;
+            let collected = stream.collect().await;
             assert!(collected.end.is_none(), "{case}: {:?}", collected.end);
             let expected: Vec<u64> = (*first..=last).collect();
             assert_eq!(collected.sequences(), expected, "{case}");
@@ -290,9 +290,9 @@ async fn live_events_complete_a_count_and_a_time() {
     };
     let timed = bridge.subscribe(request).await.unwrap();
     bridge.append(3, 9).await;
-    assert_eq!(counted.to_end().await.sequences(), [3, 4, 5]);
+    assert_eq!(counted.collect().await.sequences(), [3, 4, 5]);
     assert_eq!(
-        timed.to_end().await.sequences(),
+        timed.collect().await.sequences(),
         (3..=9).collect::<Vec<u64>>()
     );
 }
@@ -318,7 +318,7 @@ async fn a_start_in_the_future_leaves_out_what_comes_before_it() {
         last += 1;
         bridge.append_one(last).await;
     }
-    let collected = stream.to_end().await;
+    let collected = stream.collect().await;
     let received = collected.events[0].received_at.unwrap();
     assert!((received.seconds, received.nanos) >= (at.seconds, at.nanos));
     assert!(collected.events[0].sequence > 1);
@@ -496,7 +496,7 @@ async fn a_subscriber_that_stops_reading_disturbs_nobody_and_loses_nothing() {
         .await
         .unwrap();
     bridge.append(1, 5_000).await;
-    assert_eq!(other.to_end().await.events.len(), 5_000);
+    assert_eq!(other.collect().await.events.len(), 5_000);
     let mut sequences = Vec::new();
     let mut fell_behind = false;
     while sequences.len() < 5_000 {
@@ -532,7 +532,7 @@ async fn a_client_that_does_not_read_is_ended_with_its_cursor() {
     while bridge.streams.snapshot().open > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let collected = stalled.to_end().await;
+    let collected = stalled.collect().await;
     let status = collected.end.clone().expect("a status");
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(reason(&status), "SLOW_CONSUMER");
@@ -569,7 +569,7 @@ async fn an_event_larger_than_any_window_arrives_whole() {
         ..Default::default()
     };
     let stream = client.subscribe(request).await.unwrap().into_inner();
-    let collected = Collector { stream }.to_end().await;
+    let collected = Collector { stream }.collect().await;
     assert_eq!(collected.sequences(), [1, 2, 3]);
     assert_eq!(collected.events[0].raw_json.len(), 900_012);
 }
@@ -684,7 +684,7 @@ async fn a_drain_gives_every_stream_its_cursor() {
     }
     bridge.streams.drain().await;
     for stream in streams {
-        let collected = stream.to_end().await;
+        let collected = stream.collect().await;
         assert!(matches!(
             collected.notices.last(),
             Some(Notice::Draining(_))
@@ -697,6 +697,72 @@ async fn a_drain_gives_every_stream_its_cursor() {
         );
         assert!(status.get_error_details().retry_info().is_some());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_the_health_does_not_hold_up_a_drain() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let bridge = Bridge::start().await;
+    let channel = Channel::builder(format!("http://{}", bridge.address).parse().unwrap());
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let request = HealthCheckRequest::default();
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    let serving = tonic_health::ServingStatus::Serving as i32;
+    assert_eq!(watch.next().await.unwrap().unwrap().status, serving);
+    let drained = tokio::time::timeout(Duration::from_secs(30), bridge.streams.drain()).await;
+    assert!(drained.is_ok());
+    let not_serving = tonic_health::ServingStatus::NotServing as i32;
+    assert_eq!(watch.next().await.unwrap().unwrap().status, not_serving);
+    let end = watch.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (end.code(), reason(&end).as_str()),
+        (Code::Unavailable, "DRAINING")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_none_is_the_callers_fault() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let options = Options {
+        header_timeout: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let bridge =
+        Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
+    let socket = tokio::net::TcpStream::connect(bridge.address)
+        .await
+        .unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let too_long = [&[0, 0, 1, 0, 1][..], &[0; 65_537]].concat();
+    for (body, ends, expected) in [
+        (
+            vec![0, 0, 0, 0, 3, 0xff, 0xff, 0xff],
+            true,
+            "REQUEST_INVALID",
+        ),
+        (Vec::new(), true, "REQUEST_INVALID"),
+        (too_long, true, "REQUEST_INVALID"),
+        (vec![0, 0, 0, 0, 9], false, "REQUEST_TIMEOUT"),
+    ] {
+        let mut client = client.clone().ready().await.unwrap();
+        let uri = "http://bridge/prelude.bridge.v1.EventService/Subscribe";
+        let request = http::Request::post(uri)
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
+        let (response, mut send) = client.send_request(request, false).unwrap();
+        send.send_data(body.into(), ends).unwrap();
+        let response = response.await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(reason(&status), expected);
+    }
+    // Not even HTTP: the connection is closed, not kept.
+    let mut silent = tokio::net::TcpStream::connect(bridge.address)
+        .await
+        .unwrap();
+    silent.write_all(b"P").await.unwrap();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

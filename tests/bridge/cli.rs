@@ -27,7 +27,17 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 6] = ["serve", "tail", "demo", "config", "completions", "man"];
+const COMMANDS: [&str; 9] = [
+    "serve",
+    "tail",
+    "trigger",
+    "demo",
+    "doctor",
+    "webhook",
+    "config",
+    "completions",
+    "man",
+];
 
 #[test]
 fn help_is_data_and_names_every_command() {
@@ -49,6 +59,10 @@ fn help_of_every_command_teaches_by_example() {
         &["serve"][..],
         &["tail"],
         &["demo"],
+        &["trigger"],
+        &["doctor"],
+        &["webhook", "setup"],
+        &["webhook", "list"],
         &["config", "show"],
         &["config", "check"],
         &["completions"],

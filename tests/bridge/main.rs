@@ -1,8 +1,23 @@
 //! The whole program, from outside.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod admin;
+mod catch_up;
 mod cli;
 mod configuration;
+mod disk;
+mod doctor;
+mod drain;
+mod durability;
+mod grpc;
+mod grpc_status;
+mod grpc_web;
+mod http;
+mod keys;
+mod setup;
 mod signatures;
 mod simulator;
+mod support;
 mod tail;
+mod tools;
+mod trigger;

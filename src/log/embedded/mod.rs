@@ -6,6 +6,7 @@
 
 mod checkpointer;
 mod ids;
+mod inspect;
 mod queue;
 mod readers;
 mod retention;
@@ -28,10 +29,13 @@ use futures_util::future::BoxFuture;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-pub use self::schema::OpenError;
 use self::{
     checkpointer::Gate, ids::Ids, queue::Queue, readers::Readers, retention::Retention,
     schema::Directory, writer::Writer,
+};
+pub use self::{
+    inspect::{Inspection, inspect},
+    schema::OpenError,
 };
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,

@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// The database in the data directory.
-const DATABASE_FILE: &str = "log.sqlite3";
+pub(super) const DATABASE_FILE: &str = "log.sqlite3";
 /// Locked while a process uses the directory.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
@@ -63,7 +63,11 @@ const TABLES: &str = "
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory or a file in it cannot be created, locked or flushed.
-    #[error("cannot use the data directory {}: {source}", path.display())]
+    #[error(
+        "cannot use the data directory {}: {source}; make it a directory that this user may write \
+         to, or choose another with --data-dir",
+        path.display()
+    )]
     Directory {
         /// What could not be used.
         path: PathBuf,
@@ -171,16 +175,21 @@ fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path)?;
-    // A directory is durable when the one that it is in was flushed.
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
+    // A directory is durable when the one that it is in was flushed: so for each that is new.
+    for directory in missing {
+        match directory.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent)?,
+            _ => sync_directory(Path::new("."))?,
+        }
     }
+    Ok(())
 }
 
 /// Opens a file for us alone, and creates it where there is none.
@@ -228,7 +237,7 @@ pub(super) fn open_writer(
     let new_term = group::new_term()?;
     create_tables(&mut connection, new_log, now).map_err(database_error)?;
     let state = begin_term(&mut connection, new_term).map_err(database_error)?;
-    check_ends(&connection, &state)
+    check_ends(&connection, state.range)
         .map_err(database_error)?
         .map_err(|reason| OpenError::Damaged {
             path: path.to_owned(),
@@ -256,7 +265,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => OpenError::NotALog { path },
@@ -269,7 +278,7 @@ fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
 }
 
 /// Refuses what is not ours before anything is changed.
-fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let number = |sql| {
         connection
             .query_row(sql, [], |row| row.get::<_, i64>(0))
@@ -390,8 +399,10 @@ fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State
 
 /// Checks that the first and the last block are what and where they should be. The blocks between
 /// them are checked when they are read.
-fn check_ends(connection: &Connection, state: &State) -> rusqlite::Result<Result<(), String>> {
-    let range = state.range;
+pub(super) fn check_ends(
+    connection: &Connection,
+    range: Range,
+) -> rusqlite::Result<Result<(), String>> {
     for order in ["ASC", "DESC"] {
         let end = connection
             .query_row(

@@ -1,0 +1,22 @@
+# The commands of this project. `make` alone lists them.
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: tools ## Check everything: format, lints, docs, contract, dependencies, tests
+	@scripts/test
+
+.PHONY: tools
+tools: ## Install what the checks need beside Rust, below target/tools
+	@scripts/tools
+
+.PHONY: demo
+demo: ## Watch events go from a simulated Prelude to the terminal, until Ctrl-C
+	cargo run --release --locked -- demo
+
+# In the aged case a log remembers this many ids: fewer than the default, to be quick.
+.PHONY: bench
+bench: ## Run the micro-benchmarks, quickly: figures to look at, not to publish
+	BENCH_IDS=100000 cargo bench --locked -- --quick

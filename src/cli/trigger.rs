@@ -1,0 +1,227 @@
+//! `trigger`: one signed event, now, to a bridge that trusts the simulator's key. Owns its flags and
+//! what the bridge's answer means; the event, its signature and the POST are the simulator's.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use clap::{ValueEnum, builder::NonEmptyStringValueParser};
+use serde_json::{Map, Value, json};
+
+use super::{
+    exit::{self, Exit, Failure},
+    signing_key,
+};
+use crate::simulator::{
+    AppOptions, Batch, Error, Event, EventType, Options, SigningKey, Simulator, delivery::Answer,
+    ledger::AttemptResult, options::DEFAULT_APP_ID,
+};
+
+/// As large as the body of a delivery may be.
+const PAYLOAD_BYTES_MAX: u64 = 1024 * 1024;
+
+/// `trigger`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The event's type: one of the seven, or any with --file
+    #[arg(value_name = "TYPE", value_parser = NonEmptyStringValueParser::new())]
+    event_type: String,
+
+    /// Take the payload from this JSON file instead of inventing one
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// The bridge's webhook URL; `{app}` in it becomes the app's id
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080/webhooks/{app}"
+    )]
+    to: String,
+
+    /// The app whose event it is
+    #[arg(
+        long,
+        value_name = "APP_ID",
+        env = "PRELUDE_BRIDGE_APP_ID",
+        default_value = DEFAULT_APP_ID
+    )]
+    app: String,
+
+    /// Sign with the RSA key in this PEM file [default: this user's own, as `simulate` does]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    /// Write the key set to this file, for the `jwks_file` of a bridge that is to trust it
+    #[arg(long, value_name = "FILE")]
+    jwks_out: Option<PathBuf>,
+
+    /// How to print what came of it
+    #[arg(long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// A sentence
+    Human,
+    /// One JSON object
+    Json,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  To a bridge that was started for `prelude-bridge simulate` on this machine:
+    prelude-bridge trigger user.created
+  With a payload of your own:
+    prelude-bridge trigger user.profile.updated --file payload.json
+  To a bridge without a simulator, which is given the key first:
+    prelude-bridge trigger user.created --jwks-out jwks.json
+    PRELUDE_BRIDGE_JWKS_FILE=jwks.json PRELUDE_BRIDGE_APP_ID=54e9ujn PRELUDE_BRIDGE_VERIFICATION_TOKEN=trial prelude-bridge serve
+  To a type that nobody documented yet:
+    prelude-bridge trigger user.mood.changed --file payload.json --to http://127.0.0.1:8080/webhooks
+
+Exit codes: 0 the event is in the log, 1 the bridge refused it, 2 bad usage, 3 nobody answers.";
+
+/// Runs the command.
+///
+/// # Errors
+/// A type, payload or key that cannot be used, a bridge that does not answer, or one that refuses.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let known: Result<EventType, _> = args.event_type.parse();
+    let payload = args.file.as_deref().map(read_payload).transpose()?;
+    let template = match (&known, &payload) {
+        (Ok(known), _) => *known,
+        (Err(_), Some(_)) => EventType::UserCreated,
+        (Err(error), None) => {
+            return Err(Failure::new(Exit::Usage, error)
+                .help("another type needs its payload, with --file"));
+        }
+    };
+    let key = args.signing_key()?;
+    let options = Options {
+        apps: vec![AppOptions::with_keys(&args.app, vec![key])],
+        ..Options::default()
+    };
+    let simulator = Simulator::start(options).await.map_err(explain)?;
+    if let Some(path) = &args.jwks_out {
+        let set = simulator.jwks(&args.app).map_err(explain)?;
+        std::fs::write(path, format!("{set:#}\n")).map_err(|error| {
+            let cause = format!(
+                "the key set cannot be written to {}: {error}",
+                path.display()
+            );
+            Failure::new(Exit::Usage, cause).help("check the directory of `--jwks-out`")
+        })?;
+    }
+    let mut events = simulator
+        .events(&args.app, 1, &[template])
+        .map_err(explain)?;
+    for event in &mut events {
+        event.event_type.clone_from(&args.event_type);
+        if let Some(payload) = &payload {
+            event.payload.clone_from(payload);
+        }
+    }
+    let batch = Batch::encode(&args.app, &events, simulator.wire().item)
+        .map_err(|error| explain(error.into()))?;
+    let url = args.to.replace("{app}", &args.app);
+    let posted = simulator.post(&url, &batch).await;
+    simulator.stop().await;
+    args.report(&events, &posted.map_err(explain)?)
+}
+
+impl Args {
+    fn signing_key(&self) -> Result<SigningKey, Failure> {
+        match (&self.key, signing_key::own_path()) {
+            (Some(path), _) => signing_key::read(path),
+            (None, Some(path)) => signing_key::own(&path),
+            (None, None) => Err(Failure::new(Exit::Usage, "this user has no home for a key")
+                .help("name a PEM file with an RSA private key with `--key`")),
+        }
+    }
+
+    fn report(&self, events: &[Event], answer: &Answer) -> Result<(), Failure> {
+        let status = answer.status.as_u16();
+        let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        if status != 200 {
+            let message = said.pointer("/error/message").and_then(Value::as_str);
+            let cause = format!(
+                "the bridge answered {status}: {}",
+                message.unwrap_or("nothing")
+            );
+            return Err(Failure::new(Exit::Failed, cause).help(remedy(status)));
+        }
+        let id = events.iter().find_map(|event| event.id.as_deref());
+        exit::print(&match self.output {
+            Output::Human => {
+                let named = id.map(|id| format!(" {id}")).unwrap_or_default();
+                format!(
+                    "{}{named} is in the log\n",
+                    exit::one_line(&self.event_type)
+                )
+            }
+            Output::Json => {
+                let whole = json!({
+                    "type": self.event_type,
+                    "id": id,
+                    "app_id": self.app,
+                    "status": status,
+                    "accepted": said.get("accepted"),
+                    "duplicates": said.get("duplicates"),
+                });
+                format!("{whole}\n")
+            }
+        })
+    }
+}
+
+fn read_payload(path: &Path) -> Result<Map<String, Value>, Failure> {
+    let fault = |cause: String| {
+        Failure::new(Exit::Usage, format!("{}: {cause}", path.display()))
+            .help("give a file with one JSON object: the members of the event's `payload`")
+    };
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(PAYLOAD_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(|error| fault(error.to_string()))?;
+    if text.len() as u64 > PAYLOAD_BYTES_MAX {
+        return Err(fault(format!(
+            "it is larger than {PAYLOAD_BYTES_MAX} bytes"
+        )));
+    }
+    // The parser's message has a line and a column, and nothing of the payload.
+    serde_json::from_str(&text).map_err(|error| fault(error.to_string()))
+}
+
+/// What a refusal most likely means.
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 => {
+            "the bridge does not trust this key: start it with the command that `prelude-bridge \
+             simulate` prints, or give it the key set that --jwks-out writes as its `jwks_file`"
+        }
+        403 => "the bridge's `allowed_sources` leaves this machine out",
+        404 => "name the bridge's app with --app and its webhook URL with --to",
+        429 | 503 => "try again: the bridge's log says what it waits for",
+        _ => "the bridge's log says why",
+    }
+}
+
+fn explain(error: Error) -> Failure {
+    let (exit, help) = match &error {
+        Error::NoAnswer(AttemptResult::Unreachable | AttemptResult::TimedOut) => (
+            Exit::Unreachable,
+            "start the bridge, and name its webhook URL with --to",
+        ),
+        Error::NoAnswer(_) => (Exit::Unreachable, "check where the URL of --to leads"),
+        Error::Options(_) => (Exit::Usage, "check the id given with --app"),
+        _ => (
+            Exit::Failed,
+            "try again; if it stays, it is a fault of this program",
+        ),
+    };
+    Failure::new(exit, error).help(help)
+}

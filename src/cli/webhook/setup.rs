@@ -1,0 +1,239 @@
+//! `webhook setup`: from nothing to an active webhook, each step only where it is needed.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    Access, App, Output, Wanted, is_failed_challenge, not_activated, refused, table, token,
+};
+use crate::{
+    cli::exit::{self, Exit, Failure},
+    config::{self, Secret, TokenSource, parse_duration},
+    management::{
+        Client, Webhook,
+        challenge::{self, Finding},
+    },
+};
+
+/// How often the bridge is asked whether it is there by now.
+const ASK_PAUSE: Duration = Duration::from_millis(500);
+
+/// `webhook setup`
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    wanted: Wanted,
+
+    /// How long to wait for a bridge that does not answer yet
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    wait: Duration,
+
+    #[command(flatten)]
+    access: Access,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  One app without a file; `serve` with the same variable finds the token:
+    export PRELUDE_API_TOKEN=…
+    export PRELUDE_BRIDGE_APP_ID=54e9ujn
+    prelude-bridge webhook setup --url https://example.com/webhooks
+  An app of a file, which says where the token is kept:
+    prelude-bridge webhook setup --config prelude-bridge.toml --app 54e9ujn --url https://example.com/webhooks/{app}
+  Against the simulator:
+    PRELUDE_API_TOKEN=simulated-management-key prelude-bridge webhook setup --api-url http://127.0.0.1:7070 --app 54e9ujn --url http://127.0.0.1:8080/webhooks/54e9ujn
+
+Exit codes: 0 the webhook is active, 1 Prelude refused or could not activate it, 2 bad usage or
+configuration, 3 Prelude's API cannot be reached, 4 it refused the management key.";
+
+/// Runs the command.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let Args {
+        wanted,
+        wait,
+        access,
+    } = args;
+    let app = access.app()?;
+    let url = wanted.url(&app)?;
+    access.check_reach(&url)?;
+    // Before a token is made for nothing.
+    let client = access.client(&app)?;
+    let mut changes = Changes(Vec::new());
+    let token = token_of(&app, &mut changes)?;
+    let events = wanted.events();
+    let setup = Setup {
+        client,
+        app,
+        url,
+        token,
+    };
+    let webhook = setup.register(&events, &mut changes).await?;
+    let webhook = setup.activate(webhook, wait, &mut changes).await?;
+    report(&access, &webhook, &changes.0)
+}
+
+/// The token, made if there is none, and only now the whole configuration: it names the token.
+fn token_of(app: &App, changes: &mut Changes) -> Result<Secret, Failure> {
+    let planned = config::planned_apps(&app.sources)?;
+    if let Some(planned) = planned.iter().find(|planned| planned.id == app.id)
+        && is_file_name(&planned.id)
+        && token::ensure(planned)?
+        && let TokenSource::File(path) = &planned.token_source
+    {
+        changes.add(format!(
+            "made a verification token in {}, where `serve` finds it",
+            path.display()
+        ));
+    }
+    app.token()
+}
+
+/// An id with a slash in it is refused with the configuration, before it names a file.
+fn is_file_name(id: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !id.is_empty() && id.chars().all(fits)
+}
+
+/// What was done. Said at once, so that it is known also where a later step fails.
+struct Changes(Vec<String>);
+
+impl Changes {
+    fn add(&mut self, change: String) {
+        exit::note(&change);
+        self.0.push(change);
+    }
+}
+
+struct Setup {
+    client: Client,
+    app: App,
+    url: String,
+    token: Secret,
+}
+
+impl Setup {
+    /// The webhook of this URL with at least these events: the one that is there, or a new one.
+    async fn register(&self, events: &[String], changes: &mut Changes) -> Result<Webhook, Failure> {
+        let webhooks = self.client.list().await.map_err(|error| refused(&error))?;
+        let mut same: Vec<Webhook> = webhooks
+            .into_iter()
+            .filter(|webhook| webhook.url == self.url)
+            .collect();
+        // The active one first; of several, the others get the same events again.
+        same.sort_by_key(|webhook| !webhook.active);
+        if same.len() > 1 {
+            exit::warn(&format!(
+                "{} webhooks have this URL, so events arrive as often (the bridge keeps them once): \
+                 delete all but one",
+                same.len()
+            ));
+        }
+        let Some(mut webhook) = same.into_iter().next() else {
+            let made = self.client.create(&self.url, self.token.expose(), events);
+            let webhook = made.await.map_err(|error| refused(&error))?;
+            changes.add(format!("created the webhook {}", webhook.id));
+            return Ok(webhook);
+        };
+        for event in events {
+            if webhook.events.contains(event) {
+                continue;
+            }
+            let added = self.client.add_event(&webhook.id, event).await;
+            webhook = added.map_err(|error| refused(&error))?;
+            changes.add(format!("added {event} to {}", webhook.id));
+        }
+        Ok(webhook)
+    }
+
+    /// Has it activated, for which the bridge has to answer; one that is not there yet is waited
+    /// for.
+    async fn activate(
+        &self,
+        webhook: Webhook,
+        wait: Duration,
+        changes: &mut Changes,
+    ) -> Result<Webhook, Failure> {
+        if webhook.active {
+            return Ok(webhook);
+        }
+        let deadline = Instant::now() + wait;
+        // A bridge that came up between Prelude's question and ours deserves another question.
+        let mut is_second_try = false;
+        loop {
+            let error = match self.client.activate(&webhook.id).await {
+                Ok(activated) => {
+                    let activated = self.confirm(activated, deadline).await?;
+                    changes.add(format!("activated it: {} met the challenge", self.url));
+                    return Ok(activated);
+                }
+                Err(error) if is_failed_challenge(&error) => error,
+                Err(error) => return Err(refused(&error)),
+            };
+            let mut finding = self.ask().await;
+            if finding.may_pass() && Instant::now() < deadline {
+                exit::note(&format!(
+                    "{finding}: waiting for `prelude-bridge serve` there"
+                ));
+                while finding.may_pass() && Instant::now() < deadline {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                    finding = self.ask().await;
+                }
+                is_second_try = false;
+            }
+            if finding != Finding::Met || is_second_try {
+                return Err(not_activated(&error, &finding).help(format!(
+                    "the webhook is registered: run this again when that is mended, or remove it \
+                     with `prelude-bridge webhook delete {}`",
+                    webhook.id
+                )));
+            }
+            is_second_try = true;
+        }
+    }
+
+    async fn ask(&self) -> Finding {
+        challenge::ask(&self.url, &self.app.id, self.token.expose()).await
+    }
+
+    /// Prelude's answer says that it is active, or its list does a little later.
+    async fn confirm(&self, activated: Webhook, deadline: Instant) -> Result<Webhook, Failure> {
+        let mut webhook = activated;
+        while !webhook.active {
+            if Instant::now() >= deadline {
+                let cause = format!(
+                    "Prelude took the activation of {}, but shows it as inactive",
+                    webhook.id
+                );
+                return Err(Failure::new(Exit::Failed, cause)
+                    .help("look again later with `prelude-bridge webhook list`"));
+            }
+            tokio::time::sleep(ASK_PAUSE).await;
+            let webhooks = self.client.list().await.map_err(|error| refused(&error))?;
+            let same = webhooks.into_iter().find(|other| other.id == webhook.id);
+            webhook = same.unwrap_or(webhook);
+        }
+        Ok(webhook)
+    }
+}
+
+fn report(access: &Access, webhook: &Webhook, changes: &[String]) -> Result<(), Failure> {
+    if changes.is_empty() {
+        exit::note("all was set up already; nothing was changed");
+    }
+    match access.output {
+        Output::Json => {
+            let whole = json!({
+                "changed": !changes.is_empty(),
+                "changes": changes,
+                "webhook": webhook,
+            });
+            exit::print(&format!("{whole}\n"))
+        }
+        Output::Human => {
+            let now = jiff::Timestamp::now();
+            exit::print(&table::table(std::slice::from_ref(webhook), now))
+        }
+    }
+}

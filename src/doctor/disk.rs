@@ -1,0 +1,161 @@
+//! The data directory and the log in it. Writes one temporary file, and nothing of the log.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::Check;
+use crate::{
+    config::{ByteSize, Config, Store},
+    event::UnixMicros,
+    log::embedded::{self, Inspection, OpenError},
+};
+
+/// Below this a log soon stops: it is the write-ahead log at its limit, four times over.
+const FREE_MIN: ByteSize = ByteSize::mib(256);
+/// Prelude waits 10 s for several of these.
+const SYNC_MAX: Duration = Duration::from_secs(1);
+
+const DIRECTORY: &str = "data directory";
+const LOG: &str = "log";
+
+/// What was found.
+pub(super) struct Disk {
+    pub(super) checks: Vec<Check>,
+    /// Whether a bridge uses it now.
+    pub(super) is_in_use: bool,
+    /// When the newest event was received.
+    pub(super) head_at: Option<UnixMicros>,
+}
+
+/// Looks at both.
+pub(super) fn examine(config: &Config) -> Disk {
+    if config.store == Store::Memory {
+        let found = "the store is memory, so nothing is kept on disk";
+        return Disk {
+            checks: [DIRECTORY, LOG]
+                .map(|name| Check::skipped(name, found))
+                .into(),
+            is_in_use: false,
+            head_at: None,
+        };
+    }
+    let inspected = embedded::inspect(&config.data_dir);
+    let is_in_use = matches!(inspected, Err(OpenError::InUse { .. }));
+    let head_at = match &inspected {
+        Ok(Some(inspection)) => inspection.range.head_at,
+        Ok(None) | Err(_) => None,
+    };
+    Disk {
+        checks: vec![directory(&config.data_dir), log(inspected)],
+        is_in_use,
+        head_at,
+    }
+}
+
+fn directory(data_dir: &Path) -> Check {
+    let shown = data_dir.display();
+    let (tried, note) = match existing(data_dir) {
+        Some(tried) if tried == data_dir => (tried, ""),
+        Some(tried) => (tried, ", and does not exist yet: `serve` makes it"),
+        None => (
+            PathBuf::from("."),
+            ", and does not exist yet: `serve` makes it",
+        ),
+    };
+    let remedy = "name a directory on a disk that this user can write to, with --data-dir";
+    let sync_took = match write_and_sync(&tried) {
+        Ok(took) => took,
+        Err(error) => {
+            let found = format!("{shown} cannot be written to: {error}");
+            return Check::fault(DIRECTORY, found, remedy);
+        }
+    };
+    if sync_took > SYNC_MAX {
+        let found = format!("{shown} takes {sync_took:.1?} to make a write durable");
+        let remedy =
+            "use a local disk: each delivery waits for such a write, and Prelude waits 10 s";
+        return Check::fault(DIRECTORY, found, remedy);
+    }
+    let free = match free_bytes(&tried) {
+        Ok(free) => free,
+        Err(error) => {
+            let found = format!("the free space of {shown} is not known: {error}");
+            return Check::fault(DIRECTORY, found, remedy);
+        }
+    };
+    let free_mib = free >> 20;
+    if free < FREE_MIN.0 {
+        return Check::fault(
+            DIRECTORY,
+            format!("{shown} has {free_mib} MiB left, of which a log needs at least {FREE_MIN}"),
+            "make room, or lower `retention.bytes_max`",
+        );
+    }
+    Check::good(
+        DIRECTORY,
+        format!(
+            "{shown} can be written to, syncs in {sync_took:.1?}, has {free_mib} MiB left{note}"
+        ),
+    )
+}
+
+/// The nearest directory above that is there.
+fn existing(data_dir: &Path) -> Option<PathBuf> {
+    let mut above = data_dir.ancestors();
+    let found = above.find(|path| path.symlink_metadata().is_ok());
+    found.map(Path::to_path_buf)
+}
+
+/// As a commit does: a new file, flushed, and its directory, too.
+fn write_and_sync(directory: &Path) -> io::Result<Duration> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".prelude-bridge-doctor-")
+        .tempfile_in(directory)?;
+    file.write_all(&[0; 4096])?;
+    let began = Instant::now();
+    file.as_file().sync_all()?;
+    File::open(directory)?.sync_all()?;
+    Ok(began.elapsed())
+}
+
+fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(directory)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
+    let error = match inspected {
+        Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
+        Ok(Some(Inspection { log, terms, range })) => {
+            let (count, earliest, head) = (range.event_count(), range.earliest, range.head);
+            let events = if count == 0 {
+                format!("no events, the next is {}", head.plus(1))
+            } else {
+                format!("{count} events, {earliest} to {head}")
+            };
+            let epoch = format!("epoch {:016x}, opened {terms} times", log.0);
+            return Check::good(LOG, format!("it opens: {events}; {epoch}"));
+        }
+        Err(OpenError::InUse { .. }) => {
+            return Check::good(LOG, "a bridge has it open, and is asked over gRPC below");
+        }
+        Err(error) => error,
+    };
+    let remedy = match &error {
+        OpenError::NotALog { .. } => "choose another directory with --data-dir",
+        OpenError::Newer { .. } => "run the release that wrote it, or a newer one",
+        OpenError::Damaged { .. } => {
+            "restore it from a backup, or begin anew in another directory and let consumers know"
+        }
+        OpenError::Directory { .. }
+        | OpenError::Database { .. }
+        | OpenError::InUse { .. }
+        | OpenError::Random(_)
+        | OpenError::Thread(_) => "check the permissions of the directory and its files",
+    };
+    Check::fault(LOG, error.to_string(), remedy)
+}

@@ -1,0 +1,285 @@
+//! Everything over a socket: key sets, the clock against others', ports, the public URL, gRPC.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+
+use super::Check;
+use crate::{
+    client,
+    config::{App, Config, KeySource},
+    event::UnixMicros,
+    management::{
+        challenge::{self, Finding},
+        is_loopback,
+    },
+    signature,
+};
+
+/// A clock that is off by more gives events wrong times; by minutes, TLS certificates wrong dates.
+const CLOCK_OFF_MAX: SignedDuration = SignedDuration::from_secs(30);
+/// How long anybody may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+const KEYS: &str = "keys";
+const CLOCK: &str = "clock";
+const PORTS: &str = "ports";
+const PUBLIC_URL: &str = "public URL";
+const GRPC: &str = "gRPC";
+
+/// Looks at all of it, in order.
+pub(super) async fn examine(
+    config: &Config,
+    public_url: &Option<String>,
+    is_running: bool,
+    head_at: Option<UnixMicros>,
+    checks: &mut Vec<Check>,
+) {
+    for app in &config.apps {
+        checks.push(keys(app).await.of_app(&app.id));
+    }
+    checks.push(clock(&config.apps, head_at).await);
+    checks.extend(ports(config, is_running));
+    checks.push(match public_url {
+        Some(url) => challenge_through(url, &config.apps).await,
+        None => Check::skipped(PUBLIC_URL, "none was given; try it with --url"),
+    });
+    checks.push(grpc(config.grpc_listen, is_running).await);
+}
+
+async fn keys(app: &App) -> Check {
+    let source = match &app.keys {
+        KeySource::JwksUrl(url) => signature::KeySource::url(url),
+        KeySource::JwksFile(path) => Ok(signature::KeySource::JwksFile(path.clone())),
+        KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
+    };
+    let fetched = match source {
+        Ok(source) => signature::fetch(&source, ANSWER_TIMEOUT).await,
+        Err(error) => Err(error),
+    };
+    let set = match fetched {
+        Ok(set) => set,
+        Err(error) => {
+            let remedy = match &app.keys {
+                KeySource::JwksUrl(_) => {
+                    "check the app's id, `jwks_url` if it is set, and this machine's way there: \
+                     DNS, proxy, firewall"
+                }
+                KeySource::JwksFile(_) | KeySource::PemFile(_) => {
+                    "check the file: a JWKS, or a public key in PEM"
+                }
+            };
+            return Check::fault(KEYS, error.to_string(), remedy);
+        }
+    };
+    let mut skipped = String::new();
+    for key in set.skipped() {
+        // Writing to a string cannot fail.
+        let _ = write!(skipped, "; not used: {key}");
+    }
+    if set.is_empty() {
+        return Check::fault(
+            KEYS,
+            format!("there is no usable key{skipped}"),
+            "check that this is the key set of the app's session tokens: it has RSA keys of 2048 \
+             bits or more",
+        );
+    }
+    let sizes: Vec<String> = set
+        .keys()
+        .iter()
+        .map(|key| key.bits().to_string())
+        .collect();
+    let found = format!(
+        "{} usable, of {} bits{skipped}",
+        sizes.len(),
+        sizes.join(", ")
+    );
+    Check::good(KEYS, found)
+}
+
+/// Against the server of a key set, which tells the time in every answer, and against the log.
+async fn clock(apps: &[App], head_at: Option<UnixMicros>) -> Check {
+    let now = Timestamp::now();
+    let remedy = "set the clock, and keep it right with NTP (`timedatectl set-ntp true`)";
+    let newest = head_at.and_then(|at| Timestamp::from_microsecond(at.0).ok());
+    if let Some(newest) = newest
+        && newest.duration_since(now) > CLOCK_OFF_MAX
+    {
+        let found = format!("the log's newest event is of {newest}, and it is only {now} here");
+        return Check::fault(CLOCK, found, remedy);
+    }
+    let mut urls = apps.iter().filter_map(|app| match &app.keys {
+        KeySource::JwksUrl(url) => Some(url),
+        KeySource::JwksFile(_) | KeySource::PemFile(_) => None,
+    });
+    let Some(url) = urls.next() else {
+        return Check::skipped(CLOCK, "no key set is fetched that could tell the time");
+    };
+    let Some(theirs) = time_of(url).await else {
+        return Check::skipped(CLOCK, "the server of the key set does not tell the time");
+    };
+    let off = Timestamp::now().duration_since(theirs);
+    let seconds = off.as_secs();
+    if off.abs() > CLOCK_OFF_MAX {
+        let found = format!("it is {seconds} s off from that of the key set's server");
+        return Check::fault(CLOCK, found, remedy);
+    }
+    Check::good(
+        CLOCK,
+        format!("it is {seconds} s off from that of the key set's server"),
+    )
+}
+
+/// The `Date` of an answer, which has the form of a mail's (RFC 9110 section 5.6.7).
+async fn time_of(url: &str) -> Option<Timestamp> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let response = http_client(&url)?.get(url).send().await.ok()?;
+    let date = response.headers().get("date")?.to_str().ok()?;
+    Some(rfc2822::parse(date).ok()?.timestamp())
+}
+
+fn http_client(url: &reqwest::Url) -> Option<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .timeout(ANSWER_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")));
+    if is_loopback(url) {
+        builder = builder.no_proxy();
+    }
+    builder.build().ok()
+}
+
+/// Each listener's, by taking it for a moment: the one sure way.
+fn ports(config: &Config, is_running: bool) -> Vec<Check> {
+    let listeners = [
+        ("webhook_listen", config.webhook_listen),
+        ("grpc_listen", config.grpc_listen),
+        ("admin_listen", config.admin_listen),
+    ];
+    let checks = listeners.map(|(key, address)| port(key, address, is_running));
+    checks.into()
+}
+
+fn port(key: &str, address: SocketAddr, is_running: bool) -> Check {
+    if address.port() == 0 {
+        let found = format!("`{key}` takes any free port when `serve` starts");
+        return Check::good(PORTS, found);
+    }
+    match TcpListener::bind(address) {
+        Ok(_) if is_running => Check::fault(
+            PORTS,
+            format!("a bridge runs, but not with `{key}` at {address}"),
+            "give doctor the flags and the environment that the bridge was started with",
+        ),
+        Ok(_) => Check::good(PORTS, format!("`{key}`: {address} is free")),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            if is_running {
+                let found = format!("`{key}`: the bridge that runs has {address}");
+                return Check::good(PORTS, found);
+            }
+            Check::fault(
+                PORTS,
+                format!("`{key}`: another program has {address}"),
+                format!("stop it, or choose another port with `{key}`"),
+            )
+        }
+        Err(error) => Check::fault(
+            PORTS,
+            format!("`{key}`: {address} cannot be listened on: {error}"),
+            format!("choose an address of this machine, and a port above 1023, with `{key}`"),
+        ),
+    }
+}
+
+/// The activation challenge through the public URL: name, proxy, path, app and token in one.
+async fn challenge_through(url: &str, apps: &[App]) -> Check {
+    let last = url
+        .split('?')
+        .next()
+        .and_then(|path| path.rsplit('/').next());
+    let named = apps.iter().find(|app| Some(app.id.as_str()) == last);
+    let Some(app) = named.or(apps.first()) else {
+        return Check::skipped(PUBLIC_URL, "there is no app to ask for");
+    };
+    let url = url.replace("{app}", &app.id);
+    let finding = challenge::ask(&url, &app.id, app.verification_token.expose()).await;
+    let check = match &finding {
+        Finding::Met => Check::good(PUBLIC_URL, "the challenge is met through it"),
+        Finding::SourceRefused => Check::fault(
+            PUBLIC_URL,
+            finding.to_string(),
+            "for this check, add this machine's address to `allowed_sources`; behind a proxy, set \
+             `trusted_proxies`",
+        ),
+        _ => Check::fault(PUBLIC_URL, finding.to_string(), finding.remedy()),
+    };
+    check.of_app(&app.id)
+}
+
+async fn grpc(listen: SocketAddr, is_running: bool) -> Check {
+    if !is_running {
+        return Check::skipped(GRPC, "no bridge is running");
+    }
+    if listen.port() == 0 {
+        let found = "the port was chosen when the bridge started; the `ready` line has it";
+        return Check::skipped(GRPC, found);
+    }
+    let url = format!("http://{}", reachable(listen));
+    let options = client::Options::new(&url).connect_timeout(ANSWER_TIMEOUT);
+    let range = match client::Client::connect(&options).await {
+        Ok(client) => client.range().await,
+        Err(error) => Err(error),
+    };
+    match range {
+        Ok(range) => {
+            let head = range.head.map_or(0, |head| head.sequence);
+            Check::good(
+                GRPC,
+                format!("{url} answers; the log's newest event is {head}"),
+            )
+        }
+        Err(error @ client::Error::Refused { .. }) => Check::fault(
+            GRPC,
+            error.to_string(),
+            "give doctor a credential that the bridge knows",
+        ),
+        Err(error) => Check::fault(
+            GRPC,
+            format!("{url}: {error}"),
+            "check that the bridge was started with this `grpc_listen`; its log says more",
+        ),
+    }
+}
+
+/// Whether a bridge's admin port answers there.
+pub(super) async fn answers(listen: SocketAddr) -> bool {
+    let url = format!("http://{}/healthz", reachable(listen));
+    let Ok(url) = reqwest::Url::parse(&url) else {
+        return false;
+    };
+    let Some(client) = http_client(&url) else {
+        return false;
+    };
+    match client.get(url).send().await {
+        Ok(response) => {
+            let answer = response.json::<serde_json::Value>().await;
+            answer.is_ok_and(|answer| answer.get("status").is_some_and(|status| status == "up"))
+        }
+        Err(_) => false,
+    }
+}
+
+/// Where a listener is reached from this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}

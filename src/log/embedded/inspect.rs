@@ -1,0 +1,136 @@
+//! Looks at a log on disk without writing to it: for finding out what is wrong before a bridge
+//! opens it.
+
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+};
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::schema::{self, DATABASE_FILE, LOCK_FILE, OpenError};
+use crate::{
+    event::{LogId, Sequence, UnixMicros},
+    log::Range,
+};
+
+/// What a log says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Its identity, which cursors carry.
+    pub log: LogId,
+    /// How often it was opened and written to since it was made or restored.
+    pub terms: u64,
+    /// Its two ends.
+    pub range: Range,
+}
+
+/// Looks at the log in a directory; `None` if there is none yet. A log that a bridge has open is
+/// left to it.
+///
+/// # Errors
+/// What would keep a bridge from opening it, [`OpenError::InUse`] included.
+pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
+    let path = data_dir.join(DATABASE_FILE);
+    let _lock = lock(data_dir)?;
+    match path.metadata() {
+        Ok(metadata) if metadata.len() > 0 => {}
+        // A file without content is one that was to become a log.
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(OpenError::Directory { path, source }),
+    }
+    let error = |source| schema::database_error(&path, source);
+    let connection = schema::open_reader(&path).map_err(error)?;
+    schema::check_version(&connection, &path)?;
+    let inspection = read(&connection).map_err(error)?;
+    schema::check_ends(&connection, inspection.range)
+        .map_err(error)?
+        .map_err(|reason| OpenError::Damaged {
+            path: path.clone(),
+            reason,
+        })?;
+    Ok(Some(inspection))
+}
+
+/// Held as long as we look, so that no bridge starts meanwhile and finds us reading.
+fn lock(data_dir: &Path) -> Result<Option<File>, OpenError> {
+    let path = data_dir.join(LOCK_FILE);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(OpenError::Directory { path, source }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            path: data_dir.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Directory { path, source }),
+    }
+}
+
+fn read(connection: &Connection) -> rusqlite::Result<Inspection> {
+    let (log, trimmed) =
+        connection.query_row("SELECT id, trimmed_sequence FROM log", [], |row| {
+            let log = LogId(row.get::<_, i64>(0)?.cast_unsigned());
+            Ok((log, Sequence(row.get::<_, i64>(1)?.cast_unsigned())))
+        })?;
+    let terms: i64 = connection.query_row("SELECT count(*) FROM terms", [], |row| row.get(0))?;
+    let end = |order: &str| {
+        let sql = format!(
+            "SELECT last_sequence, received_at FROM blocks ORDER BY last_sequence {order} LIMIT 1"
+        );
+        connection
+            .query_row(&sql, [], |row| {
+                let last = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
+                Ok((last, UnixMicros(row.get(1)?)))
+            })
+            .optional()
+    };
+    let (first, last) = (end("ASC")?, end("DESC")?);
+    Ok(Inspection {
+        log,
+        terms: terms.cast_unsigned(),
+        range: Range {
+            earliest: trimmed.plus(1),
+            head: last.map_or(trimmed, |(sequence, _)| sequence),
+            earliest_at: first.map(|(_, at)| at),
+            head_at: last.map(|(_, at)| at),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Log as _, embedded};
+
+    #[tokio::test]
+    async fn a_log_is_left_as_it_is_and_a_bridge_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(inspect(directory.path()).unwrap(), None);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        let options = embedded::Options::default();
+        let log = embedded::open(directory.path(), options, Box::new(|_| {})).unwrap();
+        let in_use = inspect(directory.path());
+        assert!(matches!(in_use, Err(OpenError::InUse { .. })), "{in_use:?}");
+        let (id, range) = (log.lineage().log(), log.range());
+        log.close().await;
+        drop(log);
+        let once = inspect(directory.path()).unwrap().unwrap();
+        assert_eq!((once.log, once.terms, once.range), (id, 1, range));
+        assert_eq!(inspect(directory.path()).unwrap(), Some(once));
+    }
+
+    #[test]
+    fn what_is_no_log_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(DATABASE_FILE);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(inspect(directory.path()).unwrap(), None);
+        std::fs::write(&path, "x".repeat(10_000)).unwrap();
+        let other = inspect(directory.path());
+        assert!(matches!(other, Err(OpenError::NotALog { .. })), "{other:?}");
+    }
+}

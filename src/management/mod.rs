@@ -1,0 +1,391 @@
+//! Prelude's management API for webhooks: create, list, activate, add an event, delete. Owns the
+//! calls, their limits, and what an answer may look like; `challenge` owns finding out why an
+//! activation failed. Knows nothing of configuration files or terminals.
+//!
+//! Documented at <https://docs.prelude.so/session/documentation/webhooks>. What is not documented
+//! (members of the webhook object that may be missing, the form of errors) is read tolerantly.
+
+pub mod challenge;
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, Url, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Where Prelude serves it.
+pub const API_URL: &str = "https://api.prelude.dev";
+
+/// The seven types that Prelude documents.
+pub const EVENT_TYPES: [&str; 7] = [
+    "user.created",
+    "user.deleted",
+    "user.profile.updated",
+    "user.identifier.created",
+    "user.identifier.deleted",
+    "user.session.created",
+    "user.session.revoked",
+];
+
+/// The longest URL that a webhook can have, in characters, as documented.
+pub const URL_CHARS_MAX: usize = 2048;
+
+/// How long a call may take. An activation waits for the receiver, which has 10 s.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest answer that is read: thousands of webhooks.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How much of an error that has no known form is shown.
+const MESSAGE_CHARS_MAX: usize = 300;
+/// What may stand in a segment of a path as it is (RFC 3986, unreserved).
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+
+/// Why a call failed. It never holds the management key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The base URL cannot be used.
+    #[error("the API's URL cannot be used: {0}")]
+    Url(String),
+    /// The management key cannot stand in a header.
+    #[error("the management key has characters that no key has")]
+    Key,
+    /// Nothing answered.
+    #[error("Prelude's API cannot be reached: {0}")]
+    Unreachable(String),
+    /// It took longer than [`CALL_TIMEOUT`].
+    #[error("Prelude's API did not answer within {} s", CALL_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The API said no.
+    #[error("Prelude refused: {0}")]
+    Refused(Refusal),
+    /// The API said yes, in a form that is not known.
+    #[error("Prelude's answer cannot be understood: {0}")]
+    Answer(String),
+}
+
+/// What the API said instead of yes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// Prelude's own code, where it has one.
+    pub code: Option<String>,
+    /// What Prelude says, or the beginning of whatever came.
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.status)?;
+        if let Some(code) = &self.code {
+            write!(formatter, " {code}")?;
+        }
+        if self.message.is_empty() {
+            return Ok(());
+        }
+        write!(formatter, ": {}", self.message)
+    }
+}
+
+/// A webhook as Prelude shows it. Only the id is sure to be there.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Webhook {
+    /// `web_…`, opaque.
+    pub id: String,
+    /// Where deliveries go.
+    #[serde(default)]
+    pub url: String,
+    /// Which events it gets.
+    #[serde(default)]
+    pub events: Vec<String>,
+    /// Whether the challenge was met.
+    #[serde(default)]
+    pub active: bool,
+    /// The status of the latest answer to a delivery; 0 or nothing where there was none.
+    #[serde(default)]
+    pub last_http_code: Option<i64>,
+    /// When that was, RFC 3339.
+    #[serde(default)]
+    pub last_http_code_date: Option<String>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub created_at: Option<String>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub updated_at: Option<String>,
+}
+
+/// The API of one app.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    /// Of the app, without a slash at the end.
+    base: String,
+    authorization: header::HeaderValue,
+}
+
+/// The key stays out of debug output.
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Client")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Calls nobody yet. `api_url` is [`API_URL`], or where a stand-in is.
+    ///
+    /// # Errors
+    /// [`Error::Url`] for anything but https (http to this machine), [`Error::Key`].
+    pub fn new(api_url: &str, app_id: &str, management_key: &str) -> Result<Self, Error> {
+        let url = Url::parse(api_url).map_err(|fault| Error::Url(fault.to_string()))?;
+        let local = is_loopback(&url);
+        match (url.scheme(), local) {
+            ("https", _) | ("http", true) => {}
+            ("http", false) => {
+                let problem = "the management key is sent over https only";
+                return Err(Error::Url(problem.to_owned()));
+            }
+            _ => return Err(Error::Url("it is neither https nor http".to_owned())),
+        }
+        let mut authorization = header::HeaderValue::try_from(format!("Bearer {management_key}"))
+            .map_err(|_| Error::Key)?;
+        authorization.set_sensitive(true);
+        let mut builder = reqwest::Client::builder()
+            .timeout(CALL_TIMEOUT)
+            // A redirect could take the key to another host.
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")));
+        if local {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|fault| unreachable(&fault))?;
+        let app = utf8_percent_encode(app_id, SEGMENT);
+        let base = url.as_str().trim_end_matches('/');
+        Ok(Self {
+            http,
+            base: format!("{base}/v2/session/apps/{app}/webhooks"),
+            authorization,
+        })
+    }
+
+    /// Registers a webhook, inactive.
+    ///
+    /// # Errors
+    /// As all calls: [`Error::Refused`], [`Error::Unreachable`], [`Error::TimedOut`],
+    /// [`Error::Answer`].
+    pub async fn create(
+        &self,
+        url: &str,
+        verification_token: &str,
+        events: &[String],
+    ) -> Result<Webhook, Error> {
+        let body = json!({
+            "url": url,
+            "verification_token": verification_token,
+            "events": events,
+        });
+        self.one(Method::POST, "", Some(body)).await
+    }
+
+    /// All webhooks of the app.
+    ///
+    /// # Errors
+    /// As [`Client::create`].
+    pub async fn list(&self) -> Result<Vec<Webhook>, Error> {
+        #[derive(Deserialize)]
+        struct Listed {
+            webhooks: Vec<Webhook>,
+        }
+        let answer = self.call(Method::GET, "", None).await?;
+        let listed: Listed = understand(&answer)?;
+        Ok(listed.webhooks)
+    }
+
+    /// Has Prelude challenge the webhook's URL. The webhook is active when this succeeds.
+    ///
+    /// # Errors
+    /// As [`Client::create`]; a refusal with status 400 says that the challenge was not met.
+    pub async fn activate(&self, webhook_id: &str) -> Result<Webhook, Error> {
+        let path = format!("/{}/activate", segment(webhook_id));
+        self.one(Method::POST, &path, None).await
+    }
+
+    /// Has the webhook get one more type of events.
+    ///
+    /// # Errors
+    /// As [`Client::create`].
+    pub async fn add_event(&self, webhook_id: &str, event: &str) -> Result<Webhook, Error> {
+        let path = format!("/{}/events", segment(webhook_id));
+        let body = json!({ "event": event });
+        self.one(Method::POST, &path, Some(body)).await
+    }
+
+    /// Removes a webhook; what is still to be delivered to it is not.
+    ///
+    /// # Errors
+    /// As [`Client::create`].
+    pub async fn delete(&self, webhook_id: &str) -> Result<(), Error> {
+        let path = format!("/{}", segment(webhook_id));
+        self.call(Method::DELETE, &path, None).await.map(|_| ())
+    }
+
+    async fn one(&self, method: Method, path: &str, body: Option<Value>) -> Result<Webhook, Error> {
+        #[derive(Deserialize)]
+        struct Shown {
+            webhook: Webhook,
+        }
+        let answer = self.call(method, path, body).await?;
+        let shown: Shown = understand(&answer)?;
+        Ok(shown.webhook)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Vec<u8>, Error> {
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.base))
+            .header(header::AUTHORIZATION, self.authorization.clone())
+            .header(header::ACCEPT, "application/json");
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let mut response = request.send().await.map_err(|fault| unreachable(&fault))?;
+        let status = response.status();
+        let mut answer = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|fault| unreachable(&fault))?
+        {
+            if answer.len() + chunk.len() > ANSWER_BYTES_MAX {
+                let problem = format!("it is larger than {ANSWER_BYTES_MAX} bytes");
+                return Err(Error::Answer(problem));
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        if status.is_success() {
+            return Ok(answer);
+        }
+        Err(Error::Refused(refusal(status.as_u16(), &answer)))
+    }
+}
+
+/// Whether a URL leads to this machine.
+#[must_use]
+pub fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+fn segment(text: &str) -> impl fmt::Display + '_ {
+    utf8_percent_encode(text, SEGMENT)
+}
+
+fn understand<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|fault| Error::Answer(fault.to_string()))
+}
+
+/// Reads `{"code","status","message"}` at the top or under `error`; anything else is shown as it
+/// came, up to a length.
+fn refusal(status: u16, answer: &[u8]) -> Refusal {
+    let value: Value = serde_json::from_slice(answer).unwrap_or_default();
+    let inner = value.get("error").filter(|inner| inner.is_object());
+    let inner = inner.unwrap_or(&value);
+    let text = |name: &str| inner.get(name).and_then(Value::as_str).map(str::to_owned);
+    let code = text("code").or_else(|| {
+        let number = inner.get("code").and_then(Value::as_i64);
+        number.map(|number| number.to_string())
+    });
+    let whole = || String::from_utf8_lossy(answer).trim().to_owned();
+    let message = text("message").unwrap_or_else(whole);
+    Refusal {
+        status,
+        code,
+        message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+    }
+}
+
+fn unreachable(fault: &reqwest::Error) -> Error {
+    if fault.is_timeout() {
+        return Error::TimedOut;
+    }
+    Error::Unreachable(innermost(fault))
+}
+
+/// The cause at the bottom: "connection refused" says more than "error sending request".
+fn innermost(fault: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = fault;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_goes_over_https_or_to_this_machine_only() {
+        for good in [API_URL, "http://127.0.0.1:7070", "http://localhost:1/"] {
+            assert!(Client::new(good, "54e9ujn", "key").is_ok(), "{good}");
+        }
+        for bad in [
+            "http://api.prelude.dev",
+            "ftp://localhost",
+            "api.prelude.dev",
+        ] {
+            let refused = Client::new(bad, "54e9ujn", "key");
+            assert!(matches!(refused, Err(Error::Url(_))), "{bad}");
+        }
+        let refused = Client::new(API_URL, "54e9ujn", "two\nlines");
+        assert!(matches!(refused, Err(Error::Key)));
+    }
+
+    #[test]
+    fn a_client_does_not_show_its_key_and_cannot_leave_its_app() {
+        let client = Client::new(API_URL, "a/../b", "hunter2").unwrap();
+        assert!(!format!("{client:?}").contains("hunter2"));
+        assert_eq!(
+            client.base,
+            "https://api.prelude.dev/v2/session/apps/a%2F..%2Fb/webhooks"
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_read_in_every_plausible_form() {
+        let documented = br#"{"code":"bad_request","status":400,"message":"no"}"#;
+        let nested = br#"{"error":{"code":"bad_request","message":"no"}}"#;
+        for answer in [&documented[..], nested] {
+            assert_eq!(refusal(400, answer).to_string(), "400 bad_request: no");
+        }
+        assert_eq!(
+            refusal(502, b"<h1>Bad</h1>").to_string(),
+            "502: <h1>Bad</h1>"
+        );
+        assert_eq!(refusal(403, b"").to_string(), "403");
+        let long = refusal(500, "é".repeat(9_999).as_bytes());
+        assert_eq!(long.message.chars().count(), MESSAGE_CHARS_MAX);
+    }
+
+    #[test]
+    fn a_webhook_is_known_by_its_id_whatever_else_is_missing() {
+        let webhook: Webhook = serde_json::from_str(r#"{"id":"web_1","more":1}"#).unwrap();
+        assert_eq!((webhook.id.as_str(), webhook.active), ("web_1", false));
+    }
+}

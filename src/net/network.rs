@@ -1,0 +1,173 @@
+//! Networks of addresses, as `10.0.0.0/8` writes them. Owns the notation (RFC 4632, RFC 4291) and
+//! the question whether an address is in one; knows nothing of who may do what.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+/// An IPv4 or IPv6 network; a single address is one, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network {
+    address: IpAddr,
+    prefix_bits: u8,
+}
+
+/// Why a text is no network, as the end of a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    /// The part before the slash is no address.
+    #[error("`{0}` is not an IP address or network")]
+    Address(String),
+    /// The part behind it is no length, or too large a one.
+    #[error("`{0}` has no prefix length from 0 to {1}")]
+    Prefix(String, u8),
+    /// There are bits after the prefix, so the address or the length is not what was meant.
+    #[error("`{0}` has bits after its prefix; the network is `{1}`")]
+    HostBits(String, Network),
+}
+
+impl Network {
+    /// The network of one address.
+    #[must_use]
+    pub const fn single(address: IpAddr) -> Self {
+        Self {
+            address,
+            prefix_bits: match address {
+                IpAddr::V4(_) => 32,
+                IpAddr::V6(_) => 128,
+            },
+        }
+    }
+
+    /// Whether an address is in it. An IPv4 address that came over an IPv6 socket counts as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4()
+            && masked(address, self.prefix_bits) == self.address
+    }
+}
+
+impl FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address
+            .parse()
+            .map_err(|_| NetworkError::Address(text.to_owned()))?;
+        let whole = Self::single(address);
+        let Some(prefix) = prefix else {
+            return Ok(Self::single(address.to_canonical()));
+        };
+        let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
+        let prefix_bits = prefix
+            .parse()
+            .ok()
+            .filter(|bits| is_number && *bits <= whole.prefix_bits)
+            .ok_or_else(|| NetworkError::Prefix(text.to_owned(), whole.prefix_bits))?;
+        let network = Self {
+            address: masked(address, prefix_bits),
+            prefix_bits,
+        };
+        if network.address != address {
+            return Err(NetworkError::HostBits(text.to_owned(), network));
+        }
+        Ok(network)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::single(self.address) {
+            return self.address.fmt(formatter);
+        }
+        write!(formatter, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+/// The address with nothing left after the prefix.
+fn masked(address: IpAddr, prefix_bits: u8) -> IpAddr {
+    let prefix_bits = u32::from(prefix_bits);
+    match address {
+        IpAddr::V4(address) => {
+            let host_bits = 32_u32.saturating_sub(prefix_bits);
+            let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+            IpAddr::V4((address.to_bits() & mask).into())
+        }
+        IpAddr::V6(address) => {
+            let host_bits = 128_u32.saturating_sub(prefix_bits);
+            let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+            IpAddr::V6((address.to_bits() & mask).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contains(network: &str, address: &str) -> bool {
+        let network: Network = network.parse().unwrap();
+        network.contains(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_network_holds_what_shares_its_prefix() {
+        for (network, address, is_in) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.0", false),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", true),
+            ("34.252.67.209", "34.252.67.209", true),
+            ("34.252.67.209", "34.252.67.208", false),
+            ("::ffff:34.252.67.209", "34.252.67.209", true),
+            ("0.0.0.0/0", "255.255.255.255", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::/0", "2001:db8::1", true),
+            ("::/0", "127.0.0.1", false),
+            ("2001:db8::/33", "2001:db8:7fff::1", true),
+            ("2001:db8::/33", "2001:db8:8000::1", false),
+        ] {
+            assert_eq!(contains(network, address), is_in, "{network} {address}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_says_why() {
+        for (text, reason) in [
+            ("", "`` is not an IP address or network"),
+            ("localhost", "`localhost` is not an IP address or network"),
+            ("10.0.0/8", "`10.0.0/8` is not an IP address or network"),
+            (
+                "10.0.0.0/33",
+                "`10.0.0.0/33` has no prefix length from 0 to 32",
+            ),
+            (
+                "10.0.0.0/+8",
+                "`10.0.0.0/+8` has no prefix length from 0 to 32",
+            ),
+            ("::/129", "`::/129` has no prefix length from 0 to 128"),
+            (
+                "10.1.0.0/8",
+                "`10.1.0.0/8` has bits after its prefix; the network is `10.0.0.0/8`",
+            ),
+        ] {
+            let error = text.parse::<Network>().unwrap_err();
+            assert_eq!(error.to_string(), reason);
+        }
+    }
+
+    #[test]
+    fn a_network_is_written_as_it_is_read() {
+        for text in [
+            "10.0.0.0/8",
+            "127.0.0.1",
+            "2001:db8::/32",
+            "::1",
+            "0.0.0.0/0",
+        ] {
+            assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
+        }
+    }
+}

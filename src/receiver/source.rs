@@ -1,0 +1,254 @@
+//! Owns who may speak to the webhook port at all, by address: which networks are allowed, and which
+//! address counts behind a proxy. A second lock before the signature, never instead of it.
+//!
+//! A forwarding header is believed from right to left, and only as far as each hop is a trusted
+//! proxy: what stands further left was written by somebody whom nobody vouches for.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use http::HeaderMap;
+
+use super::error::Error;
+use crate::net::network::Network;
+
+/// The addresses that Prelude sends from. Source:
+/// <https://docs.prelude.so/session/documentation/webhooks>.
+pub const PRELUDE: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(34, 252, 67, 209)),
+    IpAddr::V4(Ipv4Addr::new(52, 30, 192, 161)),
+    IpAddr::V4(Ipv4Addr::new(34, 248, 153, 151)),
+];
+
+/// <https://www.rfc-editor.org/rfc/rfc7239>
+const FORWARDED: &str = "forwarded";
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Who may speak to the webhook port. By default everybody: signatures decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// Networks that requests may come from; all if there are none.
+    pub allowed: Arc<[Network]>,
+    /// Networks of proxies whose forwarding headers are believed.
+    pub proxies: Arc<[Network]>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self {
+            allowed: Arc::new([]),
+            proxies: Arc::new([]),
+        }
+    }
+}
+
+impl Sources {
+    /// Lets a request pass, or says why not.
+    pub(super) fn admit(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Result<(), Error> {
+        if self.allowed.is_empty() {
+            return Ok(());
+        }
+        // Our own accept loop always knows the peer.
+        let peer = peer.ok_or(Error::SourceUnknown)?.ip().to_canonical();
+        let source = self.source(peer, headers).ok_or(Error::SourceUnknown)?;
+        if self.allowed.iter().any(|network| network.contains(source)) {
+            Ok(())
+        } else {
+            Err(Error::SourceRefused { address: source })
+        }
+    }
+
+    /// Where a request comes from, as far as it can be believed; `None` if the headers of a trusted
+    /// proxy name no address, or two.
+    fn source(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        if !self.is_proxy(peer) {
+            return Some(peer);
+        }
+        let has = |name| headers.contains_key(name);
+        match (has(X_FORWARDED_FOR), has(FORWARDED)) {
+            (false, false) => Some(peer),
+            (true, false) => self.walk(peer, headers, X_FORWARDED_FOR, listed),
+            (false, true) => self.walk(peer, headers, FORWARDED, forwarded_for),
+            // A proxy writes one of them and may pass the other on as a stranger wrote it. Which is
+            // which cannot be told, so they have to agree.
+            (true, true) => {
+                let one = self.walk(peer, headers, X_FORWARDED_FOR, listed)?;
+                let other = self.walk(peer, headers, FORWARDED, forwarded_for)?;
+                (one == other).then_some(one)
+            }
+        }
+    }
+
+    /// From the right, hop by hop, to the first address that is no trusted proxy. The elements of
+    /// several headers of one name follow one another (RFC 9110 section 5.3).
+    fn walk(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+        name: &str,
+        read: fn(&str) -> Option<IpAddr>,
+    ) -> Option<IpAddr> {
+        let mut source = peer;
+        let values: Vec<&http::HeaderValue> = headers.get_all(name).iter().collect();
+        for value in values.into_iter().rev() {
+            for element in value.to_str().ok()?.rsplit(',') {
+                if !self.is_proxy(source) {
+                    return Some(source);
+                }
+                // Empty elements are nobody's (RFC 9110 section 5.6.1).
+                if element.trim().is_empty() {
+                    continue;
+                }
+                source = read(element.trim())?.to_canonical();
+            }
+        }
+        Some(source)
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(address))
+    }
+}
+
+/// An element of `X-Forwarded-For`: an address, with some proxies a port too.
+fn listed(element: &str) -> Option<IpAddr> {
+    let address = element.parse().ok();
+    let address = address.or_else(|| Some(element.parse::<SocketAddr>().ok()?.ip()));
+    address.or_else(|| {
+        let inner = element.strip_prefix('[')?.strip_suffix(']')?;
+        inner.parse().ok()
+    })
+}
+
+/// An element of `Forwarded`: pairs of which one is `for`. Names that hide an address (`unknown`,
+/// `_hidden`) are none.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut nodes = element.split(';').filter_map(|pair| {
+        let (name, node) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("for").then_some(node)
+    });
+    let node = nodes.next()?.trim();
+    if nodes.next().is_some() {
+        return None;
+    }
+    let quoted = node
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    listed(quoted.unwrap_or(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Arc<[Network]> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn sources() -> Sources {
+        Sources {
+            allowed: PRELUDE.into_iter().map(Network::single).collect(),
+            proxies: networks(&["10.0.0.0/8", "2001:db8::/32"]),
+        }
+    }
+
+    fn admits(peer: &str, headers: &[(&str, &str)]) -> bool {
+        let headers = headers.iter().map(|(name, value)| {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            (name, HeaderValue::from_str(value).unwrap())
+        });
+        let peer = SocketAddr::new(peer.parse().unwrap(), 4711);
+        let mut map = HeaderMap::new();
+        headers.for_each(|(name, value)| {
+            map.append(name, value);
+        });
+        sources().admit(Some(peer), &map).is_ok()
+    }
+
+    const XFF: &str = "x-forwarded-for";
+
+    #[test]
+    fn without_a_list_everybody_may_speak() {
+        let nobody = Sources::default().admit(None, &HeaderMap::new());
+        assert!(nobody.is_ok());
+    }
+
+    #[test]
+    fn only_the_allowed_may_speak_and_strangers_cannot_claim_to_be_them() {
+        assert!(admits("34.252.67.209", &[]));
+        assert!(admits("::ffff:52.30.192.161", &[]));
+        assert!(!admits("203.0.113.7", &[]));
+        assert!(!admits("203.0.113.7", &[(XFF, "34.252.67.209")]));
+        assert!(!admits(
+            "203.0.113.7",
+            &[("forwarded", "for=34.252.67.209")]
+        ));
+        // The other way round: a header of theirs does not make the allowed somebody else.
+        assert!(admits("34.252.67.209", &[(XFF, "203.0.113.7")]));
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_from_right_to_left() {
+        for (value, is_admitted) in [
+            ("34.252.67.209", true),
+            ("34.252.67.209:443", true),
+            ("203.0.113.7, 34.252.67.209", true),
+            ("34.252.67.209, 203.0.113.7", false),
+            ("34.252.67.209, 10.0.0.9", true),
+            ("34.252.67.209, 203.0.113.7, 10.0.0.9", false),
+            ("34.252.67.209,, 10.0.0.9,", true),
+            ("34.252.67.209, [2001:db8::9]:80, 2001:db8::1", true),
+            ("34.252.67.209, unknown", false),
+            ("", false),
+        ] {
+            assert_eq!(admits("10.0.0.1", &[(XFF, value)]), is_admitted, "{value}");
+        }
+    }
+
+    #[test]
+    fn several_headers_of_a_name_are_one_list() {
+        let theirs = (XFF, "34.252.67.209");
+        let proxys = (XFF, "203.0.113.7");
+        assert!(!admits("10.0.0.1", &[theirs, proxys]));
+        assert!(admits("10.0.0.1", &[proxys, theirs]));
+    }
+
+    #[test]
+    fn the_standard_header_is_read_as_its_rfc_writes_it() {
+        for (value, is_admitted) in [
+            ("for=34.252.67.209", true),
+            ("For=\"34.252.67.209:4711\";proto=https;by=10.0.0.1", true),
+            ("proto=https;for=34.252.67.209, for=\"[2001:db8::9]\"", true),
+            ("for=34.252.67.209, for=203.0.113.7", false),
+            ("for=_hidden", false),
+            ("for=unknown", false),
+            ("proto=https", false),
+            ("for=34.252.67.209;for=203.0.113.7", false),
+        ] {
+            let headers = [("forwarded", value)];
+            assert_eq!(admits("10.0.0.1", &headers), is_admitted, "{value}");
+        }
+    }
+
+    #[test]
+    fn two_headers_that_disagree_name_nobody() {
+        let claimed = ("forwarded", "for=34.252.67.209");
+        assert!(!admits("10.0.0.1", &[(XFF, "203.0.113.7"), claimed]));
+        assert!(admits("10.0.0.1", &[(XFF, "34.252.67.209"), claimed]));
+    }
+
+    #[test]
+    fn a_proxy_that_names_nobody_speaks_for_itself() {
+        assert!(!admits("10.0.0.1", &[]));
+        let itself = Sources {
+            allowed: networks(&["10.0.0.1"]),
+            ..sources()
+        };
+        let peer = SocketAddr::from(([10, 0, 0, 1], 1));
+        assert!(itself.admit(Some(peer), &HeaderMap::new()).is_ok());
+    }
+}

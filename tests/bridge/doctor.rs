@@ -1,0 +1,292 @@
+//! `doctor` against set-ups that are broken in one way each, which it must name, and nothing else.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{program, run, stdout},
+    setup::{APP, Bridge, Scene, TOKEN, free_port, output},
+};
+
+/// What `doctor` says of a scene, with these changes to its environment and flags.
+struct Visit {
+    code: Option<i32>,
+    report: Value,
+}
+
+impl Visit {
+    async fn to(scene: &Scene, environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let jwks_url = scene.simulator.jwks_url(APP);
+        let mut command = program(&["doctor", "--output", "json"]);
+        command
+            .args(flags)
+            .env("PRELUDE_BRIDGE_DATA_DIR", scene.directory.path())
+            .env("PRELUDE_BRIDGE_APP_ID", APP)
+            .env("PRELUDE_BRIDGE_JWKS_URL", jwks_url)
+            .envs(environment.iter().copied());
+        for listener in ["WEBHOOK", "GRPC", "ADMIN"] {
+            let name = format!("PRELUDE_BRIDGE_{listener}_LISTEN");
+            if !environment.iter().any(|(other, _)| *other == name) {
+                command.env(name, "127.0.0.1:0");
+            }
+        }
+        let output = output(&mut command).await;
+        assert!(!stdout(&output).contains(TOKEN), "{}", stdout(&output));
+        Self {
+            code: output.status.code(),
+            report: serde_json::from_str(&stdout(&output)).unwrap(),
+        }
+    }
+
+    /// The checks with a verdict, as `name: found (remedies)`.
+    fn of(&self, verdict: &str) -> Vec<String> {
+        let checks = self.report["checks"].as_array().unwrap().iter();
+        checks
+            .filter(|check| check["verdict"] == verdict)
+            .map(|check| {
+                let text = |name: &str| check[name].as_str().unwrap().to_owned();
+                let remedies = check.get("remedies").map(Value::to_string);
+                let remedies = remedies.unwrap_or_default();
+                format!("{}: {} ({remedies})", text("name"), text("found"))
+            })
+            .collect()
+    }
+
+    /// Expects one fault with these words, and the exit code to say so.
+    fn finds(&self, words: &[&str]) {
+        let faults = self.of("fault");
+        assert_eq!(faults.len(), 1, "{:#}", self.report);
+        for word in words {
+            assert!(faults[0].contains(word), "{word}: {}", faults[0]);
+        }
+        assert!(!faults[0].ends_with("()"), "no remedy: {}", faults[0]);
+        assert_eq!((self.code, &self.report["well"]), (Some(1), &json!(false)));
+    }
+
+    fn is_well(&self) {
+        assert_eq!(self.of("fault"), Vec::<String>::new());
+        assert_eq!((self.code, &self.report["well"]), (Some(0), &json!(true)));
+    }
+}
+
+/// A scene with a token.
+async fn scene() -> Scene {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    scene
+}
+
+/// A server that says the same to everybody.
+pub(crate) fn server_that_says(head: &str, body: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\n{head}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Ends with the process of the test.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_setup_is_well_before_the_first_start_and_while_it_runs() {
+    let scene = scene().await;
+    let before = Visit::to(&scene, &[], &[]).await;
+    before.is_well();
+    assert!(
+        before
+            .of("skipped")
+            .iter()
+            .any(|check| check.starts_with("gRPC"))
+    );
+    // It looked and left nothing behind.
+    let left = fs::read_dir(scene.directory.path()).unwrap().count();
+    assert_eq!(left, 1, "only the tokens");
+
+    let bridge = scene.bridge(&[]);
+    let webhook = format!("127.0.0.1:{}", scene.port);
+    let environment = [
+        ("PRELUDE_BRIDGE_WEBHOOK_LISTEN", webhook.as_str()),
+        ("PRELUDE_BRIDGE_GRPC_LISTEN", &bridge.grpc),
+        ("PRELUDE_BRIDGE_ADMIN_LISTEN", &bridge.admin),
+    ];
+    let during = Visit::to(&scene, &environment, &["--url", &scene.url()]).await;
+    during.is_well();
+    let good = during.of("good").join("\n");
+    for part in [
+        "log: a bridge has it open",
+        "keys: 1 usable, of 2048 bits",
+        "the bridge that runs has",
+        "public URL: the challenge is met",
+        "the log's newest event is 0",
+    ] {
+        assert!(good.contains(part), "{part}: {good}");
+    }
+    drop(bridge);
+    let after = Visit::to(&scene, &[], &[]).await;
+    after.is_well();
+    let good = after.of("good").join("\n");
+    assert!(
+        good.contains("log: it opens: no events, the next is 1; epoch "),
+        "{good}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_setting_is_a_fault_of_the_configuration() {
+    let scene = scene().await;
+    let file = scene.directory.path().join("bridge.toml");
+    fs::write(&file, "data_dri = \"x\"\n").unwrap();
+    let visit = Visit::to(&scene, &[], &["--config", file.to_str().unwrap()]).await;
+    visit.finds(&["configuration:", "bridge.toml:1", "did you mean `data_dir`"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_token_is_a_fault_of_the_configuration() {
+    let scene = Scene::new().await;
+    let visit = Visit::to(&scene, &[], &[]).await;
+    visit.finds(&[
+        "configuration:",
+        "has no verification token",
+        "webhook setup",
+    ]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_is_none_is_named() {
+    let scene = scene().await;
+    let file = scene.directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let environment = [
+        ("PRELUDE_BRIDGE_DATA_DIR", file.to_str().unwrap()),
+        ("PRELUDE_BRIDGE_VERIFICATION_TOKEN", TOKEN),
+    ];
+    let visit = Visit::to(&scene, &environment, &[]).await;
+    let faults = visit.of("fault");
+    assert!(faults[0].starts_with("data directory:") && faults[0].contains("--data-dir"));
+    assert_eq!(visit.code, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_log_is_named() {
+    let scene = scene().await;
+    let database = scene.directory.path().join("log.sqlite3");
+    fs::write(
+        &database,
+        "something else, and long enough to be looked at".repeat(100),
+    )
+    .unwrap();
+    let visit = Visit::to(&scene, &[], &[]).await;
+    visit.finds(&["log:", "is not a log of prelude-bridge", "--data-dir"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_set_that_cannot_be_fetched_is_named() {
+    let scene = scene().await;
+    scene.simulator.set_jwks_up(APP, false).unwrap();
+    let visit = Visit::to(&scene, &[], &[]).await;
+    visit.finds(&["keys:", "503", "jwks_url"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_set_without_a_usable_key_says_why_each_is_not_used() {
+    let scene = scene().await;
+    let keys = r#"{"keys":[{"kty":"EC","kid":"ec-1","crv":"P-256","x":"AA","y":"AA"}]}"#;
+    let url = server_that_says("", keys);
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
+    visit.finds(&["keys:", "no usable key", "ec-1", "RSA keys"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_off_is_named() {
+    let scene = scene().await;
+    let keys = scene.simulator.jwks(APP).unwrap().to_string();
+    let url = server_that_says("date: Sun, 06 Nov 1994 08:49:37 GMT\r\n", &keys);
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
+    visit.finds(&["clock:", "s off", "NTP"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_another_program_has_is_named() {
+    let scene = scene().await;
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_ADMIN_LISTEN", &address)], &[]).await;
+    visit.finds(&["ports:", "another program", "admin_listen"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_url_that_leads_nowhere_is_named() {
+    let scene = scene().await;
+    let visit = Visit::to(&scene, &[], &["--url", &scene.url()]).await;
+    visit.finds(&[
+        "public URL:",
+        "nothing answers",
+        "start `prelude-bridge serve`",
+    ]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_url_of_a_bridge_with_another_token_is_named() {
+    let scene = scene().await;
+    // Another machine's bridge: with a data directory and a token of its own.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let environment = [
+        ("PRELUDE_BRIDGE_APP_ID", APP),
+        ("PRELUDE_BRIDGE_VERIFICATION_TOKEN", "another-token"),
+        ("PRELUDE_BRIDGE_JWKS_URL", &scene.simulator.jwks_url(APP)),
+    ];
+    let _bridge = Bridge::start(port, elsewhere.path(), &environment);
+    let url = format!("http://127.0.0.1:{port}/webhooks/{{app}}");
+    let visit = Visit::to(&scene, &[], &["--url", &url]).await;
+    visit.finds(&["public URL:", "another verification token"]);
+    let wrong_path = format!("http://127.0.0.1:{port}/hooks/{{app}}");
+    let visit = Visit::to(&scene, &[], &["--url", &wrong_path]).await;
+    visit.finds(&["public URL:", "nothing at this path"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_list_without_prelude_is_named() {
+    let scene = scene().await;
+    let environment = [("PRELUDE_BRIDGE_ALLOWED_SOURCES", "10.0.0.0/8,52.30.192.161")];
+    let visit = Visit::to(&scene, &environment, &[]).await;
+    visit.finds(&["allowed sources:", "34.252.67.209", "add \\\"prelude\\\""]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_runs_with_other_ports_is_named() {
+    let scene = scene().await;
+    let _bridge = scene.bridge(&[]);
+    let other = format!("127.0.0.1:{}", free_port());
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_WEBHOOK_LISTEN", &other)], &[]).await;
+    visit.finds(&["ports:", "a bridge runs, but not with `webhook_listen`"]);
+}
+
+#[test]
+fn a_report_for_people_has_a_line_for_each_check() {
+    let output = run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    assert!(
+        text.starts_with("FAULT  configuration: no app is configured"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\n       help: ") && text.ends_with("\nnot all is well\n"),
+        "{text}"
+    );
+}

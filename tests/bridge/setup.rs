@@ -1,0 +1,493 @@
+//! From nothing to the first event, as a new user goes: the simulator plays Prelude, everything
+//! else is the built program. Then the same with each thing broken, which the messages must name.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use prelude_bridge::simulator::{AppOptions, Options, SigningKey, Simulator};
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+use crate::{
+    cli::{program, stderr, stdout},
+    doctor::server_that_says,
+};
+
+pub(crate) const APP: &str = "54e9ujn";
+pub(crate) const TOKEN: &str = "the-verification-token";
+/// Long enough for a loaded machine, and never waited out when all is well.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// Prelude, with one app.
+pub(crate) async fn prelude() -> Simulator {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/keys/test-key-2048-a.pem"
+    );
+    let key = SigningKey::from_pem(&fs::read_to_string(path).unwrap()).unwrap();
+    let options = Options {
+        apps: vec![AppOptions::with_keys(APP, vec![key])],
+        ..Options::default()
+    };
+    Simulator::start(options).await.unwrap()
+}
+
+/// A port that was free a moment ago, for what has to be known before it listens.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A running `serve`, which ends with the test.
+pub(crate) struct Bridge {
+    child: Child,
+    pub(crate) grpc: String,
+    pub(crate) admin: String,
+}
+
+impl Bridge {
+    /// Starts it and waits for its `ready` line.
+    pub(crate) fn start(port: u16, data_dir: &Path, environment: &[(&str, &str)]) -> Self {
+        let webhook = format!("127.0.0.1:{port}");
+        let mut child = program(&["serve", "--log-format", "json"])
+            .args(["--webhook-listen", &webhook])
+            .args(["--grpc-listen", "127.0.0.1:0"])
+            .args(["--admin-listen", "127.0.0.1:0"])
+            .arg("--data-dir")
+            .arg(data_dir)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (found, ready) = mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        // Reads on to the end, so that the process never waits for somebody to read.
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str::<Value>(&line)
+                    && line["message"] == "ready"
+                {
+                    let address = |name: &str| line[name].as_str().unwrap().to_owned();
+                    let _ = found.send((address("grpc"), address("admin")));
+                }
+            }
+        });
+        let (grpc, admin) = ready.recv_timeout(SOON).unwrap();
+        Self { child, grpc, admin }
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One user's machine: a data directory, and where Prelude is.
+pub(crate) struct Scene {
+    pub(crate) simulator: Simulator,
+    pub(crate) directory: TempDir,
+    pub(crate) port: u16,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        Self {
+            simulator: prelude().await,
+            directory: tempdir().unwrap(),
+            port: free_port(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/webhooks/{APP}", self.port)
+    }
+
+    /// `webhook` with the management key.
+    fn webhook(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = program(&["webhook"]);
+        command
+            .args(arguments)
+            .args(["--app", APP, "--api-url", &self.simulator.api_url()])
+            .arg("--data-dir")
+            .arg(self.directory.path())
+            .env("PRELUDE_API_TOKEN", self.simulator.management_token());
+        command
+    }
+
+    /// `webhook setup` for a bridge that is there or not.
+    async fn setup(&self) -> Output {
+        let url = self.url();
+        let mut command = self.webhook(&["setup", "--wait", "0s", "--url", &url]);
+        output(&mut command).await
+    }
+
+    pub(crate) fn bridge(&self, environment: &[(&str, &str)]) -> Bridge {
+        let jwks_url = self.simulator.jwks_url(APP);
+        let mut all = vec![
+            ("PRELUDE_BRIDGE_APP_ID", APP),
+            ("PRELUDE_BRIDGE_JWKS_URL", jwks_url.as_str()),
+        ];
+        all.extend(environment);
+        Bridge::start(self.port, self.directory.path(), &all)
+    }
+
+    pub(crate) fn write_token(&self, app: &str, token: &str) {
+        let tokens = self.directory.path().join("tokens");
+        fs::create_dir_all(&tokens).unwrap();
+        fs::write(tokens.join(format!("{app}.txt")), token).unwrap();
+    }
+}
+
+/// What a command comes to, while the simulator in this process goes on answering.
+pub(crate) async fn output(command: &mut std::process::Command) -> Output {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    finish(child).await
+}
+
+async fn finish(child: Child) -> Output {
+    let waiting = tokio::task::spawn_blocking(move || child.wait_with_output());
+    waiting.await.unwrap().unwrap()
+}
+
+/// Waits until something holds that another process brings about.
+async fn until(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it does not come about");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_user_gets_from_nothing_to_the_first_event() {
+    let scene = Scene::new().await;
+    let url = scene.url();
+    // Setup first: it makes the token, registers, and waits for the bridge.
+    let setup = scene
+        .webhook(&["setup", "--url", &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let token_file = scene.directory.path().join(format!("tokens/{APP}.txt"));
+    until(|| token_file.exists()).await;
+    let bridge = scene.bridge(&[]);
+    let setup = finish(setup).await;
+    assert_eq!(setup.status.code(), Some(0), "{}", stderr(&setup));
+    let told = stderr(&setup);
+    for part in [
+        "made a verification token",
+        "created the webhook",
+        "activated it",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    let token = fs::read_to_string(&token_file).unwrap();
+    assert!(!told.contains(token.trim()) && !stdout(&setup).contains(token.trim()));
+    assert!(stdout(&setup).contains("all 7") && stdout(&setup).contains("yes"));
+
+    // The first event.
+    scene.simulator.emit(APP, 1, &[]).await.unwrap();
+    assert!(scene.simulator.settle(SOON).await);
+    let server = format!("http://{}", bridge.grpc);
+    let mut tail = program(&["tail", "--server", &server, "--last", "1", "--count", "1"]);
+    let tail = output(&mut tail).await;
+    assert_eq!(tail.status.code(), Some(0), "{}", stderr(&tail));
+    let event: Value = serde_json::from_str(stdout(&tail).trim()).unwrap();
+    assert!(event.to_string().contains(APP), "{event}");
+
+    // The second time there is nothing to do.
+    let mut again = scene.webhook(&["setup", "--url", &url, "--output", "json"]);
+    let again = output(&mut again).await;
+    assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
+    assert!(stderr(&again).contains("nothing was changed"));
+    let report: Value = serde_json::from_str(&stdout(&again)).unwrap();
+    assert_eq!(report["changed"], false);
+    assert_eq!(report["webhook"]["last_http_code"], 200);
+    assert_eq!(fs::read_to_string(&token_file).unwrap(), token);
+}
+
+/// Runs `setup` in a broken scene, and expects this in its words.
+async fn fails_with(scene: &Scene, words: &[&str]) {
+    let setup = scene.setup().await;
+    let told = stderr(&setup);
+    assert_eq!(setup.status.code(), Some(1), "{told}");
+    assert!(told.contains("webhook_activation_failed"), "{told}");
+    assert!(!told.contains(TOKEN), "{told}");
+    for word in words {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_not_there_is_named_and_mended_by_starting_it() {
+    let scene = Scene::new().await;
+    fails_with(
+        &scene,
+        &["nothing answers at the URL", "start `prelude-bridge serve`"],
+    )
+    .await;
+    let _bridge = scene.bridge(&[]);
+    let setup = scene.setup().await;
+    assert_eq!(setup.status.code(), Some(0), "{}", stderr(&setup));
+    // The webhook of the first attempt is the one that is active now.
+    assert!(!stderr(&setup).contains("created"), "{}", stderr(&setup));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_with_another_token_is_named() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[("PRELUDE_BRIDGE_VERIFICATION_TOKEN", "another-token")]);
+    fails_with(&scene, &["has another verification token", "restart"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_of_another_app_is_named() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    scene.write_token("other", TOKEN);
+    let _bridge = scene.bridge(&[("PRELUDE_BRIDGE_APP_ID", "other")]);
+    fails_with(&scene, &["does not know this app", "[[apps]]"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_takes_nothing_from_here_is_named() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let bridge = scene.bridge(&[("PRELUDE_BRIDGE_ALLOWED_SOURCES", "prelude")]);
+    fails_with(
+        &scene,
+        &[
+            "takes nothing from this machine's address",
+            "`allowed_sources`",
+        ],
+    )
+    .await;
+    // Nor are signed batches taken.
+    let batch = scene.simulator.batch(APP, 1, &[]).unwrap();
+    let answer = scene.simulator.post(&scene.url(), &batch).await.unwrap();
+    assert_eq!(answer.status, 403);
+    let metrics = format!("http://{}/metrics", bridge.admin);
+    let page = reqwest::get(metrics).await.unwrap().text().await.unwrap();
+    let refused = |line: &&str| line.contains(r#"outcome="source_refused",status="403""#);
+    assert!(page.lines().any(|line| refused(&line)), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_trusted_proxy_the_forwarded_address_counts() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[
+        ("PRELUDE_BRIDGE_ALLOWED_SOURCES", "prelude"),
+        ("PRELUDE_BRIDGE_TRUSTED_PROXIES", "127.0.0.0/8"),
+    ]);
+    let url = format!(
+        "{}?event=activate&challenge=7&app_id={APP}&verification_token={TOKEN}",
+        scene.url()
+    );
+    for (source, status) in [("34.252.67.209", 200), ("203.0.113.7", 403)] {
+        let client = reqwest::Client::new();
+        let request = client.get(&url).header("x-forwarded-for", source);
+        assert_eq!(request.send().await.unwrap().status(), status, "{source}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_was_registered_with_another_token_is_named() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, "the-first-token");
+    let url = scene.url();
+    let created = output(&mut scene.webhook(&["create", "--url", &url])).await;
+    assert_eq!(created.status.code(), Some(0), "{}", stderr(&created));
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[]);
+    fails_with(
+        &scene,
+        &[
+            "the challenge is met",
+            "another verification token",
+            "delete",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_step_of_setup_is_also_a_command() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[]);
+    let url = scene.url();
+    let json = |arguments: &[&str]| {
+        let mut command = scene.webhook(arguments);
+        command.args(["--output", "json"]);
+        async move {
+            let output = output(&mut command).await;
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+            serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+        }
+    };
+    let made = json(&["create", "--url", &url, "--event", "user.created"]).await;
+    assert_eq!(made["webhook"]["active"], false);
+    let id = made["webhook"]["id"].as_str().unwrap().to_owned();
+    let active = json(&["activate", &id]).await;
+    assert_eq!(active["webhook"]["active"], true);
+    let more = json(&["add-event", &id, "user.deleted"]).await;
+    let events = more["webhook"]["events"].as_array().unwrap();
+    assert_eq!(events.len(), 2);
+    // Setup finds it, and only adds what is missing.
+    let setup = json(&["setup", "--url", &url]).await;
+    assert_eq!(setup["webhook"]["id"], id.as_str());
+    assert_eq!(setup["changes"].as_array().unwrap().len(), 5);
+    assert_eq!(json(&["delete", &id]).await["deleted"], id.as_str());
+    assert_eq!(json(&["list"]).await["webhooks"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_shows_preludes_words_and_the_next_step() {
+    let scene = Scene::new().await;
+    for (arguments, key, code, words) in [
+        (
+            &["list"][..],
+            "wrong",
+            4,
+            &["401 unauthorized", "PRELUDE_API_TOKEN"][..],
+        ),
+        (
+            &["activate", "web_0"],
+            "",
+            1,
+            &["404 webhook_not_found", "webhook list"],
+        ),
+        (
+            &["add-event", "web_0", "user.craeted"],
+            "",
+            1,
+            &["did you mean `user.created`"],
+        ),
+    ] {
+        let mut command = scene.webhook(arguments);
+        if !key.is_empty() {
+            command.env("PRELUDE_API_TOKEN", key);
+        }
+        let output = output(&mut command).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        for word in words {
+            assert!(
+                stderr(&output).contains(word),
+                "{word}: {}",
+                stderr(&output)
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_meant_is_said_before_anybody_is_called() {
+    let directory = tempdir().unwrap();
+    let run = |arguments: &[&str], key: &str| {
+        let mut command = program(&["webhook"]);
+        command
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(directory.path());
+        command.env("PRELUDE_API_TOKEN", key).output().unwrap()
+    };
+    let setup = &["setup", "--app", APP, "--url"][..];
+    let nowhere = ["--api-url", "http://127.0.0.1:1"];
+    for (arguments, key, code, word) in [
+        (vec!["list"], "key", 2, "no app is named"),
+        (
+            vec!["list", "--app", APP],
+            "",
+            2,
+            "there is no management key",
+        ),
+        (
+            [&["list", "--app", APP], &nowhere[..]].concat(),
+            "key",
+            3,
+            "cannot be reached",
+        ),
+        ([setup, &["example.com"]].concat(), "key", 2, "not a URL"),
+        (
+            [setup, &["ftp://example.com"]].concat(),
+            "key",
+            2,
+            "neither https nor http",
+        ),
+        (
+            [setup, &["http://127.0.0.1:8080/webhooks"]].concat(),
+            "key",
+            2,
+            "cannot reach",
+        ),
+        (
+            vec!["list", "--app", APP, "--api-url", "http://api.example.com"],
+            "key",
+            2,
+            "over https only",
+        ),
+    ] {
+        let output = run(&arguments, key);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert!(
+            told.contains(word) && told.contains("help:"),
+            "{arguments:?}: {told}"
+        );
+    }
+    // And no token was made for any of that.
+    assert!(!directory.path().join("tokens").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_answers_oddly_is_named() {
+    let directory = tempdir().unwrap();
+    let url = "http://127.0.0.1:1/webhooks";
+    let inactive = r#"{"webhook":{"id":"web_1","active":false},"webhooks":[]}"#;
+    for (answer, word) in [
+        (
+            inactive,
+            "took the activation of web_1, but shows it as inactive",
+        ),
+        ("<html>", "cannot be understood"),
+        (r#"{"webhooks":[]}"#, "missing field `webhook`"),
+    ] {
+        let api = server_that_says("", answer);
+        let mut setup = program(&[
+            "webhook", "setup", "--wait", "0s", "--app", APP, "--url", url,
+        ]);
+        setup
+            .args([
+                "--api-url",
+                api.trim_end_matches("/jwks.json"),
+                "--data-dir",
+            ])
+            .arg(directory.path())
+            .env("PRELUDE_API_TOKEN", "key");
+        let output = output(&mut setup).await;
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(word),
+            "{word}: {}",
+            stderr(&output)
+        );
+    }
+}

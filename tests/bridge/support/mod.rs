@@ -1,0 +1,406 @@
+//! A bridge in a process of its own: the built program with nothing of the environment of whoever
+//! runs the tests, a directory of its own, ports that the system chose, and the keys of two apps.
+//! It can be stopped, killed and started again on the same directory and the same ports, and never
+//! outlives its test.
+
+mod http;
+pub(crate) mod reader;
+pub(crate) mod sender;
+pub(crate) mod stream;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, LazyLock, Mutex, mpsc},
+    time::Duration,
+};
+
+use prelude_bridge::{
+    proto::{GetRangeRequest, LogRange, event_service_client::EventServiceClient},
+    simulator::keys::{KeyRing, SetStyle, SignatureStyle, SigningKey},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+pub(crate) use self::http::{Answer, Request};
+use crate::cli::program;
+
+/// Long enough for a loaded machine, and never waited out when all is well.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// The app that most tests speak for; `test-key-2048-a` signs for it.
+pub(crate) const APP: &str = "54e9ujn";
+/// Another configured app; `test-key-2048-b` signs for it.
+pub(crate) const OTHER_APP: &str = "another1";
+/// The verification token of both. It must appear in no log.
+pub(crate) const TOKEN: &str = "canary-token-7Jq2";
+
+/// A person who must appear in no log either. Tests write them wherever personal data can be.
+pub(crate) const PHONE: &str = "+12025550142";
+pub(crate) const EMAIL: &str = "canary.person@example.com";
+
+/// The signing key of [`APP`].
+pub(crate) static KEY: LazyLock<SigningKey> = LazyLock::new(|| key("test-key-2048-a"));
+/// The signing key of [`OTHER_APP`].
+pub(crate) static OTHER_KEY: LazyLock<SigningKey> = LazyLock::new(|| key("test-key-2048-b"));
+
+/// A key of `tests/data/keys`.
+pub(crate) fn key(name: &str) -> SigningKey {
+    let path = format!("{}/tests/data/keys/{name}.pem", env!("CARGO_MANIFEST_DIR"));
+    SigningKey::from_pem(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The value of `X-Webhook-Signature` for a body of [`APP`].
+pub(crate) fn sign(body: &[u8]) -> String {
+    KEY.sign(body, SignatureStyle::default()).unwrap()
+}
+
+/// The text of the key set that holds this key alone.
+pub(crate) fn jwks(key: &SigningKey) -> String {
+    KeyRing::new(key.clone())
+        .jwks(SetStyle::default())
+        .to_string()
+}
+
+/// How a bridge is to be started.
+#[derive(Default)]
+pub(crate) struct Setup {
+    variables: Vec<(String, String)>,
+    jwks_url: Option<String>,
+}
+
+impl Setup {
+    /// Sets a key of the configuration, such as `retention.bytes_max`.
+    pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
+        let name = key.to_uppercase().replace('.', "_");
+        let variable = format!("PRELUDE_BRIDGE_{name}");
+        self.variables.push((variable, value.to_owned()));
+        self
+    }
+
+    /// Fetches the keys of [`APP`] here instead of reading them from a file.
+    pub(crate) fn jwks_url(mut self, url: &str) -> Self {
+        self.jwks_url = Some(url.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) async fn start(self) -> Bridge {
+        let mut bridge = self.prepare();
+        bridge.restart().await;
+        bridge
+    }
+
+    /// Writes its files and starts nothing yet.
+    pub(crate) fn prepare(self) -> Bridge {
+        let home = tempfile::tempdir().unwrap();
+        let keys = match &self.jwks_url {
+            Some(url) => format!("jwks_url = \"{url}\""),
+            None => "jwks_file = \"jwks.json\"".to_owned(),
+        };
+        let token = "verification_token_file = \"token.txt\"";
+        let config = format!(
+            "[[apps]]\nid = \"{APP}\"\n{token}\n{keys}\n\
+             [[apps]]\nid = \"{OTHER_APP}\"\n{token}\njwks_file = \"other-jwks.json\"\n"
+        );
+        for (name, content) in [
+            ("bridge.toml", config),
+            ("token.txt", TOKEN.to_owned()),
+            ("jwks.json", jwks(&KEY)),
+            ("other-jwks.json", jwks(&OTHER_KEY)),
+        ] {
+            fs::write(home.path().join(name), content).unwrap();
+        }
+        Bridge {
+            addresses: Addresses::ANYWHERE,
+            variables: self.variables,
+            home,
+            process: None,
+            stderr: Arc::default(),
+        }
+    }
+}
+
+/// Where a bridge listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) webhook: SocketAddr,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Addresses {
+    /// The ports are for the system to choose.
+    const ANYWHERE: Self = {
+        let any = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+        Self {
+            webhook: any,
+            grpc: any,
+            admin: any,
+        }
+    };
+}
+
+/// A running (or stopped) bridge.
+pub(crate) struct Bridge {
+    pub(crate) addresses: Addresses,
+    variables: Vec<(String, String)>,
+    home: TempDir,
+    process: Option<Process>,
+    /// Everything that all its processes wrote.
+    stderr: Arc<Mutex<String>>,
+}
+
+/// A child that does not outlive its owner.
+struct Process {
+    child: Child,
+    /// Ends when stderr is closed, so that nothing written before the end is missed.
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Bridge {
+    /// Starts one with every default, the log in its data directory.
+    pub(crate) async fn start() -> Self {
+        Setup::default().start().await
+    }
+
+    /// Starts it again: with the same directory, on the ports that it had.
+    pub(crate) async fn restart(&mut self) {
+        let command = self.command();
+        self.run(command).await;
+    }
+
+    /// The program as it is started here, on the ports that it had.
+    pub(crate) fn command(&self) -> Command {
+        self.command_at(self.addresses)
+    }
+
+    /// The same on whatever ports are free.
+    pub(crate) fn command_elsewhere(&self) -> Command {
+        self.command_at(Addresses::ANYWHERE)
+    }
+
+    fn command_at(&self, addresses: Addresses) -> Command {
+        let Addresses {
+            webhook,
+            grpc,
+            admin,
+        } = addresses;
+        let home = self.home.path();
+        let mut command = program(&["serve", "--log-format", "json"]);
+        command
+            .arg("--config")
+            .arg(home.join("bridge.toml"))
+            .arg("--data-dir")
+            .arg(home.join("data"))
+            .args(["--webhook-listen", &webhook.to_string()])
+            .args(["--grpc-listen", &grpc.to_string()])
+            .args(["--admin-listen", &admin.to_string()])
+            .envs(self.variables.iter().cloned());
+        command
+    }
+
+    /// Starts it without waiting until it is ready.
+    pub(crate) fn launch(&mut self) {
+        // What it says is kept; where it listens is of no interest.
+        let _ = self.spawn(self.command());
+    }
+
+    fn spawn(&mut self, command: Command) -> mpsc::Receiver<Value> {
+        assert!(self.process.is_none(), "it runs already");
+        let (process, ready) = spawn(command, Arc::clone(&self.stderr));
+        self.process = Some(process);
+        ready
+    }
+
+    /// Starts it in a way of the test's own, and waits until it is ready.
+    pub(crate) async fn run(&mut self, command: Command) {
+        let ready = self.spawn(command);
+        let waiting = tokio::task::spawn_blocking(move || ready.recv_timeout(SOON));
+        let Ok(ready) = waiting.await.unwrap() else {
+            // With the reason that it gave.
+            unreachable!("not ready: {}", self.stderr());
+        };
+        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
+        self.addresses = Addresses {
+            webhook: address("webhook"),
+            grpc: address("grpc"),
+            admin: address("admin"),
+        };
+    }
+
+    /// Starts it again with the same directory, on whatever ports are free: where a test restarts
+    /// often and no client has to find it again.
+    pub(crate) async fn restart_elsewhere(&mut self) {
+        self.addresses = Addresses::ANYWHERE;
+        self.restart().await;
+    }
+
+    /// Where its log is. Touch it only while the bridge does not run.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// Everything it wrote on stderr so far, over all restarts.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// The id of the running process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.as_ref().unwrap().child.id()
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.process_id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits until it has ended by itself or by a signal.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().unwrap();
+        let ending = tokio::task::spawn_blocking(move || {
+            let status = process.child.wait().unwrap();
+            // With everything that it wrote.
+            drop(process);
+            status
+        });
+        tokio::time::timeout(SOON, ending).await.unwrap().unwrap()
+    }
+
+    /// Ends it as a supervisor does, and says how it went.
+    pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.ended().await
+    }
+
+    /// Ends it as a supervisor does, and looks into everything that it wrote: nothing of what must
+    /// stay out of logs may be in it. Every test of a contract ends with this.
+    pub(crate) async fn finish(mut self) {
+        let status = self.terminate().await;
+        let stderr = self.stderr();
+        assert!(status.success(), "{status}: {stderr}");
+        for canary in [TOKEN, PHONE, EMAIL] {
+            assert!(!stderr.contains(canary), "{canary} in {stderr}");
+        }
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+
+    /// Ends it as a power failure would: `SIGKILL`, at once.
+    pub(crate) fn kill(&mut self) {
+        assert!(self.process.take().is_some(), "it does not run");
+    }
+
+    /// Posts a body of [`APP`] as Prelude would.
+    pub(crate) async fn post(&self, body: &[u8]) -> Answer {
+        let path = format!("/webhooks/{APP}");
+        Request::post(&path, body)
+            .header("X-Webhook-Signature", &sign(body))
+            .send(self.addresses.webhook)
+            .await
+            .unwrap()
+    }
+
+    /// Posts a batch of these items and expects all of them to be new.
+    pub(crate) async fn append<I: AsRef<str>>(&self, items: &[I]) {
+        let answer = self.post(batch(APP, items).as_bytes()).await;
+        let expected = format!(r#"{{"accepted":{},"duplicates":0}}"#, items.len());
+        assert_eq!((answer.status, answer.text()), (200, expected));
+    }
+
+    /// A connection to its streams.
+    pub(crate) async fn client(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel().await)
+    }
+
+    /// A connection to its gRPC port.
+    pub(crate) async fn channel(&self) -> Channel {
+        let url = format!("http://{}", self.addresses.grpc);
+        let endpoint = Channel::from_shared(url).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// The two ends of its log.
+    pub(crate) async fn range(&self) -> LogRange {
+        let answer = self.client().await.get_range(GetRangeRequest {}).await;
+        answer.unwrap().into_inner().range.unwrap()
+    }
+
+    /// The sequence number of its newest event.
+    pub(crate) async fn head(&self) -> u64 {
+        self.range().await.head.unwrap().sequence
+    }
+
+    /// A page of its admin port.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        let request = Request::get(path);
+        request.send(self.addresses.admin).await.unwrap()
+    }
+
+    /// The value of a sample of `/metrics`, named as it is written there, with its labels.
+    pub(crate) async fn metric(&self, sample: &str) -> Option<f64> {
+        let page = self.admin("/metrics").await.text();
+        let line = page.lines().find_map(|line| {
+            let rest = line.strip_prefix(sample)?;
+            rest.strip_prefix(' ')
+        });
+        line.map(|value| value.trim().parse().unwrap())
+    }
+}
+
+/// Starts the program. Its `ready` line comes through the channel, which closes when it ends.
+fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Receiver<Value>) {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (sender, ready) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let written = serde_json::from_str::<Value>(&line);
+            if let Ok(written) = written
+                && written["message"] == "ready"
+            {
+                // Nobody waits for it any more where a start took too long.
+                let _ = sender.send(written);
+            }
+            let mut stderr = stderr.lock().unwrap();
+            stderr.push_str(&line);
+            stderr.push('\n');
+        }
+    });
+    let reader = Some(reader);
+    (Process { child, reader }, ready)
+}
+
+/// The body of a batch with these items, byte for byte.
+pub(crate) fn batch<I: AsRef<str>>(app: &str, items: &[I]) -> String {
+    let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
+    format!(r#"{{"app_id":"{app}","events":[{}]}}"#, items.join(","))
+}
+
+/// A small item with this id, of this type and user.
+pub(crate) fn item(id: &str, event_type: &str, user: &str) -> String {
+    format!(
+        r#"{{"id":"{id}","type":"{event_type}","payload":{{"user_id":"{user}","email":"{EMAIL}","phone":"{PHONE}"}},"created_at":"2026-11-23T10:58:38Z"}}"#
+    )
+}
