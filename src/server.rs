@@ -337,6 +337,11 @@ fn stream_options(config: &Config) -> stream::Options {
         ping_interval: limits.ping_interval,
         ping_timeout: limits.ping_timeout,
         slow_consumer_timeout: limits.slow_consumer_timeout,
+        web_origins: config
+            .web_origins
+            .iter()
+            .map(|origin| origin.0.clone())
+            .collect(),
         ..stream::Options::default()
     }
 }

@@ -64,6 +64,8 @@ pub struct Config {
     pub allowed_sources: AllowedSources,
     /// The proxies whose `X-Forwarded-For` or `Forwarded` is believed. Default none.
     pub trusted_proxies: Vec<Network>,
+    /// The sites whose pages may subscribe by gRPC-Web, beside those of this machine.
+    pub web_origins: Vec<WebOrigin>,
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
@@ -80,6 +82,10 @@ pub struct Config {
     /// Limits of the log's queue.
     pub log_limits: LogLimits,
 }
+
+/// A site, as a browser names it: `https://app.example.com`, or `*` for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebOrigin(pub String);
 
 /// What keeps the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,6 +284,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
     let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
     let allowed_sources = take.take("allowed_sources", AllowedSources::default());
     let trusted_proxies = take.take("trusted_proxies", Vec::new());
+    let web_origins = take.take("web_origins", Vec::new());
     Config {
         webhook_listen,
         grpc_listen,
@@ -318,6 +325,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
         data_dir,
         allowed_sources,
         trusted_proxies,
+        web_origins,
     }
 }
 

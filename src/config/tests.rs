@@ -692,7 +692,8 @@ fn the_example_has_every_key_of_an_app() {
 
 #[test]
 fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
-    let text = "allowed_sources = [\"prelude\", \"10.0.0.0/8\"]\ntrusted_proxies = [\"::1\"]\n";
+    let text = "allowed_sources = [\"prelude\", \"10.0.0.0/8\"]\ntrusted_proxies = [\"::1\"]\n\
+                web_origins = [\"https://app.example.com:8443\", \"*\"]\n";
     let resolved = Scene::new(text).resolved();
     let networks = resolved.config.allowed_sources.networks();
     assert_eq!(networks.len(), 4);
@@ -711,6 +712,8 @@ fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
         again.config.trusted_proxies,
         resolved.config.trusted_proxies
     );
+    assert_eq!(again.config.web_origins, resolved.config.web_origins);
+    assert_eq!(again.config.web_origins.len(), 2);
     let json = resolved.to_json();
     let shown = json["settings"].as_array().unwrap();
     let shown = shown
@@ -742,6 +745,10 @@ fn an_address_that_is_none_is_refused_with_its_key() {
             "the network is `10.0.0.0/8`",
         ),
         ("data_dir = [\"x\"]", "the value is an array"),
+        (
+            "web_origins = [\"https://app.example.com/path\"]",
+            "`https://app.example.com/path` is not an origin",
+        ),
     ] {
         let faults = Scene::new(text).faults();
         assert!(

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
-    AllowedSource, AllowedSources, Store,
+    AllowedSource, AllowedSources, Store, WebOrigin,
     units::{self, ByteSize},
 };
 use crate::{
@@ -200,6 +200,34 @@ impl Value for Vec<Network> {
 
     fn show(&self) -> String {
         array(self.iter().map(Network::to_string))
+    }
+}
+
+impl Value for Vec<WebOrigin> {
+    const SHAPE: Shape = Shape::List;
+    const HELP: &'static str = "write what a browser sends as `Origin`, such as [\"https://app.example.com\"], or [\"*\"] for every site";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        items(text).map(WebOrigin::parse).collect()
+    }
+
+    fn show(&self) -> String {
+        array(self.iter().map(|origin| origin.0.clone()))
+    }
+}
+
+impl WebOrigin {
+    /// Scheme, host and maybe a port, and nothing after them: that is all a browser sends.
+    fn parse(text: &str) -> Result<Self, String> {
+        let is_origin = || {
+            let (scheme, rest) = text.split_once("://")?;
+            let is_host = !rest.is_empty() && !rest.contains(['/', '?', '#', '@', ' ', '*']);
+            (matches!(scheme, "http" | "https") && is_host).then_some(())
+        };
+        if text == "*" || is_origin().is_some() {
+            return Ok(Self(text.to_ascii_lowercase()));
+        }
+        Err(format!("`{text}` is not an origin"))
     }
 }
 
