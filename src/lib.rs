@@ -1,5 +1,18 @@
 //! prelude-bridge receives Prelude's signed webhook batches, makes them durable, and streams them
 //! to any number of gRPC subscribers.
+//!
+//! The rooms, in the order an event travels; each imports only from those above it:
+//!
+//! ```text
+//! POST /webhooks/{app} -> receiver -> signature -> decode -> log -> bus     -> 200
+//!                                                             |      |
+//!                                                  catch-up   v      v   live
+//!                                                        filter -> stream  -> gRPC
+//! ```
+//!
+//! `ARCHITECTURE.md` has the bird's-eye view and the invariants.
+
+// What everybody speaks of.
 
 /// The contract in `proto/`, as Rust types.
 #[expect(clippy::all, reason = "generated from the commented contract")]
@@ -10,42 +23,68 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+// Event, ids, cursor: pure values.
 pub mod event;
 
+// The bytes of the contract: how events and responses are laid out.
 pub mod wire;
 
+// What is counted, and under which name.
 pub mod metrics;
 
+// The door of every port: binding, accepting, limits, HTTP/1.1.
 pub mod net;
 
+// The way in.
+
+// Keys and RSA-PSS: only here a body becomes a verified one.
 pub mod signature;
 
+// Verified bytes to events.
 pub mod decode;
 
+// The promise that an acknowledged event is kept: embedded, memory.
 pub mod log;
 
-pub mod bus;
-
+// Which events a subscriber wants: parse, check, match.
 pub mod filter;
 
+// The newest blocks in memory, and who is woken for them: those whose filter may match.
+pub mod bus;
+
+// The webhook port: routes, limits, statuses.
 pub mod receiver;
 
+// The way out.
+
+// Subscriptions: sessions, flow control, gRPC statuses.
 pub mod stream;
 
+// Health, readiness, metrics.
 pub mod admin;
 
+// Around it.
+
+// A client library whose subscriptions resume by themselves.
 pub mod client;
 
+// Prelude's management API: registering webhooks.
 pub mod management;
 
+// The local stand-in for Prelude.
 pub mod simulator;
 
-pub mod config;
-
+// Log lines on stderr.
 pub mod logging;
 
+// Flags, environment and file, with the origin of each value.
+pub mod config;
+
+// Wiring: start, run, drain.
 pub mod server;
 
+// What is wrong with a set-up, and what to do.
 pub mod doctor;
 
+// The commands.
 pub mod cli;
