@@ -151,8 +151,12 @@ impl Client {
     pub async fn range(&self) -> Result<LogRange, Error> {
         let mut request = tonic::Request::new(GetRangeRequest {});
         request.set_timeout(CALL_TIMEOUT);
-        let response = self.service.clone().get_range(request).await?;
-        Ok(response.into_inner().range.unwrap_or_default())
+        let response = self.service.clone().get_range(request).await?.into_inner();
+        Ok(LogRange {
+            earliest: response.earliest,
+            head: response.head,
+            event_count: response.event_count,
+        })
     }
 
     /// Subscribes. Calls nobody yet: that is done when the first item is asked for.

@@ -260,7 +260,12 @@ impl UnaryService<GetRangeRequest> for Service {
     type Future = BoxFuture<'static, Result<tonic::Response<GetRangeResponse>, Status>>;
 
     fn call(&mut self, _request: tonic::Request<GetRangeRequest>) -> Self::Future {
-        let range = Some(self.0.range.lock().unwrap().clone());
-        Box::pin(async move { Ok(tonic::Response::new(GetRangeResponse { range })) })
+        let range = self.0.range.lock().unwrap().clone();
+        let response = GetRangeResponse {
+            earliest: range.earliest,
+            head: range.head,
+            event_count: range.event_count,
+        };
+        Box::pin(async move { Ok(tonic::Response::new(response)) })
     }
 }

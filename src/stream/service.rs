@@ -29,7 +29,7 @@ use super::{
     status::Failure,
 };
 use crate::{
-    proto::{GetRangeRequest, GetRangeResponse},
+    proto::{GetRangeRequest, GetRangeResponse, LogRange},
     wire,
 };
 
@@ -109,8 +109,16 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
 
 async fn get_range(shared: &Shared, request: Request<Body>) -> Result<GetRangeResponse, Failure> {
     let GetRangeRequest {} = message(shared, request.into_body()).await?;
-    let range = notice::log_range(shared, &shared.range());
-    Ok(GetRangeResponse { range: Some(range) })
+    let LogRange {
+        earliest,
+        head,
+        event_count,
+    } = notice::log_range(shared, &shared.range());
+    Ok(GetRangeResponse {
+        earliest,
+        head,
+        event_count,
+    })
 }
 
 /// Reads the one message of a request.

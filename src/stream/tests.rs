@@ -878,9 +878,9 @@ async fn the_range_is_that_of_the_log() {
     let bridge = Bridge::start().await;
     let range = |mut client: EventServiceClient<Channel>| async move {
         let response = client.get_range(GetRangeRequest {}).await.unwrap();
-        response.into_inner().range.unwrap()
+        response.into_inner()
     };
-    let empty: proto::LogRange = range(bridge.client().await).await;
+    let empty: proto::GetRangeResponse = range(bridge.client().await).await;
     assert_eq!(empty.event_count, 0);
     assert_eq!(empty.head.unwrap().received_at, None);
     bridge.append(1, 4).await;

@@ -19,7 +19,7 @@ use std::{
 };
 
 use prelude_bridge::{
-    proto::{GetRangeRequest, LogRange, event_service_client::EventServiceClient},
+    proto::{GetRangeRequest, GetRangeResponse, event_service_client::EventServiceClient},
     simulator::keys::{KeyRing, SetStyle, SignatureStyle, SigningKey},
 };
 use serde_json::Value;
@@ -338,9 +338,9 @@ impl Bridge {
     }
 
     /// The two ends of its log.
-    pub(crate) async fn range(&self) -> LogRange {
+    pub(crate) async fn range(&self) -> GetRangeResponse {
         let answer = self.client().await.get_range(GetRangeRequest {}).await;
-        answer.unwrap().into_inner().range.unwrap()
+        answer.unwrap().into_inner()
     }
 
     /// The sequence number of its newest event.

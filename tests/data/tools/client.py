@@ -68,7 +68,7 @@ except grpc.RpcError as refusal:
             detail.Unpack(info)
     error = {"code": refusal.code().name, "domain": info.domain, "reason": info.reason}
 
-log = service.GetRange(pb.GetRangeRequest(), timeout=DEADLINE_SECONDS).range
+log = service.GetRange(pb.GetRangeRequest(), timeout=DEADLINE_SECONDS)
 print(
     json.dumps(
         {

@@ -659,11 +659,15 @@ func (*GetRangeRequest) Descriptor() ([]byte, []int) {
 	return file_prelude_bridge_v1_event_service_proto_rawDescGZIP(), []int{8}
 }
 
-// The range of the log.
+// The two ends of the log; the fields of a LogRange.
 type GetRangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The two ends of the log.
-	Range         *LogRange `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
+	// The oldest event that can still be read.
+	Earliest *LogEnd `protobuf:"bytes,1,opt,name=earliest,proto3" json:"earliest,omitempty"`
+	// The newest event.
+	Head *LogEnd `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// How many events the log holds.
+	EventCount    uint64 `protobuf:"varint,3,opt,name=event_count,json=eventCount,proto3" json:"event_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,11 +702,25 @@ func (*GetRangeResponse) Descriptor() ([]byte, []int) {
 	return file_prelude_bridge_v1_event_service_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *GetRangeResponse) GetRange() *LogRange {
+func (x *GetRangeResponse) GetEarliest() *LogEnd {
 	if x != nil {
-		return x.Range
+		return x.Earliest
 	}
 	return nil
+}
+
+func (x *GetRangeResponse) GetHead() *LogEnd {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *GetRangeResponse) GetEventCount() uint64 {
+	if x != nil {
+		return x.EventCount
+	}
+	return 0
 }
 
 // The two ends of a log. In an empty log there is no earliest and no head event: both ends have
@@ -880,9 +898,12 @@ const file_prelude_bridge_v1_event_service_proto_rawDesc = "" +
 	"\bDraining\x12:\n" +
 	"\vretry_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"retryAfter\"\x11\n" +
-	"\x0fGetRangeRequest\"E\n" +
-	"\x10GetRangeResponse\x121\n" +
-	"\x05range\x18\x01 \x01(\v2\x1b.prelude.bridge.v1.LogRangeR\x05range\"\x91\x01\n" +
+	"\x0fGetRangeRequest\"\x99\x01\n" +
+	"\x10GetRangeResponse\x125\n" +
+	"\bearliest\x18\x01 \x01(\v2\x19.prelude.bridge.v1.LogEndR\bearliest\x12-\n" +
+	"\x04head\x18\x02 \x01(\v2\x19.prelude.bridge.v1.LogEndR\x04head\x12\x1f\n" +
+	"\vevent_count\x18\x03 \x01(\x04R\n" +
+	"eventCount\"\x91\x01\n" +
 	"\bLogRange\x125\n" +
 	"\bearliest\x18\x01 \x01(\v2\x19.prelude.bridge.v1.LogEndR\bearliest\x12-\n" +
 	"\x04head\x18\x02 \x01(\v2\x19.prelude.bridge.v1.LogEndR\x04head\x12\x1f\n" +
@@ -950,19 +971,20 @@ var file_prelude_bridge_v1_event_service_proto_depIdxs = []int32{
 	12, // 13: prelude.bridge.v1.Started.filter:type_name -> prelude.bridge.v1.Filter
 	10, // 14: prelude.bridge.v1.Started.range:type_name -> prelude.bridge.v1.LogRange
 	17, // 15: prelude.bridge.v1.Draining.retry_after:type_name -> google.protobuf.Duration
-	10, // 16: prelude.bridge.v1.GetRangeResponse.range:type_name -> prelude.bridge.v1.LogRange
-	11, // 17: prelude.bridge.v1.LogRange.earliest:type_name -> prelude.bridge.v1.LogEnd
-	11, // 18: prelude.bridge.v1.LogRange.head:type_name -> prelude.bridge.v1.LogEnd
-	19, // 19: prelude.bridge.v1.LogEnd.received_at:type_name -> google.protobuf.Timestamp
-	0,  // 20: prelude.bridge.v1.EventService.Subscribe:input_type -> prelude.bridge.v1.SubscribeRequest
-	8,  // 21: prelude.bridge.v1.EventService.GetRange:input_type -> prelude.bridge.v1.GetRangeRequest
-	1,  // 22: prelude.bridge.v1.EventService.Subscribe:output_type -> prelude.bridge.v1.SubscribeResponse
-	9,  // 23: prelude.bridge.v1.EventService.GetRange:output_type -> prelude.bridge.v1.GetRangeResponse
-	22, // [22:24] is the sub-list for method output_type
-	20, // [20:22] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 16: prelude.bridge.v1.GetRangeResponse.earliest:type_name -> prelude.bridge.v1.LogEnd
+	11, // 17: prelude.bridge.v1.GetRangeResponse.head:type_name -> prelude.bridge.v1.LogEnd
+	11, // 18: prelude.bridge.v1.LogRange.earliest:type_name -> prelude.bridge.v1.LogEnd
+	11, // 19: prelude.bridge.v1.LogRange.head:type_name -> prelude.bridge.v1.LogEnd
+	19, // 20: prelude.bridge.v1.LogEnd.received_at:type_name -> google.protobuf.Timestamp
+	0,  // 21: prelude.bridge.v1.EventService.Subscribe:input_type -> prelude.bridge.v1.SubscribeRequest
+	8,  // 22: prelude.bridge.v1.EventService.GetRange:input_type -> prelude.bridge.v1.GetRangeRequest
+	1,  // 23: prelude.bridge.v1.EventService.Subscribe:output_type -> prelude.bridge.v1.SubscribeResponse
+	9,  // 24: prelude.bridge.v1.EventService.GetRange:output_type -> prelude.bridge.v1.GetRangeResponse
+	23, // [23:25] is the sub-list for method output_type
+	21, // [21:23] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_prelude_bridge_v1_event_service_proto_init() }
