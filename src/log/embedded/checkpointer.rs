@@ -23,6 +23,12 @@ const REST_PAGES_MAX: u64 = 256;
 const ROUNDS_MAX: usize = 6;
 /// When the WAL has passed its limit, the readers of its last pages are waited for so long.
 const READERS_WAIT: Duration = Duration::from_millis(50);
+/// At so many times its limit the WAL is overgrown: the checkpointer is short of time, and commits
+/// give way to it.
+const OVERGROWN_LIMITS: u64 = 3;
+/// But for no longer than this before each of them: a reader that holds the WAL slows the writer
+/// down and does not stop it.
+const OVERGROWN_WAIT: Duration = Duration::from_millis(250);
 /// A WAL that nobody adds to is carried over after this time, so that a start has less to read.
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 
@@ -35,6 +41,8 @@ pub(super) struct Gate {
     wal_pages: AtomicU64,
     /// From how many pages on the checkpointer wants to know.
     threshold_pages: AtomicU64,
+    /// From how many pages on commits wait for the checkpointer.
+    overgrown_pages: u64,
 }
 
 #[derive(Default)]
@@ -55,15 +63,26 @@ impl Gate {
     pub(super) fn new(wal_bytes_max: u64) -> Self {
         Self {
             threshold_pages: AtomicU64::new((wal_bytes_max / 2 / PAGE_BYTES).max(1)),
+            overgrown_pages: (OVERGROWN_LIMITS * wal_bytes_max / PAGE_BYTES).max(2),
             ..Self::default()
         }
     }
 
     /// Called by the writer before a commit.
     pub(super) fn enter(&self) -> Pass<'_> {
+        let mut state = self.state();
+        if self.is_overgrown() {
+            state.grown = true;
+            self.changed.notify_all();
+            let overgrown = |state: &mut GateState| self.is_overgrown() && !state.stopped;
+            let waited = self
+                .changed
+                .wait_timeout_while(state, OVERGROWN_WAIT, overgrown);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
         let mut state = self
             .changed
-            .wait_while(self.state(), |state| state.held)
+            .wait_while(state, |state| state.held)
             .unwrap_or_else(PoisonError::into_inner);
         state.committing = true;
         Pass(self)
@@ -76,6 +95,10 @@ impl Gate {
             self.state().grown = true;
             self.changed.notify_all();
         }
+    }
+
+    fn is_overgrown(&self) -> bool {
+        self.wal_pages.load(Ordering::Relaxed) >= self.overgrown_pages
     }
 
     /// Bytes in the WAL that the next commits do not write over.
