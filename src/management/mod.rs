@@ -32,7 +32,7 @@ pub const EVENT_TYPES: [&str; 7] = [
 pub const URL_CHARS_MAX: usize = 2048;
 
 /// How long a call may take. An activation waits for the receiver, which has 10 s.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest answer that is read: thousands of webhooks.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How much of an error that has no known form is shown.
