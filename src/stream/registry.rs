@@ -17,7 +17,8 @@ use crate::{event::Sequence, metrics::Metrics};
 /// All open streams.
 pub(super) struct Registry {
     streams_max: usize,
-    open: AtomicUsize,
+    /// Those that have no place yet included.
+    admitted: AtomicUsize,
     next_id: AtomicU64,
     streams: DashMap<u64, Arc<Progress>>,
     metrics: Arc<Metrics>,
@@ -45,7 +46,7 @@ impl Registry {
     pub(super) fn new(streams_max: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             streams_max,
-            open: AtomicUsize::new(0),
+            admitted: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             streams: DashMap::new(),
             metrics,
@@ -59,7 +60,7 @@ impl Registry {
         peer: &str,
     ) -> Result<Registration, Failure> {
         let admitted = self
-            .open
+            .admitted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
                 (open < self.streams_max).then_some(open + 1)
             });
@@ -69,8 +70,6 @@ impl Registry {
             });
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let progress = Arc::new(Progress::default());
-        self.streams.insert(id, Arc::clone(&progress));
         tracing::info!(
             stream = id,
             peer,
@@ -80,7 +79,7 @@ impl Registry {
         Ok(Registration {
             registry: Arc::clone(self),
             id,
-            progress,
+            progress: Arc::default(),
             opened_at: Instant::now(),
             events: 0,
             reason: None,
@@ -103,7 +102,7 @@ impl Registry {
             .min();
         let slowest = slowest.map(Sequence).filter(|&position| position < head);
         Snapshot {
-            open: self.open.load(Ordering::Relaxed),
+            open: self.streams.len(),
             lag_events_max: slowest.map_or(0, |position| head.0 - position.0),
             slowest,
         }
@@ -121,8 +120,11 @@ pub(super) struct Registration {
 }
 
 impl Registration {
+    /// Lists the stream: from here on it has a place, and everything after it will be seen.
     pub(super) fn opened(&self, position: Sequence) {
         self.progress.position.store(position.0, Ordering::Relaxed);
+        let progress = Arc::clone(&self.progress);
+        self.registry.streams.insert(self.id, progress);
     }
 
     pub(super) fn told(&mut self, position: Sequence, response: &Response) {
@@ -146,8 +148,9 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        // Whoever sees that the stream is gone may count on its room.
+        self.registry.admitted.fetch_sub(1, Ordering::AcqRel);
         self.registry.streams.remove(&self.id);
-        self.registry.open.fetch_sub(1, Ordering::AcqRel);
         // Nobody said why: the client went, or its connection did.
         let reason = self.reason.unwrap_or("CLIENT_GONE");
         self.registry.metrics.stream_ended(reason);
