@@ -25,6 +25,9 @@ const READ_BYTES: usize = 256 * 1024;
 /// How long anything may take that should be there at once.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Fewer than any server keeps waiting; a connection beyond that is tried again only a second later.
+const OPENED_AT_ONCE: usize = 100;
+
 const TIMER: Token = Token(usize::MAX);
 
 /// Connections, by index in the order in which they were opened.
@@ -34,6 +37,8 @@ pub struct Load {
     buffer: Vec<u8>,
     connections: Vec<Connection>,
     timer: std::os::fd::OwnedFd,
+    /// How many connections, from the first on, are known to be ready.
+    confirmed: usize,
 }
 
 /// One connection.
@@ -66,6 +71,7 @@ impl Load {
             buffer: vec![0; READ_BYTES],
             connections: Vec::new(),
             timer,
+            confirmed: 0,
         })
     }
 
@@ -74,7 +80,7 @@ impl Load {
     /// # Errors
     /// The server does not take it.
     pub fn open(&mut self, address: SocketAddr, protocol: Protocol) -> Result<usize> {
-        // Connecting is not measured: one after the other, so that no queue of the server overflows.
+        // Nothing is measured yet: it may wait.
         let socket = std::net::TcpStream::connect(address)
             .with_context(|| format!("no connection to {address}"))?;
         socket.set_nodelay(true)?;
@@ -99,23 +105,47 @@ impl Load {
         Ok(index)
     }
 
+    /// Opens one connection for each of these, a few at a time so that no queue of the server
+    /// overflows, and waits until the server has confirmed them all.
+    ///
+    /// # Errors
+    /// The server does not take or confirm them.
+    pub fn open_all(
+        &mut self,
+        address: SocketAddr,
+        protocols: impl Iterator<Item = Protocol>,
+    ) -> Result<()> {
+        for (opened, protocol) in protocols.enumerate() {
+            if opened % OPENED_AT_ONCE == OPENED_AT_ONCE - 1 {
+                self.wait_until_ready()?;
+            }
+            self.open(address, protocol)?;
+        }
+        self.wait_until_ready()
+    }
+
     /// Waits until the server has confirmed every connection.
     ///
     /// # Errors
     /// It does not in time, or says that something is wrong.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self
-            .connections
-            .iter()
-            .all(|connection| connection.protocol.is_ready())
-        {
+        // Those that were confirmed are at the front.
+        let mut confirmed = self.confirmed;
+        loop {
+            let waiting = self.connections.iter().skip(confirmed);
+            confirmed += waiting
+                .take_while(|connection| connection.protocol.is_ready())
+                .count();
+            if confirmed == self.connections.len() {
+                self.confirmed = confirmed;
+                return Ok(());
+            }
             self.turn(Some(Duration::from_millis(50)), |_, _| ())?;
             if Instant::now() > deadline {
                 bail!("not every subscriber was accepted in {PATIENCE:?}");
             }
         }
-        Ok(())
     }
 
     /// All connections.

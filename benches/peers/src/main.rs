@@ -35,6 +35,9 @@ struct Arguments {
     /// Only servers whose name contains this; repeatable.
     #[arg(long)]
     system: Vec<String>,
+    /// Events on the way to each subscriber in a fan-out.
+    #[arg(long, default_value_t = 2_000)]
+    window_events: u64,
     /// Shows what would be done.
     #[arg(long)]
     list: bool,
@@ -196,6 +199,7 @@ fn prepare(arguments: &Arguments, extent: &Extent) -> Result<Bench> {
         tens: Chunks::new(&signer, 10, extent.tens)?,
         hundreds: Chunks::new(&signer, 100, extent.hundreds)?,
         signer,
+        window_events: arguments.window_events,
         duration: extent.duration,
         latency_duration: extent.latency_duration,
     })

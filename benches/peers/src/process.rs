@@ -171,10 +171,10 @@ impl Drop for Server {
     }
 }
 
-/// The CPU time of this thread so far, in seconds: the load is one thread.
+/// The CPU time of this process so far, in seconds: what the load takes.
 #[must_use]
 pub fn own_cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     #[expect(
         clippy::cast_precision_loss,
         reason = "seconds and nanoseconds of one run"

@@ -3,10 +3,13 @@
 
 use std::fmt::Write as _;
 
-use crate::results::{Measured, Outcome, Results};
+use crate::{
+    results::{Measured, Outcome, Results},
+    work::Sample,
+};
 
 /// What the tables show of each work, in this order; what a work has not is left out.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "deliveries/s",
     "batches/s",
     "events/s",
@@ -19,6 +22,7 @@ const COLUMNS: [&str; 16] = [
     "bytes/delivery",
     "KiB/subscriber",
     "MiB",
+    "ms/subscription",
     "server busy",
     "load busy",
     "sent late p99 µs",
@@ -100,13 +104,31 @@ fn table(measured: &Measured) -> String {
     let columns: Vec<&str> = COLUMNS.iter().filter(has).copied().collect();
     let mut rows = vec![vec![String::new()]];
     rows[0].extend(columns.iter().map(ToString::to_string));
+    let is_rate = columns.contains(&"seconds");
+    if is_rate {
+        rows[0].push("bound by".into());
+    }
     for system in &measured.systems {
         let mut row = vec![system.system.clone()];
         let values = columns.iter().map(|column| system.median.get(*column));
         row.extend(values.map(|value| value.copied().map(number).unwrap_or_default()));
+        if is_rate {
+            row.push(bound_by(&system.median).into());
+        }
         rows.push(row);
     }
     aligned(&rows)
+}
+
+/// Whose core was busy all the time. Where it is not the server's, compare CPU time and not rates.
+fn bound_by(median: &Sample) -> &'static str {
+    let is_busy = |name: &str| median.get(name).is_some_and(|busy| *busy >= 0.9);
+    match (is_busy("server busy"), is_busy("load busy")) {
+        (true, _) => "server",
+        (false, true) => "load",
+        // The server waits for a disk, or the machine had other work.
+        (false, false) => "neither",
+    }
 }
 
 /// A Markdown table that can be read as it is.

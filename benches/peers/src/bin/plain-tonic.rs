@@ -24,8 +24,9 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status, transport::Server};
 
-/// Events that a subscriber may be behind; beyond them it loses some.
-const CHANNEL_EVENTS: usize = 8192;
+/// Events that a subscriber may be behind; beyond them it loses some. More than the load has on the
+/// way at once.
+const CHANNEL_EVENTS: usize = 32_768;
 
 struct Service {
     events: broadcast::Sender<Event>,

@@ -13,9 +13,6 @@ use crate::{
     system::{Publisher, Running, Source, System},
 };
 
-/// Events that may be on the way: more than any server gathers, less than any drops.
-const WINDOW_EVENTS: u64 = 2_000;
-
 /// Webhooks that may be on the way, a connection each.
 const SENDERS: usize = 8;
 
@@ -49,17 +46,15 @@ pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sampl
     let standard = if plan.standard {
         Some(StandardClients::start(running.stream, plan.subscribers)?)
     } else {
-        for number in 0..plan.subscribers {
-            let subscriber = running.subscriber(number, plan.event_type(number));
-            load.open(running.stream, subscriber)?;
-        }
-        load.wait_until_ready()?;
+        let subscriber = |number| running.subscriber(number, plan.event_type(number));
+        load.open_all(running.stream, (0..plan.subscribers).map(subscriber))?;
         None
     };
     let publisher = running.publisher(&mut load, SENDERS)?;
     let chunks: &Chunks = bench.chunks(100);
     let mut flow = Flow {
         plan,
+        window_events: bench.window_events * plan.events_per_delivery(),
         load,
         standard,
         publisher,
@@ -92,20 +87,26 @@ pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sampl
         plan.events_per_delivery() as f64,
     );
     let events = deliveries / subscribers * per_delivery;
-    Ok(sample([
+    let mut sample = sample([
         ("deliveries/s", deliveries / took),
         ("events/s", events / took),
         ("CPU µs/delivery", server_cpu * 1e6 / deliveries),
         ("CPU µs/event", server_cpu * 1e6 / events),
-        ("bytes/delivery", bytes / deliveries),
         ("server busy", server_cpu / took),
         ("load busy", load_cpu / took),
         ("seconds", took),
-    ]))
+    ]);
+    // Standard clients don't say.
+    if bytes > 0.0 {
+        sample.insert("bytes/delivery".into(), bytes / deliveries);
+    }
+    Ok(sample)
 }
 
 struct Flow<'a> {
     plan: Plan,
+    /// Published events that the slowest subscriber may not have yet.
+    window_events: u64,
     load: Load,
     standard: Option<StandardClients>,
     publisher: Publisher,
@@ -123,7 +124,7 @@ impl Flow<'_> {
         while started.elapsed() < duration {
             let published = self.chunks_published * self.chunk_events;
             let on_the_way = published.saturating_sub(self.slowest());
-            if on_the_way < WINDOW_EVENTS && self.publisher.has_room() {
+            if on_the_way < self.window_events && self.publisher.has_room() {
                 let Some(chunk) = self.source.get(self.chunks_published) else {
                     break;
                 };

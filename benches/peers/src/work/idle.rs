@@ -1,6 +1,6 @@
 //! The memory of subscribers to whom nothing is sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -20,20 +20,22 @@ pub(super) fn measure(bench: &Bench, system: System, subscribers: usize) -> Resu
     load.open(running.stream, running.subscriber(subscribers, None))?;
     load.wait_until_ready()?;
     let before = running.server.memory_bytes()?;
-    for number in 0..subscribers {
-        load.open(running.stream, running.subscriber(number, None))?;
-    }
-    load.wait_until_ready()?;
-    let settled = std::time::Instant::now() + SETTLE;
-    while std::time::Instant::now() < settled {
+    let started = Instant::now();
+    let subscriber = |number| running.subscriber(number, None);
+    load.open_all(running.stream, (0..subscribers).map(subscriber))?;
+    let took = started.elapsed();
+    let settled = Instant::now() + SETTLE;
+    while Instant::now() < settled {
         load.turn(Some(Duration::from_millis(100)), |_, _| ())?;
     }
     let after = running.server.memory_bytes()?;
     #[expect(clippy::cast_precision_loss, reason = "ten thousand")]
-    let each = (after - before) / subscribers as f64;
+    let subscribers = subscribers as f64;
+    let each = (after - before) / subscribers;
     Ok(sample([
         ("KiB/subscriber", each / 1024.0),
         ("MiB before", before / 1_048_576.0),
         ("MiB", after / 1_048_576.0),
+        ("ms/subscription", took.as_secs_f64() * 1e3 / subscribers),
     ]))
 }

@@ -32,11 +32,9 @@ pub(super) fn measure(
 ) -> Result<Sample> {
     let running = Running::start(system, &bench.programs, &bench.signer)?;
     let mut load = Load::new()?;
-    for number in 0..subscribers {
-        load.open(running.stream, running.subscriber(number, None))?;
-    }
-    load.wait_until_ready()?;
-    let publisher = running.publisher(&mut load, SENDERS)?;
+    let subscriber = |number| running.subscriber(number, None);
+    load.open_all(running.stream, (0..subscribers).map(subscriber))?;
+    let mut publisher = running.publisher(&mut load, SENDERS)?;
     let source = running.chunks(bench.chunks(batch));
     let interval = Duration::from_secs(1) / EVENTS_PER_SECOND * u32::try_from(batch)?;
     let count = |duration: Duration| (duration.as_nanos() / interval.as_nanos()) as usize;
@@ -51,7 +49,6 @@ pub(super) fn measure(
         latencies: Vec::with_capacity(total * batch * subscribers),
         late: Vec::with_capacity(total),
     };
-    let mut publisher = publisher;
     let mut answered = Vec::new();
     let mut next = 0;
     let mut begun = (0.0, 0.0, Instant::now());

@@ -128,6 +128,9 @@ pub struct Bench {
     pub tens: Chunks,
     /// By a hundred.
     pub hundreds: Chunks,
+    /// Events that each subscriber may not have yet, where as many as can be are delivered: more
+    /// than a server gathers, fewer than it drops.
+    pub window_events: u64,
     /// How long a rate is measured.
     pub duration: Duration,
     /// How long latencies are.
