@@ -5,6 +5,7 @@ mod facts;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -109,9 +110,18 @@ impl Extent {
     }
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let steps = steps(&arguments);
+fn main() -> ExitCode {
+    match compare(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(arguments: &Arguments) -> Result<()> {
+    let steps = steps(arguments);
     if arguments.list {
         list(&steps);
         return Ok(());
@@ -122,8 +132,8 @@ fn main() -> Result<()> {
         files >= 12_000,
         "9,000 subscribers need more open files than {files}: ulimit -n"
     );
-    let extent = Extent::new(&arguments);
-    let bench = prepare(&arguments, &extent)?;
+    let extent = Extent::new(arguments);
+    let bench = prepare(arguments, &extent)?;
     let mut results = Results {
         machine: facts::machine(),
         versions: facts::versions(&bench.programs),

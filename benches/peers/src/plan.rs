@@ -172,6 +172,9 @@ pub struct Comparison {
     pub cpu: Option<&'static str>,
     /// Whether a large ratio is good.
     pub more_is_better: bool,
+    /// Whether the ratio says how much better the bridge is than somebody else, and so can be shown
+    /// in one plot with others.
+    pub is_race: bool,
     /// What is aimed at.
     pub goal: Goal,
 }
@@ -339,6 +342,7 @@ fn fanouts() -> Vec<Comparison> {
                 theirs: side(work, theirs, RATE),
                 cpu: Some(CPU_DELIVERY),
                 more_is_better: true,
+                is_race: true,
                 goal,
             }
         });
@@ -349,6 +353,7 @@ fn fanouts() -> Vec<Comparison> {
         theirs: side(fanout(10), ours, RATE),
         cpu: Some(CPU_DELIVERY),
         more_is_better: true,
+        is_race: true,
         goal: AtLeast(0.95),
     };
     let standard = [("plain tonic", S::PlainTonic), ("grpc-go", S::Go)];
@@ -359,6 +364,7 @@ fn fanouts() -> Vec<Comparison> {
         theirs: side(STANDARD, theirs, RATE),
         cpu: Some(CPU_DELIVERY),
         more_is_better: true,
+        is_race: true,
         goal: Shown,
     });
     fanouts.chain([own]).chain(standard).collect()
@@ -425,6 +431,7 @@ fn filters() -> Vec<Comparison> {
         ),
         cpu: None,
         more_is_better: false,
+        is_race: true,
         goal,
     };
     rows.into_iter().map(comparison).collect()
@@ -559,6 +566,7 @@ fn latencies() -> Vec<Comparison> {
                 theirs: side(work, theirs, quantity),
                 cpu: None,
                 more_is_better: false,
+                is_race: true,
                 goal,
             }
         });
@@ -599,6 +607,7 @@ fn latencies() -> Vec<Comparison> {
             theirs,
             cpu: None,
             more_is_better: false,
+            is_race: true,
             goal,
         });
     plain.chain(further).collect()
@@ -627,6 +636,7 @@ fn ingests() -> Vec<Comparison> {
         theirs: side(Work::Ingest, theirs, "batches/s"),
         cpu: Some(CPU_BATCH),
         more_is_better: true,
+        is_race: true,
         goal,
     };
     rows.into_iter().map(comparison).collect()
@@ -649,6 +659,7 @@ fn memories() -> Vec<Comparison> {
         theirs: side(idle(subscribers), theirs, "KiB/subscriber"),
         cpu: None,
         more_is_better: false,
+        is_race: true,
         goal,
     };
     rows.into_iter().map(comparison).collect()

@@ -183,28 +183,22 @@ pub fn own_cpu_seconds() -> f64 {
     seconds
 }
 
-/// User and system time of a process: to the nanosecond where the kernel keeps it for each
-/// thread (`schedstat`), else in ticks (`stat`), as threads that ended are only in the latter.
+/// User and system time of a process: to the nanosecond, as the kernel keeps it for each thread
+/// (`schedstat`). What threads have used that are gone is only in the ticks of the whole (`stat`).
 fn cpu_seconds(process: u32) -> Result<f64> {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).context("the server has ended")?;
+    let process = Path::new("/proc").join(process.to_string());
+    let tasks = fs::read_dir(process.join("task")).context("the server has ended")?;
     let mut seconds = 0.0;
     for task in tasks {
-        let path = task?.path();
         // A thread may end meanwhile.
-        let Ok(text) = fs::read_to_string(path.join("schedstat")) else {
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
             continue;
         };
-        let nanoseconds: f64 = text
-            .split_whitespace()
-            .next()
-            .and_then(|number| number.parse().ok())
-            .unwrap_or_default();
-        seconds += nanoseconds / 1e9;
+        let running = text.split_whitespace().next();
+        let nanoseconds: Option<f64> = running.and_then(|number| number.parse().ok());
+        seconds += nanoseconds.unwrap_or_default() / 1e9;
     }
-    if seconds > 0.0 {
-        return Ok(seconds);
-    }
-    ticks_seconds(&Path::new("/proc").join(process.to_string()).join("stat"))
+    Ok(ticks_seconds(&process.join("stat"))?.max(seconds))
 }
 
 fn ticks_seconds(path: &Path) -> Result<f64> {
@@ -229,4 +223,18 @@ fn forward(output: impl Read + Send + 'static, lines: mpsc::Sender<String>) {
             let _ = lines.send(line);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_used_at_least_what_it_says_of_itself() {
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_millis(50) {}
+        let own = own_cpu_seconds();
+        let seen = cpu_seconds(std::process::id()).unwrap();
+        assert!(seen > own / 2.0 && seen < own + 60.0, "{own} {seen}");
+    }
 }

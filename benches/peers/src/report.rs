@@ -192,7 +192,7 @@ pub fn svg(results: &Results) -> String {
     let mut body = String::new();
     let mut y = 62.0;
     let mut group = "";
-    for outcome in &results.comparisons {
+    for outcome in results.comparisons.iter().filter(|outcome| outcome.is_race) {
         if outcome.group != group {
             group = &outcome.group;
             y += 12.0;
@@ -323,6 +323,7 @@ mod tests {
                 reached: Some(true),
                 times_better: 4.0,
                 goal_times_better: Some(3.5),
+                is_race: true,
             }],
             ..Results::default()
         }

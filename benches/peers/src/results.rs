@@ -73,6 +73,8 @@ pub struct Outcome {
     pub times_better: f64,
     /// The same for the goal.
     pub goal_times_better: Option<f64>,
+    /// Whether these two can be shown in a plot with others.
+    pub is_race: bool,
 }
 
 impl Results {
@@ -157,6 +159,7 @@ impl Results {
             reached,
             times_better: times_better(ratio),
             goal_times_better: bound.map(times_better),
+            is_race: comparison.is_race,
         })
     }
 
@@ -266,6 +269,7 @@ mod tests {
             theirs: side(System::Go),
             cpu: None,
             more_is_better: true,
+            is_race: true,
             goal: Goal::AtLeast(2.5),
         };
         results.compare(&[comparison]);

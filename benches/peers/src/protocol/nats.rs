@@ -221,7 +221,7 @@ impl Client {
         if header_bytes == 0 {
             let text = String::from_utf8_lossy(&content);
             if text.contains("\"error\"") {
-                bail!("JetStream: {text}");
+                bail!("JetStream: {}", text.trim_end());
             }
             self.ready = Ready::Yes;
             return Ok(());
