@@ -8,10 +8,12 @@
 //! protocol what is spoken on them: gRPC, NATS, HTTP/1.1, bare TCP
 //! work     fan-out, latency, ingest, memory, and the limits
 //! results  what is kept of a run: medians, ratios within a round
-//! plan     which works on which servers, and what is compared with what
+//! plan     which works on which servers
+//! compare  which results are compared, and what is aimed at
 //! report   tables, Markdown, SVG
 //! ```
 
+pub mod compare;
 pub mod events;
 pub mod feed;
 pub mod load;

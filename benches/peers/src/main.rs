@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use prelude_bridge_peers::{
+    compare,
     events::{Chunks, Signer},
     plan::{self, Step},
     process::{LOAD_CORE, pin, raise_open_files, unpin},
@@ -111,7 +112,7 @@ impl Extent {
 }
 
 fn main() -> ExitCode {
-    match compare(&Arguments::parse()) {
+    match run_plan(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("peers: {error:#}");
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare(arguments: &Arguments) -> Result<()> {
+fn run_plan(arguments: &Arguments) -> Result<()> {
     let steps = steps(arguments);
     if arguments.list {
         list(&steps);
@@ -145,7 +146,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
         run(&bench, &steps, round, extent.rounds, &mut results);
     }
     unpin()?;
-    results.compare(&plan::comparisons());
+    results.compare(&compare::comparisons());
     if let Some(directory) = &arguments.results {
         write(directory, &results)?;
     }

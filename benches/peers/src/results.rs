@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    plan::{Comparison, Goal, Side},
+    compare::{Comparison, Goal, Side},
     system::System,
     work::{Sample, Work},
 };
@@ -122,10 +122,7 @@ impl Results {
         let ratios = self.ratios(&comparison.ours, &comparison.theirs);
         let ratio = median(&ratios)?;
         let cpu = comparison.cpu.and_then(|quantity| {
-            let of = |side: &Side| Side {
-                quantity,
-                ..side.clone()
-            };
+            let of = |side: &Side| Side { quantity, ..*side };
             median(&self.ratios(&of(&comparison.ours), &of(&comparison.theirs)))
         });
         let times_better = |ratio: f64| {
@@ -150,7 +147,7 @@ impl Results {
         };
         Some(Outcome {
             group: comparison.group.into(),
-            title: comparison.title.into(),
+            title: comparison.title.clone(),
             ratio,
             least: ratios.iter().copied().fold(f64::INFINITY, f64::min),
             greatest: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
@@ -264,7 +261,7 @@ mod tests {
         results.add(Work::Ingest, System::BridgeEmbedded, 3, sample);
         let comparison = Comparison {
             group: "ingest",
-            title: "Go",
+            title: "Go".into(),
             ours: side(System::BridgeEmbedded),
             theirs: side(System::Go),
             cpu: None,

@@ -48,6 +48,54 @@ pub enum Work {
 }
 
 impl Work {
+    /// To a hundred of tonic's own clients.
+    pub const STANDARD: Self = Self::Fanout {
+        subscribers: 100,
+        filtered: false,
+        standard: true,
+    };
+
+    /// Events that are taken one by one, for nobody.
+    pub const TAKING: Self = Self::Latency {
+        batch: 1,
+        subscribers: 0,
+    };
+
+    /// To subscribers that want everything.
+    #[must_use]
+    pub const fn fanout(subscribers: usize) -> Self {
+        Self::Fanout {
+            subscribers,
+            filtered: false,
+            standard: false,
+        }
+    }
+
+    /// To subscribers that want one type each.
+    #[must_use]
+    pub const fn filtered(subscribers: usize) -> Self {
+        Self::Fanout {
+            subscribers,
+            filtered: true,
+            standard: false,
+        }
+    }
+
+    /// To ten subscribers, this many events at a time.
+    #[must_use]
+    pub const fn latency(batch: usize) -> Self {
+        Self::Latency {
+            batch,
+            subscribers: 10,
+        }
+    }
+
+    /// To subscribers that wait.
+    #[must_use]
+    pub const fn idle(subscribers: usize) -> Self {
+        Self::Idle { subscribers }
+    }
+
     /// A short name, for files and for choosing.
     #[must_use]
     pub fn key(self) -> String {
