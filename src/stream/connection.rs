@@ -20,6 +20,7 @@ use tonic::{Status, body::Body};
 use super::{
     Options,
     body::{RequestBody, trailers},
+    gather::{Flusher, gather},
     response::Response,
     service::{Outlet, Peer},
     services::Services,
@@ -71,7 +72,8 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let options = &self.options;
-        let handshake = h2::server::Builder::new()
+        let mut builder = h2::server::Builder::new();
+        builder
             .max_concurrent_streams(options.streams_per_connection_max)
             .max_header_list_size(options.header_bytes_max)
             // Requests are small: room for many of them would only be room for an attacker.
@@ -81,8 +83,11 @@ impl Connections {
             // Resets that the server answers with, and such that come before it looked (rapid
             // reset, CVE-2023-44487; RUSTSEC-2024-0003).
             .max_local_error_reset_streams(Some(128))
-            .max_pending_accept_reset_streams(20)
-            .handshake::<_, Response>(io);
+            .max_pending_accept_reset_streams(20);
+        let (io, flusher) = gather(io);
+        let handshake = builder.handshake::<_, Response>(io);
+        // What h2 says is gathered until it has said all for now, also while it shakes hands.
+        let handshake = flushing(handshake, &flusher);
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return tracing::debug!(peer = %peer.0, %error, "no HTTP/2"),
@@ -92,7 +97,7 @@ impl Connections {
         let mut going_away = false;
         loop {
             tokio::select! {
-                accepted = connection.accept() => match accepted {
+                accepted = flushing(poll_fn(|context| connection.poll_accept(context)), &flusher) => match accepted {
                     Some(Ok((request, respond))) => {
                         let stream = Stream { connections: self.clone(), peer: peer.clone() };
                         self.streams.spawn(stream.serve(request, respond));
@@ -143,6 +148,22 @@ impl Connections {
             }
         }
     }
+}
+
+/// Polls what makes h2 write, and writes what it has gathered after each poll.
+async fn flushing<IO: AsyncWrite + Unpin, T>(
+    speaking: impl Future<Output = T>,
+    flusher: &Flusher<IO>,
+) -> T {
+    let mut speaking = pin!(speaking);
+    poll_fn(|context| {
+        let spoken = speaking.as_mut().poll(context);
+        // A socket that takes no more wakes this task when it does; one that failed says so to h2
+        // at its next read or write.
+        let _ = flusher.poll_flush(context);
+        spoken
+    })
+    .await
 }
 
 /// Resolves when the peer has not answered a ping in time.

@@ -3,6 +3,7 @@
 
 mod body;
 mod connection;
+mod gather;
 mod notice;
 mod registry;
 mod request;
