@@ -3,7 +3,7 @@
 //! are made to fit, nothing is buffered for a client that does not read, and such a client still
 //! gets a status with its cursor.
 
-use std::{future::poll_fn, io::Cursor, net::SocketAddr, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, io::Cursor, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Ping, PingPong, Reason, SendStream, server::SendResponse};
@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
 use super::{
-    Options,
+    Caller, Options,
     body::{RequestBody, trailers},
     gather::{Flusher, gather},
     response::Response,
@@ -46,11 +46,11 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Serves one connection until it ends.
-    pub(super) async fn serve<IO>(&self, io: IO, address: SocketAddr)
+    pub(super) async fn serve<IO>(&self, io: IO, caller: Caller)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let peer = Peer(address.to_string().into());
+        let origin = Origin::of(caller);
         let (mut reader, writer) = tokio::io::split(io);
         // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
@@ -61,13 +61,13 @@ impl Connections {
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
         let io = tokio::io::join(reader, writer);
         if start == *b"PR" {
-            self.serve_http2(io, peer).await;
+            self.serve_http2(io, origin).await;
         } else {
-            self.serve_http1(io, peer).await;
+            self.serve_http1(io, origin).await;
         }
     }
 
-    async fn serve_http2<IO>(&self, io: IO, peer: Peer)
+    async fn serve_http2<IO>(&self, io: IO, origin: Origin)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -90,8 +90,8 @@ impl Connections {
         let handshake = flushing(handshake, &flusher);
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(peer = %peer.0, %error, "no HTTP/2"),
-            Err(_) => return tracing::debug!(peer = %peer.0, "HTTP/2 preface timed out"),
+            Ok(Err(error)) => return tracing::debug!(peer = %origin.peer.0, %error, "no HTTP/2"),
+            Err(_) => return tracing::debug!(peer = %origin.peer.0, "HTTP/2 preface timed out"),
         };
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
@@ -99,17 +99,17 @@ impl Connections {
             tokio::select! {
                 accepted = flushing(poll_fn(|context| connection.poll_accept(context)), &flusher) => match accepted {
                     Some(Ok((request, respond))) => {
-                        let stream = Stream { connections: self.clone(), peer: peer.clone() };
+                        let stream = Stream { connections: self.clone(), origin: origin.clone() };
                         self.streams.spawn(stream.serve(request, respond));
                     }
                     Some(Err(error)) => {
-                        tracing::debug!(peer = %peer.0, %error, "connection failed");
+                        tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
                         return;
                     }
                     None => return,
                 },
                 () = &mut dead => {
-                    tracing::info!(peer = %peer.0, "connection closed: it answers no pings");
+                    tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
                     return;
                 }
                 () = self.draining.cancelled(), if !going_away => {
@@ -120,13 +120,13 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<IO>(&self, io: IO, peer: Peer)
+    async fn serve_http1<IO>(&self, io: IO, origin: Origin)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
         let service = hyper::service::service_fn(move |mut request: Request<_>| {
-            request.extensions_mut().insert(peer.clone());
+            origin.mark(&mut request);
             let services = services.clone();
             async move { services.web(request).await }
         });
@@ -166,6 +166,28 @@ async fn flushing<IO: AsyncWrite + Unpin, T>(
     .await
 }
 
+/// Where the requests of a connection come from.
+#[derive(Clone)]
+struct Origin {
+    /// The address as text, made once a connection.
+    peer: Peer,
+    caller: Caller,
+}
+
+impl Origin {
+    fn of(caller: Caller) -> Self {
+        let peer = Peer(caller.address.to_string().into());
+        Self { peer, caller }
+    }
+
+    /// Lets the services see it.
+    fn mark<B>(&self, request: &mut Request<B>) {
+        let extensions = request.extensions_mut();
+        extensions.insert(self.peer.clone());
+        extensions.insert(self.caller.clone());
+    }
+}
+
 /// Resolves when the peer has not answered a ping in time.
 async fn dead(ping_pong: Option<PingPong>, options: &Options) {
     let Some(mut ping_pong) = ping_pong else {
@@ -185,7 +207,7 @@ async fn dead(ping_pong: Option<PingPong>, options: &Options) {
 /// One request on an HTTP/2 connection and its response.
 struct Stream {
     connections: Connections,
-    peer: Peer,
+    origin: Origin,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -201,7 +223,7 @@ impl Stream {
     async fn serve(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Response>) {
         let (parts, body) = request.into_parts();
         let mut request = Request::from_parts(parts, Body::new(RequestBody(body)));
-        request.extensions_mut().insert(self.peer.clone());
+        self.origin.mark(&mut request);
         let grpc = is_grpc(request.headers());
         let services = self.connections.services.clone();
         let answer = async {
