@@ -10,6 +10,7 @@ use crate::{
     admin::Admin,
     bus::{self, Bus},
     config::{self, Config, Store},
+    credentials::Credentials,
     event::{Sequence, UnixMicros},
     log::{self, Log, embedded, memory},
     metrics::{self, Metrics},
@@ -105,6 +106,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let streams = Streams::new(
             stream_options(config),
+            Credentials::anonymous(),
             Arc::clone(&log),
             Arc::clone(&bus),
             Arc::clone(&metrics),
