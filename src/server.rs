@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::Admin,
@@ -14,10 +14,10 @@ use crate::{
     event::{Sequence, UnixMicros},
     log::{self, Log, embedded, memory},
     metrics::{self, Metrics},
-    net::{self, Listener, http1},
+    net::{self, Connection, Listener, http1, tls},
     receiver::{self, Receiver, VerificationToken, source::Sources},
     signature::{self, KeySource, Keyring},
-    stream::{self, Streams},
+    stream::{self, Caller, Streams},
 };
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
@@ -42,6 +42,8 @@ pub struct Server {
     webhook: JoinHandle<net::Drained>,
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
+    /// What replaces certificates when their files change.
+    certificates: TaskTracker,
 }
 
 /// Where a bridge listens, with the ports that the system chose.
@@ -61,6 +63,9 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] net::Error),
+    /// A port cannot do TLS.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] embedded::OpenError),
@@ -100,6 +105,10 @@ impl Server {
             admin: admin.local_addr(),
         };
         let metrics = Arc::new(Metrics::new());
+        let (webhook_tls, webhook_watch) = open_tls("webhook", config.tls.of_webhook(), &metrics)?;
+        let (grpc_tls, grpc_watch) = open_tls("grpc", config.tls.of_grpc(), &metrics)?;
+        let webhook = secured(webhook, webhook_tls, config);
+        let grpc = grpc.with_tls(grpc_tls);
         let (log, bus) = open_log(config, &metrics)?;
         let keyrings = open_keyrings(config)?;
         let draining = CancellationToken::new();
@@ -131,11 +140,17 @@ impl Server {
             },
             Arc::clone(&metrics),
             draining.clone(),
-            move |connection, peer| {
+            move |connection: Connection, address| {
                 let server = server.clone();
-                async move { server.serve(connection, peer.into()).await }
+                let identity = connection.identity().cloned();
+                async move { server.serve(connection, Caller { address, identity }).await }
             },
         ));
+        let certificates = TaskTracker::new();
+        for watch in [webhook_watch, grpc_watch].into_iter().flatten() {
+            certificates.spawn(watch.run(draining.clone()));
+        }
+        certificates.close();
         let admin_service = Admin::new(
             Arc::clone(&metrics),
             Arc::clone(&log),
@@ -155,6 +170,7 @@ impl Server {
             webhook,
             grpc,
             admin,
+            certificates,
         })
     }
 
@@ -198,6 +214,7 @@ impl Server {
                 let _ = self.webhook.await;
             }
             let _ = self.grpc.await;
+            self.certificates.wait().await;
         };
         let deadline = connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
@@ -211,6 +228,29 @@ impl Server {
         self.admin.abort();
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+fn open_tls(
+    listener: &'static str,
+    options: Option<tls::Options>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Option<tls::Acceptor>, Option<tls::Watch>), tls::Error> {
+    let Some(options) = options else {
+        return Ok((None, None));
+    };
+    let (acceptor, watch) = tls::Acceptor::open(listener, options, Arc::clone(metrics))?;
+    Ok((Some(acceptor), Some(watch)))
+}
+
+/// The webhook port, with TLS if it has a certificate. A handshake costs a signature, so then
+/// those who would be refused anyway are not let in; in plain text they are told why.
+fn secured(listener: Listener, acceptor: Option<tls::Acceptor>, config: &Config) -> Listener {
+    if acceptor.is_none() {
+        return listener;
+    }
+    let sources = sources(config);
+    let listener = listener.only_from(move |address| sources.may_connect(address));
+    listener.with_tls(acceptor)
 }
 
 /// What connections get of the drain timeout: the last tenth is for closing the log.
@@ -308,10 +348,7 @@ fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
 fn receiver_options(config: &Config) -> receiver::Options {
     let limits = config.webhook_limits;
     receiver::Options {
-        sources: Sources {
-            allowed: config.allowed_sources.networks().into(),
-            proxies: config.trusted_proxies.clone().into(),
-        },
+        sources: sources(config),
         body_bytes_max: limits.body_bytes_max.as_usize(),
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
@@ -324,6 +361,13 @@ fn receiver_options(config: &Config) -> receiver::Options {
             drain_timeout: connections_drain_timeout(config.drain_timeout),
         },
         ..receiver::Options::default()
+    }
+}
+
+fn sources(config: &Config) -> Sources {
+    Sources {
+        allowed: config.allowed_sources.networks().into(),
+        proxies: config.trusted_proxies.clone().into(),
     }
 }
 

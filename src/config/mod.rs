@@ -10,6 +10,7 @@
 //! | `resolver` | flag before environment before file before default, and where each value is from |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
+//! | `tls` | which ports do TLS, and with what |
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | what is wrong, and what must not be seen |
 
@@ -20,6 +21,7 @@ mod file;
 mod resolver;
 mod secret;
 mod show;
+mod tls;
 mod units;
 mod value;
 
@@ -38,6 +40,7 @@ pub use self::{
     fault::{Error, Fault, Origin},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
+    tls::{GrpcTls, Tls, WebhookTls},
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
 use crate::{logging, net::network::Network, receiver::source};
@@ -69,6 +72,8 @@ pub struct Config {
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
+    /// Which ports do TLS. Default none.
+    pub tls: Tls,
     /// How the program logs.
     pub logging: logging::Options,
     /// How long events are kept.
@@ -295,6 +300,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
             format: take.take("log_format", logging::Format::Text),
             level: take.take("log_level", logging::Level::Info),
         },
+        tls: tls::take(take),
         retention: Retention {
             age_max: take.take_in("retention.age_max", days(30), days(1)..=days(36_500)),
             bytes_max: take.take_in(

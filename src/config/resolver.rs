@@ -134,6 +134,17 @@ impl<'a> Resolver<'a> {
     /// The same for a path: one in the file is taken from the directory of the file.
     pub(super) fn take_path(&mut self, key: &'static str, default: &str) -> PathBuf {
         let path = self.take(key, PathBuf::from(default));
+        self.locate(key, path)
+    }
+
+    /// The same for a path that need not be there.
+    pub(super) fn take_optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = self.take(key, None::<PathBuf>)?;
+        Some(self.locate(key, path))
+    }
+
+    /// Where the path of the setting that was taken last is.
+    fn locate(&mut self, key: &'static str, path: PathBuf) -> PathBuf {
         let path = match (&self.document, self.origin_of(key)) {
             (Some(document), Origin::File { .. }) => match path.to_str() {
                 Some(text) => document.relative(text),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     logging::{Format, Level},
-    net::network::Network,
+    net::{network::Network, tls::ClientCertificates},
 };
 
 /// Which of TOML's types a setting may be written as.
@@ -62,6 +62,43 @@ impl Value for PathBuf {
 
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
+    }
+}
+
+/// A path that need not be there: nothing is written as an empty string.
+impl Value for Option<PathBuf> {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write a path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok((!text.trim().is_empty()).then(|| PathBuf::from(text)))
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), PathBuf::show)
+    }
+}
+
+/// An empty string leaves it to whether there is an issuer to judge certificates by.
+impl Value for Option<ClientCertificates> {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write \"required\" or \"optional\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Ok(None),
+            "required" => Ok(Some(ClientCertificates::Required)),
+            "optional" => Ok(Some(ClientCertificates::Optional)),
+            _ => Err(format!("`{text}` is neither")),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            None => "",
+            Some(ClientCertificates::Required) => "required",
+            Some(ClientCertificates::Optional) => "optional",
+        })
     }
 }
 
