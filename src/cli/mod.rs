@@ -1,6 +1,7 @@
 //! The command line: one definition that help, man page and completions are made from, and the
 //! match that hands each command to its file. What a command does is in that file.
 
+mod access;
 pub mod config;
 pub mod demo;
 pub mod doctor;
