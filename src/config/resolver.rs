@@ -158,6 +158,22 @@ impl<'a> Resolver<'a> {
         path
     }
 
+    /// The same for a path that does not have to be set: empty is not set.
+    pub(super) fn take_optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let text = self.take(key, String::new());
+        if text.is_empty() {
+            return None;
+        }
+        let path = match (&self.document, self.origin_of(key)) {
+            (Some(document), Origin::File { .. }) => document.relative(&text),
+            _ => PathBuf::from(text),
+        };
+        if let Some(setting) = self.settings.last_mut() {
+            setting.value = absolute(&path).show();
+        }
+        Some(path)
+    }
+
     /// Who set a setting that was taken before.
     pub(super) fn origin_of(&self, key: &str) -> Origin {
         let setting = self.settings.iter().find(|setting| setting.key == key);
@@ -295,7 +311,11 @@ fn read<T: Value>(written: &Written) -> Result<T, String> {
         (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger | Shape::List)
         | (Some(Kind::List), Shape::List)
         | (None | Some(Kind::Integer), Shape::Integer)
+        | (None | Some(Kind::Boolean), Shape::Boolean)
         | (Some(Kind::Integer), Shape::TextOrInteger) => None,
+        (Some(Kind::Text), Shape::Boolean) => Some("a string, not true or false"),
+        (Some(Kind::Integer), Shape::Boolean) => Some("a number, not true or false"),
+        (Some(Kind::Boolean), _) => Some("a boolean"),
         (Some(Kind::Text), Shape::Integer) => Some("a string, not a whole number"),
         (Some(Kind::Integer), Shape::Text) => Some("a number, not a string"),
         (Some(Kind::Integer), Shape::List) => Some("a number, not an array"),

@@ -371,3 +371,6 @@ impl fmt::Debug for Presented<'_> {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;
