@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::Admin,
     config::Config,
-    credentials::Credentials,
+    credentials::{self, Credentials},
     log::{self, Log, embedded},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
@@ -41,6 +41,7 @@ pub struct Server {
     webhook: JoinHandle<net::Drained>,
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
+    credentials: Credentials,
     /// What replaces certificates when their files change.
     certificates: TaskTracker,
 }
@@ -62,6 +63,18 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] net::Error),
+    /// The credentials of subscribers cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] credentials::Error),
+    /// Others than this machine could subscribe, and nothing says who may.
+    #[error(
+        "the gRPC port would be open to everybody who reaches {address}, and no credential is \
+         configured"
+    )]
+    Exposed {
+        /// Where it would listen.
+        address: SocketAddr,
+    },
     /// A port cannot do TLS.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -109,13 +122,15 @@ impl Server {
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
         let webhook = open::secured(webhook, webhook_tls, config);
         let grpc = grpc.with_tls(grpc_tls);
+        let credentials = Credentials::open(config.credentials_options()).await?;
+        refuse_exposure(config, addresses.grpc, &credentials)?;
         let (log, bus) = open::log(config, &metrics)?;
         let keyrings = open::keyrings(config)?;
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();
         let streams = Streams::new(
             options::of_streams(config),
-            Credentials::anonymous(),
+            credentials.clone(),
             Arc::clone(&log),
             Arc::clone(&bus),
             Arc::clone(&metrics),
@@ -170,6 +185,7 @@ impl Server {
             webhook,
             grpc,
             admin,
+            credentials,
             certificates,
         })
     }
@@ -215,6 +231,7 @@ impl Server {
             }
             let _ = self.grpc.await;
             self.certificates.wait().await;
+            self.credentials.shutdown().await;
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
@@ -228,6 +245,26 @@ impl Server {
         self.admin.abort();
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// Sees to it that nobody reads events by mistake: without credentials only this machine connects,
+/// unless the operator says that everybody may.
+fn refuse_exposure(
+    config: &Config,
+    address: SocketAddr,
+    credentials: &Credentials,
+) -> Result<(), Error> {
+    let anonymous = config.credentials.allow_anonymous;
+    if anonymous {
+        tracing::warn!(
+            %address,
+            "everybody who reaches the gRPC port may read all events: allow_anonymous is set"
+        );
+    }
+    if anonymous || credentials.is_configured() || address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(Error::Exposed { address })
 }
 
 /// Resolves when the log will not take events again.

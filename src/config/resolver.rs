@@ -158,22 +158,6 @@ impl<'a> Resolver<'a> {
         path
     }
 
-    /// The same for a path that does not have to be set: empty is not set.
-    pub(super) fn take_optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let text = self.take(key, String::new());
-        if text.is_empty() {
-            return None;
-        }
-        let path = match (&self.document, self.origin_of(key)) {
-            (Some(document), Origin::File { .. }) => document.relative(&text),
-            _ => PathBuf::from(text),
-        };
-        if let Some(setting) = self.settings.last_mut() {
-            setting.value = absolute(&path).show();
-        }
-        Some(path)
-    }
-
     /// Who set a setting that was taken before.
     pub(super) fn origin_of(&self, key: &str) -> Origin {
         let setting = self.settings.iter().find(|setting| setting.key == key);

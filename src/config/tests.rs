@@ -123,7 +123,6 @@ fn every_setting_can_come_from_the_environment() {
     for setting in resolve(&Sources::default()).unwrap().settings {
         let value = setting.value.trim_matches('"');
         if value.is_empty() {
-            // That is how a variable says nothing.
             // An empty variable counts as not set, and not set is what this default says.
             continue;
         }

@@ -26,6 +26,8 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
     receiver::Options {
         sources: sources(config),
         body_bytes_max: limits.body_bytes_max.as_usize(),
+        bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
+        verifications_max: limits.verifications_max,
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
             header_timeout: limits.header_timeout,
@@ -56,9 +58,11 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
         header_bytes_max: u32::try_from(limits.header_bytes_max.0).unwrap_or(u32::MAX),
         request_bytes_max: limits.request_bytes_max.as_usize(),
         response_bytes_max: limits.response_bytes_max.as_usize(),
+        header_timeout: limits.header_timeout,
         ping_interval: limits.ping_interval,
         ping_timeout: limits.ping_timeout,
         slow_consumer_timeout: limits.slow_consumer_timeout,
+        drain_retry_spread: limits.drain_retry_spread,
         web_origins: config
             .web_origins
             .iter()
