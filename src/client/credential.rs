@@ -272,10 +272,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_token_is_refused_without_being_repeated() {
         let too_long = "canary".repeat(TOKEN_BYTES_MAX);
-        for token in ["", "canary canary", "canary\r\nx: y", "canäry", &too_long] {
+        for token in ["", "canary canary", "canary\r\nx: y", "canàry", &too_long] {
             let error = Credential(Some(token.into())).check().await.unwrap_err();
             assert!(matches!(error, Error::Credential(_)));
-            assert!(!error.to_string().contains("can"), "{error}");
+            assert!(!error.to_string().contains("ary"), "{error}");
         }
     }
 
