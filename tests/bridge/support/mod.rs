@@ -383,15 +383,18 @@ fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Re
     let reader = std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
             let written = serde_json::from_str::<Value>(&line);
+            // First, so that who waits for the line finds it there.
+            {
+                let mut stderr = stderr.lock().unwrap();
+                stderr.push_str(&line);
+                stderr.push('\n');
+            }
             if let Ok(written) = written
                 && written["message"] == "ready"
             {
                 // Nobody waits for it any more where a start took too long.
                 let _ = sender.send(written);
             }
-            let mut stderr = stderr.lock().unwrap();
-            stderr.push_str(&line);
-            stderr.push('\n');
         }
     });
     let reader = Some(reader);
