@@ -109,13 +109,23 @@ impl Signals {
 /// What a person can correct is a matter of configuration; the rest is not.
 pub(super) fn failure(error: server::Error) -> Failure {
     let exit = match &error {
-        server::Error::Listen(_) | server::Error::Tls(_) | server::Error::Keys { .. } => {
-            Exit::Usage
-        }
+        server::Error::Listen(_)
+        | server::Error::Tls(_)
+        | server::Error::Credentials(_)
+        | server::Error::Exposed { .. }
+        | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
         | server::Error::Random(_)
         | server::Error::Streams(_)
         | server::Error::Log(_) => Exit::Failed,
     };
-    Failure::new(exit, error)
+    let is_exposed = matches!(error, server::Error::Exposed { .. });
+    let failure = Failure::new(exit, error);
+    if !is_exposed {
+        return failure;
+    }
+    failure
+        .help("make a credential: `prelude-bridge token create NAME`")
+        .help("or keep the port to this machine: `--grpc-listen 127.0.0.1:50051`")
+        .help("or let everybody read all events: `--allow-anonymous`")
 }

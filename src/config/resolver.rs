@@ -295,7 +295,11 @@ fn read<T: Value>(written: &Written) -> Result<T, String> {
         (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger | Shape::List)
         | (Some(Kind::List), Shape::List)
         | (None | Some(Kind::Integer), Shape::Integer)
+        | (None | Some(Kind::Boolean), Shape::Boolean)
         | (Some(Kind::Integer), Shape::TextOrInteger) => None,
+        (Some(Kind::Text), Shape::Boolean) => Some("a string, not true or false"),
+        (Some(Kind::Integer), Shape::Boolean) => Some("a number, not true or false"),
+        (Some(Kind::Boolean), _) => Some("a boolean"),
         (Some(Kind::Text), Shape::Integer) => Some("a string, not a whole number"),
         (Some(Kind::Integer), Shape::Text) => Some("a number, not a string"),
         (Some(Kind::Integer), Shape::List) => Some("a number, not an array"),

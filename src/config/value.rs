@@ -18,6 +18,7 @@ pub(super) enum Shape {
     Text,
     Integer,
     TextOrInteger,
+    Boolean,
     List,
 }
 
@@ -46,6 +47,40 @@ impl Value for SocketAddr {
 
     fn show(&self) -> String {
         quoted(&self.to_string())
+    }
+}
+
+/// Text that may be empty, which is then as if it were not set.
+impl Value for String {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write it in quotes, without control characters";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.chars().any(char::is_control) {
+            return Err("it has a control character in it".to_owned());
+        }
+        Ok(text.trim().to_owned())
+    }
+
+    fn show(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Value for bool {
+    const SHAPE: Shape = Shape::Boolean;
+    const HELP: &'static str = "write true or false";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(format!("`{text}` is neither true nor false")),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -27,6 +27,7 @@ use super::{
     session::{Session, Step},
     status::Failure,
 };
+use crate::credentials::Grant;
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
 const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -216,7 +217,8 @@ struct Gone;
 /// What waiting for room came to.
 enum Room {
     Bytes(usize),
-    Stalled,
+    /// The session has ended meanwhile.
+    Over,
 }
 
 impl Stream {
@@ -238,6 +240,7 @@ impl Stream {
             _ = poll_fn(|context| respond.poll_reset(context)) => return,
         };
         let (mut head, body) = response.into_parts();
+        let grant = head.extensions.remove::<Grant>();
         let session = head.extensions.remove::<Outlet>().filter(|_| grpc);
         let session = session.and_then(|outlet| outlet.take());
         let ends = session.is_none() && body.is_end_stream();
@@ -248,7 +251,7 @@ impl Stream {
         let sent = match session {
             Some(session) => self.send_session(session, &mut send).await,
             None if ends => Ok(()),
-            None => self.send_body(body, &mut send).await,
+            None => self.send_body(body, grant, &mut send).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
@@ -275,7 +278,7 @@ impl Stream {
                     .await?
                 {
                     Room::Bytes(bytes) => bytes,
-                    Room::Stalled => return self.give_up(session, send),
+                    Room::Over => return farewell(session, send),
                 },
             };
             match session.take(bytes_max) {
@@ -288,7 +291,7 @@ impl Stream {
                         send.send_data(piece, false).map_err(|_| Gone)?;
                         match self.room(&mut session, send, 1, &mut window_seen).await? {
                             Room::Bytes(_) => {}
-                            Room::Stalled => return self.give_up(session, send),
+                            Room::Over => return farewell(session, send),
                         }
                     }
                     send.send_data(response, false).map_err(|_| Gone)?;
@@ -332,27 +335,41 @@ impl Stream {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
                 }
-                () = sleep_until(deadline) => return Ok(Room::Stalled),
+                () = session.revoked() => return Ok(Room::Over),
+                () = sleep_until(deadline) => {
+                    session.give_up(self.connections.options.slow_consumer_timeout);
+                    return Ok(Room::Over);
+                }
             }
         }
     }
 
-    fn give_up(&self, mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-        let waited = self.connections.options.slow_consumer_timeout;
-        end_stream(send, &session.give_up(waited))
-    }
-
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended when the
-    /// server drains, a moment after it could say so.
-    async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
+    /// caller's credential, and when the server drains, a moment after it could say so.
+    async fn send_body(
+        &self,
+        body: Body,
+        grant: Option<Grant>,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
         let mut body = pin!(body);
         let draining = self.connections.draining.clone();
         let mut over = pin!(async {
             draining.cancelled().await;
             sleep(DRAIN_ROOM_TIMEOUT).await;
         });
+        let mut revoked = pin!(async {
+            match grant {
+                Some(grant) => grant.ended().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let frame = tokio::select! {
+                ended = &mut revoked => {
+                    let failure = Failure::CredentialEnded { ended, cursor: None };
+                    return end_stream(send, &Err(failure));
+                }
                 () = &mut over => {
                     let retry_after = self.connections.options.drain_retry_after();
                     let failure = Failure::Draining { retry_after, cursor: None };
@@ -415,6 +432,14 @@ async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
         })
     })
     .await
+}
+
+/// Ends a stream whose session has ended.
+fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    match session.take(0) {
+        Some(Step::End(end)) => end_stream(send, &end),
+        Some(Step::Response(_)) | None => Err(Gone),
+    }
 }
 
 fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {
