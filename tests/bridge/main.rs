@@ -19,5 +19,6 @@ mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod tls;
 mod tools;
 mod trigger;
