@@ -169,7 +169,8 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             reason: Some(reason),
             message,
         },
-        "LIMIT_STREAMS" | "SLOW_CONSUMER" | "DRAINING" | "LOG_UNAVAILABLE" => Error::Interrupted {
+        "LIMIT_STREAMS" | "SLOW_CONSUMER" | "DRAINING" | "LOG_UNAVAILABLE"
+        | "CREDENTIAL_CHANGED" | "TOKEN_UNVERIFIABLE" => Error::Interrupted {
             reason: Some(reason),
             message,
             retry_after: retry_after(details),

@@ -35,7 +35,8 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-trait Secured: Sized {
+/// Ports with TLS.
+pub(crate) trait Secured: Sized {
     fn secured(self, port: &str, issued: &Issued) -> Self;
     fn asking(self, authority: &Authority) -> Self;
 }
