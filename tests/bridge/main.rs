@@ -1,6 +1,7 @@
 //! The whole program, from outside.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod abuse;
 mod admin;
 mod catch_up;
 mod cli;
