@@ -58,7 +58,7 @@ impl Bridge {
             while let Ok((connection, peer)) = listener.accept().await {
                 let _ = connection.set_nodelay(true);
                 let streams = streams.clone();
-                tokio::spawn(async move { streams.serve(connection, peer).await });
+                tokio::spawn(async move { streams.serve(connection, peer.into()).await });
             }
         });
         Self {

@@ -20,6 +20,7 @@ use crate::metrics::{Metrics, Refusal};
 
 pub mod http1;
 pub mod network;
+pub mod tls;
 mod write_deadline;
 
 /// A bound socket that nobody is served on yet.

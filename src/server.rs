@@ -131,7 +131,7 @@ impl Server {
             draining.clone(),
             move |connection, peer| {
                 let server = server.clone();
-                async move { server.serve(connection, peer).await }
+                async move { server.serve(connection, peer.into()).await }
             },
         ));
         let admin_service = Admin::new(

@@ -3,6 +3,7 @@
 
 mod body;
 mod connection;
+mod gather;
 mod notice;
 mod registry;
 mod request;
@@ -22,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{connection::Connections, services::Services, shared::Shared};
 pub use self::{registry::Snapshot, status::DOMAIN};
-use crate::{bus::Bus, log::Log, metrics::Metrics};
+use crate::{bus::Bus, log::Log, metrics::Metrics, net::tls::Identity};
 
 /// The limits of the subscribers' port.
 #[derive(Clone, Debug)]
@@ -77,6 +78,26 @@ impl Options {
     }
 }
 
+/// Who is on the other side of a connection, as far as the connection shows it. It is an extension
+/// of each of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it calls from; for the operator's log only, as there may be a proxy between.
+    pub address: SocketAddr,
+    /// Who its certificate says it is, where it showed one.
+    pub identity: Option<Identity>,
+}
+
+impl From<SocketAddr> for Caller {
+    /// A caller without a certificate.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            identity: None,
+        }
+    }
+}
+
 /// The gRPC server, without its listener.
 #[derive(Clone)]
 pub struct Streams {
@@ -117,11 +138,11 @@ impl Streams {
     }
 
     /// Serves one connection until it ends.
-    pub async fn serve<IO>(&self, io: IO, peer: SocketAddr)
+    pub async fn serve<IO>(&self, io: IO, caller: Caller)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.connections.serve(io, peer).await;
+        self.connections.serve(io, caller).await;
     }
 
     /// Tells every stream to end with its cursor, and resolves when all have. New ones are

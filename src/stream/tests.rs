@@ -70,7 +70,7 @@ impl Bridge {
         tokio::spawn(async move {
             while let Ok((connection, peer)) = listener.accept().await {
                 let server = server.clone();
-                tokio::spawn(async move { server.serve(connection, peer).await });
+                tokio::spawn(async move { server.serve(connection, peer.into()).await });
             }
         });
         Self {

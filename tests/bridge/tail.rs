@@ -80,7 +80,7 @@ impl Bridge {
             loop {
                 let (io, peer) = listener.accept().await.unwrap();
                 let streams = served.clone();
-                tokio::spawn(async move { streams.serve(io, peer).await });
+                tokio::spawn(async move { streams.serve(io, peer.into()).await });
             }
         });
         self.running = Some((streams, accepting));
