@@ -63,6 +63,21 @@ pub enum Refusal {
     AddressFull,
 }
 
+/// Why a connection was closed that its client would have kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// The client did not begin, or did not go on, to ask anything in time.
+    Silent,
+    /// What it sent was not the protocol, or broke its rules.
+    Protocol,
+    /// It sent far more than it had reason to.
+    Flood,
+    /// It did not read what it was sent.
+    Unread,
+    /// It did not answer a ping.
+    Unanswered,
+}
+
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
@@ -172,6 +187,21 @@ impl Metrics {
         };
         self.connections
             .refused
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener's connection was closed for what its client did.
+    pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
+        let reason = match closure {
+            Closure::Silent => "silent",
+            Closure::Protocol => "protocol_error",
+            Closure::Flood => "flood",
+            Closure::Unread => "unread",
+            Closure::Unanswered => "ping_unanswered",
+        };
+        self.connections
+            .closed
             .get_or_create(&RefusedLabels { listener, reason })
             .inc();
     }
@@ -434,6 +464,7 @@ struct Connections {
     open: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    closed: Family<RefusedLabels, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
 }
 
@@ -443,6 +474,7 @@ impl Connections {
             open: Family::default(),
             accepted: Family::default(),
             refused: Family::default(),
+            closed: Family::default(),
             accept_errors: Family::default(),
         };
         registry.register(
@@ -459,6 +491,11 @@ impl Connections {
             "connections_refused",
             "Connections that were closed at once, by listener and the limit that was reached",
             these.refused.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that were closed for what their clients did, by listener and reason",
+            these.closed.clone(),
         );
         registry.register(
             "connections_accept_errors",
@@ -484,6 +521,7 @@ mod tests {
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
         metrics.connection_refused("webhook", Refusal::AddressFull);
+        metrics.connection_closed("grpc", Closure::Flood);
         let open = metrics.connection_opened("webhook");
         metrics.watch_log(|| Log {
             stored_bytes: 77,
@@ -524,6 +562,7 @@ mod tests {
             r#"prelude_bridge_keys_age_seconds{app="54e9ujn"} 60.0"#,
             r#"prelude_bridge_connections_open{listener="webhook"} 1"#,
             r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
+            r#"prelude_bridge_connections_closed_total{listener="grpc",reason="flood"} 1"#,
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");
         }

@@ -16,12 +16,13 @@ use std::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{Closure, Metrics, Refusal};
 
+pub mod fair;
 pub mod http1;
 pub mod network;
 pub mod tls;
-mod write_deadline;
+pub mod write_deadline;
 
 /// A bound socket that nobody is served on yet.
 #[derive(Debug)]
@@ -116,6 +117,8 @@ impl Listener {
     /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
     /// socket is closed, and the handlers, who are expected to watch the same token, get the
     /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
+    ///
+    /// A handler that closes a connection for what its client did says why, and it is counted.
     pub async fn run<H, F>(
         self,
         limits: Limits,
@@ -125,7 +128,7 @@ impl Listener {
     ) -> Drained
     where
         H: Fn(TcpStream, SocketAddr) -> F,
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
@@ -163,9 +166,12 @@ impl Listener {
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
             let (connection, cut) = (handler(stream, peer), cut.clone());
+            let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
                 let _held = (place, open);
-                cut.run_until_cancelled(connection).await;
+                if let Some(Some(closure)) = cut.run_until_cancelled(connection).await {
+                    metrics.connection_closed(name, closure);
+                }
             });
         }
         drop(self.socket);
@@ -322,7 +328,7 @@ mod tests {
         handler: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
     ) -> Door
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let any = (Ipv4Addr::LOCALHOST, 0).into();
         let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
@@ -340,9 +346,10 @@ mod tests {
         }
     }
 
-    async fn greet(mut stream: TcpStream, _: SocketAddr) {
+    async fn greet(mut stream: TcpStream, _: SocketAddr) -> Option<Closure> {
         let _ = stream.write_all(b"hello").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
+        None
     }
 
     /// What the door says: a greeting, or nothing and closed.
@@ -406,6 +413,17 @@ mod tests {
         assert!(door.metrics.render().contains(refused));
     }
 
+    #[tokio::test]
+    async fn what_a_handler_closes_a_connection_for_is_counted() {
+        let handler = |_, _| async { Some(Closure::Silent) };
+        let door = open(Limits::default(), handler).await;
+        assert_eq!(knock(door.address).await.1, b"");
+        let counted = r#"connections_closed_total{listener="test",reason="silent"} 1"#;
+        while !door.metrics.render().contains(counted) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[test]
     fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
         let of = |text: &str| client(text.parse().unwrap());
@@ -436,7 +454,7 @@ mod tests {
         };
         let door = open(limits, |mut stream, _| async move {
             let _ = stream.write_all(b"hello").await;
-            pending::<()>().await;
+            pending().await
         })
         .await;
         let (mut stream, said) = knock(door.address).await;

@@ -177,7 +177,9 @@ mod tests {
     #[test]
     fn a_header_holds_a_token_or_a_jwt_or_is_malformed() {
         let token = format!("pb_{}", "A".repeat(43));
-        let parse = |header: &str| Bearer::parse(header.as_bytes());
+        fn parse(header: &str) -> Option<Bearer<'_>> {
+            Bearer::parse(header.as_bytes())
+        }
         for header in [format!("Bearer {token}"), format!("bearer   {token} ")] {
             assert!(parse(&header) == Some(Bearer::Token(&token)), "{header}");
         }

@@ -19,7 +19,8 @@ use tonic::{Status, body::Body};
 
 use super::{
     Caller, Options,
-    body::{RequestBody, trailers},
+    body::{Patient, RequestBody, trailers},
+    frame_budget::FrameBudget,
     gather::{Flusher, gather},
     response::Response,
     service::{Outlet, Peer},
@@ -27,12 +28,19 @@ use super::{
     session::{Session, Step},
     status::Failure,
 };
+use crate::{
+    metrics::Closure,
+    net::{fair::Fair, http1, write_deadline::WriteDeadline},
+};
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a client without room gets to make some once the server drains.
 const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection that is closed for a flood may take to hear why.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the connections of subscribers.
 #[derive(Clone)]
@@ -45,29 +53,30 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Serves one connection until it ends.
-    pub(super) async fn serve<IO>(&self, io: IO, caller: Caller)
+    /// Serves one connection until it ends. Says what it was closed for, if it was.
+    pub(super) async fn serve<IO>(&self, io: IO, caller: Caller) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let origin = Origin::of(caller);
-        let (mut reader, writer) = tokio::io::split(io);
+        let (mut reader, writer) = tokio::io::split(Fair::new(io));
         // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
         match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Err(_)) => return None,
+            Err(_) => return Some(Closure::Silent),
         }
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
         let io = tokio::io::join(reader, writer);
         if start == *b"PR" {
-            self.serve_http2(io, origin).await;
+            self.serve_http2(io, origin).await
         } else {
-            self.serve_http1(io, origin).await;
+            self.serve_http1(io, origin).await
         }
     }
 
-    async fn serve_http2<IO>(&self, io: IO, origin: Origin)
+    async fn serve_http2<IO>(&self, io: IO, origin: Origin) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -84,14 +93,21 @@ impl Connections {
             // reset, CVE-2023-44487; RUSTSEC-2024-0003).
             .max_local_error_reset_streams(Some(128))
             .max_pending_accept_reset_streams(20);
-        let (io, flusher) = gather(io);
+        let flooded = CancellationToken::new();
+        let (io, flusher) = gather(FrameBudget::new(io, flooded.clone()));
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
         let handshake = flushing(handshake, &flusher);
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(peer = %origin.peer.0, %error, "no HTTP/2"),
-            Err(_) => return tracing::debug!(peer = %origin.peer.0, "HTTP/2 preface timed out"),
+            Ok(Err(error)) => {
+                tracing::debug!(peer = %origin.peer.0, %error, "no HTTP/2");
+                return closure(&error);
+            }
+            Err(_) => {
+                tracing::debug!(peer = %origin.peer.0, "HTTP/2 preface timed out");
+                return Some(Closure::Silent);
+            }
         };
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
@@ -104,13 +120,20 @@ impl Connections {
                     }
                     Some(Err(error)) => {
                         tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
-                        return;
+                        return closure(&error);
                     }
-                    None => return,
+                    None => return None,
                 },
                 () = &mut dead => {
                     tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
-                    return;
+                    return Some(Closure::Unanswered);
+                }
+                () = flooded.cancelled() => {
+                    tracing::warn!(peer = %origin.peer.0, "connection closed: a flood of frames");
+                    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    let farewell = poll_fn(|context| connection.poll_closed(context));
+                    let _ = timeout(FAREWELL_TIMEOUT, flushing(farewell, &flusher)).await;
+                    return Some(Closure::Flood);
                 }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
@@ -120,16 +143,31 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<IO>(&self, io: IO, origin: Origin)
+    /// How long the messages of a request may take to come. Reflection takes one after the other
+    /// while a client looks around, which can go on for a while; its clients open a new stream when
+    /// one ends.
+    fn patience(&self, path: &str) -> Duration {
+        if path.starts_with("/grpc.reflection.") {
+            self.options.slow_consumer_timeout
+        } else {
+            self.options.header_timeout
+        }
+    }
+
+    async fn serve_http1<IO>(&self, io: IO, origin: Origin) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
+        let patience = self.options.header_timeout;
         let service = hyper::service::service_fn(move |mut request: Request<_>| {
             origin.mark(&mut request);
             let services = services.clone();
+            let request = request.map(|body| Patient::new(body, patience));
             async move { services.web(request).await }
         });
+        // Nobody pings these, and hyper waits for ever for a client that does not read.
+        let io = WriteDeadline::new(io, self.options.slow_consumer_timeout);
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)
@@ -140,13 +178,23 @@ impl Connections {
         let mut going_away = false;
         loop {
             tokio::select! {
-                _ = &mut connection => return,
+                ended = &mut connection => return http1::closure(&ended.err()?),
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.as_mut().graceful_shutdown();
                 }
             }
         }
+    }
+}
+
+/// What the client did; nothing if it only went away.
+fn closure(error: &h2::Error) -> Option<Closure> {
+    let is_ours = error.is_go_away() && error.is_library();
+    match error.reason() {
+        Some(Reason::ENHANCE_YOUR_CALM) if is_ours => Some(Closure::Flood),
+        Some(_) if is_ours => Some(Closure::Protocol),
+        _ => None,
     }
 }
 
@@ -222,7 +270,9 @@ enum Room {
 impl Stream {
     async fn serve(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Response>) {
         let (parts, body) = request.into_parts();
-        let mut request = Request::from_parts(parts, Body::new(RequestBody(body)));
+        let patience = self.connections.patience(parts.uri.path());
+        let body = Patient::new(RequestBody(body), patience);
+        let mut request = Request::from_parts(parts, Body::new(body));
         self.origin.mark(&mut request);
         let grpc = is_grpc(request.headers());
         let services = self.connections.services.clone();

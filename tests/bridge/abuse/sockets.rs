@@ -44,3 +44,8 @@ pub(super) fn status(bytes: &[u8]) -> Option<u16> {
     let text = String::from_utf8_lossy(bytes);
     text.split(' ').nth(1)?.parse().ok()
 }
+
+/// Whether there was one more byte.
+pub(super) async fn reads_a_byte(stream: &mut TcpStream) -> bool {
+    matches!(stream.read(&mut [0]).await, Ok(1))
+}
