@@ -14,6 +14,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use http::Request;
 use prelude_bridge::{
     bus::{self, Bus},
+    credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence},
     log::{Log, memory},
     metrics::Metrics,
@@ -49,9 +50,15 @@ impl Bridge {
         )
         .expect("random bytes");
         let metrics = Arc::new(Metrics::new());
-        let streams = Streams::new(Options::default(), Arc::clone(&log), bus, metrics)
-            .await
-            .expect("the services");
+        let streams = Streams::new(
+            Options::default(),
+            Credentials::anonymous(),
+            Arc::clone(&log),
+            bus,
+            metrics,
+        )
+        .await
+        .expect("the services");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The command line: one definition that help, man page and completions are made from, and the
 //! match that hands each command to its file. What a command does is in that file.
 
+mod access;
 pub mod config;
 pub mod demo;
 pub mod doctor;
@@ -11,6 +12,7 @@ pub mod settings;
 mod signing_key;
 pub mod simulate;
 pub mod tail;
+pub mod token;
 pub mod trigger;
 pub mod verify;
 pub mod webhook;
@@ -68,6 +70,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
     Webhook(webhook::Args),
+    /// Say who may subscribe: make, list and revoke tokens
+    Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -137,6 +141,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
         Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),
         Command::Webhook(args) => block_on(webhook::run(args))?,
+        Command::Token(args) => token::run(args)?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

@@ -7,19 +7,23 @@
 //! | file | owns |
 //! |---|---|
 //! | `apps`, `app_checks` | the apps with their tokens and key sources |
+//! | `credentials` | who may subscribe: the credentials file, the issuer of JWTs |
 //! | `resolver` | flag before environment before file before default, and where each value is from |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
+//! | `tls` | which ports do TLS, and with what |
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | what is wrong, and what must not be seen |
 
 mod app_checks;
 mod apps;
+mod credentials;
 mod fault;
 mod file;
 mod resolver;
 mod secret;
 mod show;
+mod tls;
 mod units;
 mod value;
 
@@ -35,9 +39,11 @@ pub use self::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,
     },
+    credentials::{Credentials, Jwt, credentials_file},
     fault::{Error, Fault, Origin},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
+    tls::{GrpcTls, Tls, WebhookTls},
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
 use crate::{logging, net::network::Network, receiver::source};
@@ -66,9 +72,13 @@ pub struct Config {
     pub trusted_proxies: Vec<Network>,
     /// The sites whose pages may subscribe by gRPC-Web, beside those of this machine.
     pub web_origins: Vec<WebOrigin>,
+    /// Who may subscribe.
+    pub credentials: Credentials,
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
+    /// Which ports do TLS. Default none.
+    pub tls: Tls,
     /// How the program logs.
     pub logging: logging::Options,
     /// How long events are kept.
@@ -138,6 +148,13 @@ pub struct Retention {
 pub struct WebhookLimits {
     /// Bytes of a body. Default 1 MiB: some two thousand events, far above any batch.
     pub body_bytes_max: ByteSize,
+    /// Bytes of all bodies that are in memory at once; beyond it the sender is told to come back.
+    /// Default 64 MiB. A body counts by what has arrived, from its first bytes to its answer.
+    pub bodies_bytes_max: ByteSize,
+    /// Deliveries that are being verified at once; others wait their turn. Default 1,024: so a
+    /// flood of forged ones does not keep genuine ones from their answer, and those that wait for
+    /// newer keys do not keep all others out.
+    pub verifications_max: usize,
     /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
     pub connections_max: usize,
     /// Connections of one address. Default 256: one stranger cannot take them all.
@@ -158,6 +175,9 @@ pub struct GrpcLimits {
     pub streams_per_connection_max: usize,
     /// Streams in all. Default 10,000: under half a GiB when all are idle.
     pub streams_max: usize,
+    /// From the first byte of a connection to the end of its HTTP/2 preface, and of a request's
+    /// header to its message. Default 5 s.
+    pub header_timeout: Duration,
     /// Bytes of a request's headers. Default 16 KiB: room for a large token.
     pub header_bytes_max: ByteSize,
     /// Bytes of a request's message. Default 64 KiB: room for a filter of a thousand users.
@@ -173,6 +193,9 @@ pub struct GrpcLimits {
     /// How long a client may leave its stream unread before it is ended, with its cursor.
     /// Default 60 s.
     pub slow_consumer_timeout: Duration,
+    /// Over how long the clients of a bridge that drains are told to spread their return, each at
+    /// a time of its own. Default 5 s: they do not come all at once, and none waits long.
+    pub drain_retry_spread: Duration,
 }
 
 /// Limits of the events held in memory for live subscribers.
@@ -285,6 +308,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
     let allowed_sources = take.take("allowed_sources", AllowedSources::default());
     let trusted_proxies = take.take("trusted_proxies", Vec::new());
     let web_origins = take.take("web_origins", Vec::new());
+    let credentials = credentials::take(take);
     Config {
         webhook_listen,
         grpc_listen,
@@ -295,6 +319,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
             format: take.take("log_format", logging::Format::Text),
             level: take.take("log_level", logging::Level::Info),
         },
+        tls: tls::take(take),
         retention: Retention {
             age_max: take.take_in("retention.age_max", days(30), days(1)..=days(36_500)),
             bytes_max: take.take_in(
@@ -321,6 +346,10 @@ fn build(take: &mut Resolver<'_>) -> Config {
                 ByteSize::mib(1)..=ByteSize::gib(1 << 10),
             ),
         },
+        credentials: Credentials {
+            jwt: credentials::take_jwt(take),
+            ..credentials
+        },
         apps: apps::take(take, &data_dir),
         data_dir,
         allowed_sources,
@@ -336,6 +365,12 @@ fn webhook_limits(take: &mut Resolver<'_>) -> WebhookLimits {
             ByteSize::mib(1),
             ByteSize::kib(1)..=ByteSize::mib(64),
         ),
+        bodies_bytes_max: take.take_in(
+            "limits.webhook.bodies_bytes_max",
+            ByteSize::mib(64),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+        verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),
         connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
         connections_per_address_max: take.take_in(
             "limits.webhook.connections_per_address_max",
@@ -356,6 +391,7 @@ fn grpc_limits(take: &mut Resolver<'_>) -> GrpcLimits {
             COUNTS,
         ),
         streams_max: take.take_in("limits.grpc.streams_max", 10_000, COUNTS),
+        header_timeout: take.take_in("limits.grpc.header_timeout", seconds(5), HEADER_TIMES),
         header_bytes_max: take.take_in(
             "limits.grpc.header_bytes_max",
             ByteSize::kib(16),
@@ -378,6 +414,11 @@ fn grpc_limits(take: &mut Resolver<'_>) -> GrpcLimits {
             "limits.grpc.slow_consumer_timeout",
             seconds(60),
             STREAM_TIMES,
+        ),
+        drain_retry_spread: take.take_in(
+            "limits.grpc.drain_retry_spread",
+            seconds(5),
+            seconds(0)..=seconds(600),
         ),
     }
 }
@@ -411,6 +452,8 @@ const COUNTS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
 /// Below the 10 s that the sender waits.
 const REQUEST_TIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_millis(9_500);
+/// Long enough for a bad network, short enough that silent sockets cost nothing.
+const HEADER_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=seconds(60);
 const STREAM_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(3600);
 
 const fn address(host: Ipv4Addr, port: u16) -> SocketAddr {

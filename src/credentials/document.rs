@@ -50,6 +50,9 @@ const KEYS: [&str; 8] = [
     "expires_at",
 ];
 
+/// The longest unknown key that is repeated: as the longest known one and a little.
+const KEY_BYTES_SHOWN: usize = 16;
+
 /// Reads a document.
 ///
 /// # Errors
@@ -133,7 +136,7 @@ fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
             ),
             (name, _) => reader.refuse(
                 key.span(),
-                &format!("unknown key `{}`", name.escape_debug()),
+                &unknown_key(name),
                 "begin each credential with a line `[[credentials]]`, and write its keys below",
             ),
         }
@@ -238,8 +241,7 @@ impl Reader<'_> {
             "expires_at" => timestamp(value).map(|at| draft.expires_at = Some(at)),
             _ => {
                 let help = format!("the keys are {}", KEYS.join(", "));
-                let message = format!("unknown key `{}`", key.escape_debug());
-                return self.refuse(place, &message, &help);
+                return self.refuse(place, &unknown_key(key), &help);
             }
         };
         if let Err((problem, help)) = read {
@@ -323,11 +325,8 @@ fn names(
         let DeValue::String(name) = item.get_ref() else {
             return Err(("has an entry that is no text", help));
         };
-        if problem(name).is_some() {
-            return Err(match problem(name) {
-                Some(problem) => ("has a bad entry", problem),
-                None => ("has a bad entry", help),
-            });
+        if let Some(problem) = problem(name) {
+            return Err(("has an entry that cannot be meant", problem));
         }
         names.push(name.as_ref().to_owned());
     }
@@ -392,6 +391,15 @@ fn section(entry: &Entry) -> String {
     lines.join("\n") + "\n"
 }
 
+/// Names a key that is short enough to be a slip of the hand. A longer one may be a token.
+fn unknown_key(key: &str) -> String {
+    if key.len() <= KEY_BYTES_SHOWN {
+        format!("unknown key `{}`", key.escape_debug())
+    } else {
+        "unknown key".to_owned()
+    }
+}
+
 /// The parser's message without its excerpt of the file, which may hold a token that somebody put
 /// there by mistake.
 fn syntax_fault(text: &str, error: &toml::de::Error) -> Fault {
@@ -425,4 +433,221 @@ fn start_with_comment(text: &str, offset: usize) -> usize {
         start = line_start;
     }
     start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn token(name: &str) -> Entry {
+        Entry {
+            name: name.to_owned(),
+            proof: Proof::Token(Digest::of(name)),
+            scope: Scope::default(),
+            streams_max: None,
+            created_at: None,
+            expires_at: None,
+        }
+    }
+
+    fn faults(text: &str) -> Vec<String> {
+        parse(text)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn a_credential_is_read_as_it_is_written() {
+        let full = Entry {
+            scope: Scope {
+                types: Allowed::or_all(vec![
+                    "user.created".to_owned(),
+                    "user.session.*".to_owned(),
+                ]),
+                apps: Allowed::or_all(vec!["app \"1\"".to_owned()]),
+            },
+            streams_max: Some(10),
+            created_at: "2026-11-23T14:00:00Z".parse().ok(),
+            expires_at: "2027-11-23T14:00:00.5Z".parse().ok(),
+            ..token("billing")
+        };
+        let certificate = Entry {
+            proof: Proof::Certificate("spiffe://example.com/audit".to_owned()),
+            ..token("audit \u{e9}")
+        };
+        let text = with(&with("", &full), &certificate);
+        assert_eq!(parse(&text), Ok(vec![full, certificate]));
+        assert!(text.starts_with(HEADER));
+    }
+
+    #[test]
+    fn the_key_list_in_the_header_is_the_one_that_is_read() {
+        let example: Vec<&str> = HEADER
+            .lines()
+            .skip(3)
+            .map(|line| line.trim_start_matches("# "))
+            .collect();
+        let example = example.join("\n").replace('…', HASH);
+        for key in KEYS {
+            assert!(example.contains(&format!("{key} = ")), "{key}");
+        }
+        let of_token = example.replace("certificate =", "# certificate =");
+        let entries = parse(&of_token).unwrap();
+        assert_eq!(entries[0].streams_max, Some(10));
+        assert!(parse(HEADER).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_person_wrote_survives_an_edit() {
+        let text = format!(
+            "# ours\n\n# the first\n[[credentials]]\nname = 'one' # here\nsha256 = \"{HASH}\"\n\n\
+             # the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n"
+        );
+        let longer = with(&text, &token("three"));
+        assert!(longer.starts_with(&text));
+        assert_eq!(without(&longer, "three").unwrap().unwrap(), text);
+
+        let without_one = without(&text, "one").unwrap().unwrap();
+        assert_eq!(
+            without_one,
+            "# ours\n\n# the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n"
+        );
+        assert_eq!(without(&without_one, "two").unwrap().unwrap(), "# ours\n");
+        assert_eq!(without(&text, "four"), Ok(None));
+    }
+
+    #[test]
+    fn a_bad_credential_names_its_line_and_what_to_do() {
+        let section =
+            |line: &str| format!("[[credentials]]\nname = \"one\"\nsha256 = \"{HASH}\"\n{line}\n");
+        for (line, expected) in [
+            (
+                "typos = []",
+                "line 4: unknown key `typos` (the keys are name, sha256,",
+            ),
+            (
+                "types = \"user.created\"",
+                "line 4: `types` is no list (write a list",
+            ),
+            (
+                "types = [\"user.**.created\"]",
+                "line 4: `types` has an entry that cannot be meant (has ** before",
+            ),
+            (
+                "types = [1]",
+                "line 4: `types` has an entry that is no text",
+            ),
+            (
+                "apps = [\"\"]",
+                "line 4: `apps` has an entry that cannot be meant (is empty",
+            ),
+            (
+                "streams_max = 0",
+                "line 4: `streams_max` is no whole number from 1",
+            ),
+            (
+                "streams_max = \"1\"",
+                "line 4: `streams_max` is no whole number from 1",
+            ),
+            (
+                "expires_at = \"soon\"",
+                "line 4: `expires_at` is no point in time",
+            ),
+            (
+                "expires_at = 2027-01-01",
+                "line 4: `expires_at` is no point in time",
+            ),
+            (
+                "certificate = \"one\"",
+                "line 1: a credential has to have one of",
+            ),
+            ("x", "line 4: not valid TOML"),
+        ] {
+            let faults = faults(&section(line));
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert!(faults[0].starts_with(expected), "{faults:?}");
+        }
+        for (text, expected) in [
+            ("name = \"one\"\n", "line 1: unknown key `name` (begin each"),
+            ("credentials = 1\n", "line 1: `credentials` is no list"),
+            ("credentials = [1]\n", "line 1: a credential is no section"),
+            (
+                "[[credentials]]\nname = \"one\"\n",
+                "line 1: a credential has to have one of",
+            ),
+            (
+                "[[credentials]]\ncertificate = \"one\"\n",
+                "line 1: a credential has no `name`",
+            ),
+            (
+                "[[credentials]]\nname = \"a\\nb\"\ncertificate = \"one\"\n",
+                "line 2: `name` has a control",
+            ),
+            (
+                "[[credentials]]\nname = 1\ncertificate = \"one\"\n",
+                "line 2: `name` is no text",
+            ),
+        ] {
+            assert!(faults(text)[0].starts_with(expected), "{:?}", faults(text));
+        }
+    }
+
+    #[test]
+    fn all_faults_are_named_at_once() {
+        let text =
+            "[[credentials]]\nname = \"\"\nsha256 = \"x\"\n[[credentials]]\nname = \"two\"\n";
+        assert_eq!(faults(text).len(), 3, "{:?}", faults(text));
+    }
+
+    #[test]
+    fn names_tokens_and_certificates_are_there_once() {
+        let same_name = with(&with("", &token("one")), &token("one"));
+        // The same token, too: both are said.
+        assert_eq!(faults(&same_name).len(), 2);
+        let certificate = |name: &str| Entry {
+            proof: Proof::Certificate("same".to_owned()),
+            ..token(name)
+        };
+        let same_certificate = with(&with("", &certificate("one")), &certificate("two"));
+        assert!(faults(&same_certificate)[0].contains("the same token or certificate"));
+    }
+
+    #[test]
+    fn a_token_that_was_written_in_place_of_its_hash_is_not_repeated() {
+        let canary = "pb_canary0000000000000000000000000000000000000";
+        for text in [
+            format!("[[credentials]]\nname = \"one\"\nsha256 = \"{canary}\"\n"),
+            format!("[[credentials]]\nname = \"one\"\nsha256 = {canary}\n"),
+            format!("[[credentials]]\n{canary} = 1\n"),
+            format!("[[credentials]]\n{canary}\n"),
+            format!("{canary} = 1\n"),
+            format!("[{canary}]\n[{canary}]\n"),
+            format!("[[credentials]]\nname = \"one\"\nstreams_max = \"{canary}\"\n"),
+        ] {
+            let faults = faults(&text);
+            assert!(!faults.concat().contains("canary"), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_takes_4096_credentials_and_no_more() {
+        let many = |count: usize| {
+            let entries = (0..count).map(|index| section(&token(&index.to_string())));
+            entries.collect::<String>()
+        };
+        assert_eq!(parse(&many(ENTRIES_MAX)).unwrap().len(), ENTRIES_MAX);
+        assert!(faults(&many(ENTRIES_MAX + 1))[0].contains("more than 4096"));
+        let types: Vec<String> = (0..=filter::ENTRIES_MAX)
+            .map(|index| format!("\"t{index}\""))
+            .collect();
+        let text = format!(
+            "[[credentials]]\nname = \"a\"\ncertificate = \"a\"\ntypes = [{}]\n",
+            types.join(",")
+        );
+        assert!(faults(&text)[0].contains("more than 256"));
+    }
 }

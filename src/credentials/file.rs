@@ -216,3 +216,140 @@ fn make_private_directory(directory: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(directory)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::{Scope, Token};
+
+    fn entry(name: &str) -> Entry {
+        Entry {
+            name: name.to_owned(),
+            proof: Proof::Token(Token::generate().unwrap().digest()),
+            scope: Scope::default(),
+            streams_max: None,
+            created_at: None,
+            expires_at: None,
+        }
+    }
+
+    fn in_new_directory() -> (tempfile::TempDir, File) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::new(directory.path().join("made/credentials.toml"));
+        (directory, file)
+    }
+
+    #[test]
+    fn what_was_added_is_read_and_what_was_removed_is_not() {
+        let (_directory, file) = in_new_directory();
+        assert_eq!(file.read().unwrap(), None);
+        let (one, two) = (entry("one"), entry("two"));
+        file.add(&one).unwrap();
+        file.add(&two).unwrap();
+        assert_eq!(file.read().unwrap(), Some(vec![one, two.clone()]));
+        file.remove("one").unwrap();
+        assert_eq!(file.read().unwrap(), Some(vec![two]));
+        file.remove("two").unwrap();
+        assert_eq!(
+            file.read().unwrap(),
+            Some(Vec::new()),
+            "an empty file is a file"
+        );
+    }
+
+    #[test]
+    fn a_name_or_an_identity_is_given_once() {
+        let (_directory, file) = in_new_directory();
+        file.add(&entry("one")).unwrap();
+        let error = file.add(&entry("one")).unwrap_err();
+        assert!(
+            matches!(error, Error::Taken { what: "name", .. }),
+            "{error}"
+        );
+        let certificate = |name: &str| Entry {
+            proof: Proof::Certificate("spiffe://e/1".to_owned()),
+            ..entry(name)
+        };
+        file.add(&certificate("two")).unwrap();
+        let error = file.add(&certificate("three")).unwrap_err();
+        assert!(matches!(&error, Error::Taken { what: "identity", name, .. } if name == "two"));
+        assert_eq!(file.read().unwrap().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_be_removed() {
+        let (directory, file) = in_new_directory();
+        let error = file.remove("one").unwrap_err();
+        assert!(matches!(error, Error::Unknown { .. }), "{error}");
+        assert!(!directory.path().join("made").exists(), "nothing was made");
+        file.add(&entry("one")).unwrap();
+        assert!(matches!(file.remove("two"), Err(Error::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_is_not_changed() {
+        let (_directory, file) = in_new_directory();
+        file.add(&entry("one")).unwrap();
+        let broken = fs::read_to_string(file.path()).unwrap() + "typo\n";
+        fs::write(file.path(), &broken).unwrap();
+        for error in [
+            file.add(&entry("two")).unwrap_err(),
+            file.remove("one").unwrap_err(),
+            file.read().unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        }
+        assert_eq!(fs::read_to_string(file.path()).unwrap(), broken);
+    }
+
+    #[test]
+    fn changes_at_once_lose_nothing() {
+        let (directory, file) = in_new_directory();
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let file = &file;
+                scope.spawn(move || {
+                    for index in 0..8 {
+                        file.add(&entry(&format!("{thread}-{index}"))).unwrap();
+                    }
+                    file.remove(&format!("{thread}-0")).unwrap();
+                });
+            }
+        });
+        assert_eq!(file.read().unwrap().unwrap().len(), 8 * 7);
+        let left: Vec<_> = fs::read_dir(directory.path().join("made"))
+            .unwrap()
+            .collect();
+        assert_eq!(left.len(), 2, "the file and its lock: {left:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_and_its_directory_are_for_this_user_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_directory, file) = in_new_directory();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        file.add(&entry("one")).unwrap();
+        assert_eq!(mode(file.path()), 0o600);
+        assert_eq!(mode(file.path().parent().unwrap()), 0o700);
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        file.add(&entry("two")).unwrap();
+        assert_eq!(mode(file.path()), 0o600);
+        assert_eq!(mode(&file.path().with_extension("toml.lock")), 0o600);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_or_is_too_large_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = File::new(directory.path().to_owned()).read().unwrap_err();
+        assert!(matches!(error, Error::Read { .. }), "{error}");
+        let path = directory.path().join("credentials.toml");
+        let large = "#".repeat(usize::try_from(FILE_BYTES_MAX).unwrap() + 1);
+        fs::write(&path, large).unwrap();
+        let error = File::new(path.clone()).read().unwrap_err().to_string();
+        assert!(error.contains("larger than 4194304 bytes"), "{error}");
+        let below_a_file = File::new(path.join("credentials.toml"));
+        let error = below_a_file.add(&entry("one")).unwrap_err();
+        assert!(matches!(error, Error::Write { .. }), "{error}");
+    }
+}

@@ -68,18 +68,24 @@ pub struct QuotaReached {
 
 /// A place under the quota of a credential, given back when it is dropped.
 #[must_use = "the place is given back when this is dropped"]
-pub struct Place(Arc<Holder>);
+pub struct Place(Arc<Quota>);
+
+/// How many streams one credential has open, and may have.
+#[derive(Debug)]
+pub(super) struct Quota {
+    /// `None`: as many as the bridge has.
+    streams_max: Option<usize>,
+    streams: AtomicUsize,
+}
 
 /// What all grants of one credential share.
 pub(super) struct Holder {
     pub(super) kind: Kind,
     pub(super) name: Box<str>,
     pub(super) scope: Scope,
-    /// `None`: as many as the bridge has.
-    pub(super) streams_max: Option<usize>,
+    pub(super) quota: Arc<Quota>,
     pub(super) expires_at: Option<Timestamp>,
     clock: Clock,
-    streams: AtomicUsize,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -113,17 +119,7 @@ impl Grant {
     /// # Errors
     /// All are taken.
     pub fn enter(&self) -> Result<Place, QuotaReached> {
-        let streams_max = self.0.streams_max.unwrap_or(usize::MAX);
-        let taken = self
-            .0
-            .streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |streams| {
-                (streams < streams_max).then_some(streams + 1)
-            });
-        match taken {
-            Ok(_) => Ok(Place(Arc::clone(&self.0))),
-            Err(_) => Err(QuotaReached { streams_max }),
-        }
+        self.0.quota.enter()
     }
 
     /// Resolves when the credential is revoked, changed or expired; at once if it already was.
@@ -147,12 +143,30 @@ impl Grant {
     }
 }
 
+impl Quota {
+    pub(super) fn new(streams_max: Option<usize>) -> Arc<Self> {
+        Arc::new(Self {
+            streams_max,
+            streams: AtomicUsize::new(0),
+        })
+    }
+
+    fn enter(self: &Arc<Self>) -> Result<Place, QuotaReached> {
+        let streams_max = self.streams_max.unwrap_or(usize::MAX);
+        let one_more = |streams: usize| (streams < streams_max).then_some(streams + 1);
+        self.streams
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .map(|_| Place(Arc::clone(self)))
+            .map_err(|_| QuotaReached { streams_max })
+    }
+}
+
 impl Holder {
     pub(super) fn new(
         kind: Kind,
         name: &str,
         scope: Scope,
-        streams_max: Option<usize>,
+        quota: Arc<Quota>,
         expires_at: Option<Timestamp>,
         clock: Clock,
     ) -> Arc<Self> {
@@ -160,10 +174,9 @@ impl Holder {
             kind,
             name: name.into(),
             scope,
-            streams_max,
+            quota,
             expires_at,
             clock,
-            streams: AtomicUsize::new(0),
             ended: watch::Sender::new(None),
         })
     }
@@ -206,6 +219,7 @@ impl fmt::Debug for Grant {
 
 impl fmt::Debug for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Place({})", self.0.name)
+        let streams = self.0.streams.load(Ordering::Relaxed);
+        write!(formatter, "Place(one of {streams})")
     }
 }

@@ -48,7 +48,7 @@ pub use self::{
     token::{Digest, Token},
 };
 use self::{
-    grant::{Clock, Holder},
+    grant::{Clock, Holder, Quota},
     token::Bearer,
     watch::{State, Watcher},
 };
@@ -248,7 +248,7 @@ impl Credentials {
             Kind::Anonymous,
             "anonymous",
             everything,
-            None,
+            Quota::new(None),
             None,
             Arc::clone(&clock),
         );
@@ -299,6 +299,9 @@ impl Credentials {
     pub async fn shutdown(&self) {
         self.stop.token().cancel();
         self.tasks.wait().await;
+        if let Some(jwt) = &self.shared.jwt {
+            jwt.shutdown().await;
+        }
     }
 }
 
@@ -368,3 +371,6 @@ impl fmt::Debug for Presented<'_> {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

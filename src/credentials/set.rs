@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     entry::{Entry, Proof},
-    grant::{Clock, Ended, Holder, Kind},
+    grant::{Clock, Ended, Holder, Kind, Quota},
     token::Digest,
 };
 
@@ -102,7 +102,7 @@ fn hold(entry: &Entry, clock: &Clock) -> Arc<Holder> {
         kind,
         &entry.name,
         entry.scope.clone(),
-        entry.streams_max,
+        Quota::new(entry.streams_max),
         entry.expires_at,
         Arc::clone(clock),
     )

@@ -176,10 +176,10 @@ mod tests {
 
     #[test]
     fn a_header_holds_a_token_or_a_jwt_or_is_malformed() {
-        let token = format!("pb_{}", "A".repeat(43));
         fn parse(header: &str) -> Option<Bearer<'_>> {
             Bearer::parse(header.as_bytes())
         }
+        let token = format!("pb_{}", "A".repeat(43));
         for header in [format!("Bearer {token}"), format!("bearer   {token} ")] {
             assert!(parse(&header) == Some(Bearer::Token(&token)), "{header}");
         }

@@ -15,8 +15,8 @@ use tokio::{
 /// tokio lets a task go on for 128 operations, and a read is one, whatever its size. A peer that
 /// sends bytes which cost much, as chunks or frames of no length do, keeps a thread for tens of
 /// milliseconds by that. So a read counts as one operation for each of these many bytes: a turn is
-/// 64 KiB, more than any batch or request has.
-const OPERATION_BYTES: usize = 512;
+/// 16 KiB, more than most batches and all requests have.
+const OPERATION_BYTES: usize = 128;
 
 /// A connection whose reading takes turns by its bytes.
 pub struct Fair<S>(S);
@@ -138,7 +138,8 @@ mod tests {
     #[tokio::test]
     async fn a_turn_is_over_after_so_many_bytes_whatever_the_reads_are() {
         // The last read of a turn may go over.
-        assert!(turn_bytes(16 * 1024).await <= 64 * 1024 + 16 * 1024);
-        assert!(turn_bytes(1024).await <= 64 * 1024);
+        assert!(turn_bytes(16 * 1024).await <= 16 * 1024);
+        assert!(turn_bytes(10 * 1024).await <= 20 * 1024);
+        assert!(turn_bytes(1024).await <= 16 * 1024);
     }
 }

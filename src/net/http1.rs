@@ -1,15 +1,13 @@
 //! Owns how an HTTP/1.1 connection is served: hyper's state machine with the timers and limits that
 //! warp's own server leaves unset. Knows nothing of routes.
 
-use std::{
-    convert::Infallible, error::Error as _, io, net::SocketAddr, pin::pin, time::Duration,
-};
+use std::{convert::Infallible, error::Error as _, io, net::SocketAddr, pin::pin, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -51,14 +49,15 @@ pub struct Peer(pub SocketAddr);
 ///
 /// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
 /// that would not read JSON.
-pub async fn serve<S, B>(
-    stream: TcpStream,
+pub async fn serve<IO, S, B>(
+    stream: IO,
     peer: SocketAddr,
     limits: Limits,
     service: S,
     shutdown: CancellationToken,
 ) -> Option<Closure>
 where
+    IO: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -92,7 +91,9 @@ where
 
 /// What the client did; nothing if it only went away.
 pub fn closure(error: &hyper::Error) -> Option<Closure> {
-    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let io = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>());
     if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
         Some(Closure::Unread)
     } else if error.is_timeout() {

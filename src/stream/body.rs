@@ -156,7 +156,9 @@ where
             return Poll::Ready(frame.map(|frame| frame.map_err(|e| Status::from_error(e.into()))));
         }
         let timeout = self.timeout;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(deadline.as_mut().poll(context));
         let waited = timeout;
         Poll::Ready(Some(Err(Status::from(&Failure::MessageTimeout { waited }))))

@@ -27,8 +27,10 @@ use super::{
     services::Services,
     session::{Session, Step},
     status::Failure,
+    unsent::{Share, Unsent},
 };
 use crate::{
+    credentials::Grant,
     metrics::Closure,
     net::{fair::Fair, http1, write_deadline::WriteDeadline},
 };
@@ -109,13 +111,18 @@ impl Connections {
                 return Some(Closure::Silent);
             }
         };
+        let unsent = Unsent::new();
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
             tokio::select! {
                 accepted = flushing(poll_fn(|context| connection.poll_accept(context)), &flusher) => match accepted {
                     Some(Ok((request, respond))) => {
-                        let stream = Stream { connections: self.clone(), origin: origin.clone() };
+                        let stream = Stream {
+                            connections: self.clone(),
+                            origin: origin.clone(),
+                            unsent: unsent.clone(),
+                        };
                         self.streams.spawn(stream.serve(request, respond));
                     }
                     Some(Err(error)) => {
@@ -256,6 +263,7 @@ async fn dead(ping_pong: Option<PingPong>, options: &Options) {
 struct Stream {
     connections: Connections,
     origin: Origin,
+    unsent: Unsent,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -263,8 +271,10 @@ struct Gone;
 
 /// What waiting for room came to.
 enum Room {
-    Bytes(usize),
-    Stalled,
+    /// So many bytes, and the share of what may be unsent that they are to hold.
+    Bytes(usize, Share),
+    /// The session has ended meanwhile.
+    Over,
 }
 
 impl Stream {
@@ -288,6 +298,7 @@ impl Stream {
             _ = poll_fn(|context| respond.poll_reset(context)) => return,
         };
         let (mut head, body) = response.into_parts();
+        let grant = head.extensions.remove::<Grant>();
         let session = head.extensions.remove::<Outlet>().filter(|_| grpc);
         let session = session.and_then(|outlet| outlet.take());
         let ends = session.is_none() && body.is_end_stream();
@@ -298,7 +309,7 @@ impl Stream {
         let sent = match session {
             Some(session) => self.send_session(session, &mut send).await,
             None if ends => Ok(()),
-            None => self.send_body(body, &mut send).await,
+            None => self.send_body(body, grant, &mut send).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
@@ -317,28 +328,32 @@ impl Stream {
                 _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
             }
             let wanted = session.response_bytes_min();
-            let bytes_max = match wanted {
+            let (bytes_max, mut share) = match wanted {
                 // Only the end is left, and trailers need no room.
-                0 => 0,
+                0 => (0, None),
                 _ => match self
                     .room(&mut session, send, wanted, &mut window_seen)
                     .await?
                 {
-                    Room::Bytes(bytes) => bytes,
-                    Room::Stalled => return self.give_up(session, send),
+                    Room::Bytes(bytes, share) => (bytes, Some(share)),
+                    Room::Over => return farewell(session, send),
                 },
             };
             match session.take(bytes_max) {
                 // It had to let go of what it had found, and finds it again.
                 None => {}
                 Some(Step::Response(mut response)) => {
+                    if let Some(share) = &mut share {
+                        share.shrink_to(response.remaining());
+                    }
+                    response.share = share;
                     while response.remaining() > send.capacity() {
                         // One event that is larger than the window.
                         let piece = response.split_to(send.capacity());
                         send.send_data(piece, false).map_err(|_| Gone)?;
                         match self.room(&mut session, send, 1, &mut window_seen).await? {
-                            Room::Bytes(_) => {}
-                            Room::Stalled => return self.give_up(session, send),
+                            Room::Bytes(_, share) => response.share = Some(share),
+                            Room::Over => return farewell(session, send),
                         }
                     }
                     send.send_data(response, false).map_err(|_| Gone)?;
@@ -358,7 +373,9 @@ impl Stream {
         wanted: usize,
         window_seen: &mut usize,
     ) -> Result<Room, Gone> {
-        send.reserve_capacity(self.connections.options.response_bytes_max.max(wanted));
+        let bytes_max = self.connections.options.response_bytes_max.max(wanted);
+        send.reserve_capacity(bytes_max);
+        let mut share = None;
         let draining = session.draining().clone();
         let mut parked = pin!(sleep(PARK_AFTER));
         let mut is_parked = false;
@@ -369,11 +386,17 @@ impl Stream {
             *window_seen = capacity.max(*window_seen);
             // A message that never fits is sent in pieces; any other is sent whole, so that the
             // stream can always be ended between messages.
-            if capacity >= wanted || (capacity > 0 && *window_seen < wanted) {
-                return Ok(Room::Bytes(capacity));
+            let fits = capacity >= wanted || (capacity > 0 && *window_seen < wanted);
+            if fits {
+                let bytes = capacity.min(bytes_max);
+                share = share.or_else(|| self.unsent.try_hold(wanted.min(bytes), bytes));
+                if let Some(share) = share {
+                    return Ok(Room::Bytes(bytes.min(share.bytes()), share));
+                }
             }
             tokio::select! {
-                more = more_room(send) => more?,
+                more = more_room(send, !fits) => more?,
+                held = self.unsent.hold(wanted.min(capacity)), if fits => share = Some(held),
                 () = &mut parked, if !is_parked => {
                     is_parked = true;
                     session.park();
@@ -382,27 +405,41 @@ impl Stream {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
                 }
-                () = sleep_until(deadline) => return Ok(Room::Stalled),
+                () = session.revoked() => return Ok(Room::Over),
+                () = sleep_until(deadline) => {
+                    session.give_up(self.connections.options.slow_consumer_timeout);
+                    return Ok(Room::Over);
+                }
             }
         }
     }
 
-    fn give_up(&self, mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-        let waited = self.connections.options.slow_consumer_timeout;
-        end_stream(send, &session.give_up(waited))
-    }
-
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended when the
-    /// server drains, a moment after it could say so.
-    async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
+    /// caller's credential, and when the server drains, a moment after it could say so.
+    async fn send_body(
+        &self,
+        body: Body,
+        grant: Option<Grant>,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
         let mut body = pin!(body);
         let draining = self.connections.draining.clone();
         let mut over = pin!(async {
             draining.cancelled().await;
             sleep(DRAIN_ROOM_TIMEOUT).await;
         });
+        let mut revoked = pin!(async {
+            match grant {
+                Some(grant) => grant.ended().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let frame = tokio::select! {
+                ended = &mut revoked => {
+                    let failure = Failure::CredentialEnded { ended, cursor: None };
+                    return end_stream(send, &Err(failure));
+                }
                 () = &mut over => {
                     let retry_after = self.connections.options.drain_retry_after();
                     let failure = Failure::Draining { retry_after, cursor: None };
@@ -439,7 +476,7 @@ impl Stream {
             send.reserve_capacity(bytes.len());
             while send.capacity() == 0 {
                 let limit = self.connections.options.slow_consumer_timeout;
-                if let Ok(more) = timeout(limit, more_room(send)).await {
+                if let Ok(more) = timeout(limit, more_room(send, true)).await {
                     more?;
                 } else {
                     send.send_reset(Reason::CANCEL);
@@ -453,11 +490,14 @@ impl Stream {
     }
 }
 
-/// Resolves when the client has made room, or fails when it has reset the stream.
-async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
+/// Resolves when the client has made room, if that is wanted, or fails when it has reset the stream.
+async fn more_room(send: &mut SendStream<Response>, wanted: bool) -> Result<(), Gone> {
     poll_fn(|context| {
         if send.poll_reset(context).is_ready() {
             return Poll::Ready(Err(Gone));
+        }
+        if !wanted {
+            return Poll::Pending;
         }
         send.poll_capacity(context).map(|more| match more {
             Some(Ok(_)) => Ok(()),
@@ -465,6 +505,14 @@ async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
         })
     })
     .await
+}
+
+/// Ends a stream whose session has ended.
+fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    match session.take(0) {
+        Some(Step::End(end)) => end_stream(send, &end),
+        Some(Step::Response(_)) | None => Err(Gone),
+    }
 }
 
 fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {

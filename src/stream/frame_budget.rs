@@ -220,7 +220,9 @@ mod tests {
         for payload_bytes in [0, 1, 8, 255] {
             let mut client = Client::connect().await;
             for _ in 0..10 {
-                client.says(&frames(FRAMES_AT_FIRST / 10, payload_bytes)).await;
+                client
+                    .says(&frames(FRAMES_AT_FIRST / 10, payload_bytes))
+                    .await;
             }
             assert!(!client.is_refused(), "{payload_bytes}");
             client.says(&frames(1, payload_bytes)).await;

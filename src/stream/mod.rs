@@ -1,6 +1,7 @@
 //! Owns the way out: gRPC subscriptions to the log and the bus. Knows nothing of how events came
 //! in.
 
+mod access;
 mod body;
 mod connection;
 mod frame_budget;
@@ -16,6 +17,7 @@ mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,6 +28,7 @@ use self::{connection::Connections, services::Services, shared::Shared};
 pub use self::{registry::Snapshot, status::DOMAIN};
 use crate::{
     bus::Bus,
+    credentials::Credentials,
     log::Log,
     metrics::{Closure, Metrics},
     net::tls::Identity,
@@ -36,6 +39,9 @@ use crate::{
 pub struct Options {
     /// How many streams may be open in all.
     pub streams_max: usize,
+    /// How many calls that are no subscriptions may be in progress: checks and watches of the
+    /// health, which anybody may make, and reflection.
+    pub calls_max: usize,
     /// How many streams one connection may have: what load balancers and clients expect.
     pub streams_per_connection_max: u32,
     /// How much a request's headers may weigh, in bytes.
@@ -63,6 +69,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             streams_max: 10_000,
+            calls_max: 1_024,
             streams_per_connection_max: 100,
             header_bytes_max: 16 * 1024,
             request_bytes_max: 64 * 1024,
@@ -123,12 +130,20 @@ impl Streams {
     /// When the compiled contract is not what reflection expects: a bug.
     pub async fn new(
         options: Options,
+        credentials: Credentials,
         log: Arc<dyn Log>,
         bus: Arc<Bus>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let draining = CancellationToken::new();
-        let shared = Shared::new(options.clone(), log, bus, metrics, draining.clone());
+        let shared = Shared::new(
+            options.clone(),
+            credentials,
+            log,
+            bus,
+            metrics,
+            draining.clone(),
+        );
         let services = Services::new(&shared).await?;
         let streams = TaskTracker::new();
         let connections = Connections {

@@ -15,6 +15,7 @@ mod grpc_status;
 mod grpc_web;
 mod http;
 mod keys;
+mod privacy;
 mod setup;
 mod signatures;
 mod simulator;

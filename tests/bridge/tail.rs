@@ -10,6 +10,7 @@ use std::{
 
 use prelude_bridge::{
     bus::{self, Bus},
+    credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence, user_hash},
     log::{Log as _, memory},
     metrics::Metrics,
@@ -72,9 +73,15 @@ impl Bridge {
             ..stream::Options::default()
         };
         let (log, bus) = (Arc::clone(&self.log), Arc::clone(&self.bus));
-        let streams = Streams::new(options, log, bus, Metrics::new().into())
-            .await
-            .unwrap();
+        let streams = Streams::new(
+            options,
+            Credentials::anonymous(),
+            log,
+            bus,
+            Metrics::new().into(),
+        )
+        .await
+        .unwrap();
         let served = streams.clone();
         let accepting = tokio::spawn(async move {
             loop {

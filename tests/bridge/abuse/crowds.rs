@@ -53,9 +53,16 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
         .with("limits.webhook.header_timeout", "1s");
     let guarded = Guarded::start(setup).await;
     // The healthy keep the connection that they have.
-    let attack = async { within(Duration::from_secs(1), all_closed(crowd(&guarded, 200).await)).await };
+    let attack = async {
+        within(
+            Duration::from_secs(1),
+            all_closed(crowd(&guarded, 200).await),
+        )
+        .await
+    };
     guarded.under("2,000 sockets for 500 places", attack).await;
-    let refused = r#"prelude_bridge_connections_refused_total{listener="webhook",reason="listener_full"}"#;
+    let refused =
+        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="listener_full"}"#;
     guarded.counted(refused, 1.0).await;
     guarded.finish().await;
 }
@@ -63,9 +70,16 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_has_its_share_and_no_more() {
     let guarded = Guarded::start(Setup::default()).await;
-    let attack = async { within(Duration::from_secs(5), all_closed(crowd(&guarded, CROWD).await)).await };
+    let attack = async {
+        within(
+            Duration::from_secs(5),
+            all_closed(crowd(&guarded, CROWD).await),
+        )
+        .await
+    };
     guarded.under("2,000 sockets of one address", attack).await;
-    let refused = r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"}"#;
+    let refused =
+        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"}"#;
     guarded.counted(refused, 1_000.0).await;
     guarded.finish().await;
 }

@@ -20,7 +20,6 @@ use crate::support::{
     stream::{Received, from},
 };
 
-
 /// One delivery of one event in this time, whatever became of those before.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -90,7 +89,9 @@ impl Healthy {
         let from_now_on = from(Start::Latest(Latest {}));
         let received = Received::subscribe(&mut bridge.client().await, from_now_on).await;
         let mut received = received.unwrap();
-        received.until(|notice| matches!(notice, Notice::Started(_))).await;
+        received
+            .until(|notice| matches!(notice, Notice::Started(_)))
+            .await;
         let subscriber = read(received, Arc::clone(&ledger), complete.clone());
         let sender = send(
             Sender::to(bridge.addresses.webhook),
@@ -134,7 +135,8 @@ impl Healthy {
         let all_came = async || {
             let ledger = self.ledger.lock().unwrap();
             let mut entries = ledger.entries.iter();
-            let all = entries.all(|entry| entry.acknowledged.is_some() && entry.delivered.is_some());
+            let all =
+                entries.all(|entry| entry.acknowledged.is_some() && entry.delivered.is_some());
             all.then_some(())
         };
         eventually(all_came).await;

@@ -148,7 +148,9 @@ impl Growth {
     fn stop(self) -> u64 {
         self.stopped.store(true, Ordering::Relaxed);
         self.sampler.join().unwrap();
-        self.most.load(Ordering::Relaxed).saturating_sub(self.before)
+        self.most
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.before)
     }
 }
 

@@ -74,7 +74,10 @@ async fn windows_that_never_open_end_their_streams_and_not_the_connection() {
             let start = &[(INITIAL_WINDOW_SIZE, stream_window)];
             let mut connection = Http2::begin(address, start).await.unwrap();
             for number in 0..STREAMS {
-                connection.send(&history(2 * number + 1, &[])).await.unwrap();
+                connection
+                    .send(&history(2 * number + 1, &[]))
+                    .await
+                    .unwrap();
             }
             let mut open = STREAMS;
             while open > 0 {
@@ -89,7 +92,9 @@ async fn windows_that_never_open_end_their_streams_and_not_the_connection() {
                     open -= 1;
                 }
             }
-            connection.send(&super::frames::whole_call(999, super::frames::GET_RANGE)).await
+            connection
+                .send(&super::frames::whole_call(999, super::frames::GET_RANGE))
+                .await
         };
         let attack = within(SLOW_CONSUMER_TIMEOUT + Duration::from_secs(5), attack);
         guarded.under(name, attack).await.unwrap();
@@ -140,7 +145,8 @@ async fn who_opens_windows_and_does_not_read_is_cut_and_holds_little() {
         };
         guarded.under(name, within(PING_TIMEOUTS, attack)).await;
     }
-    let closed = r#"prelude_bridge_connections_closed_total{listener="grpc",reason="ping_unanswered"}"#;
+    let closed =
+        r#"prelude_bridge_connections_closed_total{listener="grpc",reason="ping_unanswered"}"#;
     guarded.counted(closed, 12.0).await;
     guarded.finish().await;
 }

@@ -113,18 +113,27 @@ async fn who_is_slow_is_cut_at_the_deadline() {
     });
     let answers = guarded.under("slow headers", within(HEADER_TIMEOUT, slow_headers));
     let answers = statuses(&answers.await);
-    assert!(answers.iter().all(|status| matches!(status, None | Some(408))));
+    assert!(
+        answers
+            .iter()
+            .all(|status| matches!(status, None | Some(408)))
+    );
 
     let slow_bodies = all(&guarded, SOCKETS, |stream| {
         dribble(stream, head("Content-Length: 100000").into(), b"x")
     });
     let answers = guarded.under("slow bodies", within(REQUEST_TIMEOUT, slow_bodies));
     assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
-    let outcome = r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
+    let outcome =
+        r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
     guarded.counted(outcome, SOCKETS as f64).await;
 
     let slow_chunks = all(&guarded, SOCKETS, |stream| {
-        dribble(stream, head("Transfer-Encoding: chunked").into(), b"1\r\nx\r\n")
+        dribble(
+            stream,
+            head("Transfer-Encoding: chunked").into(),
+            b"1\r\nx\r\n",
+        )
     });
     let answers = guarded.under("slow chunks", within(REQUEST_TIMEOUT, slow_chunks));
     assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
@@ -140,14 +149,22 @@ async fn what_never_ends_is_cut_at_its_limit() {
         pour(stream, start, line.clone().into(), 1_000)
     });
     let answers = guarded.under("endless headers", within(HEADER_TIMEOUT, long_headers));
-    assert!(statuses(&answers.await).iter().all(|&status| status == Some(431) || status.is_none()));
+    assert!(
+        statuses(&answers.await)
+            .iter()
+            .all(|&status| status == Some(431) || status.is_none())
+    );
 
     let many_headers = all(&guarded, SOCKETS, |stream| {
         let start = "GET /webhooks HTTP/1.1\r\n".into();
         pour(stream, start, b"x:\r\n".repeat(100), 100)
     });
     let answers = guarded.under("many headers", within(HEADER_TIMEOUT, many_headers));
-    assert!(statuses(&answers.await).iter().all(|&status| status == Some(431) || status.is_none()));
+    assert!(
+        statuses(&answers.await)
+            .iter()
+            .all(|&status| status == Some(431) || status.is_none())
+    );
 
     let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
     let chunks = all(&guarded, 10, |stream| {
@@ -156,12 +173,21 @@ async fn what_never_ends_is_cut_at_its_limit() {
     });
     let answers = guarded.under("endless chunks", within(REQUEST_TIMEOUT, chunks));
     let answers = statuses(&answers.await);
-    assert!(answers.iter().all(|&status| status == Some(413) || status.is_none()), "{answers:?}");
+    assert!(
+        answers
+            .iter()
+            .all(|&status| status == Some(413) || status.is_none()),
+        "{answers:?}"
+    );
 
     for (name, start, more) in [
         ("endless chunk extensions", "1;", "x".repeat(1000)),
         ("endless chunk sizes", "", "0".repeat(1000)),
-        ("endless trailers", "1\r\nx\r\n0\r\n", "x: y\r\n".repeat(100)),
+        (
+            "endless trailers",
+            "1\r\nx\r\n0\r\n",
+            "x: y\r\n".repeat(100),
+        ),
     ] {
         let endless = all(&guarded, 10, |stream| {
             let start = head("Transfer-Encoding: chunked") + start;
