@@ -93,6 +93,21 @@ impl Handshake {
     }
 }
 
+/// Why a connection was closed that its client would have kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// The client did not begin, or did not go on, to ask anything in time.
+    Silent,
+    /// What it sent was not the protocol, or broke its rules.
+    Protocol,
+    /// It sent far more than it had reason to.
+    Flood,
+    /// It did not read what it was sent.
+    Unread,
+    /// It did not answer a ping.
+    Unanswered,
+}
+
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
@@ -203,6 +218,21 @@ impl Metrics {
         };
         self.connections
             .refused
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener's connection was closed for what its client did.
+    pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
+        let reason = match closure {
+            Closure::Silent => "silent",
+            Closure::Protocol => "protocol_error",
+            Closure::Flood => "flood",
+            Closure::Unread => "unread",
+            Closure::Unanswered => "ping_unanswered",
+        };
+        self.connections
+            .closed
             .get_or_create(&RefusedLabels { listener, reason })
             .inc();
     }
@@ -483,6 +513,7 @@ struct Connections {
     open: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    closed: Family<RefusedLabels, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
     handshake_failures: Family<RefusedLabels, Counter>,
     certificate_expiry: Family<ListenerLabel, Gauge<f64, AtomicU64>>,
@@ -494,6 +525,7 @@ impl Connections {
             open: Family::default(),
             accepted: Family::default(),
             refused: Family::default(),
+            closed: Family::default(),
             accept_errors: Family::default(),
             handshake_failures: Family::default(),
             certificate_expiry: Family::default(),
@@ -512,6 +544,11 @@ impl Connections {
             "connections_refused",
             "Connections that were closed at once, by listener and reason",
             these.refused.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that were closed for what their clients did, by listener and reason",
+            these.closed.clone(),
         );
         registry.register(
             "connections_accept_errors",
@@ -548,6 +585,7 @@ mod tests {
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
         metrics.connection_refused("webhook", Refusal::AddressFull);
+        metrics.connection_closed("grpc", Closure::Flood);
         metrics.handshake_failed("webhook", Handshake::NotTls);
         metrics.certificate_used("grpc", 1_800_000_000.0);
         let open = metrics.connection_opened("webhook");
@@ -590,6 +628,7 @@ mod tests {
             r#"prelude_bridge_keys_age_seconds{app="54e9ujn"} 60.0"#,
             r#"prelude_bridge_connections_open{listener="webhook"} 1"#,
             r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
+            r#"prelude_bridge_connections_closed_total{listener="grpc",reason="flood"} 1"#,
             r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="not_tls"} 1"#,
             r#"prelude_bridge_tls_certificate_expiry_seconds{listener="grpc"} 1800000000.0"#,
         ] {

@@ -17,13 +17,14 @@ use std::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{Closure, Metrics, Refusal};
 
 mod connection;
+pub mod fair;
 pub mod http1;
 pub mod network;
 pub mod tls;
-mod write_deadline;
+pub mod write_deadline;
 
 pub use self::connection::Connection;
 
@@ -151,6 +152,8 @@ impl Listener {
     /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
     /// socket is closed, and the handlers, who are expected to watch the same token, get the
     /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
+    ///
+    /// A handler that closes a connection for what its client did says why, and it is counted.
     pub async fn run<H, F>(
         self,
         limits: Limits,
@@ -160,7 +163,7 @@ impl Listener {
     ) -> Drained
     where
         H: Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
@@ -205,9 +208,12 @@ impl Listener {
                 handler.clone(),
             );
             let cut = cut.clone();
+            let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
                 let _held = (place, open);
-                cut.run_until_cancelled(served).await;
+                if let Some(Some(closure)) = cut.run_until_cancelled(served).await {
+                    metrics.connection_closed(name, closure);
+                }
             });
         }
         drop(self.socket);
@@ -246,14 +252,14 @@ async fn serve<H, F>(
     tls: Option<tls::Acceptor>,
     shutdown: CancellationToken,
     handler: H,
-) where
+) -> Option<Closure>
+where
     H: Fn(Connection, SocketAddr) -> F,
-    F: Future<Output = ()>,
+    F: Future<Output = Option<Closure>>,
 {
     let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, tls));
-    if let Some(Some(connection)) = opening.await {
-        handler(connection, peer).await;
-    }
+    let connection = opening.await??;
+    handler(connection, peer).await
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -389,7 +395,7 @@ mod tests {
         handler: impl Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
     ) -> Door
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let any = (Ipv4Addr::LOCALHOST, 0).into();
         let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
@@ -407,9 +413,10 @@ mod tests {
         }
     }
 
-    async fn greet(mut stream: Connection, _: SocketAddr) {
+    async fn greet(mut stream: Connection, _: SocketAddr) -> Option<Closure> {
         let _ = stream.write_all(b"hello").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
+        None
     }
 
     /// What the door says: a greeting, or nothing and closed.
@@ -473,6 +480,17 @@ mod tests {
         assert!(door.metrics.render().contains(refused));
     }
 
+    #[tokio::test]
+    async fn what_a_handler_closes_a_connection_for_is_counted() {
+        let handler = |_, _| async { Some(Closure::Silent) };
+        let door = open(Limits::default(), handler).await;
+        assert_eq!(knock(door.address).await.1, b"");
+        let counted = r#"connections_closed_total{listener="test",reason="silent"} 1"#;
+        while !door.metrics.render().contains(counted) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[test]
     fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
         let of = |text: &str| client(text.parse().unwrap());
@@ -503,7 +521,7 @@ mod tests {
         };
         let door = open(limits, |mut stream, _| async move {
             let _ = stream.write_all(b"hello").await;
-            pending::<()>().await;
+            pending().await
         })
         .await;
         let (mut stream, said) = knock(door.address).await;

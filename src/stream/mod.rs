@@ -4,6 +4,7 @@
 mod access;
 mod body;
 mod connection;
+mod frame_budget;
 mod gather;
 mod notice;
 mod registry;
@@ -16,6 +17,7 @@ mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,7 +26,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{connection::Connections, services::Services, shared::Shared};
 pub use self::{registry::Snapshot, status::DOMAIN};
-use crate::{bus::Bus, credentials::Credentials, log::Log, metrics::Metrics, net::tls::Identity};
+use crate::{
+    bus::Bus,
+    credentials::Credentials,
+    log::Log,
+    metrics::{Closure, Metrics},
+    net::tls::Identity,
+};
 
 /// The limits of the subscribers' port.
 #[derive(Clone, Debug)]
@@ -156,12 +164,12 @@ impl Streams {
         })
     }
 
-    /// Serves one connection until it ends.
-    pub async fn serve<IO>(&self, io: IO, caller: Caller)
+    /// Serves one connection until it ends. Says what it was closed for, if it was.
+    pub async fn serve<IO>(&self, io: IO, caller: Caller) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.connections.serve(io, caller).await;
+        self.connections.serve(io, caller).await
     }
 
     /// Tells every stream to end with its cursor, and resolves when all have. New ones are

@@ -197,7 +197,7 @@ fn progress_interval(interval: Option<&prost_types::Duration>) -> Result<Duratio
 }
 
 fn client_name(name: String) -> Result<String, Failure> {
-    if name.len() <= CLIENT_NAME_BYTES_MAX && !name.chars().any(char::is_control) {
+    if name.len() <= CLIENT_NAME_BYTES_MAX && name.chars().all(is_printable) {
         return Ok(name);
     }
     let description = format!("must be at most {CLIENT_NAME_BYTES_MAX} bytes of printable text");
@@ -205,6 +205,16 @@ fn client_name(name: String) -> Result<String, Failure> {
         field: "client_name",
         description,
     })
+}
+
+/// Neither a control character nor one that turns text around or breaks its line: a name is read in
+/// the operator's log.
+fn is_printable(character: char) -> bool {
+    let turns = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    !character.is_control() && !turns
 }
 
 #[cfg(test)]
@@ -277,7 +287,12 @@ mod tests {
             };
             assert_eq!(failure(bad), "REQUEST_INVALID");
         }
-        for name in ["x".repeat(129), "a\u{1b}[31m".into()] {
+        for name in [
+            "x".repeat(129),
+            "a\u{1b}[31m".into(),
+            "a\u{9b}31m".into(),
+            "a\u{202e}b".into(),
+        ] {
             let bad = SubscribeRequest {
                 client_name: name,
                 ..Default::default()

@@ -12,7 +12,7 @@ use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codec::{Codec as _, Streaming},
     server::NamedService,
@@ -82,10 +82,7 @@ impl Service<Request<Body>> for EventService {
                     Ok(range) => unary(&range),
                     Err(failure) => Status::from(&failure).into_http(),
                 },
-                path => {
-                    let path = path.to_owned();
-                    Status::from(&Failure::Rpc { path }).into_http()
-                }
+                _ => Status::from(&Failure::Rpc).into_http(),
             })
         })
     }
@@ -141,6 +138,9 @@ where
         Ok(Ok(None)) => Err(Failure::Message {
             description: "it has no message".to_owned(),
         }),
+        Ok(Err(status)) if status.code() == Code::DeadlineExceeded => {
+            Err(Failure::MessageTimeout { waited })
+        }
         // Too large, or not protobuf. tonic would call some of that INTERNAL, but it is no bug.
         Ok(Err(status)) => Err(Failure::Message {
             description: status.message().to_owned(),

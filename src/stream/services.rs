@@ -42,10 +42,14 @@ impl Services {
                     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
                 )
         };
+        // tonic's own limit is 4 MiB, which is waited for as long as a client likes.
+        let bytes_max = shared.options.request_bytes_max;
+        let reflection_v1 = reflection().build_v1()?;
+        let reflection_v1alpha = reflection().build_v1alpha()?;
         let routes = Routes::new(EventService(Arc::clone(shared)))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
+            .add_service(health_service.max_decoding_message_size(bytes_max))
+            .add_service(reflection_v1.max_decoding_message_size(bytes_max))
+            .add_service(reflection_v1alpha.max_decoding_message_size(bytes_max))
             .prepare();
         let web_origins = shared.options.web_origins.as_slice().into();
         let gate = Gate {

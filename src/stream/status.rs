@@ -44,11 +44,8 @@ pub(super) enum Failure {
         /// How long was waited for it.
         waited: Duration,
     },
-    /// There is no such RPC.
-    Rpc {
-        /// What was called.
-        path: String,
-    },
+    /// There is no such RPC. Its name is the caller's, and stays with the caller.
+    Rpc,
     /// A text in the request is no cursor.
     CursorMalformed {
         /// The field's path.
@@ -119,7 +116,7 @@ impl Failure {
             Self::Filter(_) => "FILTER_INVALID",
             Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
             Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
-            Self::Rpc { .. } => "RPC_UNKNOWN",
+            Self::Rpc => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
             Self::CursorForeign { fault, .. } => match fault {
                 CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
@@ -156,7 +153,7 @@ impl Failure {
             | Self::Message { .. }
             | Self::CursorMalformed { .. } => Code::InvalidArgument,
             Self::MessageTimeout { .. } => Code::DeadlineExceeded,
-            Self::Rpc { .. } => Code::Unimplemented,
+            Self::Rpc => Code::Unimplemented,
             Self::CursorForeign { .. } => Code::FailedPrecondition,
             Self::CursorExpired { .. } => Code::OutOfRange,
             Self::Credential(refusal) => match refusal {
@@ -196,7 +193,7 @@ impl Failure {
             Self::MessageTimeout { waited } => {
                 format!("the request did not come within {} s", waited.as_secs())
             }
-            Self::Rpc { path } => format!("there is no RPC {path}"),
+            Self::Rpc => "there is no such RPC: ask the reflection service what there is".into(),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
             Self::CursorForeign { field, fault, .. } => format!(
                 "{field}: {fault}; start from earliest, or from a time that is safely processed"
@@ -241,7 +238,7 @@ impl Failure {
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorMalformed { .. }
             | Self::Credential(_)
             | Self::Forbidden(_)
@@ -279,7 +276,7 @@ impl Failure {
             }
             Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
             | Self::Credential(_)
@@ -307,7 +304,7 @@ impl Failure {
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorMalformed { .. }
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }

@@ -1,6 +1,7 @@
 //! The whole program, from outside.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod abuse;
 mod access;
 mod admin;
 mod catch_up;
@@ -15,6 +16,7 @@ mod grpc_status;
 mod grpc_web;
 mod http;
 mod keys;
+mod privacy;
 mod setup;
 mod signatures;
 mod simulator;
