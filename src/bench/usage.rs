@@ -1,0 +1,83 @@
+//! Owns what a stretch of time has cost: its length, and the CPU that both sides used in it.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Context,
+    machine::Process,
+    report::{Figure, Measured, Unit},
+    server::Server,
+};
+
+const SERVER_CPU_SHARE: Figure = Figure {
+    name: "server_cpu_share",
+    title: "server CPU used",
+    unit: Unit::Share,
+};
+const LOAD_CPU_SHARE: Figure = Figure {
+    name: "load_cpu_share",
+    title: "load CPU used",
+    unit: Unit::Share,
+};
+
+/// Measures a stretch of time, and the CPU that both sides use in it.
+pub(super) struct Clock {
+    server: Process,
+    started: Instant,
+    server_cpu: Option<Duration>,
+    load_cpu: Option<Duration>,
+}
+
+/// What was used between a start and a stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage {
+    pub(super) elapsed: Duration,
+    pub(super) server_cpu: Option<Duration>,
+    load_cpu: Option<Duration>,
+}
+
+impl Clock {
+    pub(super) fn start(server: &Server) -> Self {
+        Self {
+            server: server.process,
+            server_cpu: server.process.cpu_time(),
+            load_cpu: Process::own().cpu_time(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn stop(self) -> Usage {
+        let elapsed = self.started.elapsed();
+        let used = |process: Process, before: Option<Duration>| {
+            Some(process.cpu_time()?.saturating_sub(before?))
+        };
+        Usage {
+            elapsed,
+            server_cpu: used(self.server, self.server_cpu),
+            load_cpu: used(Process::own(), self.load_cpu),
+        }
+    }
+}
+
+impl Usage {
+    pub(super) fn seconds(&self) -> f64 {
+        self.elapsed.as_secs_f64()
+    }
+
+    /// How much of its CPUs each side used.
+    pub(super) fn shares(&self, context: &Context<'_>) -> Measured {
+        let share = |cpu: Option<Duration>, cpus: usize| {
+            cpu.map(|cpu| cpu.as_secs_f64() / self.seconds() / cpus as f64)
+        };
+        vec![
+            (
+                SERVER_CPU_SHARE,
+                share(self.server_cpu, context.split.server_cpus()),
+            ),
+            (
+                LOAD_CPU_SHARE,
+                share(self.load_cpu, context.split.load_cpus()),
+            ),
+        ]
+    }
+}
