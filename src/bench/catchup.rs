@@ -132,7 +132,7 @@ fn measure(
     let cpu = usage.server_cpu;
     let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / alone.events as f64;
     measured.push((SERVER_CPU_PER_EVENT, cpu.map(per_event)));
-    measured.extend(usage.shares(context));
+    measured.extend(usage.measured(context));
     Ok(measured)
 }
 

@@ -267,7 +267,7 @@ impl Outcome {
                 self.resident_bytes_peak.map(|bytes| bytes as f64),
             ),
         ];
-        measured.extend(self.usage.shares(context));
+        measured.extend(self.usage.measured(context));
         measured
     }
 }

@@ -92,7 +92,7 @@ fn measure(
     measured.extend(acknowledged(&times));
     let micros = usage.server_cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / events);
     measured.push((SERVER_CPU_PER_EVENT, micros));
-    measured.extend(usage.shares(context));
+    measured.extend(usage.measured(context));
     Ok(measured)
 }
 

@@ -236,7 +236,7 @@ impl Outcome {
         let cpu = self.usage.server_cpu;
         let per_delivery = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.deliveries as f64;
         measured.push((SERVER_CPU_PER_DELIVERY, cpu.map(per_delivery)));
-        measured.extend(self.usage.shares(context));
+        measured.extend(self.usage.measured(context));
         measured
     }
 }

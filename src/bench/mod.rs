@@ -42,7 +42,7 @@ pub use self::{
     ingest::Options as Ingest,
     latency::{Options as Latency, RATE},
     machine::Environment,
-    report::{Line, Summary, Table},
+    report::{Line, Summary, Table, Value},
     sender::CONNECTIONS,
     stop::Stop,
 };

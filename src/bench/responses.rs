@@ -313,7 +313,7 @@ mod tests {
         let event = |id: &&str| Event {
             id: (*id).to_owned(),
             r#type: "user.created".to_owned(),
-            raw_json: vec![b'x'; 300],
+            raw_json: vec![b'x'; 300].into(),
             sequence: place,
             ..Event::default()
         };

@@ -9,6 +9,11 @@ use super::{
     server::Server,
 };
 
+const SECONDS: Figure = Figure {
+    name: "seconds",
+    title: "length of a run",
+    unit: Unit::Seconds,
+};
 const SERVER_CPU_SHARE: Figure = Figure {
     name: "server_cpu_share",
     title: "server CPU used",
@@ -64,12 +69,13 @@ impl Usage {
         self.elapsed.as_secs_f64()
     }
 
-    /// How much of its CPUs each side used.
-    pub(super) fn shares(&self, context: &Context<'_>) -> Measured {
+    /// How long it was, and how much of its CPUs each side used.
+    pub(super) fn measured(&self, context: &Context<'_>) -> Measured {
         let share = |cpu: Option<Duration>, cpus: usize| {
             cpu.map(|cpu| cpu.as_secs_f64() / self.seconds() / cpus as f64)
         };
         vec![
+            (SECONDS, Some(self.seconds())),
             (
                 SERVER_CPU_SHARE,
                 share(self.server_cpu, context.split.server_cpus()),

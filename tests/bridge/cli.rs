@@ -27,11 +27,12 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "tail",
     "trigger",
     "demo",
+    "bench",
     "doctor",
     "webhook",
     "config",

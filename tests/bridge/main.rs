@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod admin;
+mod bench;
 mod catch_up;
 mod cli;
 mod configuration;
