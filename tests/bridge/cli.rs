@@ -62,6 +62,8 @@ fn help_of_every_command_teaches_by_example() {
         &["demo"],
         &["trigger"],
         &["doctor"],
+        &["bench"],
+        &["bench", "fanout"],
         &["webhook", "setup"],
         &["webhook", "list"],
         &["config", "show"],
