@@ -58,7 +58,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
         ("subscribers", Value::count(options.subscribers)),
     ];
     let line = Line::new("catchup", settings, context.settings.runs);
-    context.observer.line(&line.sum_up(&runs))
+    context.report(&line.sum_up(&runs))
 }
 
 /// Writes the history, and says which number the next event has. Batches are signed as they are
@@ -87,7 +87,7 @@ fn measure(
     options: &Options,
     next: &mut u64,
 ) -> Result<Measured, Error> {
-    let clock = Clock::start(server);
+    let clock = Clock::start(context, server);
     let alone = read(context, server)?;
     let usage = clock.stop();
 

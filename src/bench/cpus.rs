@@ -57,6 +57,11 @@ impl Split {
             .max(1)
     }
 
+    /// All CPUs that this process may use.
+    pub(super) fn all(&self) -> &[usize] {
+        &self.all
+    }
+
     /// How many CPUs there are for what is prepared beforehand.
     pub(super) fn all_cpus(&self) -> usize {
         self.all.len().max(1)

@@ -111,7 +111,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
                 ("filter", Value::text(case.shape.name())),
             ];
             let line = Line::new("fanout", settings, context.settings.runs);
-            context.observer.line(&line.sum_up(measured))?;
+            context.report(&line.sum_up(measured))?;
         }
     }
     Ok(())
@@ -156,7 +156,7 @@ fn measure(
             });
 
     let (responses, bytes) = sums(&crowd);
-    let clock = Clock::start(&server);
+    let clock = Clock::start(context, &server);
     let sent_batches = feed(
         context,
         case,
@@ -289,27 +289,27 @@ const CPU_PER_MILLION_DELIVERIES: Figure = Figure {
 };
 const OUT_PER_MILLION_DELIVERIES: Figure = Figure {
     name: "fanout_cpu_s_per_million_deliveries",
-    title: "without the way in",
+    title: "without ingest",
     unit: Unit::Seconds,
 };
 const CPU_PER_MILLION_EVENTS: Figure = Figure {
     name: "server_cpu_s_per_million_events",
-    title: "server CPU per M events",
+    title: "",
     unit: Unit::Seconds,
 };
 const OUT_PER_MILLION_EVENTS: Figure = Figure {
     name: "fanout_cpu_s_per_million_events",
-    title: "without the way in",
+    title: "per M events, w/o ingest",
     unit: Unit::Seconds,
 };
 const BYTES_PER_DELIVERY: Figure = Figure {
     name: "bytes_per_delivery",
-    title: "bytes per delivery",
+    title: "",
     unit: Unit::Bytes,
 };
 const EVENTS_PER_RESPONSE: Figure = Figure {
     name: "events_per_response",
-    title: "events per response",
+    title: "",
     unit: Unit::Number,
 };
 const BYTES_PER_SUBSCRIBER: Figure = Figure {
@@ -319,7 +319,7 @@ const BYTES_PER_SUBSCRIBER: Figure = Figure {
 };
 const RESIDENT_BYTES_PEAK: Figure = Figure {
     name: "server_resident_bytes_peak",
-    title: "server memory, peak",
+    title: "",
     unit: Unit::Bytes,
 };
 

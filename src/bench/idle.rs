@@ -34,9 +34,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
         runs.push(measure(context, subscribers)?);
     }
     let settings = vec![("subscribers", Value::count(subscribers))];
-    context
-        .observer
-        .line(&Line::new("idle", settings, context.settings.runs).sum_up(&runs))
+    context.report(&Line::new("idle", settings, context.settings.runs).sum_up(&runs))
 }
 
 /// How many of the wanted connections this process, and the server after it, can have open.

@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
                 ("connections", Value::count(options.connections)),
             ];
             let line = Line::new("ingest", settings, context.settings.runs);
-            context.observer.line(&line.sum_up(&runs))?;
+            context.report(&line.sum_up(&runs))?;
         }
     }
     Ok(())
@@ -80,7 +80,7 @@ fn measure(
     requests: &[Request],
     batch_events: u64,
 ) -> Result<Measured, Error> {
-    let clock = Clock::start(server);
+    let clock = Clock::start(context, server);
     let times = senders.send(requests)?;
     let usage = clock.stop();
     let batches = requests.len() as f64;

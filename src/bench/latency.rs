@@ -69,7 +69,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
             ("subscribers", Value::count(options.subscribers)),
         ];
         let line = Line::new("latency", settings, context.settings.runs);
-        context.observer.line(&line.sum_up(measured))?;
+        context.report(&line.sum_up(measured))?;
     }
     Ok(())
 }
@@ -187,7 +187,7 @@ impl Live {
         // A moment for the threads to begin.
         let start = Instant::now() + Duration::from_millis(20);
         let _ = self.start.set(start);
-        let clock = Clock::start(server);
+        let clock = Clock::start(context, server);
         let acknowledged = self.senders.run(|connection, times| {
             precise_sleep();
             loop {
@@ -257,7 +257,7 @@ const P50: Figure = Figure {
 };
 const P90: Figure = Figure {
     name: "p90_us",
-    title: "p90",
+    title: "",
     unit: Unit::Micros,
 };
 const P99: Figure = Figure {
@@ -272,7 +272,7 @@ const P999: Figure = Figure {
 };
 const MAX: Figure = Figure {
     name: "max_us",
-    title: "max",
+    title: "",
     unit: Unit::Micros,
 };
 const SERVER_CPU_PER_DELIVERY: Figure = Figure {

@@ -282,6 +282,18 @@ impl<'a> Context<'a> {
         })
     }
 
+    /// Reports what was measured, and whether to believe it.
+    fn report(&self, line: &Line) -> Result<(), Error> {
+        if let Some(share) = line.others() {
+            self.observer.warn(&format!(
+                "other programs used {:.0}% of the CPUs: only figures of CPU time mean something, \
+                 and ratios of figures that were measured together",
+                share * 100.0
+            ));
+        }
+        self.observer.line(line)
+    }
+
     fn environment(&self) -> Environment {
         Environment::new(self.settings, &self.split)
     }

@@ -35,12 +35,24 @@ pub(super) enum Unit {
     Share,
 }
 
+/// The figures that say which side was the limit.
+pub(super) const SERVER_CPU_SHARE: &str = "server_cpu_share";
+pub(super) const LOAD_CPU_SHARE: &str = "load_cpu_share";
+pub(super) const OTHERS_CPU_SHARE: &str = "others_cpu_share";
+
+/// From this share of a side's CPUs on it has none left: ticks, and what the kernel does in nobody's
+/// name, keep it below 1.
+const BUSY_SHARE: f64 = 0.9;
+
+/// From this share of all CPUs on, other programs spoil the figures.
+const OTHERS_SHARE: f64 = 0.15;
+
 /// One thing that is measured in each run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Figure {
     /// In JSON: stable.
     pub(super) name: &'static str,
-    /// In tables, above its column.
+    /// In tables, above its column. Empty for what only JSON has.
     pub(super) title: &'static str,
     pub(super) unit: Unit,
 }
@@ -144,15 +156,26 @@ impl Line {
 
     /// Which side had no more CPU to give.
     fn limit(&self) -> Option<&'static str> {
-        /// Ticks, and what the kernel does in nobody's name, keep a share below 1.
-        const BUSY: f64 = 0.9;
-        let busy = |name| Some(self.summary(name)?.median >= BUSY);
-        Some(match (busy("server_cpu_share")?, busy("load_cpu_share")?) {
+        let busy = |name| Some(self.summary(name)?.median >= BUSY_SHARE);
+        Some(match (busy(SERVER_CPU_SHARE)?, busy(LOAD_CPU_SHARE)?) {
             (true, true) => "both",
             (true, false) => "server",
             (false, true) => "load",
+            (false, false) if self.others().is_some() => "others",
             (false, false) => "neither",
         })
+    }
+
+    /// How much of the CPUs other programs had, if it was too much.
+    pub(super) fn others(&self) -> Option<f64> {
+        let share = self.summary(OTHERS_CPU_SHARE)?.median;
+        (share >= OTHERS_SHARE).then_some(share)
+    }
+
+    /// The figures that are shown to people.
+    fn shown(&self) -> impl Iterator<Item = &(Figure, Option<Summary>)> {
+        let is_shown = |(figure, _): &&(Figure, _)| !figure.title.is_empty();
+        self.figures.iter().filter(is_shown)
     }
 }
 
@@ -179,7 +202,7 @@ pub struct Table {
 }
 
 /// The width of a column with figures: a range fits.
-const FIGURE_CHARS: usize = 14;
+const FIGURE_CHARS: usize = 13;
 /// The width of a column with a setting.
 const SETTING_CHARS: usize = 12;
 
@@ -214,7 +237,7 @@ impl Table {
 
 impl Line {
     fn cells(&self, show: impl Fn(&Summary, Unit) -> String) -> impl Iterator<Item = String> {
-        self.figures.iter().map(move |(figure, summary)| {
+        self.shown().map(move |(figure, summary)| {
             let cell = summary.as_ref().map(|summary| show(summary, figure.unit));
             cell.unwrap_or_else(|| "n/a".to_owned())
         })
@@ -256,8 +279,7 @@ fn head(line: &Line) -> Vec<String> {
         .map(|(name, _)| broken(name, SETTING_CHARS));
     let settings: Vec<_> = settings.collect();
     let figures = line
-        .figures
-        .iter()
+        .shown()
         .map(|(figure, _)| broken(figure.title, FIGURE_CHARS));
     let figures: Vec<_> = figures.collect();
     let height = settings
@@ -339,7 +361,7 @@ mod tests {
 
     const RATE: Figure = Figure {
         name: "deliveries_per_second",
-        title: "deliveries/s",
+        title: "deliveries per second",
         unit: Unit::Number,
     };
     const SERVER: Figure = Figure {
@@ -349,7 +371,7 @@ mod tests {
     };
     const LOAD: Figure = Figure {
         name: "load_cpu_share",
-        title: "load CPU used",
+        title: "load CPU",
         unit: Unit::Share,
     };
 
@@ -394,6 +416,28 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_others_use_is_the_limit_when_no_side_is() {
+        let others = Figure {
+            name: OTHERS_CPU_SHARE,
+            title: "",
+            unit: Unit::Share,
+        };
+        let limit = |server, others_share| {
+            let run = vec![
+                (SERVER, Some(server)),
+                (LOAD, Some(0.1)),
+                (others, Some(others_share)),
+            ];
+            let line = Line::new("fanout", Vec::new(), 1).sum_up(&[run]);
+            assert!(!Table::default().line(&line).contains("others_"));
+            line.limit()
+        };
+        assert_eq!(limit(0.5, 0.3), Some("others"));
+        assert_eq!(limit(0.5, 0.1), Some("neither"));
+        assert_eq!(limit(0.95, 0.3), Some("server"));
+    }
+
+    #[test]
     fn the_side_without_cpu_left_is_named() {
         let limit = |server, load| line(&[[1.0, server, load]]).limit();
         assert_eq!(limit(0.95, 0.95), Some("both"));
@@ -407,10 +451,11 @@ mod tests {
         let mut table = Table::default();
         let line = line(&[[2.3e6, 0.97, 0.5], [2.41e6, 0.97, 0.5], [2.55e6, 0.98, 0.5]]);
         let plain = |text: &str| anstream::adapter::strip_str(text).to_string();
-        let expected = "                                                                load CPU
-subscribers filter      limit         deliveries/s    server CPU          used
-100         all         server               2.41M           97%           50%
-                                       2.30M–2.55M       97%–98%       50%–50%
+        let expected = "\
+                                     deliveries
+subscribers filter      limit       per second   server CPU     load CPU
+100         all         server           2.41M          97%          50%
+                                   2.30M–2.55M      97%–98%      50%–50%
 ";
         assert_eq!(
             plain(&table.line(&line)).trim_start_matches("\nfanout\n"),

@@ -4,33 +4,42 @@ use std::time::{Duration, Instant};
 
 use super::{
     Context,
-    machine::Process,
-    report::{Figure, Measured, Unit},
+    machine::{Process, busy_time},
+    report::{self, Figure, Measured, Unit},
     server::Server,
 };
 
 const SECONDS: Figure = Figure {
     name: "seconds",
-    title: "length of a run",
+    title: "",
     unit: Unit::Seconds,
 };
 const SERVER_CPU_SHARE: Figure = Figure {
-    name: "server_cpu_share",
+    name: report::SERVER_CPU_SHARE,
     title: "server CPU used",
     unit: Unit::Share,
 };
 const LOAD_CPU_SHARE: Figure = Figure {
-    name: "load_cpu_share",
+    name: report::LOAD_CPU_SHARE,
     title: "load CPU used",
     unit: Unit::Share,
 };
 
+/// Who else was at work: noise in every other figure.
+const OTHERS_CPU_SHARE: Figure = Figure {
+    name: report::OTHERS_CPU_SHARE,
+    title: "",
+    unit: Unit::Share,
+};
+
 /// Measures a stretch of time, and the CPU that both sides use in it.
-pub(super) struct Clock {
+pub(super) struct Clock<'a> {
     server: Process,
     started: Instant,
     server_cpu: Option<Duration>,
     load_cpu: Option<Duration>,
+    busy: Option<Duration>,
+    cpus: &'a [usize],
 }
 
 /// What was used between a start and a stop.
@@ -39,11 +48,16 @@ pub(super) struct Usage {
     pub(super) elapsed: Duration,
     pub(super) server_cpu: Option<Duration>,
     load_cpu: Option<Duration>,
+    /// What all CPUs did, for whomever.
+    busy: Option<Duration>,
 }
 
-impl Clock {
-    pub(super) fn start(server: &Server) -> Self {
+impl<'a> Clock<'a> {
+    pub(super) fn start(context: &'a Context<'_>, server: &Server) -> Self {
+        let cpus = context.split.all();
         Self {
+            cpus,
+            busy: busy_time(cpus),
             server: server.process,
             server_cpu: server.process.cpu_time(),
             load_cpu: Process::own().cpu_time(),
@@ -60,6 +74,9 @@ impl Clock {
             elapsed,
             server_cpu: used(self.server, self.server_cpu),
             load_cpu: used(Process::own(), self.load_cpu),
+            busy: self
+                .busy
+                .and_then(|before| Some(busy_time(self.cpus)?.saturating_sub(before))),
         }
     }
 }
@@ -74,6 +91,10 @@ impl Usage {
         let share = |cpu: Option<Duration>, cpus: usize| {
             cpu.map(|cpu| cpu.as_secs_f64() / self.seconds() / cpus as f64)
         };
+        let others = self.busy.and_then(|busy| {
+            let ours = self.server_cpu? + self.load_cpu?;
+            Some(busy.saturating_sub(ours))
+        });
         vec![
             (SECONDS, Some(self.seconds())),
             (
@@ -84,6 +105,7 @@ impl Usage {
                 LOAD_CPU_SHARE,
                 share(self.load_cpu, context.split.load_cpus()),
             ),
+            (OTHERS_CPU_SHARE, share(others, context.split.all_cpus())),
         ]
     }
 }
