@@ -49,6 +49,9 @@ pub mod log;
 // Which events a subscriber wants: parse, check, match.
 pub mod filter;
 
+// Who may subscribe to what: tokens, certificates, JWTs, and their end.
+pub mod credentials;
+
 // The newest blocks in memory, and who is woken for them: those whose filter may match.
 pub mod bus;
 

@@ -61,6 +61,36 @@ pub enum Refusal {
     Full,
     /// The client's address holds as many as one address may.
     AddressFull,
+    /// The client's address is none of those that may connect.
+    Source,
+}
+
+/// Why a TLS handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// The client took too long.
+    Timeout,
+    /// The client gave up, mostly because it does not trust the certificate, or went away.
+    Aborted,
+    /// The client's certificate is missing, expired, or of another issuer.
+    ClientCertificate,
+    /// What the client sent is no TLS, such as HTTP.
+    NotTls,
+    /// Client and port have no version, cipher or protocol in common, or the client broke the
+    /// rules.
+    Protocol,
+}
+
+impl Handshake {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Aborted => "aborted",
+            Self::ClientCertificate => "client_certificate",
+            Self::NotTls => "not_tls",
+            Self::Protocol => "protocol",
+        }
+    }
 }
 
 impl Metrics {
@@ -169,6 +199,7 @@ impl Metrics {
         let reason = match refusal {
             Refusal::Full => "listener_full",
             Refusal::AddressFull => "address_full",
+            Refusal::Source => "source",
         };
         self.connections
             .refused
@@ -182,6 +213,24 @@ impl Metrics {
             .accept_errors
             .get_or_create(&ListenerLabel { listener })
             .inc();
+    }
+
+    /// A client of a listener did not get through the TLS handshake.
+    pub fn handshake_failed(&self, listener: &'static str, failure: Handshake) {
+        let reason = failure.reason();
+        self.connections
+            .handshake_failures
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener uses a certificate from now on that is valid until then, in seconds since the
+    /// Unix epoch.
+    pub fn certificate_used(&self, listener: &'static str, not_after: f64) {
+        self.connections
+            .certificate_expiry
+            .get_or_create(&ListenerLabel { listener })
+            .set(not_after);
     }
 
     /// Reads the log at every scrape. The first watch of a kind stays, and lives as long as the
@@ -435,6 +484,8 @@ struct Connections {
     accepted: Family<ListenerLabel, Counter>,
     refused: Family<RefusedLabels, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
+    handshake_failures: Family<RefusedLabels, Counter>,
+    certificate_expiry: Family<ListenerLabel, Gauge<f64, AtomicU64>>,
 }
 
 impl Connections {
@@ -444,6 +495,8 @@ impl Connections {
             accepted: Family::default(),
             refused: Family::default(),
             accept_errors: Family::default(),
+            handshake_failures: Family::default(),
+            certificate_expiry: Family::default(),
         };
         registry.register(
             "connections_open",
@@ -457,13 +510,24 @@ impl Connections {
         );
         registry.register(
             "connections_refused",
-            "Connections that were closed at once, by listener and the limit that was reached",
+            "Connections that were closed at once, by listener and reason",
             these.refused.clone(),
         );
         registry.register(
             "connections_accept_errors",
             "Failures of the system to hand over a connection, by listener",
             these.accept_errors.clone(),
+        );
+        registry.register(
+            "tls_handshake_failures",
+            "Clients that did not get through the TLS handshake, by listener and reason",
+            these.handshake_failures.clone(),
+        );
+        registry.register_with_unit(
+            "tls_certificate_expiry",
+            "Until when the certificate in use is valid, since the Unix epoch",
+            Unit::Seconds,
+            these.certificate_expiry.clone(),
         );
         these
     }
@@ -484,6 +548,8 @@ mod tests {
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
         metrics.connection_refused("webhook", Refusal::AddressFull);
+        metrics.handshake_failed("webhook", Handshake::NotTls);
+        metrics.certificate_used("grpc", 1_800_000_000.0);
         let open = metrics.connection_opened("webhook");
         metrics.watch_log(|| Log {
             stored_bytes: 77,
@@ -524,6 +590,8 @@ mod tests {
             r#"prelude_bridge_keys_age_seconds{app="54e9ujn"} 60.0"#,
             r#"prelude_bridge_connections_open{listener="webhook"} 1"#,
             r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
+            r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="not_tls"} 1"#,
+            r#"prelude_bridge_tls_certificate_expiry_seconds{listener="grpc"} 1800000000.0"#,
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");
         }

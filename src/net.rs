@@ -1,13 +1,14 @@
 //! Owns the door: binding, accepting, counting and closing connections, the same for every port.
 //! What is spoken on a connection is its handler's business; nothing here knows of HTTP or gRPC
-//! ([`http1`] is the one handler that the receiver and the admin port share).
+//! ([`http1`] is the one handler that the receiver and the admin port share). Where a port does TLS
+//! ([`tls`]), a handler gets the connection after the handshake.
 //!
 //! Every bound of a listener is here: connections in all and of one address, the patience with a
 //! system that is out of file descriptors, and the time that open connections get at a drain.
 
 use std::{
     collections::HashMap,
-    io,
+    fmt, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,16 +19,35 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::metrics::{Metrics, Refusal};
 
+mod connection;
 pub mod http1;
 pub mod network;
+pub mod tls;
 mod write_deadline;
 
+pub use self::connection::Connection;
+
 /// A bound socket that nobody is served on yet.
-#[derive(Debug)]
 pub struct Listener {
     name: &'static str,
     socket: TcpListener,
     address: SocketAddr,
+    tls: Option<tls::Acceptor>,
+    admit: Option<Admit>,
+}
+
+/// Whether an address may connect at all.
+type Admit = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Listener")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a listener holds at most.
@@ -96,6 +116,8 @@ impl Listener {
                 name,
                 socket,
                 address,
+                tls: None,
+                admit: None,
             }),
             Err(source) => Err(Error::Bind {
                 address,
@@ -112,6 +134,20 @@ impl Listener {
         self.address
     }
 
+    /// Does TLS on the port, if there is something to do it with.
+    #[must_use]
+    pub fn with_tls(mut self, acceptor: Option<tls::Acceptor>) -> Self {
+        self.tls = acceptor;
+        self
+    }
+
+    /// Closes connections from other addresses at once, before a handshake can cost anything.
+    #[must_use]
+    pub fn only_from(mut self, admit: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        self.admit = Some(Box::new(admit));
+        self
+    }
+
     /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
     /// socket is closed, and the handlers, who are expected to watch the same token, get the
     /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
@@ -123,7 +159,7 @@ impl Listener {
         handler: H,
     ) -> Drained
     where
-        H: Fn(TcpStream, SocketAddr) -> F,
+        H: Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let connections = TaskTracker::new();
@@ -150,7 +186,7 @@ impl Listener {
                 }
             };
             patience = Patience::default();
-            let place = match occupancy.enter(peer.ip()) {
+            let place = match self.enter(&occupancy, peer.ip()) {
                 Ok(place) => place,
                 Err(refusal) => {
                     metrics.connection_refused(self.name, refusal);
@@ -161,10 +197,17 @@ impl Listener {
             // Answers are small and complete: waiting for more to send would only delay them.
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
-            let (connection, cut) = (handler(stream, peer), cut.clone());
+            let served = serve(
+                stream,
+                peer,
+                self.tls.clone(),
+                shutdown.clone(),
+                handler.clone(),
+            );
+            let cut = cut.clone();
             connections.spawn(async move {
                 let _held = (place, open);
-                cut.run_until_cancelled(connection).await;
+                cut.run_until_cancelled(served).await;
             });
         }
         drop(self.socket);
@@ -185,6 +228,31 @@ impl Listener {
             );
         }
         Drained { cut: cut_count }
+    }
+
+    fn enter(&self, occupancy: &Arc<Occupancy>, address: IpAddr) -> Result<Place, Refusal> {
+        let is_admitted = |admit: &Admit| admit(address.to_canonical());
+        if !self.admit.as_ref().is_none_or(is_admitted) {
+            return Err(Refusal::Source);
+        }
+        occupancy.enter(address)
+    }
+}
+
+/// Shakes hands where that is needed, and hands over. A handshake is nothing that a drain waits for.
+async fn serve<H, F>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<tls::Acceptor>,
+    shutdown: CancellationToken,
+    handler: H,
+) where
+    H: Fn(Connection, SocketAddr) -> F,
+    F: Future<Output = ()>,
+{
+    let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, tls));
+    if let Some(Some(connection)) = opening.await {
+        handler(connection, peer).await;
     }
 }
 
@@ -318,7 +386,7 @@ mod tests {
 
     async fn open<F>(
         limits: Limits,
-        handler: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+        handler: impl Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
     ) -> Door
     where
         F: Future<Output = ()> + Send + 'static,
@@ -339,7 +407,7 @@ mod tests {
         }
     }
 
-    async fn greet(mut stream: TcpStream, _: SocketAddr) {
+    async fn greet(mut stream: Connection, _: SocketAddr) {
         let _ = stream.write_all(b"hello").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }

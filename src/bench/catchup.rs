@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
         runs.push(measure(context, &server, options, &mut next)?);
     }
     let settings = vec![
-        ("store", Value::text(Store::Embedded)),
+        ("store", Value::text(Store::Embedded.name())),
         ("events", Value::Count(options.events)),
         ("rate", Value::Count(options.rate)),
         ("subscribers", Value::count(options.subscribers)),

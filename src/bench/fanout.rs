@@ -106,7 +106,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
         }
         for (case, measured) in cases.iter().zip(&runs) {
             let settings = vec![
-                ("store", Value::text(store)),
+                ("store", Value::text(store.name())),
                 ("subscribers", Value::count(case.subscribers)),
                 ("filter", Value::text(case.shape.name())),
             ];

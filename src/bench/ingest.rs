@@ -62,7 +62,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
                 )?);
             }
             let settings = vec![
-                ("store", Value::text(store)),
+                ("store", Value::text(store.name())),
                 ("batch_events", Value::Count(batch_events)),
                 ("connections", Value::count(options.connections)),
             ];

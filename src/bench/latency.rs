@@ -28,8 +28,9 @@ use super::{
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Threads that send. Each sends one event at a time, so this many may be unacknowledged before the
-/// schedule is missed, which the figures then show.
-const SENDERS: usize = 32;
+/// schedule is missed, which the figures then show. No more than a second's events, so that none
+/// waits for long.
+const SENDERS: u64 = 32;
 
 /// The bounds of a rate in events a second, one to a request.
 pub const RATE: std::ops::RangeInclusive<u64> = 1..=20_000;
@@ -64,7 +65,7 @@ pub(super) fn run(context: &Context<'_>, options: &Options) -> Result<(), Error>
     }
     for (store, measured) in options.stores.iter().zip(&runs) {
         let settings = vec![
-            ("store", Value::text(store)),
+            ("store", Value::text(store.name())),
             ("rate", Value::Count(options.rate)),
             ("subscribers", Value::count(options.subscribers)),
         ];
@@ -104,6 +105,11 @@ impl Schedule {
         usize::try_from(self.count).unwrap_or(usize::MAX)
     }
 
+    fn senders(&self) -> usize {
+        let per_second = Duration::from_secs(1).as_nanos() / self.interval.as_nanos().max(1);
+        usize::try_from(per_second.clamp(1, u128::from(SENDERS))).unwrap_or(1)
+    }
+
     /// The number of the first event.
     pub(super) fn first(&self) -> u64 {
         self.first
@@ -128,6 +134,7 @@ pub(super) struct Outcome {
     usage: Usage,
     pub(super) received: Histogram<u64>,
     acknowledged: Histogram<u64>,
+    events: u64,
     deliveries: u64,
 }
 
@@ -165,7 +172,7 @@ impl Live {
             Some(look)
         })?;
         crowd.caught_up()?;
-        let senders = Senders::open(context, server.webhook, SENDERS)?;
+        let senders = Senders::open(context, server.webhook, schedule.senders())?;
         Ok(Self {
             schedule,
             crowd,
@@ -217,6 +224,7 @@ impl Live {
             usage,
             received,
             acknowledged,
+            events: schedule.count,
             deliveries,
         })
     }
@@ -234,8 +242,11 @@ impl Outcome {
         ];
         measured.extend(acknowledged(&self.acknowledged));
         let cpu = self.usage.server_cpu;
-        let per_delivery = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.deliveries as f64;
-        measured.push((SERVER_CPU_PER_DELIVERY, cpu.map(per_delivery)));
+        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6;
+        let per_event = cpu.map(|cpu| micros(cpu) / self.events as f64);
+        let per_delivery = cpu.map(|cpu| micros(cpu) / self.deliveries as f64);
+        measured.push((SERVER_CPU_PER_EVENT, per_event));
+        measured.push((SERVER_CPU_PER_DELIVERY, per_delivery));
         measured.extend(self.usage.measured(context));
         measured
     }
@@ -275,6 +286,11 @@ const MAX: Figure = Figure {
     title: "",
     unit: Unit::Micros,
 };
+const SERVER_CPU_PER_EVENT: Figure = Figure {
+    name: "server_cpu_us_per_event",
+    title: "",
+    unit: Unit::Micros,
+};
 const SERVER_CPU_PER_DELIVERY: Figure = Figure {
     name: "server_cpu_us_per_delivery",
     title: "server CPU per delivery",
@@ -293,6 +309,8 @@ mod tests {
         let start = Instant::now();
         assert_eq!(schedule.at(start, 0), start);
         assert_eq!(schedule.at(start, 2_000), start + seconds(1));
+        assert_eq!(schedule.senders(), 32);
+        assert_eq!(Schedule::new(3, seconds(1), seconds(1), 0).senders(), 3);
         // The shortest run has something to measure.
         assert_eq!(
             Schedule::new(1, Duration::ZERO, Duration::ZERO, 0).count(),

@@ -71,8 +71,8 @@ pub enum Value {
 }
 
 impl Value {
-    pub(super) fn text(text: impl ToString) -> Self {
-        Self::Text(text.to_string())
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
     }
 
     pub(super) fn count(count: usize) -> Self {
@@ -451,11 +451,10 @@ mod tests {
         let mut table = Table::default();
         let line = line(&[[2.3e6, 0.97, 0.5], [2.41e6, 0.97, 0.5], [2.55e6, 0.98, 0.5]]);
         let plain = |text: &str| anstream::adapter::strip_str(text).to_string();
-        let expected = "\
-                                     deliveries
-subscribers filter      limit       per second   server CPU     load CPU
-100         all         server           2.41M          97%          50%
-                                   2.30M–2.55M      97%–98%      50%–50%
+        let expected = "                                       deliveries
+subscribers filter      limit          per second   server CPU     load CPU
+100         all         server              2.41M          97%          50%
+                                      2.30M–2.55M      97%–98%      50%–50%
 ";
         assert_eq!(
             plain(&table.line(&line)).trim_start_matches("\nfanout\n"),

@@ -2,7 +2,7 @@
 //! that are bytes already. Knows nothing of what is in them.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
@@ -25,28 +25,41 @@ const ANSWER_BYTES_MAX: usize = 4_096;
 /// The bounds of a number of connections: each has a thread.
 pub const CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=512;
 
+/// The server closes connections that are quiet for 5 s, so one that was quiet this long is replaced
+/// before it is used again.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+
 /// A kept connection to the webhook port.
 pub(super) struct Connection {
+    address: SocketAddr,
     stream: TcpStream,
+    used: Instant,
     answer: [u8; ANSWER_BYTES_MAX],
 }
 
 impl Connection {
     pub(super) fn open(address: SocketAddr) -> Result<Self, Error> {
-        let failed = "the webhook port cannot be connected to";
-        let stream = TcpStream::connect(address).map_err(Error::system(failed))?;
-        stream.set_nodelay(true).map_err(Error::system(failed))?;
-        stream
-            .set_read_timeout(Some(ANSWER_TIMEOUT))
-            .map_err(Error::system(failed))?;
+        let stream =
+            connect(address).map_err(Error::system("the webhook port cannot be connected to"))?;
         Ok(Self {
+            address,
             stream,
+            used: Instant::now(),
             answer: [0; ANSWER_BYTES_MAX],
         })
     }
 
     /// Sends a batch and waits until it is acknowledged as new.
     pub(super) fn post(&mut self, request: &[u8]) -> Result<(), Error> {
+        if self.used.elapsed() > QUIET_MAX {
+            *self = Self::open(self.address)?;
+        }
+        let answer = self.exchange(request);
+        self.used = Instant::now();
+        answer
+    }
+
+    fn exchange(&mut self, request: &[u8]) -> Result<(), Error> {
         self.stream
             .write_all(request)
             .map_err(Error::system("a batch cannot be sent"))?;
@@ -61,7 +74,7 @@ impl Connection {
                 Some(answer) => return answer.check(),
                 // Also when the answer is longer than there is room for.
                 None if count == 0 => {
-                    let source = std::io::ErrorKind::UnexpectedEof.into();
+                    let source = io::ErrorKind::UnexpectedEof.into();
                     return Err(Error::System {
                         what: failed,
                         source,
@@ -71,6 +84,13 @@ impl Connection {
             }
         }
     }
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream)
 }
 
 /// A whole answer.

@@ -1,6 +1,7 @@
 //! The command line: one definition that help, man page and completions are made from, and the
 //! match that hands each command to its file. What a command does is in that file.
 
+mod access;
 pub mod bench;
 pub mod config;
 pub mod demo;
@@ -12,6 +13,7 @@ pub mod settings;
 mod signing_key;
 pub mod simulate;
 pub mod tail;
+pub mod token;
 pub mod trigger;
 pub mod verify;
 pub mod webhook;
@@ -72,6 +74,8 @@ enum Command {
     Bench(bench::Args),
     /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
     Webhook(webhook::Args),
+    /// Say who may subscribe: make, list and revoke tokens
+    Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -142,6 +146,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),
         Command::Bench(args) => block_on(bench::run(args))?,
         Command::Webhook(args) => block_on(webhook::run(args))?,
+        Command::Token(args) => token::run(args)?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

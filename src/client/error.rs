@@ -1,8 +1,9 @@
 //! Owns what can go wrong for a client, and which of it passes by itself: the one map from gRPC
 //! statuses to errors.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error as StdError, io, time::Duration};
 
+use tokio_rustls::rustls::{self, AlertDescription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -20,6 +21,10 @@ pub enum Error {
     /// The URL cannot be used.
     #[error("the server's URL is not valid: {0}")]
     Url(String),
+    /// The token or the certificate cannot be used, or would be sent where it should not. Nothing
+    /// was sent.
+    #[error("the credential cannot be used: {0}")]
+    Credential(String),
     /// No connection could be made.
     #[error("the server cannot be reached: {0}")]
     Unreachable(String),
@@ -97,6 +102,7 @@ impl Error {
         match self {
             Self::Unreachable(_) | Self::Interrupted { .. } => true,
             Self::Url(_)
+            | Self::Credential(_)
             | Self::Refused { .. }
             | Self::Expired { .. }
             | Self::Cursor { .. }
@@ -125,7 +131,12 @@ impl Error {
     }
 
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
-        Self::Unreachable(root_cause(error))
+        refused_certificate(error).unwrap_or_else(|| Self::Unreachable(root_cause(error)))
+    }
+
+    /// What keeps a connection from being tried over TLS.
+    pub(super) fn tls(error: &(dyn StdError + 'static)) -> Self {
+        Self::Credential(root_cause(error))
     }
 }
 
@@ -136,10 +147,11 @@ impl From<Status> for Error {
             .error_info()
             .filter(|info| info.domain == DOMAIN)
             .map(|info| info.reason.clone());
-        match reason {
-            Some(reason) => from_reason(reason, &status, &details),
-            None => from_code(&status, &details),
+        if let Some(reason) = reason {
+            return from_reason(reason, &status, &details);
         }
+        let refused = status.source().and_then(refused_certificate);
+        refused.unwrap_or_else(|| from_code(&status, &details))
     }
 }
 
@@ -243,6 +255,49 @@ fn describe(status: &Status) -> String {
         }
         None if message.is_empty() => status.code().description().to_owned(),
         None => message.to_owned(),
+    }
+}
+
+/// In TLS 1.3 a server judges the client's certificate after the client has begun to speak, so its
+/// refusal can come with the connection or with the first call.
+fn refused_certificate(error: &(dyn StdError + 'static)) -> Option<Error> {
+    let mut cause = error;
+    let alert = loop {
+        match alert(cause) {
+            Some(alert) => break alert,
+            None => cause = cause.source()?,
+        }
+    };
+    let is_about_it = matches!(
+        alert,
+        AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    );
+    is_about_it.then(|| Error::Refused {
+        reason: None,
+        message: match alert {
+            AlertDescription::CertificateRequired => "it asks for a client certificate".to_owned(),
+            alert => format!("it does not accept the client certificate ({alert:?})"),
+        },
+    })
+}
+
+/// The TLS alert that an error was caused by, if it is the cause itself.
+fn alert(error: &(dyn StdError + 'static)) -> Option<AlertDescription> {
+    let io = match error.downcast_ref::<h2::Error>() {
+        Some(error) => error.get_io(),
+        None => error.downcast_ref::<io::Error>(),
+    };
+    let cause = io.and_then(io::Error::get_ref);
+    match cause.and_then(|cause| cause.downcast_ref())? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
     }
 }
 

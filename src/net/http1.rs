@@ -7,7 +7,7 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -48,13 +48,14 @@ pub struct Peer(pub SocketAddr);
 ///
 /// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
 /// that would not read JSON.
-pub async fn serve<S, B>(
-    stream: TcpStream,
+pub async fn serve<IO, S, B>(
+    stream: IO,
     peer: SocketAddr,
     limits: Limits,
     service: S,
     shutdown: CancellationToken,
 ) where
+    IO: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

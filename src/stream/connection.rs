@@ -3,7 +3,7 @@
 //! are made to fit, nothing is buffered for a client that does not read, and such a client still
 //! gets a status with its cursor.
 
-use std::{future::poll_fn, io::Cursor, net::SocketAddr, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, io::Cursor, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Ping, PingPong, Reason, SendStream, server::SendResponse};
@@ -18,14 +18,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
 use super::{
-    Options,
+    Caller, Options,
     body::{RequestBody, trailers},
+    gather::{Flusher, gather},
     response::Response,
     service::{Outlet, Peer},
     services::Services,
     session::{Session, Step},
     status::Failure,
 };
+use crate::credentials::Grant;
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
 const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -45,11 +47,11 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Serves one connection until it ends.
-    pub(super) async fn serve<IO>(&self, io: IO, address: SocketAddr)
+    pub(super) async fn serve<IO>(&self, io: IO, caller: Caller)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let peer = Peer(address.to_string().into());
+        let origin = Origin::of(caller);
         let (mut reader, writer) = tokio::io::split(io);
         // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
@@ -60,18 +62,19 @@ impl Connections {
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
         let io = tokio::io::join(reader, writer);
         if start == *b"PR" {
-            self.serve_http2(io, peer).await;
+            self.serve_http2(io, origin).await;
         } else {
-            self.serve_http1(io, peer).await;
+            self.serve_http1(io, origin).await;
         }
     }
 
-    async fn serve_http2<IO>(&self, io: IO, peer: Peer)
+    async fn serve_http2<IO>(&self, io: IO, origin: Origin)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let options = &self.options;
-        let handshake = h2::server::Builder::new()
+        let mut builder = h2::server::Builder::new();
+        builder
             .max_concurrent_streams(options.streams_per_connection_max)
             .max_header_list_size(options.header_bytes_max)
             // Requests are small: room for many of them would only be room for an attacker.
@@ -80,31 +83,34 @@ impl Connections {
             .max_send_buffer_size(2 * options.response_bytes_max)
             // Resets that the server answers with, and such that come before it looked (rapid
             // reset, CVE-2023-44487; RUSTSEC-2024-0003).
-            .max_local_error_reset_streams(Some(128))
-            .max_pending_accept_reset_streams(20)
-            .handshake::<_, Response>(io);
+            .max_local_error_reset_streams(Some(options.local_error_resets_max))
+            .max_pending_accept_reset_streams(options.pending_accept_resets_max);
+        let (io, flusher) = gather(io);
+        let handshake = builder.handshake::<_, Response>(io);
+        // What h2 says is gathered until it has said all for now, also while it shakes hands.
+        let handshake = flushing(handshake, &flusher);
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(peer = %peer.0, %error, "no HTTP/2"),
-            Err(_) => return tracing::debug!(peer = %peer.0, "HTTP/2 preface timed out"),
+            Ok(Err(error)) => return tracing::debug!(peer = %origin.peer.0, %error, "no HTTP/2"),
+            Err(_) => return tracing::debug!(peer = %origin.peer.0, "HTTP/2 preface timed out"),
         };
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
             tokio::select! {
-                accepted = connection.accept() => match accepted {
+                accepted = flushing(poll_fn(|context| connection.poll_accept(context)), &flusher) => match accepted {
                     Some(Ok((request, respond))) => {
-                        let stream = Stream { connections: self.clone(), peer: peer.clone() };
+                        let stream = Stream { connections: self.clone(), origin: origin.clone() };
                         self.streams.spawn(stream.serve(request, respond));
                     }
                     Some(Err(error)) => {
-                        tracing::debug!(peer = %peer.0, %error, "connection failed");
+                        tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
                         return;
                     }
                     None => return,
                 },
                 () = &mut dead => {
-                    tracing::info!(peer = %peer.0, "connection closed: it answers no pings");
+                    tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
                     return;
                 }
                 () = self.draining.cancelled(), if !going_away => {
@@ -115,13 +121,13 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<IO>(&self, io: IO, peer: Peer)
+    async fn serve_http1<IO>(&self, io: IO, origin: Origin)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
         let service = hyper::service::service_fn(move |mut request: Request<_>| {
-            request.extensions_mut().insert(peer.clone());
+            origin.mark(&mut request);
             let services = services.clone();
             async move { services.web(request).await }
         });
@@ -145,6 +151,44 @@ impl Connections {
     }
 }
 
+/// Polls what makes h2 write, and writes what it has gathered after each poll.
+async fn flushing<IO: AsyncWrite + Unpin, T>(
+    speaking: impl Future<Output = T>,
+    flusher: &Flusher<IO>,
+) -> T {
+    let mut speaking = pin!(speaking);
+    poll_fn(|context| {
+        let spoken = speaking.as_mut().poll(context);
+        // A socket that takes no more wakes this task when it does; one that failed says so to h2
+        // at its next read or write.
+        let _ = flusher.poll_flush(context);
+        spoken
+    })
+    .await
+}
+
+/// Where the requests of a connection come from.
+#[derive(Clone)]
+struct Origin {
+    /// The address as text, made once a connection.
+    peer: Peer,
+    caller: Caller,
+}
+
+impl Origin {
+    fn of(caller: Caller) -> Self {
+        let peer = Peer(caller.address.to_string().into());
+        Self { peer, caller }
+    }
+
+    /// Lets the services see it.
+    fn mark<B>(&self, request: &mut Request<B>) {
+        let extensions = request.extensions_mut();
+        extensions.insert(self.peer.clone());
+        extensions.insert(self.caller.clone());
+    }
+}
+
 /// Resolves when the peer has not answered a ping in time.
 async fn dead(ping_pong: Option<PingPong>, options: &Options) {
     let Some(mut ping_pong) = ping_pong else {
@@ -164,7 +208,7 @@ async fn dead(ping_pong: Option<PingPong>, options: &Options) {
 /// One request on an HTTP/2 connection and its response.
 struct Stream {
     connections: Connections,
-    peer: Peer,
+    origin: Origin,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -173,14 +217,15 @@ struct Gone;
 /// What waiting for room came to.
 enum Room {
     Bytes(usize),
-    Stalled,
+    /// The session has ended meanwhile.
+    Over,
 }
 
 impl Stream {
     async fn serve(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Response>) {
         let (parts, body) = request.into_parts();
         let mut request = Request::from_parts(parts, Body::new(RequestBody(body)));
-        request.extensions_mut().insert(self.peer.clone());
+        self.origin.mark(&mut request);
         let grpc = is_grpc(request.headers());
         let services = self.connections.services.clone();
         let answer = async {
@@ -195,6 +240,7 @@ impl Stream {
             _ = poll_fn(|context| respond.poll_reset(context)) => return,
         };
         let (mut head, body) = response.into_parts();
+        let grant = head.extensions.remove::<Grant>();
         let session = head.extensions.remove::<Outlet>().filter(|_| grpc);
         let session = session.and_then(|outlet| outlet.take());
         let ends = session.is_none() && body.is_end_stream();
@@ -205,7 +251,7 @@ impl Stream {
         let sent = match session {
             Some(session) => self.send_session(session, &mut send).await,
             None if ends => Ok(()),
-            None => self.send_body(body, &mut send).await,
+            None => self.send_body(body, grant, &mut send).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
@@ -232,7 +278,7 @@ impl Stream {
                     .await?
                 {
                     Room::Bytes(bytes) => bytes,
-                    Room::Stalled => return self.give_up(session, send),
+                    Room::Over => return farewell(session, send),
                 },
             };
             match session.take(bytes_max) {
@@ -245,7 +291,7 @@ impl Stream {
                         send.send_data(piece, false).map_err(|_| Gone)?;
                         match self.room(&mut session, send, 1, &mut window_seen).await? {
                             Room::Bytes(_) => {}
-                            Room::Stalled => return self.give_up(session, send),
+                            Room::Over => return farewell(session, send),
                         }
                     }
                     send.send_data(response, false).map_err(|_| Gone)?;
@@ -289,27 +335,41 @@ impl Stream {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
                 }
-                () = sleep_until(deadline) => return Ok(Room::Stalled),
+                () = session.revoked() => return Ok(Room::Over),
+                () = sleep_until(deadline) => {
+                    session.give_up(self.connections.options.slow_consumer_timeout);
+                    return Ok(Room::Over);
+                }
             }
         }
     }
 
-    fn give_up(&self, mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-        let waited = self.connections.options.slow_consumer_timeout;
-        end_stream(send, &session.give_up(waited))
-    }
-
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended when the
-    /// server drains, a moment after it could say so.
-    async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
+    /// caller's credential, and when the server drains, a moment after it could say so.
+    async fn send_body(
+        &self,
+        body: Body,
+        grant: Option<Grant>,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
         let mut body = pin!(body);
         let draining = self.connections.draining.clone();
         let mut over = pin!(async {
             draining.cancelled().await;
             sleep(DRAIN_ROOM_TIMEOUT).await;
         });
+        let mut revoked = pin!(async {
+            match grant {
+                Some(grant) => grant.ended().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let frame = tokio::select! {
+                ended = &mut revoked => {
+                    let failure = Failure::CredentialEnded { ended, cursor: None };
+                    return end_stream(send, &Err(failure));
+                }
                 () = &mut over => {
                     let retry_after = self.connections.options.drain_retry_after();
                     let failure = Failure::Draining { retry_after, cursor: None };
@@ -372,6 +432,14 @@ async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
         })
     })
     .await
+}
+
+/// Ends a stream whose session has ended.
+fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    match session.take(0) {
+        Some(Step::End(end)) => end_stream(send, &end),
+        Some(Step::Response(_)) | None => Err(Gone),
+    }
 }
 
 fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {

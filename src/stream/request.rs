@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::status::Failure;
 use crate::{
+    credentials::Grant,
     event::{Cursor, UnixMicros},
     filter::{self, Filter},
     log::Format,
@@ -82,11 +83,11 @@ pub(super) enum OnExpired {
 }
 
 impl Plan {
-    /// Checks a request.
+    /// Checks a request, and narrows it to what its caller may have.
     ///
     /// # Errors
     /// The [`Failure`] to answer with; all faults of a filter at once.
-    pub(super) fn new(request: SubscribeRequest) -> Result<Self, Failure> {
+    pub(super) fn new(request: SubscribeRequest, grant: &Grant) -> Result<Self, Failure> {
         let spec = request.filter.clone().unwrap_or_default();
         let spec = filter::Spec {
             types: spec.types,
@@ -94,6 +95,9 @@ impl Plan {
             app_ids: spec.app_ids,
             user_ids: spec.user_ids,
         };
+        // The faults of what was asked for first: they are named by their place in it.
+        Filter::compile(&spec).map_err(Failure::Filter)?;
+        let spec = grant.narrow(spec).map_err(Failure::Forbidden)?;
         let filter = Filter::compile(&spec).map_err(Failure::Filter)?;
         let (stop, events_max) = stop(request.stop.as_ref())?;
         Ok(Self {
@@ -205,16 +209,28 @@ fn client_name(name: String) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
-    use crate::proto;
+    use crate::{
+        credentials::{Credentials, Presented},
+        proto,
+    };
+
+    fn plan(request: SubscribeRequest) -> Result<Plan, Failure> {
+        let credentials = Credentials::anonymous();
+        let grant = credentials.authenticate(Presented::default());
+        let grant = grant.now_or_never().unwrap().unwrap();
+        Plan::new(request, &grant)
+    }
 
     fn failure(request: SubscribeRequest) -> &'static str {
-        Plan::new(request).unwrap_err().reason()
+        plan(request).unwrap_err().reason()
     }
 
     #[test]
     fn an_empty_request_means_everything_from_now_on() {
-        let plan = Plan::new(SubscribeRequest::default()).unwrap();
+        let plan = plan(SubscribeRequest::default()).unwrap();
         assert_eq!(plan.start, StartAt::Latest);
         assert_eq!(plan.stop, StopAt::Never);
         assert_eq!(plan.events_max, None);

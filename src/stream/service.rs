@@ -21,6 +21,7 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::{
+    access::Permit,
     body::{SessionBody, trailers},
     notice,
     request::Plan,
@@ -29,6 +30,7 @@ use super::{
     status::Failure,
 };
 use crate::{
+    credentials::{Grant, Refusal},
     proto::{GetRangeRequest, GetRangeResponse, LogRange},
     wire,
 };
@@ -96,9 +98,13 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
         .get::<Peer>()
         .map_or("unknown", |Peer(peer)| peer);
     let opened = async {
-        let plan = Plan::new(message(&shared, body).await?)?;
-        let registration = shared.registry.admit(&plan, peer)?;
-        Session::open(Arc::clone(&shared), plan, registration).await
+        // The gate has put it there; without it, nobody is let in.
+        let grant = parts.extensions.get::<Grant>();
+        let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
+        let plan = Plan::new(message(&shared, body).await?, grant)?;
+        let permit = Permit::new(grant)?;
+        let registration = shared.registry.admit(&plan, peer, grant.name())?;
+        Session::open(Arc::clone(&shared), plan, permit, registration).await
     };
     opened.await.map_err(|failure| {
         tracing::info!(peer, reason = failure.reason(), "subscription refused");
