@@ -27,11 +27,12 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "tail",
     "trigger",
     "demo",
+    "bench",
     "doctor",
     "webhook",
     "config",
@@ -61,6 +62,8 @@ fn help_of_every_command_teaches_by_example() {
         &["demo"],
         &["trigger"],
         &["doctor"],
+        &["bench"],
+        &["bench", "fanout"],
         &["webhook", "setup"],
         &["webhook", "list"],
         &["config", "show"],

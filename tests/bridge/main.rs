@@ -4,6 +4,7 @@
 mod abuse;
 mod access;
 mod admin;
+mod bench;
 mod catch_up;
 mod cli;
 mod configuration;
