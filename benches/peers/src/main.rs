@@ -1,0 +1,270 @@
+//! Runs the plan: every work on every server, round after round, and writes what came of it.
+
+mod facts;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use prelude_bridge_peers::{
+    compare,
+    events::{Chunks, Signer},
+    plan::{self, Step},
+    process::{LOAD_CORE, pin, raise_open_files, unpin},
+    report,
+    results::Results,
+    system::Programs,
+    work::{Bench, Sample},
+};
+
+/// Compares prelude-bridge with what a user would pick instead.
+#[derive(Parser)]
+struct Arguments {
+    /// Only the main works, three short rounds: figures to look at, not to publish.
+    #[arg(long)]
+    quick: bool,
+    /// How often each work is done on each server [default: 5, quickly 3].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Only works whose name contains this; repeatable. --list shows the names.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Only servers whose name contains this; repeatable.
+    #[arg(long)]
+    system: Vec<String>,
+    /// Events on the way to each subscriber in a fan-out.
+    #[arg(long, default_value_t = 2_000)]
+    window_events: u64,
+    /// Shows what would be done.
+    #[arg(long)]
+    list: bool,
+    /// Where DATE.json, .md and .svg are written; nothing is written without it.
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// What is printed in the end.
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
+    /// The prelude-bridge to measure.
+    #[arg(long)]
+    bridge: PathBuf,
+    /// The nats-server to measure.
+    #[arg(long)]
+    nats: PathBuf,
+    /// The Go receiver.
+    #[arg(long)]
+    go: PathBuf,
+    /// The directory of the Node receiver.
+    #[arg(long)]
+    node: PathBuf,
+    /// Where servers keep their data, on the disk that is meant.
+    #[arg(long)]
+    data: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// Markdown tables.
+    Human,
+    /// All of it as JSON.
+    Json,
+}
+
+/// What a run needs of time and of signed batches.
+struct Extent {
+    rounds: usize,
+    duration: Duration,
+    latency_duration: Duration,
+    /// Batches of a hundred for fan-out, of ten for ingest.
+    hundreds: usize,
+    tens: usize,
+}
+
+impl Extent {
+    fn new(arguments: &Arguments) -> Self {
+        if arguments.quick {
+            Self {
+                rounds: arguments.rounds.unwrap_or(3),
+                duration: Duration::from_millis(800),
+                latency_duration: Duration::from_secs(2),
+                hundreds: 2_000,
+                tens: 20_000,
+            }
+        } else {
+            Self {
+                rounds: arguments.rounds.unwrap_or(5),
+                duration: Duration::from_secs(2),
+                latency_duration: Duration::from_secs(4),
+                hundreds: 6_000,
+                tens: 50_000,
+            }
+        }
+    }
+
+    /// One request for each event, and some for the time before anything counts.
+    fn singles(&self) -> usize {
+        usize::try_from(self.latency_duration.as_millis() * 2 + 2_000).unwrap_or(usize::MAX)
+    }
+}
+
+fn main() -> ExitCode {
+    match run_plan(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_plan(arguments: &Arguments) -> Result<()> {
+    let steps = steps(arguments);
+    if arguments.list {
+        list(&steps);
+        return Ok(());
+    }
+    ensure!(!steps.is_empty(), "nothing is left to be measured");
+    let files = raise_open_files();
+    ensure!(
+        files >= 12_000,
+        "9,000 subscribers need more open files than {files}: ulimit -n"
+    );
+    let extent = Extent::new(arguments);
+    let bench = prepare(arguments, &extent)?;
+    let mut results = Results {
+        machine: facts::machine(),
+        versions: facts::versions(&bench.programs),
+        rounds: extent.rounds,
+        ..Results::default()
+    };
+    pin(LOAD_CORE)?;
+    for round in 0..extent.rounds {
+        run(&bench, &steps, round, extent.rounds, &mut results);
+    }
+    unpin()?;
+    results.compare(&compare::comparisons());
+    if let Some(directory) = &arguments.results {
+        write(directory, &results)?;
+    }
+    match arguments.output {
+        Output::Human => println!("{}", report::markdown(&results)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&results)?),
+    }
+    ensure!(
+        results.failures.is_empty(),
+        "not everything could be measured"
+    );
+    Ok(())
+}
+
+fn steps(arguments: &Arguments) -> Vec<Step> {
+    let chosen = |name: &str, wanted: &[String]| {
+        wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()))
+    };
+    let mut steps = if arguments.quick {
+        plan::quick()
+    } else {
+        plan::full()
+    };
+    steps.retain(|step| chosen(&step.work.key(), &arguments.only));
+    for step in &mut steps {
+        step.systems
+            .retain(|system| chosen(system.name(), &arguments.system));
+    }
+    steps.retain(|step| !step.systems.is_empty());
+    steps
+}
+
+fn list(steps: &[Step]) {
+    for step in steps {
+        let names: Vec<&str> = step.systems.iter().map(|system| system.name()).collect();
+        println!("{:<28} {}", step.work.key(), names.join(" | "));
+    }
+}
+
+fn prepare(arguments: &Arguments, extent: &Extent) -> Result<Bench> {
+    let absolute = |path: &Path| {
+        fs::canonicalize(path).with_context(|| format!("there is no {}", path.display()))
+    };
+    fs::create_dir_all(&arguments.data)?;
+    let own = std::env::current_exe()?;
+    let programs = Programs {
+        bridge: absolute(&arguments.bridge)?,
+        own: own.parent().context("no directory")?.to_owned(),
+        nats: absolute(&arguments.nats)?,
+        go: absolute(&arguments.go)?,
+        node: absolute(&arguments.node)?,
+        data: absolute(&arguments.data)?,
+    };
+    let signer = Signer::generate()?;
+    let singles = extent.singles();
+    let count = singles + extent.tens + extent.hundreds;
+    eprintln!("signing {count} batches");
+    Ok(Bench {
+        programs,
+        singles: Chunks::new(&signer, 1, singles)?,
+        tens: Chunks::new(&signer, 10, extent.tens)?,
+        hundreds: Chunks::new(&signer, 100, extent.hundreds)?,
+        signer,
+        window_events: arguments.window_events,
+        duration: extent.duration,
+        latency_duration: extent.latency_duration,
+    })
+}
+
+/// One round: every work on every server. Each round begins with another server.
+fn run(bench: &Bench, steps: &[Step], round: usize, rounds: usize, results: &mut Results) {
+    for step in steps {
+        let mut systems = step.systems.clone();
+        let turn = round % systems.len();
+        systems.rotate_left(turn);
+        for system in systems {
+            let (work, name) = (step.work.key(), system.name());
+            let started = Instant::now();
+            match bench.measure(step.work, system) {
+                Ok(sample) => {
+                    let took = started.elapsed().as_secs_f64();
+                    let line = summary(&sample);
+                    eprintln!(
+                        "{}/{rounds} {work:<26} {name:<30} {took:>4.1} s  {line}",
+                        round + 1
+                    );
+                    results.add(step.work, system, round, sample);
+                }
+                Err(error) => {
+                    eprintln!(
+                        "{}/{rounds} {work:<26} {name:<30} FAILED: {error:#}",
+                        round + 1
+                    );
+                    let failure = format!("{work}, {name}, round {}: {error:#}", round + 1);
+                    results.failures.push(failure);
+                }
+            }
+        }
+    }
+}
+
+fn summary(sample: &Sample) -> String {
+    let values = sample.iter().filter(|(name, _)| *name != "seconds");
+    let values = values.map(|(name, value)| format!("{name} {}", report::number(*value)));
+    values.collect::<Vec<_>>().join(", ")
+}
+
+fn write(directory: &Path, results: &Results) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let date = results.machine.get("date").context("no date")?;
+    let json = serde_json::to_string_pretty(results)? + "\n";
+    for (extension, text) in [
+        ("json", json),
+        ("md", report::markdown(results)),
+        ("svg", report::svg(results)),
+    ] {
+        let path = directory.join(date).with_extension(extension);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}

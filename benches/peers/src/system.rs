@@ -1,0 +1,367 @@
+//! Owns which servers there are: how each is started, fed and subscribed to. Everything else knows
+//! a server only by what is here.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use crate::{
+    events::{APP, Chunks, EVENT_BYTES, Signer, TOKEN},
+    load::Load,
+    process::Server,
+    protocol::{Protocol, Raw, grpc, http, nats},
+};
+
+/// A server, and how its subscribers behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum System {
+    /// prelude-bridge, its log in memory.
+    BridgeMemory,
+    /// The same, with subscribers that take frames of 64 KiB.
+    BridgeMemoryLargeFrames,
+    /// prelude-bridge with its log on disk.
+    BridgeEmbedded,
+    /// nats-server, without JetStream.
+    Nats,
+    /// nats-server, a JetStream in files, an ordered consumer for each subscriber.
+    JetStream,
+    /// tonic and `tokio::sync::broadcast`.
+    PlainTonic,
+    /// Go: `net/http`, `crypto/rsa`, grpc-go.
+    Go,
+    /// The same, each batch flushed to a file before it is answered.
+    GoDurable,
+    /// Node.js: `http`, `crypto`, grpc-js.
+    Node,
+    /// The same, each batch flushed to a file before it is answered.
+    NodeDurable,
+    /// Bare TCP: shared slices, gathered writes.
+    RawTcp,
+    /// aws-lc's verification of the same batches, and nothing else.
+    VerificationAlone,
+    /// The same batches appended to a file, each flushed.
+    AppendAlone,
+}
+
+impl System {
+    /// A name for tables and files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BridgeMemory => "bridge, memory",
+            Self::BridgeMemoryLargeFrames => "bridge, memory, 64 KiB frames",
+            Self::BridgeEmbedded => "bridge, embedded",
+            Self::Nats => "nats-server core",
+            Self::JetStream => "JetStream, files",
+            Self::PlainTonic => "plain tonic",
+            Self::Go => "Go",
+            Self::GoDurable => "Go, durable",
+            Self::Node => "Node",
+            Self::NodeDurable => "Node, durable",
+            Self::RawTcp => "raw TCP",
+            Self::VerificationAlone => "verification alone",
+            Self::AppendAlone => "append + fdatasync alone",
+        }
+    }
+}
+
+/// Where the programs are.
+pub struct Programs {
+    /// prelude-bridge itself.
+    pub bridge: PathBuf,
+    /// This package's own: `plain-tonic`, `raw-tcp`, `limits`.
+    pub own: PathBuf,
+    /// nats-server.
+    pub nats: PathBuf,
+    /// The Go receiver.
+    pub go: PathBuf,
+    /// The directory of the Node receiver.
+    pub node: PathBuf,
+    /// Where data is kept while a server runs: on a real disk.
+    pub data: PathBuf,
+}
+
+/// A server that runs, and how to reach it.
+pub struct Running {
+    /// The process.
+    pub server: Server,
+    system: System,
+    /// Where subscribers go.
+    pub stream: SocketAddr,
+    /// Where events go in.
+    pub feed: SocketAddr,
+    _home: TempDir,
+}
+
+impl Running {
+    /// Starts it with an empty log.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start(system: System, programs: &Programs, signer: &Signer) -> Result<Self> {
+        let started = Self::try_start(system, programs, signer);
+        started.with_context(|| format!("{} does not start", system.name()))
+    }
+
+    fn try_start(system: System, programs: &Programs, signer: &Signer) -> Result<Self> {
+        let home = tempfile::tempdir_in(&programs.data)?;
+        let key = home.path().join("key.pem");
+        signer.write_public_key(&key)?;
+        if matches!(system, System::Nats | System::JetStream) {
+            return Self::start_nats(system, programs, home);
+        }
+        let (command, stream, feed) = match system {
+            System::BridgeMemory | System::BridgeMemoryLargeFrames | System::BridgeEmbedded => {
+                let store = if system == System::BridgeEmbedded {
+                    "embedded"
+                } else {
+                    "memory"
+                };
+                (bridge(programs, home.path(), store)?, "grpc", "webhook")
+            }
+            System::PlainTonic => (
+                Command::new(programs.own.join("plain-tonic")),
+                "grpc",
+                "feed",
+            ),
+            System::RawTcp => (
+                Command::new(programs.own.join("raw-tcp")),
+                "stream",
+                "stream",
+            ),
+            System::Go | System::GoDurable => {
+                let mut command = Command::new(&programs.go);
+                command.arg("-key").arg(&key);
+                if system == System::GoDurable {
+                    command.arg("-file").arg(home.path().join("events"));
+                }
+                (command, "grpc", "webhook")
+            }
+            System::Node | System::NodeDurable => {
+                let mut command = Command::new("node");
+                command.arg(programs.node.join("receiver.js")).arg(&key);
+                if system == System::NodeDurable {
+                    command.arg(home.path().join("events"));
+                }
+                (command, "grpc", "webhook")
+            }
+            System::Nats | System::JetStream | System::VerificationAlone | System::AppendAlone => {
+                bail!("not such a server")
+            }
+        };
+        let server = Server::start(command)?;
+        let stream = server.address(stream)?;
+        let feed = server.address(feed)?;
+        Ok(Self {
+            server,
+            system,
+            stream,
+            feed,
+            _home: home,
+        })
+    }
+
+    fn start_nats(system: System, programs: &Programs, home: TempDir) -> Result<Self> {
+        let address = free_address()?;
+        let mut command = Command::new(&programs.nats);
+        command.args(["-a", "127.0.0.1", "-p", &address.port().to_string()]);
+        if system == System::JetStream {
+            command.arg("-js").arg("-sd").arg(home.path());
+        }
+        let server = Server::start_silently(command)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(address).is_err() {
+            if Instant::now() > deadline {
+                bail!("nats-server does not listen on {address}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if system == System::JetStream {
+            let mut load = Load::new()?;
+            load.open(address, Protocol::Nats(nats::Client::stream_creator()))?;
+            load.wait_until_ready()?;
+        }
+        Ok(Self {
+            server,
+            system,
+            stream: address,
+            feed: address,
+            _home: home,
+        })
+    }
+
+    /// A subscriber's side of a connection; `number` is different for each.
+    #[must_use]
+    pub fn subscriber(&self, number: usize, event_type: Option<&str>) -> Protocol {
+        match self.system {
+            System::Nats => Protocol::Nats(nats::Client::subscriber(event_type)),
+            System::JetStream => Protocol::Nats(nats::Client::consumer(number, event_type)),
+            System::RawTcp => Protocol::Raw(Raw::subscriber(EVENT_BYTES as u64)),
+            System::BridgeMemoryLargeFrames => {
+                Protocol::Grpc(grpc::Subscriber::new(event_type, 64 * 1024))
+            }
+            _ => Protocol::Grpc(grpc::Subscriber::new(event_type, 16 * 1024)),
+        }
+    }
+
+    /// Opens what events are published over.
+    ///
+    /// # Errors
+    /// The server does not take the connection.
+    pub fn publisher(&self, load: &mut Load, connections: usize) -> Result<Publisher> {
+        let takes_webhooks = self.takes_webhooks();
+        let connections = if takes_webhooks { connections } else { 1 };
+        let opened = (0..connections).map(|_| {
+            let protocol = match self.system {
+                System::Nats | System::JetStream => Protocol::Nats(nats::Client::publisher()),
+                _ if takes_webhooks => Protocol::Http(http::Sender::default()),
+                _ => Protocol::Raw(Raw::publisher()),
+            };
+            load.open(self.feed, protocol)
+        });
+        let idle: Vec<usize> = opened.collect::<Result<_>>()?;
+        load.wait_until_ready()?;
+        if self.system == System::RawTcp {
+            // Says what this connection is.
+            load.send(idle[0], Bytes::from_static(b"P"))?;
+        }
+        Ok(Publisher {
+            takes_webhooks,
+            first: idle[0],
+            idle,
+            waiting: std::collections::VecDeque::new(),
+        })
+    }
+
+    /// What it is fed with.
+    #[must_use]
+    pub fn chunks<'a>(&self, chunks: &'a Chunks) -> Source<'a> {
+        let (items, only_once) = match self.system {
+            System::Nats => (&chunks.publishes, false),
+            System::JetStream => (&chunks.acknowledged_publishes, false),
+            _ if self.takes_webhooks() => (&chunks.requests, true),
+            _ => (&chunks.frames, false),
+        };
+        Source { items, only_once }
+    }
+
+    fn takes_webhooks(&self) -> bool {
+        !matches!(
+            self.system,
+            System::Nats | System::JetStream | System::PlainTonic | System::RawTcp
+        )
+    }
+}
+
+fn bridge(programs: &Programs, home: &Path, store: &str) -> Result<Command> {
+    let config = home.join("bridge.toml");
+    let token = home.join("token.txt");
+    std::fs::write(&token, TOKEN)?;
+    std::fs::write(
+        &config,
+        format!(
+            "store = \"{store}\"\n\
+             [[apps]]\nid = \"{APP}\"\nverification_token_file = \"token.txt\"\npem_file = \"key.pem\"\n\
+             [limits.grpc]\nconnections_max = 20000\nstreams_max = 20000\n"
+        ),
+    )?;
+    let mut command = Command::new(&programs.bridge);
+    command
+        .args(["serve", "--log-format", "json", "--config"])
+        .arg(&config)
+        .arg("--data-dir")
+        .arg(home.join("data"));
+    for port in ["--webhook-listen", "--grpc-listen", "--admin-listen"] {
+        command.args([port, "127.0.0.1:0"]);
+    }
+    Ok(command)
+}
+
+/// For a server that cannot be asked which port it was given.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// Chunks to publish, in turn.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    items: &'a [Bytes],
+    only_once: bool,
+}
+
+impl Source<'_> {
+    /// The chunk with this number, or nothing where all were used.
+    #[must_use]
+    pub fn get(&self, number: u64) -> Option<Bytes> {
+        let number = usize::try_from(number).unwrap_or(usize::MAX);
+        if self.only_once {
+            self.items.get(number).cloned()
+        } else {
+            self.items.get(number % self.items.len()).cloned()
+        }
+    }
+}
+
+/// Publishes chunks: webhooks one at a time on each connection, anything else as it comes.
+pub struct Publisher {
+    takes_webhooks: bool,
+    first: usize,
+    /// Connections on which an answer is not being waited for.
+    idle: Vec<usize>,
+    waiting: std::collections::VecDeque<Bytes>,
+}
+
+impl Publisher {
+    /// Publishes a chunk, or keeps it until a connection is free.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn publish(&mut self, load: &mut Load, chunk: Bytes) -> Result<()> {
+        if !self.takes_webhooks {
+            return load.send(self.first, chunk);
+        }
+        match self.idle.pop() {
+            Some(index) => load.send(index, chunk),
+            None => {
+                self.waiting.push_back(chunk);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a connection is one of its own.
+    #[must_use]
+    pub fn owns(&self, index: usize) -> bool {
+        index >= self.first
+    }
+
+    /// Whether all is sent and answered that was published.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.takes_webhooks || !self.idle.is_empty()
+    }
+
+    /// Notes an answer on a connection, which is then free.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn answered(&mut self, load: &mut Load, index: usize) -> Result<()> {
+        if !self.takes_webhooks {
+            return Ok(());
+        }
+        match self.waiting.pop_front() {
+            Some(chunk) => load.send(index, chunk),
+            None => {
+                self.idle.push(index);
+                Ok(())
+            }
+        }
+    }
+}

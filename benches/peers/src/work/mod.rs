@@ -1,0 +1,264 @@
+//! Owns the works that servers are compared at, and what each is measured in.
+
+mod fanout;
+mod idle;
+mod ingest;
+mod latency;
+mod limits;
+mod standard;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    events::{Chunks, Signer},
+    system::{Programs, System},
+};
+
+/// What one round of one work on one server came to, by the name of the quantity.
+pub type Sample = BTreeMap<String, f64>;
+
+/// One of the works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// As many deliveries as can be.
+    Fanout {
+        /// Subscribers, a connection each.
+        subscribers: usize,
+        /// Whether each wants one type of the seven.
+        filtered: bool,
+        /// Whether the subscribers are tonic's clients and not the load's own.
+        standard: bool,
+    },
+    /// 2,000 events a second to ten subscribers.
+    Latency {
+        /// Events published at once.
+        batch: usize,
+        /// None tells what it costs to take the events.
+        subscribers: usize,
+    },
+    /// As many signed batches of ten events as can be.
+    Ingest,
+    /// Subscribers to whom nothing is sent.
+    Idle {
+        /// How many, a connection each.
+        subscribers: usize,
+    },
+}
+
+impl Work {
+    /// To a hundred of tonic's own clients.
+    pub const STANDARD: Self = Self::Fanout {
+        subscribers: 100,
+        filtered: false,
+        standard: true,
+    };
+
+    /// Events that are taken one by one, for nobody.
+    pub const TAKING: Self = Self::Latency {
+        batch: 1,
+        subscribers: 0,
+    };
+
+    /// To subscribers that want everything.
+    #[must_use]
+    pub const fn fanout(subscribers: usize) -> Self {
+        Self::Fanout {
+            subscribers,
+            filtered: false,
+            standard: false,
+        }
+    }
+
+    /// To subscribers that want one type each.
+    #[must_use]
+    pub const fn filtered(subscribers: usize) -> Self {
+        Self::Fanout {
+            subscribers,
+            filtered: true,
+            standard: false,
+        }
+    }
+
+    /// To ten subscribers, this many events at a time.
+    #[must_use]
+    pub const fn latency(batch: usize) -> Self {
+        Self::Latency {
+            batch,
+            subscribers: 10,
+        }
+    }
+
+    /// To subscribers that wait.
+    #[must_use]
+    pub const fn idle(subscribers: usize) -> Self {
+        Self::Idle { subscribers }
+    }
+
+    /// A short name, for files and for choosing.
+    #[must_use]
+    pub fn key(self) -> String {
+        match self {
+            Self::Fanout {
+                subscribers,
+                filtered,
+                standard,
+            } => {
+                let filtered = if filtered { "-filtered" } else { "" };
+                let standard = if standard { "-tonic-clients" } else { "" };
+                format!("fanout-{subscribers}{filtered}{standard}")
+            }
+            Self::Latency { batch, subscribers } => {
+                let alone = if subscribers == 0 {
+                    "-ingest-alone"
+                } else {
+                    ""
+                };
+                format!("latency-{batch}{alone}")
+            }
+            Self::Ingest => "ingest".into(),
+            Self::Idle { subscribers } => format!("idle-{subscribers}"),
+        }
+    }
+
+    /// A heading.
+    #[must_use]
+    pub fn title(self) -> String {
+        match self {
+            Self::Fanout {
+                subscribers,
+                filtered,
+                standard,
+            } => {
+                let who = if subscribers == 1 {
+                    "subscriber"
+                } else {
+                    "subscribers"
+                };
+                let filtered = if filtered {
+                    ", each to one type in seven"
+                } else {
+                    ""
+                };
+                let standard = if standard {
+                    ", tonic's own clients"
+                } else {
+                    ""
+                };
+                format!("Fan-out, {subscribers} {who}{filtered}{standard}")
+            }
+            Self::Latency { batch, subscribers } => {
+                let how = match batch {
+                    1 => "one by one".to_owned(),
+                    batch => format!("{batch} at a time"),
+                };
+                match subscribers {
+                    0 => format!("Taking 2,000 events/s {how}, no subscribers"),
+                    _ => format!("Latency, 2,000 events/s {how} × {subscribers} subscribers"),
+                }
+            }
+            Self::Ingest => "Ingest, signed batches of ten events".into(),
+            Self::Idle { subscribers } => format!("Memory, {subscribers} idle subscribers"),
+        }
+    }
+}
+
+/// What is measured, and for how long.
+pub struct Bench {
+    /// Where the programs are.
+    pub programs: Programs,
+    /// Signs for all.
+    pub signer: Signer,
+    /// Events by one, by ten and by a hundred.
+    pub singles: Chunks,
+    /// By ten.
+    pub tens: Chunks,
+    /// By a hundred.
+    pub hundreds: Chunks,
+    /// Events that each subscriber may not have yet, where as many as can be are delivered: more
+    /// than a server gathers, fewer than it drops.
+    pub window_events: u64,
+    /// How long a rate is measured.
+    pub duration: Duration,
+    /// How long latencies are.
+    pub latency_duration: Duration,
+}
+
+impl Bench {
+    /// Measures a work on a server that is started for it.
+    ///
+    /// # Errors
+    /// The server does not do it.
+    pub fn measure(&self, work: Work, system: System) -> Result<Sample> {
+        match (work, system) {
+            (_, System::VerificationAlone) => limits::verification(self),
+            (_, System::AppendAlone) => limits::append(self),
+            (
+                Work::Fanout {
+                    subscribers,
+                    filtered,
+                    standard,
+                },
+                _,
+            ) => {
+                let plan = fanout::Plan {
+                    subscribers,
+                    filtered,
+                    standard,
+                };
+                fanout::measure(self, system, plan)
+            }
+            (Work::Latency { batch, subscribers }, _) => {
+                latency::measure(self, system, batch, subscribers)
+            }
+            (Work::Ingest, _) => ingest::measure(self, system),
+            (Work::Idle { subscribers }, _) => idle::measure(self, system, subscribers),
+        }
+    }
+
+    fn chunks(&self, size: usize) -> &Chunks {
+        match size {
+            1 => &self.singles,
+            10 => &self.tens,
+            _ => &self.hundreds,
+        }
+    }
+}
+
+fn sample<const N: usize>(values: [(&str, f64); N]) -> Sample {
+    values
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// A quantile of sorted values.
+fn quantile(sorted: &[u32], quantile: f64) -> f64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index below the number of samples of one run"
+    )]
+    let index = (sorted.len() as f64 * quantile) as usize;
+    let last = sorted.len().saturating_sub(1);
+    sorted
+        .get(index.min(last))
+        .copied()
+        .map_or(f64::NAN, f64::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_are_of_the_sorted_values() {
+        let sorted: Vec<u32> = (0..100).collect();
+        assert_eq!(quantile(&sorted, 0.5), 50.0);
+        assert_eq!(quantile(&sorted, 0.99), 99.0);
+        assert_eq!(quantile(&sorted, 1.0), 99.0);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+}
