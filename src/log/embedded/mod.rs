@@ -125,6 +125,8 @@ pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedde
 pub(super) struct Seams {
     pub(super) clock: Clock,
     pub(super) fault: Fault,
+    /// Smaller ones, so that there is more to see.
+    pub(super) ids_limits: Option<ids::Limits>,
     /// Told how many blocks a step of retention has removed.
     pub(super) on_removed: Box<dyn Fn(usize) + Send>,
 }
@@ -146,6 +148,7 @@ impl Default for Seams {
         Self {
             clock: group::system_clock(),
             fault: Box::new(|_, _| Ok(())),
+            ids_limits: None,
             on_removed: Box::new(|_| {}),
         }
     }
@@ -165,7 +168,7 @@ pub(super) fn open_with_seams(
         source,
     };
     let (mut connection, state) =
-        schema::open_writer(&directory, (seams.clock)(), options.wal_bytes_max)?;
+        schema::open_writer(&directory, options.wal_bytes_max)?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
@@ -189,13 +192,9 @@ pub(super) fn open_with_seams(
     connection.wal_hook(Some(on_wal)).map_err(error)?;
     let readers = Readers::open(path, options.readers).map_err(error)?;
     let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
-    let ids = Ids::open(
-        &connection,
-        state.ids_generation,
-        state.ids_since,
-        ids_age_micros,
-    )
-    .map_err(error)?;
+    let ids_limits = seams.ids_limits;
+    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
+    let ids = Ids::open(&connection, ids_limits).map_err(error)?;
     let mut retention = Retention::new(options.retention_age, options.retention_bytes);
     shared.set_file_bytes(retention.measure(&connection).map_err(error)?);
     let checkpointer = {

@@ -23,26 +23,27 @@ pub(super) const LOCK_FILE: &str = "lock";
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Pages of 4 KiB: a commit of one small batch writes few bytes, and a block's pages are read in
 /// one go anyway.
 pub(super) const PAGE_BYTES: u64 = 4096;
-/// What the writer's page cache may take. The upper levels of the id index stay in it.
+/// What the writer's page cache may take. The upper levels of the tables stay in it.
 const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// How long a connection waits for another one's short locks.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// `blocks.data` is a [`Block`]; the other columns repeat what its header says.
 /// `log` has one row. `trimmed_…` is the newest event that retention has removed, with its time.
-/// `ids_0` to `ids_2` take turns; see `ids.rs`.
-const TABLES: &str = "
+/// The others belong to `ids`. A row of `id_log` has the new keys of a commit; those up to
+/// `ids_in_runs` are in a run as well. The pages and filters of a run have its id in the upper half of
+/// their place.
+pub(super) const TABLES: &str = "
     CREATE TABLE log (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id INTEGER NOT NULL,
         trimmed_sequence INTEGER NOT NULL,
         trimmed_at INTEGER NOT NULL,
-        ids_generation INTEGER NOT NULL,
-        ids_since INTEGER NOT NULL
+        ids_in_runs INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE terms (
         first_sequence INTEGER PRIMARY KEY,
@@ -54,9 +55,24 @@ const TABLES: &str = "
         received_at INTEGER NOT NULL,
         data BLOB NOT NULL
     ) STRICT;
-    CREATE TABLE ids_0 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
-    CREATE TABLE ids_1 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
-    CREATE TABLE ids_2 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+    CREATE TABLE id_log (
+        place INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        keys BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE id_runs (
+        id INTEGER PRIMARY KEY,
+        state INTEGER NOT NULL,
+        level INTEGER NOT NULL,
+        slice_bits INTEGER NOT NULL,
+        keys INTEGER NOT NULL,
+        oldest_at INTEGER NOT NULL,
+        newest_at INTEGER NOT NULL,
+        log_through INTEGER,
+        merged_into INTEGER
+    ) STRICT;
+    CREATE TABLE id_pages (place INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
+    CREATE TABLE id_filters (place INTEGER PRIMARY KEY, words BLOB NOT NULL) STRICT;
 ";
 
 /// Why a log cannot be opened.
@@ -100,6 +116,21 @@ pub enum OpenError {
         path.display()
     )]
     Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version of this release.
+        known: i64,
+    },
+    /// The file was written before the first release.
+    #[error(
+        "{} has version {found} of before the first release, and this release reads version \
+         {known}: choose another directory with --data-dir, or remove this one if its events are \
+         no longer needed",
+        path.display()
+    )]
+    Older {
         /// The file.
         path: PathBuf,
         /// Its version.
@@ -217,14 +248,11 @@ pub(super) struct State {
     pub(super) range: Range,
     /// The time of the newest event that ever was.
     pub(super) last_at: UnixMicros,
-    pub(super) ids_generation: i64,
-    pub(super) ids_since: UnixMicros,
 }
 
 /// Opens the database for writing, creates what is missing, and begins a new term.
 pub(super) fn open_writer(
     directory: &Directory,
-    now: UnixMicros,
     wal_bytes_max: u64,
 ) -> Result<(Connection, State), OpenError> {
     let path = directory.database();
@@ -235,7 +263,7 @@ pub(super) fn open_writer(
     configure_writer(&connection, wal_bytes_max).map_err(database_error)?;
     let new_log = group::new_log_id()?;
     let new_term = group::new_term()?;
-    create_tables(&mut connection, new_log, now).map_err(database_error)?;
+    create_tables(&mut connection, new_log).map_err(database_error)?;
     let state = begin_term(&mut connection, new_term).map_err(database_error)?;
     check_ends(&connection, state.range)
         .map_err(database_error)?
@@ -299,6 +327,13 @@ pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), 
             known: SCHEMA_VERSION,
         });
     }
+    if found < SCHEMA_VERSION {
+        return Err(OpenError::Older {
+            path: path.to_owned(),
+            found,
+            known: SCHEMA_VERSION,
+        });
+    }
     Ok(())
 }
 
@@ -320,7 +355,6 @@ fn configure_writer(connection: &Connection, wal_bytes_max: u64) -> rusqlite::Re
 fn create_tables(
     connection: &mut Connection,
     new_log: LogId,
-    now: UnixMicros,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let tables: i64 =
@@ -328,8 +362,8 @@ fn create_tables(
     if tables == 0 {
         transaction.execute_batch(TABLES)?;
         transaction.execute(
-            "INSERT INTO log VALUES (1, ?1, 0, 0, 0, ?2)",
-            params![new_log.0.cast_signed(), now.0],
+            "INSERT INTO log VALUES (1, ?1, 0, 0, 0)",
+            [new_log.0.cast_signed()],
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -340,16 +374,14 @@ fn create_tables(
 /// Reads the ends of the log, and begins a term after them.
 fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State> {
     let transaction = connection.transaction()?;
-    let (log, trimmed, trimmed_at, ids_generation, ids_since) = transaction.query_row(
-        "SELECT id, trimmed_sequence, trimmed_at, ids_generation, ids_since FROM log",
+    let (log, trimmed, trimmed_at) = transaction.query_row(
+        "SELECT id, trimmed_sequence, trimmed_at FROM log",
         [],
         |row| {
             Ok((
                 LogId(row.get::<_, i64>(0)?.cast_unsigned()),
                 Sequence(row.get::<_, i64>(1)?.cast_unsigned()),
                 UnixMicros(row.get(2)?),
-                row.get(3)?,
-                UnixMicros(row.get(4)?),
             ))
         },
     )?;
@@ -392,8 +424,6 @@ fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State
             head_at: last.map(|(_, at)| at),
         },
         last_at: last.map_or(trimmed_at, |(_, at)| at),
-        ids_generation,
-        ids_since,
     })
 }
 
