@@ -16,6 +16,7 @@ mod tests;
 mod writer;
 
 use std::{
+    fs::File,
     path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
@@ -168,7 +169,7 @@ pub(super) fn open_with_seams(
         source,
     };
     let (mut connection, state) =
-        schema::open_writer(&directory, options.wal_bytes_max)?;
+        schema::open_writer(&directory, checkpointer::overgrown_bytes(options.wal_bytes_max))?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
@@ -183,6 +184,7 @@ pub(super) fn open_with_seams(
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         done,
+        database_file: directory.database_file(),
     });
     let hooked = Arc::clone(&shared);
     let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
@@ -190,7 +192,7 @@ pub(super) fn open_with_seams(
         Ok(())
     };
     connection.wal_hook(Some(on_wal)).map_err(error)?;
-    let readers = Readers::open(path, options.readers).map_err(error)?;
+    let readers = Readers::open(&directory, options.readers).map_err(error)?;
     let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
     let ids_limits = seams.ids_limits;
     let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
@@ -255,6 +257,8 @@ struct Shared {
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
     done: watch::Sender<bool>,
+    /// Stays open for as long as anybody may use the database.
+    database_file: Arc<File>,
 }
 
 impl Shared {

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -165,6 +166,7 @@ pub enum OpenError {
 /// The data directory, which is ours as long as this lives.
 pub(super) struct Directory {
     database: PathBuf,
+    database_file: Arc<File>,
     /// Unlocked when it is dropped, also by the system when the process is killed.
     _lock: File,
 }
@@ -188,10 +190,11 @@ impl Directory {
         }
         let database = path.join(DATABASE_FILE);
         // SQLite gives its other files the permissions of this one.
-        open_private(&database).map_err(error)?;
+        let database_file = open_private(&database).map_err(error)?;
         sync_directory(path).map_err(error)?;
         Ok(Self {
             database,
+            database_file: Arc::new(database_file),
             _lock: lock,
         })
     }
@@ -199,6 +202,12 @@ impl Directory {
     /// The database file.
     pub(super) fn database(&self) -> &Path {
         &self.database
+    }
+
+    /// The same, open. Must not be closed while a connection is open: with it, POSIX systems give up
+    /// all locks that this process has on the file, those of SQLite too.
+    pub(super) fn database_file(&self) -> Arc<File> {
+        Arc::clone(&self.database_file)
     }
 }
 
@@ -253,14 +262,14 @@ pub(super) struct State {
 /// Opens the database for writing, creates what is missing, and begins a new term.
 pub(super) fn open_writer(
     directory: &Directory,
-    wal_bytes_max: u64,
+    wal_file_bytes_max: u64,
 ) -> Result<(Connection, State), OpenError> {
     let path = directory.database();
     let database_error = |source| database_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(database_error)?;
     check_version(&connection, path)?;
-    configure_writer(&connection, wal_bytes_max).map_err(database_error)?;
+    configure_writer(&connection, wal_file_bytes_max).map_err(database_error)?;
     let new_log = group::new_log_id()?;
     let new_term = group::new_term()?;
     create_tables(&mut connection, new_log).map_err(database_error)?;
@@ -337,15 +346,17 @@ pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), 
     Ok(())
 }
 
-fn configure_writer(connection: &Connection, wal_bytes_max: u64) -> rusqlite::Result<()> {
-    let wal_bytes_max = i64::try_from(wal_bytes_max).unwrap_or(i64::MAX);
+fn configure_writer(connection: &Connection, wal_file_bytes_max: u64) -> rusqlite::Result<()> {
+    let wal_file_bytes_max = i64::try_from(wal_file_bytes_max).unwrap_or(i64::MAX);
     connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // Flush the WAL in every commit: this is the promise behind a 200.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // A WAL that outgrew its limit is cut when it is begun anew.
-    connection.pragma_update_and_check(None, "journal_size_limit", wal_bytes_max, |_| Ok(()))?;
+    // A WAL that was overgrown is cut when it is begun anew, by a commit that has to wait for it.
+    // Otherwise it is written over, which is faster than making a file longer.
+    let limit = wal_file_bytes_max;
+    connection.pragma_update_and_check(None, "journal_size_limit", limit, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);

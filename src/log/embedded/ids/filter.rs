@@ -104,6 +104,55 @@ fn places(key: Key) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
+/// The filters of a run's first slices. What has none may hold anything.
+#[derive(Default)]
+pub(super) struct Filters {
+    slices: Vec<Filter>,
+    bytes: usize,
+    /// The one that is halved next.
+    next: usize,
+}
+
+impl Filters {
+    pub(super) fn get(&self, slice: u64) -> Option<&Filter> {
+        self.slices.get(usize::try_from(slice).ok()?)
+    }
+
+    /// Takes the filter of the next slice, and returns how many bytes that adds. One of another
+    /// slice is of no use: those before it were not read.
+    pub(super) fn add(&mut self, slice: u64, filter: Filter) -> usize {
+        if slice != self.slices.len() as u64 {
+            return 0;
+        }
+        let bytes = filter.memory_bytes();
+        self.bytes += bytes;
+        self.slices.push(filter);
+        bytes
+    }
+
+    /// Halves a filter, each in its turn. Returns how many bytes that frees.
+    pub(super) fn halve_one(&mut self) -> usize {
+        self.next = (self.next + 1).checked_rem(self.slices.len()).unwrap_or(0);
+        let Some(filter) = self.slices.get_mut(self.next) else {
+            return 0;
+        };
+        let before = filter.memory_bytes();
+        filter.halve();
+        let freed = before - filter.memory_bytes();
+        self.bytes -= freed;
+        freed
+    }
+
+    /// How fine they are, in bits a key of the run, rounded up.
+    pub(super) fn bits_per_key(&self, keys: u64) -> u64 {
+        (self.bytes as u64 * 8).div_ceil(keys.max(1))
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +167,7 @@ mod tests {
         let keys: Vec<Key> = (0..3_000).map(key).collect();
         let mut filter = Filter::new(&keys, 16);
         assert!(filter.memory_bytes() < 3_000 * 2 + 1_000);
-        for (halved, alarms_max) in [(0, 50), (1, 500), (2, 3_500), (3, 8_000), (4, 10_000)] {
+        for (halved, alarms_max) in [(0, 50), (1, 500), (2, 3_500), (3, 8_000)] {
             assert!(keys.iter().all(|&key| filter.may_hold(key)), "{halved}");
             let alarms = false_alarms(&filter);
             assert!(alarms <= alarms_max, "{alarms} after {halved}");
@@ -126,7 +175,9 @@ mod tests {
             assert_eq!(false_alarms(&again), alarms);
             filter.halve();
         }
-        assert_eq!(filter.memory_bytes(), 0, "it ends as one that knows nothing");
+        (0..10).for_each(|_| filter.halve());
+        assert_eq!(filter.memory_bytes(), 0);
+        assert_eq!(false_alarms(&filter), 10_000, "it knows nothing any more");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod tests;
 use rusqlite::{Connection, params};
 
 use self::{
+    filter::{Filter, Filters},
     recent::Recent,
     run::{Run, prefix_range},
 };
@@ -52,7 +53,7 @@ const FILTER_BITS_MIN: usize = 4;
 
 /// How long keys are remembered, and what that may take.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(in crate::log) struct Limits {
     /// Keys are remembered for so long at least, and for twice as long at most.
     pub(super) age_micros: i64,
     /// How many new keys are kept in memory until they are written out. As many again are there
@@ -136,7 +137,7 @@ enum Effect {
     Started(Job),
     Written {
         id: i64,
-        filters: Vec<filter::Filter>,
+        filters: Vec<Filter>,
     },
     Expired(i64),
     Deleted {
@@ -195,8 +196,7 @@ impl Ids {
                 keys: row.get::<_, i64>(4)?.cast_unsigned(),
                 oldest_at: UnixMicros(row.get(5)?),
                 newest_at: UnixMicros(row.get(6)?),
-                filters: Vec::new(),
-                halved: (0, 0),
+                filters: Filters::default(),
             };
             self.next_run = output.id + 1;
             match row.get(1)? {
@@ -255,7 +255,11 @@ impl Ids {
         let outputs = self.jobs.iter().map(|job| job.output.id);
         let ids: Vec<i64> = self.runs.iter().map(|run| run.id).chain(outputs).collect();
         for id in ids {
-            Run::read_filters(connection, id, |filter| self.add_filter(id, filter))?;
+            let mut slice = 0;
+            Run::read_filters(connection, id, |filter| {
+                self.add_filter(id, slice, filter);
+                slice += 1;
+            })?;
         }
         Ok(())
     }
@@ -422,8 +426,7 @@ impl Ids {
             keys,
             oldest_at,
             newest_at,
-            filters: Vec::new(),
-            halved: (0, 0),
+            filters: Filters::default(),
         }
     }
 
@@ -535,8 +538,9 @@ impl Ids {
             job.debt += due;
         }
         if !self.dead.is_empty() {
-            // As much is deleted as all jobs together write.
-            self.dead_debt += due * (1 + self.jobs.len() as u64);
+            // Each key is deleted as often as it was merged.
+            let levels = self.runs.iter().map(|run| u64::from(run.level)).max();
+            self.dead_debt += due * (1 + levels.unwrap_or(0));
         }
         for effect in effects {
             self.apply(effect);
@@ -563,15 +567,16 @@ impl Ids {
                 let Some(index) = self.jobs.iter().position(|job| job.output.id == id) else {
                     return;
                 };
-                let mut is_whole = false;
+                let (mut is_whole, mut slice) = (false, 0);
                 if let Some(job) = self.jobs.get_mut(index) {
                     let written = filters.len() as u64;
+                    slice = job.written;
                     job.written += written;
                     job.debt = job.debt.saturating_sub(written * self.limits.slice_keys);
                     is_whole = job.written == job.output.slices();
                 }
-                for filter in filters {
-                    self.add_filter(id, filter);
+                for (slice, filter) in (slice..).zip(filters) {
+                    self.add_filter(id, slice, filter);
                 }
                 if is_whole {
                     let job = self.jobs.remove(index);
@@ -604,8 +609,7 @@ impl Ids {
 
     fn bury(&mut self, id: i64) {
         for run in self.runs.extract_if(.., |run| run.id == id) {
-            let filters = run.filters.iter();
-            self.filter_bytes -= filters.map(filter::Filter::memory_bytes).sum::<usize>();
+            self.filter_bytes -= run.filters.memory_bytes();
         }
         self.dead.push(id);
     }
@@ -619,36 +623,23 @@ impl Ids {
             .clamp(FILTER_BITS_MIN, FILTER_BITS)
     }
 
-    /// Takes the filter of the next slice of a run, and halves others if that is too much.
-    fn add_filter(&mut self, id: i64, filter: filter::Filter) {
-        self.filter_bytes += filter.memory_bytes();
+    /// Takes the filter of a slice of a run, and halves others if that is too much.
+    fn add_filter(&mut self, id: i64, slice: u64, filter: Filter) {
         let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
         let mut runs = self.runs.iter_mut().chain(outputs);
         if let Some(run) = runs.find(|run| run.id == id) {
-            run.filters.push(filter);
+            self.filter_bytes += run.filters.add(slice, filter);
         }
-        while self.filter_bytes > self.limits.filter_bytes && self.halve_a_filter() {}
-    }
-
-    /// Halves one filter: of the runs whose filters were halved the least often, the largest comes
-    /// first. False when there is nothing left to halve.
-    fn halve_a_filter(&mut self) -> bool {
-        let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
-        let runs = self.runs.iter_mut().chain(outputs);
-        let wide = runs.filter(|run| !run.filters.is_empty());
-        let Some(run) = wide.min_by_key(|run| (run.halved.0, std::cmp::Reverse(run.keys))) else {
-            return false;
-        };
-        let (times, next) = run.halved;
-        let Some(filter) = run.filters.get_mut(next) else {
-            run.halved = (times + 1, 0);
-            return times < u32::BITS;
-        };
-        let before = filter.memory_bytes();
-        filter.halve();
-        self.filter_bytes -= before - filter.memory_bytes();
-        run.halved = (times, next + 1);
-        true
+        while self.filter_bytes > self.limits.filter_bytes {
+            let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
+            let runs = self.runs.iter_mut().chain(outputs);
+            // The finest gives.
+            let Some(run) = runs.max_by_key(|run| run.filters.bits_per_key(run.keys)) else {
+                break;
+            };
+            let freed = run.filters.halve_one();
+            self.filter_bytes -= freed;
+        }
     }
 }
 

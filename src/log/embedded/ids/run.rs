@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 
-use super::{Key, filter::Filter};
+use super::{Key, filter::{Filter, Filters}};
 use crate::{event::UnixMicros, log::embedded::schema::PAGE_BYTES};
 
 /// Pages of a slice, as a power of two.
@@ -29,10 +29,7 @@ pub(super) struct Run {
     pub(super) keys: u64,
     pub(super) oldest_at: UnixMicros,
     pub(super) newest_at: UnixMicros,
-    /// Of the first slices. A slice without one may hold anything.
-    pub(super) filters: Vec<Filter>,
-    /// How often all filters were halved, and how many of them once more.
-    pub(super) halved: (u32, usize),
+    pub(super) filters: Filters,
 }
 
 impl Run {
@@ -52,8 +49,7 @@ impl Run {
     /// Whether the page of a key has to be looked at.
     pub(super) fn may_hold(&self, key: Key) -> bool {
         let slice = prefix(key, self.slice_bits);
-        let filter = usize::try_from(slice).map(|slice| self.filters.get(slice));
-        filter.ok().flatten().is_none_or(|it| it.may_hold(key))
+        self.filters.get(slice).is_none_or(|it| it.may_hold(key))
     }
 
     /// Looks at the page of a key.
@@ -159,29 +155,29 @@ impl Run {
     }
 }
 
-/// Deletes some slices of a run, from its end, and in the end all trace of it. True when there is
-/// more.
+/// Deletes some slices of a run, from its end, and with the first of them all trace of it. True when
+/// there is more.
 pub(super) fn delete(connection: &Connection, id: i64, slices: u64) -> rusqlite::Result<bool> {
     let last: Option<i64> = connection
         .prepare_cached("SELECT max(place) FROM id_filters WHERE place BETWEEN ?1 AND ?2")?
         .query_row([place(id, 0), place(id, u64::MAX)], |row| row.get(0))?;
-    let Some(last) = last else {
-        connection
-            .prepare_cached("DELETE FROM id_runs WHERE id = ?1")?
-            .execute([id])?;
-        return Ok(false);
-    };
-    let first = (last - place(id, 0) + 1).cast_unsigned().saturating_sub(slices);
+    let written = last.map_or(0, |last| (last - place(id, 0)).cast_unsigned() + 1);
+    let left = written.saturating_sub(slices);
     connection
         .prepare_cached("DELETE FROM id_filters WHERE place BETWEEN ?1 AND ?2")?
-        .execute([place(id, first), last])?;
+        .execute([place(id, left), place(id, u64::MAX)])?;
     connection
         .prepare_cached("DELETE FROM id_pages WHERE place BETWEEN ?1 AND ?2")?
         .execute([
-            place(id, first << SLICE_PAGES_BITS),
+            place(id, left << SLICE_PAGES_BITS),
             place(id, u64::MAX),
         ])?;
-    Ok(true)
+    if left == 0 {
+        connection
+            .prepare_cached("DELETE FROM id_runs WHERE id = ?1")?
+            .execute([id])?;
+    }
+    Ok(left > 0)
 }
 
 /// The keys that begin with these bits.

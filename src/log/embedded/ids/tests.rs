@@ -72,14 +72,21 @@ impl Rig {
         commit: bool,
         work: impl FnOnce(&mut Ids, &Connection, UnixMicros) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let done = work(&mut self.ids, &self.connection, UnixMicros(self.now));
+        let now = UnixMicros(self.now);
+        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
+        let worked = begun.and_then(|()| work(&mut self.ids, &self.connection, now));
+        let done = worked.and_then(|done| {
+            let end = if commit { "COMMIT" } else { "ROLLBACK" };
+            self.connection.execute_batch(end).map(|()| done)
+        });
         if done.is_ok() && commit {
-            self.connection.execute_batch("COMMIT")?;
             self.ids.committed();
         } else {
+            self.connection
+                .progress_handler(1, None::<fn() -> bool>)
+                .unwrap();
             if !self.connection.is_autocommit() {
-                self.connection.execute_batch("ROLLBACK")?;
+                self.connection.execute_batch("ROLLBACK").unwrap();
             }
             self.ids.rolled_back();
         }
@@ -135,8 +142,8 @@ impl Rig {
         assert!(ids.young.len() <= young_max, "{}", ids.young.len());
         assert!(ids.filter_bytes <= self.limits.filter_bytes);
         let outputs = ids.jobs.iter().map(|job| &job.output);
-        let filters = ids.runs.iter().chain(outputs).flat_map(|run| &run.filters);
-        let bytes: usize = filters.map(filter::Filter::memory_bytes).sum();
+        let runs = ids.runs.iter().chain(outputs);
+        let bytes: usize = runs.map(|run| run.filters.memory_bytes()).sum();
         assert_eq!(bytes, ids.filter_bytes);
     }
 }
@@ -232,13 +239,14 @@ fn a_failure_at_any_moment_changes_nothing_and_a_crash_neither() {
     let mut rig = Rig::new(LIMITS);
     let mut failures = 0;
     let mut all = HashSet::new();
-    for batch in 0..60 {
+    for batch in 0..25 {
         let numbers: Vec<u64> = (batch * 20..batch * 20 + 20).collect();
         let keys = event_keys(&numbers);
         // Ordinary appends in turn with steps of an idle log.
         for tidy in [false, true] {
             let before = rig.keys();
-            for instructions in (1..).map(|attempt| attempt * 37) {
+            let later = |before: &usize| Some(before + before / 6 + 3);
+            for instructions in std::iter::successors(Some(1), later) {
                 let left = AtomicUsize::new(instructions);
                 let stop = move || left.fetch_sub(1, Ordering::Relaxed) == 0;
                 rig.connection.progress_handler(1, Some(stop)).unwrap();
@@ -252,9 +260,11 @@ fn a_failure_at_any_moment_changes_nothing_and_a_crash_neither() {
                 rig.connection
                     .progress_handler(1, None::<fn() -> bool>)
                     .unwrap();
-                if done.is_ok() {
+                let Err(error) = done else {
                     break;
-                }
+                };
+                let code = error.sqlite_error_code();
+                assert_eq!(code, Some(rusqlite::ErrorCode::OperationInterrupted));
                 failures += 1;
                 assert_eq!(rig.keys(), before, "in memory");
                 if failures % 7 == 0 {
@@ -269,7 +279,7 @@ fn a_failure_at_any_moment_changes_nothing_and_a_crash_neither() {
         assert_eq!(rig.keys(), all);
         rig.now += 1;
     }
-    assert!(failures > 500, "{failures}");
+    assert!(failures > 400, "{failures}");
     assert!(rig.ids.runs.iter().any(|run| run.level > 1), "it merged");
 }
 
@@ -286,19 +296,18 @@ fn work_and_memory_do_not_grow_with_what_is_remembered() {
         assert!(rig.insert(&numbers).iter().all(|&fresh| fresh));
         rig.assert_bounded(10);
         runs_max = runs_max.max(rig.ids.runs.len());
-        assert!(rig.ids.dead.len() <= 4 * limits.fan_in, "deleted in time");
     }
     // 30,000 keys in runs of 40 and more: log3(750) is 6.
     assert!(runs_max <= 6 * 2 * limits.fan_in, "{runs_max}");
     assert!(rig.count("id_log") <= 20);
+    let untidy = rig.count("id_pages");
     for batch in [0, 1, 1_500, 2_999] {
         let numbers: Vec<u64> = (batch * 10..batch * 10 + 10).collect();
         assert!(rig.insert(&numbers).iter().all(|&fresh| !fresh));
     }
     rig.tidy(usize::MAX);
-    let pages: i64 = rig.count("id_pages");
-    // Every slice has sixteen pages at most, and half of its keys at least.
-    assert!(pages <= 30_000 / 4 * 16, "{pages}");
+    let pages = rig.count("id_pages");
+    assert!(untidy <= 2 * pages, "{untidy} pages before, {pages} after");
 }
 
 #[test]
