@@ -32,6 +32,8 @@ use prelude_bridge::{
 use tokio::runtime::Runtime;
 
 const EVENT_BYTES: usize = 500;
+/// Of the events that are there before: only their ids matter.
+const OLD_EVENT_BYTES: usize = 160;
 /// Commits in one turn.
 const TURN: usize = 8;
 
@@ -58,7 +60,7 @@ fn main() {
     let mut events = Events(0);
     let started = Instant::now();
     for _ in 0..ids / 5_000 {
-        runtime.block_on(log.append(events.batch(5_000))).unwrap();
+        runtime.block_on(log.append(events.batch(5_000, OLD_EVENT_BYTES))).unwrap();
     }
     if ids > 0 {
         eprintln!("{ids} ids appended in {:.1?}", started.elapsed());
@@ -68,7 +70,7 @@ fn main() {
         (log, commits) = open(directory.path());
         eprintln!("opened in {:.1?}", started.elapsed());
         let started = Instant::now();
-        runtime.block_on(log.append(events.batch(1))).unwrap();
+        runtime.block_on(log.append(events.batch(1, EVENT_BYTES))).unwrap();
         eprintln!("first append in {:.1?}", started.elapsed());
     }
     eprintln!("resident: {} MiB", status_kib("VmRSS:") / 1024);
@@ -115,7 +117,7 @@ impl Rig<'_> {
                     if self.repeat {
                         events.0 = events.0.saturating_sub(self.group as u64);
                     }
-                    let batch = events.batch(self.group);
+                    let batch = events.batch(self.group, EVENT_BYTES);
                     if self.repeat {
                         events.0 = events.0.saturating_sub(self.group as u64);
                     }
@@ -136,7 +138,7 @@ impl Rig<'_> {
         let mut inner = std::mem::take(&mut *self.commits.lock().unwrap());
         let longest = quantile(&mut in_log, 1.0);
         println!(
-            "| {} | {:.0?} | {:.0?} | {:.2} | {:.0?} | {:.1?} | {:.1} | {} | {:.1} |",
+            "| {} | {:.2?} | {:.2?} | {:.2} | {:.2?} | {:.1?} | {:.1} | {} | {:.1} |",
             self.group,
             file_p50,
             log_p50,
@@ -148,7 +150,7 @@ impl Rig<'_> {
             written.calls as f64 / commits as f64,
         );
         eprintln!(
-            "  of it the commit: p50 {:.0?}, p99 {:.0?}, longest {:.1?}; file: p99 {:.0?}, longest {:.1?}",
+            "  of it the commit: p50 {:.2?}, p99 {:.2?}, longest {:.1?}; file: p99 {:.2?}, longest {:.1?}",
             quantile(&mut inner, 0.5),
             quantile(&mut inner, 0.99),
             quantile(&mut inner, 1.0),
@@ -185,8 +187,8 @@ fn open(path: &Path) -> (Arc<embedded::Embedded>, Durations) {
 struct Events(u64);
 
 impl Events {
-    fn batch(&mut self, count: usize) -> Batch {
-        let half = EVENT_BYTES / 2;
+    fn batch(&mut self, count: usize, bytes: usize) -> Batch {
+        let half = bytes / 2;
         let drafts = (0..count).map(|index| {
             self.0 += 1;
             Draft {

@@ -18,12 +18,12 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::{Shared, schema::PAGE_BYTES};
+use super::{Shared, schema::PAGE_BYTES, wal::WalFile};
 
-/// The WAL is carried over whenever so many pages have been added: 4 MiB.
-const PART_PAGES: u64 = 1024;
-/// The writer is held back only when at most this many pages are left: 1 MiB.
-const REST_PAGES_MAX: u64 = 256;
+/// The WAL is carried over whenever it has grown by this: few enough bytes to flush at once.
+const PART_PAGES: u64 = 4 * 1024 * 1024 / PAGE_BYTES;
+/// The writer is held back only when at most this is left: 1 MiB.
+const REST_PAGES_MAX: u64 = 1024 * 1024 / PAGE_BYTES;
 /// How often the rest is made smaller before the writer is held back all the same.
 const ROUNDS_MAX: usize = 6;
 /// When the WAL has passed its limit, the readers of its last pages are waited for so long.
@@ -181,7 +181,12 @@ fn part_pages(limit_pages: u64) -> u64 {
 }
 
 /// Runs until the gate is stopped. A failure is the log's failure: what was flushed is unknown.
-pub(super) fn run(shared: &Arc<Shared>, connection: &Connection, wal_bytes_max: u64) {
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    mut wal: WalFile,
+    wal_bytes_max: u64,
+) {
     let limit_pages = (wal_bytes_max / PAGE_BYTES).max(2);
     let worthwhile_pages = REST_PAGES_MAX.min(limit_pages / 2);
     loop {
@@ -192,7 +197,9 @@ pub(super) fn run(shared: &Arc<Shared>, connection: &Connection, wal_bytes_max: 
             Woken::Idle if pages < worthwhile_pages => continue,
             Woken::Idle | Woken::Grown => {}
         }
-        let carried = carry_over(shared, connection).and_then(|()| {
+        let prepared = prepare(shared, &mut wal);
+        let carried = prepared.and_then(|()| carry_over(shared, connection));
+        let carried = carried.and_then(|()| {
             let pages = shared.gate.wal_pages.load(Ordering::Relaxed);
             // A little before the limit: commits go on until the writer is held back.
             if woken == Woken::Idle || pages >= limit_pages / 4 * 3 {
@@ -225,8 +232,17 @@ impl Gate {
 enum Error {
     #[error(transparent)]
     Database(#[from] rusqlite::Error),
-    #[error("flush of the database: {0}")]
+    #[error("flush: {0}")]
     Flush(#[from] io::Error),
+}
+
+/// Makes room in the file of the WAL before it is needed: a few times after each start.
+fn prepare(shared: &Shared, wal: &mut WalFile) -> Result<(), Error> {
+    if wal.is_short(shared.gate.wal_bytes()) {
+        let _hold = shared.gate.hold();
+        wal.make_room()?;
+    }
+    Ok(())
 }
 
 /// Carries the WAL over while commits go on, until little is left. SQLite itself flushes the

@@ -13,6 +13,7 @@ mod retention;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod wal;
 mod writer;
 
 use std::{
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 
 use self::{
     checkpointer::Gate, ids::Ids, queue::Queue, readers::Readers, retention::Retention,
-    schema::Directory, writer::Writer,
+    schema::Directory, wal::WalFile, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
@@ -202,8 +203,14 @@ pub(super) fn open_with_seams(
     let checkpointer = {
         let shared = Arc::clone(&shared);
         let connection = schema::open_checkpointer(path).map_err(error)?;
+        let wal = WalFile::open(path, options.wal_bytes_max).map_err(|source| {
+            OpenError::Directory {
+                path: data_dir.to_owned(),
+                source,
+            }
+        })?;
         spawn("log-checkpoint", move || {
-            checkpointer::run(&shared, &connection, options.wal_bytes_max);
+            checkpointer::run(&shared, &connection, wal, options.wal_bytes_max);
         })?
     };
     let writer = Writer {
@@ -214,6 +221,7 @@ pub(super) fn open_with_seams(
         on_commit: options.on_commit,
         log: state.log,
         term: state.term,
+        builder: group::new_builder(),
         stamps: Stamps::new(Arc::clone(&seams.clock), state.last_at),
         ids,
         retention,

@@ -24,6 +24,7 @@ use crate::{
     event::{Batch, LogId, Term},
     log::{
         Appended, Block, Error, Tail,
+        block::Builder,
         group::{self, Place, Stamps},
     },
 };
@@ -42,6 +43,8 @@ pub(super) struct Writer {
     pub(super) on_commit: Option<OnCommit>,
     pub(super) log: LogId,
     pub(super) term: Term,
+    /// Kept for its memory.
+    pub(super) builder: Builder,
     pub(super) stamps: Stamps,
     pub(super) ids: Ids,
     pub(super) retention: Retention,
@@ -134,7 +137,7 @@ impl Writer {
         let fresh_events = events()
             .zip(&fresh)
             .filter_map(|(event, &fresh)| fresh.then_some(event));
-        let blocks = group::lay_out(place, fresh_events);
+        let blocks = group::lay_out_with(&mut self.builder, place, fresh_events);
         let mut insert = self
             .connection
             .prepare_cached("INSERT INTO blocks VALUES (?1, ?2, ?3, ?4)")?;

@@ -11,9 +11,9 @@ use crate::{event::UnixMicros, log::embedded::schema::PAGE_BYTES};
 
 /// Pages of a slice, as a power of two.
 const SLICE_PAGES_BITS: u32 = 4;
-/// How many keys a page has on average, at most: so many that it seldom runs over a page of the
+/// How many keys a page has on average, at most: so many that two seldom run over a page of the
 /// database, for all that chance gives one page more than another.
-const PAGE_KEYS_MEAN_MAX: u64 = PAGE_BYTES / size_of::<Key>() as u64 * 7 / 8;
+const PAGE_KEYS_MEAN_MAX: u64 = PAGE_BYTES / 2 / size_of::<Key>() as u64 * 7 / 8;
 /// How many keys a slice has on average, at most. A slice is what is written in one go.
 pub(super) const SLICE_KEYS_MEAN_MAX: u64 = PAGE_KEYS_MEAN_MAX << SLICE_PAGES_BITS;
 
