@@ -252,7 +252,7 @@ impl Writer {
         let range = self.shared.range();
         let ids_untidy = self.ids.is_untidy(now);
         let blocks_due = self.retention.is_due(&range, now);
-        if !blocks_due && !(idle && ids_untidy) {
+        if !(blocks_due || idle && ids_untidy) {
             return if ids_untidy {
                 IDLE_AFTER
             } else {
