@@ -27,13 +27,14 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "tail",
     "trigger",
     "demo",
     "doctor",
     "webhook",
+    "token",
     "config",
     "completions",
     "man",
@@ -63,6 +64,9 @@ fn help_of_every_command_teaches_by_example() {
         &["doctor"],
         &["webhook", "setup"],
         &["webhook", "list"],
+        &["token", "create"],
+        &["token", "list"],
+        &["token", "revoke"],
         &["config", "show"],
         &["config", "check"],
         &["completions"],

@@ -19,5 +19,6 @@ mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod token;
 mod tools;
 mod trigger;
