@@ -7,6 +7,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     backoff::Backoff,
+    connector::Connector,
     credential::{self, Credential, TokenSource, Trust},
     cursor_store::CursorStore,
     error::Error,
@@ -39,7 +40,7 @@ pub struct Options {
     keepalive_timeout: Duration,
     silence_timeout: Duration,
     backoff: Backoff,
-    credential: Credential,
+    token: Option<TokenSource>,
     trust: Trust,
     is_token_sent_in_plain_text: bool,
 }
@@ -55,7 +56,7 @@ impl Options {
             keepalive_timeout: Duration::from_secs(20),
             silence_timeout: Duration::from_secs(60),
             backoff: Backoff::default(),
-            credential: Credential::default(),
+            token: None,
             trust: Trust::default(),
             is_token_sent_in_plain_text: false,
         }
@@ -73,7 +74,7 @@ impl Options {
     /// [`token_over_plain_text`](Self::token_over_plain_text) allows more.
     #[must_use]
     pub fn token(mut self, token: impl Into<TokenSource>) -> Self {
-        self.credential = Credential(Some(token.into()));
+        self.token = Some(token.into());
         self
     }
 
@@ -145,7 +146,8 @@ impl Options {
         self
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Error> {
+    /// Where to connect, and how.
+    fn endpoint(&self, credential: &Credential) -> Result<(Endpoint, Connector), Error> {
         let uri: http::Uri = self
             .url
             .parse()
@@ -155,9 +157,13 @@ impl Options {
             Some("https") => true,
             _ => return Err(Error::Url(WRITE_URL.to_owned())),
         };
-        if !is_tls {
-            self.refuse_plain_text(uri.host().unwrap_or_default())?;
-        }
+        let host = uri.host().unwrap_or_default();
+        let tls = if is_tls {
+            Some(self.trust.secure(host)?)
+        } else {
+            self.refuse_plain_text(host)?;
+            None
+        };
         let endpoint = Endpoint::from(uri)
             .connect_timeout(self.connect_timeout)
             .http2_keep_alive_interval(self.keepalive_interval)
@@ -165,11 +171,7 @@ impl Options {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES_MAX);
-        if is_tls {
-            self.trust.secure(endpoint, self.connect_timeout)
-        } else {
-            Ok(endpoint)
-        }
+        Ok((endpoint, Connector::new(tls, credential.refusal.clone())))
     }
 
     /// What was set for TLS must not silently go without it.
@@ -179,7 +181,7 @@ impl Options {
             return Err(Error::Url(problem.to_owned()));
         }
         let is_heard = !credential::is_loopback(host) && !self.is_token_sent_in_plain_text;
-        if self.credential.0.is_some() && is_heard {
+        if self.token.is_some() && is_heard {
             return Err(Error::Credential(format!(
                 "over http the token would be readable on the way to {host}; write https://, or \
                  allow it (`token_over_plain_text`) where the network is encrypted otherwise"
@@ -206,11 +208,12 @@ impl Client {
     /// resumes by itself, but whether to insist before there ever was a connection is up to the
     /// caller. [`Client::lazy`] insists.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let endpoint = options.endpoint()?;
-        options.credential.check().await?;
-        let connecting = endpoint.connect().await;
-        let channel = connecting.map_err(|error| Error::unreachable(&error))?;
-        Ok(Self::over(channel, options))
+        let credential = Credential::new(options.token.clone());
+        let (endpoint, connector) = options.endpoint(&credential)?;
+        credential.check().await?;
+        let connecting = endpoint.connect_with_connector(connector).await;
+        let channel = connecting.map_err(|error| credential.explain(Error::unreachable(&error)))?;
+        Ok(Self::over(channel, credential, options))
     }
 
     /// Connects when the first call is made.
@@ -218,13 +221,16 @@ impl Client {
     /// # Errors
     /// [`Error::Url`] and [`Error::Credential`].
     pub fn lazy(options: &Options) -> Result<Self, Error> {
-        Ok(Self::over(options.endpoint()?.connect_lazy(), options))
+        let credential = Credential::new(options.token.clone());
+        let (endpoint, connector) = options.endpoint(&credential)?;
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(Self::over(channel, credential, options))
     }
 
-    fn over(channel: Channel, options: &Options) -> Self {
+    fn over(channel: Channel, credential: Credential, options: &Options) -> Self {
         Self {
             service: EventServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            credential: options.credential.clone(),
+            credential,
             silence_timeout: options.silence_timeout,
             backoff: options.backoff.clone(),
         }
@@ -237,7 +243,10 @@ impl Client {
     pub async fn range(&self) -> Result<LogRange, Error> {
         let mut request = self.credential.request(GetRangeRequest {}).await?;
         request.set_timeout(CALL_TIMEOUT);
-        let response = self.service.clone().get_range(request).await?.into_inner();
+        let answer = self.service.clone().get_range(request).await;
+        let response = answer
+            .map_err(|status| self.credential.explain(status.into()))?
+            .into_inner();
         Ok(LogRange {
             earliest: response.earliest,
             head: response.head,

@@ -8,18 +8,20 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use http::header::AUTHORIZATION;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio_rustls::rustls::{
+    self, ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::error::Error;
+use super::{connector::Refusal, error::Error};
 
 /// More than any token has; a server takes 16 KiB of headers.
 const TOKEN_BYTES_MAX: usize = 12 * 1024;
@@ -64,14 +66,38 @@ impl fmt::Debug for TokenSource {
     }
 }
 
-/// What is shown with every call.
+/// What is shown with every call, and what became of the certificate on the way.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Credential(pub(super) Option<TokenSource>);
+pub(super) struct Credential {
+    token: Option<TokenSource>,
+    pub(super) refusal: Refusal,
+}
 
 impl Credential {
+    pub(super) fn new(token: Option<TokenSource>) -> Self {
+        Self {
+            token,
+            refusal: Refusal::default(),
+        }
+    }
+
+    /// Why a call or a connection really failed: the connection's end says nothing of a certificate
+    /// that was not accepted.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match (&error, self.refusal.told()) {
+            (Error::Unreachable(_) | Error::Interrupted { reason: None, .. }, Some(message)) => {
+                Error::Refused {
+                    reason: None,
+                    message,
+                }
+            }
+            _ => error,
+        }
+    }
+
     /// Whether it can be another one at the next call.
     pub(super) fn can_change(&self) -> bool {
-        matches!(&self.0, Some(TokenSource(Source::File(_))))
+        matches!(&self.token, Some(TokenSource(Source::File(_))))
     }
 
     /// Fails where no call could be made.
@@ -98,7 +124,7 @@ impl Credential {
     }
 
     async fn authorization(&self) -> Result<Option<MetadataValue<Ascii>>, Error> {
-        let source = match &self.0 {
+        let source = match &self.token {
             None => return Ok(None),
             Some(TokenSource(source)) => source,
         };
@@ -174,39 +200,69 @@ impl Trust {
         self.ca_certificates.is_some() || self.client_certificate.is_some()
     }
 
-    /// Adds TLS to an endpoint.
-    pub(super) fn secure(&self, endpoint: Endpoint, timeout: Duration) -> Result<Endpoint, Error> {
-        let mut tls = ClientTlsConfig::new().timeout(timeout);
-        tls = match &self.ca_certificates {
-            None => tls.with_native_roots(),
-            Some(pem) => {
-                certificates(pem, "the CA certificates")?;
-                tls.ca_certificate(Certificate::from_pem(pem))
+    /// What TLS is done with, and the name that the server has to prove.
+    pub(super) fn secure(&self, host: &str) -> Result<(ClientConfig, ServerName<'static>), Error> {
+        let builder = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|error| Error::Credential(error.to_string()))?
+            .with_root_certificates(self.roots()?);
+        let mut config = match &self.client_certificate {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate, "the client certificate")?;
+                // What the error would repeat of the key stays out.
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
+                    let problem =
+                        "the client's key has no PEM section PRIVATE KEY, or it is encrypted";
+                    Error::Credential(problem.to_owned())
+                })?;
+                let shown = builder.with_client_auth_cert(chain, key);
+                shown.map_err(|error| Error::Credential(format!("the client's key: {error}")))?
             }
         };
-        if let Some((certificate, key)) = &self.client_certificate {
-            certificates(certificate, "the client certificate")?;
-            // Whatever the error would repeat of the key stays out.
-            PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
-                let problem = "the client's key has no PEM section PRIVATE KEY, or it is encrypted";
-                Error::Credential(problem.to_owned())
-            })?;
-            tls = tls.identity(Identity::from_pem(certificate, key));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // The brackets of an IPv6 address are the URL's.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = self.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned());
+        let name = name.map_err(|error| Error::Url(format!("the server's name: {error}")))?;
+        Ok((config, name))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, Error> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca_certificates {
+            Some(pem) => {
+                for certificate in certificates(pem, "the CA certificate")? {
+                    let added = roots.add(certificate);
+                    added.map_err(|error| {
+                        Error::Credential(format!("the CA certificate: {error}"))
+                    })?;
+                }
+            }
+            None => {
+                let found = rustls_native_certs::load_native_certs();
+                let (usable, _) = roots.add_parsable_certificates(found.certs);
+                if usable == 0 {
+                    let problem = "this system trusts no issuers: give those of the bridge's \
+                                   certificate";
+                    return Err(Error::Credential(problem.to_owned()));
+                }
+            }
         }
-        if let Some(name) = &self.server_name {
-            tls = tls.domain_name(name);
-        }
-        endpoint.tls_config(tls).map_err(|error| Error::tls(&error))
+        Ok(roots)
     }
 }
 
-fn certificates(pem: &str, what: &str) -> Result<(), Error> {
+fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let sections: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    if sections.is_ok_and(|sections| !sections.is_empty()) {
-        return Ok(());
+    match sections {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => {
+            let problem = format!("{what} has no whole PEM section CERTIFICATE");
+            Err(Error::Credential(problem))
+        }
     }
-    let problem = format!("{what} have no whole PEM section CERTIFICATE");
-    Err(Error::Credential(problem))
 }
 
 /// Whether a host is this machine, so that nobody else hears what is said to it.
@@ -227,7 +283,7 @@ mod tests {
     const TOKEN: &str = "canary-token-9Qx";
 
     async fn shown(source: TokenSource) -> Result<String, Error> {
-        let request = Credential(Some(source)).request(()).await?;
+        let request = Credential::new(Some(source)).request(()).await?;
         let value = request.metadata().get("authorization").unwrap();
         assert!(value.is_sensitive());
         Ok(value.to_str().unwrap().to_owned())
@@ -240,7 +296,10 @@ mod tests {
             "Bearer canary-token-9Qx"
         );
         let source = TokenSource::from(TOKEN);
-        let request = Credential(Some(source.clone())).request(()).await.unwrap();
+        let request = Credential::new(Some(source.clone()))
+            .request(())
+            .await
+            .unwrap();
         let printed = format!("{source:?} {:?}", request.metadata());
         assert!(!printed.contains("canary"), "{printed}");
     }
@@ -261,7 +320,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let error = shown(source.clone()).await.unwrap_err();
         assert!(error.is_retryable(), "{error}");
-        let error = Credential(Some(source)).check().await.unwrap_err();
+        let error = Credential::new(Some(source)).check().await.unwrap_err();
         assert!(matches!(error, Error::Credential(_)));
         assert!(
             error.to_string().contains("token cannot be read"),
@@ -272,10 +331,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_token_is_refused_without_being_repeated() {
         let too_long = "canary".repeat(TOKEN_BYTES_MAX);
-        for token in ["", "canary canary", "canary\r\nx: y", "canäry", &too_long] {
-            let error = Credential(Some(token.into())).check().await.unwrap_err();
+        for token in ["", "canary canary", "canary\r\nx: y", "canàry", &too_long] {
+            let error = Credential::new(Some(token.into()))
+                .check()
+                .await
+                .unwrap_err();
             assert!(matches!(error, Error::Credential(_)));
-            assert!(!error.to_string().contains("can"), "{error}");
+            assert!(!error.to_string().contains("ary"), "{error}");
         }
     }
 

@@ -1,9 +1,8 @@
 //! Owns what can go wrong for a client, and which of it passes by itself: the one map from gRPC
 //! statuses to errors.
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
-use tokio_rustls::rustls::{self, AlertDescription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -131,12 +130,7 @@ impl Error {
     }
 
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
-        refused_certificate(error).unwrap_or_else(|| Self::Unreachable(root_cause(error)))
-    }
-
-    /// What keeps a connection from being tried over TLS.
-    pub(super) fn tls(error: &(dyn StdError + 'static)) -> Self {
-        Self::Credential(root_cause(error))
+        Self::Unreachable(root_cause(error))
     }
 }
 
@@ -147,11 +141,10 @@ impl From<Status> for Error {
             .error_info()
             .filter(|info| info.domain == DOMAIN)
             .map(|info| info.reason.clone());
-        if let Some(reason) = reason {
-            return from_reason(reason, &status, &details);
+        match reason {
+            Some(reason) => from_reason(reason, &status, &details),
+            None => from_code(&status, &details),
         }
-        let refused = status.source().and_then(refused_certificate);
-        refused.unwrap_or_else(|| from_code(&status, &details))
     }
 }
 
@@ -255,49 +248,6 @@ fn describe(status: &Status) -> String {
         }
         None if message.is_empty() => status.code().description().to_owned(),
         None => message.to_owned(),
-    }
-}
-
-/// In TLS 1.3 a server judges the client's certificate after the client has begun to speak, so its
-/// refusal can come with the connection or with the first call.
-fn refused_certificate(error: &(dyn StdError + 'static)) -> Option<Error> {
-    let mut cause = error;
-    let alert = loop {
-        match alert(cause) {
-            Some(alert) => break alert,
-            None => cause = cause.source()?,
-        }
-    };
-    let is_about_it = matches!(
-        alert,
-        AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-    );
-    is_about_it.then(|| Error::Refused {
-        reason: None,
-        message: match alert {
-            AlertDescription::CertificateRequired => "it asks for a client certificate".to_owned(),
-            alert => format!("it does not accept the client certificate ({alert:?})"),
-        },
-    })
-}
-
-/// The TLS alert that an error was caused by, if it is the cause itself.
-fn alert(error: &(dyn StdError + 'static)) -> Option<AlertDescription> {
-    let io = match error.downcast_ref::<h2::Error>() {
-        Some(error) => error.get_io(),
-        None => error.downcast_ref::<io::Error>(),
-    };
-    let cause = io.and_then(io::Error::get_ref);
-    match cause.and_then(|cause| cause.downcast_ref())? {
-        rustls::Error::AlertReceived(alert) => Some(*alert),
-        _ => None,
     }
 }
 

@@ -34,6 +34,7 @@
 
 mod backoff;
 mod connect;
+mod connector;
 mod credential;
 mod cursor_store;
 mod error;

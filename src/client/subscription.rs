@@ -255,6 +255,7 @@ impl Subscription {
 
     /// Ends, or goes on after a delay.
     fn interrupt(&mut self, error: Error) -> Option<Result<Item, Error>> {
+        let error = self.credential.explain(error);
         self.silence.stop();
         if self.is_complete {
             self.state = State::Ended;

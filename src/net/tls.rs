@@ -20,7 +20,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 pub use self::{
@@ -34,6 +38,9 @@ use crate::metrics::{Handshake, Metrics};
 pub const HTTP2_AND_HTTP1: &[&[u8]] = &[b"h2", b"http/1.1"];
 /// What is spoken on the webhook port.
 pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
+
+/// How long a client that was refused gets to read why: some round trips.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a port does TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,16 +132,19 @@ impl Acceptor {
             ..
         } = &*self.shared;
         let handshake = TlsAcceptor::from(self.shared.current()).accept(stream);
-        match timeout(options.handshake_timeout, handshake).await {
+        match timeout(options.handshake_timeout, handshake.into_fallible()).await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let identity = certificates.and_then(|chain| Identity::of(chain.first()?));
                 Some((stream, identity))
             }
-            Ok(Err(error)) => {
+            Ok(Err((error, stream))) => {
                 let failure = failure(&error);
                 metrics.handshake_failed(listener, failure);
                 tracing::debug!(listener, %peer, %error, ?failure, "no TLS");
+                if failure == Handshake::ClientCertificate {
+                    linger(stream).await;
+                }
                 None
             }
             Err(_) => {
@@ -155,6 +165,19 @@ impl Shared {
     fn replace(&self, config: Arc<rustls::ServerConfig>) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
+}
+
+/// Lets a client read why it was refused. In TLS 1.3 it speaks before it knows, and closing while
+/// there is something from it that nobody read would cut off what it was told (RFC 9112 section
+/// 9.6 has the same of HTTP).
+async fn linger(mut stream: TcpStream) {
+    let mut unread = [0; 1024];
+    let reading = async {
+        stream.shutdown().await?;
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = timeout(LINGER_TIMEOUT, reading).await;
 }
 
 /// The word that a failed handshake is counted under.

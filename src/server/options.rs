@@ -31,14 +31,13 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
             header_timeout: limits.header_timeout,
-            ..http1::Limits::default()
+            write_timeout: limits.write_timeout,
         },
         listener: net::Limits {
             connections_max: limits.connections_max,
             connections_per_address_max: limits.connections_per_address_max,
             drain_timeout: connections_drain_timeout(config.drain_timeout),
         },
-        ..receiver::Options::default()
     }
 }
 
@@ -54,6 +53,9 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
     let streams_max = limits.streams_per_connection_max;
     stream::Options {
         streams_max: limits.streams_max,
+        calls_max: limits.calls_max,
+        local_error_resets_max: limits.local_error_resets_max,
+        pending_accept_resets_max: limits.pending_accept_resets_max,
         streams_per_connection_max: u32::try_from(streams_max).unwrap_or(u32::MAX),
         header_bytes_max: u32::try_from(limits.header_bytes_max.0).unwrap_or(u32::MAX),
         request_bytes_max: limits.request_bytes_max.as_usize(),
@@ -68,7 +70,6 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
             .iter()
             .map(|origin| origin.0.clone())
             .collect(),
-        ..stream::Options::default()
     }
 }
 

@@ -83,8 +83,8 @@ impl Connections {
             .max_send_buffer_size(2 * options.response_bytes_max)
             // Resets that the server answers with, and such that come before it looked (rapid
             // reset, CVE-2023-44487; RUSTSEC-2024-0003).
-            .max_local_error_reset_streams(Some(128))
-            .max_pending_accept_reset_streams(20);
+            .max_local_error_reset_streams(Some(options.local_error_resets_max))
+            .max_pending_accept_reset_streams(options.pending_accept_resets_max);
         let (io, flusher) = gather(io);
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.

@@ -34,6 +34,10 @@ pub struct Options {
     /// How many calls that are no subscriptions may be in progress: checks and watches of the
     /// health, which anybody may make, and reflection.
     pub calls_max: usize,
+    /// How many streams of a connection the server may have to reset because of the client.
+    pub local_error_resets_max: usize,
+    /// How many streams a client may reset before the server has looked at them.
+    pub pending_accept_resets_max: usize,
     /// How many streams one connection may have: what load balancers and clients expect.
     pub streams_per_connection_max: u32,
     /// How much a request's headers may weigh, in bytes.
@@ -62,6 +66,8 @@ impl Default for Options {
         Self {
             streams_max: 10_000,
             calls_max: 1_024,
+            local_error_resets_max: 128,
+            pending_accept_resets_max: 20,
             streams_per_connection_max: 100,
             header_bytes_max: 16 * 1024,
             request_bytes_max: 64 * 1024,

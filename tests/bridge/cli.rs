@@ -132,8 +132,8 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
             "[possible values: human, json, raw]",
         ),
         (
-            &["tail", "--server", "https://bridge"],
-            "TLS is not in this version",
+            &["tail", "--server", "ftp://bridge"],
+            "neither `https` nor `http`",
         ),
         (&["demo", "--rate", "0"], "0 is not in 1.."),
         (&["completions", "cobol"], "possible values: bash"),

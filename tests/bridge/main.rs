@@ -20,5 +20,6 @@ mod simulator;
 mod support;
 mod tail;
 mod token;
+mod tls;
 mod tools;
 mod trigger;

@@ -3,6 +3,7 @@
 //! It can be stopped, killed and started again on the same directory and the same ports, and never
 //! outlives its test.
 
+pub(crate) mod certificates;
 mod http;
 pub(crate) mod reader;
 pub(crate) mod sender;
@@ -187,22 +188,27 @@ impl Bridge {
 
     /// The program as it is started here, on the ports that it had.
     pub(crate) fn command(&self) -> Command {
-        self.command_at(self.addresses)
+        self.command_at("serve", self.addresses)
+    }
+
+    /// Another command with the same settings.
+    pub(crate) fn command_of(&self, subcommand: &str) -> Command {
+        self.command_at(subcommand, self.addresses)
     }
 
     /// The same on whatever ports are free.
     pub(crate) fn command_elsewhere(&self) -> Command {
-        self.command_at(Addresses::ANYWHERE)
+        self.command_at("serve", Addresses::ANYWHERE)
     }
 
-    fn command_at(&self, addresses: Addresses) -> Command {
+    fn command_at(&self, subcommand: &str, addresses: Addresses) -> Command {
         let Addresses {
             webhook,
             grpc,
             admin,
         } = addresses;
         let home = self.home.path();
-        let mut command = program(&["serve", "--log-format", "json"]);
+        let mut command = program(&[subcommand, "--log-format", "json"]);
         command
             .arg("--config")
             .arg(home.join("bridge.toml"))
@@ -377,15 +383,18 @@ fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Re
     let reader = std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
             let written = serde_json::from_str::<Value>(&line);
+            // First, so that who waits for the line finds it there.
+            {
+                let mut stderr = stderr.lock().unwrap();
+                stderr.push_str(&line);
+                stderr.push('\n');
+            }
             if let Ok(written) = written
                 && written["message"] == "ready"
             {
                 // Nobody waits for it any more where a start took too long.
                 let _ = sender.send(written);
             }
-            let mut stderr = stderr.lock().unwrap();
-            stderr.push_str(&line);
-            stderr.push('\n');
         }
     });
     let reader = Some(reader);
