@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Create(create) => create.run(),
         Command::List { output, place } => {
             let file = place.file()?;
-            let entries = file.read().map_err(failure)?;
+            let entries = file.read().map_err(|error| failure(&error))?;
             let now = Timestamp::now();
             exit::print(&match output {
                 Output::Table => list::table(entries.as_deref(), now),
@@ -156,7 +156,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
             })
         }
         Command::Revoke { name, place } => {
-            place.file()?.remove(&name).map_err(failure)?;
+            place
+                .file()?
+                .remove(&name)
+                .map_err(|error| failure(&error))?;
             exit::note(&format!(
                 "`{name}` is revoked: a running bridge ends its streams within a second"
             ));
@@ -194,7 +197,7 @@ impl Create {
             created_at: Timestamp::from_second(now.as_second()).ok(),
             expires_at,
         };
-        file.add(&entry).map_err(failure)?;
+        file.add(&entry).map_err(|error| failure(&error))?;
         explain(&entry, &file);
         let Some(token) = token else {
             return Ok(());
@@ -318,19 +321,19 @@ fn explain(entry: &Entry, file: &File) {
     });
 }
 
-fn failure(error: Error) -> Failure {
-    match &error {
+fn failure(error: &Error) -> Failure {
+    match error {
         Error::Invalid { .. } => {
-            Failure::new(Exit::Usage, &error).help("correct the file; nothing was changed")
+            Failure::new(Exit::Usage, error).help("correct the file; nothing was changed")
         }
-        Error::Taken { .. } => Failure::new(Exit::Usage, &error)
+        Error::Taken { .. } => Failure::new(Exit::Usage, error)
             .help("use another one, or revoke that credential first"),
-        Error::Unknown { .. } => Failure::new(Exit::Usage, &error).help(
+        Error::Unknown { .. } => Failure::new(Exit::Usage, error).help(
             "`prelude-bridge token list` shows what there is; name the bridge's own --config \
                    or --data-dir if it has one",
         ),
         Error::Read { .. } | Error::Write { .. } | Error::Lock { .. } | Error::Jwt(_) => {
-            Failure::new(Exit::Failed, &error)
+            Failure::new(Exit::Failed, error)
                 .help("check the path, and that this user may write there; nothing was changed")
         }
     }

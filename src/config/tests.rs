@@ -657,15 +657,14 @@ fn the_example_as_it_stands_changes_nothing() {
 #[test]
 fn the_example_has_every_key_with_its_default() {
     // Its app has both sources of tokens and all of keys, to show them: here it has one of each.
-    let text: String = example_in_force()
-        .lines()
-        .filter(|line| {
-            !["verification_token_env", "jwks_file", "pem_file"]
-                .iter()
-                .any(|key| line.starts_with(key))
-        })
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let text = example_in_force();
+    let (settings, app) = text.split_once("[[apps]]").unwrap();
+    let app = app.lines().filter(|line| {
+        !["verification_token_env", "jwks_file", "pem_file"]
+            .iter()
+            .any(|key| line.starts_with(key))
+    });
+    let text = format!("{settings}[[apps]]{}", app.collect::<Vec<_>>().join("\n"));
     let scene = Scene::new(&text);
     let resolved = scene.resolved();
     for setting in &resolved.settings {

@@ -180,6 +180,11 @@ impl Reader<'_> {
     /// The entry of a section; nothing if it has a fault, which is then recorded.
     fn section(&mut self, section: &Spanned<DeValue<'_>>) -> Option<Located> {
         let place = section.span();
+        // Tables in braces mean the same, but cannot be taken out by lines when one is revoked.
+        let has_header = self
+            .text
+            .get(place.start..)
+            .is_some_and(|text| text.starts_with('['));
         let DeValue::Table(table) = section.get_ref() else {
             self.refuse(
                 place,
@@ -188,6 +193,14 @@ impl Reader<'_> {
             );
             return None;
         };
+        if !has_header {
+            self.refuse(
+                place,
+                "a credential is no section of its own",
+                "begin each credential with a line `[[credentials]]`",
+            );
+            return None;
+        }
         let known_faults = self.faults.len();
         let mut draft = Draft::default();
         for (key, value) in table {
@@ -575,6 +588,10 @@ mod tests {
             ("name = \"one\"\n", "line 1: unknown key `name` (begin each"),
             ("credentials = 1\n", "line 1: `credentials` is no list"),
             ("credentials = [1]\n", "line 1: a credential is no section"),
+            (
+                "credentials = [{ name = \"one\", certificate = \"one\" }]\n",
+                "line 1: a credential is no section of its own",
+            ),
             (
                 "[[credentials]]\nname = \"one\"\n",
                 "line 1: a credential has to have one of",

@@ -72,10 +72,7 @@ impl File {
                     name: other.name,
                 });
             }
-            let text = document::with(text, entry);
-            // What was written is read as the bridge will: a file that it refuses is not left.
-            self.parse(&text)?;
-            Ok(text)
+            Ok(document::with(text, entry))
         })
     }
 
@@ -149,6 +146,8 @@ impl File {
         let _lock = self.lock()?;
         let text = self.text().map_err(|source| self.unreadable(source))?;
         let text = edit(text.as_deref().unwrap_or_default())?;
+        // It is read as the bridge will: a file that it would refuse is not left behind.
+        self.parse(&text)?;
         self.write(directory, &text).map_err(unwritable)
     }
 

@@ -233,7 +233,6 @@ impl Credentials {
                 stop.run_until_cancelled_owned(watcher.run(shared)).await;
             });
         }
-        credentials.tasks.close();
         Ok(credentials)
     }
 
@@ -264,6 +263,7 @@ impl Credentials {
             tasks: TaskTracker::new(),
             stop: Arc::new(stop.clone().drop_guard()),
         };
+        credentials.tasks.close();
         (credentials, stop)
     }
 

@@ -23,6 +23,7 @@ mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod token;
 mod tls;
 mod tools;
 mod trigger;

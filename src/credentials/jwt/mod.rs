@@ -228,3 +228,6 @@ impl fmt::Debug for Verifier {
         write!(formatter, "Verifier({})", self.options.issuer)
     }
 }
+
+#[cfg(test)]
+mod tests;
