@@ -18,5 +18,6 @@ demo: ## Watch events go from a simulated Prelude to the terminal, until Ctrl-C
 
 # In the aged case a log remembers this many ids: fewer than the default, to be quick.
 .PHONY: bench
-bench: ## Run the micro-benchmarks, quickly: figures to look at, not to publish
+bench: ## Measure the parts and the whole program, quickly: figures to look at, not to publish
 	BENCH_IDS=100000 cargo bench --locked -- --quick
+	cargo run --release --locked -- bench all --quick

@@ -1,47 +1,194 @@
-//! Durable append: groups of 500-byte events into the embedded log, beside a plain file that is
+//! Durable append: groups of 500-byte events into the embedded log, against a plain file that is
 //! appended to and flushed (`fdatasync`) with the same bytes. Run with `cargo bench --bench append`.
 //!
-//! `BENCH_IDS` sets how many ids are there before (default 1,000,000) in the `aged` cases.
+//! Disks are noisy: file and log take turns, a few commits each, and what counts is the ratio of
+//! their medians within one run. Stalls do not show in a median, so the slowest are shown too, and
+//! so is what was written: that is the same in every run.
+//!
+//! - `BENCH_IDS`: how many ids are there before (default 1,000,000)
+//! - `BENCH_ROUNDS`: how many turns each takes (default 150; 20 with `--quick`)
+//! - `BENCH_GROUPS`: the sizes of groups (default 1,10,100,1000)
+//! - `BENCH_REPEAT`: appends known events instead of new ones
 
-#![expect(
-    clippy::print_stderr,
-    reason = "the slowest commits, beside what criterion prints"
-)]
+#![expect(clippy::print_stderr, reason = "progress")]
+#![expect(clippy::print_stdout, reason = "the table")]
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark that cannot go on should stop"
 )]
 
 use std::{
-    fs::File,
-    hint::black_box,
+    fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prelude_bridge::{
     event::{Batch, Draft, EventKey},
     log::{Log, embedded},
 };
+use tokio::runtime::Runtime;
 
 const EVENT_BYTES: usize = 500;
-const GROUPS: [usize; 4] = [1, 10, 100, 1_000];
+/// Of the events that are there before: only their ids matter.
+const OLD_EVENT_BYTES: usize = 160;
+/// Commits in one turn.
+const TURN: usize = 8;
 
-/// On the disk of the build, not in a `/tmp` that may be memory.
-fn directory() -> tempfile::TempDir {
+fn main() {
+    let setting = |name: &str, default: usize| {
+        std::env::var(name).map_or(default, |value| value.parse().unwrap())
+    };
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let rounds = setting("BENCH_ROUNDS", if quick { 20 } else { 150 });
+    let ids = setting("BENCH_IDS", 1_000_000);
+    let repeat = std::env::var_os("BENCH_REPEAT").is_some();
+    let groups = std::env::var("BENCH_GROUPS").unwrap_or_else(|_| "1,10,100,1000".into());
+    let groups: Vec<usize> = groups.split(',').map(|n| n.parse().unwrap()).collect();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    // On the disk of the build, not in a `/tmp` that may be memory.
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target");
-    tempfile::tempdir_in(target).unwrap()
+    let directory = tempfile::tempdir_in(target).unwrap();
+    let (mut log, mut commits) = open(directory.path());
+    let mut events = Events(0);
+    let started = Instant::now();
+    for _ in 0..ids / 5_000 {
+        runtime.block_on(log.append(events.batch(5_000, OLD_EVENT_BYTES))).unwrap();
+    }
+    if ids > 0 {
+        eprintln!("{ids} ids appended in {:.1?}", started.elapsed());
+        runtime.block_on(log.close());
+        drop(log);
+        let started = Instant::now();
+        (log, commits) = open(directory.path());
+        eprintln!("opened in {:.1?}", started.elapsed());
+        let started = Instant::now();
+        runtime.block_on(log.append(events.batch(1, EVENT_BYTES))).unwrap();
+        eprintln!("first append in {:.1?}", started.elapsed());
+    }
+    eprintln!("resident: {} MiB", status_kib("VmRSS:") / 1024);
+    println!("| events | file p50 | log p50 | file ÷ log | log p99 | longest | longest ÷ p50 | bytes written an event | system calls a commit |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for group in groups {
+        let rig = Rig {
+            runtime: &runtime,
+            log: &*log,
+            commits: &commits,
+            group,
+            repeat,
+        };
+        rig.run(&mut events, directory.path(), rounds);
+    }
+    eprintln!("resident: {} MiB", status_kib("VmRSS:") / 1024);
+}
+
+struct Rig<'a> {
+    runtime: &'a Runtime,
+    log: &'a dyn Log,
+    commits: &'a Durations,
+    group: usize,
+    repeat: bool,
+}
+
+impl Rig<'_> {
+    fn run(&self, events: &mut Events, directory: &Path, rounds: usize) {
+        let mut file = File::create(directory.join("file")).unwrap();
+        let bytes = vec![1; self.group * EVENT_BYTES];
+        let mut in_file = Vec::new();
+        let mut in_log = Vec::new();
+        let mut written = Io::default();
+        self.commits.lock().unwrap().clear();
+        for _ in 0..rounds {
+            for _ in 0..TURN {
+                let started = Instant::now();
+                file.write_all(&bytes).unwrap();
+                file.sync_data().unwrap();
+                in_file.push(started.elapsed());
+            }
+            let batches: Vec<Batch> = (0..TURN)
+                .map(|_| {
+                    if self.repeat {
+                        events.0 = events.0.saturating_sub(self.group as u64);
+                    }
+                    let batch = events.batch(self.group, EVENT_BYTES);
+                    if self.repeat {
+                        events.0 = events.0.saturating_sub(self.group as u64);
+                    }
+                    batch
+                })
+                .collect();
+            let before = Io::now();
+            for batch in batches {
+                let started = Instant::now();
+                self.runtime.block_on(self.log.append(batch)).unwrap();
+                in_log.push(started.elapsed());
+            }
+            written.add(&Io::now(), &before);
+        }
+        let file_p50 = quantile(&mut in_file, 0.5);
+        let log_p50 = quantile(&mut in_log, 0.5);
+        let commits = rounds * TURN;
+        let mut inner = std::mem::take(&mut *self.commits.lock().unwrap());
+        let longest = quantile(&mut in_log, 1.0);
+        println!(
+            "| {} | {:.2?} | {:.2?} | {:.2} | {:.2?} | {:.1?} | {:.1} | {} | {:.1} |",
+            self.group,
+            file_p50,
+            log_p50,
+            file_p50.as_secs_f64() / log_p50.as_secs_f64(),
+            quantile(&mut in_log, 0.99),
+            longest,
+            longest.as_secs_f64() / log_p50.as_secs_f64(),
+            written.bytes / (commits * self.group) as u64,
+            written.calls as f64 / commits as f64,
+        );
+        eprintln!(
+            "  of it the commit: p50 {:.2?}, p99 {:.2?}, longest {:.1?}; file: p99 {:.2?}, longest {:.1?}",
+            quantile(&mut inner, 0.5),
+            quantile(&mut inner, 0.99),
+            quantile(&mut inner, 1.0),
+            quantile(&mut in_file, 0.99),
+            quantile(&mut in_file, 1.0),
+        );
+    }
+}
+
+fn quantile(durations: &mut [Duration], quantile: f64) -> Duration {
+    durations.sort_unstable();
+    let index = (durations.len() as f64 * quantile) as usize;
+    let at = durations.get(index).or(durations.last());
+    at.copied().unwrap_or_default()
+}
+
+type Durations = Arc<Mutex<Vec<Duration>>>;
+
+fn open(path: &Path) -> (Arc<embedded::Embedded>, Durations) {
+    let durations = Durations::default();
+    let noted = Arc::clone(&durations);
+    let options = embedded::Options {
+        retention_bytes: 1 << 40,
+        on_commit: Some(Arc::new(move |commit| {
+            noted.lock().unwrap().push(commit.duration);
+        })),
+        ..embedded::Options::default()
+    };
+    let log = embedded::open(path, options, Box::new(|_| {})).unwrap();
+    (log, durations)
 }
 
 /// Events that are new each time, with half of their bytes in the JSON and half in the fields.
 struct Events(u64);
 
 impl Events {
-    fn batch(&mut self, count: usize) -> Batch {
-        let half = EVENT_BYTES / 2;
+    fn batch(&mut self, count: usize, bytes: usize) -> Batch {
+        let half = bytes / 2;
         let drafts = (0..count).map(|index| {
             self.0 += 1;
             Draft {
@@ -62,96 +209,34 @@ impl Events {
     }
 }
 
-type Durations = Arc<Mutex<Vec<Duration>>>;
-
-fn open(path: &Path) -> (Arc<embedded::Embedded>, Durations) {
-    let durations = Durations::default();
-    let noted = Arc::clone(&durations);
-    let options = embedded::Options {
-        on_commit: Some(Arc::new(move |commit| {
-            noted.lock().unwrap().push(commit.duration);
-        })),
-        ..embedded::Options::default()
-    };
-    let log = embedded::open(path, options, Box::new(|_| {})).unwrap();
-    (log, durations)
+/// What this process has written, where the system tells (Linux).
+#[derive(Default)]
+struct Io {
+    bytes: u64,
+    calls: u64,
 }
 
-/// Stalls do not show in a median: says how long the slowest commits took.
-fn print_stalls(name: &str, count: usize, durations: &Durations) {
-    let mut durations = std::mem::take(&mut *durations.lock().unwrap());
-    durations.sort_unstable();
-    let at = |permille: usize| {
-        let index = durations.len() * permille / 1_000;
-        durations
-            .get(index)
-            .or(durations.last())
-            .copied()
-            .unwrap_or_default()
-    };
-    if !durations.is_empty() {
-        eprintln!(
-            "{name}/{count}: {} commits, p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
-            durations.len(),
-            at(500),
-            at(990),
-            at(999),
-            at(1_000)
-        );
+impl Io {
+    fn now() -> Self {
+        Self {
+            bytes: field("/proc/self/io", "wchar:"),
+            calls: field("/proc/self/io", "syscw:"),
+        }
+    }
+
+    fn add(&mut self, now: &Self, before: &Self) {
+        self.bytes += now.bytes - before.bytes;
+        self.calls += now.calls - before.calls;
     }
 }
 
-fn file(criterion: &mut Criterion) {
-    let directory = directory();
-    let mut group = criterion.benchmark_group("append/file");
-    for count in GROUPS {
-        group.throughput(Throughput::Elements(count as u64));
-        let mut file = File::create(directory.path().join("file")).unwrap();
-        let bytes = vec![1; count * EVENT_BYTES];
-        group.bench_function(count.to_string(), |bencher| {
-            bencher.iter(|| {
-                file.write_all(black_box(&bytes)).unwrap();
-                file.sync_data().unwrap();
-            });
-        });
-    }
+fn status_kib(name: &str) -> u64 {
+    field("/proc/self/status", name)
 }
 
-fn log_of(criterion: &mut Criterion, name: &str, ids: usize) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let directory = directory();
-    let (log, durations) = open(directory.path());
-    let mut events = Events(0);
-    for _ in 0..ids / 5_000 {
-        runtime.block_on(log.append(events.batch(5_000))).unwrap();
-    }
-    durations.lock().unwrap().clear();
-    let mut group = criterion.benchmark_group(name);
-    for count in GROUPS {
-        group.throughput(Throughput::Elements(count as u64));
-        group.bench_function(count.to_string(), |bencher| {
-            bencher.iter_batched(
-                || events.batch(count),
-                |batch| runtime.block_on(log.append(batch)).unwrap(),
-                criterion::BatchSize::PerIteration,
-            );
-        });
-        print_stalls(name, count, &durations);
-    }
+fn field(path: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
-
-fn embedded_log(criterion: &mut Criterion) {
-    log_of(criterion, "append/log", 0);
-}
-
-fn aged_log(criterion: &mut Criterion) {
-    let ids = std::env::var("BENCH_IDS").map_or(1_000_000, |ids| ids.parse().unwrap());
-    log_of(criterion, "append/aged", ids);
-}
-
-criterion_group!(benches, file, embedded_log, aged_log);
-criterion_main!(benches);

@@ -14,6 +14,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use http::Request;
 use prelude_bridge::{
     bus::{self, Bus},
+    credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence},
     log::{Log, memory},
     metrics::Metrics,
@@ -49,16 +50,22 @@ impl Bridge {
         )
         .expect("random bytes");
         let metrics = Arc::new(Metrics::new());
-        let streams = Streams::new(Options::default(), Arc::clone(&log), bus, metrics)
-            .await
-            .expect("the services");
+        let streams = Streams::new(
+            Options::default(),
+            Credentials::anonymous(),
+            Arc::clone(&log),
+            bus,
+            metrics,
+        )
+        .await
+        .expect("the services");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(async move {
             while let Ok((connection, peer)) = listener.accept().await {
                 let _ = connection.set_nodelay(true);
                 let streams = streams.clone();
-                tokio::spawn(async move { streams.serve(connection, peer).await });
+                tokio::spawn(async move { streams.serve(connection, peer.into()).await });
             }
         });
         Self {

@@ -19,7 +19,11 @@
 //! assert!(!filter.matches("user.created", "app_1", "usr_1"));
 //! ```
 
+mod pattern;
+
 use std::{fmt, ops::Range, sync::Arc};
+
+pub use self::pattern::{covers, text_problem, type_problem};
 
 use crate::{
     event,
@@ -431,7 +435,7 @@ impl TypeSet {
             || self
                 .patterns
                 .iter()
-                .any(|pattern| pattern_matches(pattern, event_type))
+                .any(|pattern| pattern::matches(pattern, event_type))
     }
 
     fn to_vec(&self) -> Vec<String> {
@@ -444,21 +448,6 @@ impl TypeSet {
         all.sort_unstable();
         all
     }
-}
-
-fn pattern_matches(pattern: &str, event_type: &str) -> bool {
-    let mut segments = event_type.split('.');
-    for wanted in pattern.split('.') {
-        match (wanted, segments.next()) {
-            (_, None) => return false,
-            // Only ever the last: it takes this segment and all that follow.
-            ("**", Some(_)) => return true,
-            ("*", Some(_)) => {}
-            (wanted, Some(segment)) if wanted == segment => {}
-            _ => return false,
-        }
-    }
-    segments.next().is_none()
 }
 
 fn check_field(
@@ -481,39 +470,6 @@ fn check_field(
             });
         }
     }
-}
-
-fn text_problem(entry: &str) -> Option<&'static str> {
-    if entry.is_empty() {
-        Some("is empty: leave the entry out, an empty list means all")
-    } else if entry.len() > ENTRY_BYTES_MAX {
-        Some("is longer than 256 bytes: no such name exists")
-    } else if entry.chars().any(char::is_control) {
-        Some("contains a control character: remove it")
-    } else {
-        None
-    }
-}
-
-fn type_problem(entry: &str) -> Option<&'static str> {
-    if let Some(problem) = text_problem(entry) {
-        return Some(problem);
-    }
-    let mut segments = entry.split('.').peekable();
-    while let Some(segment) = segments.next() {
-        match segment {
-            "" => return Some("has an empty segment: write one dot between two segments"),
-            "**" if segments.peek().is_some() => {
-                return Some("has ** before its end: ** is only for the last segment, use *");
-            }
-            "*" | "**" => {}
-            _ if segment.contains('*') => {
-                return Some("has a * inside a segment: * stands for a whole segment");
-            }
-            _ => {}
-        }
-    }
-    None
 }
 
 fn sorted<T: Ord>(entries: impl Iterator<Item = T>) -> Box<[T]> {

@@ -49,6 +49,9 @@ pub mod log;
 // Which events a subscriber wants: parse, check, match.
 pub mod filter;
 
+// Who may subscribe to what: tokens, certificates, JWTs, and their end.
+pub mod credentials;
+
 // The newest blocks in memory, and who is woken for them: those whose filter may match.
 pub mod bus;
 
@@ -85,6 +88,9 @@ pub mod server;
 
 // What is wrong with a set-up, and what to do.
 pub mod doctor;
+
+// Load tests of the whole program.
+pub mod bench;
 
 // The commands.
 pub mod cli;

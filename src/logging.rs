@@ -102,7 +102,10 @@ fn subscriber<W>(options: Options, colours: bool, writer: W) -> Box<dyn Subscrib
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::new(format!("warn,prelude_bridge={}", options.level.name()));
+    // h2 warns of each frame that a peer should not have sent, so a peer could fill the log: what
+    // it then does about it is logged here, once a connection.
+    let level = options.level.name();
+    let filter = EnvFilter::new(format!("warn,h2=error,prelude_bridge={level}"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
@@ -121,6 +124,7 @@ where
                 .json()
                 .flatten_event(true)
                 .with_span_list(false)
+                .map_writer(EscapeJson)
                 .finish(),
         ),
     }
@@ -137,13 +141,67 @@ fn write_field(
         write!(writer, "{}=", field.name())?;
     }
     for character in format!("{value:?}").chars() {
-        if character.is_control() {
+        if steers(character) {
             write!(writer, "{}", character.escape_default())?;
         } else {
             writer.write_char(character)?;
         }
     }
     Ok(())
+}
+
+/// Whether a terminal does something else with a character than show it: it is a control character,
+/// or it turns text around or breaks its line.
+fn steers(character: char) -> bool {
+    let turns = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    character.is_control() || turns
+}
+
+/// Writers whose lines of JSON have escapes for whatever steers a terminal. JSON itself asks for
+/// that only below U+0020.
+struct EscapeJson<W>(W);
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapeJson<W> {
+    type Writer = EscapingWriter<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        EscapingWriter(self.0.make_writer())
+    }
+}
+
+struct EscapingWriter<W>(W);
+
+impl<W: io::Write> io::Write for EscapingWriter<W> {
+    /// Is given whole lines.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let is_escaped = |character: char| steers(character) && character != '\n';
+        match str::from_utf8(line) {
+            Ok(text) if text.contains(is_escaped) => {
+                let mut escaped = String::with_capacity(2 * text.len());
+                for character in text.chars() {
+                    if is_escaped(character) {
+                        // None of them is above U+FFFF. Writing to a string cannot fail.
+                        let _ = fmt::Write::write_fmt(
+                            &mut escaped,
+                            format_args!("\\u{:04x}", u32::from(character)),
+                        );
+                    } else {
+                        escaped.push(character);
+                    }
+                }
+                self.0.write_all(escaped.as_bytes())?;
+            }
+            Ok(_) | Err(_) => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]
@@ -203,12 +261,15 @@ mod tests {
     fn what_a_client_sent_cannot_steer_the_terminal_or_forge_a_line() {
         for format in Format::ALL {
             let line = logged(format, Level::Info, || {
-                let sent = "a\u{1b}[2J\r\n2026 INFO forged\u{7}";
+                let sent =
+                    "a\u{1b}[2J\r\n2026 INFO forged\u{7}\u{9b}31m\u{202e}\u{2066}\u{2028}\u{7f}";
                 tracing::info!(path = %sent, other = sent, "refused: {sent}");
             });
             let (content, end) = line.split_at(line.len() - 1);
             assert_eq!(end, "\n");
-            assert!(!content.contains(char::is_control), "{content:?}");
+            assert!(!content.contains(steers), "{content:?}");
+            let parsed = serde_json::from_str::<serde_json::Value>(content);
+            assert_eq!(parsed.is_ok(), format == Format::Json);
         }
     }
 
@@ -226,11 +287,12 @@ mod tests {
     #[test]
     fn dependencies_are_not_heard_below_warnings() {
         let lines = logged(Format::Text, Level::Trace, || {
-            tracing::info!(target: "h2::codec", "a frame with a payload");
-            tracing::warn!(target: "h2::codec", "a reset flood");
+            tracing::info!(target: "hyper::proto", "a body with a payload");
+            tracing::warn!(target: "hyper::proto", "a defect");
+            tracing::warn!(target: "h2::proto", "one of a million frames");
         });
         assert!(
-            !lines.contains("payload") && lines.contains("flood"),
+            !lines.contains("payload") && !lines.contains("frames") && lines.contains("defect"),
             "{lines}"
         );
     }

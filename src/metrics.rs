@@ -61,6 +61,51 @@ pub enum Refusal {
     Full,
     /// The client's address holds as many as one address may.
     AddressFull,
+    /// The client's address is none of those that may connect.
+    Source,
+}
+
+/// Why a TLS handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// The client took too long.
+    Timeout,
+    /// The client gave up, mostly because it does not trust the certificate, or went away.
+    Aborted,
+    /// The client's certificate is missing, expired, or of another issuer.
+    ClientCertificate,
+    /// What the client sent is no TLS, such as HTTP.
+    NotTls,
+    /// Client and port have no version, cipher or protocol in common, or the client broke the
+    /// rules.
+    Protocol,
+}
+
+impl Handshake {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Aborted => "aborted",
+            Self::ClientCertificate => "client_certificate",
+            Self::NotTls => "not_tls",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// Why a connection was closed that its client would have kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// The client did not begin, or did not go on, to ask anything in time.
+    Silent,
+    /// What it sent was not the protocol, or broke its rules.
+    Protocol,
+    /// It sent far more than it had reason to.
+    Flood,
+    /// It did not read what it was sent.
+    Unread,
+    /// It did not answer a ping.
+    Unanswered,
 }
 
 impl Metrics {
@@ -169,9 +214,25 @@ impl Metrics {
         let reason = match refusal {
             Refusal::Full => "listener_full",
             Refusal::AddressFull => "address_full",
+            Refusal::Source => "source",
         };
         self.connections
             .refused
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener's connection was closed for what its client did.
+    pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
+        let reason = match closure {
+            Closure::Silent => "silent",
+            Closure::Protocol => "protocol_error",
+            Closure::Flood => "flood",
+            Closure::Unread => "unread",
+            Closure::Unanswered => "ping_unanswered",
+        };
+        self.connections
+            .closed
             .get_or_create(&RefusedLabels { listener, reason })
             .inc();
     }
@@ -182,6 +243,24 @@ impl Metrics {
             .accept_errors
             .get_or_create(&ListenerLabel { listener })
             .inc();
+    }
+
+    /// A client of a listener did not get through the TLS handshake.
+    pub fn handshake_failed(&self, listener: &'static str, failure: Handshake) {
+        let reason = failure.reason();
+        self.connections
+            .handshake_failures
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener uses a certificate from now on that is valid until then, in seconds since the
+    /// Unix epoch.
+    pub fn certificate_used(&self, listener: &'static str, not_after: f64) {
+        self.connections
+            .certificate_expiry
+            .get_or_create(&ListenerLabel { listener })
+            .set(not_after);
     }
 
     /// Reads the log at every scrape. The first watch of a kind stays, and lives as long as the
@@ -434,7 +513,10 @@ struct Connections {
     open: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    closed: Family<RefusedLabels, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
+    handshake_failures: Family<RefusedLabels, Counter>,
+    certificate_expiry: Family<ListenerLabel, Gauge<f64, AtomicU64>>,
 }
 
 impl Connections {
@@ -443,7 +525,10 @@ impl Connections {
             open: Family::default(),
             accepted: Family::default(),
             refused: Family::default(),
+            closed: Family::default(),
             accept_errors: Family::default(),
+            handshake_failures: Family::default(),
+            certificate_expiry: Family::default(),
         };
         registry.register(
             "connections_open",
@@ -457,13 +542,29 @@ impl Connections {
         );
         registry.register(
             "connections_refused",
-            "Connections that were closed at once, by listener and the limit that was reached",
+            "Connections that were closed at once, by listener and reason",
             these.refused.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that were closed for what their clients did, by listener and reason",
+            these.closed.clone(),
         );
         registry.register(
             "connections_accept_errors",
             "Failures of the system to hand over a connection, by listener",
             these.accept_errors.clone(),
+        );
+        registry.register(
+            "tls_handshake_failures",
+            "Clients that did not get through the TLS handshake, by listener and reason",
+            these.handshake_failures.clone(),
+        );
+        registry.register_with_unit(
+            "tls_certificate_expiry",
+            "Until when the certificate in use is valid, since the Unix epoch",
+            Unit::Seconds,
+            these.certificate_expiry.clone(),
         );
         these
     }
@@ -484,6 +585,9 @@ mod tests {
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
         metrics.connection_refused("webhook", Refusal::AddressFull);
+        metrics.connection_closed("grpc", Closure::Flood);
+        metrics.handshake_failed("webhook", Handshake::NotTls);
+        metrics.certificate_used("grpc", 1_800_000_000.0);
         let open = metrics.connection_opened("webhook");
         metrics.watch_log(|| Log {
             stored_bytes: 77,
@@ -524,6 +628,9 @@ mod tests {
             r#"prelude_bridge_keys_age_seconds{app="54e9ujn"} 60.0"#,
             r#"prelude_bridge_connections_open{listener="webhook"} 1"#,
             r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
+            r#"prelude_bridge_connections_closed_total{listener="grpc",reason="flood"} 1"#,
+            r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="not_tls"} 1"#,
+            r#"prelude_bridge_tls_certificate_expiry_seconds{listener="grpc"} 1800000000.0"#,
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");
         }

@@ -1,13 +1,14 @@
 //! Owns the door: binding, accepting, counting and closing connections, the same for every port.
 //! What is spoken on a connection is its handler's business; nothing here knows of HTTP or gRPC
-//! ([`http1`] is the one handler that the receiver and the admin port share).
+//! ([`http1`] is the one handler that the receiver and the admin port share). Where a port does TLS
+//! ([`tls`]), a handler gets the connection after the handshake.
 //!
 //! Every bound of a listener is here: connections in all and of one address, the patience with a
 //! system that is out of file descriptors, and the time that open connections get at a drain.
 
 use std::{
     collections::HashMap,
-    io,
+    fmt, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -16,18 +17,38 @@ use std::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{Closure, Metrics, Refusal};
 
+mod connection;
+pub mod fair;
 pub mod http1;
 pub mod network;
-mod write_deadline;
+pub mod tls;
+pub mod write_deadline;
+
+pub use self::connection::Connection;
 
 /// A bound socket that nobody is served on yet.
-#[derive(Debug)]
 pub struct Listener {
     name: &'static str,
     socket: TcpListener,
     address: SocketAddr,
+    tls: Option<tls::Acceptor>,
+    admit: Option<Admit>,
+}
+
+/// Whether an address may connect at all.
+type Admit = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Listener")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a listener holds at most.
@@ -96,6 +117,8 @@ impl Listener {
                 name,
                 socket,
                 address,
+                tls: None,
+                admit: None,
             }),
             Err(source) => Err(Error::Bind {
                 address,
@@ -112,9 +135,25 @@ impl Listener {
         self.address
     }
 
+    /// Does TLS on the port, if there is something to do it with.
+    #[must_use]
+    pub fn with_tls(mut self, acceptor: Option<tls::Acceptor>) -> Self {
+        self.tls = acceptor;
+        self
+    }
+
+    /// Closes connections from other addresses at once, before a handshake can cost anything.
+    #[must_use]
+    pub fn only_from(mut self, admit: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        self.admit = Some(Box::new(admit));
+        self
+    }
+
     /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
     /// socket is closed, and the handlers, who are expected to watch the same token, get the
     /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
+    ///
+    /// A handler that closes a connection for what its client did says why, and it is counted.
     pub async fn run<H, F>(
         self,
         limits: Limits,
@@ -123,8 +162,8 @@ impl Listener {
         handler: H,
     ) -> Drained
     where
-        H: Fn(TcpStream, SocketAddr) -> F,
-        F: Future<Output = ()> + Send + 'static,
+        H: Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
@@ -150,7 +189,7 @@ impl Listener {
                 }
             };
             patience = Patience::default();
-            let place = match occupancy.enter(peer.ip()) {
+            let place = match self.enter(&occupancy, peer.ip()) {
                 Ok(place) => place,
                 Err(refusal) => {
                     metrics.connection_refused(self.name, refusal);
@@ -161,10 +200,20 @@ impl Listener {
             // Answers are small and complete: waiting for more to send would only delay them.
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
-            let (connection, cut) = (handler(stream, peer), cut.clone());
+            let served = serve(
+                stream,
+                peer,
+                self.tls.clone(),
+                shutdown.clone(),
+                handler.clone(),
+            );
+            let cut = cut.clone();
+            let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
                 let _held = (place, open);
-                cut.run_until_cancelled(connection).await;
+                if let Some(Some(closure)) = cut.run_until_cancelled(served).await {
+                    metrics.connection_closed(name, closure);
+                }
             });
         }
         drop(self.socket);
@@ -186,6 +235,31 @@ impl Listener {
         }
         Drained { cut: cut_count }
     }
+
+    fn enter(&self, occupancy: &Arc<Occupancy>, address: IpAddr) -> Result<Place, Refusal> {
+        let is_admitted = |admit: &Admit| admit(address.to_canonical());
+        if !self.admit.as_ref().is_none_or(is_admitted) {
+            return Err(Refusal::Source);
+        }
+        occupancy.enter(address)
+    }
+}
+
+/// Shakes hands where that is needed, and hands over. A handshake is nothing that a drain waits for.
+async fn serve<H, F>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<tls::Acceptor>,
+    shutdown: CancellationToken,
+    handler: H,
+) -> Option<Closure>
+where
+    H: Fn(Connection, SocketAddr) -> F,
+    F: Future<Output = Option<Closure>>,
+{
+    let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, tls));
+    let connection = opening.await??;
+    handler(connection, peer).await
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -318,10 +392,10 @@ mod tests {
 
     async fn open<F>(
         limits: Limits,
-        handler: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+        handler: impl Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
     ) -> Door
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Closure>> + Send + 'static,
     {
         let any = (Ipv4Addr::LOCALHOST, 0).into();
         let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
@@ -339,9 +413,10 @@ mod tests {
         }
     }
 
-    async fn greet(mut stream: TcpStream, _: SocketAddr) {
+    async fn greet(mut stream: Connection, _: SocketAddr) -> Option<Closure> {
         let _ = stream.write_all(b"hello").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
+        None
     }
 
     /// What the door says: a greeting, or nothing and closed.
@@ -405,6 +480,17 @@ mod tests {
         assert!(door.metrics.render().contains(refused));
     }
 
+    #[tokio::test]
+    async fn what_a_handler_closes_a_connection_for_is_counted() {
+        let handler = |_, _| async { Some(Closure::Silent) };
+        let door = open(Limits::default(), handler).await;
+        assert_eq!(knock(door.address).await.1, b"");
+        let counted = r#"connections_closed_total{listener="test",reason="silent"} 1"#;
+        while !door.metrics.render().contains(counted) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[test]
     fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
         let of = |text: &str| client(text.parse().unwrap());
@@ -435,7 +521,7 @@ mod tests {
         };
         let door = open(limits, |mut stream, _| async move {
             let _ = stream.write_all(b"hello").await;
-            pending::<()>().await;
+            pending().await
         })
         .await;
         let (mut stream, said) = knock(door.address).await;

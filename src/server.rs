@@ -1,30 +1,30 @@
 //! Owns the wiring: which parts there are, in which order they start, and in which order they
 //! stop. What the parts do is theirs.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+mod open;
+mod options;
+mod watch;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::Admin,
-    bus::{self, Bus},
-    config::{self, Config, Store},
-    event::{Sequence, UnixMicros},
-    log::{self, Log, embedded, memory},
-    metrics::{self, Metrics},
-    net::{self, Listener, http1},
-    receiver::{self, Receiver, VerificationToken, source::Sources},
-    signature::{self, KeySource, Keyring},
-    stream::{self, Streams},
+    config::Config,
+    credentials::{self, Credentials},
+    log::{self, Log, embedded},
+    metrics::Metrics,
+    net::{self, Connection, Listener, tls},
+    receiver::Receiver,
+    signature::{self, Keyring},
+    stream::{self, Caller, Streams},
 };
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
 /// itself; this is only how soon the process ends so that a supervisor can start it anew.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Where key sets outlive a restart, below the data directory.
-const KEY_CACHE_DIRECTORY: &str = "keys";
 
 /// A running bridge.
 pub struct Server {
@@ -41,6 +41,9 @@ pub struct Server {
     webhook: JoinHandle<net::Drained>,
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
+    credentials: Credentials,
+    /// What replaces certificates when their files change.
+    certificates: TaskTracker,
 }
 
 /// Where a bridge listens, with the ports that the system chose.
@@ -60,6 +63,21 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] net::Error),
+    /// The credentials of subscribers cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] credentials::Error),
+    /// Others than this machine could subscribe, and nothing says who may.
+    #[error(
+        "the gRPC port would be open to everybody who reaches {address}, and no credential is \
+         configured"
+    )]
+    Exposed {
+        /// Where it would listen.
+        address: SocketAddr,
+    },
+    /// A port cannot do TLS.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] embedded::OpenError),
@@ -99,22 +117,30 @@ impl Server {
             admin: admin.local_addr(),
         };
         let metrics = Arc::new(Metrics::new());
-        let (log, bus) = open_log(config, &metrics)?;
-        let keyrings = open_keyrings(config)?;
+        let (webhook_tls, webhook_watch) =
+            open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
+        let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
+        let webhook = open::secured(webhook, webhook_tls, config);
+        let grpc = grpc.with_tls(grpc_tls);
+        let credentials = Credentials::open(config.credentials_options()).await?;
+        refuse_exposure(config, addresses.grpc, &credentials)?;
+        let (log, bus) = open::log(config, &metrics)?;
+        let keyrings = open::keyrings(config)?;
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();
         let streams = Streams::new(
-            stream_options(config),
+            options::of_streams(config),
+            credentials.clone(),
             Arc::clone(&log),
             Arc::clone(&bus),
             Arc::clone(&metrics),
         )
         .await?;
-        watch(&metrics, &log, &bus, &streams, &keyrings);
+        watch::everything(&metrics, &log, &bus, &streams, &keyrings);
 
         let receiver = Receiver::new(
-            receiver_options(config),
-            apps(config, &keyrings),
+            options::of_receiver(config),
+            options::apps(config, &keyrings),
             Arc::clone(&log),
             Arc::clone(&metrics),
         );
@@ -125,15 +151,21 @@ impl Server {
                 connections_max: config.grpc_limits.connections_max,
                 // Subscribers are the operator's own, and often behind one proxy's address.
                 connections_per_address_max: config.grpc_limits.connections_max,
-                drain_timeout: connections_drain_timeout(config.drain_timeout),
+                drain_timeout: options::connections_drain_timeout(config.drain_timeout),
             },
             Arc::clone(&metrics),
             draining.clone(),
-            move |connection, peer| {
+            move |connection: Connection, address| {
                 let server = server.clone();
-                async move { server.serve(connection, peer).await }
+                let identity = connection.identity().cloned();
+                async move { server.serve(connection, Caller { address, identity }).await }
             },
         ));
+        let certificates = TaskTracker::new();
+        for watch in [webhook_watch, grpc_watch].into_iter().flatten() {
+            certificates.spawn(watch.run(draining.clone()));
+        }
+        certificates.close();
         let admin_service = Admin::new(
             Arc::clone(&metrics),
             Arc::clone(&log),
@@ -153,6 +185,8 @@ impl Server {
             webhook,
             grpc,
             admin,
+            credentials,
+            certificates,
         })
     }
 
@@ -196,8 +230,10 @@ impl Server {
                 let _ = self.webhook.await;
             }
             let _ = self.grpc.await;
+            self.certificates.wait().await;
+            self.credentials.shutdown().await;
         };
-        let deadline = connections_drain_timeout(self.drain_timeout);
+        let deadline = options::connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
             tracing::warn!(?deadline, "not everything had ended in time");
         }
@@ -211,9 +247,24 @@ impl Server {
     }
 }
 
-/// What connections get of the drain timeout: the last tenth is for closing the log.
-fn connections_drain_timeout(drain_timeout: Duration) -> Duration {
-    drain_timeout.mul_f32(0.9)
+/// Sees to it that nobody reads events by mistake: without credentials only this machine connects,
+/// unless the operator says that everybody may.
+fn refuse_exposure(
+    config: &Config,
+    address: SocketAddr,
+    credentials: &Credentials,
+) -> Result<(), Error> {
+    let anonymous = config.credentials.allow_anonymous;
+    if anonymous {
+        tracing::warn!(
+            %address,
+            "everybody who reaches the gRPC port may read all events: allow_anonymous is set"
+        );
+    }
+    if anonymous || credentials.is_configured() || address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(Error::Exposed { address })
 }
 
 /// Resolves when the log will not take events again.
@@ -226,178 +277,5 @@ async fn failure(log: &dyn Log) -> log::Error {
             // A full disk or queue passes.
             Err(log::Error::NoSpace | log::Error::Overloaded) | Ok(()) => {}
         }
-    }
-}
-
-fn open_log(config: &Config, metrics: &Arc<Metrics>) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
-    let options = bus::Options {
-        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
-    };
-    // The bus begins at the head of the log, which is known only once the log is open, and the log
-    // publishes to the bus from then on. Nothing is appended in between.
-    let bus = Bus::new(options, Sequence::ZERO);
-    let tail = Arc::clone(&bus);
-    let tail: log::Tail = Box::new(move |block| tail.publish(&block));
-    let log: Arc<dyn Log> = match config.store {
-        Store::Memory => {
-            let options = memory::Options {
-                retention_age: config.retention.age_max,
-                ..memory::Options::default()
-            };
-            memory::open(options, tail)?
-        }
-        Store::Embedded => {
-            let commits = Arc::clone(metrics);
-            let options = embedded::Options {
-                retention_age: config.retention.age_max,
-                retention_bytes: config.retention.bytes_max.0,
-                ids_age: config.retention.id_age_min,
-                queue_batches_max: config.log_limits.queue_batches_max,
-                queue_bytes_max: config.log_limits.queue_bytes_max.as_usize(),
-                on_commit: Some(Arc::new(move |commit: embedded::Commit| {
-                    let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
-                    let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);
-                    commits.committed(events, bytes, commit.duration);
-                })),
-                ..embedded::Options::default()
-            };
-            embedded::open(&config.data_dir, options, tail)?
-        }
-    };
-    bus.begin_at(log.range().head);
-    Ok((log, bus))
-}
-
-fn open_keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
-    // A trial in memory leaves nothing behind.
-    let cache = match config.store {
-        Store::Embedded => Some(config.data_dir.join(KEY_CACHE_DIRECTORY)),
-        Store::Memory => None,
-    };
-    let open = |app: &config::App| open_keyring(app, cache.as_deref());
-    config.apps.iter().map(open).collect()
-}
-
-fn open_keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
-    let source = match &app.keys {
-        config::KeySource::JwksUrl(url) => KeySource::url(url),
-        config::KeySource::JwksFile(path) => Ok(KeySource::JwksFile(path.clone())),
-        config::KeySource::PemFile(path) => Ok(KeySource::PemFile(path.clone())),
-    };
-    source
-        .and_then(|source| Keyring::open(&app.id, source, signature::Options::default(), cache))
-        .map_err(|source| Error::Keys {
-            app_id: app.id.clone(),
-            source,
-        })
-}
-
-fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
-    let pairs = config.apps.iter().zip(keyrings);
-    pairs
-        .map(|(app, keyring)| receiver::App {
-            id: app.id.as_str().into(),
-            verification_token: VerificationToken::new(app.verification_token.expose()),
-            keyring: keyring.clone(),
-        })
-        .collect()
-}
-
-fn receiver_options(config: &Config) -> receiver::Options {
-    let limits = config.webhook_limits;
-    receiver::Options {
-        sources: Sources {
-            allowed: config.allowed_sources.networks().into(),
-            proxies: config.trusted_proxies.clone().into(),
-        },
-        body_bytes_max: limits.body_bytes_max.as_usize(),
-        request_timeout: limits.request_timeout,
-        connection: http1::Limits {
-            header_timeout: limits.header_timeout,
-            ..http1::Limits::default()
-        },
-        listener: net::Limits {
-            connections_max: limits.connections_max,
-            connections_per_address_max: limits.connections_per_address_max,
-            drain_timeout: connections_drain_timeout(config.drain_timeout),
-        },
-        ..receiver::Options::default()
-    }
-}
-
-fn stream_options(config: &Config) -> stream::Options {
-    let limits = config.grpc_limits;
-    let streams_max = limits.streams_per_connection_max;
-    stream::Options {
-        streams_max: limits.streams_max,
-        streams_per_connection_max: u32::try_from(streams_max).unwrap_or(u32::MAX),
-        header_bytes_max: u32::try_from(limits.header_bytes_max.0).unwrap_or(u32::MAX),
-        request_bytes_max: limits.request_bytes_max.as_usize(),
-        response_bytes_max: limits.response_bytes_max.as_usize(),
-        ping_interval: limits.ping_interval,
-        ping_timeout: limits.ping_timeout,
-        slow_consumer_timeout: limits.slow_consumer_timeout,
-        web_origins: config
-            .web_origins
-            .iter()
-            .map(|origin| origin.0.clone())
-            .collect(),
-        ..stream::Options::default()
-    }
-}
-
-/// Lets a scrape see what is not counted but simply there.
-fn watch(
-    metrics: &Metrics,
-    log: &Arc<dyn Log>,
-    bus: &Arc<Bus>,
-    streams: &Streams,
-    keyrings: &[Keyring],
-) {
-    let watched = Arc::downgrade(log);
-    metrics.watch_log(move || {
-        watched.upgrade().map_or_else(metrics::Log::default, |log| {
-            let (range, usage) = (log.range(), log.usage());
-            metrics::Log {
-                stored_bytes: usage.stored_bytes,
-                queued_batches: usage.queued_batches,
-                head_sequence: range.head.0,
-                earliest_sequence: range.earliest.0,
-            }
-        })
-    });
-    let watched = Arc::downgrade(bus);
-    metrics.watch_bus(move || {
-        watched
-            .upgrade()
-            .map_or_else(metrics::Bus::default, |bus| metrics::Bus {
-                window_bytes: bus.window_bytes() as u64,
-                window_blocks: bus.window_blocks(),
-            })
-    });
-    let (watched, window) = (streams.watch(), Arc::downgrade(bus));
-    metrics.watch_streams(move || {
-        let snapshot = watched();
-        let bus = window.upgrade();
-        let waiting_since = snapshot
-            .slowest
-            .and_then(|place| bus?.received_after(place));
-        let lag = waiting_since.map_or(0, |since| UnixMicros::now().0.saturating_sub(since.0));
-        metrics::Streams {
-            subscribers: snapshot.open,
-            lag_events_max: snapshot.lag_events_max,
-            lag_max: Duration::from_micros(u64::try_from(lag).unwrap_or(0)),
-        }
-    });
-    let watched = keyrings.to_vec();
-    metrics.watch_keys(move || watched.iter().map(keys).collect());
-}
-
-fn keys(keyring: &Keyring) -> metrics::Keys {
-    let status = keyring.status();
-    metrics::Keys {
-        app_id: keyring.app_id().into(),
-        usable: status.keys.len(),
-        age: status.fetched_at.and_then(|at| at.elapsed().ok()),
     }
 }

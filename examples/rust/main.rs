@@ -8,7 +8,9 @@
 )]
 
 use std::{
+    env,
     error::Error as StdError,
+    fs,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -41,9 +43,6 @@ struct Args {
     /// Where the place in the log is kept
     #[arg(long, value_name = "FILE", default_value = "consumer.cursor")]
     cursor_file: PathBuf,
-    /// The bridge's gRPC address, `host:port`
-    #[arg(long, env = "BRIDGE_ADDRESS", default_value = "127.0.0.1:50051")]
-    address: String,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -59,7 +58,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Box<dyn StdError>> {
     // Lazy: a bridge that is not there yet is waited for.
-    let client = Client::lazy(&Options::new(format!("http://{}", args.address)))?;
+    let client = Client::lazy(&options()?)?;
     let request = Request::new()
         .types(args.types)
         .exclude_types(args.exclude_type)
@@ -91,6 +90,24 @@ async fn run(args: Args) -> Result<(), Box<dyn StdError>> {
     Ok(subscription.acknowledge().await?)
 }
 
+/// The bridge at `BRIDGE_ADDRESS`: over TLS if `BRIDGE_CA` names a file of CA certificates, or is
+/// `system` for those of the machine; with `BRIDGE_TOKEN` as the credential.
+fn options() -> io::Result<Options> {
+    let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let address = variable("BRIDGE_ADDRESS").unwrap_or_else(|| "127.0.0.1:50051".to_owned());
+    let mut options = match variable("BRIDGE_CA").as_deref() {
+        None => Options::new(format!("http://{address}")),
+        Some("system") => Options::new(format!("https://{address}")),
+        Some(file) => {
+            Options::new(format!("https://{address}")).ca_certificate(fs::read_to_string(file)?)
+        }
+    };
+    if let Some(token) = variable("BRIDGE_TOKEN") {
+        options = options.token(token);
+    }
+    Ok(options)
+}
+
 /// Where a service does its work. An error ends the program before the cursor is stored.
 fn process(event: &Event) -> io::Result<()> {
     #[derive(Serialize)]
@@ -117,7 +134,7 @@ fn process(event: &Event) -> io::Result<()> {
 /// Exit codes, those of `prelude-bridge tail`.
 fn exit_code(error: &(dyn StdError + 'static)) -> ExitCode {
     ExitCode::from(match error.downcast_ref() {
-        Some(Error::Url(_) | Error::Invalid { .. }) => 2,
+        Some(Error::Url(_) | Error::Credential(_) | Error::Invalid { .. }) => 2,
         Some(Error::Cursor { reason, .. }) if reason == "CURSOR_MALFORMED" => 2,
         Some(Error::Refused { .. }) => 4,
         Some(Error::Expired { .. }) => 5,

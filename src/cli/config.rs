@@ -25,7 +25,7 @@ enum Command {
     /// The output is a configuration file that means the same. Tokens are never printed, only
     /// where they are.
     #[command(after_help = SHOW_EXAMPLES)]
-    Show(Show),
+    Show(Box<Show>),
     /// Check a configuration file, and name every fault with its line and remedy
     ///
     /// The file is judged by itself: variables that set single settings are left out, those that

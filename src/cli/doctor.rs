@@ -4,10 +4,14 @@ use anstyle::{AnsiColor, Effects, Style};
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 
 use super::{
+    access,
     exit::{self, Exit, Failure},
     settings,
 };
-use crate::doctor::{self, Report, Verdict};
+use crate::{
+    client,
+    doctor::{self, Report, Verdict},
+};
 
 /// `doctor`
 #[derive(Debug, clap::Args)]
@@ -20,6 +24,9 @@ pub struct Args {
     /// How to print the report
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
+
+    #[command(flatten)]
+    access: access::Args,
 
     #[command(flatten)]
     settings: settings::Args,
@@ -57,6 +64,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
     let report = doctor::examine(doctor::Options {
         configuration: args.settings.resolve_quietly(),
         public_url: args.url,
+        client: args.access.apply(client::Options::new(""))?,
     })
     .await;
     exit::print(&match args.output {

@@ -1,6 +1,8 @@
 //! The command line: one definition that help, man page and completions are made from, and the
 //! match that hands each command to its file. What a command does is in that file.
 
+mod access;
+pub mod bench;
 pub mod config;
 pub mod demo;
 pub mod doctor;
@@ -11,6 +13,7 @@ pub mod settings;
 mod signing_key;
 pub mod simulate;
 pub mod tail;
+pub mod token;
 pub mod trigger;
 pub mod verify;
 pub mod webhook;
@@ -66,8 +69,13 @@ enum Command {
     /// Looks and changes nothing. Use the same flags and environment as for `serve`.
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
+    /// Measure this program on this machine: ingest, fan-out, latency, catch-up, idle memory
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::Args),
     /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
     Webhook(webhook::Args),
+    /// Say who may subscribe: make, list and revoke tokens
+    Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -136,7 +144,9 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Demo(args) => block_on(demo::run(args))?,
         Command::Verify(args) => return Ok(block_on(verify::run(args))?.into()),
         Command::Doctor(args) => return Ok(block_on(doctor::run(args))?.into()),
+        Command::Bench(args) => block_on(bench::run(args))?,
         Command::Webhook(args) => block_on(webhook::run(args))?,
+        Command::Token(args) => token::run(args)?,
         Command::Config(args) => config::run(args)?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,

@@ -7,7 +7,7 @@ use super::{
     settings,
 };
 use crate::{
-    config::Store,
+    config::{Config, Store},
     logging,
     server::{self, Addresses, Server},
 };
@@ -55,7 +55,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if config.store == Store::Memory {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
-    tracing::info!(%webhook, %grpc, %admin, "ready");
+    tracing::info!(%webhook, %grpc, %admin, tls = tls_ports(&config), "ready");
     let shutdown = async {
         signals.next().await;
         tracing::info!("draining; a second signal ends the process at once");
@@ -67,6 +67,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     server.run(shutdown).await.map_err(failure)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The ports that speak TLS, where any does.
+fn tls_ports(config: &Config) -> Option<&'static str> {
+    match (&config.tls.webhook, &config.tls.grpc) {
+        (None, None) => None,
+        (Some(_), None) => Some("webhook"),
+        (None, Some(_)) => Some("grpc"),
+        (Some(_), Some(_)) => Some("webhook, grpc"),
+    }
 }
 
 /// What a person or a supervisor asks a process to end with.
@@ -99,11 +109,23 @@ impl Signals {
 /// What a person can correct is a matter of configuration; the rest is not.
 pub(super) fn failure(error: server::Error) -> Failure {
     let exit = match &error {
-        server::Error::Listen(_) | server::Error::Keys { .. } => Exit::Usage,
+        server::Error::Listen(_)
+        | server::Error::Tls(_)
+        | server::Error::Credentials(_)
+        | server::Error::Exposed { .. }
+        | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
         | server::Error::Random(_)
         | server::Error::Streams(_)
         | server::Error::Log(_) => Exit::Failed,
     };
-    Failure::new(exit, error)
+    let is_exposed = matches!(error, server::Error::Exposed { .. });
+    let failure = Failure::new(exit, error);
+    if !is_exposed {
+        return failure;
+    }
+    failure
+        .help("make a credential: `prelude-bridge token create NAME`")
+        .help("or keep the port to this machine: `--grpc-listen 127.0.0.1:50051`")
+        .help("or let everybody read all events: `--allow-anonymous`")
 }

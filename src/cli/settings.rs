@@ -40,6 +40,11 @@ pub struct Args {
     #[arg(long, value_name = "STORE", value_parser = NonEmptyStringValueParser::new())]
     store: Option<String>,
 
+    /// Let subscribers in without a credential, from everywhere
+    /// [env: PRELUDE_BRIDGE_ALLOW_ANONYMOUS]
+    #[arg(long)]
+    allow_anonymous: bool,
+
     /// How long requests and streams may take to finish after SIGTERM
     /// [env: PRELUDE_BRIDGE_DRAIN_TIMEOUT] [default: 15s]
     #[arg(long, value_name = "DURATION", value_parser = NonEmptyStringValueParser::new())]
@@ -83,6 +88,10 @@ impl Args {
             ("admin_listen", self.admin_listen),
             ("data_dir", self.data_dir),
             ("store", self.store),
+            (
+                "allow_anonymous",
+                self.allow_anonymous.then(|| "true".to_owned()),
+            ),
             ("drain_timeout", self.drain_timeout),
             ("log_format", self.log_format),
             ("log_level", self.log_level),
@@ -96,8 +105,8 @@ impl Args {
     }
 }
 
-/// The sources of a command that runs no bridge and needs to know only its apps.
-pub fn sources_of_apps(file: Option<PathBuf>, data_dir: Option<String>) -> Sources {
+/// The sources of a command that runs no bridge and needs to know only where its files are.
+pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sources {
     let flags = data_dir.into_iter().map(|text| ("data_dir", text));
     Sources {
         file: file.or_else(file_of_environment),

@@ -22,7 +22,10 @@ use self::{
     narrator::Narrator,
     printer::{Line, Place, Printer, locked},
 };
-use super::exit::{Exit, Failure, finish_stdout};
+use super::{
+    access,
+    exit::{Exit, Failure, finish_stdout},
+};
 use crate::{
     client::{self, Client, Item, Options, Request, Start, Stop},
     config,
@@ -31,7 +34,7 @@ use crate::{
 /// `tail`
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The bridge's gRPC address, `http://host:port`
+    /// The bridge's gRPC address, `https://host:port`, or `http://host:port` without TLS
     #[arg(
         long,
         value_name = "URL",
@@ -112,6 +115,10 @@ pub struct Args {
     /// What the bridge calls this client in its logs and metrics
     #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
+
+    /// How to get in.
+    #[command(flatten)]
+    pub access: access::Args,
 }
 
 /// Where `--since` starts.
@@ -143,6 +150,8 @@ Examples:
     prelude-bridge tail --type 'user.session.*' --since 10m
   The newest hundred as JSON lines, then stop:
     prelude-bridge tail --last 100 --until-caught-up --output json
+  A bridge with TLS that wants a token:
+    prelude-bridge tail --server https://bridge.example.com:50051 --token-file token.txt
   Ten events of users, but not of deleted ones, into another program:
     prelude-bridge tail --type 'user.*' --exclude-type user.deleted --count 10 | jq .type
 
@@ -195,8 +204,8 @@ async fn follow(
     out: impl Write + Send + 'static,
     place: &Arc<Mutex<Place>>,
 ) -> Result<(), Failure> {
-    let client = Client::connect(&Options::new(&args.server)).await;
-    let client = client.map_err(failure)?;
+    let options = args.access.apply(Options::new(&args.server))?;
+    let client = Client::connect(&options).await.map_err(failure)?;
     let mut request = request(args).payload_format(formatter.payload_format());
     request = match start(args, &client, &request).await.map_err(failure)? {
         Some(start) => request.start(start),
@@ -290,11 +299,20 @@ async fn interrupt() -> Result<(), Failure> {
 fn failure(error: client::Error) -> Failure {
     match &error {
         client::Error::Url(_) => Failure::new(Exit::Usage, error),
+        client::Error::Credential(_) => Failure::new(Exit::Usage, error)
+            .help("see --token-file, --token-over-plain-text, --ca-file and --client-certificate-file"),
+        client::Error::Unreachable(cause) if cause.contains("certificate") => {
+            Failure::new(Exit::Unreachable, error).help(
+                "check the name in --server, and give the issuers of the bridge's certificate \
+                 with --ca-file",
+            )
+        }
         client::Error::Unreachable(_) | client::Error::Interrupted { .. } => {
             Failure::new(Exit::Unreachable, error)
                 .help("check --server, and that the bridge runs there")
         }
         client::Error::Refused { .. } => Failure::new(Exit::Refused, error)
+            .help("show the token with --token-file, or the certificate with --client-certificate-file")
             .help("ask the bridge's operator what this client may see"),
         client::Error::Expired { earliest, .. } => {
             let failure = Failure::new(Exit::CursorExpired, &error);
@@ -342,16 +360,13 @@ fn flag(field: &str) -> String {
 fn server_url(text: &str) -> Result<String, String> {
     let url = match text.split_once("://") {
         None => format!("http://{text}"),
-        Some(("http", _)) => text.to_owned(),
-        Some(("https", _)) => {
-            return Err("TLS is not in this version; write `http://host:port`".to_owned());
-        }
-        Some((scheme, _)) => return Err(format!("`{scheme}` is not `http`")),
+        Some(("http" | "https", _)) => text.to_owned(),
+        Some((scheme, _)) => return Err(format!("`{scheme}` is neither `https` nor `http`")),
     };
     let uri: http::Uri = url.parse().map_err(|error| format!("not a URL: {error}"))?;
     match uri.host() {
         Some(host) if !host.is_empty() => Ok(url),
-        Some(_) | None => Err("it names no host; write `http://host:port`".to_owned()),
+        Some(_) | None => Err("it names no host; write `https://host:port`".to_owned()),
     }
 }
 

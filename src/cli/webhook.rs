@@ -288,7 +288,7 @@ impl Wanted {
 impl Access {
     /// The app that is meant: the one named, or the only one there is.
     fn app(&self) -> Result<App, Failure> {
-        let mut sources = settings::sources_of_apps(self.config.clone(), self.data_dir.clone());
+        let mut sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
         let planned = config::planned_apps(&sources)?;
         let id = match (&self.app, planned.as_slice()) {
             (Some(id), _) => id.clone(),

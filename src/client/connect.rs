@@ -7,6 +7,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     backoff::Backoff,
+    connector::Connector,
+    credential::{self, Credential, TokenSource, Trust},
     cursor_store::CursorStore,
     error::Error,
     request::{Request, Start},
@@ -24,6 +26,8 @@ const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 /// Far above the largest response: a batch is at most 1 MiB, and an event can be in it twice, as
 /// JSON and as its payload.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The remedy for a URL that cannot be used.
+const WRITE_URL: &str = "write https://host:port, or http://host:port without TLS";
 /// How long a call that is not a stream may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,10 +40,13 @@ pub struct Options {
     keepalive_timeout: Duration,
     silence_timeout: Duration,
     backoff: Backoff,
+    token: Option<TokenSource>,
+    trust: Trust,
+    is_token_sent_in_plain_text: bool,
 }
 
 impl Options {
-    /// The bridge at `http://host:port`.
+    /// The bridge at `https://host:port`, or at `http://host:port` where there is no TLS.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -49,7 +56,62 @@ impl Options {
             keepalive_timeout: Duration::from_secs(20),
             silence_timeout: Duration::from_secs(60),
             backoff: Backoff::default(),
+            token: None,
+            trust: Trust::default(),
+            is_token_sent_in_plain_text: false,
         }
+    }
+
+    /// The same for a bridge elsewhere.
+    #[must_use]
+    pub fn with_url(mut self, url: impl Into<String>) -> Self {
+        self.url = url.into();
+        self
+    }
+
+    /// The token that is shown with every call, as `authorization: Bearer …`: text, or
+    /// [`TokenSource::file`]. Over `http://` it is sent to this machine only, unless
+    /// [`token_over_plain_text`](Self::token_over_plain_text) allows more.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<TokenSource>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Sends the token over `http://` to other machines too, where everybody on the way can read
+    /// it: for networks that are encrypted otherwise, such as a service mesh.
+    #[must_use]
+    pub fn token_over_plain_text(mut self) -> Self {
+        self.is_token_sent_in_plain_text = true;
+        self
+    }
+
+    /// Trusts servers with a certificate of these issuers, as PEM, instead of those that the
+    /// operating system trusts.
+    #[must_use]
+    pub fn ca_certificate(mut self, pem: impl Into<String>) -> Self {
+        self.trust.ca_certificates = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate, with those of its intermediate issuers after it, for which the
+    /// client has the key; both as PEM (mTLS).
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        certificate_pem: impl Into<String>,
+        key_pem: impl Into<String>,
+    ) -> Self {
+        self.trust.client_certificate = Some((certificate_pem.into(), key_pem.into()));
+        self
+    }
+
+    /// Expects this name in the server's certificate instead of the URL's host: for a way that goes
+    /// through a tunnel or by an address.
+    #[must_use]
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.trust.server_name = Some(name.into());
+        self
     }
 
     /// How long to wait for a connection: by default 5 s.
@@ -84,26 +146,48 @@ impl Options {
         self
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Error> {
+    /// Where to connect, and how.
+    fn endpoint(&self, credential: &Credential) -> Result<(Endpoint, Connector), Error> {
         let uri: http::Uri = self
             .url
             .parse()
-            .map_err(|error| Error::Url(format!("{error}; write http://host:port")))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                let problem = "https is not supported by this version; write http://host:port";
-                return Err(Error::Url(problem.to_owned()));
-            }
-            _ => return Err(Error::Url("write http://host:port".to_owned())),
-        }
-        Ok(Endpoint::from(uri)
+            .map_err(|error| Error::Url(format!("{error}; {WRITE_URL}")))?;
+        let is_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(Error::Url(WRITE_URL.to_owned())),
+        };
+        let host = uri.host().unwrap_or_default();
+        let tls = if is_tls {
+            Some(self.trust.secure(host)?)
+        } else {
+            self.refuse_plain_text(host)?;
+            None
+        };
+        let endpoint = Endpoint::from(uri)
             .connect_timeout(self.connect_timeout)
             .http2_keep_alive_interval(self.keepalive_interval)
             .keep_alive_timeout(self.keepalive_timeout)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES_MAX))
+            .max_frame_size(FRAME_BYTES_MAX);
+        Ok((endpoint, Connector::new(tls, credential.refusal.clone())))
+    }
+
+    /// What was set for TLS must not silently go without it.
+    fn refuse_plain_text(&self, host: &str) -> Result<(), Error> {
+        if self.trust.needs_tls() {
+            let problem = "certificates mean nothing over http; write https://host:port";
+            return Err(Error::Url(problem.to_owned()));
+        }
+        let is_heard = !credential::is_loopback(host) && !self.is_token_sent_in_plain_text;
+        if self.token.is_some() && is_heard {
+            return Err(Error::Credential(format!(
+                "over http the token would be readable on the way to {host}; write https://, or \
+                 allow it (`token_over_plain_text`) where the network is encrypted otherwise"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -111,6 +195,7 @@ impl Options {
 #[derive(Clone)]
 pub struct Client {
     service: EventServiceClient<Channel>,
+    credential: Credential,
     silence_timeout: Duration,
     backoff: Backoff,
 }
@@ -119,26 +204,33 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// [`Error::Url`], and [`Error::Unreachable`] when nobody answers: from then on a subscription
+    /// [`Error::Url`], [`Error::Credential`], and [`Error::Unreachable`] when nobody answers: from then on a subscription
     /// resumes by itself, but whether to insist before there ever was a connection is up to the
     /// caller. [`Client::lazy`] insists.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let connecting = options.endpoint()?.connect().await;
-        let channel = connecting.map_err(|error| Error::unreachable(&error))?;
-        Ok(Self::over(channel, options))
+        let credential = Credential::new(options.token.clone());
+        let (endpoint, connector) = options.endpoint(&credential)?;
+        credential.check().await?;
+        let connecting = endpoint.connect_with_connector(connector).await;
+        let channel = connecting.map_err(|error| credential.explain(Error::unreachable(&error)))?;
+        Ok(Self::over(channel, credential, options))
     }
 
     /// Connects when the first call is made.
     ///
     /// # Errors
-    /// [`Error::Url`].
+    /// [`Error::Url`] and [`Error::Credential`].
     pub fn lazy(options: &Options) -> Result<Self, Error> {
-        Ok(Self::over(options.endpoint()?.connect_lazy(), options))
+        let credential = Credential::new(options.token.clone());
+        let (endpoint, connector) = options.endpoint(&credential)?;
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(Self::over(channel, credential, options))
     }
 
-    fn over(channel: Channel, options: &Options) -> Self {
+    fn over(channel: Channel, credential: Credential, options: &Options) -> Self {
         Self {
             service: EventServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            credential,
             silence_timeout: options.silence_timeout,
             backoff: options.backoff.clone(),
         }
@@ -149,9 +241,12 @@ impl Client {
     /// # Errors
     /// What the status says; nothing is retried.
     pub async fn range(&self) -> Result<LogRange, Error> {
-        let mut request = tonic::Request::new(GetRangeRequest {});
+        let mut request = self.credential.request(GetRangeRequest {}).await?;
         request.set_timeout(CALL_TIMEOUT);
-        let response = self.service.clone().get_range(request).await?.into_inner();
+        let answer = self.service.clone().get_range(request).await;
+        let response = answer
+            .map_err(|status| self.credential.explain(status.into()))?
+            .into_inner();
         Ok(LogRange {
             earliest: response.earliest,
             head: response.head,
@@ -164,6 +259,7 @@ impl Client {
     pub fn subscribe(&self, request: Request) -> Subscription {
         Subscription::new(
             self.service.clone(),
+            self.credential.clone(),
             request.into_message(),
             self.silence_timeout,
             self.backoff.clone(),
@@ -199,16 +295,47 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_that_cannot_be_used_is_told_before_any_call() {
-        for url in [
-            "",
-            "bridge:50051",
-            "https://bridge:50051",
-            "ftp://bridge",
-            "http://a b",
-        ] {
+        for url in ["", "bridge:50051", "ftp://bridge", "http://a b"] {
             let error = Client::lazy(&Options::new(url)).unwrap_err();
             assert!(matches!(error, Error::Url(_)), "{url}: {error}");
-            assert!(error.to_string().contains("http://host:port"), "{error}");
+            assert!(error.to_string().contains("https://host:port"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_over_tls_or_to_this_machine_or_where_it_is_allowed() {
+        let to = |url: &str| Options::new(url).token("canary-token");
+        for url in [
+            "https://bridge:50051",
+            "http://127.0.0.1:50051",
+            "http://[::1]:50051",
+        ] {
+            assert!(Client::lazy(&to(url)).is_ok(), "{url}");
+        }
+        let refused = to("http://bridge:50051");
+        let error = Client::lazy(&refused).unwrap_err();
+        assert!(matches!(error, Error::Credential(_)) && !error.is_retryable());
+        let said = format!("{error} {refused:?}");
+        assert!(
+            said.contains("https://") && said.contains("bridge"),
+            "{said}"
+        );
+        assert!(!said.contains("canary"), "{said}");
+        assert!(Client::lazy(&refused.token_over_plain_text()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn certificates_that_would_not_be_used_or_cannot_be_are_refused() {
+        let error = |options: Options| Client::lazy(&options).unwrap_err();
+        let plain = Options::new("http://bridge:50051").ca_certificate("");
+        assert!(matches!(error(plain), Error::Url(_)));
+        let tls = Options::new("https://bridge:50051");
+        for options in [
+            tls.clone().ca_certificate("canary"),
+            tls.clone().client_certificate("canary", "canary"),
+        ] {
+            let said = format!("{options:?} {}", error(options.clone()));
+            assert!(said.contains("PEM") && !said.contains("canary"), "{said}");
         }
     }
 

@@ -20,6 +20,10 @@ pub enum Error {
     /// The URL cannot be used.
     #[error("the server's URL is not valid: {0}")]
     Url(String),
+    /// The token or the certificate cannot be used, or would be sent where it should not. Nothing
+    /// was sent.
+    #[error("the credential cannot be used: {0}")]
+    Credential(String),
     /// No connection could be made.
     #[error("the server cannot be reached: {0}")]
     Unreachable(String),
@@ -97,6 +101,7 @@ impl Error {
         match self {
             Self::Unreachable(_) | Self::Interrupted { .. } => true,
             Self::Url(_)
+            | Self::Credential(_)
             | Self::Refused { .. }
             | Self::Expired { .. }
             | Self::Cursor { .. }
@@ -164,7 +169,8 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             reason: Some(reason),
             message,
         },
-        "LIMIT_STREAMS" | "SLOW_CONSUMER" | "DRAINING" | "LOG_UNAVAILABLE" => Error::Interrupted {
+        "LIMIT_STREAMS" | "SLOW_CONSUMER" | "DRAINING" | "LOG_UNAVAILABLE"
+        | "CREDENTIAL_CHANGED" | "TOKEN_UNVERIFIABLE" => Error::Interrupted {
             reason: Some(reason),
             message,
             retry_after: retry_after(details),

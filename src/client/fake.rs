@@ -48,6 +48,7 @@ pub(crate) struct Fake {
 struct Shared {
     scripts: Mutex<VecDeque<Vec<Step>>>,
     requests: Mutex<Vec<SubscribeRequest>>,
+    credentials: Mutex<Vec<String>>,
     range: Mutex<LogRange>,
 }
 
@@ -75,6 +76,11 @@ impl Fake {
     /// All requests so far.
     pub(crate) fn requests(&self) -> Vec<SubscribeRequest> {
         self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// What was shown with each of them.
+    pub(crate) fn credentials(&self) -> Vec<String> {
+        self.shared.credentials.lock().unwrap().clone()
     }
 
     /// Cuts all connections.
@@ -235,6 +241,9 @@ impl ServerStreamingService<SubscribeRequest> for Service {
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<SubscribeRequest>) -> Self::Future {
+        let shown = request.metadata().get("authorization");
+        let shown = shown.map_or("", |value| value.to_str().unwrap());
+        self.0.credentials.lock().unwrap().push(shown.to_owned());
         self.0.requests.lock().unwrap().push(request.into_inner());
         let script = self.0.scripts.lock().unwrap().pop_front();
         Box::pin(async move {

@@ -34,6 +34,8 @@
 
 mod backoff;
 mod connect;
+mod connector;
+mod credential;
 mod cursor_store;
 mod error;
 #[cfg(test)]
@@ -44,6 +46,7 @@ mod subscription;
 pub use self::{
     backoff::Backoff,
     connect::{Client, Options},
+    credential::TokenSource,
     cursor_store::{CursorStore, FileCursorStore, StoreError},
     error::{Error, FieldFault},
     request::{Request, Start, Stop},

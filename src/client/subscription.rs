@@ -20,9 +20,9 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Streaming, transport::Channel};
 
-use super::{backoff::Backoff, cursor_store::CursorStore, error::Error};
+use super::{backoff::Backoff, credential::Credential, cursor_store::CursorStore, error::Error};
 use crate::proto::{
     CaughtUp, Draining, Event, FellBehind, Progress, Skipped, StartPosition, Started, StopPosition,
     SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient, start_position,
@@ -73,6 +73,7 @@ pub enum Notice {
 /// when the stop position is reached. Asking for the next item is cancel safe.
 pub struct Subscription {
     service: EventServiceClient<Channel>,
+    credential: Credential,
     request: SubscribeRequest,
     state: State,
     /// What is left of the last response.
@@ -88,12 +89,14 @@ pub struct Subscription {
     drain_retry_after: Option<Duration>,
     /// Set once as many events were received as were asked for.
     is_complete: bool,
+    /// Whether the credential was refused since the stream last worked.
+    was_refused: bool,
     silence: Silence,
 }
 
 enum State {
     Idle,
-    Calling(BoxFuture<'static, Result<Streaming<SubscribeResponse>, Status>>),
+    Calling(BoxFuture<'static, Result<Streaming<SubscribeResponse>, Error>>),
     Streaming(Box<Streaming<SubscribeResponse>>),
     Waiting(Pin<Box<Sleep>>),
     Ended,
@@ -102,6 +105,7 @@ enum State {
 impl Subscription {
     pub(super) fn new(
         service: EventServiceClient<Channel>,
+        credential: Credential,
         request: SubscribeRequest,
         silence_timeout: Duration,
         backoff: Backoff,
@@ -113,6 +117,7 @@ impl Subscription {
             });
         Self {
             service,
+            credential,
             request,
             state: State::Idle,
             received: VecDeque::new(),
@@ -123,6 +128,7 @@ impl Subscription {
             backoff,
             drain_retry_after: None,
             is_complete: false,
+            was_refused: false,
             silence: Silence::new(silence_timeout.max(interval.saturating_mul(3))),
         }
     }
@@ -177,7 +183,9 @@ impl Subscription {
         }
         let mut service = self.service.clone();
         let request = self.request.clone();
+        let credential = self.credential.clone();
         self.state = State::Calling(Box::pin(async move {
+            let request = credential.request(request).await?;
             Ok(service.subscribe(request).await?.into_inner())
         }));
     }
@@ -196,6 +204,7 @@ impl Subscription {
         // A stream that lives long enough for a progress notice works, even if nothing happens.
         if !response.events.is_empty() || matches!(notice, Some(Notice::Progress(_))) {
             self.backoff.reset();
+            self.was_refused = false;
         }
         let events = response.events.into_iter().map(Item::Event);
         // What was skipped lies before the events of the same response; all else after them.
@@ -246,15 +255,20 @@ impl Subscription {
 
     /// Ends, or goes on after a delay.
     fn interrupt(&mut self, error: Error) -> Option<Result<Item, Error>> {
+        let error = self.credential.explain(error);
         self.silence.stop();
         if self.is_complete {
             self.state = State::Ended;
             return None;
         }
-        if !error.is_retryable() {
+        // A token that is kept in a file may have been replaced: it is read once more.
+        let is_refused = matches!(error, Error::Refused { .. });
+        let is_worth_another = is_refused && self.credential.can_change() && !self.was_refused;
+        if !error.is_retryable() && !is_worth_another {
             self.state = State::Ended;
             return Some(Err(error));
         }
+        self.was_refused |= is_refused;
         let retry_after = error.retry_after().or(self.drain_retry_after);
         self.drain_retry_after = None;
         let delay = self.backoff.next_delay(retry_after);
@@ -292,10 +306,13 @@ impl Subscription {
                     self.state = State::Streaming(Box::new(stream));
                     return Poll::Ready(None);
                 }
-                Poll::Ready(Err(status)) => Poll::Ready(Some(Err(status))),
+                Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
                 Poll::Pending => Poll::Pending,
             },
-            State::Streaming(stream) => Pin::new(stream.as_mut()).poll_next(context),
+            State::Streaming(stream) => {
+                let next = Pin::new(stream.as_mut()).poll_next(context);
+                next.map(|response| response.map(|response| response.map_err(Error::from)))
+            }
         };
         Poll::Ready(match happened {
             Poll::Ready(Some(Ok(response))) => {
@@ -303,7 +320,7 @@ impl Subscription {
                 self.receive(response);
                 None
             }
-            Poll::Ready(Some(Err(status))) => self.interrupt(status.into()),
+            Poll::Ready(Some(Err(error))) => self.interrupt(error),
             Poll::Ready(None) => self.end(),
             Poll::Pending => {
                 ready!(self.silence.poll(context));

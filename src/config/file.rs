@@ -61,6 +61,8 @@ pub(super) enum Kind {
     List,
     /// A `[section]`, kept so that an unknown one is noticed even when it is empty.
     Section,
+    /// `true` or `false`.
+    Boolean,
     /// Anything else, by its name in messages.
     Other(&'static str),
 }
@@ -197,7 +199,7 @@ fn collect(
             (Kind::Section, String::new())
         }
         DeValue::Float(number) => (Kind::Other("a fraction"), number.as_str().to_owned()),
-        DeValue::Boolean(_) => (Kind::Other("a boolean"), String::new()),
+        DeValue::Boolean(value) => (Kind::Boolean, value.to_string()),
         DeValue::Datetime(_) => (Kind::Other("a date"), String::new()),
         DeValue::Array(items) => match texts(items.iter().map(Spanned::get_ref)) {
             Some(joined) => (Kind::List, joined),

@@ -7,19 +7,25 @@
 //! | file | owns |
 //! |---|---|
 //! | `apps`, `app_checks` | the apps with their tokens and key sources |
+//! | `credentials` | who may subscribe: the credentials file, the issuer of JWTs |
 //! | `resolver` | flag before environment before file before default, and where each value is from |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
+//! | `tls` | which ports do TLS, and with what |
+//! | `limits` | how much anybody may take of anything |
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | what is wrong, and what must not be seen |
 
 mod app_checks;
 mod apps;
+mod credentials;
 mod fault;
 mod file;
+mod limits;
 mod resolver;
 mod secret;
 mod show;
+mod tls;
 mod units;
 mod value;
 
@@ -35,9 +41,12 @@ pub use self::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,
     },
+    credentials::{Credentials, Jwt, credentials_file},
     fault::{Error, Fault, Origin},
+    limits::{BusLimits, GrpcLimits, LogLimits, WebhookLimits},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
+    tls::{GrpcTls, Tls, WebhookTls},
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
 use crate::{logging, net::network::Network, receiver::source};
@@ -66,9 +75,13 @@ pub struct Config {
     pub trusted_proxies: Vec<Network>,
     /// The sites whose pages may subscribe by gRPC-Web, beside those of this machine.
     pub web_origins: Vec<WebOrigin>,
+    /// Who may subscribe.
+    pub credentials: Credentials,
     /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
     /// request's 8 s, below the 30 s that container platforms wait before they kill.
     pub drain_timeout: Duration,
+    /// Which ports do TLS. Default none.
+    pub tls: Tls,
     /// How the program logs.
     pub logging: logging::Options,
     /// How long events are kept.
@@ -131,67 +144,6 @@ pub struct Retention {
     /// How long the ids of events are remembered whatever happens to the events. Default and
     /// minimum 15 days: the sender retries for two weeks, and a retry must not become new.
     pub id_age_min: Duration,
-}
-
-/// Limits of the webhook port, which strangers can reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WebhookLimits {
-    /// Bytes of a body. Default 1 MiB: some two thousand events, far above any batch.
-    pub body_bytes_max: ByteSize,
-    /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
-    pub connections_max: usize,
-    /// Connections of one address. Default 256: one stranger cannot take them all.
-    pub connections_per_address_max: usize,
-    /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
-    pub header_timeout: Duration,
-    /// Everything from the header to the answer. Default 8 s, so that the sender's 10 s never run
-    /// out on an answer that is on its way.
-    pub request_timeout: Duration,
-}
-
-/// Limits of the gRPC port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GrpcLimits {
-    /// Connections in all. Default 10,000: as many as streams, for clients that open one each.
-    pub connections_max: usize,
-    /// Streams of one connection. Default 100, HTTP/2's own recommendation.
-    pub streams_per_connection_max: usize,
-    /// Streams in all. Default 10,000: under half a GiB when all are idle.
-    pub streams_max: usize,
-    /// Bytes of a request's headers. Default 16 KiB: room for a large token.
-    pub header_bytes_max: ByteSize,
-    /// Bytes of a request's message. Default 64 KiB: room for a filter of a thousand users.
-    pub request_bytes_max: ByteSize,
-    /// How often a quiet connection is asked whether it is still there. Default 30 s: below the
-    /// idle timeouts of common proxies.
-    pub ping_interval: Duration,
-    /// How long it may take to answer that. Default 20 s.
-    pub ping_timeout: Duration,
-    /// Bytes of events gathered into one response. Default 256 KiB: past that larger messages
-    /// gain nothing. An event above it travels alone.
-    pub response_bytes_max: ByteSize,
-    /// How long a client may leave its stream unread before it is ended, with its cursor.
-    /// Default 60 s.
-    pub slow_consumer_timeout: Duration,
-}
-
-/// Limits of the events held in memory for live subscribers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BusLimits {
-    /// Bytes of the newest events, shared by all subscribers. Default 64 MiB: over a minute at a
-    /// thousand events a second. Whoever is further behind reads from the log.
-    pub window_bytes_max: ByteSize,
-}
-
-/// Limits of what waits to be made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogLimits {
-    /// Batches waiting for the writer; beyond it the sender is told to come back. Default 1,024:
-    /// more than the writer takes in the time a request has.
-    pub queue_batches_max: usize,
-    /// Bytes of the batches waiting. Default 64 MiB: small batches are bounded by their number,
-    /// large ones by this.
-    pub queue_bytes_max: ByteSize,
 }
 
 /// A configuration and how it came about.
@@ -285,6 +237,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
     let allowed_sources = take.take("allowed_sources", AllowedSources::default());
     let trusted_proxies = take.take("trusted_proxies", Vec::new());
     let web_origins = take.take("web_origins", Vec::new());
+    let credentials = credentials::take(take);
     Config {
         webhook_listen,
         grpc_listen,
@@ -295,6 +248,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
             format: take.take("log_format", logging::Format::Text),
             level: take.take("log_level", logging::Level::Info),
         },
+        tls: tls::take(take),
         retention: Retention {
             age_max: take.take_in("retention.age_max", days(30), days(1)..=days(36_500)),
             bytes_max: take.take_in(
@@ -304,81 +258,19 @@ fn build(take: &mut Resolver<'_>) -> Config {
             ),
             id_age_min: take.take_in("retention.id_age_min", days(15), days(15)..=days(36_500)),
         },
-        webhook_limits: webhook_limits(take),
-        grpc_limits: grpc_limits(take),
-        bus_limits: BusLimits {
-            window_bytes_max: take.take_in(
-                "limits.bus.window_bytes_max",
-                ByteSize::mib(64),
-                ByteSize::mib(1)..=ByteSize::gib(1 << 10),
-            ),
-        },
-        log_limits: LogLimits {
-            queue_batches_max: take.take_in("limits.log.queue_batches_max", 1024, COUNTS),
-            queue_bytes_max: take.take_in(
-                "limits.log.queue_bytes_max",
-                ByteSize::mib(64),
-                ByteSize::mib(1)..=ByteSize::gib(1 << 10),
-            ),
+        webhook_limits: limits::webhook(take),
+        grpc_limits: limits::grpc(take),
+        bus_limits: limits::bus(take),
+        log_limits: limits::log(take),
+        credentials: Credentials {
+            jwt: credentials::take_jwt(take),
+            ..credentials
         },
         apps: apps::take(take, &data_dir),
         data_dir,
         allowed_sources,
         trusted_proxies,
         web_origins,
-    }
-}
-
-fn webhook_limits(take: &mut Resolver<'_>) -> WebhookLimits {
-    WebhookLimits {
-        body_bytes_max: take.take_in(
-            "limits.webhook.body_bytes_max",
-            ByteSize::mib(1),
-            ByteSize::kib(1)..=ByteSize::mib(64),
-        ),
-        connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
-        connections_per_address_max: take.take_in(
-            "limits.webhook.connections_per_address_max",
-            256,
-            COUNTS,
-        ),
-        header_timeout: take.take_in("limits.webhook.header_timeout", seconds(5), REQUEST_TIMES),
-        request_timeout: take.take_in("limits.webhook.request_timeout", seconds(8), REQUEST_TIMES),
-    }
-}
-
-fn grpc_limits(take: &mut Resolver<'_>) -> GrpcLimits {
-    GrpcLimits {
-        connections_max: take.take_in("limits.grpc.connections_max", 10_000, COUNTS),
-        streams_per_connection_max: take.take_in(
-            "limits.grpc.streams_per_connection_max",
-            100,
-            COUNTS,
-        ),
-        streams_max: take.take_in("limits.grpc.streams_max", 10_000, COUNTS),
-        header_bytes_max: take.take_in(
-            "limits.grpc.header_bytes_max",
-            ByteSize::kib(16),
-            ByteSize::kib(1)..=ByteSize::mib(1),
-        ),
-        request_bytes_max: take.take_in(
-            "limits.grpc.request_bytes_max",
-            ByteSize::kib(64),
-            ByteSize::kib(1)..=ByteSize::mib(4),
-        ),
-        ping_interval: take.take_in("limits.grpc.ping_interval", seconds(30), STREAM_TIMES),
-        ping_timeout: take.take_in("limits.grpc.ping_timeout", seconds(20), STREAM_TIMES),
-        response_bytes_max: take.take_in(
-            "limits.grpc.response_bytes_max",
-            ByteSize::kib(256),
-            // Clients refuse messages above 4 MiB unless they are told not to.
-            ByteSize::kib(1)..=ByteSize::mib(3),
-        ),
-        slow_consumer_timeout: take.take_in(
-            "limits.grpc.slow_consumer_timeout",
-            seconds(60),
-            STREAM_TIMES,
-        ),
     }
 }
 
@@ -405,13 +297,6 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
         one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && same_host
 }
-
-/// Counts of things; the upper end only catches slips of the keyboard.
-const COUNTS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
-/// Below the 10 s that the sender waits.
-const REQUEST_TIMES: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_millis(9_500);
-const STREAM_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(3600);
 
 const fn address(host: Ipv4Addr, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(host), port)

@@ -134,6 +134,17 @@ impl<'a> Resolver<'a> {
     /// The same for a path: one in the file is taken from the directory of the file.
     pub(super) fn take_path(&mut self, key: &'static str, default: &str) -> PathBuf {
         let path = self.take(key, PathBuf::from(default));
+        self.locate(key, path)
+    }
+
+    /// The same for a path that need not be there.
+    pub(super) fn take_optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = self.take(key, None::<PathBuf>)?;
+        Some(self.locate(key, path))
+    }
+
+    /// Where the path of the setting that was taken last is.
+    fn locate(&mut self, key: &'static str, path: PathBuf) -> PathBuf {
         let path = match (&self.document, self.origin_of(key)) {
             (Some(document), Origin::File { .. }) => match path.to_str() {
                 Some(text) => document.relative(text),
@@ -284,7 +295,11 @@ fn read<T: Value>(written: &Written) -> Result<T, String> {
         (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger | Shape::List)
         | (Some(Kind::List), Shape::List)
         | (None | Some(Kind::Integer), Shape::Integer)
+        | (None | Some(Kind::Boolean), Shape::Boolean)
         | (Some(Kind::Integer), Shape::TextOrInteger) => None,
+        (Some(Kind::Text), Shape::Boolean) => Some("a string, not true or false"),
+        (Some(Kind::Integer), Shape::Boolean) => Some("a number, not true or false"),
+        (Some(Kind::Boolean), _) => Some("a boolean"),
         (Some(Kind::Text), Shape::Integer) => Some("a string, not a whole number"),
         (Some(Kind::Integer), Shape::Text) => Some("a number, not a string"),
         (Some(Kind::Integer), Shape::List) => Some("a number, not an array"),

@@ -78,11 +78,12 @@ fn app_json(app: &App) -> serde_json::Value {
     object.into()
 }
 
-/// A TOML literal of ours as JSON: a string, a number or an array of strings.
+/// A TOML literal of ours as JSON: a string, a number, a boolean or an array of strings.
 fn bare(literal: &str) -> serde_json::Value {
     match literal.parse::<toml::Value>() {
         Ok(toml::Value::Integer(number)) => number.into(),
         Ok(toml::Value::String(text)) => text.into(),
+        Ok(toml::Value::Boolean(value)) => value.into(),
         Ok(toml::Value::Array(items)) => {
             let texts = items.iter().map(|item| item.as_str().unwrap_or_default());
             texts.collect()

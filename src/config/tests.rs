@@ -122,6 +122,10 @@ fn flags_win_over_variables_over_the_file_over_defaults() {
 fn every_setting_can_come_from_the_environment() {
     for setting in resolve(&Sources::default()).unwrap().settings {
         let value = setting.value.trim_matches('"');
+        if value.is_empty() {
+            // An empty variable counts as not set, and not set is what this default says.
+            continue;
+        }
         let scene = Scene::without_file().variable(&variable_of(setting.key), value);
         let settings = scene.resolved().settings;
         let same = settings.iter().find(|other| other.key == setting.key);
@@ -653,15 +657,14 @@ fn the_example_as_it_stands_changes_nothing() {
 #[test]
 fn the_example_has_every_key_with_its_default() {
     // Its app has both sources of tokens and all of keys, to show them: here it has one of each.
-    let text: String = example_in_force()
-        .lines()
-        .filter(|line| {
-            !["verification_token_env", "jwks_file", "pem_file"]
-                .iter()
-                .any(|key| line.starts_with(key))
-        })
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let text = example_in_force();
+    let (settings, app) = text.split_once("[[apps]]").unwrap();
+    let app = app.lines().filter(|line| {
+        !["verification_token_env", "jwks_file", "pem_file"]
+            .iter()
+            .any(|key| line.starts_with(key))
+    });
+    let text = format!("{settings}[[apps]]{}", app.collect::<Vec<_>>().join("\n"));
     let scene = Scene::new(&text);
     let resolved = scene.resolved();
     for setting in &resolved.settings {
@@ -783,4 +786,65 @@ fn an_app_without_a_token_finds_the_one_that_setup_made() {
     let app = &scene.resolved().config.apps[0];
     assert_eq!(app.verification_token.expose(), "made-by-setup");
     assert_eq!(app.token_source, TokenSource::File(path.clone()));
+}
+
+const JWT: &str = "[jwt]\njwks_url = \"https://auth.example.com/jwks.json\"\n\
+                   issuer = \"https://auth.example.com/\"\naudience = \"bridge\"\n";
+
+#[test]
+fn credentials_are_in_the_data_directory_unless_another_file_is_named() {
+    let scene = Scene::new("data_dir = \"d\"");
+    let options = scene.resolved().config.credentials_options();
+    let expected = PathBuf::from(scene.path("d/credentials.toml"));
+    assert_eq!(options.file, Some(expected.clone()));
+    assert!(!options.file_is_named && !options.anonymous && options.jwt.is_none());
+    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+
+    let scene = Scene::new("credentials_file = \"c.toml\"\nallow_anonymous = true");
+    let options = scene.resolved().config.credentials_options();
+    let expected = PathBuf::from(scene.path("c.toml"));
+    assert_eq!(options.file, Some(expected.clone()));
+    assert!(options.file_is_named && options.anonymous);
+    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+}
+
+#[test]
+fn an_issuer_of_jwts_is_whole_or_refused() {
+    let scene = Scene::new(&format!("{JWT}apps_claim = \"apps\"\n"));
+    let jwt = scene.resolved().config.credentials.jwt.unwrap();
+    assert_eq!(jwt.types_claim, "types");
+    assert_eq!(jwt.apps_claim.as_deref(), Some("apps"));
+    assert_eq!(jwt.streams_max, 100);
+
+    for (line, key) in [
+        ("issuer", "jwt.issuer"),
+        ("audience", "jwt.audience"),
+        ("jwks_url", "jwt.jwks_url"),
+    ] {
+        let without: Vec<&str> = JWT.lines().filter(|one| !one.starts_with(line)).collect();
+        let scene = Scene::new(&without.join("\n"));
+        scene.refused_with(&["bridge.toml:", key, "missing"]);
+    }
+    let both = format!("{JWT}jwks_file = \"jwks.json\"\n");
+    Scene::new(&both).refused_with(&[":5: `jwt.jwks_file`", "keep one"]);
+    let insecure = JWT.replace(
+        "https://auth.example.com/jwks",
+        "http://auth.example.com/jwks",
+    );
+    Scene::new(&insecure).refused_with(&[":2: `jwt.jwks_url`", "https only"]);
+}
+
+#[test]
+fn a_switch_is_true_or_false() {
+    for (text, expected) in [("true", true), ("1", true), ("false", false)] {
+        let scene = Scene::without_file().variable("PRELUDE_BRIDGE_ALLOW_ANONYMOUS", text);
+        let config = scene.resolved().config;
+        assert_eq!(config.credentials.allow_anonymous, expected, "{text}");
+    }
+    let scene = Scene::without_file().variable("PRELUDE_BRIDGE_ALLOW_ANONYMOUS", "yes");
+    scene.refused_with(&[
+        "`allow_anonymous`: `yes` is neither true nor false",
+        "true or false",
+    ]);
+    Scene::new("allow_anonymous = \"true\"").refused_with(&["a string, not true or false"]);
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     logging::{Format, Level},
-    net::network::Network,
+    net::{network::Network, tls::ClientCertificates},
 };
 
 /// Which of TOML's types a setting may be written as.
@@ -18,6 +18,7 @@ pub(super) enum Shape {
     Text,
     Integer,
     TextOrInteger,
+    Boolean,
     List,
 }
 
@@ -49,6 +50,40 @@ impl Value for SocketAddr {
     }
 }
 
+/// Text that may be empty, which is then as if it were not set.
+impl Value for String {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write it in quotes, without control characters";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.chars().any(char::is_control) {
+            return Err("it has a control character in it".to_owned());
+        }
+        Ok(text.trim().to_owned())
+    }
+
+    fn show(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Value for bool {
+    const SHAPE: Shape = Shape::Boolean;
+    const HELP: &'static str = "write true or false";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(format!("`{text}` is neither true nor false")),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Value for PathBuf {
     const SHAPE: Shape = Shape::Text;
     const HELP: &'static str = "write a path";
@@ -62,6 +97,43 @@ impl Value for PathBuf {
 
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
+    }
+}
+
+/// A path that need not be there: nothing is written as an empty string.
+impl Value for Option<PathBuf> {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write a path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok((!text.trim().is_empty()).then(|| PathBuf::from(text)))
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), PathBuf::show)
+    }
+}
+
+/// An empty string leaves it to whether there is an issuer to judge certificates by.
+impl Value for Option<ClientCertificates> {
+    const SHAPE: Shape = Shape::Text;
+    const HELP: &'static str = "write \"required\" or \"optional\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Ok(None),
+            "required" => Ok(Some(ClientCertificates::Required)),
+            "optional" => Ok(Some(ClientCertificates::Optional)),
+            _ => Err(format!("`{text}` is neither")),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            None => "",
+            Some(ClientCertificates::Required) => "required",
+            Some(ClientCertificates::Optional) => "optional",
+        })
     }
 }
 

@@ -147,6 +147,7 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     };
     let remedy = match &error {
         OpenError::NotALog { .. } => "choose another directory with --data-dir",
+        OpenError::Older { .. } => "begin anew in another directory and let consumers know",
         OpenError::Newer { .. } => "run the release that wrote it, or a newer one",
         OpenError::Damaged { .. } => {
             "restore it from a backup, or begin anew in another directory and let consumers know"

@@ -2,15 +2,17 @@
 //! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
 //! as far as the next check can mean something without the last one.
 //!
-//! `disk` looks at the data directory and the log, `outside` at everything over a socket. The words
+//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything over a socket. The words
 //! are made here; how they are shown is the command's business.
 
 mod disk;
 mod outside;
+mod tls;
 
 use serde::Serialize;
 
 use crate::{
+    client,
     config::{self, AllowedSources, Config, Resolved, Store},
     receiver::source::PRELUDE,
 };
@@ -22,6 +24,8 @@ pub struct Options {
     pub configuration: Result<Resolved, config::Error>,
     /// Where Prelude calls, if that is to be tried.
     pub public_url: Option<String>,
+    /// How the streams are to be reached; the URL comes from the configuration.
+    pub client: client::Options,
 }
 
 /// All checks, in their order.
@@ -103,10 +107,12 @@ pub async fn examine(options: Options) -> Report {
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
         checks.extend(disk.checks);
+        checks.extend(tls::examine(&config.tls));
         let head_at = disk.head_at;
         outside::examine(
             &config,
             &options.public_url,
+            options.client,
             is_running,
             head_at,
             &mut checks,

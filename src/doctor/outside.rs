@@ -35,6 +35,7 @@ const GRPC: &str = "gRPC";
 pub(super) async fn examine(
     config: &Config,
     public_url: &Option<String>,
+    client: client::Options,
     is_running: bool,
     head_at: Option<UnixMicros>,
     checks: &mut Vec<Check>,
@@ -48,7 +49,7 @@ pub(super) async fn examine(
         Some(url) => challenge_through(url, &config.apps).await,
         None => Check::skipped(PUBLIC_URL, "none was given; try it with --url"),
     });
-    checks.push(grpc(config.grpc_listen, is_running).await);
+    checks.push(grpc(config, client, is_running).await);
 }
 
 async fn keys(app: &App) -> Check {
@@ -221,7 +222,8 @@ async fn challenge_through(url: &str, apps: &[App]) -> Check {
     check.of_app(&app.id)
 }
 
-async fn grpc(listen: SocketAddr, is_running: bool) -> Check {
+async fn grpc(config: &Config, client: client::Options, is_running: bool) -> Check {
+    let listen = config.grpc_listen;
     if !is_running {
         return Check::skipped(GRPC, "no bridge is running");
     }
@@ -229,8 +231,16 @@ async fn grpc(listen: SocketAddr, is_running: bool) -> Check {
         let found = "the port was chosen when the bridge started; the `ready` line has it";
         return Check::skipped(GRPC, found);
     }
-    let url = format!("http://{}", reachable(listen));
-    let options = client::Options::new(&url).connect_timeout(ANSWER_TIMEOUT);
+    let scheme = match &config.tls.grpc {
+        Some(_) => "https",
+        None => "http",
+    };
+    let url = format!("{scheme}://{}", reachable(listen));
+    let mut options = client.with_url(&url).connect_timeout(ANSWER_TIMEOUT);
+    // It is called by its address here, and its certificate is for a name.
+    if let Some(name) = super::tls::name_of_grpc(&config.tls) {
+        options = options.server_name(name);
+    }
     let range = match client::Client::connect(&options).await {
         Ok(client) => client.range().await,
         Err(error) => Err(error),
@@ -246,7 +256,14 @@ async fn grpc(listen: SocketAddr, is_running: bool) -> Check {
         Err(error @ client::Error::Refused { .. }) => Check::fault(
             GRPC,
             error.to_string(),
-            "give doctor a credential that the bridge knows",
+            "give doctor a credential that the bridge knows, with --token-file or \
+             --client-certificate-file",
+        ),
+        Err(error @ client::Error::Unreachable(_)) if config.tls.grpc.is_some() => Check::fault(
+            GRPC,
+            format!("{url}: {error}"),
+            "if it is about the certificate, give doctor its issuers with --ca-file; else check \
+             that the bridge was started with this configuration",
         ),
         Err(error) => Check::fault(
             GRPC,

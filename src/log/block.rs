@@ -397,6 +397,34 @@ impl Builder {
         }
     }
 
+    /// Begins at another place. What was not [finished](Self::finish) is given up.
+    pub fn begin(
+        &mut self,
+        log: LogId,
+        term: Term,
+        first_sequence: Sequence,
+        received_at: UnixMicros,
+    ) {
+        let next = Self::new(log, term, first_sequence, received_at);
+        let done = std::mem::replace(self, next);
+        self.reuse(done.typed, done.raw, done.fields);
+    }
+
+    /// Takes over the memory of a block that is done, unless it was for an unusually large one.
+    fn reuse(&mut self, typed: Vec<u8>, raw: Vec<u8>, fields: Vec<u8>) {
+        let buffers = [
+            (&mut self.typed, typed),
+            (&mut self.raw, raw),
+            (&mut self.fields, fields),
+        ];
+        for (place, mut buffer) in buffers {
+            if buffer.capacity() <= 2 * BLOCK_BYTES_TARGET {
+                buffer.clear();
+                *place = buffer;
+            }
+        }
+    }
+
     /// The sequence number that the next event gets.
     #[must_use]
     pub fn next_sequence(&self) -> Sequence {
@@ -455,6 +483,7 @@ impl Builder {
         let bytes = done.serialize();
         let typed_start = bytes.len() - done.typed.len() - done.raw.len();
         let raw_start = bytes.len() - done.raw.len();
+        self.reuse(done.typed, done.raw, done.fields);
         Some(Block {
             first_sequence: done.first_sequence,
             term: done.term,

@@ -48,8 +48,17 @@ pub(super) fn lay_out<'a>(
     place: Place,
     events: impl Iterator<Item = (&'a Batch, &'a Draft)>,
 ) -> Vec<Arc<Block>> {
+    lay_out_with(&mut new_builder(), place, events)
+}
+
+/// The same in the memory of another time: fresh memory costs as much as what is written to it.
+pub(super) fn lay_out_with<'a>(
+    builder: &mut Builder,
+    place: Place,
+    events: impl Iterator<Item = (&'a Batch, &'a Draft)>,
+) -> Vec<Arc<Block>> {
     let mut blocks = Vec::new();
-    let mut builder = Builder::new(
+    builder.begin(
         place.log,
         place.term,
         place.first_sequence,
@@ -63,6 +72,11 @@ pub(super) fn lay_out<'a>(
     }
     blocks.extend(builder.finish().map(Arc::new));
     blocks
+}
+
+/// For [`lay_out_with`].
+pub(super) fn new_builder() -> Builder {
+    Builder::new(LogId(0), Term(0), Sequence(1), UnixMicros(0))
 }
 
 /// A random identity for a new log.

@@ -1,17 +1,18 @@
 //! Owns how an HTTP/1.1 connection is served: hyper's state machine with the timers and limits that
 //! warp's own server leaves unset. Knows nothing of routes.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, time::Duration};
+use std::{convert::Infallible, error::Error as _, io, net::SocketAddr, pin::pin, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::write_deadline::WriteDeadline;
+use super::{fair::Fair, write_deadline::WriteDeadline};
+use crate::metrics::Closure;
 
 /// What a connection may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +49,15 @@ pub struct Peer(pub SocketAddr);
 ///
 /// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
 /// that would not read JSON.
-pub async fn serve<S, B>(
-    stream: TcpStream,
+pub async fn serve<IO, S, B>(
+    stream: IO,
     peer: SocketAddr,
     limits: Limits,
     service: S,
     shutdown: CancellationToken,
-) where
+) -> Option<Closure>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -69,7 +72,7 @@ pub async fn serve<S, B>(
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(
-            TokioIo::new(WriteDeadline::new(stream, limits.write_timeout)),
+            TokioIo::new(WriteDeadline::new(Fair::new(stream), limits.write_timeout)),
             service,
         );
     let mut connection = pin!(connection);
@@ -80,8 +83,22 @@ pub async fn serve<S, B>(
             connection.await
         }
     };
-    if let Err(error) = ended {
-        // Nothing that a client does to its own connection is worth more than this.
-        tracing::debug!(%peer, %error, "connection ended early");
+    let error = ended.err()?;
+    // Nothing that a client does to its own connection is worth more than this.
+    tracing::debug!(%peer, %error, "connection ended early");
+    closure(&error)
+}
+
+/// What the client did; nothing if it only went away.
+pub fn closure(error: &hyper::Error) -> Option<Closure> {
+    let io = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>());
+    if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        Some(Closure::Unread)
+    } else if error.is_timeout() {
+        Some(Closure::Silent)
+    } else {
+        error.is_parse().then_some(Closure::Protocol)
     }
 }

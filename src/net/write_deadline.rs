@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// A connection whose writes have a deadline.
-pub(super) struct WriteDeadline<S> {
+pub struct WriteDeadline<S> {
     stream: S,
     timeout: Duration,
     /// Runs while a write waits. Boxed, and made at the first wait: most connections never wait.
@@ -22,7 +22,8 @@ pub(super) struct WriteDeadline<S> {
 }
 
 impl<S> WriteDeadline<S> {
-    pub(super) fn new(stream: S, timeout: Duration) -> Self {
+    /// Lets each write wait so long for its peer.
+    pub fn new(stream: S, timeout: Duration) -> Self {
         Self {
             stream,
             timeout,

@@ -45,6 +45,13 @@ impl Default for Sources {
 }
 
 impl Sources {
+    /// Whether anything that comes over a connection from there could pass.
+    #[must_use]
+    pub fn may_connect(&self, peer: IpAddr) -> bool {
+        let is_allowed = || self.allowed.iter().any(|network| network.contains(peer));
+        self.allowed.is_empty() || is_allowed() || self.is_proxy(peer)
+    }
+
     /// Lets a request pass, or says why not.
     pub(super) fn admit(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Result<(), Error> {
         if self.allowed.is_empty() {

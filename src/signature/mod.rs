@@ -30,6 +30,7 @@ pub use key::PublicKey;
 pub use key_set::{KEYS_MAX, KeySet, Skipped};
 pub use keyring::{Keyring, VerifiedBody};
 pub use refresh::{KeyStatus, Origin, Status};
+pub(crate) use source::fetch_document;
 pub use source::{DOCUMENT_BYTES_MAX, KeySource, Options, fetch};
 
 #[cfg(test)]

@@ -116,11 +116,25 @@ impl Default for Options {
 /// # Errors
 /// [`Error::Fetch`] or [`Error::KeySet`]. A set without a usable key is no error here.
 pub async fn fetch(source: &KeySource, timeout: Duration) -> Result<KeySet, Error> {
-    let document = match source {
-        KeySource::Url(url) => Client::new(url, timeout)?.get().await?,
-        KeySource::JwksFile(path) | KeySource::PemFile(path) => read_file(path)?.document,
-    };
+    let document = fetch_document(source, timeout).await?;
     Ok(source.read(&document)?)
+}
+
+/// The same without judging the document, for keys that are none of ours: those of JWTs.
+pub(crate) async fn fetch_document(
+    source: &KeySource,
+    timeout: Duration,
+) -> Result<Vec<u8>, Error> {
+    match source {
+        KeySource::Url(url) => Client::new(url, timeout)?.get().await,
+        KeySource::JwksFile(path) | KeySource::PemFile(path) => {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || read_file(&path));
+            // Reading does not panic; a runtime that is shutting down ends this task as well.
+            let file = read.await.unwrap_or(Err(Error::NoRuntime))?;
+            Ok(file.document)
+        }
+    }
 }
 
 /// A client for one URL.

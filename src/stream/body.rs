@@ -4,17 +4,20 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body, Frame};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use super::{
     service::Outlet,
     session::{Session, Step},
+    status::Failure,
 };
 
 /// A session as a body. Takes the session when it is first polled.
@@ -116,5 +119,52 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.0.is_end_stream()
+    }
+}
+
+/// A request's body that has to come within a time: services wait for their messages for ever.
+pub(super) struct Patient<B> {
+    body: B,
+    timeout: Duration,
+    /// Made when the body is first waited for: most have come with their headers.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Patient<B> {
+    pub(super) fn new(body: B, timeout: Duration) -> Self {
+        Self {
+            body,
+            timeout,
+            deadline: None,
+        }
+    }
+}
+
+impl<B> Body for Patient<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(|e| Status::from_error(e.into()))));
+        }
+        let timeout = self.timeout;
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(deadline.as_mut().poll(context));
+        let waited = timeout;
+        Poll::Ready(Some(Err(Status::from(&Failure::MessageTimeout { waited }))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }

@@ -3,7 +3,7 @@
 //! are made to fit, nothing is buffered for a client that does not read, and such a client still
 //! gets a status with its cursor.
 
-use std::{future::poll_fn, io::Cursor, net::SocketAddr, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, io::Cursor, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Ping, PingPong, Reason, SendStream, server::SendResponse};
@@ -18,13 +18,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
 use super::{
-    Options,
-    body::{RequestBody, trailers},
+    Caller, Options,
+    body::{Patient, RequestBody, trailers},
+    frame_budget::FrameBudget,
+    gather::{Flusher, gather},
     response::Response,
     service::{Outlet, Peer},
     services::Services,
     session::{Session, Step},
     status::Failure,
+    unsent::{Share, Unsent},
+};
+use crate::{
+    credentials::Grant,
+    metrics::Closure,
+    net::{fair::Fair, http1, write_deadline::WriteDeadline},
 };
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
@@ -32,6 +40,9 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a client without room gets to make some once the server drains.
 const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection that is closed for a flood may take to hear why.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the connections of subscribers.
 #[derive(Clone)]
@@ -44,34 +55,36 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Serves one connection until it ends.
-    pub(super) async fn serve<IO>(&self, io: IO, address: SocketAddr)
+    /// Serves one connection until it ends. Says what it was closed for, if it was.
+    pub(super) async fn serve<IO>(&self, io: IO, caller: Caller) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let peer = Peer(address.to_string().into());
-        let (mut reader, writer) = tokio::io::split(io);
+        let origin = Origin::of(caller);
+        let (mut reader, writer) = tokio::io::split(Fair::new(io));
         // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
         match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Err(_)) => return None,
+            Err(_) => return Some(Closure::Silent),
         }
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
         let io = tokio::io::join(reader, writer);
         if start == *b"PR" {
-            self.serve_http2(io, peer).await;
+            self.serve_http2(io, origin).await
         } else {
-            self.serve_http1(io, peer).await;
+            self.serve_http1(io, origin).await
         }
     }
 
-    async fn serve_http2<IO>(&self, io: IO, peer: Peer)
+    async fn serve_http2<IO>(&self, io: IO, origin: Origin) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let options = &self.options;
-        let handshake = h2::server::Builder::new()
+        let mut builder = h2::server::Builder::new();
+        builder
             .max_concurrent_streams(options.streams_per_connection_max)
             .max_header_list_size(options.header_bytes_max)
             // Requests are small: room for many of them would only be room for an attacker.
@@ -80,32 +93,54 @@ impl Connections {
             .max_send_buffer_size(2 * options.response_bytes_max)
             // Resets that the server answers with, and such that come before it looked (rapid
             // reset, CVE-2023-44487; RUSTSEC-2024-0003).
-            .max_local_error_reset_streams(Some(128))
-            .max_pending_accept_reset_streams(20)
-            .handshake::<_, Response>(io);
+            .max_local_error_reset_streams(Some(options.local_error_resets_max))
+            .max_pending_accept_reset_streams(options.pending_accept_resets_max);
+        let flooded = CancellationToken::new();
+        let (io, flusher) = gather(FrameBudget::new(io, flooded.clone()));
+        let handshake = builder.handshake::<_, Response>(io);
+        // What h2 says is gathered until it has said all for now, also while it shakes hands.
+        let handshake = flushing(handshake, &flusher);
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(peer = %peer.0, %error, "no HTTP/2"),
-            Err(_) => return tracing::debug!(peer = %peer.0, "HTTP/2 preface timed out"),
+            Ok(Err(error)) => {
+                tracing::debug!(peer = %origin.peer.0, %error, "no HTTP/2");
+                return closure(&error);
+            }
+            Err(_) => {
+                tracing::debug!(peer = %origin.peer.0, "HTTP/2 preface timed out");
+                return Some(Closure::Silent);
+            }
         };
+        let unsent = Unsent::new();
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
             tokio::select! {
-                accepted = connection.accept() => match accepted {
+                accepted = flushing(poll_fn(|context| connection.poll_accept(context)), &flusher) => match accepted {
                     Some(Ok((request, respond))) => {
-                        let stream = Stream { connections: self.clone(), peer: peer.clone() };
+                        let stream = Stream {
+                            connections: self.clone(),
+                            origin: origin.clone(),
+                            unsent: unsent.clone(),
+                        };
                         self.streams.spawn(stream.serve(request, respond));
                     }
                     Some(Err(error)) => {
-                        tracing::debug!(peer = %peer.0, %error, "connection failed");
-                        return;
+                        tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
+                        return closure(&error);
                     }
-                    None => return,
+                    None => return None,
                 },
                 () = &mut dead => {
-                    tracing::info!(peer = %peer.0, "connection closed: it answers no pings");
-                    return;
+                    tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
+                    return Some(Closure::Unanswered);
+                }
+                () = flooded.cancelled() => {
+                    tracing::warn!(peer = %origin.peer.0, "connection closed: a flood of frames");
+                    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    let farewell = poll_fn(|context| connection.poll_closed(context));
+                    let _ = timeout(FAREWELL_TIMEOUT, flushing(farewell, &flusher)).await;
+                    return Some(Closure::Flood);
                 }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
@@ -115,16 +150,31 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<IO>(&self, io: IO, peer: Peer)
+    /// How long the messages of a request may take to come. Reflection takes one after the other
+    /// while a client looks around, which can go on for a while; its clients open a new stream when
+    /// one ends.
+    fn patience(&self, path: &str) -> Duration {
+        if path.starts_with("/grpc.reflection.") {
+            self.options.slow_consumer_timeout
+        } else {
+            self.options.header_timeout
+        }
+    }
+
+    async fn serve_http1<IO>(&self, io: IO, origin: Origin) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
+        let patience = self.options.header_timeout;
         let service = hyper::service::service_fn(move |mut request: Request<_>| {
-            request.extensions_mut().insert(peer.clone());
+            origin.mark(&mut request);
             let services = services.clone();
+            let request = request.map(|body| Patient::new(body, patience));
             async move { services.web(request).await }
         });
+        // Nobody pings these, and hyper waits for ever for a client that does not read.
+        let io = WriteDeadline::new(io, self.options.slow_consumer_timeout);
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)
@@ -135,13 +185,61 @@ impl Connections {
         let mut going_away = false;
         loop {
             tokio::select! {
-                _ = &mut connection => return,
+                ended = &mut connection => return http1::closure(&ended.err()?),
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.as_mut().graceful_shutdown();
                 }
             }
         }
+    }
+}
+
+/// What the client did; nothing if it only went away.
+fn closure(error: &h2::Error) -> Option<Closure> {
+    let is_ours = error.is_go_away() && error.is_library();
+    match error.reason() {
+        Some(Reason::ENHANCE_YOUR_CALM) if is_ours => Some(Closure::Flood),
+        Some(_) if is_ours => Some(Closure::Protocol),
+        _ => None,
+    }
+}
+
+/// Polls what makes h2 write, and writes what it has gathered after each poll.
+async fn flushing<IO: AsyncWrite + Unpin, T>(
+    speaking: impl Future<Output = T>,
+    flusher: &Flusher<IO>,
+) -> T {
+    let mut speaking = pin!(speaking);
+    poll_fn(|context| {
+        let spoken = speaking.as_mut().poll(context);
+        // A socket that takes no more wakes this task when it does; one that failed says so to h2
+        // at its next read or write.
+        let _ = flusher.poll_flush(context);
+        spoken
+    })
+    .await
+}
+
+/// Where the requests of a connection come from.
+#[derive(Clone)]
+struct Origin {
+    /// The address as text, made once a connection.
+    peer: Peer,
+    caller: Caller,
+}
+
+impl Origin {
+    fn of(caller: Caller) -> Self {
+        let peer = Peer(caller.address.to_string().into());
+        Self { peer, caller }
+    }
+
+    /// Lets the services see it.
+    fn mark<B>(&self, request: &mut Request<B>) {
+        let extensions = request.extensions_mut();
+        extensions.insert(self.peer.clone());
+        extensions.insert(self.caller.clone());
     }
 }
 
@@ -164,7 +262,8 @@ async fn dead(ping_pong: Option<PingPong>, options: &Options) {
 /// One request on an HTTP/2 connection and its response.
 struct Stream {
     connections: Connections,
-    peer: Peer,
+    origin: Origin,
+    unsent: Unsent,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -172,15 +271,19 @@ struct Gone;
 
 /// What waiting for room came to.
 enum Room {
-    Bytes(usize),
-    Stalled,
+    /// So many bytes, and the share of what may be unsent that they are to hold.
+    Bytes(usize, Share),
+    /// The session has ended meanwhile.
+    Over,
 }
 
 impl Stream {
     async fn serve(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Response>) {
         let (parts, body) = request.into_parts();
-        let mut request = Request::from_parts(parts, Body::new(RequestBody(body)));
-        request.extensions_mut().insert(self.peer.clone());
+        let patience = self.connections.patience(parts.uri.path());
+        let body = Patient::new(RequestBody(body), patience);
+        let mut request = Request::from_parts(parts, Body::new(body));
+        self.origin.mark(&mut request);
         let grpc = is_grpc(request.headers());
         let services = self.connections.services.clone();
         let answer = async {
@@ -195,6 +298,7 @@ impl Stream {
             _ = poll_fn(|context| respond.poll_reset(context)) => return,
         };
         let (mut head, body) = response.into_parts();
+        let grant = head.extensions.remove::<Grant>();
         let session = head.extensions.remove::<Outlet>().filter(|_| grpc);
         let session = session.and_then(|outlet| outlet.take());
         let ends = session.is_none() && body.is_end_stream();
@@ -205,7 +309,7 @@ impl Stream {
         let sent = match session {
             Some(session) => self.send_session(session, &mut send).await,
             None if ends => Ok(()),
-            None => self.send_body(body, &mut send).await,
+            None => self.send_body(body, grant, &mut send).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
@@ -224,28 +328,32 @@ impl Stream {
                 _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
             }
             let wanted = session.response_bytes_min();
-            let bytes_max = match wanted {
+            let (bytes_max, mut share) = match wanted {
                 // Only the end is left, and trailers need no room.
-                0 => 0,
+                0 => (0, None),
                 _ => match self
                     .room(&mut session, send, wanted, &mut window_seen)
                     .await?
                 {
-                    Room::Bytes(bytes) => bytes,
-                    Room::Stalled => return self.give_up(session, send),
+                    Room::Bytes(bytes, share) => (bytes, Some(share)),
+                    Room::Over => return farewell(session, send),
                 },
             };
             match session.take(bytes_max) {
                 // It had to let go of what it had found, and finds it again.
                 None => {}
                 Some(Step::Response(mut response)) => {
+                    if let Some(share) = &mut share {
+                        share.shrink_to(response.remaining());
+                    }
+                    response.share = share;
                     while response.remaining() > send.capacity() {
                         // One event that is larger than the window.
                         let piece = response.split_to(send.capacity());
                         send.send_data(piece, false).map_err(|_| Gone)?;
                         match self.room(&mut session, send, 1, &mut window_seen).await? {
-                            Room::Bytes(_) => {}
-                            Room::Stalled => return self.give_up(session, send),
+                            Room::Bytes(_, share) => response.share = Some(share),
+                            Room::Over => return farewell(session, send),
                         }
                     }
                     send.send_data(response, false).map_err(|_| Gone)?;
@@ -265,7 +373,9 @@ impl Stream {
         wanted: usize,
         window_seen: &mut usize,
     ) -> Result<Room, Gone> {
-        send.reserve_capacity(self.connections.options.response_bytes_max.max(wanted));
+        let bytes_max = self.connections.options.response_bytes_max.max(wanted);
+        send.reserve_capacity(bytes_max);
+        let mut share = None;
         let draining = session.draining().clone();
         let mut parked = pin!(sleep(PARK_AFTER));
         let mut is_parked = false;
@@ -276,11 +386,17 @@ impl Stream {
             *window_seen = capacity.max(*window_seen);
             // A message that never fits is sent in pieces; any other is sent whole, so that the
             // stream can always be ended between messages.
-            if capacity >= wanted || (capacity > 0 && *window_seen < wanted) {
-                return Ok(Room::Bytes(capacity));
+            let fits = capacity >= wanted || (capacity > 0 && *window_seen < wanted);
+            if fits {
+                let bytes = capacity.min(bytes_max);
+                share = share.or_else(|| self.unsent.try_hold(wanted.min(bytes), bytes));
+                if let Some(share) = share {
+                    return Ok(Room::Bytes(bytes.min(share.bytes()), share));
+                }
             }
             tokio::select! {
-                more = more_room(send) => more?,
+                more = more_room(send, !fits) => more?,
+                held = self.unsent.hold(wanted.min(capacity)), if fits => share = Some(held),
                 () = &mut parked, if !is_parked => {
                     is_parked = true;
                     session.park();
@@ -289,27 +405,41 @@ impl Stream {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
                 }
-                () = sleep_until(deadline) => return Ok(Room::Stalled),
+                () = session.revoked() => return Ok(Room::Over),
+                () = sleep_until(deadline) => {
+                    session.give_up(self.connections.options.slow_consumer_timeout);
+                    return Ok(Room::Over);
+                }
             }
         }
     }
 
-    fn give_up(&self, mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-        let waited = self.connections.options.slow_consumer_timeout;
-        end_stream(send, &session.give_up(waited))
-    }
-
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended when the
-    /// server drains, a moment after it could say so.
-    async fn send_body(&self, body: Body, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
+    /// caller's credential, and when the server drains, a moment after it could say so.
+    async fn send_body(
+        &self,
+        body: Body,
+        grant: Option<Grant>,
+        send: &mut SendStream<Response>,
+    ) -> Result<(), Gone> {
         let mut body = pin!(body);
         let draining = self.connections.draining.clone();
         let mut over = pin!(async {
             draining.cancelled().await;
             sleep(DRAIN_ROOM_TIMEOUT).await;
         });
+        let mut revoked = pin!(async {
+            match grant {
+                Some(grant) => grant.ended().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let frame = tokio::select! {
+                ended = &mut revoked => {
+                    let failure = Failure::CredentialEnded { ended, cursor: None };
+                    return end_stream(send, &Err(failure));
+                }
                 () = &mut over => {
                     let retry_after = self.connections.options.drain_retry_after();
                     let failure = Failure::Draining { retry_after, cursor: None };
@@ -346,7 +476,7 @@ impl Stream {
             send.reserve_capacity(bytes.len());
             while send.capacity() == 0 {
                 let limit = self.connections.options.slow_consumer_timeout;
-                if let Ok(more) = timeout(limit, more_room(send)).await {
+                if let Ok(more) = timeout(limit, more_room(send, true)).await {
                     more?;
                 } else {
                     send.send_reset(Reason::CANCEL);
@@ -360,11 +490,14 @@ impl Stream {
     }
 }
 
-/// Resolves when the client has made room, or fails when it has reset the stream.
-async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
+/// Resolves when the client has made room, if that is wanted, or fails when it has reset the stream.
+async fn more_room(send: &mut SendStream<Response>, wanted: bool) -> Result<(), Gone> {
     poll_fn(|context| {
         if send.poll_reset(context).is_ready() {
             return Poll::Ready(Err(Gone));
+        }
+        if !wanted {
+            return Poll::Pending;
         }
         send.poll_capacity(context).map(|more| match more {
             Some(Ok(_)) => Ok(()),
@@ -372,6 +505,14 @@ async fn more_room(send: &mut SendStream<Response>) -> Result<(), Gone> {
         })
     })
     .await
+}
+
+/// Ends a stream whose session has ended.
+fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
+    match session.take(0) {
+        Some(Step::End(end)) => end_stream(send, &end),
+        Some(Step::Response(_)) | None => Err(Gone),
+    }
 }
 
 fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {

@@ -1,8 +1,11 @@
 //! Owns the way out: gRPC subscriptions to the log and the bus. Knows nothing of how events came
 //! in.
 
+mod access;
 mod body;
 mod connection;
+mod frame_budget;
+mod gather;
 mod notice;
 mod registry;
 mod request;
@@ -14,6 +17,7 @@ mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,13 +26,26 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{connection::Connections, services::Services, shared::Shared};
 pub use self::{registry::Snapshot, status::DOMAIN};
-use crate::{bus::Bus, log::Log, metrics::Metrics};
+use crate::{
+    bus::Bus,
+    credentials::Credentials,
+    log::Log,
+    metrics::{Closure, Metrics},
+    net::tls::Identity,
+};
 
 /// The limits of the subscribers' port.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many streams may be open in all.
     pub streams_max: usize,
+    /// How many calls that are no subscriptions may be in progress: checks and watches of the
+    /// health, which anybody may make, and reflection.
+    pub calls_max: usize,
+    /// How many streams of a connection the server may have to reset because of the client.
+    pub local_error_resets_max: usize,
+    /// How many streams a client may reset before the server has looked at them.
+    pub pending_accept_resets_max: usize,
     /// How many streams one connection may have: what load balancers and clients expect.
     pub streams_per_connection_max: u32,
     /// How much a request's headers may weigh, in bytes.
@@ -56,6 +73,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             streams_max: 10_000,
+            calls_max: 1_024,
+            local_error_resets_max: 128,
+            pending_accept_resets_max: 20,
             streams_per_connection_max: 100,
             header_bytes_max: 16 * 1024,
             request_bytes_max: 64 * 1024,
@@ -74,6 +94,26 @@ impl Options {
     /// How long a client should wait before it comes back: another time for each.
     fn drain_retry_after(&self) -> Duration {
         shared::spread(self.drain_retry_spread)
+    }
+}
+
+/// Who is on the other side of a connection, as far as the connection shows it. It is an extension
+/// of each of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it calls from; for the operator's log only, as there may be a proxy between.
+    pub address: SocketAddr,
+    /// Who its certificate says it is, where it showed one.
+    pub identity: Option<Identity>,
+}
+
+impl From<SocketAddr> for Caller {
+    /// A caller without a certificate.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            identity: None,
+        }
     }
 }
 
@@ -96,12 +136,20 @@ impl Streams {
     /// When the compiled contract is not what reflection expects: a bug.
     pub async fn new(
         options: Options,
+        credentials: Credentials,
         log: Arc<dyn Log>,
         bus: Arc<Bus>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let draining = CancellationToken::new();
-        let shared = Shared::new(options.clone(), log, bus, metrics, draining.clone());
+        let shared = Shared::new(
+            options.clone(),
+            credentials,
+            log,
+            bus,
+            metrics,
+            draining.clone(),
+        );
         let services = Services::new(&shared).await?;
         let streams = TaskTracker::new();
         let connections = Connections {
@@ -116,12 +164,12 @@ impl Streams {
         })
     }
 
-    /// Serves one connection until it ends.
-    pub async fn serve<IO>(&self, io: IO, peer: SocketAddr)
+    /// Serves one connection until it ends. Says what it was closed for, if it was.
+    pub async fn serve<IO>(&self, io: IO, caller: Caller) -> Option<Closure>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.connections.serve(io, peer).await;
+        self.connections.serve(io, caller).await
     }
 
     /// Tells every stream to end with its cursor, and resolves when all have. New ones are

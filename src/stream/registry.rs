@@ -58,6 +58,7 @@ impl Registry {
         self: &Arc<Self>,
         plan: &Plan,
         peer: &str,
+        credential: &str,
     ) -> Result<Registration, Failure> {
         let admitted = self
             .admitted
@@ -73,6 +74,7 @@ impl Registry {
         tracing::info!(
             stream = id,
             peer,
+            credential,
             client = plan.client_name,
             "stream opened"
         );
@@ -86,7 +88,7 @@ impl Registry {
         })
     }
 
-    /// Counts a subscription that was answered with a failure.
+    /// Counts a call that was answered with a failure.
     pub(super) fn refused(&self, reason: &'static str) {
         self.metrics.stream_ended(reason);
     }

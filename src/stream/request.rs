@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::status::Failure;
 use crate::{
+    credentials::Grant,
     event::{Cursor, UnixMicros},
     filter::{self, Filter},
     log::Format,
@@ -82,11 +83,11 @@ pub(super) enum OnExpired {
 }
 
 impl Plan {
-    /// Checks a request.
+    /// Checks a request, and narrows it to what its caller may have.
     ///
     /// # Errors
     /// The [`Failure`] to answer with; all faults of a filter at once.
-    pub(super) fn new(request: SubscribeRequest) -> Result<Self, Failure> {
+    pub(super) fn new(request: SubscribeRequest, grant: &Grant) -> Result<Self, Failure> {
         let spec = request.filter.clone().unwrap_or_default();
         let spec = filter::Spec {
             types: spec.types,
@@ -94,6 +95,9 @@ impl Plan {
             app_ids: spec.app_ids,
             user_ids: spec.user_ids,
         };
+        // The faults of what was asked for first: they are named by their place in it.
+        Filter::compile(&spec).map_err(Failure::Filter)?;
+        let spec = grant.narrow(spec).map_err(Failure::Forbidden)?;
         let filter = Filter::compile(&spec).map_err(Failure::Filter)?;
         let (stop, events_max) = stop(request.stop.as_ref())?;
         Ok(Self {
@@ -193,7 +197,7 @@ fn progress_interval(interval: Option<&prost_types::Duration>) -> Result<Duratio
 }
 
 fn client_name(name: String) -> Result<String, Failure> {
-    if name.len() <= CLIENT_NAME_BYTES_MAX && !name.chars().any(char::is_control) {
+    if name.len() <= CLIENT_NAME_BYTES_MAX && name.chars().all(is_printable) {
         return Ok(name);
     }
     let description = format!("must be at most {CLIENT_NAME_BYTES_MAX} bytes of printable text");
@@ -203,18 +207,40 @@ fn client_name(name: String) -> Result<String, Failure> {
     })
 }
 
+/// Neither a control character nor one that turns text around or breaks its line: a name is read in
+/// the operator's log.
+fn is_printable(character: char) -> bool {
+    let turns = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    !character.is_control() && !turns
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
-    use crate::proto;
+    use crate::{
+        credentials::{Credentials, Presented},
+        proto,
+    };
+
+    fn plan(request: SubscribeRequest) -> Result<Plan, Failure> {
+        let credentials = Credentials::anonymous();
+        let grant = credentials.authenticate(Presented::default());
+        let grant = grant.now_or_never().unwrap().unwrap();
+        Plan::new(request, &grant)
+    }
 
     fn failure(request: SubscribeRequest) -> &'static str {
-        Plan::new(request).unwrap_err().reason()
+        plan(request).unwrap_err().reason()
     }
 
     #[test]
     fn an_empty_request_means_everything_from_now_on() {
-        let plan = Plan::new(SubscribeRequest::default()).unwrap();
+        let plan = plan(SubscribeRequest::default()).unwrap();
         assert_eq!(plan.start, StartAt::Latest);
         assert_eq!(plan.stop, StopAt::Never);
         assert_eq!(plan.events_max, None);
@@ -261,7 +287,12 @@ mod tests {
             };
             assert_eq!(failure(bad), "REQUEST_INVALID");
         }
-        for name in ["x".repeat(129), "a\u{1b}[31m".into()] {
+        for name in [
+            "x".repeat(129),
+            "a\u{1b}[31m".into(),
+            "a\u{9b}31m".into(),
+            "a\u{202e}b".into(),
+        ] {
             let bad = SubscribeRequest {
                 client_name: name,
                 ..Default::default()

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, io::IoSlice, ops::Range};
 
 use bytes::{Buf, Bytes};
 
+use super::unsent::Share;
 use crate::{
     event::{CURSOR_TEXT_BYTES, Cursor},
     log::block::View,
@@ -25,6 +26,8 @@ pub(super) struct Response {
     remaining: usize,
     /// How many events it carries.
     pub(super) events: usize,
+    /// What it holds of the connection's room until it is sent.
+    pub(super) share: Option<Share>,
 }
 
 impl Response {
@@ -41,7 +44,7 @@ impl Response {
         Self {
             remaining: bytes.len(),
             parts: VecDeque::from([bytes]),
-            events: 0,
+            ..Self::default()
         }
     }
 
@@ -50,6 +53,7 @@ impl Response {
     pub(super) fn split_to(&mut self, bytes: usize) -> Self {
         let mut front = Self {
             events: self.events,
+            share: self.share.clone(),
             ..Self::default()
         };
         while front.remaining < bytes
@@ -107,7 +111,7 @@ impl From<Bytes> for Response {
         Self {
             remaining: bytes.len(),
             parts: VecDeque::from([bytes]),
-            events: 0,
+            ..Self::default()
         }
     }
 }
@@ -186,6 +190,7 @@ impl Writer {
             parts,
             remaining: HEAD_BYTES + self.events_bytes,
             events: self.events,
+            share: None,
         }
     }
 }

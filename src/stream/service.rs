@@ -12,7 +12,7 @@ use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codec::{Codec as _, Streaming},
     server::NamedService,
@@ -21,6 +21,7 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::{
+    access::Permit,
     body::{SessionBody, trailers},
     notice,
     request::Plan,
@@ -29,6 +30,7 @@ use super::{
     status::Failure,
 };
 use crate::{
+    credentials::{Grant, Refusal},
     proto::{GetRangeRequest, GetRangeResponse, LogRange},
     wire,
 };
@@ -80,10 +82,7 @@ impl Service<Request<Body>> for EventService {
                     Ok(range) => unary(&range),
                     Err(failure) => Status::from(&failure).into_http(),
                 },
-                path => {
-                    let path = path.to_owned();
-                    Status::from(&Failure::Rpc { path }).into_http()
-                }
+                _ => Status::from(&Failure::Rpc).into_http(),
             })
         })
     }
@@ -96,9 +95,13 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
         .get::<Peer>()
         .map_or("unknown", |Peer(peer)| peer);
     let opened = async {
-        let plan = Plan::new(message(&shared, body).await?)?;
-        let registration = shared.registry.admit(&plan, peer)?;
-        Session::open(Arc::clone(&shared), plan, registration).await
+        // The gate has put it there; without it, nobody is let in.
+        let grant = parts.extensions.get::<Grant>();
+        let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
+        let plan = Plan::new(message(&shared, body).await?, grant)?;
+        let permit = Permit::new(grant)?;
+        let registration = shared.registry.admit(&plan, peer, grant.name())?;
+        Session::open(Arc::clone(&shared), plan, permit, registration).await
     };
     opened.await.map_err(|failure| {
         tracing::info!(peer, reason = failure.reason(), "subscription refused");
@@ -135,6 +138,9 @@ where
         Ok(Ok(None)) => Err(Failure::Message {
             description: "it has no message".to_owned(),
         }),
+        Ok(Err(status)) if status.code() == Code::DeadlineExceeded => {
+            Err(Failure::MessageTimeout { waited })
+        }
         // Too large, or not protobuf. tonic would call some of that INTERNAL, but it is no bug.
         Ok(Err(status)) => Err(Failure::Message {
             description: status.message().to_owned(),

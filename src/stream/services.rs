@@ -11,13 +11,13 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{service::EventService, shared::Shared};
+use super::{access::Gate, service::EventService, shared::Shared};
 use crate::proto;
 
 /// All services. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Services {
-    routes: Routes,
+    gate: Gate,
     health: HealthReporter,
     web_origins: Arc<[String]>,
 }
@@ -42,14 +42,22 @@ impl Services {
                     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
                 )
         };
+        // tonic's own limit is 4 MiB, which is waited for as long as a client likes.
+        let bytes_max = shared.options.request_bytes_max;
+        let reflection_v1 = reflection().build_v1()?;
+        let reflection_v1alpha = reflection().build_v1alpha()?;
         let routes = Routes::new(EventService(Arc::clone(shared)))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
+            .add_service(health_service.max_decoding_message_size(bytes_max))
+            .add_service(reflection_v1.max_decoding_message_size(bytes_max))
+            .add_service(reflection_v1alpha.max_decoding_message_size(bytes_max))
             .prepare();
         let web_origins = shared.options.web_origins.as_slice().into();
-        Ok(Self {
+        let gate = Gate {
+            shared: Arc::clone(shared),
             routes,
+        };
+        Ok(Self {
+            gate,
             health,
             web_origins,
         })
@@ -66,11 +74,7 @@ impl Services {
 
     /// Answers a gRPC request.
     pub(super) async fn grpc(&self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
-        match self.routes.clone().oneshot(request).await {
-            Ok(response) => Ok(response),
-            // The router itself cannot fail; its error type is only wider.
-            Err(error) => Ok(tonic::Status::internal(error.to_string()).into_http()),
-        }
+        self.gate.clone().oneshot(request).await
     }
 
     /// Answers a gRPC-Web request, or a browser's question whether it may send one.
@@ -98,8 +102,7 @@ impl Services {
                 HeaderName::from_static("grpc-message"),
                 HeaderName::from_static("grpc-status-details-bin"),
             ]));
-        let routes = self.routes.clone();
-        let stack = cors.layer(GrpcWebLayer::new().layer(routes));
+        let stack = cors.layer(GrpcWebLayer::new().layer(self.gate.clone()));
         let response = stack.oneshot(request).await;
         Ok(response.map_or_else(
             |_| refusal(StatusCode::INTERNAL_SERVER_ERROR),

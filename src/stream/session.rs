@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    access::Permit,
     notice,
     registry::Registration,
     request::{OnExpired, Plan, StartAt, StopAt},
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     bus,
+    credentials::Ended,
     event::{Cursor, Sequence, UnixMicros},
     log::{self, Block, ReadError},
 };
@@ -39,6 +41,7 @@ pub(super) struct Session {
     plan: Plan,
     subscriber: bus::Subscriber,
     registration: Registration,
+    permit: Permit,
     draining: CancellationToken,
     /// Every event up to here was delivered or did not match.
     position: Sequence,
@@ -107,6 +110,7 @@ impl Session {
     pub(super) async fn open(
         shared: Arc<Shared>,
         plan: Plan,
+        permit: Permit,
         mut registration: Registration,
     ) -> Result<Self, Failure> {
         // Subscribed before the head is read: nothing that comes after it goes by unseen.
@@ -122,6 +126,7 @@ impl Session {
         Ok(Self {
             subscriber,
             registration,
+            permit,
             draining: shared.draining.clone(),
             position: start.position,
             told: start.position,
@@ -140,6 +145,11 @@ impl Session {
 
     /// Waits until there is something to take. Gives up nothing when it is dropped.
     pub(super) async fn ready(&mut self) {
+        if self.end.is_none()
+            && let Some(ended) = self.permit.has_ended().await
+        {
+            self.revoke(ended);
+        }
         loop {
             let is_draining = self.is_draining();
             if self.has_something() {
@@ -206,8 +216,23 @@ impl Session {
         Some(Step::Response(response))
     }
 
+    /// Resolves when the stream has ended because its credential has.
+    pub(super) async fn revoked(&mut self) {
+        if self.end.is_some() {
+            return std::future::pending().await;
+        }
+        let ended = self.permit.ended().await;
+        self.revoke(ended);
+    }
+
+    /// Ends the stream at once: not even what was found already is for this caller now.
+    fn revoke(&mut self, ended: Ended) {
+        let cursor = Some(self.told_cursor());
+        self.end_now(Failure::CredentialEnded { ended, cursor });
+    }
+
     /// Ends the stream: the client has not read for `waited`.
-    pub(super) fn give_up(&mut self, waited: Duration) -> Result<(), Failure> {
+    pub(super) fn give_up(&mut self, waited: Duration) {
         // While the server drains, that is the reason, whatever else held the stream up.
         let failure = if self.draining.is_cancelled() {
             let retry_after = self.shared.options.drain_retry_after();
@@ -221,9 +246,13 @@ impl Session {
                 cursor: self.told_cursor(),
             }
         };
-        let end = Err(failure);
-        self.registration.ended(&end);
-        end
+        self.end_now(failure);
+    }
+
+    fn end_now(&mut self, failure: Failure) {
+        self.park();
+        self.notices.clear();
+        self.end = Some(Err(failure));
     }
 
     /// Lets go of all blocks, for as long as the client has no room: a crowd of stalled clients
@@ -387,6 +416,7 @@ impl Session {
             () = self.subscriber.changed() => {}
             () = tokio::time::sleep_until(until) => {}
             () = self.draining.cancelled() => {}
+            ended = self.permit.ended() => self.revoke(ended),
         }
     }
 

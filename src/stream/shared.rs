@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{Options, registry::Registry, status::Failure};
 use crate::{
     bus::Bus,
+    credentials::Credentials,
     event::{Cursor, Sequence},
     log::{self, Log, ReadError},
     metrics::Metrics,
@@ -22,9 +24,12 @@ use crate::{
 /// What every stream needs.
 pub(super) struct Shared {
     pub(super) options: Options,
+    pub(super) credentials: Credentials,
     pub(super) log: Arc<dyn Log>,
     pub(super) bus: Arc<Bus>,
     pub(super) registry: Arc<Registry>,
+    /// Places for calls that are no subscriptions.
+    pub(super) calls: Arc<Semaphore>,
     /// Cancelled when the server begins to drain.
     pub(super) draining: CancellationToken,
 }
@@ -32,6 +37,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         options: Options,
+        credentials: Credentials,
         log: Arc<dyn Log>,
         bus: Arc<Bus>,
         metrics: Arc<Metrics>,
@@ -39,7 +45,9 @@ impl Shared {
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
         Arc::new(Self {
+            calls: Arc::new(Semaphore::new(options.calls_max)),
             options,
+            credentials,
             log,
             bus,
             registry,

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
+    credentials::{Ended, Forbidden, QuotaReached, Refusal},
     event::{Cursor, CursorError},
     filter,
     log::CursorFault,
@@ -43,11 +44,8 @@ pub(super) enum Failure {
         /// How long was waited for it.
         waited: Duration,
     },
-    /// There is no such RPC.
-    Rpc {
-        /// What was called.
-        path: String,
-    },
+    /// There is no such RPC. Its name is the caller's, and stays with the caller.
+    Rpc,
     /// A text in the request is no cursor.
     CursorMalformed {
         /// The field's path.
@@ -71,6 +69,19 @@ pub(super) enum Failure {
         /// The cursor of the newest event.
         head: Cursor,
     },
+    /// The caller is not let in.
+    Credential(Refusal),
+    /// What let the caller in does so no longer.
+    CredentialEnded {
+        /// Why.
+        ended: Ended,
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+    /// The filter asks for more than the credential allows.
+    Forbidden(Forbidden),
+    /// The credential has as many streams as it may.
+    Quota(QuotaReached),
     /// The server has as many streams as it may.
     Streams {
         /// The limit.
@@ -105,14 +116,28 @@ impl Failure {
             Self::Filter(_) => "FILTER_INVALID",
             Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
             Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
-            Self::Rpc { .. } => "RPC_UNKNOWN",
+            Self::Rpc => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
             Self::CursorForeign { fault, .. } => match fault {
                 CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
                 CursorFault::Ahead { .. } => "CURSOR_AHEAD",
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
-            Self::Streams { .. } => "LIMIT_STREAMS",
+            Self::Credential(refusal) => match refusal {
+                Refusal::Missing | Refusal::Malformed | Refusal::Unknown | Refusal::Jwt(_) => {
+                    "TOKEN_INVALID"
+                }
+                Refusal::Expired => "TOKEN_EXPIRED",
+                Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
+            },
+            Self::CredentialEnded { ended, .. } => match ended {
+                Ended::Revoked => "TOKEN_INVALID",
+                Ended::Expired => "TOKEN_EXPIRED",
+                Ended::Changed => "CREDENTIAL_CHANGED",
+            },
+            Self::Forbidden(Forbidden::Types(_)) => "TYPE_FORBIDDEN",
+            Self::Forbidden(Forbidden::Apps(_)) => "APP_FORBIDDEN",
+            Self::Streams { .. } | Self::Quota(_) => "LIMIT_STREAMS",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::Draining { .. } => "DRAINING",
             Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
@@ -128,10 +153,26 @@ impl Failure {
             | Self::Message { .. }
             | Self::CursorMalformed { .. } => Code::InvalidArgument,
             Self::MessageTimeout { .. } => Code::DeadlineExceeded,
-            Self::Rpc { .. } => Code::Unimplemented,
+            Self::Rpc => Code::Unimplemented,
             Self::CursorForeign { .. } => Code::FailedPrecondition,
             Self::CursorExpired { .. } => Code::OutOfRange,
-            Self::Streams { .. } | Self::SlowConsumer { .. } => Code::ResourceExhausted,
+            Self::Credential(refusal) => match refusal {
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::Jwt(_)
+                | Refusal::Expired => Code::Unauthenticated,
+                Refusal::Unavailable => Code::Unavailable,
+            },
+            Self::CredentialEnded { ended, .. } => match ended {
+                Ended::Revoked | Ended::Expired => Code::Unauthenticated,
+                // Nothing is wrong with the credential: clients come back by themselves.
+                Ended::Changed => Code::Unavailable,
+            },
+            Self::Forbidden(_) => Code::PermissionDenied,
+            Self::Streams { .. } | Self::Quota(_) | Self::SlowConsumer { .. } => {
+                Code::ResourceExhausted
+            }
             Self::Draining { .. } | Self::LogUnavailable { .. } => Code::Unavailable,
         }
     }
@@ -152,7 +193,7 @@ impl Failure {
             Self::MessageTimeout { waited } => {
                 format!("the request did not come within {} s", waited.as_secs())
             }
-            Self::Rpc { path } => format!("there is no RPC {path}"),
+            Self::Rpc => "there is no such RPC: ask the reflection service what there is".into(),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
             Self::CursorForeign { field, fault, .. } => format!(
                 "{field}: {fault}; start from earliest, or from a time that is safely processed"
@@ -163,6 +204,10 @@ impl Failure {
                 earliest.sequence.plus(1),
                 head.sequence,
             ),
+            Self::Credential(refusal) => refusal.to_string(),
+            Self::CredentialEnded { ended, .. } => ended.to_string(),
+            Self::Forbidden(forbidden) => forbidden.to_string(),
+            Self::Quota(reached) => reached.to_string(),
             Self::Streams { streams_max } => {
                 format!("the server has its maximum of {streams_max} streams; retry later")
             }
@@ -184,15 +229,20 @@ impl Failure {
             }
             Self::CursorForeign { head, .. } => vec![("head", *head)],
             Self::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
-            Self::Draining { cursor, .. } | Self::LogUnavailable { cursor } => {
+            Self::Draining { cursor, .. }
+            | Self::LogUnavailable { cursor }
+            | Self::CredentialEnded { cursor, .. } => {
                 cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
             }
             Self::Filter(_)
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorMalformed { .. }
+            | Self::Credential(_)
+            | Self::Forbidden(_)
+            | Self::Quota(_)
             | Self::Streams { .. } => Vec::new(),
         };
         cursors
@@ -217,11 +267,21 @@ impl Failure {
             Self::CursorMalformed { field, error } => {
                 vec![FieldViolation::new(*field, error.to_string())]
             }
+            Self::Forbidden(forbidden) => {
+                let field = match forbidden {
+                    Forbidden::Types(_) => "filter.types",
+                    Forbidden::Apps(_) => "filter.app_ids",
+                };
+                vec![FieldViolation::new(field, forbidden.to_string())]
+            }
             Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
+            | Self::Credential(_)
+            | Self::CredentialEnded { .. }
+            | Self::Quota(_)
             | Self::Streams { .. }
             | Self::SlowConsumer { .. }
             | Self::Draining { .. }
@@ -234,15 +294,33 @@ impl Failure {
         match self {
             Self::Draining { retry_after, .. } => Some(*retry_after),
             Self::LogUnavailable { .. } => Some(Duration::from_secs(5)),
+            Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
             Self::Streams { .. } => Some(Duration::from_secs(1)),
+            Self::CredentialEnded {
+                ended: Ended::Changed,
+                ..
+            } => Some(Duration::ZERO),
             Self::Filter(_)
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::MessageTimeout { .. }
-            | Self::Rpc { .. }
+            | Self::Rpc
             | Self::CursorMalformed { .. }
             | Self::CursorForeign { .. }
             | Self::CursorExpired { .. }
+            | Self::Credential(
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::Jwt(_)
+                | Refusal::Expired,
+            )
+            | Self::CredentialEnded {
+                ended: Ended::Revoked | Ended::Expired,
+                ..
+            }
+            | Self::Forbidden(_)
+            | Self::Quota(_)
             | Self::SlowConsumer { .. } => None,
         }
     }

@@ -1,5 +1,7 @@
 //! Streams over a real socket, a memory log, and the generated client.
 
+mod access;
+
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
@@ -56,21 +58,32 @@ impl Bridge {
         let bus = Bus::new(bus_options, Sequence::ZERO);
         let tail = Arc::clone(&bus);
         let log = memory::open(log_options, Box::new(move |block| tail.publish(&block))).unwrap();
-        Self::serve(options, log, bus).await
+        Self::serve(options, Credentials::anonymous(), log, bus).await
     }
 
-    async fn serve(options: Options, log: Arc<dyn Log>, bus: Arc<Bus>) -> Self {
+    async fn serve(
+        options: Options,
+        credentials: Credentials,
+        log: Arc<dyn Log>,
+        bus: Arc<Bus>,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let streams = Streams::new(options, Arc::clone(&log), Arc::clone(&bus), metrics)
-            .await
-            .unwrap();
+        let streams = Streams::new(
+            options,
+            credentials,
+            Arc::clone(&log),
+            Arc::clone(&bus),
+            metrics,
+        )
+        .await
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = streams.clone();
         tokio::spawn(async move {
             while let Ok((connection, peer)) = listener.accept().await {
                 let server = server.clone();
-                tokio::spawn(async move { server.serve(connection, peer).await });
+                tokio::spawn(async move { server.serve(connection, peer.into()).await });
             }
         });
         Self {
@@ -81,10 +94,12 @@ impl Bridge {
         }
     }
 
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     async fn client(&self) -> EventServiceClient<Channel> {
-        EventServiceClient::connect(format!("http://{}", self.address))
-            .await
-            .unwrap()
+        EventServiceClient::connect(self.url()).await.unwrap()
     }
 
     /// Appends events `first..=last`, each its own commit, with changing types, apps and users.
@@ -849,7 +864,13 @@ async fn a_log_that_cannot_be_read_is_unavailable_and_says_where_to_go_on() {
     inner.append(batch).await.unwrap();
     // The bus begins at the head, so that history has to come from the log.
     let bus = Bus::new(bus::Options::default(), Sequence(1));
-    let bridge = Bridge::serve(Options::default(), Arc::new(Unreadable(inner)), bus).await;
+    let bridge = Bridge::serve(
+        Options::default(),
+        Credentials::anonymous(),
+        Arc::new(Unreadable(inner)),
+        bus,
+    )
+    .await;
 
     let request = SubscribeRequest {
         start: earliest(),

@@ -27,13 +27,15 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "tail",
     "trigger",
     "demo",
+    "bench",
     "doctor",
     "webhook",
+    "token",
     "config",
     "completions",
     "man",
@@ -61,8 +63,13 @@ fn help_of_every_command_teaches_by_example() {
         &["demo"],
         &["trigger"],
         &["doctor"],
+        &["bench"],
+        &["bench", "fanout"],
         &["webhook", "setup"],
         &["webhook", "list"],
+        &["token", "create"],
+        &["token", "list"],
+        &["token", "revoke"],
         &["config", "show"],
         &["config", "check"],
         &["completions"],
@@ -128,8 +135,8 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
             "[possible values: human, json, raw]",
         ),
         (
-            &["tail", "--server", "https://bridge"],
-            "TLS is not in this version",
+            &["tail", "--server", "ftp://bridge"],
+            "neither `https` nor `http`",
         ),
         (&["demo", "--rate", "0"], "0 is not in 1.."),
         (&["completions", "cobol"], "possible values: bash"),

@@ -1,7 +1,10 @@
 //! The whole program, from outside.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod abuse;
+mod access;
 mod admin;
+mod bench;
 mod catch_up;
 mod cli;
 mod configuration;
@@ -14,10 +17,13 @@ mod grpc_status;
 mod grpc_web;
 mod http;
 mod keys;
+mod privacy;
 mod setup;
 mod signatures;
 mod simulator;
 mod support;
 mod tail;
+mod token;
+mod tls;
 mod tools;
 mod trigger;

@@ -10,6 +10,7 @@ use std::{
 
 use prelude_bridge::{
     bus::{self, Bus},
+    credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence, user_hash},
     log::{Log as _, memory},
     metrics::Metrics,
@@ -72,15 +73,21 @@ impl Bridge {
             ..stream::Options::default()
         };
         let (log, bus) = (Arc::clone(&self.log), Arc::clone(&self.bus));
-        let streams = Streams::new(options, log, bus, Metrics::new().into())
-            .await
-            .unwrap();
+        let streams = Streams::new(
+            options,
+            Credentials::anonymous(),
+            log,
+            bus,
+            Metrics::new().into(),
+        )
+        .await
+        .unwrap();
         let served = streams.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let (io, peer) = listener.accept().await.unwrap();
                 let streams = served.clone();
-                tokio::spawn(async move { streams.serve(io, peer).await });
+                tokio::spawn(async move { streams.serve(io, peer.into()).await });
             }
         });
         self.running = Some((streams, accepting));

@@ -20,7 +20,7 @@ const SERVICE: &str = "prelude.bridge.v1.EventService";
 const GRPCURL_INVALID_ARGUMENT: i32 = 64 + 3;
 
 /// Where `make tools` put something, as a path from the folder of all tools.
-fn tool(path: &str) -> PathBuf {
+pub(crate) fn tool(path: &str) -> PathBuf {
     let tools = env::var_os("TOOLS_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
         PathBuf::from,
@@ -116,7 +116,7 @@ impl Drop for Demo {
 }
 
 /// The JSON objects that grpcurl and buf print one after another.
-fn objects(output: &Output) -> Vec<Value> {
+pub(crate) fn objects(output: &Output) -> Vec<Value> {
     assert!(output.status.success(), "{}", stderr(output));
     let objects = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
     objects.map(Result::unwrap).collect()

@@ -10,11 +10,15 @@ use super::{Args, printer::Place};
 pub(super) fn command(args: &Args, place: &Place) -> Option<String> {
     let cursor = place.cursor.as_ref()?;
     let mut words = vec!["prelude-bridge".to_owned(), "tail".to_owned()];
+    words.extend(["--server".to_owned(), quoted(&args.server).into_owned()]);
+    for (name, path) in args.access.flags() {
+        words.push(name.to_owned());
+        words.extend(path.map(|path| quoted(&path.to_string_lossy()).into_owned()));
+    }
     let mut flag = |name: &str, value: &str| {
         words.push(name.to_owned());
         words.push(quoted(value).into_owned());
     };
-    flag("--server", &args.server);
     for value in &args.types {
         flag("--type", value);
     }
@@ -82,6 +86,8 @@ mod tests {
     fn the_command_asks_for_the_same_from_the_place_on() {
         let args = args(&[
             "--server=bridge:50051",
+            "--token-file=t.txt",
+            "--token-over-plain-text",
             "--type=user.session.*",
             "--type=user.created",
             "--exclude-type=user.session.revoked",
@@ -95,7 +101,8 @@ mod tests {
         ]);
         assert_eq!(
             command(&args, &place(4)).unwrap(),
-            "prelude-bridge tail --server http://bridge:50051 --type 'user.session.*' \
+            "prelude-bridge tail --server http://bridge:50051 \
+             --token-file t.txt --token-over-plain-text --type 'user.session.*' \
              --type user.created --exclude-type user.session.revoked --app 54e9ujn \
              --user 'it'\\''s me' --from AQcursor --count 6 --output json --client-name audit \
              --until-caught-up"

@@ -30,7 +30,8 @@ fn a_server_is_a_url_or_a_host_with_a_port() {
     );
     assert_eq!(server_url("bridge:50051").unwrap(), "http://bridge:50051");
     assert_eq!(server_url("[::1]:50051").unwrap(), "http://[::1]:50051");
-    for text in ["", "https://bridge", "ftp://bridge", "http://", "a b"] {
+    assert_eq!(server_url("https://bridge").unwrap(), "https://bridge");
+    for text in ["", "ftp://bridge", "http://", "a b"] {
         assert!(server_url(text).is_err(), "{text}");
     }
 }
@@ -56,6 +57,7 @@ fn a_failure_has_the_exit_code_and_the_remedy_of_its_cause() {
     };
     for (error, exit) in [
         (client::Error::Url("bad".into()), Exit::Usage),
+        (client::Error::Credential("bad".into()), Exit::Usage),
         (
             client::Error::Unreachable("refused".into()),
             Exit::Unreachable,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use tokio_stream::StreamExt as _;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
@@ -467,4 +467,48 @@ async fn a_store_that_cannot_be_read_is_told_before_anything_is_processed() {
         .unwrap_err();
     assert!(matches!(error, Error::Store(_)));
     assert!(error.to_string().contains("no disk"));
+}
+
+#[tokio::test]
+async fn a_token_that_was_replaced_in_its_file_is_shown_after_the_old_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("token");
+    let expired = || bridge_status(Code::Unauthenticated, "TOKEN_EXPIRED");
+    let fake = Fake::start(vec![
+        vec![started(0, 9), events(1..=2), expired()],
+        vec![started(2, 9), events(3..=3), expired()],
+        vec![expired()],
+    ]);
+    let millisecond = Duration::from_millis(1);
+    let options = Options::new(&fake.url)
+        .backoff(Backoff::new(millisecond, 4 * millisecond))
+        .token(crate::client::TokenSource::file(&path));
+    std::fs::write(&path, "one").unwrap();
+    let client = Client::connect(&options).await.unwrap();
+    let mut subscription = client.subscribe(Request::new());
+    assert_eq!(
+        words(&subscription.next().await.unwrap().unwrap()),
+        "started"
+    );
+    std::fs::write(&path, "two").unwrap();
+    let (seen, error) = all(&mut subscription).await;
+    let expected = ["1", "2", "reconnecting", "started", "3", "reconnecting"];
+    assert_eq!(seen, expected);
+    assert!(matches!(error, Some(Error::Refused { .. })));
+    assert_eq!(
+        fake.credentials(),
+        ["Bearer one", "Bearer two", "Bearer two"]
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_change_is_refused_once() {
+    let refused = || vec![bridge_status(Code::Unauthenticated, "TOKEN_INVALID")];
+    let fake = Fake::start(vec![refused(), refused()]);
+    let client = Client::connect(&Options::new(&fake.url).token("canary")).await;
+    let mut subscription = client.unwrap().subscribe(Request::new());
+    let (seen, error) = all(&mut subscription).await;
+    assert!(seen.is_empty(), "{seen:?}");
+    assert!(matches!(error, Some(Error::Refused { .. })));
+    assert_eq!(fake.credentials(), ["Bearer canary"]);
 }

@@ -1,11 +1,14 @@
 //! Owns the way from the write-ahead log into the database file: a thread and a connection of its
 //! own, so that no commit pays for it.
 //!
-//! Most of a checkpoint runs beside the commits. But SQLite begins the WAL anew only when all of it
-//! has been carried over at the moment a commit begins, which under steady load is never. So when
-//! little is left the writer is held back between two commits, for the time that this little takes.
+//! It goes on all the time, in small parts, each of which is flushed: a commit that flushes at the
+//! same moment waits for little, and so does one that is held back. For SQLite begins the WAL anew
+//! only when all of it has been carried over and flushed at the moment a commit begins, which under
+//! steady load is never. So when the WAL has reached its size and little is left, the writer is held
+//! back between two commits, for the time that this little takes.
 
 use std::{
+    io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,10 +18,12 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::{Shared, schema::PAGE_BYTES};
+use super::{Shared, schema::PAGE_BYTES, wal::WalFile};
 
-/// The writer is held back only when at most this many pages are left: 1 MiB.
-const REST_PAGES_MAX: u64 = 256;
+/// The WAL is carried over whenever it has grown by this: few enough bytes to flush at once.
+const PART_PAGES: u64 = 4 * 1024 * 1024 / PAGE_BYTES;
+/// The writer is held back only when at most this is left: 1 MiB.
+const REST_PAGES_MAX: u64 = 1024 * 1024 / PAGE_BYTES;
 /// How often the rest is made smaller before the writer is held back all the same.
 const ROUNDS_MAX: usize = 6;
 /// When the WAL has passed its limit, the readers of its last pages are waited for so long.
@@ -53,6 +58,14 @@ struct GateState {
     stopped: bool,
 }
 
+/// What the checkpointer waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Grown,
+    Idle,
+    Stopped,
+}
+
 /// A commit may run as long as this lives.
 pub(super) struct Pass<'a>(&'a Gate);
 
@@ -62,8 +75,8 @@ struct Hold<'a>(&'a Gate);
 impl Gate {
     pub(super) fn new(wal_bytes_max: u64) -> Self {
         Self {
-            threshold_pages: AtomicU64::new((wal_bytes_max / 2 / PAGE_BYTES).max(1)),
-            overgrown_pages: (OVERGROWN_LIMITS * wal_bytes_max / PAGE_BYTES).max(2),
+            threshold_pages: AtomicU64::new(part_pages(wal_bytes_max / PAGE_BYTES)),
+            overgrown_pages: (overgrown_bytes(wal_bytes_max) / PAGE_BYTES).max(2),
             ..Self::default()
         }
     }
@@ -124,16 +137,19 @@ impl Gate {
         Hold(self)
     }
 
-    /// Waits until the WAL has grown or nothing has happened for a while; false at the end.
-    fn wait(&self) -> bool {
+    /// Waits until the WAL has grown or nothing has happened for a while.
+    fn wait(&self) -> Woken {
         let (mut state, _) = self
             .changed
             .wait_timeout_while(self.state(), IDLE_WAIT, |state| {
                 !state.grown && !state.stopped
             })
             .unwrap_or_else(PoisonError::into_inner);
-        state.grown = false;
-        !state.stopped
+        match (state.stopped, std::mem::take(&mut state.grown)) {
+            (true, _) => Woken::Stopped,
+            (false, true) => Woken::Grown,
+            (false, false) => Woken::Idle,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, GateState> {
@@ -155,49 +171,96 @@ impl Drop for Hold<'_> {
     }
 }
 
+/// From what size on the WAL is overgrown.
+pub(super) fn overgrown_bytes(wal_bytes_max: u64) -> u64 {
+    wal_bytes_max.saturating_mul(OVERGROWN_LIMITS)
+}
+
+fn part_pages(limit_pages: u64) -> u64 {
+    PART_PAGES.min(limit_pages / 8).max(1)
+}
+
 /// Runs until the gate is stopped. A failure is the log's failure: what was flushed is unknown.
-pub(super) fn run(shared: &Arc<Shared>, connection: &Connection, wal_bytes_max: u64) {
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    mut wal: WalFile,
+    wal_bytes_max: u64,
+) {
     let limit_pages = (wal_bytes_max / PAGE_BYTES).max(2);
     let worthwhile_pages = REST_PAGES_MAX.min(limit_pages / 2);
-    while shared.gate.wait() {
-        if shared.gate.wal_pages.load(Ordering::Relaxed) < worthwhile_pages {
-            continue;
+    loop {
+        let woken = shared.gate.wait();
+        let pages = shared.gate.wal_pages.load(Ordering::Relaxed);
+        match woken {
+            Woken::Stopped => break,
+            Woken::Idle if pages < worthwhile_pages => continue,
+            Woken::Idle | Woken::Grown => {}
         }
-        match carry_over(shared, connection, limit_pages) {
+        let prepared = prepare(shared, &mut wal);
+        let carried = prepared.and_then(|()| carry_over(shared, connection));
+        let carried = carried.and_then(|()| {
+            let pages = shared.gate.wal_pages.load(Ordering::Relaxed);
+            // A little before the limit: commits go on until the writer is held back.
+            if woken == Woken::Idle || pages >= limit_pages / 4 * 3 {
+                begin_anew(shared, connection, limit_pages)?;
+            }
+            Ok(())
+        });
+        match carried {
             Ok(()) => {}
-            Err(error) if is_harmless(&error) => {}
+            Err(Error::Database(error)) if is_harmless(&error) => {}
             Err(error) => {
                 shared.fail(&format!("checkpoint: {error}"));
             }
         }
-        shared.gate.set_threshold(limit_pages);
+        shared.gate.set_threshold(part_pages(limit_pages));
     }
 }
 
 impl Gate {
-    /// After a checkpoint: woken again when the WAL is half full, or has grown by an eighth when
-    /// it could not be begun anew.
-    fn set_threshold(&self, limit_pages: u64) {
+    /// After a checkpoint: woken again when the WAL has grown by another part.
+    fn set_threshold(&self, part_pages: u64) {
         let pages = self.wal_pages.load(Ordering::Relaxed);
-        let next = (limit_pages / 2).max(pages + limit_pages / 8).max(1);
+        let next = pages + part_pages;
         self.threshold_pages.store(next, Ordering::Relaxed);
         self.state().grown = false;
     }
 }
 
-/// Carries the WAL over. Where all of it could be, the next commit begins it anew.
-fn carry_over(shared: &Shared, connection: &Connection, limit_pages: u64) -> rusqlite::Result<()> {
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Database(#[from] rusqlite::Error),
+    #[error("flush: {0}")]
+    Flush(#[from] io::Error),
+}
+
+/// Makes room in the file of the WAL before it is needed: a few times after each start.
+fn prepare(shared: &Shared, wal: &mut WalFile) -> Result<(), Error> {
+    if wal.is_short(shared.gate.wal_bytes()) {
+        let _hold = shared.gate.hold();
+        wal.make_room()?;
+    }
+    Ok(())
+}
+
+/// Carries the WAL over while commits go on, until little is left. SQLite itself flushes the
+/// database only when nothing was committed meanwhile, and all at once.
+fn carry_over(shared: &Shared, connection: &Connection) -> Result<(), Error> {
     for _ in 0..ROUNDS_MAX {
         let done = checkpoint(connection, "PASSIVE")?.carried_pages;
-        let rest = shared
-            .gate
-            .wal_pages
-            .load(Ordering::Relaxed)
-            .saturating_sub(done);
-        if rest <= REST_PAGES_MAX {
+        shared.database_file.sync_data()?;
+        let pages = shared.gate.wal_pages.load(Ordering::Relaxed);
+        if pages.saturating_sub(done) <= REST_PAGES_MAX {
             break;
         }
     }
+    Ok(())
+}
+
+/// Carries the rest over with the writer held back: the next commit begins the WAL anew.
+fn begin_anew(shared: &Shared, connection: &Connection, limit_pages: u64) -> Result<(), Error> {
     let hold = shared.gate.hold();
     let mut progress = checkpoint(connection, "PASSIVE")?;
     if progress.wal_pages > limit_pages {

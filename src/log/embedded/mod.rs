@@ -13,9 +13,11 @@ mod retention;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod wal;
 mod writer;
 
 use std::{
+    fs::File,
     path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
@@ -31,7 +33,7 @@ use tokio::sync::watch;
 
 use self::{
     checkpointer::Gate, ids::Ids, queue::Queue, readers::Readers, retention::Retention,
-    schema::Directory, writer::Writer,
+    schema::Directory, wal::WalFile, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
@@ -125,6 +127,8 @@ pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedde
 pub(super) struct Seams {
     pub(super) clock: Clock,
     pub(super) fault: Fault,
+    /// Smaller ones, so that there is more to see.
+    pub(super) ids_limits: Option<ids::Limits>,
     /// Told how many blocks a step of retention has removed.
     pub(super) on_removed: Box<dyn Fn(usize) + Send>,
 }
@@ -146,6 +150,7 @@ impl Default for Seams {
         Self {
             clock: group::system_clock(),
             fault: Box::new(|_, _| Ok(())),
+            ids_limits: None,
             on_removed: Box::new(|_| {}),
         }
     }
@@ -165,7 +170,7 @@ pub(super) fn open_with_seams(
         source,
     };
     let (mut connection, state) =
-        schema::open_writer(&directory, (seams.clock)(), options.wal_bytes_max)?;
+        schema::open_writer(&directory, checkpointer::overgrown_bytes(options.wal_bytes_max))?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
@@ -180,6 +185,7 @@ pub(super) fn open_with_seams(
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         done,
+        database_file: directory.database_file(),
     });
     let hooked = Arc::clone(&shared);
     let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
@@ -187,22 +193,24 @@ pub(super) fn open_with_seams(
         Ok(())
     };
     connection.wal_hook(Some(on_wal)).map_err(error)?;
-    let readers = Readers::open(path, options.readers).map_err(error)?;
+    let readers = Readers::open(&directory, options.readers).map_err(error)?;
     let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
-    let ids = Ids::open(
-        &connection,
-        state.ids_generation,
-        state.ids_since,
-        ids_age_micros,
-    )
-    .map_err(error)?;
+    let ids_limits = seams.ids_limits;
+    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
+    let ids = Ids::open(&connection, ids_limits).map_err(error)?;
     let mut retention = Retention::new(options.retention_age, options.retention_bytes);
     shared.set_file_bytes(retention.measure(&connection).map_err(error)?);
     let checkpointer = {
         let shared = Arc::clone(&shared);
         let connection = schema::open_checkpointer(path).map_err(error)?;
+        let wal = WalFile::open(path, options.wal_bytes_max).map_err(|source| {
+            OpenError::Directory {
+                path: data_dir.to_owned(),
+                source,
+            }
+        })?;
         spawn("log-checkpoint", move || {
-            checkpointer::run(&shared, &connection, options.wal_bytes_max);
+            checkpointer::run(&shared, &connection, wal, options.wal_bytes_max);
         })?
     };
     let writer = Writer {
@@ -213,6 +221,7 @@ pub(super) fn open_with_seams(
         on_commit: options.on_commit,
         log: state.log,
         term: state.term,
+        builder: group::new_builder(),
         stamps: Stamps::new(Arc::clone(&seams.clock), state.last_at),
         ids,
         retention,
@@ -256,6 +265,8 @@ struct Shared {
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
     done: watch::Sender<bool>,
+    /// Stays open for as long as anybody may use the database.
+    database_file: Arc<File>,
 }
 
 impl Shared {

@@ -2,7 +2,7 @@
 //! the promise that what is damaged or missing is said and never skipped.
 
 use std::{
-    path::Path,
+    fs::File,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::Semaphore;
 
-use super::schema;
+use super::schema::{self, Directory};
 use crate::{
     event::{Sequence, UnixMicros},
     log::{Block, Range, ReadError},
@@ -20,17 +20,20 @@ use crate::{
 pub(super) struct Readers {
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// Last, so that it is closed after the connections.
+    _database_file: Arc<File>,
 }
 
 impl Readers {
-    pub(super) fn open(path: &Path, count: usize) -> rusqlite::Result<Arc<Self>> {
+    pub(super) fn open(directory: &Directory, count: usize) -> rusqlite::Result<Arc<Self>> {
         let count = count.max(1);
         let idle = (0..count)
-            .map(|_| schema::open_reader(path))
+            .map(|_| schema::open_reader(directory.database()))
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(Self {
             idle: Mutex::new(idle),
             permits: Arc::new(Semaphore::new(count)),
+            _database_file: directory.database_file(),
         }))
     }
 

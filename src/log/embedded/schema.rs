@@ -6,6 +6,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -23,26 +24,28 @@ pub(super) const LOCK_FILE: &str = "lock";
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
-const SCHEMA_VERSION: i64 = 1;
-/// Pages of 4 KiB: a commit of one small batch writes few bytes, and a block's pages are read in
-/// one go anyway.
-pub(super) const PAGE_BYTES: u64 = 4096;
-/// What the writer's page cache may take. The upper levels of the id index stay in it.
+const SCHEMA_VERSION: i64 = 2;
+/// Pages of 8 KiB: the commit of one event writes two of them, and that of a thousand a hundred.
+/// With 4 KiB the latter takes longer, as each page is two system calls; with 16 KiB the former
+/// writes more than it saves.
+pub(super) const PAGE_BYTES: u64 = 8192;
+/// What the writer's page cache may take. The upper levels of the tables stay in it.
 const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// How long a connection waits for another one's short locks.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// `blocks.data` is a [`Block`]; the other columns repeat what its header says.
 /// `log` has one row. `trimmed_…` is the newest event that retention has removed, with its time.
-/// `ids_0` to `ids_2` take turns; see `ids.rs`.
-const TABLES: &str = "
+/// The others belong to `ids`. A row of `id_log` has the new keys of a commit; those up to
+/// `ids_in_runs` are in a run as well. The pages and filters of a run have its id in the upper half of
+/// their place.
+pub(super) const TABLES: &str = "
     CREATE TABLE log (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id INTEGER NOT NULL,
         trimmed_sequence INTEGER NOT NULL,
         trimmed_at INTEGER NOT NULL,
-        ids_generation INTEGER NOT NULL,
-        ids_since INTEGER NOT NULL
+        ids_in_runs INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE terms (
         first_sequence INTEGER PRIMARY KEY,
@@ -54,9 +57,24 @@ const TABLES: &str = "
         received_at INTEGER NOT NULL,
         data BLOB NOT NULL
     ) STRICT;
-    CREATE TABLE ids_0 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
-    CREATE TABLE ids_1 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
-    CREATE TABLE ids_2 (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+    CREATE TABLE id_log (
+        place INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        keys BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE id_runs (
+        id INTEGER PRIMARY KEY,
+        state INTEGER NOT NULL,
+        level INTEGER NOT NULL,
+        slice_bits INTEGER NOT NULL,
+        keys INTEGER NOT NULL,
+        oldest_at INTEGER NOT NULL,
+        newest_at INTEGER NOT NULL,
+        log_through INTEGER,
+        merged_into INTEGER
+    ) STRICT;
+    CREATE TABLE id_pages (place INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
+    CREATE TABLE id_filters (place INTEGER PRIMARY KEY, words BLOB NOT NULL) STRICT;
 ";
 
 /// Why a log cannot be opened.
@@ -107,6 +125,21 @@ pub enum OpenError {
         /// The version of this release.
         known: i64,
     },
+    /// The file was written before the first release.
+    #[error(
+        "{} has version {found} of before the first release, and this release reads version \
+         {known}: choose another directory with --data-dir, or remove this one if its events are \
+         no longer needed",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version of this release.
+        known: i64,
+    },
     /// The log contradicts itself.
     #[error("{} is damaged: {reason}; restore it from a backup", path.display())]
     Damaged {
@@ -134,6 +167,7 @@ pub enum OpenError {
 /// The data directory, which is ours as long as this lives.
 pub(super) struct Directory {
     database: PathBuf,
+    database_file: Arc<File>,
     /// Unlocked when it is dropped, also by the system when the process is killed.
     _lock: File,
 }
@@ -157,10 +191,11 @@ impl Directory {
         }
         let database = path.join(DATABASE_FILE);
         // SQLite gives its other files the permissions of this one.
-        open_private(&database).map_err(error)?;
+        let database_file = open_private(&database).map_err(error)?;
         sync_directory(path).map_err(error)?;
         Ok(Self {
             database,
+            database_file: Arc::new(database_file),
             _lock: lock,
         })
     }
@@ -168,6 +203,12 @@ impl Directory {
     /// The database file.
     pub(super) fn database(&self) -> &Path {
         &self.database
+    }
+
+    /// The same, open. Must not be closed while a connection is open: with it, POSIX systems give up
+    /// all locks that this process has on the file, those of SQLite too.
+    pub(super) fn database_file(&self) -> Arc<File> {
+        Arc::clone(&self.database_file)
     }
 }
 
@@ -217,25 +258,22 @@ pub(super) struct State {
     pub(super) range: Range,
     /// The time of the newest event that ever was.
     pub(super) last_at: UnixMicros,
-    pub(super) ids_generation: i64,
-    pub(super) ids_since: UnixMicros,
 }
 
 /// Opens the database for writing, creates what is missing, and begins a new term.
 pub(super) fn open_writer(
     directory: &Directory,
-    now: UnixMicros,
-    wal_bytes_max: u64,
+    wal_file_bytes_max: u64,
 ) -> Result<(Connection, State), OpenError> {
     let path = directory.database();
     let database_error = |source| database_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(database_error)?;
     check_version(&connection, path)?;
-    configure_writer(&connection, wal_bytes_max).map_err(database_error)?;
+    configure_writer(&connection, wal_file_bytes_max).map_err(database_error)?;
     let new_log = group::new_log_id()?;
     let new_term = group::new_term()?;
-    create_tables(&mut connection, new_log, now).map_err(database_error)?;
+    create_tables(&mut connection, new_log).map_err(database_error)?;
     let state = begin_term(&mut connection, new_term).map_err(database_error)?;
     check_ends(&connection, state.range)
         .map_err(database_error)?
@@ -299,18 +337,27 @@ pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), 
             known: SCHEMA_VERSION,
         });
     }
+    if found < SCHEMA_VERSION {
+        return Err(OpenError::Older {
+            path: path.to_owned(),
+            found,
+            known: SCHEMA_VERSION,
+        });
+    }
     Ok(())
 }
 
-fn configure_writer(connection: &Connection, wal_bytes_max: u64) -> rusqlite::Result<()> {
-    let wal_bytes_max = i64::try_from(wal_bytes_max).unwrap_or(i64::MAX);
+fn configure_writer(connection: &Connection, wal_file_bytes_max: u64) -> rusqlite::Result<()> {
+    let wal_file_bytes_max = i64::try_from(wal_file_bytes_max).unwrap_or(i64::MAX);
     connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // Flush the WAL in every commit: this is the promise behind a 200.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // A WAL that outgrew its limit is cut when it is begun anew.
-    connection.pragma_update_and_check(None, "journal_size_limit", wal_bytes_max, |_| Ok(()))?;
+    // A WAL that was overgrown is cut when it is begun anew, by a commit that has to wait for it.
+    // Otherwise it is written over, which is faster than making a file longer.
+    let limit = wal_file_bytes_max;
+    connection.pragma_update_and_check(None, "journal_size_limit", limit, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -320,7 +367,6 @@ fn configure_writer(connection: &Connection, wal_bytes_max: u64) -> rusqlite::Re
 fn create_tables(
     connection: &mut Connection,
     new_log: LogId,
-    now: UnixMicros,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let tables: i64 =
@@ -328,8 +374,8 @@ fn create_tables(
     if tables == 0 {
         transaction.execute_batch(TABLES)?;
         transaction.execute(
-            "INSERT INTO log VALUES (1, ?1, 0, 0, 0, ?2)",
-            params![new_log.0.cast_signed(), now.0],
+            "INSERT INTO log VALUES (1, ?1, 0, 0, 0)",
+            [new_log.0.cast_signed()],
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -340,16 +386,14 @@ fn create_tables(
 /// Reads the ends of the log, and begins a term after them.
 fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State> {
     let transaction = connection.transaction()?;
-    let (log, trimmed, trimmed_at, ids_generation, ids_since) = transaction.query_row(
-        "SELECT id, trimmed_sequence, trimmed_at, ids_generation, ids_since FROM log",
+    let (log, trimmed, trimmed_at) = transaction.query_row(
+        "SELECT id, trimmed_sequence, trimmed_at FROM log",
         [],
         |row| {
             Ok((
                 LogId(row.get::<_, i64>(0)?.cast_unsigned()),
                 Sequence(row.get::<_, i64>(1)?.cast_unsigned()),
                 UnixMicros(row.get(2)?),
-                row.get(3)?,
-                UnixMicros(row.get(4)?),
             ))
         },
     )?;
@@ -392,8 +436,6 @@ fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State
             head_at: last.map(|(_, at)| at),
         },
         last_at: last.map_or(trimmed_at, |(_, at)| at),
-        ids_generation,
-        ids_since,
     })
 }
 

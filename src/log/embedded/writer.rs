@@ -18,18 +18,22 @@ use super::{
     Commit, OnCommit, Seams, Shared, Stage, checkpointer,
     ids::Ids,
     queue::{Job, Taken},
-    retention::Retention,
+    retention::{Removed, Retention},
 };
 use crate::{
     event::{Batch, LogId, Term},
     log::{
         Appended, Block, Error, Tail,
+        block::Builder,
         group::{self, Place, Stamps},
     },
 };
 
 /// How often an idle writer looks whether something has become too old.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// The log is idle when nothing has come for so long. Then what is left to do for the ids is done,
+/// which otherwise is a part of the commits.
+const IDLE_AFTER: Duration = Duration::from_millis(20);
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -39,6 +43,8 @@ pub(super) struct Writer {
     pub(super) on_commit: Option<OnCommit>,
     pub(super) log: LogId,
     pub(super) term: Term,
+    /// Kept for its memory.
+    pub(super) builder: Builder,
     pub(super) stamps: Stamps,
     pub(super) ids: Ids,
     pub(super) retention: Retention,
@@ -56,18 +62,21 @@ impl Writer {
     pub(super) fn run(mut self) {
         // Whatever ends this thread, nobody waits for it in vain.
         let _ended = Ended(Arc::clone(&self.shared));
+        if let Err(error) = self.ids.read_filters(&self.connection) {
+            self.shared.fail(&error.to_string());
+        }
         let mut wait = Duration::ZERO;
+        let mut idle = false;
         loop {
             match self.shared.queue.take(wait) {
-                Taken::Group(jobs) => self.append(jobs),
-                Taken::Nothing => {}
+                Taken::Group(jobs) => {
+                    idle = false;
+                    self.append(jobs);
+                }
+                Taken::Nothing => idle |= wait >= IDLE_AFTER,
                 Taken::End => break,
             }
-            wait = if self.maintain() {
-                Duration::ZERO
-            } else {
-                MAINTENANCE_INTERVAL
-            };
+            wait = self.maintain(idle);
         }
         self.shared.gate.stop();
         if self.checkpointer.join().is_err() {
@@ -117,17 +126,18 @@ impl Writer {
                 .flat_map(|batch| batch.drafts.iter().map(move |draft| (batch, draft)))
         };
         let keys: Vec<_> = events().map(|(_, draft)| draft.key).collect();
-        let fresh = self.ids.insert(&self.connection, &keys)?;
+        let received_at = self.stamps.next();
+        let fresh = self.ids.insert(&self.connection, &keys, received_at)?;
         let place = Place {
             log: self.log,
             term: self.term,
             first_sequence: self.shared.range().head.plus(1),
-            received_at: self.stamps.next(),
+            received_at,
         };
         let fresh_events = events()
             .zip(&fresh)
             .filter_map(|(event, &fresh)| fresh.then_some(event));
-        let blocks = group::lay_out(place, fresh_events);
+        let blocks = group::lay_out_with(&mut self.builder, place, fresh_events);
         let mut insert = self
             .connection
             .prepare_cached("INSERT INTO blocks VALUES (?1, ?2, ?3, ?4)")?;
@@ -162,11 +172,13 @@ impl Writer {
         let done = self.try_transact(work);
         let error = match done {
             Ok(done) => {
+                self.ids.committed();
                 self.shared.set_no_space(false);
                 return Ok(done);
             }
             Err(error) => error,
         };
+        self.ids.rolled_back();
         let is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
         // SQLite may have rolled back by itself.
         let rolled_back =
@@ -222,10 +234,11 @@ impl Writer {
         }
     }
 
-    /// Removes a little of what is too old or too much. True when there is more to do.
-    fn maintain(&mut self) -> bool {
+    /// Removes a little of what is too old or too much, and tidies up when the log is idle. Returns
+    /// how long to wait for appends until the next time.
+    fn maintain(&mut self, idle: bool) -> Duration {
         if self.shared.failure().is_some() {
-            return false;
+            return MAINTENANCE_INTERVAL;
         }
         let now = self.stamps.next();
         let measured = self.retention.measure(&self.connection);
@@ -233,48 +246,50 @@ impl Writer {
             Ok(bytes) => self.shared.set_file_bytes(bytes),
             Err(error) => {
                 self.shared.fail(&error.to_string());
-                return false;
+                return MAINTENANCE_INTERVAL;
             }
         }
         let range = self.shared.range();
-        let ids_due = self.ids.is_due(now);
+        let ids_untidy = self.ids.is_untidy(now);
         let blocks_due = self.retention.is_due(&range, now);
-        if !ids_due && !blocks_due {
-            return false;
+        if !(blocks_due || idle && ids_untidy) {
+            return if ids_untidy {
+                IDLE_AFTER
+            } else {
+                MAINTENANCE_INTERVAL
+            };
         }
         let shared = Arc::clone(&self.shared);
         let _pass = shared.gate.enter();
-        let stepped = self.transact(|writer| {
-            let removed = if blocks_due {
-                writer.retention.step(&writer.connection, &range, now)?
-            } else {
-                None
-            };
-            let ids = if ids_due {
-                Some(writer.ids.step(&writer.connection, now)?)
-            } else {
-                None
-            };
-            Ok((removed, ids))
-        });
-        // A full disk is tried again in a while.
-        let Ok((removed, ids)) = stepped else {
-            return false;
-        };
-        if let Some(ids) = ids {
-            self.ids = ids;
-        }
-        if let Some(removed) = removed {
-            let mut range = self.shared.range_mut();
-            range.earliest = removed.through.plus(1);
-            range.earliest_at = removed.first.map(|(_, at)| at);
-            if removed.first.is_none() {
-                range.head_at = None;
+        let removed = self.transact(|writer| {
+            if idle && ids_untidy {
+                writer.ids.tidy(&writer.connection, now)?;
             }
-            drop(range);
-            (self.seams.on_removed)(removed.blocks);
+            if blocks_due {
+                writer.retention.step(&writer.connection, &range, now)
+            } else {
+                Ok(None)
+            }
+        });
+        match removed {
+            Ok(Some(removed)) => self.forget(&removed),
+            Ok(None) => {}
+            // A full disk is tried again in a while.
+            Err(_) => return MAINTENANCE_INTERVAL,
         }
-        true
+        Duration::ZERO
+    }
+
+    /// Makes known that blocks were removed.
+    fn forget(&mut self, removed: &Removed) {
+        let mut range = self.shared.range_mut();
+        range.earliest = removed.through.plus(1);
+        range.earliest_at = removed.first.map(|(_, at)| at);
+        if removed.first.is_none() {
+            range.head_at = None;
+        }
+        drop(range);
+        (self.seams.on_removed)(removed.blocks);
     }
 }
 

@@ -3,6 +3,7 @@
 //! It can be stopped, killed and started again on the same directory and the same ports, and never
 //! outlives its test.
 
+pub(crate) mod certificates;
 mod http;
 pub(crate) mod reader;
 pub(crate) mod sender;
@@ -187,22 +188,27 @@ impl Bridge {
 
     /// The program as it is started here, on the ports that it had.
     pub(crate) fn command(&self) -> Command {
-        self.command_at(self.addresses)
+        self.command_at("serve", self.addresses)
+    }
+
+    /// Another command with the same settings.
+    pub(crate) fn command_of(&self, subcommand: &str) -> Command {
+        self.command_at(subcommand, self.addresses)
     }
 
     /// The same on whatever ports are free.
     pub(crate) fn command_elsewhere(&self) -> Command {
-        self.command_at(Addresses::ANYWHERE)
+        self.command_at("serve", Addresses::ANYWHERE)
     }
 
-    fn command_at(&self, addresses: Addresses) -> Command {
+    fn command_at(&self, subcommand: &str, addresses: Addresses) -> Command {
         let Addresses {
             webhook,
             grpc,
             admin,
         } = addresses;
         let home = self.home.path();
-        let mut command = program(&["serve", "--log-format", "json"]);
+        let mut command = program(&[subcommand]);
         command
             .arg("--config")
             .arg(home.join("bridge.toml"))
@@ -211,6 +217,8 @@ impl Bridge {
             .args(["--webhook-listen", &webhook.to_string()])
             .args(["--grpc-listen", &grpc.to_string()])
             .args(["--admin-listen", &admin.to_string()])
+            // Unless a test has it otherwise.
+            .env("PRELUDE_BRIDGE_LOG_FORMAT", "json")
             .envs(self.variables.iter().cloned());
         command
     }
@@ -376,20 +384,31 @@ fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Re
     let (sender, ready) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
-            let written = serde_json::from_str::<Value>(&line);
-            if let Ok(written) = written
-                && written["message"] == "ready"
+            // First, so that who waits for the line finds it there.
             {
-                // Nobody waits for it any more where a start took too long.
-                let _ = sender.send(written);
+                let mut stderr = stderr.lock().unwrap();
+                stderr.push_str(&line);
+                stderr.push('\n');
             }
-            let mut stderr = stderr.lock().unwrap();
-            stderr.push_str(&line);
-            stderr.push('\n');
+            if let Some(ready) = ready_line(&line) {
+                // Nobody waits for it any more where a start took too long.
+                let _ = sender.send(ready);
+            }
         }
     });
     let reader = Some(reader);
     (Process { child, reader }, ready)
+}
+
+/// The fields of the line that says that all is ready, in either format of the log.
+fn ready_line(line: &str) -> Option<Value> {
+    if let Ok(object) = serde_json::from_str::<Value>(line) {
+        return (object["message"] == "ready").then_some(object);
+    }
+    let (_, fields) = line.split_once(" ready ")?;
+    let pairs = fields.split(' ').filter_map(|field| field.split_once('='));
+    let object = pairs.map(|(name, value)| (name.to_owned(), Value::from(value)));
+    Some(Value::Object(object.collect()))
 }
 
 /// The body of a batch with these items, byte for byte.

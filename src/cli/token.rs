@@ -1,0 +1,340 @@
+//! `token`: the credentials of subscribers. Owns the flags, what is said about them, and how they
+//! are listed; [`crate::credentials`] owns the file.
+
+mod list;
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use jiff::Timestamp;
+
+use super::{
+    exit::{self, Exit, Failure},
+    settings,
+};
+use crate::{
+    config,
+    credentials::{
+        Allowed, Entry, Error, File, Proof, STREAMS_MAX, Scope, Token, identity_problem,
+        name_problem,
+    },
+    filter,
+};
+
+/// `token`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Let a subscriber in: make a token, or enter the identity of a client certificate
+    ///
+    /// The token is printed once, alone on stdout; only its hash is kept. A running bridge takes it
+    /// within a second. With --certificate nothing is printed there: the certificate is the
+    /// credential.
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(Create),
+    /// List who may subscribe, to what, and until when
+    #[command(after_help = LIST_EXAMPLES)]
+    List {
+        /// How to print them
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a subscriber in no more, and end its streams within a second
+    #[command(after_help = REVOKE_EXAMPLES)]
+    Revoke {
+        /// The credential
+        #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// What to call it, here and in the logs of the bridge
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    name: String,
+
+    /// Allow only events of these types, exact or patterns; repeatable, or with commas
+    /// [default: all]
+    #[arg(long = "type", value_name = "PATTERN", value_delimiter = ',')]
+    types: Vec<String>,
+
+    /// Allow only events of these apps; repeatable, or with commas [default: all]
+    #[arg(long = "app", value_name = "APP_ID", value_delimiter = ',')]
+    apps: Vec<String>,
+
+    /// Allow so many streams at once [default: no limit but the bridge's]
+    #[arg(long, value_name = "COUNT")]
+    streams_max: Option<usize>,
+
+    /// Let it end after this time, such as 90d or 12h [default: never]
+    #[arg(long, value_name = "DURATION", conflicts_with = "expires_at")]
+    expires_in: Option<String>,
+
+    /// Let it end then (RFC 3339), such as 2027-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+
+    /// Make no token, but let in who has a client certificate with this identity: a URI or DNS name
+    /// of its subject alternative names, or its common name where it has none
+    #[arg(long, value_name = "IDENTITY", value_parser = NonEmptyStringValueParser::new())]
+    certificate: Option<String>,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where the file is: said as for `serve`, so that both mean the same one.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Settings")]
+struct Place {
+    /// The bridge's configuration, which may name a credentials_file [env: PRELUDE_BRIDGE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The bridge's data directory, where credentials.toml is by default
+    /// [env: PRELUDE_BRIDGE_DATA_DIR] [default: ./data]
+    #[arg(long, value_name = "DIRECTORY", value_parser = NonEmptyStringValueParser::new())]
+    data_dir: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// One JSON array
+    Json,
+}
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  A token for everything, into a variable:
+    TOKEN=$(prelude-bridge token create billing)
+  Only sessions of one app, ten streams at most, for ninety days:
+    prelude-bridge token create fraud --type 'user.session.*' --app 54e9ujn --streams-max 10 --expires-in 90d
+  A service with a client certificate:
+    prelude-bridge token create audit --certificate spiffe://example.com/audit
+
+To replace a token: create one of another name, give it to the subscriber, revoke the old one.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  Who may subscribe:
+    prelude-bridge token list
+  Those that have expired:
+    prelude-bridge token list --output json | jq -r '.[] | select(.state == \"expired\").name'";
+
+const REVOKE_EXAMPLES: &str = "\
+Examples:
+  A token that leaked:
+    prelude-bridge token revoke billing";
+
+/// Runs the command.
+///
+/// # Errors
+/// Exit code 2 for what was typed (a name that is taken or not known, a bad pattern) and for a
+/// credentials file that is wrong, 1 for one that cannot be read or written.
+pub fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Command::Create(create) => create.run(),
+        Command::List { output, place } => {
+            let file = place.file()?;
+            let entries = file.read().map_err(|error| failure(&error))?;
+            let now = Timestamp::now();
+            exit::print(&match output {
+                Output::Table => list::table(entries.as_deref(), now),
+                Output::Json => list::json(entries.as_deref().unwrap_or_default(), now),
+            })
+        }
+        Command::Revoke { name, place } => {
+            place
+                .file()?
+                .remove(&name)
+                .map_err(|error| failure(&error))?;
+            exit::note(&format!(
+                "`{name}` is revoked: a running bridge ends its streams within a second"
+            ));
+            Ok(())
+        }
+    }
+}
+
+impl Create {
+    fn run(self) -> Result<(), Failure> {
+        let now = Timestamp::now();
+        let expires_at = self.expires_at(now)?;
+        self.check()?;
+        let file = self.place.file()?;
+        let (token, proof) = match self.certificate {
+            Some(identity) => (None, Proof::Certificate(identity)),
+            None => {
+                let token = Token::generate().map_err(|error| {
+                    let cause = format!("the system gives no random bytes: {error}");
+                    Failure::new(Exit::Failed, cause).help("try again")
+                })?;
+                let proof = Proof::Token(token.digest());
+                (Some(token), proof)
+            }
+        };
+        let entry = Entry {
+            name: self.name,
+            proof,
+            scope: Scope {
+                types: Allowed::or_all(self.types),
+                apps: Allowed::or_all(self.apps),
+            },
+            streams_max: self.streams_max,
+            // To the second: nobody needs more, and people read it.
+            created_at: Timestamp::from_second(now.as_second()).ok(),
+            expires_at,
+        };
+        file.add(&entry).map_err(|error| failure(&error))?;
+        explain(&entry, &file);
+        let Some(token) = token else {
+            return Ok(());
+        };
+        exit::print(&format!("{}\n", token.expose())).inspect_err(|_| {
+            // Nobody has seen it, so nobody can use it: it should not stand in a list.
+            let _ = file.remove(&entry.name);
+        })
+    }
+
+    /// All that can be wrong with what was typed, before anything is made.
+    fn check(&self) -> Result<(), Failure> {
+        let usage = |cause: String, help: &str| Failure::new(Exit::Usage, cause).help(help);
+        if let Some(problem) = name_problem(&self.name) {
+            let cause = format!("the name {problem}");
+            return Err(usage(
+                cause,
+                "give it a short printable name, such as `billing`",
+            ));
+        }
+        let named = [
+            ("--type", &self.types, filter::type_problem as fn(&str) -> _),
+            ("--app", &self.apps, filter::text_problem),
+        ];
+        for (flag, names, problem) in named {
+            if names.len() > filter::ENTRIES_MAX {
+                let cause = format!("there are more than {} of {flag}", filter::ENTRIES_MAX);
+                return Err(usage(cause, "use patterns, or several credentials"));
+            }
+            for name in names {
+                if let Some(problem) = problem(name) {
+                    let cause = format!("`{flag} {name}` {problem}");
+                    return Err(usage(
+                        cause,
+                        "write types as `user.created` or `user.session.*`",
+                    ));
+                }
+            }
+        }
+        if let Some(problem) = self.certificate.as_deref().and_then(identity_problem) {
+            let cause = format!("the identity of the certificate {problem}");
+            return Err(usage(cause, "write it as the certificate has it"));
+        }
+        match self.streams_max {
+            Some(count) if !(1..=STREAMS_MAX).contains(&count) => {
+                let cause = format!("`--streams-max {count}` is out of bounds");
+                let help = format!("write a number from 1 to {STREAMS_MAX}, or leave it out");
+                Err(usage(cause, &help))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn expires_at(&self, now: Timestamp) -> Result<Option<Timestamp>, Failure> {
+        let at = match (&self.expires_in, &self.expires_at) {
+            (Some(text), _) => {
+                let duration = config::parse_duration(text).map_err(|reason| {
+                    Failure::new(Exit::Usage, format!("--expires-in: {reason}"))
+                        .help("write a number with its unit, such as `90d` or `12h`")
+                })?;
+                now.checked_add(duration).map_err(|_| {
+                    Failure::new(Exit::Usage, format!("--expires-in: `{text}` is too long"))
+                        .help("leave it out for a credential that never expires")
+                })?
+            }
+            (None, Some(text)) => text.parse().map_err(|_| {
+                Failure::new(
+                    Exit::Usage,
+                    format!("--expires-at: `{text}` is no point in time"),
+                )
+                .help("write it with its offset, such as `2027-01-31T12:00:00Z` (RFC 3339)")
+            })?,
+            (None, None) => return Ok(None),
+        };
+        if at <= now {
+            return Err(Failure::new(Exit::Usage, "it would have expired already")
+                .help("give a time that is to come"));
+        }
+        // Rounded up, or the shortest would be over before they begin.
+        let whole = at.as_second() + i64::from(at.subsec_nanosecond() > 0);
+        Ok(Some(Timestamp::from_second(whole).unwrap_or(at)))
+    }
+}
+
+impl Place {
+    fn file(&self) -> Result<File, Failure> {
+        let sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
+        Ok(File::new(config::credentials_file(&sources)?))
+    }
+}
+
+/// Says on stderr what was made, so that stdout has the token alone.
+fn explain(entry: &Entry, file: &File) {
+    let of = |allowed: &Allowed, all: &str| match allowed {
+        Allowed::All => all.to_owned(),
+        Allowed::Only(names) => names.join(", "),
+    };
+    let quota = match entry.streams_max {
+        Some(count) => format!("{count} streams at once"),
+        None => "no limit of streams of its own".to_owned(),
+    };
+    let expiry = match entry.expires_at {
+        Some(at) => format!("until {at}"),
+        None => "for good".to_owned(),
+    };
+    exit::note(&format!(
+        "`{}` may get {} of {}, {quota}, {expiry}; it is in {}",
+        entry.name,
+        of(&entry.scope.types, "all types"),
+        of(&entry.scope.apps, "all apps"),
+        file.path().display(),
+    ));
+    exit::note(match entry.proof {
+        Proof::Token(_) => {
+            "this is the only time that the token is shown: subscribers send it as `authorization: \
+             Bearer TOKEN`"
+        }
+        Proof::Certificate(_) => {
+            "subscribers with such a certificate need no token, once the bridge knows its client CA"
+        }
+    });
+}
+
+fn failure(error: &Error) -> Failure {
+    match error {
+        Error::Invalid { .. } => {
+            Failure::new(Exit::Usage, error).help("correct the file; nothing was changed")
+        }
+        Error::Taken { .. } => Failure::new(Exit::Usage, error)
+            .help("use another one, or revoke that credential first"),
+        Error::Unknown { .. } => Failure::new(Exit::Usage, error).help(
+            "`prelude-bridge token list` shows what there is; name the bridge's own --config \
+                   or --data-dir if it has one",
+        ),
+        Error::Read { .. } | Error::Write { .. } | Error::Lock { .. } | Error::Jwt(_) => {
+            Failure::new(Exit::Failed, error)
+                .help("check the path, and that this user may write there; nothing was changed")
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Owns how a client's connections are made: TCP, then TLS where the URL says so, and what became
+//! of the client's certificate. tonic makes TLS connections too, but loses the one thing that a
+//! person has to know: that the server did not accept the certificate.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{self, AlertDescription, pki_types::ServerName},
+};
+use tower_service::Service;
+
+/// Makes connections to one bridge.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tcp: HttpConnector,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    refusal: Refusal,
+}
+
+impl Connector {
+    pub(super) fn new(
+        tls: Option<(rustls::ClientConfig, ServerName<'static>)>,
+        refusal: Refusal,
+    ) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        // Requests are small and complete: waiting for more to send would only delay them.
+        tcp.set_nodelay(true);
+        Self {
+            tcp,
+            tls: tls.map(|(config, name)| (Arc::new(config).into(), name)),
+            refusal,
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Connection>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(BoxError::from)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.tcp.call(uri);
+        let (tls, refusal) = (self.tls.clone(), self.refusal.clone());
+        Box::pin(async move {
+            let stream = connecting.await?.into_inner();
+            let Some((connector, name)) = tls else {
+                return Ok(TokioIo::new(Connection::Plain(stream)));
+            };
+            refusal.forget();
+            let connected = connector.connect(name, stream).await;
+            let stream = connected.inspect_err(|error| refusal.notice(error))?;
+            let stream = Box::new(stream);
+            Ok(TokioIo::new(Connection::Tls(stream, refusal)))
+        })
+    }
+}
+
+/// What the server said of the client's certificate on the newest connection. In TLS 1.3 it judges
+/// after the client has begun to speak, so it is not the connecting that fails but what follows,
+/// and for whoever waits for that the connection is just gone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    /// What it said, if it did.
+    pub(super) fn told(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn notice(&self, error: &io::Error) {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = cause
+            && let Some(words) = words(*alert)
+        {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+        }
+    }
+}
+
+/// An alert that is about the client's certificate (RFC 8446 section 6.2).
+fn words(alert: AlertDescription) -> Option<String> {
+    match alert {
+        AlertDescription::CertificateRequired => Some("it asks for a client certificate".into()),
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateRevoked
+        | AlertDescription::CertificateExpired
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::UnknownCA
+        | AlertDescription::DecryptError
+        | AlertDescription::AccessDenied => Some(format!(
+            "it does not accept the client certificate ({alert:?})"
+        )),
+        _ => None,
+    }
+}
+
+/// A connection to a bridge.
+pub(super) enum Connection {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>, Refusal),
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream, refusal) => {
+                let read = ready!(Pin::new(stream).poll_read(context, buffer));
+                Poll::Ready(read.inspect_err(|error| refusal.notice(error)))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream, _) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream, _) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_alerts_about_the_certificate_count_and_only_until_the_next_connection() {
+        let refusal = Refusal::default();
+        let alert = |alert| io::Error::other(rustls::Error::AlertReceived(alert));
+        refusal.notice(&alert(AlertDescription::ProtocolVersion));
+        refusal.notice(&io::ErrorKind::ConnectionReset.into());
+        assert_eq!(refusal.told(), None);
+        refusal.notice(&alert(AlertDescription::CertificateRequired));
+        // What comes after it says less.
+        refusal.notice(&io::ErrorKind::ConnectionReset.into());
+        assert_eq!(refusal.told().unwrap(), "it asks for a client certificate");
+        refusal.forget();
+        assert_eq!(refusal.told(), None);
+    }
+}

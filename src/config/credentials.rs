@@ -1,0 +1,187 @@
+//! The settings that say who may subscribe: the credentials file, callers without a credential, and
+//! the issuer of JWTs. Reads no file and fetches no keys.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Config, DATA_DIR,
+    fault::{Error, Origin},
+    resolver::{Resolver, Sources},
+};
+use crate::{
+    credentials::{self, STREAMS_MAX, jwt},
+    signature::{self, KeySource},
+};
+
+/// The credentials file in the data directory, where no other is named.
+const FILE: &str = "credentials.toml";
+const FILE_KEY: &str = "credentials_file";
+const URL_KEY: &str = "jwt.jwks_url";
+const KEY_FILE_KEY: &str = "jwt.jwks_file";
+const ISSUER_KEY: &str = "jwt.issuer";
+const AUDIENCE_KEY: &str = "jwt.audience";
+
+/// Who may subscribe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The file with tokens and identities of certificates. Default: `credentials.toml` in the data
+    /// directory, which does not have to be there.
+    pub file: Option<PathBuf>,
+    /// Whether callers without a credential are let in, and from everywhere. Default no.
+    pub allow_anonymous: bool,
+    /// Whose JWTs are taken. Default nobody's.
+    pub jwt: Option<Jwt>,
+}
+
+/// The issuer of JWTs, and what their claims mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jwt {
+    /// Where its keys are.
+    pub keys: KeySource,
+    /// What `iss` has to be.
+    pub issuer: String,
+    /// What `aud` has to be or to hold.
+    pub audience: String,
+    /// The claim with the types that are allowed. Default `types`; without the claim, none are.
+    pub types_claim: String,
+    /// The claim with the apps that are allowed. Default none: then all are.
+    pub apps_claim: Option<String>,
+    /// Streams of one subject. Default 100: a service with many instances, and far from all the
+    /// streams of a bridge.
+    pub streams_max: usize,
+}
+
+impl Config {
+    /// Where credentials are, and who needs none, for the room that looks after them.
+    #[must_use]
+    pub fn credentials_options(&self) -> credentials::Options {
+        let Credentials {
+            file,
+            allow_anonymous,
+            jwt,
+        } = &self.credentials;
+        credentials::Options {
+            file: Some(file_in(file.as_deref(), &self.data_dir)),
+            file_is_named: file.is_some(),
+            jwt: jwt.as_ref().map(|jwt| jwt::Options {
+                keys: jwt.keys.clone(),
+                issuer: jwt.issuer.clone(),
+                audience: jwt.audience.clone(),
+                types_claim: jwt.types_claim.clone(),
+                apps_claim: jwt.apps_claim.clone(),
+                streams_max: jwt.streams_max,
+                refresh: signature::Options::default(),
+            }),
+            anonymous: *allow_anonymous,
+        }
+    }
+}
+
+/// Where the credentials file is or would be: for the commands that write it, and need nothing else
+/// to be right.
+///
+/// # Errors
+/// A configuration file that cannot be read, or paths that cannot be meant.
+pub fn credentials_file(sources: &Sources) -> Result<PathBuf, Error> {
+    let mut resolver = Resolver::new(sources);
+    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
+    let file = resolver.take_optional_path(FILE_KEY);
+    let faults = resolver.faults;
+    if faults.is_empty() {
+        Ok(file_in(file.as_deref(), &data_dir))
+    } else {
+        Err(Error { faults })
+    }
+}
+
+/// Takes the settings at the top of the file.
+pub(super) fn take(take: &mut Resolver<'_>) -> Credentials {
+    Credentials {
+        file: take.take_optional_path(FILE_KEY),
+        allow_anonymous: take.take("allow_anonymous", false),
+        jwt: None,
+    }
+}
+
+/// Takes the section of the issuer.
+pub(super) fn take_jwt(take: &mut Resolver<'_>) -> Option<Jwt> {
+    let url = take.take(URL_KEY, String::new());
+    let file = take.take_optional_path(KEY_FILE_KEY);
+    let issuer = take.take(ISSUER_KEY, String::new());
+    let audience = take.take(AUDIENCE_KEY, String::new());
+    let types_claim = take.take("jwt.types_claim", "types".to_owned());
+    let apps_claim = take.take("jwt.apps_claim", String::new());
+    let streams_max = take.take_in("jwt.streams_max", 100, 1..=STREAMS_MAX);
+    if url.is_empty() && file.is_none() && issuer.is_empty() && audience.is_empty() {
+        return None;
+    }
+    let mut is_whole = true;
+    for (key, value, help) in [
+        (ISSUER_KEY, &issuer, "write what the `iss` of your JWTs is"),
+        (
+            AUDIENCE_KEY,
+            &audience,
+            "write what your issuer puts into `aud` for this bridge, so that JWTs for others are \
+             refused",
+        ),
+        (
+            "jwt.types_claim",
+            &types_claim,
+            "write the name of the claim with the types that the caller may get",
+        ),
+    ] {
+        if value.is_empty() {
+            refuse_missing(take, key, help);
+            is_whole = false;
+        }
+    }
+    let keys = key_source(take, &url, file)?;
+    is_whole.then_some(Jwt {
+        keys,
+        issuer,
+        audience,
+        types_claim,
+        apps_claim: Some(apps_claim).filter(|claim| !claim.is_empty()),
+        streams_max,
+    })
+}
+
+fn key_source(take: &mut Resolver<'_>, url: &str, file: Option<PathBuf>) -> Option<KeySource> {
+    match (url, file) {
+        ("", Some(file)) => Some(KeySource::JwksFile(file)),
+        ("", None) => {
+            let help = "write where your issuer publishes its key set; or `jwks_file`";
+            refuse_missing(take, URL_KEY, help);
+            None
+        }
+        (url, None) => match KeySource::url(url) {
+            Ok(source) => Some(source),
+            Err(error) => {
+                let origin = take.origin_of(URL_KEY);
+                let help = "write `https://<host>/.well-known/jwks.json`; `http://` is for a key \
+                            server on this machine";
+                take.refuse(origin, URL_KEY, &error.to_string(), help);
+                None
+            }
+        },
+        (_, Some(_)) => {
+            let origin = take.origin_of(KEY_FILE_KEY);
+            let reason = "there is a `jwks_url` too";
+            take.refuse(origin, KEY_FILE_KEY, reason, "keep one of them");
+            None
+        }
+    }
+}
+
+/// Names the first setting of the section that is there, since the missing one has no place.
+fn refuse_missing(take: &mut Resolver<'_>, key: &str, help: &str) {
+    let present = [URL_KEY, KEY_FILE_KEY, ISSUER_KEY, AUDIENCE_KEY];
+    let mut origins = present.map(|key| take.origin_of(key)).into_iter();
+    let origin = origins.find(|origin| *origin != Origin::Default);
+    let reason = "it is missing, and without it no JWT can be trusted";
+    take.refuse(origin.unwrap_or(Origin::Default), key, reason, help);
+}
+
+fn file_in(file: Option<&Path>, data_dir: &Path) -> PathBuf {
+    file.map_or_else(|| data_dir.join(FILE), Path::to_owned)
+}

@@ -1,0 +1,195 @@
+//! The settings that bound what anybody may take, each with its default and the reason for it.
+
+use std::time::Duration;
+
+use super::{resolver::Resolver, seconds, units::ByteSize};
+
+/// Limits of the webhook port, which strangers can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebhookLimits {
+    /// Bytes of a body. Default 1 MiB: some two thousand events, far above any batch.
+    pub body_bytes_max: ByteSize,
+    /// Bytes of all bodies that are in memory at once; beyond it the sender is told to come back.
+    /// Default 64 MiB. A body counts by what has arrived, from its first bytes to its answer.
+    pub bodies_bytes_max: ByteSize,
+    /// Deliveries that are being verified at once; others wait their turn. Default 1,024: so a
+    /// flood of forged ones does not keep genuine ones from their answer, and those that wait for
+    /// newer keys do not keep all others out.
+    pub verifications_max: usize,
+    /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
+    pub connections_max: usize,
+    /// Connections of one address. Default 256: one stranger cannot take them all.
+    pub connections_per_address_max: usize,
+    /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
+    pub header_timeout: Duration,
+    /// Everything from the header to the answer. Default 8 s, so that the sender's 10 s never run
+    /// out on an answer that is on its way.
+    pub request_timeout: Duration,
+    /// How long a client may refuse to take an answer. Default 8 s: an answer is one packet, and
+    /// only who sends requests without reading answers gets here.
+    pub write_timeout: Duration,
+}
+
+/// Limits of the gRPC port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrpcLimits {
+    /// Connections in all. Default 10,000: as many as streams, for clients that open one each.
+    pub connections_max: usize,
+    /// Streams of one connection. Default 100, HTTP/2's own recommendation.
+    pub streams_per_connection_max: usize,
+    /// Streams in all. Default 10,000: under half a GiB when all are idle.
+    pub streams_max: usize,
+    /// Calls in progress that are no subscriptions: checks and watches of the health, which
+    /// anybody may make, and reflection. Default 1,024: probes are few and short.
+    pub calls_max: usize,
+    /// Resets of streams that a connection may cause the server to send before it is closed.
+    /// Default 128: a client that errs does so now and then, not a hundred times
+    /// (RUSTSEC-2024-0003).
+    pub local_error_resets_max: usize,
+    /// Streams that a client has reset before the server looked at them, at once. Default 20: more
+    /// is an attack (rapid reset, CVE-2023-44487).
+    pub pending_accept_resets_max: usize,
+    /// From the first byte of a connection to the end of its HTTP/2 preface, and of a request's
+    /// header to its message. Default 5 s.
+    pub header_timeout: Duration,
+    /// Bytes of a request's headers. Default 16 KiB: room for a large token.
+    pub header_bytes_max: ByteSize,
+    /// Bytes of a request's message. Default 64 KiB: room for a filter of a thousand users.
+    pub request_bytes_max: ByteSize,
+    /// How often a quiet connection is asked whether it is still there. Default 30 s: below the
+    /// idle timeouts of common proxies.
+    pub ping_interval: Duration,
+    /// How long it may take to answer that. Default 20 s.
+    pub ping_timeout: Duration,
+    /// Bytes of events gathered into one response. Default 256 KiB: past that larger messages
+    /// gain nothing. An event above it travels alone.
+    pub response_bytes_max: ByteSize,
+    /// How long a client may leave its stream unread before it is ended, with its cursor.
+    /// Default 60 s.
+    pub slow_consumer_timeout: Duration,
+    /// Over how long the clients of a bridge that drains are told to spread their return, each at
+    /// a time of its own. Default 5 s: they do not come all at once, and none waits long.
+    pub drain_retry_spread: Duration,
+}
+
+/// Limits of the events held in memory for live subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusLimits {
+    /// Bytes of the newest events, shared by all subscribers. Default 64 MiB: over a minute at a
+    /// thousand events a second. Whoever is further behind reads from the log.
+    pub window_bytes_max: ByteSize,
+}
+
+/// Limits of what waits to be made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Batches waiting for the writer; beyond it the sender is told to come back. Default 1,024:
+    /// more than the writer takes in the time a request has.
+    pub queue_batches_max: usize,
+    /// Bytes of the batches waiting. Default 64 MiB: small batches are bounded by their number,
+    /// large ones by this.
+    pub queue_bytes_max: ByteSize,
+}
+
+pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
+    WebhookLimits {
+        body_bytes_max: take.take_in(
+            "limits.webhook.body_bytes_max",
+            ByteSize::mib(1),
+            ByteSize::kib(1)..=ByteSize::mib(64),
+        ),
+        bodies_bytes_max: take.take_in(
+            "limits.webhook.bodies_bytes_max",
+            ByteSize::mib(64),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+        verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),
+        connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
+        connections_per_address_max: take.take_in(
+            "limits.webhook.connections_per_address_max",
+            256,
+            COUNTS,
+        ),
+        header_timeout: take.take_in("limits.webhook.header_timeout", seconds(5), REQUEST_TIMES),
+        request_timeout: take.take_in("limits.webhook.request_timeout", seconds(8), REQUEST_TIMES),
+        write_timeout: take.take_in("limits.webhook.write_timeout", seconds(8), HEADER_TIMES),
+    }
+}
+
+pub(super) fn grpc(take: &mut Resolver<'_>) -> GrpcLimits {
+    GrpcLimits {
+        connections_max: take.take_in("limits.grpc.connections_max", 10_000, COUNTS),
+        streams_per_connection_max: take.take_in(
+            "limits.grpc.streams_per_connection_max",
+            100,
+            COUNTS,
+        ),
+        streams_max: take.take_in("limits.grpc.streams_max", 10_000, COUNTS),
+        calls_max: take.take_in("limits.grpc.calls_max", 1024, COUNTS),
+        local_error_resets_max: take.take_in("limits.grpc.local_error_resets_max", 128, COUNTS),
+        pending_accept_resets_max: take.take_in(
+            "limits.grpc.pending_accept_resets_max",
+            20,
+            COUNTS,
+        ),
+        header_timeout: take.take_in("limits.grpc.header_timeout", seconds(5), HEADER_TIMES),
+        header_bytes_max: take.take_in(
+            "limits.grpc.header_bytes_max",
+            ByteSize::kib(16),
+            ByteSize::kib(1)..=ByteSize::mib(1),
+        ),
+        request_bytes_max: take.take_in(
+            "limits.grpc.request_bytes_max",
+            ByteSize::kib(64),
+            ByteSize::kib(1)..=ByteSize::mib(4),
+        ),
+        ping_interval: take.take_in("limits.grpc.ping_interval", seconds(30), STREAM_TIMES),
+        ping_timeout: take.take_in("limits.grpc.ping_timeout", seconds(20), STREAM_TIMES),
+        response_bytes_max: take.take_in(
+            "limits.grpc.response_bytes_max",
+            ByteSize::kib(256),
+            // Clients refuse messages above 4 MiB unless they are told not to.
+            ByteSize::kib(1)..=ByteSize::mib(3),
+        ),
+        slow_consumer_timeout: take.take_in(
+            "limits.grpc.slow_consumer_timeout",
+            seconds(60),
+            STREAM_TIMES,
+        ),
+        drain_retry_spread: take.take_in(
+            "limits.grpc.drain_retry_spread",
+            seconds(5),
+            seconds(0)..=seconds(600),
+        ),
+    }
+}
+
+pub(super) fn bus(take: &mut Resolver<'_>) -> BusLimits {
+    BusLimits {
+        window_bytes_max: take.take_in(
+            "limits.bus.window_bytes_max",
+            ByteSize::mib(64),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+    }
+}
+
+pub(super) fn log(take: &mut Resolver<'_>) -> LogLimits {
+    LogLimits {
+        queue_batches_max: take.take_in("limits.log.queue_batches_max", 1024, COUNTS),
+        queue_bytes_max: take.take_in(
+            "limits.log.queue_bytes_max",
+            ByteSize::mib(64),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+    }
+}
+
+/// Counts of things; the upper end only catches slips of the keyboard.
+const COUNTS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
+/// Below the 10 s that the sender waits.
+const REQUEST_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_millis(9_500);
+/// Long enough for a bad network, short enough that silent sockets cost nothing.
+const HEADER_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=seconds(60);
+const STREAM_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(3600);

@@ -1,0 +1,233 @@
+//! Owns JWTs of subscribers: which are taken, and what their claims allow. `jsonwebtoken` verifies
+//! signatures and times; this says with which keys and algorithms, and what has to be in them.
+//!
+//! | claim | has to be |
+//! |---|---|
+//! | `iss`, `aud` | the configured issuer; the configured audience, or a list with it |
+//! | `exp` | in the future, without leeway: when it comes, the streams end |
+//! | `nbf` | not in the future by more than a minute, if it is there |
+//! | `sub` | the name of the caller: printable, at most 128 bytes; its streams share one quota |
+//! | the types claim | what the caller may get; without it, nothing |
+//! | the apps claim | likewise, if one is configured; else all apps |
+
+mod claims;
+mod keys;
+mod refresh;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use jsonwebtoken::{Algorithm, TokenData, Validation, errors::ErrorKind};
+use serde_json::{Map, Value};
+
+use self::{claims::Claims, keys::KeySet, refresh::Keys};
+use super::{
+    Refusal,
+    grant::{Clock, Holder, Kind, Quota},
+};
+use crate::signature::{self, KeySource};
+
+/// How far the issuer's clock may be ahead of ours.
+const LEEWAY_SECONDS: u64 = 60;
+/// How many subjects are remembered before those without a stream are forgotten.
+const SUBJECTS_MIN: usize = 1024;
+
+/// Whose JWTs are taken, and what their claims mean.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the issuer publishes its keys: a URL or a JWKS file.
+    pub keys: KeySource,
+    /// What `iss` has to be.
+    pub issuer: String,
+    /// What `aud` has to be or to hold.
+    pub audience: String,
+    /// The claim with the types that the caller may get, exact or patterns: an array of texts, or
+    /// one text separated by spaces. What in it is no type is passed over.
+    pub types_claim: String,
+    /// The claim with the apps, likewise; `None` if JWTs do not restrict them.
+    pub apps_claim: Option<String>,
+    /// Streams at once of one subject.
+    pub streams_max: usize,
+    /// When keys are fetched; see there.
+    pub refresh: signature::Options,
+}
+
+/// Why a JWT is refused. None of these repeats anything of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Fault {
+    /// A header that cannot be read, or has an algorithm that is not taken.
+    #[error(
+        "its header is unusable; it has to be signed with RS256, PS256, ES256, EdDSA or a longer \
+         variant of them, and have no `crit`"
+    )]
+    Header,
+    /// Not made by the issuer, or changed since.
+    #[error("none of the issuer's keys made its signature")]
+    Signature,
+    /// It is for later.
+    #[error("it is not valid yet: check the issuer's clock")]
+    NotYet,
+    /// From somebody else.
+    #[error("its `iss` is not the issuer that this bridge trusts")]
+    Issuer,
+    /// For somebody else.
+    #[error("its `aud` does not name this bridge")]
+    Audience,
+    /// A claim is missing or of another type.
+    #[error("its claims are unusable: `exp`, `iss`, `aud` and a printable `sub` have to be there")]
+    Claims,
+    /// More types or apps than a filter takes.
+    #[error("it allows more than 256 types or apps: use patterns")]
+    TooMany,
+}
+
+/// Why JWTs cannot be verified at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source of the keys is wrong.
+    #[error("the keys of the JWT issuer: {0}")]
+    Source(#[from] signature::Error),
+    /// Its document is no set of keys, or has none that can be used.
+    #[error("the keys of the JWT issuer: {0}")]
+    KeySet(#[from] keys::Fault),
+}
+
+/// Verifies the JWTs of one issuer.
+pub(super) struct Verifier {
+    options: Options,
+    keys: Keys,
+    clock: Clock,
+    /// The quota of each subject that has or had a stream.
+    quotas: Mutex<HashMap<Box<str>, Weak<Quota>>>,
+}
+
+impl Verifier {
+    /// Loads the keys and begins to keep them fresh. A URL that is down is no error.
+    pub(super) async fn open(options: Options, clock: Clock) -> Result<Self, Error> {
+        let keys = Keys::open(options.keys.clone(), options.refresh.clone()).await?;
+        Ok(Self {
+            options,
+            keys,
+            clock,
+            quotas: Mutex::default(),
+        })
+    }
+
+    pub(super) async fn shutdown(&self) {
+        self.keys.shutdown().await;
+    }
+
+    pub(super) async fn verify(&self, token: &str) -> Result<Arc<Holder>, Refusal> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Fault::Header)?;
+        if !keys::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
+            return Err(Fault::Header.into());
+        }
+        let kid = header.kid.as_deref();
+        let (keys, attempts) = self.keys.snapshot();
+        let mut verdict = self.try_keys(token, &keys, header.alg, kid);
+        if verdict.is_none() {
+            // No such key: perhaps it is new.
+            self.keys.demand(attempts).await;
+            let (newer, _) = self.keys.snapshot();
+            if newer.is_empty() {
+                return Err(Refusal::Unavailable);
+            }
+            verdict = self.try_keys(token, &newer, header.alg, kid);
+        }
+        let claims = verdict.unwrap_or(Err(Fault::Signature.into()))?;
+        Ok(self.hold(claims))
+    }
+
+    /// `None` if no key can have made the signature: the only case that newer keys can change.
+    fn try_keys(
+        &self,
+        token: &str,
+        keys: &KeySet,
+        algorithm: Algorithm,
+        kid: Option<&str>,
+    ) -> Option<Result<Claims, Refusal>> {
+        let validation = self.validation(algorithm);
+        let mut is_named = false;
+        for key in keys.candidates(algorithm, kid) {
+            match jsonwebtoken::decode::<Map<String, Value>>(token, key.decoding(), &validation) {
+                Ok(TokenData { claims, .. }) => {
+                    return Some(Claims::read(&claims, &self.options, (self.clock)()));
+                }
+                Err(error) => match refusal(error.kind()) {
+                    Some(refusal) => return Some(Err(refusal)),
+                    None => is_named |= kid.is_some() && key.id() == kid,
+                },
+            }
+        }
+        // The issuer says by the name that it is this key, so a forger does not cost a fetch.
+        is_named.then(|| Err(Fault::Signature.into()))
+    }
+
+    fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.options.issuer]);
+        validation.set_audience(&[&self.options.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation
+    }
+
+    fn hold(&self, claims: Claims) -> Arc<Holder> {
+        let quota = self.quota(&claims.subject);
+        Holder::new(
+            Kind::Jwt,
+            &claims.subject,
+            claims.scope,
+            quota,
+            Some(claims.expires_at),
+            Arc::clone(&self.clock),
+        )
+    }
+
+    /// All JWTs of a subject share one quota.
+    fn quota(&self, subject: &str) -> Arc<Quota> {
+        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(quota) = quotas.get(subject).and_then(Weak::upgrade) {
+            return quota;
+        }
+        // The map has room for twice of what is in use, so that this is rarely done.
+        if quotas.len() >= SUBJECTS_MIN && quotas.len() == quotas.capacity() {
+            quotas.retain(|_, quota| quota.strong_count() > 0);
+        }
+        let quota = Quota::new(Some(self.options.streams_max));
+        quotas.insert(subject.into(), Arc::downgrade(&quota));
+        quota
+    }
+}
+
+/// What a failure of the library means; `None` if it is about the key.
+fn refusal(kind: &ErrorKind) -> Option<Refusal> {
+    Some(match kind {
+        ErrorKind::ExpiredSignature => Refusal::Expired,
+        ErrorKind::ImmatureSignature => Fault::NotYet.into(),
+        ErrorKind::InvalidIssuer => Fault::Issuer.into(),
+        ErrorKind::InvalidAudience => Fault::Audience.into(),
+        ErrorKind::MissingRequiredClaim(_)
+        | ErrorKind::InvalidClaimFormat(_)
+        | ErrorKind::InvalidSubject
+        | ErrorKind::Json(_)
+        | ErrorKind::Utf8(_)
+        | ErrorKind::Base64(_) => Fault::Claims.into(),
+        // The signature, the key, or what a later version of the library thinks of: another key
+        // may do, and if none does it is refused.
+        _ => return None,
+    })
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Verifier({})", self.options.issuer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

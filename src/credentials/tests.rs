@@ -1,0 +1,588 @@
+//! Callers against a file in a temporary directory, and time that is moved by hand.
+
+use std::{fs, path::Path, time::Duration};
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::*;
+use crate::filter::Spec;
+
+/// Long enough for a loaded machine, and never waited out when all is well.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A credentials file with the bridge that watches it.
+struct Scene {
+    directory: TempDir,
+    file: File,
+    credentials: Credentials,
+}
+
+impl Scene {
+    async fn new(entries: &[&Entry]) -> Self {
+        Self::with(entries, Options::default()).await
+    }
+
+    async fn with(entries: &[&Entry], options: Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::new(directory.path().join("credentials.toml"));
+        for entry in entries {
+            file.add(entry).unwrap();
+        }
+        let options = Options {
+            file: Some(file.path().to_owned()),
+            ..options
+        };
+        let credentials = Credentials::open_with_clock(options, clock())
+            .await
+            .unwrap();
+        Self {
+            directory,
+            file,
+            credentials,
+        }
+    }
+
+    async fn show(&self, token: &Token) -> Result<Grant, Refusal> {
+        show(&self.credentials, token).await
+    }
+
+    /// Waits until the file as it is now was looked at.
+    async fn settled(&self) {
+        let mut state = self.credentials.shared.state.subscribe();
+        let before = state.borrow_and_update().status();
+        let is_new = |state: &State| {
+            let status = state.status();
+            (status.reloads, status.reloads_refused) != (before.reloads, before.reloads_refused)
+        };
+        tokio::time::timeout(SOON, state.wait_for(is_new))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    /// Changes the file and waits until that was looked at.
+    async fn change<T>(&self, change: impl FnOnce(&File) -> T) -> T {
+        let settled = self.settled();
+        let changed = change(&self.file);
+        settled.await;
+        changed
+    }
+
+    fn write(&self, text: &str) {
+        let fresh = self.directory.path().join("fresh");
+        fs::write(&fresh, text).unwrap();
+        fs::rename(fresh, self.file.path()).unwrap();
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.file.path()).unwrap()
+    }
+}
+
+async fn show(credentials: &Credentials, token: &Token) -> Result<Grant, Refusal> {
+    let header = format!("Bearer {}", token.expose());
+    let presented = Presented {
+        authorization: Some(header.as_bytes()),
+        certificate: None,
+    };
+    credentials.authenticate(presented).await
+}
+
+/// The time of day as tokio has it, so that a test can move it.
+fn clock() -> Clock {
+    let (wall, started) = (Timestamp::now(), Instant::now());
+    Arc::new(move || wall + started.elapsed())
+}
+
+fn token(name: &str) -> (Token, Entry) {
+    let token = Token::generate().unwrap();
+    let entry = Entry {
+        name: name.to_owned(),
+        proof: Proof::Token(token.digest()),
+        scope: Scope::default(),
+        streams_max: None,
+        created_at: None,
+        expires_at: None,
+    };
+    (token, entry)
+}
+
+fn only(names: &[&str]) -> Allowed {
+    Allowed::or_all(names.iter().map(|&name| name.to_owned()).collect())
+}
+
+async fn ended(grant: &Grant) -> Ended {
+    tokio::time::timeout(SOON, grant.ended()).await.unwrap()
+}
+
+async fn is_running(grant: &Grant) -> bool {
+    // Polled once: what has ended says so at once.
+    let mut wait = std::pin::pin!(grant.ended());
+    futures_util::future::poll_immediate(&mut wait)
+        .await
+        .is_none()
+}
+
+#[tokio::test]
+async fn a_token_of_the_file_gets_in_with_its_scope() {
+    let (token, entry) = token("billing");
+    let entry = Entry {
+        scope: Scope {
+            types: only(&["user.*"]),
+            apps: only(&["app_1"]),
+        },
+        ..entry
+    };
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&token).await.unwrap();
+    assert_eq!((grant.name(), grant.kind()), ("billing", Kind::Token));
+    let narrowed = grant.narrow(Spec::default()).unwrap();
+    assert_eq!(
+        (narrowed.types, narrowed.app_ids),
+        (vec!["user.*".to_owned()], vec!["app_1".to_owned()])
+    );
+    let wanted = Spec {
+        app_ids: vec!["app_2".to_owned()],
+        ..Spec::default()
+    };
+    assert_eq!(
+        grant.narrow(wanted),
+        Err(Forbidden::Apps(vec!["app_2".to_owned()]))
+    );
+    assert!(is_running(&grant).await);
+}
+
+#[tokio::test]
+async fn every_refusal_has_its_cause() {
+    let (good, entry) = token("good");
+    let (expired, old) = token("expired");
+    let old = Entry {
+        expires_at: Some(Timestamp::now()),
+        ..old
+    };
+    let scene = Scene::new(&[&entry, &old]).await;
+    let refusal = async |authorization: Option<&str>, certificate: Option<&str>| {
+        let presented = Presented {
+            authorization: authorization.map(str::as_bytes),
+            certificate,
+        };
+        scene.credentials.authenticate(presented).await.unwrap_err()
+    };
+    assert_eq!(refusal(None, None).await, Refusal::Missing);
+    assert_eq!(refusal(Some(""), None).await, Refusal::Malformed);
+    assert_eq!(refusal(Some("Basic abc"), None).await, Refusal::Malformed);
+    assert_eq!(refusal(Some(good.expose()), None).await, Refusal::Malformed);
+    assert_eq!(refusal(Some("Bearer a.b.c"), None).await, Refusal::Unknown);
+    assert_eq!(refusal(None, Some("spiffe://e/1")).await, Refusal::Unknown);
+    let other = Token::generate().unwrap();
+    assert_eq!(scene.show(&other).await.unwrap_err(), Refusal::Unknown);
+    assert_eq!(scene.show(&expired).await.unwrap_err(), Refusal::Expired);
+    assert!(scene.show(&good).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_file_gets_in_and_a_token_beside_it_decides() {
+    let (_, entry) = token("audit");
+    let entry = Entry {
+        proof: Proof::Certificate("spiffe://e/audit".to_owned()),
+        ..entry
+    };
+    let scene = Scene::new(&[&entry]).await;
+    let mut presented = Presented {
+        authorization: None,
+        certificate: Some("spiffe://e/audit"),
+    };
+    let grant = scene.credentials.authenticate(presented).await.unwrap();
+    assert_eq!((grant.name(), grant.kind()), ("audit", Kind::Certificate));
+    presented.authorization = Some(b"Bearer pb_wrong");
+    assert_eq!(
+        scene.credentials.authenticate(presented).await.unwrap_err(),
+        Refusal::Malformed
+    );
+}
+
+#[tokio::test]
+async fn without_any_credentials_everybody_gets_in_until_there_are_some() {
+    let scene = Scene::new(&[]).await;
+    assert!(!scene.credentials.is_configured());
+    let (token, entry) = token("one");
+    let nobody = scene
+        .credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        (nobody.name(), nobody.kind()),
+        ("anonymous", Kind::Anonymous)
+    );
+    assert_eq!(nobody.narrow(Spec::default()), Ok(Spec::default()));
+    assert!(
+        scene.show(&token).await.is_ok(),
+        "what is shown means nothing yet"
+    );
+
+    scene.change(|file| file.add(&entry).unwrap()).await;
+    assert!(scene.credentials.is_configured());
+    assert_eq!(ended(&nobody).await, Ended::Changed);
+    let refusal = scene
+        .credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refusal, Refusal::Missing);
+    assert_eq!(scene.show(&token).await.unwrap().name(), "one");
+}
+
+#[tokio::test]
+async fn who_may_be_anonymous_still_may_not_show_a_wrong_token() {
+    let (token, entry) = token("one");
+    let options = Options {
+        anonymous: true,
+        ..Options::default()
+    };
+    let scene = Scene::with(&[&entry], options).await;
+    let stranger = Presented {
+        authorization: None,
+        certificate: Some("spiffe://e/stranger"),
+    };
+    for presented in [Presented::default(), stranger] {
+        let grant = scene.credentials.authenticate(presented).await.unwrap();
+        assert_eq!(grant.kind(), Kind::Anonymous);
+    }
+    assert_eq!(scene.show(&token).await.unwrap().name(), "one");
+    let other = Token::generate().unwrap();
+    assert_eq!(scene.show(&other).await.unwrap_err(), Refusal::Unknown);
+}
+
+#[tokio::test]
+async fn a_bridge_without_credentials_lets_everybody_in() {
+    let credentials = Credentials::anonymous();
+    assert!(!credentials.is_configured());
+    let grant = credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap();
+    assert!(is_running(&grant).await);
+    let places: Vec<Place> = (0..1000).map(|_| grant.enter().unwrap()).collect();
+    assert_eq!(places.len(), 1000);
+    credentials.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_revoked_credential_ends_within_a_second_and_no_other_does() {
+    let (revoked, one) = token("one");
+    let (other, two) = token("two");
+    let scene = Scene::new(&[&one, &two]).await;
+    let (revoked_grant, other_grant) = (
+        scene.show(&revoked).await.unwrap(),
+        scene.show(&other).await.unwrap(),
+    );
+    let same_grant = scene.show(&revoked).await.unwrap();
+    let begun = Instant::now();
+    scene.file.remove("one").unwrap();
+    assert_eq!(ended(&revoked_grant).await, Ended::Revoked);
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(ended(&same_grant).await, Ended::Revoked);
+    assert_eq!(scene.show(&revoked).await.unwrap_err(), Refusal::Unknown);
+    assert!(is_running(&other_grant).await);
+    assert!(scene.show(&other).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_credential_that_means_something_else_ends_what_was_granted() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    for line in [
+        "types = [\"user.*\"]",
+        "apps = [\"a\"]",
+        "streams_max = 1",
+        "expires_at = 2099-01-01T00:00:00Z",
+    ] {
+        let grant = scene.show(&shown).await.unwrap();
+        let text = format!("{}{line}\n", scene.text());
+        scene.change(|_| scene.write(&text)).await;
+        assert_eq!(ended(&grant).await, Ended::Changed, "{line}");
+        assert!(
+            scene.show(&shown).await.is_ok(),
+            "the same token gets the new"
+        );
+    }
+    // Another token under the same name is another credential.
+    let grant = scene.show(&shown).await.unwrap();
+    let (_, other) = token("one");
+    scene
+        .change(|_| scene.write(&document::with("", &other)))
+        .await;
+    assert_eq!(ended(&grant).await, Ended::Revoked);
+}
+
+#[tokio::test]
+async fn what_means_the_same_goes_on_with_its_quota() {
+    let (shown, entry) = token("one");
+    let entry = Entry {
+        streams_max: Some(1),
+        ..entry
+    };
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    let place = grant.enter().unwrap();
+    let (_, other) = token("two");
+    scene.change(|file| file.add(&other).unwrap()).await;
+    let text = format!(
+        "# a comment\n{}created_at = 2026-01-01T00:00:00Z\n",
+        scene.text()
+    );
+    scene.change(|_| scene.write(&text)).await;
+    assert!(is_running(&grant).await);
+    let again = scene.show(&shown).await.unwrap();
+    assert_eq!(again.enter().unwrap_err(), QuotaReached { streams_max: 1 });
+    drop(place);
+    assert!(again.enter().is_ok());
+}
+
+#[tokio::test]
+async fn a_quota_counts_all_streams_of_a_credential() {
+    let (shown, entry) = token("one");
+    let entry = Entry {
+        streams_max: Some(2),
+        ..entry
+    };
+    let scene = Scene::new(&[&entry]).await;
+    let (one, two) = (
+        scene.show(&shown).await.unwrap(),
+        scene.show(&shown).await.unwrap(),
+    );
+    let first = one.enter().unwrap();
+    let _second = two.enter().unwrap();
+    let refused = one.clone().enter().unwrap_err();
+    assert!(refused.to_string().contains("2 streams open"), "{refused}");
+    drop(first);
+    assert!(two.enter().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_ends_when_its_time_is_over() {
+    let (shown, entry) = token("one");
+    let entry = Entry {
+        expires_at: Some(Timestamp::now() + Duration::from_secs(90 * 86_400)),
+        ..entry
+    };
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    tokio::time::advance(Duration::from_secs(90 * 86_400 - 60)).await;
+    assert!(is_running(&grant).await);
+    assert!(scene.show(&shown).await.is_ok());
+    let begun = Instant::now();
+    assert_eq!(grant.ended().await, Ended::Expired);
+    let waited = begun.elapsed();
+    assert!(waited <= Duration::from_secs(61), "{waited:?}");
+    assert_eq!(scene.show(&shown).await.unwrap_err(), Refusal::Expired);
+}
+
+#[tokio::test]
+async fn a_file_that_goes_wrong_changes_nothing_until_it_is_right_again() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    let good = scene.text();
+    scene
+        .change(|_| scene.write(&format!("{good}typo\n")))
+        .await;
+    let status = scene.credentials.status();
+    assert_eq!((status.credentials, status.reloads_refused), (1, 1));
+    let fault = status.fault.unwrap();
+    assert!(
+        fault.contains("line ") && fault.contains("not valid TOML"),
+        "{fault}"
+    );
+    assert!(is_running(&grant).await);
+    assert!(scene.show(&shown).await.is_ok());
+
+    scene.change(|_| scene.write(&good)).await;
+    assert_eq!(scene.credentials.status().fault, None);
+    assert!(is_running(&grant).await, "the same credential all along");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_changes_nothing() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    let good = scene.text();
+    // Whoever may read everything, as root, cannot read a directory as a file either.
+    scene
+        .change(|file| {
+            fs::remove_file(file.path()).unwrap();
+            fs::create_dir(file.path()).unwrap();
+        })
+        .await;
+    assert!(
+        scene
+            .credentials
+            .status()
+            .fault
+            .unwrap()
+            .contains("cannot be read")
+    );
+    assert!(is_running(&grant).await);
+    scene
+        .change(|file| {
+            fs::remove_dir(file.path()).unwrap();
+            scene.write(&good);
+        })
+        .await;
+    assert_eq!(scene.credentials.status().fault, None);
+    assert!(is_running(&grant).await);
+}
+
+#[tokio::test]
+async fn a_file_that_is_deleted_lets_nobody_in() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    let begun = Instant::now();
+    scene
+        .change(|file| fs::remove_file(file.path()).unwrap())
+        .await;
+    assert_eq!(ended(&grant).await, Ended::Revoked);
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        scene.credentials.is_configured(),
+        "it does not mean everybody"
+    );
+    let refusal = scene
+        .credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refusal, Refusal::Missing);
+    assert_eq!(scene.show(&shown).await.unwrap_err(), Refusal::Unknown);
+    scene.change(|file| file.add(&entry).unwrap()).await;
+    assert!(scene.show(&shown).await.is_ok());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_that_is_swapped_is_a_change() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[]).await;
+    let directory = scene.directory.path();
+    fs::create_dir(directory.join("v1")).unwrap();
+    let inner = File::new(directory.join("v1/credentials.toml"));
+    inner.add(&entry).unwrap();
+    let link = |to: &str| {
+        let fresh = directory.join("link");
+        std::os::unix::fs::symlink(Path::new(to).join("credentials.toml"), &fresh).unwrap();
+        fs::rename(fresh, scene.file.path()).unwrap();
+    };
+    scene.change(|_| link("v1")).await;
+    let grant = scene.show(&shown).await.unwrap();
+    fs::create_dir(directory.join("v2")).unwrap();
+    fs::write(directory.join("v2/credentials.toml"), "").unwrap();
+    scene.change(|_| link("v2")).await;
+    assert_eq!(ended(&grant).await, Ended::Revoked);
+}
+
+#[tokio::test]
+async fn a_named_file_counts_as_there_and_a_wrong_one_is_refused_at_the_start() {
+    let options = Options {
+        file_is_named: true,
+        ..Options::default()
+    };
+    let scene = Scene::with(&[], options).await;
+    assert!(scene.credentials.is_configured());
+    let refusal = scene
+        .credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refusal, Refusal::Missing);
+
+    scene.credentials.shutdown().await;
+    scene.write("typo\n");
+    let options = Options {
+        file: Some(scene.file.path().to_owned()),
+        ..Options::default()
+    };
+    let error = Credentials::open(options).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_file_means_nobody() {
+    let (_, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    scene.change(|file| file.remove("one").unwrap()).await;
+    let options = Options {
+        file: Some(scene.file.path().to_owned()),
+        ..Options::default()
+    };
+    let restarted = Credentials::open(options).await.unwrap();
+    assert!(restarted.is_configured());
+    assert_eq!(
+        restarted
+            .authenticate(Presented::default())
+            .await
+            .unwrap_err(),
+        Refusal::Missing
+    );
+}
+
+#[tokio::test]
+async fn the_watch_ends_with_the_last_handle_and_on_request() {
+    let scene = Scene::new(&[]).await;
+    let weak = Arc::downgrade(&scene.credentials.shared);
+    let tasks = scene.credentials.tasks.clone();
+    drop(scene);
+    tokio::time::timeout(SOON, tasks.wait()).await.unwrap();
+    assert!(weak.upgrade().is_none());
+
+    let scene = Scene::new(&[]).await;
+    tokio::time::timeout(SOON, scene.credentials.shutdown())
+        .await
+        .unwrap();
+    let grant = scene
+        .credentials
+        .authenticate(Presented::default())
+        .await
+        .unwrap();
+    assert!(is_running(&grant).await, "what is known goes on holding");
+}
+
+#[tokio::test]
+async fn a_token_is_in_no_debug_output_and_no_refusal() {
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    let secret = shown.expose().trim_start_matches("pb_");
+    let grant = scene.show(&shown).await.unwrap();
+    let place = grant.enter().unwrap();
+    let header = format!("Bearer {}", shown.expose());
+    let presented = Presented {
+        authorization: Some(header.as_bytes()),
+        certificate: None,
+    };
+    let digest = entry.proof.clone();
+    let mut seen = format!(
+        "{shown:?} {entry:?} {grant:?} {place:?} {presented:?} {:?} {:?} {digest:?}",
+        scene.credentials,
+        scene.credentials.status(),
+    );
+    scene.change(|file| file.remove("one").unwrap()).await;
+    let refusal = scene.show(&shown).await.unwrap_err();
+    seen += &format!("{refusal} {refusal:?} {} {:?}", Ended::Revoked, scene.file);
+    assert!(!seen.contains(secret), "{seen}");
+    let Proof::Token(digest) = entry.proof else {
+        panic!("{seen}");
+    };
+    assert!(!seen.contains(&digest.to_string()), "{seen}");
+    assert!(!scene.text().contains(secret));
+}

@@ -1,0 +1,60 @@
+//! The certificates of the ports: whether they can be used, and until when.
+
+use jiff::Timestamp;
+
+use super::Check;
+use crate::{config::Tls, net::tls};
+
+const TLS: &str = "TLS";
+
+/// Looks at each port's.
+pub(super) fn examine(config: &Tls) -> Vec<Check> {
+    let ports = [("webhook", config.of_webhook()), ("gRPC", config.of_grpc())];
+    let checks = ports.into_iter().map(|(port, options)| match options {
+        Some(options) => certificate(port, &options),
+        None => Check::skipped(TLS, format!("the {port} port speaks plain text")),
+    });
+    checks.collect()
+}
+
+fn certificate(port: &str, options: &tls::Options) -> Check {
+    let leaf = match tls::examine(options) {
+        Ok(leaf) => leaf,
+        Err(fault) => {
+            return Check::fault(
+                TLS,
+                format!("the {port} port: {fault}"),
+                format!(
+                    "mend the file, or name others in `[tls.{}]`",
+                    port.to_lowercase()
+                ),
+            );
+        }
+    };
+    let names = match leaf.names.as_slice() {
+        [] => "no name".to_owned(),
+        names => names.join(", "),
+    };
+    match leaf.complaint(Timestamp::now()) {
+        None => Check::good(
+            TLS,
+            format!(
+                "the {port} port's certificate is for {names}, until {}",
+                leaf.not_after
+            ),
+        ),
+        Some(complaint) => Check::fault(
+            TLS,
+            format!("the {port} port: {complaint}"),
+            format!("replace {} and its key", options.certificate.display()),
+        ),
+    }
+}
+
+/// A name that the gRPC port's certificate is for.
+pub(super) fn name_of_grpc(config: &Tls) -> Option<String> {
+    let leaf = tls::examine(&config.of_grpc()?).ok()?;
+    // `*.example.com` is for all names there.
+    let name = leaf.names.into_iter().next()?;
+    Some(name.replacen('*', "bridge", 1))
+}

@@ -1,0 +1,721 @@
+//! Owns the memory for repetitions: which event keys were appended within the last weeks. It is
+//! part of the transactions that append, so it can't be of another opinion than the log.
+//!
+//! Keys are hashes: wherever they are kept in order, each new one belongs to another page. So a
+//! commit writes its keys one after another, as a row of `id_log`, and they are also in a set in
+//! memory (`recent`). When that set is full it is written out in order, as a *run* (`run`), and
+//! when there are [many](Limits::fan_in) runs of a size they are merged into one. For each run
+//! there is a filter in memory, so that only a key that was there before, and one new key in some
+//! hundreds, is looked up on disk.
+//!
+//! All of this happens a slice at a time, in the transactions that append, in proportion to what
+//! they append; so none of them takes long and none is needed for this alone, except when the log
+//! is idle. What was begun is found in the tables after a crash, and is continued.
+//!
+//! No key has a time of its own: a run is forgotten when its newest key is old enough. Runs are
+//! merged only if together they are no older than that, so a key is remembered for one to two times
+//! its time.
+
+mod filter;
+mod recent;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use rusqlite::{Connection, params};
+
+use self::{
+    filter::{Filter, Filters},
+    recent::Recent,
+    run::{Run, prefix_range},
+};
+use crate::event::{EventKey, UnixMicros};
+
+/// An [`EventKey`] as a number, in the same order.
+type Key = u128;
+
+/// For each key that is appended so many are written out or merged, of each size: twice as many as
+/// would keep up.
+const PACE: u64 = 2;
+/// Rows of `id_log` that are deleted with a commit, once they are in a run: one more than it adds.
+const TRIM_ROWS: i64 = 2;
+/// The same when the log is idle.
+const TRIM_ROWS_IDLE: i64 = 256;
+/// Slices of a forgotten run that are deleted in a step when the log is idle.
+const DELETE_SLICES_IDLE: u64 = 2;
+/// The newest keys are written out at the latest when the oldest of them has reached this part of
+/// its time, so that the last of a run is not remembered much longer than the first.
+const RECENT_AGE_DIVISOR: i64 = 8;
+/// A filter has so many bits a key, one false alarm in a thousand, …
+const FILTER_BITS: usize = 16;
+/// … or fewer when memory is short, but no fewer than these to begin with.
+const FILTER_BITS_MIN: usize = 4;
+
+/// How long keys are remembered, and what that may take.
+#[derive(Clone, Copy)]
+pub(in crate::log) struct Limits {
+    /// Keys are remembered for so long at least, and for twice as long at most.
+    pub(super) age_micros: i64,
+    /// How many new keys are kept in memory until they are written out. As many again are there
+    /// while they are written.
+    pub(super) recent_keys: u64,
+    /// How many keys a slice of a run has, at most, on average.
+    pub(super) slice_keys: u64,
+    /// So many runs of a size are merged.
+    pub(super) fan_in: usize,
+    /// What all filters may take in memory. When they would take more they become coarser.
+    pub(super) filter_bytes: usize,
+}
+
+impl Limits {
+    pub(super) fn new(age_micros: i64) -> Self {
+        Self {
+            age_micros,
+            // 213,000 keys: 5 MB, which a start reads in some milliseconds. Full slices, and room
+            // in them for the commit that goes beyond.
+            recent_keys: 64 * run::SLICE_KEYS_MEAN_MAX * 13 / 14,
+            slice_keys: run::SLICE_KEYS_MEAN_MAX,
+            // A key is written three times until there are 54 million, and looked for in 15 filters
+            // on average.
+            fan_in: 16,
+            // 33 million keys before filters become coarser; at 100 million a new key is looked up
+            // on disk 0.2 times.
+            filter_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+pub(super) struct Ids {
+    limits: Limits,
+    /// Keys that no run has.
+    young: Recent,
+    /// Keys that are being written into a run.
+    frozen: Option<Recent>,
+    /// Runs that are whole. Each key is in one of them only.
+    runs: Vec<Run>,
+    /// Runs that are being written.
+    jobs: Vec<Job>,
+    /// Runs that are being deleted.
+    dead: Vec<i64>,
+    dead_debt: u64,
+    /// The newest row of `id_log`.
+    log_last: i64,
+    /// Whether `id_log` has rows that are in a run.
+    log_is_untrimmed: bool,
+    next_run: i64,
+    filter_bytes: usize,
+    /// What the running transaction does.
+    pending: Pending,
+}
+
+/// A run that is being written.
+struct Job {
+    output: Run,
+    source: Source,
+    written: u64,
+    /// How many keys are due to be written.
+    debt: u64,
+}
+
+#[derive(Clone)]
+enum Source {
+    /// The frozen keys: those up to this row of `id_log`.
+    Frozen { log_through: i64 },
+    /// These runs.
+    Runs(Vec<i64>),
+}
+
+/// Changes that wait for their commit.
+#[derive(Default)]
+struct Pending {
+    keys: Vec<Key>,
+    at: Option<UnixMicros>,
+    effects: Vec<Effect>,
+}
+
+enum Effect {
+    Started(Job),
+    Written {
+        id: i64,
+        filters: Vec<Filter>,
+    },
+    Expired(i64),
+    Deleted {
+        id: i64,
+        slices: u64,
+        more: bool,
+    },
+    Trimmed {
+        more: bool,
+    },
+}
+
+/// How much is done in one transaction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    /// What the keys of former commits make due.
+    Due,
+    /// A little of everything.
+    Idle,
+}
+
+impl Ids {
+    /// Finds out what is remembered. The filters are not read: see
+    /// [`read_filters`](Self::read_filters).
+    pub(super) fn open(connection: &Connection, limits: Limits) -> rusqlite::Result<Self> {
+        let mut ids = Self {
+            limits,
+            young: Recent::new(),
+            frozen: None,
+            runs: Vec::new(),
+            jobs: Vec::new(),
+            dead: Vec::new(),
+            dead_debt: 0,
+            log_last: 0,
+            log_is_untrimmed: true,
+            next_run: 1,
+            filter_bytes: 0,
+            pending: Pending::default(),
+        };
+        ids.open_runs(connection)?;
+        ids.open_log(connection)?;
+        Ok(ids)
+    }
+
+    fn open_runs(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare(
+            "SELECT id, state, level, slice_bits, keys, oldest_at, newest_at, log_through \
+             FROM id_runs ORDER BY id",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let output = Run {
+                id: row.get(0)?,
+                level: row.get(2)?,
+                slice_bits: row.get(3)?,
+                keys: row.get::<_, i64>(4)?.cast_unsigned(),
+                oldest_at: UnixMicros(row.get(5)?),
+                newest_at: UnixMicros(row.get(6)?),
+                filters: Filters::default(),
+            };
+            self.next_run = output.id + 1;
+            match row.get(1)? {
+                State::WRITTEN => {
+                    let log_through: Option<i64> = row.get(7)?;
+                    let source = match log_through {
+                        Some(log_through) => Source::Frozen { log_through },
+                        None => Source::Runs(inputs(connection, output.id)?),
+                    };
+                    self.jobs.push(Job {
+                        written: output.written(connection)?,
+                        output,
+                        source,
+                        debt: 0,
+                    });
+                }
+                State::LIVE => self.runs.push(output),
+                _ => self.dead.push(output.id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the keys that are in no run. They are few, whatever is remembered.
+    fn open_log(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let in_runs: i64 = connection.query_row("SELECT ids_in_runs FROM log", [], |row| row.get(0))?;
+        self.log_last = in_runs;
+        let mut freezing = self.jobs.iter().find_map(|job| match job.source {
+            Source::Frozen { log_through } => Some(log_through),
+            Source::Runs(_) => None,
+        });
+        let mut statement = connection
+            .prepare("SELECT place, at, keys FROM id_log WHERE place > ?1 ORDER BY place")?;
+        let mut rows = statement.query([in_runs])?;
+        while let Some(row) = rows.next()? {
+            let place = row.get(0)?;
+            if freezing.is_some_and(|through| place > through) {
+                self.frozen = Some(std::mem::replace(&mut self.young, Recent::new()));
+                freezing = None;
+            }
+            self.log_last = place;
+            self.young.note(UnixMicros(row.get(1)?));
+            let (keys, _) = row.get_ref(2)?.as_blob()?.as_chunks();
+            for &key in keys {
+                self.young.insert(Key::from_be_bytes(key));
+            }
+        }
+        if freezing.is_some() {
+            self.frozen = Some(std::mem::replace(&mut self.young, Recent::new()));
+        }
+        Ok(())
+    }
+
+    /// Reads the filters. Until then everything is looked up on disk.
+    pub(super) fn read_filters(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let outputs = self.jobs.iter().map(|job| job.output.id);
+        let ids: Vec<i64> = self.runs.iter().map(|run| run.id).chain(outputs).collect();
+        for id in ids {
+            let mut slice = 0;
+            Run::read_filters(connection, id, |filter| {
+                self.add_filter(id, slice, filter);
+                slice += 1;
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Remembers keys, and tells which of them are new. Of a key that occurs more than once, the
+    /// first is new. Part of a transaction, whose end [`committed`](Self::committed) or
+    /// [`rolled_back`](Self::rolled_back) has to be told.
+    pub(super) fn insert(
+        &mut self,
+        connection: &Connection,
+        keys: &[EventKey],
+        now: UnixMicros,
+    ) -> rusqlite::Result<Vec<bool>> {
+        let keys: Vec<Key> = keys.iter().map(|key| Key::from_be_bytes(key.0)).collect();
+        let mut fresh: Vec<bool> = Vec::with_capacity(keys.len());
+        for &key in &keys {
+            let frozen = self.frozen.as_ref().is_some_and(|it| it.contains(key));
+            let is_fresh = !frozen && self.young.insert(key);
+            if is_fresh {
+                self.pending.keys.push(key);
+            }
+            fresh.push(is_fresh);
+        }
+        self.look_up(connection, &keys, &mut fresh)?;
+        if self.pending.keys.is_empty() {
+            return Ok(fresh);
+        }
+        let bytes: Vec<u8> = (self.pending.keys.iter())
+            .flat_map(|key| key.to_be_bytes())
+            .collect();
+        connection
+            .prepare_cached("INSERT INTO id_log VALUES (?1, ?2, ?3)")?
+            .execute(params![self.log_last + 1, now.0, bytes])?;
+        self.pending.at = Some(now);
+        self.work(connection, now, Effort::Due)?;
+        Ok(fresh)
+    }
+
+    /// Finds keys in the runs.
+    fn look_up(
+        &mut self,
+        connection: &Connection,
+        keys: &[Key],
+        fresh: &mut [bool],
+    ) -> rusqlite::Result<()> {
+        let mut suspects = Vec::new();
+        // Run by run: the processor fetches the filter's words for several keys at once.
+        for run in &self.runs {
+            let candidates = keys.iter().zip(fresh.iter()).enumerate();
+            suspects.extend(candidates.filter_map(|(index, (&key, &fresh))| {
+                (fresh && run.may_hold(key)).then_some((index, key, run))
+            }));
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let mut page = Run::page_statement(connection)?;
+        let mut found = false;
+        for (index, key, run) in suspects {
+            if run.holds(&mut page, key)?
+                && let Some(fresh) = fresh.get_mut(index)
+            {
+                *fresh = false;
+                found = true;
+                self.young.remove(key);
+            }
+        }
+        if found {
+            let young = &self.young;
+            self.pending.keys.retain(|&key| young.contains(key));
+        }
+        Ok(())
+    }
+
+    /// Whether an idle log has something to [`tidy`](Self::tidy) up.
+    pub(super) fn is_untidy(&self, now: UnixMicros) -> bool {
+        self.log_is_untrimmed
+            || !self.jobs.is_empty()
+            || !self.dead.is_empty()
+            || self.freeze_is_due(now)
+            || self.runs.iter().any(|run| self.is_expired(run, now))
+            || self.due_merge().is_some()
+    }
+
+    /// Does a little of what is to do. Part of a transaction, as [`insert`](Self::insert) is.
+    pub(super) fn tidy(&mut self, connection: &Connection, now: UnixMicros) -> rusqlite::Result<()> {
+        self.work(connection, now, Effort::Idle)
+    }
+
+    /// Each kind of work at most once: what it changes counts from the next transaction on.
+    fn work(
+        &mut self,
+        connection: &Connection,
+        now: UnixMicros,
+        effort: Effort,
+    ) -> rusqlite::Result<()> {
+        let mut effects = std::mem::take(&mut self.pending.effects);
+        for job in &self.jobs {
+            let slices = match effort {
+                Effort::Due => job.debt / self.limits.slice_keys,
+                Effort::Idle => 1,
+            };
+            let slices = slices.min(job.output.slices() - job.written);
+            if slices > 0 {
+                effects.push(self.write(connection, job, slices)?);
+            }
+        }
+        if let Some(&id) = self.dead.first() {
+            let slices = match effort {
+                Effort::Due => self.dead_debt / self.limits.slice_keys,
+                Effort::Idle => DELETE_SLICES_IDLE,
+            };
+            if slices > 0 {
+                let more = run::delete(connection, id, slices)?;
+                effects.push(Effect::Deleted { id, slices, more });
+            }
+        }
+        if self.log_is_untrimmed {
+            effects.push(trim_log(connection, effort)?);
+        }
+        effects.extend(self.begin(connection, now)?);
+        self.pending.effects = effects;
+        Ok(())
+    }
+
+    /// Begins the first thing that is due to begin.
+    fn begin(
+        &self,
+        connection: &Connection,
+        now: UnixMicros,
+    ) -> rusqlite::Result<Option<Effect>> {
+        if let Some(run) = self.runs.iter().find(|run| self.is_expired(run, now)) {
+            set_state(connection, run.id, State::DEAD)?;
+            return Ok(Some(Effect::Expired(run.id)));
+        }
+        if self.freeze_is_due(now)
+            && let Some((oldest_at, newest_at)) = self.young.times()
+        {
+            // What this transaction adds is frozen with the rest.
+            let newest_at = self.pending.at.map_or(newest_at, |at| at.max(newest_at));
+            let log_through = self.log_last + i64::from(self.pending.at.is_some());
+            let keys = self.young.len() as u64;
+            let output = self.new_run(0, keys, oldest_at, newest_at);
+            let source = Source::Frozen { log_through };
+            return start(connection, output, source).map(Some);
+        }
+        let Some(inputs) = self.due_merge() else {
+            return Ok(None);
+        };
+        let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else {
+            return Ok(None);
+        };
+        let keys = inputs.iter().map(|run| run.keys).sum();
+        let output = self.new_run(first.level + 1, keys, first.oldest_at, last.newest_at);
+        let source = Source::Runs(inputs.iter().map(|run| run.id).collect());
+        start(connection, output, source).map(Some)
+    }
+
+    fn new_run(&self, level: u32, keys: u64, oldest_at: UnixMicros, newest_at: UnixMicros) -> Run {
+        Run {
+            id: self.next_run,
+            level,
+            slice_bits: Run::slice_bits_for(keys, self.limits.slice_keys),
+            keys,
+            oldest_at,
+            newest_at,
+            filters: Filters::default(),
+        }
+    }
+
+    fn freeze_is_due(&self, now: UnixMicros) -> bool {
+        let Some((oldest_at, _)) = self.young.times() else {
+            return false;
+        };
+        let age = now.0.saturating_sub(oldest_at.0);
+        let is_old = age > self.limits.age_micros / RECENT_AGE_DIVISOR;
+        let is_full = self.young.len() as u64 >= self.limits.recent_keys;
+        self.frozen.is_none() && (is_full || is_old)
+    }
+
+    /// A run that is being merged is needed until it is in another one.
+    fn is_expired(&self, run: &Run, now: UnixMicros) -> bool {
+        now.0.saturating_sub(run.newest_at.0) > self.limits.age_micros && !self.is_input(run.id)
+    }
+
+    fn is_input(&self, id: i64) -> bool {
+        self.jobs.iter().any(|job| match &job.source {
+            Source::Runs(inputs) => inputs.contains(&id),
+            Source::Frozen { .. } => false,
+        })
+    }
+
+    /// The oldest runs of a size of which there are enough, from the oldest on.
+    fn due_merge(&self) -> Option<Vec<&Run>> {
+        let levels = self.runs.iter().map(|run| run.level).max()?;
+        (0..=levels).find_map(|level| {
+            if self.jobs.iter().any(|job| job.output.level == level + 1) {
+                return None;
+            }
+            let of_level = self.runs.iter().filter(|run| run.level == level);
+            let inputs: Vec<&Run> = of_level.take(self.limits.fan_in).collect();
+            let (first, last) = (inputs.first()?, inputs.last()?);
+            let span = last.newest_at.0.saturating_sub(first.oldest_at.0);
+            let fit = inputs.len() == self.limits.fan_in && span <= self.limits.age_micros;
+            fit.then_some(inputs)
+        })
+    }
+
+    /// Writes some slices of a run; with the last of them it takes the place of its source.
+    fn write(
+        &self,
+        connection: &Connection,
+        job: &Job,
+        slices: u64,
+    ) -> rusqlite::Result<Effect> {
+        let Job { output, source, .. } = job;
+        let bits_per_key = self.filter_bits();
+        let mut filters = Vec::new();
+        for slice in job.written..job.written + slices {
+            let keys = match source {
+                Source::Frozen { .. } => (self.frozen.as_ref())
+                    .map(|frozen| frozen.slice(slice, output.slice_bits))
+                    .unwrap_or_default(),
+                Source::Runs(inputs) => self.merge(connection, inputs, output, slice)?,
+            };
+            filters.push(output.write(connection, slice, &keys, bits_per_key)?);
+        }
+        if job.written + slices == output.slices() {
+            match source {
+                Source::Frozen { log_through } => {
+                    connection
+                        .prepare_cached("UPDATE log SET ids_in_runs = ?1")?
+                        .execute([log_through])?;
+                }
+                Source::Runs(inputs) => {
+                    for &input in inputs {
+                        set_state(connection, input, State::DEAD)?;
+                    }
+                }
+            }
+            set_state(connection, output.id, State::LIVE)?;
+        }
+        Ok(Effect::Written {
+            id: output.id,
+            filters,
+        })
+    }
+
+    /// The keys of a slice of the output, from all inputs.
+    fn merge(
+        &self,
+        connection: &Connection,
+        inputs: &[i64],
+        output: &Run,
+        slice: u64,
+    ) -> rusqlite::Result<Vec<Key>> {
+        let range = prefix_range(slice, output.slice_bits);
+        let mut keys = Vec::new();
+        for run in self.runs.iter().filter(|run| inputs.contains(&run.id)) {
+            run.read(connection, &range, &mut keys)?;
+        }
+        // Not the unstable one: this one makes use of what is in order already.
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// The transaction counts.
+    pub(super) fn committed(&mut self) {
+        let Pending { keys, at, effects } = std::mem::take(&mut self.pending);
+        if let Some(at) = at {
+            self.young.note(at);
+            self.log_last += 1;
+        }
+        let due = PACE * keys.len() as u64;
+        for job in &mut self.jobs {
+            job.debt += due;
+        }
+        if !self.dead.is_empty() {
+            // Each key is deleted as often as it was merged.
+            let levels = self.runs.iter().map(|run| u64::from(run.level)).max();
+            self.dead_debt += due * (1 + levels.unwrap_or(0));
+        }
+        for effect in effects {
+            self.apply(effect);
+        }
+    }
+
+    /// The transaction does not count.
+    pub(super) fn rolled_back(&mut self) {
+        for key in std::mem::take(&mut self.pending).keys {
+            self.young.remove(key);
+        }
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Started(job) => {
+                self.next_run = job.output.id + 1;
+                if matches!(job.source, Source::Frozen { .. }) {
+                    self.frozen = Some(std::mem::replace(&mut self.young, Recent::new()));
+                }
+                self.jobs.push(job);
+            }
+            Effect::Written { id, filters } => {
+                let Some(index) = self.jobs.iter().position(|job| job.output.id == id) else {
+                    return;
+                };
+                let (mut is_whole, mut slice) = (false, 0);
+                if let Some(job) = self.jobs.get_mut(index) {
+                    let written = filters.len() as u64;
+                    slice = job.written;
+                    job.written += written;
+                    job.debt = job.debt.saturating_sub(written * self.limits.slice_keys);
+                    is_whole = job.written == job.output.slices();
+                }
+                for (slice, filter) in (slice..).zip(filters) {
+                    self.add_filter(id, slice, filter);
+                }
+                if is_whole {
+                    let job = self.jobs.remove(index);
+                    self.finish(job);
+                }
+            }
+            Effect::Expired(id) => self.bury(id),
+            Effect::Deleted { id, slices, more } => {
+                let deleted = slices * self.limits.slice_keys;
+                self.dead_debt = self.dead_debt.saturating_sub(deleted);
+                if !more {
+                    self.dead.retain(|&dead| dead != id);
+                }
+            }
+            Effect::Trimmed { more } => self.log_is_untrimmed = more,
+        }
+    }
+
+    /// The run takes the place of what it was made of.
+    fn finish(&mut self, job: Job) {
+        match job.source {
+            Source::Frozen { .. } => {
+                self.frozen = None;
+                self.log_is_untrimmed = true;
+            }
+            Source::Runs(inputs) => inputs.into_iter().for_each(|id| self.bury(id)),
+        }
+        self.runs.push(job.output);
+    }
+
+    fn bury(&mut self, id: i64) {
+        for run in self.runs.extract_if(.., |run| run.id == id) {
+            self.filter_bytes -= run.filters.memory_bytes();
+        }
+        self.dead.push(id);
+    }
+
+    /// How many bits a key of a new filter gets: its fair share.
+    fn filter_bits(&self) -> usize {
+        let keys: u64 = self.runs.iter().map(|run| run.keys).sum();
+        let bits = self.limits.filter_bytes as u64 * 8 / keys.max(1);
+        usize::try_from(bits)
+            .unwrap_or(FILTER_BITS)
+            .clamp(FILTER_BITS_MIN, FILTER_BITS)
+    }
+
+    /// Takes the filter of a slice of a run, and halves others if that is too much.
+    fn add_filter(&mut self, id: i64, slice: u64, filter: Filter) {
+        let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
+        let mut runs = self.runs.iter_mut().chain(outputs);
+        if let Some(run) = runs.find(|run| run.id == id) {
+            self.filter_bytes += run.filters.add(slice, filter);
+        }
+        while self.filter_bytes > self.limits.filter_bytes {
+            let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
+            let runs = self.runs.iter_mut().chain(outputs);
+            // The finest gives.
+            let Some(run) = runs.max_by_key(|run| run.filters.bits_per_key(run.keys)) else {
+                break;
+            };
+            let freed = run.filters.halve_one();
+            self.filter_bytes -= freed;
+        }
+    }
+}
+
+/// What a run is, as it is stored.
+struct State;
+
+impl State {
+    /// It is being written.
+    const WRITTEN: i64 = 0;
+    /// It is whole.
+    const LIVE: i64 = 1;
+    /// It is being deleted.
+    const DEAD: i64 = 2;
+}
+
+fn set_state(connection: &Connection, id: i64, state: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE id_runs SET state = ?2 WHERE id = ?1")?
+        .execute([id, state])?;
+    Ok(())
+}
+
+/// The runs that become another one.
+fn inputs(connection: &Connection, output: i64) -> rusqlite::Result<Vec<i64>> {
+    connection
+        .prepare("SELECT id FROM id_runs WHERE merged_into = ?1 ORDER BY id")?
+        .query_map([output], |row| row.get(0))?
+        .collect()
+}
+
+/// Notes that a run will be written.
+fn start(connection: &Connection, output: Run, source: Source) -> rusqlite::Result<Effect> {
+    let log_through = match source {
+        Source::Frozen { log_through } => Some(log_through),
+        Source::Runs(_) => None,
+    };
+    connection
+        .prepare_cached("INSERT INTO id_runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL)")?
+        .execute(params![
+            output.id,
+            State::WRITTEN,
+            output.level,
+            output.slice_bits,
+            output.keys.cast_signed(),
+            output.oldest_at.0,
+            output.newest_at.0,
+            log_through,
+        ])?;
+    if let Source::Runs(inputs) = &source {
+        for &input in inputs {
+            connection
+                .prepare_cached("UPDATE id_runs SET merged_into = ?2 WHERE id = ?1")?
+                .execute([input, output.id])?;
+        }
+    }
+    Ok(Effect::Started(Job {
+        output,
+        source,
+        written: 0,
+        debt: 0,
+    }))
+}
+
+/// Deletes some rows whose keys are in a run.
+fn trim_log(connection: &Connection, effort: Effort) -> rusqlite::Result<Effect> {
+    let rows = match effort {
+        Effort::Due => TRIM_ROWS,
+        Effort::Idle => TRIM_ROWS_IDLE,
+    };
+    let deleted = connection
+        .prepare_cached(
+            "DELETE FROM id_log WHERE place IN (SELECT place FROM id_log \
+             WHERE place <= (SELECT ids_in_runs FROM log) ORDER BY place LIMIT ?1)",
+        )?
+        .execute([rows])?;
+    Ok(Effect::Trimmed {
+        more: deleted > 0,
+    })
+}

@@ -1,0 +1,200 @@
+//! Owns one run of keys on disk: pages of keys in their order, cut by the keys' first bits, so that
+//! it is known without a search which page would hold a key; and their filters. A run is written
+//! once, slice after slice, and never changed.
+
+use std::ops::RangeInclusive;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
+
+use super::{Key, filter::{Filter, Filters}};
+use crate::{event::UnixMicros, log::embedded::schema::PAGE_BYTES};
+
+/// Pages of a slice, as a power of two.
+const SLICE_PAGES_BITS: u32 = 4;
+/// How many keys a page has on average, at most: so many that two seldom run over a page of the
+/// database, for all that chance gives one page more than another.
+const PAGE_KEYS_MEAN_MAX: u64 = PAGE_BYTES / 2 / size_of::<Key>() as u64 * 7 / 8;
+/// How many keys a slice has on average, at most. A slice is what is written in one go.
+pub(super) const SLICE_KEYS_MEAN_MAX: u64 = PAGE_KEYS_MEAN_MAX << SLICE_PAGES_BITS;
+
+/// The parts of a run have consecutive places, after the run's number in the upper half.
+const PLACE_BITS: u32 = 32;
+
+pub(super) struct Run {
+    pub(super) id: i64,
+    /// How often its keys were merged.
+    pub(super) level: u32,
+    /// There are two to the power of this many slices.
+    pub(super) slice_bits: u32,
+    pub(super) keys: u64,
+    pub(super) oldest_at: UnixMicros,
+    pub(super) newest_at: UnixMicros,
+    pub(super) filters: Filters,
+}
+
+impl Run {
+    /// How many slices are needed, as a power of two.
+    pub(super) fn slice_bits_for(keys: u64, slice_keys_max: u64) -> u32 {
+        let mut bits = 0;
+        while keys >> bits > slice_keys_max {
+            bits += 1;
+        }
+        bits
+    }
+
+    pub(super) fn slices(&self) -> u64 {
+        1 << self.slice_bits
+    }
+
+    /// Whether the page of a key has to be looked at.
+    pub(super) fn may_hold(&self, key: Key) -> bool {
+        let slice = prefix(key, self.slice_bits);
+        self.filters.get(slice).is_none_or(|it| it.may_hold(key))
+    }
+
+    /// Looks at the page of a key.
+    pub(super) fn holds(
+        &self,
+        page: &mut CachedStatement<'_>,
+        key: Key,
+    ) -> rusqlite::Result<bool> {
+        let place = place(self.id, prefix(key, self.page_bits()));
+        let found = page
+            .query_row([place], |row| {
+                let (keys, _) = row.get_ref(0)?.as_blob()?.as_chunks();
+                Ok(keys.binary_search(&key.to_be_bytes()).is_ok())
+            })
+            .optional()?;
+        Ok(found.unwrap_or(false))
+    }
+
+    /// The statement for [`holds`](Self::holds).
+    pub(super) fn page_statement(
+        connection: &Connection,
+    ) -> rusqlite::Result<CachedStatement<'_>> {
+        connection.prepare_cached("SELECT keys FROM id_pages WHERE place = ?1")
+    }
+
+    /// Adds the keys that begin with these bits, in order.
+    pub(super) fn read(
+        &self,
+        connection: &Connection,
+        range: &RangeInclusive<Key>,
+        into: &mut Vec<Key>,
+    ) -> rusqlite::Result<()> {
+        let bits = self.page_bits();
+        let mut pages = connection.prepare_cached(
+            "SELECT keys FROM id_pages WHERE place BETWEEN ?1 AND ?2 ORDER BY place",
+        )?;
+        let mut rows = pages.query(params![
+            place(self.id, prefix(*range.start(), bits)),
+            place(self.id, prefix(*range.end(), bits)),
+        ])?;
+        while let Some(row) = rows.next()? {
+            let (keys, _) = row.get_ref(0)?.as_blob()?.as_chunks();
+            let keys = keys.iter().map(|&key| Key::from_be_bytes(key));
+            into.extend(keys.filter(|key| range.contains(key)));
+        }
+        Ok(())
+    }
+
+    /// Writes the keys of a slice, which are in order.
+    pub(super) fn write(
+        &self,
+        connection: &Connection,
+        slice: u64,
+        keys: &[Key],
+        bits_per_key: usize,
+    ) -> rusqlite::Result<Filter> {
+        let bits = self.page_bits();
+        let mut insert = connection.prepare_cached("INSERT INTO id_pages VALUES (?1, ?2)")?;
+        let mut bytes = Vec::with_capacity(PAGE_BYTES as usize);
+        for page in keys.chunk_by(|&a, &b| prefix(a, bits) == prefix(b, bits)) {
+            bytes.clear();
+            page.iter()
+                .for_each(|key| bytes.extend_from_slice(&key.to_be_bytes()));
+            let page = page.first().map_or(0, |&key| prefix(key, bits));
+            insert.execute(params![place(self.id, page), bytes])?;
+        }
+        // This row is also what tells, after a crash, that the slice is there.
+        let filter = Filter::new(keys, bits_per_key);
+        connection
+            .prepare_cached("INSERT INTO id_filters VALUES (?1, ?2)")?
+            .execute(params![place(self.id, slice), filter.to_bytes()])?;
+        Ok(filter)
+    }
+
+    /// How many slices have been written.
+    pub(super) fn written(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        let last: Option<i64> = connection.query_row(
+            "SELECT max(place) FROM id_filters WHERE place BETWEEN ?1 AND ?2",
+            params![place(self.id, 0), place(self.id, u64::MAX)],
+            |row| row.get(0),
+        )?;
+        Ok(last.map_or(0, |last| (last - place(self.id, 0)).cast_unsigned() + 1))
+    }
+
+    /// Reads the filters, and passes them on one by one.
+    pub(super) fn read_filters(
+        connection: &Connection,
+        id: i64,
+        mut each: impl FnMut(Filter),
+    ) -> rusqlite::Result<()> {
+        let mut filters = connection.prepare_cached(
+            "SELECT words FROM id_filters WHERE place BETWEEN ?1 AND ?2 ORDER BY place",
+        )?;
+        let mut rows = filters.query([place(id, 0), place(id, u64::MAX)])?;
+        while let Some(row) = rows.next()? {
+            each(Filter::from_bytes(row.get_ref(0)?.as_blob()?));
+        }
+        Ok(())
+    }
+
+    fn page_bits(&self) -> u32 {
+        self.slice_bits + SLICE_PAGES_BITS
+    }
+}
+
+/// Deletes some slices of a run, from its end, and with the first of them all trace of it. True when
+/// there is more.
+pub(super) fn delete(connection: &Connection, id: i64, slices: u64) -> rusqlite::Result<bool> {
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT max(place) FROM id_filters WHERE place BETWEEN ?1 AND ?2")?
+        .query_row([place(id, 0), place(id, u64::MAX)], |row| row.get(0))?;
+    let written = last.map_or(0, |last| (last - place(id, 0)).cast_unsigned() + 1);
+    let left = written.saturating_sub(slices);
+    connection
+        .prepare_cached("DELETE FROM id_filters WHERE place BETWEEN ?1 AND ?2")?
+        .execute([place(id, left), place(id, u64::MAX)])?;
+    connection
+        .prepare_cached("DELETE FROM id_pages WHERE place BETWEEN ?1 AND ?2")?
+        .execute([
+            place(id, left << SLICE_PAGES_BITS),
+            place(id, u64::MAX),
+        ])?;
+    if left == 0 {
+        connection
+            .prepare_cached("DELETE FROM id_runs WHERE id = ?1")?
+            .execute([id])?;
+    }
+    Ok(left > 0)
+}
+
+/// The keys that begin with these bits.
+pub(super) fn prefix_range(prefix: u64, bits: u32) -> RangeInclusive<Key> {
+    let rest = Key::MAX.checked_shr(bits).unwrap_or(0);
+    let start = Key::from(prefix)
+        .checked_shl(Key::BITS - bits)
+        .unwrap_or(0);
+    start..=start | rest
+}
+
+/// The first bits of a key.
+fn prefix(key: Key, bits: u32) -> u64 {
+    key.checked_shr(Key::BITS - bits).unwrap_or(0) as u64
+}
+
+fn place(id: i64, part: u64) -> i64 {
+    let part_max = (1 << PLACE_BITS) - 1;
+    (id << PLACE_BITS) | part.min(part_max).cast_signed()
+}

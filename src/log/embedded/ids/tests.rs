@@ -1,0 +1,339 @@
+//! The ids against a naive set: with merges, expiry, reopening and failures at any moment.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::log::embedded::schema;
+
+const AGE: i64 = 1_000;
+/// Small, so that everything happens often.
+const LIMITS: Limits = Limits {
+    age_micros: AGE,
+    recent_keys: 40,
+    slice_keys: 8,
+    fan_in: 3,
+    filter_bytes: 4_096,
+};
+
+/// Spreads numbers like a hash.
+pub(super) fn key(n: u64) -> Key {
+    let half = |seed: u64| {
+        let mut x = n.wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    Key::from(half(1)) << 64 | Key::from(half(0x5bd1_e995))
+}
+
+fn event_keys(numbers: &[u64]) -> Vec<EventKey> {
+    let keys = numbers.iter().map(|&n| EventKey(key(n).to_be_bytes()));
+    keys.collect()
+}
+
+struct Rig {
+    connection: Connection,
+    ids: Ids,
+    limits: Limits,
+    now: i64,
+}
+
+impl Rig {
+    fn new(limits: Limits) -> Self {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(schema::TABLES).unwrap();
+        connection
+            .execute("INSERT INTO log VALUES (1, 1, 0, 0, 0)", [])
+            .unwrap();
+        let ids = Ids::open(&connection, limits).unwrap();
+        Self {
+            connection,
+            ids,
+            limits,
+            now: 1_000_000,
+        }
+    }
+
+    /// As after a crash: with what was committed, and nothing else.
+    fn reopen(&mut self, with_filters: bool) {
+        self.ids = Ids::open(&self.connection, self.limits).unwrap();
+        if with_filters {
+            self.ids.read_filters(&self.connection).unwrap();
+        }
+    }
+
+    fn transact<T>(
+        &mut self,
+        commit: bool,
+        work: impl FnOnce(&mut Ids, &Connection, UnixMicros) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let now = UnixMicros(self.now);
+        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
+        let worked = begun.and_then(|()| work(&mut self.ids, &self.connection, now));
+        let done = worked.and_then(|done| {
+            let end = if commit { "COMMIT" } else { "ROLLBACK" };
+            self.connection.execute_batch(end).map(|()| done)
+        });
+        if done.is_ok() && commit {
+            self.ids.committed();
+        } else {
+            self.connection
+                .progress_handler(1, None::<fn() -> bool>)
+                .unwrap();
+            if !self.connection.is_autocommit() {
+                self.connection.execute_batch("ROLLBACK").unwrap();
+            }
+            self.ids.rolled_back();
+        }
+        done
+    }
+
+    fn insert(&mut self, numbers: &[u64]) -> Vec<bool> {
+        let keys = event_keys(numbers);
+        self.transact(true, |ids, connection, now| {
+            ids.insert(connection, &keys, now)
+        })
+        .unwrap()
+    }
+
+    /// Tidies up until there is nothing to do, at most `steps` times.
+    fn tidy(&mut self, steps: usize) {
+        for _ in 0..steps {
+            if !self.ids.is_untidy(UnixMicros(self.now)) {
+                break;
+            }
+            self.transact(true, |ids, connection, now| ids.tidy(connection, now))
+                .unwrap();
+        }
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        self.connection
+            .query_row(&sql, [], |row| row.get(0))
+            .unwrap()
+    }
+
+    /// Everything that is remembered.
+    fn keys(&self) -> HashSet<Key> {
+        let mut keys = self.ids.young.slice(0, 0);
+        if let Some(frozen) = &self.ids.frozen {
+            keys.extend(frozen.slice(0, 0));
+        }
+        for run in &self.ids.runs {
+            let before = keys.len();
+            run.read(&self.connection, &prefix_range(0, 0), &mut keys)
+                .unwrap();
+            assert_eq!((keys.len() - before) as u64, run.keys);
+        }
+        let set: HashSet<Key> = keys.iter().copied().collect();
+        assert_eq!(set.len(), keys.len(), "a key is in two places");
+        set
+    }
+
+    fn assert_bounded(&self, batch_max: usize) {
+        let ids = &self.ids;
+        let young_max = 2 * self.limits.recent_keys as usize + 3 * batch_max;
+        assert!(ids.young.len() <= young_max, "{}", ids.young.len());
+        assert!(ids.filter_bytes <= self.limits.filter_bytes);
+        let outputs = ids.jobs.iter().map(|job| &job.output);
+        let runs = ids.runs.iter().chain(outputs);
+        let bytes: usize = runs.map(|run| run.filters.memory_bytes()).sum();
+        assert_eq!(bytes, ids.filter_bytes);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(Vec<u64>),
+    Fail(Vec<u64>),
+    Pass(i64),
+    Tidy(usize),
+    Reopen(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let numbers = || proptest::collection::vec(0_u64..600, 0..30);
+    // Many that are new: numbers from anywhere.
+    let new = proptest::collection::vec(any::<u64>(), 0..30);
+    prop_oneof![
+        4 => numbers().prop_map(Step::Insert),
+        8 => new.prop_map(Step::Insert),
+        1 => numbers().prop_map(Step::Fail),
+        2 => (1..AGE / 4).prop_map(Step::Pass),
+        2 => (0_usize..40).prop_map(Step::Tidy),
+        1 => any::<bool>().prop_map(Step::Reopen),
+    ]
+}
+
+/// When keys were accepted.
+type Naive = HashMap<u64, i64>;
+
+fn check_insert(rig: &mut Rig, naive: &mut Naive, numbers: &[u64]) {
+    let fresh = rig.insert(numbers);
+    let mut inserted = HashSet::new();
+    for (&n, fresh) in numbers.iter().zip(fresh) {
+        if !inserted.insert(n) {
+            assert!(!fresh, "the second of two in a batch");
+            continue;
+        }
+        match naive.get(&n) {
+            None => assert!(fresh, "what never was is new"),
+            Some(&at) if rig.now - at <= AGE => assert!(!fresh, "what is young is remembered"),
+            // It may have been forgotten, or not yet.
+            Some(_) => {}
+        }
+        if fresh {
+            naive.insert(n, rig.now);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn ids_do_what_the_naive_set_does(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut rig = Rig::new(LIMITS);
+        let mut naive = Naive::new();
+        for step in steps {
+            match step {
+                Step::Insert(numbers) => check_insert(&mut rig, &mut naive, &numbers),
+                Step::Fail(numbers) => {
+                    let before = rig.keys();
+                    let keys = event_keys(&numbers);
+                    rig.transact(false, |ids, connection, now| ids.insert(connection, &keys, now))
+                        .unwrap();
+                    assert_eq!(rig.keys(), before);
+                }
+                Step::Pass(time) => rig.now += time,
+                Step::Tidy(steps) => rig.tidy(steps),
+                Step::Reopen(with_filters) => {
+                    let before = rig.keys();
+                    rig.reopen(with_filters);
+                    assert_eq!(rig.keys(), before);
+                }
+            }
+            rig.assert_bounded(30);
+        }
+        for _ in 0..18 {
+            rig.now += AGE / 8;
+            rig.tidy(usize::MAX);
+        }
+        for table in ["id_log", "id_runs", "id_pages", "id_filters"] {
+            assert_eq!(rig.count(table), 0, "{table} after more than twice the age");
+        }
+        assert!(rig.keys().is_empty());
+        assert_eq!(rig.ids.filter_bytes, 0);
+    }
+}
+
+/// Stops SQLite every few of its instructions, later with each attempt.
+#[test]
+fn a_failure_at_any_moment_changes_nothing_and_a_crash_neither() {
+    let mut rig = Rig::new(LIMITS);
+    let mut failures = 0;
+    let mut all = HashSet::new();
+    for batch in 0..25 {
+        let numbers: Vec<u64> = (batch * 20..batch * 20 + 20).collect();
+        let keys = event_keys(&numbers);
+        // Ordinary appends in turn with steps of an idle log.
+        for tidy in [false, true] {
+            let before = rig.keys();
+            let later = |before: &usize| Some(before + before / 6 + 3);
+            for instructions in std::iter::successors(Some(1), later) {
+                let left = AtomicUsize::new(instructions);
+                let stop = move || left.fetch_sub(1, Ordering::Relaxed) == 0;
+                rig.connection.progress_handler(1, Some(stop)).unwrap();
+                let done = rig.transact(true, |ids, connection, now| {
+                    if tidy {
+                        ids.tidy(connection, now)
+                    } else {
+                        ids.insert(connection, &keys, now).map(drop)
+                    }
+                });
+                rig.connection
+                    .progress_handler(1, None::<fn() -> bool>)
+                    .unwrap();
+                let Err(error) = done else {
+                    break;
+                };
+                let code = error.sqlite_error_code();
+                assert_eq!(code, Some(rusqlite::ErrorCode::OperationInterrupted));
+                failures += 1;
+                assert_eq!(rig.keys(), before, "in memory");
+                if failures % 7 == 0 {
+                    rig.reopen(true);
+                    assert_eq!(rig.keys(), before, "on disk");
+                }
+            }
+        }
+        all.extend(numbers.iter().map(|&n| key(n)));
+        assert_eq!(rig.keys(), all);
+        rig.reopen(batch % 2 == 0);
+        assert_eq!(rig.keys(), all);
+        rig.now += 1;
+    }
+    assert!(failures > 400, "{failures}");
+    assert!(rig.ids.runs.iter().any(|run| run.level > 1), "it merged");
+}
+
+#[test]
+fn work_and_memory_do_not_grow_with_what_is_remembered() {
+    let limits = Limits {
+        age_micros: i64::MAX,
+        ..LIMITS
+    };
+    let mut rig = Rig::new(limits);
+    let mut runs_max = 0;
+    for batch in 0..3_000_u64 {
+        let numbers: Vec<u64> = (batch * 10..batch * 10 + 10).collect();
+        assert!(rig.insert(&numbers).iter().all(|&fresh| fresh));
+        rig.assert_bounded(10);
+        runs_max = runs_max.max(rig.ids.runs.len());
+    }
+    // 30,000 keys in runs of 40 and more: log3(750) is 6.
+    assert!(runs_max <= 6 * 2 * limits.fan_in, "{runs_max}");
+    assert!(rig.count("id_log") <= 20);
+    let untidy = rig.count("id_pages");
+    for batch in [0, 1, 1_500, 2_999] {
+        let numbers: Vec<u64> = (batch * 10..batch * 10 + 10).collect();
+        assert!(rig.insert(&numbers).iter().all(|&fresh| !fresh));
+    }
+    rig.tidy(usize::MAX);
+    let pages = rig.count("id_pages");
+    assert!(untidy <= 2 * pages, "{untidy} pages before, {pages} after");
+}
+
+#[test]
+fn runs_of_the_usual_size_fit_their_pages() {
+    let mut rig = Rig::new(Limits::new(i64::MAX));
+    let numbers: Vec<u64> = (0..230_000).collect();
+    for batch in numbers.chunks(5_000) {
+        rig.insert(batch);
+    }
+    rig.tidy(usize::MAX);
+    assert_eq!(rig.ids.runs.len(), 1);
+    let page_bytes = schema::PAGE_BYTES;
+    let (all, mean, over): (i64, f64, i64) = rig
+        .connection
+        .query_row(
+            "SELECT count(*), avg(length(keys)), sum(length(keys) > ?1 - 50) FROM id_pages",
+            [page_bytes.cast_signed() / 2],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .unwrap();
+    assert!(mean > 0.75 * page_bytes as f64 / 2.0, "{mean} bytes a page");
+    assert!(over * 50 < all, "{over} of {all} pages run over");
+    let known = rig.insert(&numbers[..2_000]);
+    assert!(known.iter().all(|&fresh| !fresh));
+    let suspects = (1_000_000..1_010_000)
+        .filter(|&n| rig.ids.runs.iter().any(|run| run.may_hold(key(n))))
+        .count();
+    assert!(suspects < 50, "{suspects} of 10,000 new keys are looked up");
+}

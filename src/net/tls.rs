@@ -1,0 +1,199 @@
+//! Owns TLS on a port: the handshake, its deadline, and who a client proved to be. The certificate
+//! is replaced when its files change; connections that run keep the one they began with. Knows
+//! nothing of what is spoken inside.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `material` | certificates and keys: reading, judging, and what is wrong with them |
+//! | `reload` | when the files are read again, and what is said about it |
+//! | `identity` | the name in a client's certificate |
+
+mod identity;
+mod material;
+mod reload;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+
+pub use self::{
+    identity::Identity,
+    material::{Error, Fault, Leaf, examine},
+    reload::Watch,
+};
+use crate::metrics::{Handshake, Metrics};
+
+/// What is spoken on the subscribers' port: gRPC, and gRPC-Web, which browsers may send either way.
+pub const HTTP2_AND_HTTP1: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// What is spoken on the webhook port.
+pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
+
+/// How long a client that was refused gets to read why: some round trips.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a port does TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The certificate and those of its intermediate issuers, in that order, as PEM.
+    pub certificate: PathBuf,
+    /// Its private key as PEM: PKCS #8, PKCS #1 or SEC 1, not encrypted.
+    pub key: PathBuf,
+    /// The issuers of clients' certificates as PEM. Without it no client is asked for one.
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client may come without one.
+    pub client_certificates: ClientCertificates,
+    /// What is spoken inside, the preferred first (RFC 7301).
+    pub protocols: &'static [&'static [u8]],
+    /// How long a client may take from its connection to the end of the handshake. Default 5 s:
+    /// it is two round trips.
+    pub handshake_timeout: Duration,
+}
+
+/// Whether clients must show a certificate, where there is somebody who issues them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Who has none is refused in the handshake.
+    #[default]
+    Required,
+    /// Who has none is served, as nobody in particular. One that is shown must be valid.
+    Optional,
+}
+
+/// Makes TLS connections out of TCP connections. Clones share the certificate.
+#[derive(Clone, Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The listener's name, for log lines and metrics.
+    listener: &'static str,
+    options: Options,
+    /// What new connections are accepted with. Held for the time of a clone.
+    current: RwLock<Arc<rustls::ServerConfig>>,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Shared")
+            .field("listener", &self.listener)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Reads the files. The [`Watch`] replaces the certificate when they change, as long as it is
+    /// run.
+    ///
+    /// # Errors
+    /// A file that is missing or is not what it should be, or a key of another certificate. A
+    /// certificate that has expired is only warned of: clients say more about it than we could.
+    pub fn open(
+        listener: &'static str,
+        options: Options,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Watch), Error> {
+        let loaded = material::load(&options).map_err(|fault| Error { listener, fault })?;
+        let shared = Arc::new(Shared {
+            listener,
+            options,
+            current: RwLock::new(Arc::clone(&loaded.config)),
+            metrics,
+        });
+        let watch = Watch::new(Arc::clone(&shared), &loaded);
+        Ok((Self { shared }, watch))
+    }
+
+    /// Shakes hands. `None` when the client did not, or not in time: that is counted, and said at
+    /// debug only, as every stranger can cause it.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(TlsStream<TcpStream>, Option<Identity>)> {
+        let Shared {
+            listener,
+            options,
+            metrics,
+            ..
+        } = &*self.shared;
+        let handshake = TlsAcceptor::from(self.shared.current()).accept(stream);
+        match timeout(options.handshake_timeout, handshake.into_fallible()).await {
+            Ok(Ok(stream)) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let identity = certificates.and_then(|chain| Identity::of(chain.first()?));
+                Some((stream, identity))
+            }
+            Ok(Err((error, stream))) => {
+                let failure = failure(&error);
+                metrics.handshake_failed(listener, failure);
+                tracing::debug!(listener, %peer, %error, ?failure, "no TLS");
+                if failure == Handshake::ClientCertificate {
+                    linger(stream).await;
+                }
+                None
+            }
+            Err(_) => {
+                metrics.handshake_failed(listener, Handshake::Timeout);
+                tracing::debug!(listener, %peer, "TLS handshake timed out");
+                None
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn current(&self) -> Arc<rustls::ServerConfig> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current)
+    }
+
+    fn replace(&self, config: Arc<rustls::ServerConfig>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+}
+
+/// Lets a client read why it was refused. In TLS 1.3 it speaks before it knows, and closing while
+/// there is something from it that nobody read would cut off what it was told (RFC 9112 section
+/// 9.6 has the same of HTTP).
+async fn linger(mut stream: TcpStream) {
+    let mut unread = [0; 1024];
+    let reading = async {
+        stream.shutdown().await?;
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = timeout(LINGER_TIMEOUT, reading).await;
+}
+
+/// The word that a failed handshake is counted under.
+fn failure(error: &io::Error) -> Handshake {
+    let cause = error.get_ref().and_then(|error| error.downcast_ref());
+    match cause {
+        // The connection ended: the client gave up, or was no TLS client to begin with.
+        None | Some(rustls::Error::AlertReceived(_)) => Handshake::Aborted,
+        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
+            Handshake::ClientCertificate
+        }
+        Some(rustls::Error::InvalidMessage(_)) => Handshake::NotTls,
+        // An old version, no cipher or protocol in common, or a client that breaks the rules.
+        Some(_) => Handshake::Protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests;

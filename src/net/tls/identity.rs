@@ -1,0 +1,80 @@
+//! Owns which name of a client's certificate counts. That the certificate is genuine was checked
+//! before; what the name may do is decided elsewhere.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use x509_cert::{
+    Certificate,
+    der::Decode as _,
+    ext::pkix::{SubjectAltName, name::GeneralName},
+};
+
+/// Longer names than any URI that is used for this (SPIFFE ids are at most 2 KiB, and in practice
+/// far below) are no names.
+const NAME_BYTES_MAX: usize = 1024;
+
+/// Who a client's certificate says it is: a name that its issuer vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity(Arc<str>);
+
+impl Identity {
+    /// The name, as it was in the certificate: one line of printable text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name in a certificate: of its subject alternative names the first URI, else the first
+    /// DNS name, else the first e-mail address, else the first IP address; the common name only
+    /// where there is none of these (RFC 5280 section 4.2.1.6).
+    ///
+    /// `None` where there is no name, or it is not printable, or the names cannot be read: such a
+    /// client is nobody in particular.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let certificate = Certificate::from_der(certificate).ok()?;
+        let subject = certificate.tbs_certificate();
+        // Names that cannot be read do not make way for others that nobody meant to be used.
+        let names = subject.get_extension::<SubjectAltName>().ok()?;
+        let alternative = names.and_then(|(_, SubjectAltName(names))| alternative(&names));
+        let name = match alternative {
+            Some(name) => name,
+            None => subject.subject().common_name().ok()??.value().into_owned(),
+        };
+        let is_printable = !name.is_empty() && !name.chars().any(char::is_control);
+        (is_printable && name.len() <= NAME_BYTES_MAX).then(|| Self(name.into()))
+    }
+}
+
+impl From<&str> for Identity {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+/// The name that counts among several, and as text.
+fn alternative(names: &[GeneralName]) -> Option<String> {
+    let ranked = names.iter().filter_map(|name| match name {
+        GeneralName::UniformResourceIdentifier(uri) => Some((0, uri.to_string())),
+        GeneralName::DnsName(name) => Some((1, name.to_string())),
+        GeneralName::Rfc822Name(address) => Some((2, address.to_string())),
+        GeneralName::IpAddress(bytes) => Some((3, address(bytes.as_bytes())?)),
+        GeneralName::OtherName(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EdiPartyName(_)
+        | GeneralName::RegisteredId(_) => None,
+    });
+    // The first of equals.
+    let name = ranked.min_by_key(|(rank, _)| *rank);
+    name.map(|(_, name)| name)
+}
+
+/// An IP address in a certificate as text.
+pub(super) fn address(bytes: &[u8]) -> Option<String> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| Ipv4Addr::from(bytes).to_string());
+    let v6 = <[u8; 16]>::try_from(bytes).map(|bytes| Ipv6Addr::from(bytes).to_string());
+    v4.or(v6).ok()
+}

@@ -1,0 +1,110 @@
+//! Owns how the parts that can fail to open are opened: the log with its bus, the key sets, TLS.
+
+use std::{path::Path, sync::Arc};
+
+use super::{Error, options::sources};
+use crate::{
+    bus::{self, Bus},
+    config::{self, Config, Store},
+    event::Sequence,
+    log::{self, Log, embedded, memory},
+    metrics::Metrics,
+    net::{Listener, tls},
+    signature::{self, KeySource, Keyring},
+};
+
+/// Where key sets outlive a restart, below the data directory.
+const KEY_CACHE_DIRECTORY: &str = "keys";
+
+pub(super) fn log(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
+    let options = bus::Options {
+        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
+    };
+    // The bus begins at the head of the log, which is known only once the log is open, and the log
+    // publishes to the bus from then on. Nothing is appended in between.
+    let bus = Bus::new(options, Sequence::ZERO);
+    let tail = Arc::clone(&bus);
+    let tail: log::Tail = Box::new(move |block| tail.publish(&block));
+    let log: Arc<dyn Log> = match config.store {
+        Store::Memory => {
+            let options = memory::Options {
+                retention_age: config.retention.age_max,
+                ..memory::Options::default()
+            };
+            memory::open(options, tail)?
+        }
+        Store::Embedded => {
+            let commits = Arc::clone(metrics);
+            let options = embedded::Options {
+                retention_age: config.retention.age_max,
+                retention_bytes: config.retention.bytes_max.0,
+                ids_age: config.retention.id_age_min,
+                queue_batches_max: config.log_limits.queue_batches_max,
+                queue_bytes_max: config.log_limits.queue_bytes_max.as_usize(),
+                on_commit: Some(Arc::new(move |commit: embedded::Commit| {
+                    let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
+                    let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);
+                    commits.committed(events, bytes, commit.duration);
+                })),
+                ..embedded::Options::default()
+            };
+            embedded::open(&config.data_dir, options, tail)?
+        }
+    };
+    bus.begin_at(log.range().head);
+    Ok((log, bus))
+}
+
+pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
+    // A trial in memory leaves nothing behind.
+    let cache = match config.store {
+        Store::Embedded => Some(config.data_dir.join(KEY_CACHE_DIRECTORY)),
+        Store::Memory => None,
+    };
+    let open = |app: &config::App| keyring(app, cache.as_deref());
+    config.apps.iter().map(open).collect()
+}
+
+fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
+    let source = match &app.keys {
+        config::KeySource::JwksUrl(url) => KeySource::url(url),
+        config::KeySource::JwksFile(path) => Ok(KeySource::JwksFile(path.clone())),
+        config::KeySource::PemFile(path) => Ok(KeySource::PemFile(path.clone())),
+    };
+    source
+        .and_then(|source| Keyring::open(&app.id, source, signature::Options::default(), cache))
+        .map_err(|source| Error::Keys {
+            app_id: app.id.clone(),
+            source,
+        })
+}
+
+pub(super) fn tls_port(
+    listener: &'static str,
+    options: Option<tls::Options>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Option<tls::Acceptor>, Option<tls::Watch>), tls::Error> {
+    let Some(options) = options else {
+        return Ok((None, None));
+    };
+    let (acceptor, watch) = tls::Acceptor::open(listener, options, Arc::clone(metrics))?;
+    Ok((Some(acceptor), Some(watch)))
+}
+
+/// The webhook port, with TLS if it has a certificate. A handshake costs a signature, so then
+/// those who would be refused anyway are not let in; in plain text they are told why.
+pub(super) fn secured(
+    listener: Listener,
+    acceptor: Option<tls::Acceptor>,
+    config: &Config,
+) -> Listener {
+    if acceptor.is_none() {
+        return listener;
+    }
+    let sources = sources(config);
+    let listener = listener.only_from(move |address| sources.may_connect(address));
+    listener.with_tls(acceptor)
+}

@@ -1,0 +1,79 @@
+//! Owns what of the configuration each part is given.
+
+use std::time::Duration;
+
+use crate::{
+    config::Config,
+    net::{self, http1},
+    receiver::{self, VerificationToken, source::Sources},
+    signature::Keyring,
+    stream,
+};
+
+pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
+    let pairs = config.apps.iter().zip(keyrings);
+    pairs
+        .map(|(app, keyring)| receiver::App {
+            id: app.id.as_str().into(),
+            verification_token: VerificationToken::new(app.verification_token.expose()),
+            keyring: keyring.clone(),
+        })
+        .collect()
+}
+
+pub(super) fn of_receiver(config: &Config) -> receiver::Options {
+    let limits = config.webhook_limits;
+    receiver::Options {
+        sources: sources(config),
+        body_bytes_max: limits.body_bytes_max.as_usize(),
+        bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
+        verifications_max: limits.verifications_max,
+        request_timeout: limits.request_timeout,
+        connection: http1::Limits {
+            header_timeout: limits.header_timeout,
+            write_timeout: limits.write_timeout,
+        },
+        listener: net::Limits {
+            connections_max: limits.connections_max,
+            connections_per_address_max: limits.connections_per_address_max,
+            drain_timeout: connections_drain_timeout(config.drain_timeout),
+        },
+    }
+}
+
+pub(super) fn sources(config: &Config) -> Sources {
+    Sources {
+        allowed: config.allowed_sources.networks().into(),
+        proxies: config.trusted_proxies.clone().into(),
+    }
+}
+
+pub(super) fn of_streams(config: &Config) -> stream::Options {
+    let limits = config.grpc_limits;
+    let streams_max = limits.streams_per_connection_max;
+    stream::Options {
+        streams_max: limits.streams_max,
+        calls_max: limits.calls_max,
+        local_error_resets_max: limits.local_error_resets_max,
+        pending_accept_resets_max: limits.pending_accept_resets_max,
+        streams_per_connection_max: u32::try_from(streams_max).unwrap_or(u32::MAX),
+        header_bytes_max: u32::try_from(limits.header_bytes_max.0).unwrap_or(u32::MAX),
+        request_bytes_max: limits.request_bytes_max.as_usize(),
+        response_bytes_max: limits.response_bytes_max.as_usize(),
+        header_timeout: limits.header_timeout,
+        ping_interval: limits.ping_interval,
+        ping_timeout: limits.ping_timeout,
+        slow_consumer_timeout: limits.slow_consumer_timeout,
+        drain_retry_spread: limits.drain_retry_spread,
+        web_origins: config
+            .web_origins
+            .iter()
+            .map(|origin| origin.0.clone())
+            .collect(),
+    }
+}
+
+/// What connections get of the drain timeout: the last tenth is for closing the log.
+pub(super) fn connections_drain_timeout(drain_timeout: Duration) -> Duration {
+    drain_timeout.mul_f32(0.9)
+}

@@ -1,0 +1,68 @@
+//! Owns what a scrape of the metrics sees that is not counted but simply there.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    bus::Bus,
+    event::UnixMicros,
+    log::Log,
+    metrics::{self, Metrics},
+    signature::Keyring,
+    stream::Streams,
+};
+
+/// Lets a scrape see what is not counted but simply there.
+pub(super) fn everything(
+    metrics: &Metrics,
+    log: &Arc<dyn Log>,
+    bus: &Arc<Bus>,
+    streams: &Streams,
+    keyrings: &[Keyring],
+) {
+    let watched = Arc::downgrade(log);
+    metrics.watch_log(move || {
+        watched.upgrade().map_or_else(metrics::Log::default, |log| {
+            let (range, usage) = (log.range(), log.usage());
+            metrics::Log {
+                stored_bytes: usage.stored_bytes,
+                queued_batches: usage.queued_batches,
+                head_sequence: range.head.0,
+                earliest_sequence: range.earliest.0,
+            }
+        })
+    });
+    let watched = Arc::downgrade(bus);
+    metrics.watch_bus(move || {
+        watched
+            .upgrade()
+            .map_or_else(metrics::Bus::default, |bus| metrics::Bus {
+                window_bytes: bus.window_bytes() as u64,
+                window_blocks: bus.window_blocks(),
+            })
+    });
+    let (watched, window) = (streams.watch(), Arc::downgrade(bus));
+    metrics.watch_streams(move || {
+        let snapshot = watched();
+        let bus = window.upgrade();
+        let waiting_since = snapshot
+            .slowest
+            .and_then(|place| bus?.received_after(place));
+        let lag = waiting_since.map_or(0, |since| UnixMicros::now().0.saturating_sub(since.0));
+        metrics::Streams {
+            subscribers: snapshot.open,
+            lag_events_max: snapshot.lag_events_max,
+            lag_max: Duration::from_micros(u64::try_from(lag).unwrap_or(0)),
+        }
+    });
+    let watched = keyrings.to_vec();
+    metrics.watch_keys(move || watched.iter().map(keys).collect());
+}
+
+fn keys(keyring: &Keyring) -> metrics::Keys {
+    let status = keyring.status();
+    metrics::Keys {
+        app_id: keyring.app_id().into(),
+        usable: status.keys.len(),
+        age: status.fetched_at.and_then(|at| at.elapsed().ok()),
+    }
+}

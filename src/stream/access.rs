@@ -1,0 +1,240 @@
+//! Owns who may call what: one table of every RPC on the subscribers' port, and the gate in front
+//! of the services, which all of gRPC and gRPC-Web pass. Knows credentials only by what they say
+//! of a caller.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::future::{BoxFuture, poll_immediate};
+use http::{HeaderValue, Request, Response, header, request::Parts};
+use http_body_util::BodyExt as _;
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::{Status, body::Body, service::Routes};
+use tower::ServiceExt as _;
+use tower_service::Service;
+
+use super::{Caller, shared::Shared, status::Failure};
+use crate::{
+    credentials::{Ended, Grant, Place, Presented, Refusal},
+    net::tls::Identity,
+};
+
+/// Who may make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Whoever can connect. It says nothing of events, and orchestrators that probe and browsers
+    /// that ask before they send have no credential to show.
+    Anyone,
+    /// Whoever has a valid credential.
+    Credential,
+    /// Whoever has a valid credential, as far as that reaches: its apps, types and quota.
+    Scope,
+}
+
+/// Every RPC there is. What is not listed cannot be called, and a test compares the list with the
+/// services' own descriptions.
+///
+/// A browser's preflight request (`OPTIONS`) is no RPC: it is answered for any path, by the origin
+/// alone, before the gate (`services.rs`).
+pub(super) const TABLE: [(&str, Access); 6] = [
+    ("/prelude.bridge.v1.EventService/Subscribe", Access::Scope),
+    (
+        "/prelude.bridge.v1.EventService/GetRange",
+        Access::Credential,
+    ),
+    ("/grpc.health.v1.Health/Check", Access::Anyone),
+    ("/grpc.health.v1.Health/Watch", Access::Anyone),
+    (
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Access::Credential,
+    ),
+    (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Access::Credential,
+    ),
+];
+
+/// Who may call a path. For one that is not in the table strangers learn only that they are.
+fn access(path: &str) -> Access {
+    let row = TABLE.iter().find(|&&(rpc, _)| rpc == path);
+    row.map_or(Access::Credential, |&(_, access)| access)
+}
+
+/// The services behind the gate.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) shared: Arc<Shared>,
+    pub(super) routes: Routes,
+}
+
+impl Service<Request<Body>> for Gate {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { shared, routes } = self.clone();
+        Box::pin(async move {
+            let (mut parts, body) = request.into_parts();
+            let (grant, place) = match admit(&shared, &parts).await {
+                Ok(admitted) => admitted,
+                Err(failure) => {
+                    let address = parts.extensions.get::<Caller>();
+                    let address = address.map(|caller| tracing::field::display(caller.address));
+                    let reason = failure.reason();
+                    tracing::info!(peer = address, reason, "call refused");
+                    shared.registry.refused(reason);
+                    return Ok(Status::from(&failure).into_http());
+                }
+            };
+            // No header of a request is believed to be a grant, and no credential goes further.
+            parts.headers.remove(header::AUTHORIZATION);
+            if let Some(grant) = &grant {
+                parts.extensions.insert(grant.clone());
+            }
+            let request = Request::from_parts(parts, body);
+            let mut response = match routes.oneshot(request).await {
+                Ok(response) => response,
+                // The router itself cannot fail; its error type is only wider.
+                Err(error) => Status::internal(error.to_string()).into_http(),
+            };
+            // Whoever sends the response has to end it with the credential.
+            if let Some(grant) = grant {
+                response.extensions_mut().insert(grant);
+            }
+            // The place is given back with the body.
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &place;
+                    frame
+                }))
+            }))
+        })
+    }
+}
+
+/// Decides about a call. What is no subscription takes one of a limited number of places: a watch
+/// on the health is a stream that anybody may open.
+async fn admit(
+    shared: &Shared,
+    request: &Parts,
+) -> Result<(Option<Grant>, Option<OwnedSemaphorePermit>), Failure> {
+    let access = access(request.uri.path());
+    let grant = match access {
+        Access::Anyone => None,
+        Access::Credential | Access::Scope => Some(authenticate(shared, request).await?),
+    };
+    let place = match access {
+        // The registry counts these.
+        Access::Scope => None,
+        Access::Anyone | Access::Credential => {
+            let place = Arc::clone(&shared.calls).try_acquire_owned();
+            Some(place.map_err(|_| Failure::Streams {
+                streams_max: shared.options.calls_max,
+            })?)
+        }
+    };
+    Ok((grant, place))
+}
+
+async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure> {
+    let caller = request.extensions.get::<Caller>();
+    let identity = caller.and_then(|caller| caller.identity.as_ref());
+    let mut values = request.headers.get_all(header::AUTHORIZATION).iter();
+    let authorization = values.next();
+    let presented = Presented {
+        authorization: authorization.map(HeaderValue::as_bytes),
+        certificate: identity.map(Identity::as_str),
+    };
+    let authenticated = match values.next() {
+        // Two could be meant for two servers that each look at another one.
+        Some(_) => Err(Refusal::Malformed),
+        None => shared.credentials.authenticate(presented).await,
+    };
+    authenticated.map_err(Failure::Credential)
+}
+
+/// What lets one stream go on: its caller's grant, a place under the quota of that, and the news of
+/// its end.
+pub(super) struct Permit {
+    _place: Place,
+    ended: BoxFuture<'static, Ended>,
+}
+
+impl Permit {
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// The credential's quota is used up.
+    pub(super) fn new(grant: &Grant) -> Result<Self, Failure> {
+        let place = grant.enter().map_err(Failure::Quota)?;
+        let grant = grant.clone();
+        // Made once and kept: waking thousands of streams must not register thousands of timers.
+        let ended = Box::pin(async move { grant.ended().await });
+        Ok(Self {
+            _place: place,
+            ended,
+        })
+    }
+
+    /// Resolves when the credential ends. Once it has, do not ask again.
+    pub(super) async fn ended(&mut self) -> Ended {
+        self.ended.as_mut().await
+    }
+
+    /// Whether it has.
+    pub(super) async fn has_ended(&mut self) -> Option<Ended> {
+        poll_immediate(self.ended.as_mut()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn every_rpc_of_every_service_has_its_row_and_no_row_is_without_one() {
+        let described = [
+            crate::proto::DESCRIPTORS,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ];
+        let mut rpcs = BTreeSet::new();
+        for set in described {
+            for file in FileDescriptorSet::decode(set).unwrap().file {
+                for service in &file.service {
+                    for method in &service.method {
+                        rpcs.insert(format!(
+                            "/{}.{}/{}",
+                            file.package(),
+                            service.name(),
+                            method.name()
+                        ));
+                    }
+                }
+            }
+        }
+        let rows = TABLE.map(|(rpc, _)| rpc.to_owned());
+        assert_eq!(rpcs, BTreeSet::from(rows));
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_not_for_strangers() {
+        for path in ["/", "", "/prelude.bridge.v1.EventService/Subscribe/", "*"] {
+            assert_eq!(access(path), Access::Credential, "{path}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Owns the patience with clients that send frames for nothing. A frame of HTTP/2 costs its sender
+//! nine bytes and the server much more, and h2 bounds only some kinds of them: floods of SETTINGS,
+//! PING, PRIORITY, WINDOW_UPDATE and unknown frames it answers for ever.
+//!
+//! A client has something to say only when it calls and in reply to what it is sent: it grants
+//! windows for it, acknowledges and measures it. So every frame costs, and what is written to the
+//! client pays. This counts frames by their lengths (RFC 9113, section 4.1) and looks at nothing
+//! else in them.
+
+use std::{
+    io::{self, IoSlice},
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// What a frame costs, in bytes that are written to the client. The shortest DATA frame of a stream
+/// has 70 bytes, and a client has at most two or three frames to say to it: a window for the
+/// stream, one for the connection, and a PING that measures.
+const FRAME_COST: u64 = 32;
+/// What a client has by itself in a second: three hundred calls, or their cancellation.
+const FRAMES_PER_SECOND: u64 = 1_000;
+/// What a new connection begins with: all its streams and their settings many times over.
+const FRAMES_AT_FIRST: u64 = 10_000;
+/// What can be saved up. What was written lately is still to be replied to; what was written
+/// yesterday pays for no flood today.
+const FRAMES_SAVED_MAX: u64 = 100_000;
+
+/// RFC 9113, section 3.4: what comes before the first frame.
+const PREFACE_BYTES: usize = 24;
+/// RFC 9113, section 4.1: a head, and the length that it begins with.
+const HEAD_BYTES: usize = 9;
+const LENGTH_BYTES: usize = 3;
+
+/// A connection whose frames are counted.
+pub(super) struct FrameBudget<IO> {
+    io: IO,
+    /// What the client has left, in bytes as of [`FRAME_COST`].
+    credit: u64,
+    credited_at: Instant,
+    /// Bytes until the next frame begins.
+    skip: usize,
+    /// How much of the next frame's head has come.
+    head_bytes: usize,
+    /// The length that the next frame says it has, as far as it has come.
+    length: usize,
+    exhausted: CancellationToken,
+}
+
+impl<IO> FrameBudget<IO> {
+    /// `exhausted` is cancelled when the client has sent too much for nothing. From then on nothing
+    /// is read: whoever waits for the token ends the connection.
+    pub(super) fn new(io: IO, exhausted: CancellationToken) -> Self {
+        Self {
+            io,
+            credit: FRAMES_AT_FIRST * FRAME_COST,
+            credited_at: Instant::now(),
+            skip: PREFACE_BYTES,
+            head_bytes: 0,
+            length: 0,
+            exhausted,
+        }
+    }
+
+    fn earn(&mut self, bytes: u64) {
+        let most = FRAMES_SAVED_MAX * FRAME_COST;
+        self.credit = self.credit.saturating_add(bytes).min(most);
+    }
+
+    fn earn_by_time(&mut self) {
+        let passed = self.credited_at.elapsed();
+        // Whole milliseconds, so that nothing is lost in rounding.
+        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        self.credited_at += Duration::from_millis(millis);
+        self.earn(millis.saturating_mul(FRAMES_PER_SECOND * FRAME_COST / 1_000));
+    }
+
+    /// Pays for the frames that begin in these bytes.
+    fn pay(&mut self, mut bytes: &[u8]) {
+        let mut frames = 0;
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.skip > 0 {
+                let skipped = self.skip.min(bytes.len());
+                self.skip -= skipped;
+                bytes = bytes.get(skipped..).unwrap_or_default();
+                continue;
+            }
+            bytes = rest;
+            if self.head_bytes < LENGTH_BYTES {
+                self.length = self.length << 8 | usize::from(byte);
+            }
+            self.head_bytes += 1;
+            if self.head_bytes == HEAD_BYTES {
+                self.skip = mem::take(&mut self.length);
+                self.head_bytes = 0;
+                frames += 1;
+            }
+        }
+        match self.credit.checked_sub(frames * FRAME_COST) {
+            Some(left) => self.credit = left,
+            None => self.exhausted.cancel(),
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for FrameBudget<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.exhausted.is_cancelled() {
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        self.earn_by_time();
+        self.pay(buffer.filled().get(before..).unwrap_or_default());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for FrameBudget<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(context, bytes))?;
+        self.earn(written as u64);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(context, slices))?;
+        self.earn(written as u64);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    struct Client {
+        socket: DuplexStream,
+        budget: FrameBudget<DuplexStream>,
+        exhausted: CancellationToken,
+    }
+
+    impl Client {
+        async fn connect() -> Self {
+            let (socket, server) = duplex(1 << 20);
+            let exhausted = CancellationToken::new();
+            let budget = FrameBudget::new(server, exhausted.clone());
+            let mut client = Self {
+                socket,
+                budget,
+                exhausted,
+            };
+            client.says(&[0; PREFACE_BYTES]).await;
+            client
+        }
+
+        /// Sends bytes, and has them read in pieces that cut frames anywhere.
+        async fn says(&mut self, bytes: &[u8]) {
+            self.socket.write_all(bytes).await.unwrap();
+            let mut read = vec![0; bytes.len()];
+            for piece in read.chunks_mut(10_007) {
+                if !self.exhausted.is_cancelled() {
+                    self.budget.read_exact(piece).await.unwrap();
+                }
+            }
+        }
+
+        async fn is_told(&mut self, bytes: usize) {
+            self.budget.write_all(&vec![0; bytes]).await.unwrap();
+            self.socket.read_exact(&mut vec![0; bytes]).await.unwrap();
+        }
+
+        fn is_refused(&self) -> bool {
+            self.exhausted.is_cancelled()
+        }
+    }
+
+    /// Frames with this many bytes after their heads.
+    fn frames(count: u64, payload_bytes: u8) -> Vec<u8> {
+        let head = [0, 0, payload_bytes, 6, 0, 0, 0, 0, 0];
+        let payload = vec![0xff; payload_bytes.into()];
+        [&head[..], &payload].concat().repeat(count as usize)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_are_counted_whatever_is_in_them() {
+        for payload_bytes in [0, 1, 8, 255] {
+            let mut client = Client::connect().await;
+            for _ in 0..10 {
+                client
+                    .says(&frames(FRAMES_AT_FIRST / 10, payload_bytes))
+                    .await;
+            }
+            assert!(!client.is_refused(), "{payload_bytes}");
+            client.says(&frames(1, payload_bytes)).await;
+            assert!(client.is_refused(), "{payload_bytes}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_has_its_frames_in_every_second() {
+        let mut client = Client::connect().await;
+        client.says(&frames(FRAMES_AT_FIRST, 8)).await;
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_millis(500)).await;
+            client.says(&frames(FRAMES_PER_SECOND / 2, 8)).await;
+        }
+        assert!(!client.is_refused());
+        client.says(&frames(1, 8)).await;
+        assert!(client.is_refused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_is_told_it_may_reply_to() {
+        let mut client = Client::connect().await;
+        for _ in 0..3 * FRAMES_AT_FIRST {
+            // The shortest DATA frame of a stream, and all that a client has to say to it.
+            client.is_told(96).await;
+            client.says(&frames(3, 4)).await;
+        }
+        assert!(!client.is_refused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_long_ago_pays_for_no_flood() {
+        let mut client = Client::connect().await;
+        for _ in 0..100 {
+            client.is_told(1 << 20).await;
+        }
+        for _ in 0..11 {
+            client.says(&frames(FRAMES_SAVED_MAX / 10, 0)).await;
+        }
+        assert!(client.is_refused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_answers_to_a_flood_of_pings_do_not_pay_for_it() {
+        let mut client = Client::connect().await;
+        while !client.is_refused() {
+            client.says(&frames(100, 8)).await;
+            client.is_told(17 * 100).await;
+        }
+    }
+}

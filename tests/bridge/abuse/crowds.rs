@@ -1,0 +1,85 @@
+//! More sockets than there are places for.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use tokio::net::TcpStream;
+
+use super::{
+    Guarded, sockets,
+    sockets::{read_to_end, status},
+    within,
+};
+use crate::support::Setup;
+
+const CROWD: usize = 2_000;
+
+/// Comes from as many addresses as it takes, and says nothing.
+async fn crowd(guarded: &Guarded, of_one_address: usize) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for number in 0..CROWD {
+        let host = u8::try_from(100 + number / of_one_address).unwrap();
+        let source = Ipv4Addr::new(127, 0, 0, host);
+        let webhook = guarded.bridge.addresses.webhook;
+        crowd.push(sockets::connect_from(source, webhook).await.unwrap());
+    }
+    crowd
+}
+
+async fn all_closed(crowd: Vec<TcpStream>) {
+    for mut stream in crowd {
+        assert_eq!(status(&read_to_end(&mut stream).await), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_silent_sockets_are_held_and_let_go() {
+    let guarded = Guarded::start(Setup::default()).await;
+    let attack = async {
+        let crowd = crowd(&guarded, 200).await;
+        let open = r#"prelude_bridge_connections_open{listener="webhook"}"#;
+        let held = guarded.bridge.metric(open).await.unwrap();
+        // All of them, unless the machine took longer to connect than the deadline is.
+        eprintln!("held at once: {held}");
+        within(Duration::from_secs(5), all_closed(crowd)).await;
+    };
+    guarded.under("2,000 sockets", attack).await;
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_all_connections_holds_and_places_come_back() {
+    let setup = Setup::default()
+        .with("limits.webhook.connections_max", "500")
+        .with("limits.webhook.header_timeout", "1s");
+    let guarded = Guarded::start(setup).await;
+    // The healthy keep the connection that they have.
+    let attack = async {
+        within(
+            Duration::from_secs(1),
+            all_closed(crowd(&guarded, 200).await),
+        )
+        .await
+    };
+    guarded.under("2,000 sockets for 500 places", attack).await;
+    let refused =
+        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="listener_full"}"#;
+    guarded.counted(refused, 1.0).await;
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_its_share_and_no_more() {
+    let guarded = Guarded::start(Setup::default()).await;
+    let attack = async {
+        within(
+            Duration::from_secs(5),
+            all_closed(crowd(&guarded, CROWD).await),
+        )
+        .await
+    };
+    guarded.under("2,000 sockets of one address", attack).await;
+    let refused =
+        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"}"#;
+    guarded.counted(refused, 1_000.0).await;
+    guarded.finish().await;
+}

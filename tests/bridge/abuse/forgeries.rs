@@ -1,0 +1,107 @@
+//! Deliveries that look real and are signed by nobody: each costs a verification.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+};
+
+use super::{Guarded, sockets};
+use crate::support::{APP, Bridge, EMAIL, Setup, batch, item, sign};
+
+/// A batch under the signature of another one, as often as there is somebody who answers.
+fn forged() -> Arc<[u8]> {
+    let body = batch(APP, &[item("evt_forged", "user.created", EMAIL)]);
+    let signature = sign(b"another body");
+    let request = format!(
+        "POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nContent-Type: application/json\r\n\
+         X-Webhook-Signature: {signature}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    request.into_bytes().into()
+}
+
+/// From so many connections, each sending its next one when the last one is answered, for so long.
+async fn flood(bridge: &Bridge, connections: usize, lasting: Duration) -> usize {
+    let forged = forged();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let until = Instant::now() + lasting;
+    let mut forgers = JoinSet::new();
+    for number in 0..connections {
+        let host = u8::try_from(100 + number / 200).unwrap();
+        let source = Ipv4Addr::new(127, 0, 0, host);
+        let stream = sockets::connect_from(source, bridge.addresses.webhook).await;
+        let (mut stream, forged) = (stream.unwrap(), Arc::clone(&forged));
+        let answered = Arc::clone(&answered);
+        forgers.spawn(async move {
+            let mut answer = vec![0; 1024];
+            while Instant::now() < until && stream.write_all(&forged).await.is_ok() {
+                match stream.read(&mut answer).await {
+                    Ok(length) if length > 0 => {
+                        assert!(answer[..length].starts_with(b"HTTP/1.1 401 "));
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => return,
+                }
+            }
+        });
+    }
+    forgers.join_all().await;
+    answered.load(Ordering::Relaxed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_batches_are_acknowledged_during_a_flood_of_forged_ones() {
+    // With its log on disk: this is about the whole way of a real batch.
+    let guarded = Guarded::of(Bridge::start().await).await;
+    for connections in [20, 200] {
+        let attack = flood(&guarded.bridge, connections, Duration::from_secs(3));
+        let name = format!("forged by {connections}");
+        let answered = guarded.under(&name, attack).await;
+        eprintln!("{name}: {answered} refused");
+        assert!(answered > connections);
+    }
+    let counted = r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"}"#;
+    guarded.counted(counted, 220.0).await;
+    guarded.finish().await;
+}
+
+/// The source of the keys is slow at the worst time. Forged deliveries make the bridge ask it for
+/// newer keys, and wait for them: more of them than may be verified at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_batches_that_wait_for_newer_keys_keep_nobody_waiting() {
+    let keys = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/jwks.json", keys.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let (mut first, _) = keys.accept().await.unwrap();
+        let set = crate::support::jwks(&crate::support::KEY);
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{set}",
+            set.len()
+        );
+        first.read(&mut [0; 1024]).await.unwrap();
+        first.write_all(answer.as_bytes()).await.unwrap();
+        drop(first);
+        // And then it takes connections and says nothing.
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = keys.accept().await {
+            held.push(stream);
+        }
+    });
+    let setup = Setup::default().jwks_url(&url).with("store", "memory");
+    let guarded = Guarded::of(setup.start().await).await;
+    let attack = flood(&guarded.bridge, 1_200, Duration::from_secs(2));
+    let answered = guarded.under("forged by 1,200 without keys", attack).await;
+    eprintln!("forged by 1,200 without keys: {answered} refused");
+    serving.abort();
+    guarded.finish().await;
+}

@@ -1,0 +1,305 @@
+//! Connections to the gRPC port that never become calls, and calls that never become requests.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::{
+    Guarded,
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GET_RANGE, HEADERS,
+        Http2, PREFACE, RST_STREAM, SUBSCRIBE, call, call_block, frame, literal, remembered,
+        whole_call, window_update,
+    },
+    within,
+};
+use crate::support::Setup;
+
+/// Attackers of one kind at once.
+const CONNECTIONS: usize = 50;
+
+/// How long a client may take to begin, and a request's message to come; not a setting.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// One ping and the time to answer it, in these tests.
+const PING_TIMEOUTS: Duration = Duration::from_secs(2);
+
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const REFUSED_STREAM: u32 = 7;
+const COMPRESSION_ERROR: u32 = 9;
+
+async fn guarded() -> Guarded {
+    let setup = Setup::default()
+        .with("limits.grpc.ping_interval", "1s")
+        .with("limits.grpc.ping_timeout", "1s")
+        .with("limits.grpc.slow_consumer_timeout", "2s");
+    Guarded::start(setup).await
+}
+
+/// Opens connections, says this on each, and waits for their ends.
+async fn ends(guarded: &Guarded, begun: bool, saying: &[u8]) -> Vec<End> {
+    let mut attacks = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let address = guarded.bridge.addresses.grpc;
+        let connection = if begun {
+            Http2::begin(address, &[]).await
+        } else {
+            Http2::silent(address).await
+        };
+        let mut connection = connection.unwrap();
+        let _ = connection.send(saying).await;
+        attacks.spawn(connection.end());
+    }
+    attacks.join_all().await
+}
+
+#[track_caller]
+fn assert_all(ends: &[End], expected: End) {
+    assert!(ends.iter().all(|&end| end == expected), "{ends:?}");
+}
+
+/// The name of a sample that counts closed connections.
+fn closed(reason: &str) -> String {
+    format!(r#"prelude_bridge_connections_closed_total{{listener="grpc",reason="{reason}"}}"#)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_speak_is_cut_at_the_deadline() {
+    let guarded = guarded().await;
+    for (name, said, reason) in [
+        ("silent gRPC sockets", &b""[..], "silent"),
+        ("one byte", b"P", "silent"),
+        ("half a preface", b"PRI * HTTP/2.0\r\n\r\nS", "silent"),
+        (
+            "half a header of HTTP/1.1",
+            b"POST /x HTTP/1.1\r\nHost: b\r\nX: ",
+            "silent",
+        ),
+        (
+            "another protocol",
+            b"\x16\x03\x01\x00\x05hello\r\n\r\n",
+            "protocol_error",
+        ),
+    ] {
+        let before = guarded.bridge.metric(&closed(reason)).await.unwrap_or(0.0);
+        let attack = within(HEADER_TIMEOUT, ends(&guarded, false, said));
+        let ends = guarded.under(name, attack).await;
+        assert_all(&ends, End::Closed);
+        guarded
+            .counted(&closed(reason), before + CONNECTIONS as f64)
+            .await;
+    }
+    // Half TLS handshakes belong here once the port speaks TLS.
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_answers_no_pings_is_cut() {
+    let guarded = guarded().await;
+    let half_headers = frame(HEADERS, 0, 1, &call_block(SUBSCRIBE));
+    for (name, begun, said) in [
+        ("a preface alone", false, PREFACE.to_vec()),
+        ("a beginning and no pings answered", true, vec![]),
+        (
+            "a subscriber who answers no pings",
+            true,
+            whole_call(1, SUBSCRIBE),
+        ),
+        ("half a header block", true, half_headers),
+    ] {
+        let before = guarded
+            .bridge
+            .metric(&closed("ping_unanswered"))
+            .await
+            .unwrap_or(0.0);
+        let attack = within(PING_TIMEOUTS, ends(&guarded, begun, &said));
+        assert_all(&guarded.under(name, attack).await, End::Closed);
+        guarded
+            .counted(&closed("ping_unanswered"), before + CONNECTIONS as f64)
+            .await;
+    }
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_never_comes_is_not_waited_for() {
+    let guarded =
+        Guarded::start(Setup::default().with("limits.grpc.slow_consumer_timeout", "2s")).await;
+    let paths = [
+        SUBSCRIBE,
+        GET_RANGE,
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ];
+    for (name, start) in [
+        ("no message", vec![]),
+        ("half a message", vec![0, 0, 0, 0, 9, 1, 1]),
+    ] {
+        let attack = async {
+            let address = guarded.bridge.addresses.grpc;
+            let mut connection = Http2::begin(address, &[]).await.unwrap();
+            let mut open = Vec::new();
+            for (number, path) in (0..).zip(paths.iter().cycle().take(96)) {
+                let stream = 2 * number + 1;
+                let said = [call(stream, path), frame(DATA, 0, stream, &start)].concat();
+                connection.send(&said).await.unwrap();
+                open.push(stream);
+            }
+            while !open.is_empty() {
+                let frame = connection.next().await.unwrap();
+                if frame.ends() {
+                    open.retain(|&stream| stream != frame.stream);
+                }
+            }
+        };
+        guarded.under(name, within(HEADER_TIMEOUT, attack)).await;
+    }
+    let refused = r#"prelude_bridge_streams_ended_total{reason="REQUEST_TIMEOUT"}"#;
+    guarded.counted(refused, 32.0).await;
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connection() {
+    let guarded = guarded().await;
+    let large = |bytes: usize| literal(b"x-large", &vec![b'x'; bytes]);
+    let parts = |block: &[u8]| {
+        let mut pieces = block.chunks(16_000);
+        let mut said = frame(HEADERS, END_STREAM, 1, pieces.next().unwrap());
+        for piece in pieces {
+            said.extend(frame(CONTINUATION, 0, 1, piece));
+        }
+        said.extend(frame(CONTINUATION, END_HEADERS, 1, &[]));
+        said
+    };
+    // One byte each, for four thousand bytes that both sides remember.
+    let bomb = [
+        call_block(SUBSCRIBE),
+        remembered(b"x-bomb", &[b'x'; 4_000]),
+        vec![0xbe; 10_000],
+    ];
+    let twice = [
+        window_update(0, i32::MAX as u32),
+        window_update(0, i32::MAX as u32),
+    ]
+    .concat();
+    for (name, said, expected) in [
+        (
+            "headers of 100 KB",
+            parts(&[call_block(SUBSCRIBE), large(100_000)].concat()),
+            ENHANCE_YOUR_CALM,
+        ),
+        (
+            "a bomb of headers",
+            parts(&bomb.concat()),
+            ENHANCE_YOUR_CALM,
+        ),
+        (
+            "an endless number",
+            frame(HEADERS, END_HEADERS, 1, &[0xff; 200]),
+            COMPRESSION_ERROR,
+        ),
+        ("a window by zero", window_update(0, 0), PROTOCOL_ERROR),
+        ("a window too wide", twice, FLOW_CONTROL_ERROR),
+        (
+            "data without a call",
+            frame(DATA, 0, 1, b"x"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "a continuation of nothing",
+            frame(CONTINUATION, 0, 1, b"x"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "a frame that is too long",
+            frame(DATA, 0, 1, &[0; 20_000]),
+            6,
+        ),
+    ] {
+        let attack = within(Duration::from_secs(1), ends(&guarded, true, &said));
+        assert_all(&guarded.under(name, attack).await, End::GoAway(expected));
+    }
+    guarded.counted(&closed("flood"), CONNECTIONS as f64).await;
+    guarded
+        .counted(&closed("protocol_error"), CONNECTIONS as f64)
+        .await;
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_concerns_one_call_leaves_the_connection_alone() {
+    let guarded = Guarded::start(Setup::default()).await;
+    let address = guarded.bridge.addresses.grpc;
+    let declared = [&[0, 0, 1, 0, 1][..], b"x"].concat();
+    let block = [
+        call_block(SUBSCRIBE),
+        literal(b"x-large", &[b'x'; 15_000]),
+        literal(b"x-more", &[b'x'; 1_000]),
+    ];
+    let attack = async {
+        let mut connection = Http2::begin(address, &[]).await.unwrap();
+        for (stream, said) in [
+            (
+                1,
+                [call(1, SUBSCRIBE), frame(DATA, 0, 1, &declared)].concat(),
+            ),
+            (
+                3,
+                [
+                    call(3, "/grpc.health.v1.Health/Check"),
+                    frame(DATA, 0, 3, &declared),
+                ]
+                .concat(),
+            ),
+            (5, {
+                let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+                [call(5, reflection), frame(DATA, 0, 5, &declared)].concat()
+            }),
+            (7, [call(7, SUBSCRIBE), window_update(7, 0)].concat()),
+            (
+                9,
+                frame(HEADERS, END_HEADERS | END_STREAM, 9, &block.concat()),
+            ),
+            (11, whole_call(11, GET_RANGE)),
+        ] {
+            connection.send(&said).await.unwrap();
+            let ended = connection.until_ended(stream).await;
+            assert!(ended.is_some(), "{stream}");
+        }
+    };
+    // At once, and not only when the rest of a message does not come.
+    guarded
+        .under(
+            "calls that are too large",
+            within(Duration::from_secs(1), attack),
+        )
+        .await;
+
+    let attack = async {
+        let mut connection = Http2::begin(address, &[]).await.unwrap();
+        for number in 0..150 {
+            connection
+                .send(&whole_call(2 * number + 1, SUBSCRIBE))
+                .await
+                .unwrap();
+        }
+        let (mut opened, mut refused) = (0, 0);
+        while opened + refused < 150 {
+            let frame = connection.next().await.unwrap();
+            if frame.kind == RST_STREAM {
+                assert_eq!(frame.payload, REFUSED_STREAM.to_be_bytes());
+                refused += 1;
+            } else if frame.kind == HEADERS {
+                opened += 1;
+            }
+        }
+        assert_eq!((opened, refused), (100, 50));
+    };
+    guarded
+        .under("150 streams", within(Duration::from_secs(1), attack))
+        .await;
+    guarded.finish().await;
+}

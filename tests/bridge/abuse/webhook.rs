@@ -1,0 +1,233 @@
+//! The port that faces the internet: those who are slow, those who never end, and those who do not
+//! listen.
+
+use std::time::Duration;
+
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    task::JoinSet,
+    time::{interval, timeout},
+};
+
+use super::{
+    Guarded, sockets,
+    sockets::{read_to_end, status},
+    within,
+};
+use crate::support::{APP, Setup, sign};
+
+/// Attackers of one kind at once: below what one address may have.
+const SOCKETS: usize = 60;
+
+/// The deadlines of these tests, below the defaults only to be quicker.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer may wait for its reader; not a setting.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
+
+async fn guarded() -> Guarded {
+    let setup = Setup::default()
+        .with("limits.webhook.header_timeout", "1s")
+        .with("limits.webhook.request_timeout", "2s");
+    Guarded::start(setup).await
+}
+
+/// The head of a delivery that could be one, up to its last line.
+fn head(lines: &str) -> String {
+    let signature = sign(b"another body");
+    format!(
+        "POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Webhook-Signature: {signature}\r\n{lines}\r\n\r\n"
+    )
+}
+
+/// Many of the same, each on a socket of its own.
+async fn all<T: Send + 'static, F>(
+    guarded: &Guarded,
+    sockets: usize,
+    attack: impl Fn(TcpStream) -> F,
+) -> Vec<T>
+where
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut attacks = JoinSet::new();
+    for _ in 0..sockets {
+        let stream = sockets::connect(guarded.bridge.addresses.webhook).await;
+        attacks.spawn(attack(stream.unwrap()));
+    }
+    attacks.join_all().await
+}
+
+/// Says something, and then a little more and a little more, as long as somebody listens. Returns
+/// what was answered.
+async fn dribble(stream: TcpStream, start: Vec<u8>, more: &'static [u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = stream.into_split();
+    let talking = tokio::spawn(async move {
+        let mut pace = interval(Duration::from_millis(100));
+        let _ = writer.write_all(&start).await;
+        while writer.write_all(more).await.is_ok() {
+            pace.tick().await;
+        }
+    });
+    let mut answer = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut answer).await;
+    talking.abort();
+    answer
+}
+
+/// Sends without a pause until nobody takes it any more. Returns what was answered.
+async fn pour(stream: TcpStream, start: Vec<u8>, more: Vec<u8>, times: usize) -> Vec<u8> {
+    let (mut reader, mut writer) = stream.into_split();
+    let talking = tokio::spawn(async move {
+        let _ = writer.write_all(&start).await;
+        for _ in 0..times {
+            if writer.write_all(&more).await.is_err() {
+                return;
+            }
+        }
+        std::future::pending().await
+    });
+    let mut answer = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut answer).await;
+    talking.abort();
+    answer
+}
+
+fn statuses(answers: &[Vec<u8>]) -> Vec<Option<u16>> {
+    answers.iter().map(|answer| status(answer)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_slow_is_cut_at_the_deadline() {
+    let guarded = guarded().await;
+
+    let silent = all::<Vec<u8>, _>(&guarded, SOCKETS, |mut stream| async move {
+        read_to_end(&mut stream).await
+    });
+    let silent = guarded.under("silent sockets", within(HEADER_TIMEOUT, silent));
+    assert!(silent.await.iter().all(Vec::is_empty));
+
+    let slow_headers = all(&guarded, SOCKETS, |stream| {
+        let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
+        dribble(stream, start.into(), b"x")
+    });
+    let answers = guarded.under("slow headers", within(HEADER_TIMEOUT, slow_headers));
+    let answers = statuses(&answers.await);
+    assert!(
+        answers
+            .iter()
+            .all(|status| matches!(status, None | Some(408)))
+    );
+
+    let slow_bodies = all(&guarded, SOCKETS, |stream| {
+        dribble(stream, head("Content-Length: 100000").into(), b"x")
+    });
+    let answers = guarded.under("slow bodies", within(REQUEST_TIMEOUT, slow_bodies));
+    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    let outcome =
+        r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
+    guarded.counted(outcome, SOCKETS as f64).await;
+
+    let slow_chunks = all(&guarded, SOCKETS, |stream| {
+        dribble(
+            stream,
+            head("Transfer-Encoding: chunked").into(),
+            b"1\r\nx\r\n",
+        )
+    });
+    let answers = guarded.under("slow chunks", within(REQUEST_TIMEOUT, slow_chunks));
+    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_ends_is_cut_at_its_limit() {
+    let guarded = guarded().await;
+    let line = format!("X-Long: {}\r\n", "x".repeat(900));
+    let long_headers = all(&guarded, SOCKETS, |stream| {
+        let start = "GET /webhooks HTTP/1.1\r\n".into();
+        pour(stream, start, line.clone().into(), 1_000)
+    });
+    let answers = guarded.under("endless headers", within(HEADER_TIMEOUT, long_headers));
+    assert!(
+        statuses(&answers.await)
+            .iter()
+            .all(|&status| status == Some(431) || status.is_none())
+    );
+
+    let many_headers = all(&guarded, SOCKETS, |stream| {
+        let start = "GET /webhooks HTTP/1.1\r\n".into();
+        pour(stream, start, b"x:\r\n".repeat(100), 100)
+    });
+    let answers = guarded.under("many headers", within(HEADER_TIMEOUT, many_headers));
+    assert!(
+        statuses(&answers.await)
+            .iter()
+            .all(|&status| status == Some(431) || status.is_none())
+    );
+
+    let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
+    let chunks = all(&guarded, 10, |stream| {
+        let head = head("Transfer-Encoding: chunked").into();
+        pour(stream, head, chunk.clone(), 2_000)
+    });
+    let answers = guarded.under("endless chunks", within(REQUEST_TIMEOUT, chunks));
+    let answers = statuses(&answers.await);
+    assert!(
+        answers
+            .iter()
+            .all(|&status| status == Some(413) || status.is_none()),
+        "{answers:?}"
+    );
+
+    for (name, start, more) in [
+        ("endless chunk extensions", "1;", "x".repeat(1000)),
+        ("endless chunk sizes", "", "0".repeat(1000)),
+        (
+            "endless trailers",
+            "1\r\nx\r\n0\r\n",
+            "x: y\r\n".repeat(100),
+        ),
+    ] {
+        let endless = all(&guarded, 10, |stream| {
+            let start = head("Transfer-Encoding: chunked") + start;
+            pour(stream, start.into(), more.clone().into(), 20_000)
+        });
+        let answers = guarded.under(name, within(REQUEST_TIMEOUT, endless)).await;
+        eprintln!("{name}: {:?}", statuses(&answers));
+    }
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_the_answers_is_cut() {
+    let guarded = guarded().await;
+    let requests = "GET /webhooks HTTP/1.1\r\nHost: bridge\r\n\r\n".repeat(200);
+    let attack = async {
+        let mut deaf = JoinSet::new();
+        for _ in 0..10 {
+            let address = guarded.bridge.addresses.webhook;
+            let mut stream = sockets::connect_narrow(address).await.unwrap();
+            let requests = requests.clone();
+            deaf.spawn(async move {
+                // Not a byte is read. Writing fails once the other side is gone.
+                while let Ok(written) = timeout(
+                    Duration::from_secs(60),
+                    stream.write_all(requests.as_bytes()),
+                )
+                .await
+                {
+                    if written.is_err() {
+                        return;
+                    }
+                }
+                unreachable!("the connection is kept");
+            });
+        }
+        deaf.join_all().await;
+    };
+    guarded
+        .under("pipelined and never read", within(WRITE_TIMEOUT, attack))
+        .await;
+    guarded.finish().await;
+}

@@ -1,0 +1,276 @@
+//! `token` from outside: what it prints where, what it leaves on disk, and its exit codes.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+use crate::cli::{program, stderr, stdout};
+
+/// A data directory that is not there yet.
+struct Scene {
+    directory: TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            directory: tempdir().unwrap(),
+        }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.data_dir().join("credentials.toml")
+    }
+
+    fn token(&self, arguments: &[&str]) -> Output {
+        let data_dir = self.data_dir();
+        let mut command = program(&["token"]);
+        command.args(arguments).arg("--data-dir").arg(data_dir);
+        command.output().unwrap()
+    }
+
+    fn list(&self) -> Vec<Value> {
+        let output = self.token(&["list", "--output", "json"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn create_prints_the_token_alone_and_keeps_only_its_hash() {
+    let scene = Scene::new();
+    let output = scene.token(&[
+        "create",
+        "fraud",
+        "--type",
+        "user.session.*,user.created",
+        "--app",
+        "54e9ujn",
+        "--streams-max",
+        "10",
+        "--expires-in",
+        "90d",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let token = stdout(&output);
+    let token = token.strip_suffix('\n').unwrap();
+    assert!(token.starts_with("pb_") && token.len() == 46, "{token}");
+    let said = stderr(&output);
+    for part in [
+        "`fraud`",
+        "user.session.*, user.created of 54e9ujn",
+        "10 streams",
+        "until 2",
+        "only time",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let text = fs::read_to_string(scene.file()).unwrap();
+    for secret in [&said, &text] {
+        assert!(!secret.contains(token.trim_start_matches("pb_")));
+    }
+
+    let [entry] = scene.list().try_into().unwrap();
+    let entry: Value = entry;
+    assert_eq!(entry["name"], "fraud");
+    assert_eq!(entry["kind"], "token");
+    assert_eq!(
+        entry["types"],
+        serde_json::json!(["user.session.*", "user.created"])
+    );
+    assert_eq!(entry["apps"], serde_json::json!(["54e9ujn"]));
+    assert_eq!(entry["streams_max"], 10);
+    assert_eq!(entry["state"], "active");
+    assert_eq!(entry["sha256_prefix"].as_str().unwrap().len(), 8);
+}
+
+#[test]
+fn the_file_is_for_this_user_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::new();
+    assert_eq!(scene.token(&["create", "one"]).status.code(), Some(0));
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(scene.file()), 0o600);
+    assert_eq!(mode(scene.data_dir()), 0o700);
+}
+
+#[test]
+fn a_certificate_needs_no_token() {
+    let scene = Scene::new();
+    let output = scene.token(&[
+        "create",
+        "audit",
+        "--certificate",
+        "spiffe://example.com/audit",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), "");
+    let table = stdout(&scene.token(&["list"]));
+    let row = table.lines().nth(1).unwrap();
+    assert!(
+        row.starts_with("audit  certificate spiffe://example.com/audit  all"),
+        "{table}"
+    );
+    let again = scene.token(&[
+        "create",
+        "other",
+        "--certificate",
+        "spiffe://example.com/audit",
+    ]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("`audit`"), "{}", stderr(&again));
+}
+
+#[test]
+fn a_name_is_given_once_and_a_revoked_one_can_be_given_again() {
+    let scene = Scene::new();
+    let first = stdout(&scene.token(&["create", "one"]));
+    let again = scene.token(&["create", "one"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert_eq!(stdout(&again), "");
+    assert!(
+        stderr(&again).contains("the credential `one`"),
+        "{}",
+        stderr(&again)
+    );
+
+    let revoked = scene.token(&["revoke", "one"]);
+    assert_eq!(revoked.status.code(), Some(0));
+    assert!(stderr(&revoked).contains("within a second"));
+    assert!(scene.list().is_empty());
+    assert_ne!(stdout(&scene.token(&["create", "one"])), first);
+    assert_eq!(scene.list().len(), 1);
+}
+
+#[test]
+fn an_unknown_name_cannot_be_revoked() {
+    let scene = Scene::new();
+    for _ in 0..2 {
+        let output = scene.token(&["revoke", "nobody"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("`nobody`"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("token list"),
+            "{}",
+            stderr(&output)
+        );
+        scene.token(&["create", "one"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_before_anything_is_made() {
+    let scene = Scene::new();
+    for arguments in [
+        &["create", ""][..],
+        &["create", "a\nb"],
+        &["create", "one", "--type", "user.**.created"],
+        &["create", "one", "--type", "user..created"],
+        &["create", "one", "--app", ""],
+        &["create", "one", "--streams-max", "0"],
+        &["create", "one", "--streams-max", "many"],
+        &["create", "one", "--expires-in", "0s"],
+        &["create", "one", "--expires-in", "soon"],
+        &["create", "one", "--expires-at", "2020-01-01T00:00:00Z"],
+        &["create", "one", "--expires-at", "tomorrow"],
+        &[
+            "create",
+            "one",
+            "--expires-in",
+            "1d",
+            "--expires-at",
+            "2099-01-01T00:00:00Z",
+        ],
+        &["create", "one", "--certificate", " a"],
+    ] {
+        let output = scene.token(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?} {}",
+            stderr(&output)
+        );
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+    assert!(!scene.data_dir().exists());
+}
+
+#[test]
+fn tokens_created_at_once_are_all_kept() {
+    let scene = Scene::new();
+    let children: Vec<_> = (0..8)
+        .map(|index| {
+            let mut command = program(&["token", "create", &format!("token-{index}")]);
+            command.arg("--data-dir").arg(scene.data_dir());
+            let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            piped.spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert_eq!(scene.list().len(), 8);
+}
+
+#[test]
+fn the_file_that_the_configuration_names_is_the_one() {
+    let scene = Scene::new();
+    let config = scene.directory.path().join("bridge.toml");
+    // Apps whose tokens are not there do not matter here.
+    fs::write(
+        &config,
+        "credentials_file = \"who.toml\"\n[[apps]]\nid = \"one\"\n",
+    )
+    .unwrap();
+    let config = config.to_str().unwrap();
+    let mut create = program(&["token", "create", "one", "--config", config]);
+    assert_eq!(create.output().unwrap().status.code(), Some(0));
+    assert!(scene.directory.path().join("who.toml").exists());
+    let mut list = program(&["token", "list"]);
+    let output = list.env("PRELUDE_BRIDGE_CONFIG", config).output().unwrap();
+    assert!(stdout(&output).contains("\none "), "{}", stdout(&output));
+}
+
+#[test]
+fn a_file_that_is_wrong_is_named_with_its_line_and_left_alone() {
+    let scene = Scene::new();
+    scene.token(&["create", "one"]);
+    let broken = fs::read_to_string(scene.file()).unwrap() + "typo = 1\n";
+    fs::write(scene.file(), &broken).unwrap();
+    for arguments in [&["list"][..], &["create", "two"], &["revoke", "one"]] {
+        let output = scene.token(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = stderr(&output);
+        assert!(
+            said.contains("unknown key `typo`") && said.contains("line "),
+            "{said}"
+        );
+        assert_eq!(stdout(&output), "");
+    }
+    assert_eq!(fs::read_to_string(scene.file()).unwrap(), broken);
+}
+
+#[test]
+fn an_empty_list_says_what_it_means() {
+    let scene = Scene::new();
+    let output = scene.token(&["list"]);
+    assert!(
+        stdout(&output).starts_with("no credentials file"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(!scene.data_dir().exists(), "looking makes nothing");
+    scene.token(&["create", "one"]);
+    scene.token(&["revoke", "one"]);
+    assert!(stdout(&scene.token(&["list"])).contains("nobody may subscribe"));
+}
