@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::metrics::{Closure, Metrics, Refusal};
 
 mod connection;
+pub mod descriptors;
 pub mod fair;
 pub mod http1;
 pub mod network;

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::{Config, Store},
     logging,
+    net::descriptors,
     server::{self, Addresses, Server},
 };
 
@@ -44,6 +45,18 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let config = args.settings.resolve()?.servable()?;
     logging::start(config.logging)
         .map_err(|error| Failure::new(Exit::Failed, error).help("start the program once"))?;
+    let connections_max =
+        config.webhook_limits.connections_max + config.grpc_limits.connections_max;
+    if let Some(limit) = descriptors::raise_limit()
+        && limit < connections_max as u64
+    {
+        tracing::warn!(
+            limit,
+            connections_max,
+            "the system allows fewer open files than the limits allow connections; raise the \
+             limit of open files (ulimit -Hn, LimitNOFILE=) or lower the limits"
+        );
+    }
     // Before anything starts, so that no signal finds the default handler.
     let mut signals = Signals::new()?;
     let server = Server::start(&config).await.map_err(failure)?;

@@ -17,6 +17,7 @@ mod body;
 mod challenge;
 mod delivery;
 mod error;
+mod quiet;
 mod routes;
 pub mod source;
 mod status;
@@ -28,7 +29,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{body::Budget, source::Sources};
+use self::{body::Budget, quiet::Quiet, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
@@ -128,6 +129,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     bodies: Budget,
     verifications: Semaphore,
+    quiet: Quiet,
 }
 
 impl Receiver {
@@ -144,6 +146,7 @@ impl Receiver {
                 log,
                 metrics,
                 bodies: Budget::new(options.bodies_bytes_max),
+                quiet: Quiet::default(),
                 verifications: Semaphore::new(options.verifications_max),
                 options,
             }),

@@ -148,10 +148,17 @@ fn conclude(
                 shared.metrics.verification_failed(reason);
             }
             let code = answer.code;
+            let Some(unlogged) = shared.quiet.admit(code) else {
+                return answer.response;
+            };
+            // Only where there are some.
+            let unlogged = (unlogged > 0).then_some(unlogged);
             match status::level(error) {
-                Level::ERROR => tracing::error!(app, peer, code, %error, "request refused"),
-                Level::WARN => tracing::warn!(app, peer, code, %error, "request refused"),
-                _ => tracing::info!(app, peer, code, %error, "request refused"),
+                Level::ERROR => {
+                    tracing::error!(app, peer, code, unlogged, %error, "request refused")
+                }
+                Level::WARN => tracing::warn!(app, peer, code, unlogged, %error, "request refused"),
+                _ => tracing::info!(app, peer, code, unlogged, %error, "request refused"),
             }
         }
     }

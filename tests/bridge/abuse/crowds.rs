@@ -83,3 +83,35 @@ async fn one_address_has_its_share_and_no_more() {
     guarded.counted(refused, 1_000.0).await;
     guarded.finish().await;
 }
+
+/// Systems let a process begin with few, and have more if it asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_takes_all_the_descriptors_that_it_may() {
+    let mut bridge = Setup::default().with("store", "memory").prepare();
+    let serve = bridge.command();
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args([
+        "-c",
+        "ulimit -Hn 3000 && ulimit -Sn 64 && exec \"$0\" \"$@\"",
+    ]);
+    command.arg(serve.get_program()).args(serve.get_args());
+    command.env_clear().envs(
+        serve
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    bridge.run(command).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", bridge.process_id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = files.unwrap().split_whitespace().collect();
+    assert_eq!(words[3..5], ["3000", "3000"]);
+    // Fewer than the connections that it would take: whoever runs it is told.
+    assert!(
+        bridge.stderr().contains("fewer open files"),
+        "{}",
+        bridge.stderr()
+    );
+    bridge.finish().await;
+}

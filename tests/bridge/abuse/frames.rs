@@ -206,11 +206,6 @@ impl Http2 {
         read_to_end(&mut self.reader).await
     }
 
-    /// Reads one byte, and says whether there was one.
-    pub(super) async fn trickle(&mut self) -> bool {
-        matches!(self.reader.read(&mut [0]).await, Ok(1))
-    }
-
     /// Sends the same bytes over and over, and reads meanwhile, until the server has had enough or
     /// they are out so many times.
     pub(super) async fn flood(mut self, bytes: &[u8], times: usize) -> Flooded {

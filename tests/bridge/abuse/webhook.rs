@@ -106,6 +106,8 @@ async fn who_is_slow_is_cut_at_the_deadline() {
     });
     let silent = guarded.under("silent sockets", within(HEADER_TIMEOUT, silent));
     assert!(silent.await.iter().all(Vec::is_empty));
+    let silent = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="silent"}"#;
+    guarded.counted(silent, SOCKETS as f64).await;
 
     let slow_headers = all(&guarded, SOCKETS, |stream| {
         let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
@@ -205,7 +207,7 @@ async fn who_does_not_read_the_answers_is_cut() {
     let requests = "GET /webhooks HTTP/1.1\r\nHost: bridge\r\n\r\n".repeat(200);
     let attack = async {
         let mut deaf = JoinSet::new();
-        for _ in 0..10 {
+        for _ in 0..2 {
             let address = guarded.bridge.addresses.webhook;
             let mut stream = sockets::connect_narrow(address).await.unwrap();
             let requests = requests.clone();
@@ -226,8 +228,10 @@ async fn who_does_not_read_the_answers_is_cut() {
         }
         deaf.join_all().await;
     };
-    guarded
-        .under("pipelined and never read", within(WRITE_TIMEOUT, attack))
-        .await;
+    // It takes a while until the buffers of the system are full.
+    let attack = within(WRITE_TIMEOUT + Duration::from_secs(10), attack);
+    guarded.under("pipelined and never read", attack).await;
+    let unread = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="unread"}"#;
+    guarded.counted(unread, 2.0).await;
     guarded.finish().await;
 }
