@@ -60,7 +60,9 @@ fn main() {
     let mut events = Events(0);
     let started = Instant::now();
     for _ in 0..ids / 5_000 {
-        runtime.block_on(log.append(events.batch(5_000, OLD_EVENT_BYTES))).unwrap();
+        runtime
+            .block_on(log.append(events.batch(5_000, OLD_EVENT_BYTES)))
+            .unwrap();
     }
     if ids > 0 {
         eprintln!("{ids} ids appended in {:.1?}", started.elapsed());
@@ -70,11 +72,15 @@ fn main() {
         (log, commits) = open(directory.path());
         eprintln!("opened in {:.1?}", started.elapsed());
         let started = Instant::now();
-        runtime.block_on(log.append(events.batch(1, EVENT_BYTES))).unwrap();
+        runtime
+            .block_on(log.append(events.batch(1, EVENT_BYTES)))
+            .unwrap();
         eprintln!("first append in {:.1?}", started.elapsed());
     }
     eprintln!("resident: {} MiB", status_kib("VmRSS:") / 1024);
-    println!("| events | file p50 | log p50 | file ÷ log | log p99 | longest | longest ÷ p50 | bytes written an event | system calls a commit |");
+    println!(
+        "| events | file p50 | log p50 | file ÷ log | log p99 | longest | longest ÷ p50 | bytes written an event | system calls a commit |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for group in groups {
         let rig = Rig {

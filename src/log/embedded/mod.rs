@@ -169,8 +169,10 @@ pub(super) fn open_with_seams(
         path: path.to_owned(),
         source,
     };
-    let (mut connection, state) =
-        schema::open_writer(&directory, checkpointer::overgrown_bytes(options.wal_bytes_max))?;
+    let (mut connection, state) = schema::open_writer(
+        &directory,
+        checkpointer::overgrown_bytes(options.wal_bytes_max),
+    )?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
@@ -203,12 +205,11 @@ pub(super) fn open_with_seams(
     let checkpointer = {
         let shared = Arc::clone(&shared);
         let connection = schema::open_checkpointer(path).map_err(error)?;
-        let wal = WalFile::open(path, options.wal_bytes_max).map_err(|source| {
-            OpenError::Directory {
+        let wal =
+            WalFile::open(path, options.wal_bytes_max).map_err(|source| OpenError::Directory {
                 path: data_dir.to_owned(),
                 source,
-            }
-        })?;
+            })?;
         spawn("log-checkpoint", move || {
             checkpointer::run(&shared, &connection, wal, options.wal_bytes_max);
         })?

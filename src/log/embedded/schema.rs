@@ -364,10 +364,7 @@ fn configure_writer(connection: &Connection, wal_file_bytes_max: u64) -> rusqlit
     connection.busy_timeout(BUSY_TIMEOUT)
 }
 
-fn create_tables(
-    connection: &mut Connection,
-    new_log: LogId,
-) -> rusqlite::Result<()> {
+fn create_tables(connection: &mut Connection, new_log: LogId) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let tables: i64 =
         transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;

@@ -159,7 +159,9 @@ mod tests {
     use crate::log::embedded::ids::tests::key;
 
     fn false_alarms(filter: &Filter) -> usize {
-        (10_000..20_000).filter(|&n| filter.may_hold(key(n))).count()
+        (10_000..20_000)
+            .filter(|&n| filter.may_hold(key(n)))
+            .count()
     }
 
     #[test]

@@ -135,19 +135,10 @@ struct Pending {
 
 enum Effect {
     Started(Job),
-    Written {
-        id: i64,
-        filters: Vec<Filter>,
-    },
+    Written { id: i64, filters: Vec<Filter> },
     Expired(i64),
-    Deleted {
-        id: i64,
-        slices: u64,
-        more: bool,
-    },
-    Trimmed {
-        more: bool,
-    },
+    Deleted { id: i64, slices: u64, more: bool },
+    Trimmed { more: bool },
 }
 
 /// How much is done in one transaction.
@@ -222,7 +213,8 @@ impl Ids {
 
     /// Reads the keys that are in no run. They are few, whatever is remembered.
     fn open_log(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let in_runs: i64 = connection.query_row("SELECT ids_in_runs FROM log", [], |row| row.get(0))?;
+        let in_runs: i64 =
+            connection.query_row("SELECT ids_in_runs FROM log", [], |row| row.get(0))?;
         self.log_last = in_runs;
         let mut freezing = self.jobs.iter().find_map(|job| match job.source {
             Source::Frozen { log_through } => Some(log_through),
@@ -345,7 +337,11 @@ impl Ids {
     }
 
     /// Does a little of what is to do. Part of a transaction, as [`insert`](Self::insert) is.
-    pub(super) fn tidy(&mut self, connection: &Connection, now: UnixMicros) -> rusqlite::Result<()> {
+    pub(super) fn tidy(
+        &mut self,
+        connection: &Connection,
+        now: UnixMicros,
+    ) -> rusqlite::Result<()> {
         self.work(connection, now, Effort::Idle)
     }
 
@@ -386,11 +382,7 @@ impl Ids {
     }
 
     /// Begins the first thing that is due to begin.
-    fn begin(
-        &self,
-        connection: &Connection,
-        now: UnixMicros,
-    ) -> rusqlite::Result<Option<Effect>> {
+    fn begin(&self, connection: &Connection, now: UnixMicros) -> rusqlite::Result<Option<Effect>> {
         if let Some(run) = self.runs.iter().find(|run| self.is_expired(run, now)) {
             set_state(connection, run.id, State::DEAD)?;
             return Ok(Some(Effect::Expired(run.id)));
@@ -469,12 +461,7 @@ impl Ids {
     }
 
     /// Writes some slices of a run; with the last of them it takes the place of its source.
-    fn write(
-        &self,
-        connection: &Connection,
-        job: &Job,
-        slices: u64,
-    ) -> rusqlite::Result<Effect> {
+    fn write(&self, connection: &Connection, job: &Job, slices: u64) -> rusqlite::Result<Effect> {
         let Job { output, source, .. } = job;
         let bits_per_key = self.filter_bits();
         let mut filters = Vec::new();
@@ -715,7 +702,5 @@ fn trim_log(connection: &Connection, effort: Effort) -> rusqlite::Result<Effect>
              WHERE place <= (SELECT ids_in_runs FROM log) ORDER BY place LIMIT ?1)",
         )?
         .execute([rows])?;
-    Ok(Effect::Trimmed {
-        more: deleted > 0,
-    })
+    Ok(Effect::Trimmed { more: deleted > 0 })
 }

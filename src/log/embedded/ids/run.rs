@@ -6,7 +6,10 @@ use std::ops::RangeInclusive;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 
-use super::{Key, filter::{Filter, Filters}};
+use super::{
+    Key,
+    filter::{Filter, Filters},
+};
 use crate::{event::UnixMicros, log::embedded::schema::PAGE_BYTES};
 
 /// Pages of a slice, as a power of two.
@@ -53,11 +56,7 @@ impl Run {
     }
 
     /// Looks at the page of a key.
-    pub(super) fn holds(
-        &self,
-        page: &mut CachedStatement<'_>,
-        key: Key,
-    ) -> rusqlite::Result<bool> {
+    pub(super) fn holds(&self, page: &mut CachedStatement<'_>, key: Key) -> rusqlite::Result<bool> {
         let place = place(self.id, prefix(key, self.page_bits()));
         let found = page
             .query_row([place], |row| {
@@ -69,9 +68,7 @@ impl Run {
     }
 
     /// The statement for [`holds`](Self::holds).
-    pub(super) fn page_statement(
-        connection: &Connection,
-    ) -> rusqlite::Result<CachedStatement<'_>> {
+    pub(super) fn page_statement(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
         connection.prepare_cached("SELECT keys FROM id_pages WHERE place = ?1")
     }
 
@@ -168,10 +165,7 @@ pub(super) fn delete(connection: &Connection, id: i64, slices: u64) -> rusqlite:
         .execute([place(id, left), place(id, u64::MAX)])?;
     connection
         .prepare_cached("DELETE FROM id_pages WHERE place BETWEEN ?1 AND ?2")?
-        .execute([
-            place(id, left << SLICE_PAGES_BITS),
-            place(id, u64::MAX),
-        ])?;
+        .execute([place(id, left << SLICE_PAGES_BITS), place(id, u64::MAX)])?;
     if left == 0 {
         connection
             .prepare_cached("DELETE FROM id_runs WHERE id = ?1")?
@@ -183,9 +177,7 @@ pub(super) fn delete(connection: &Connection, id: i64, slices: u64) -> rusqlite:
 /// The keys that begin with these bits.
 pub(super) fn prefix_range(prefix: u64, bits: u32) -> RangeInclusive<Key> {
     let rest = Key::MAX.checked_shr(bits).unwrap_or(0);
-    let start = Key::from(prefix)
-        .checked_shl(Key::BITS - bits)
-        .unwrap_or(0);
+    let start = Key::from(prefix).checked_shl(Key::BITS - bits).unwrap_or(0);
     start..=start | rest
 }
 
