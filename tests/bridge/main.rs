@@ -23,7 +23,7 @@ mod signatures;
 mod simulator;
 mod support;
 mod tail;
-mod token;
 mod tls;
+mod token;
 mod tools;
 mod trigger;
