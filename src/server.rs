@@ -122,9 +122,10 @@ impl Server {
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
         let webhook = open::secured(webhook, webhook_tls, config);
         let grpc = grpc.with_tls(grpc_tls);
+        let (log, bus) = open::log(config, &metrics)?;
+        // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
         refuse_exposure(config, addresses.grpc, &credentials)?;
-        let (log, bus) = open::log(config, &metrics)?;
         let keyrings = open::keyrings(config)?;
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();

@@ -74,7 +74,7 @@ impl Connections {
         if start == *b"PR" {
             self.serve_http2(io, origin).await
         } else {
-            self.serve_http1(io, origin).await
+            Box::pin(self.serve_http1(io, origin)).await
         }
     }
 
@@ -99,7 +99,7 @@ impl Connections {
         let (io, flusher) = gather(FrameBudget::new(io, flooded.clone()));
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
-        let handshake = flushing(handshake, &flusher);
+        let handshake = Box::pin(flushing(handshake, &flusher));
         let mut connection = match timeout(options.header_timeout, handshake).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
@@ -139,7 +139,8 @@ impl Connections {
                     tracing::warn!(peer = %origin.peer.0, "connection closed: a flood of frames");
                     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     let farewell = poll_fn(|context| connection.poll_closed(context));
-                    let _ = timeout(FAREWELL_TIMEOUT, flushing(farewell, &flusher)).await;
+                    let farewell = Box::pin(flushing(farewell, &flusher));
+                    let _ = timeout(FAREWELL_TIMEOUT, farewell).await;
                     return Some(Closure::Flood);
                 }
                 () = self.draining.cancelled(), if !going_away => {
@@ -294,7 +295,9 @@ impl Stream {
             }
         };
         let response = tokio::select! {
-            Ok(response) = answer => response,
+            // In a place of its own, which is given back before the response is sent: streams are
+            // many and live long.
+            Ok(response) = Box::pin(answer) => response,
             _ = poll_fn(|context| respond.poll_reset(context)) => return,
         };
         let (mut head, body) = response.into_parts();
@@ -309,7 +312,7 @@ impl Stream {
         let sent = match session {
             Some(session) => self.send_session(session, &mut send).await,
             None if ends => Ok(()),
-            None => self.send_body(body, grant, &mut send).await,
+            None => Box::pin(self.send_body(body, grant, &mut send)).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
