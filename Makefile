@@ -12,6 +12,10 @@ test: tools ## Check everything: format, lints, docs, contract, dependencies, te
 tools: ## Install what the checks need beside Rust, below target/tools
 	@scripts/tools
 
+.PHONY: stubs
+stubs: ## Write the stubs of the contract in every language into gen/, where Go's are committed
+	@scripts/stubs
+
 .PHONY: demo
 demo: ## Watch events go from a simulated Prelude to the terminal, until Ctrl-C
 	cargo run --release --locked -- demo

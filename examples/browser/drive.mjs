@@ -2,6 +2,7 @@
 // flags, JSON lines on stdout, same exit codes. For examples/run-interop; nothing of it is needed
 // to use the page. CHROMIUM names the browser if it is not at /usr/bin/chromium.
 
+import { createHash, X509Certificate } from "node:crypto";
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { parseArgs } from "node:util";
@@ -16,15 +17,21 @@ const { values: flags } = parseArgs({
     "cursor-file": { type: "string", default: "consumer.cursor" },
   },
 });
-const bridge = `http://${process.env.BRIDGE_ADDRESS || "127.0.0.1:50051"}`;
+const ca = process.env.BRIDGE_CA;
+const bridge = `${ca ? "https" : "http"}://${process.env.BRIDGE_ADDRESS || "127.0.0.1:50051"}`;
 const types = flags.type.join(" ");
 const key = `cursor ${bridge} ${types}`;
 const file = flags["cursor-file"];
 
+// A browser takes its CAs from the system. This one is to trust the key of one authority instead.
+const trusted = ca && new X509Certificate(readFileSync(ca)).publicKey.export({ type: "spki", format: "der" });
+const trust = trusted ? [createHash("sha256").update(trusted).digest("base64")] : [];
+
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    .concat(["--disable-background-networking", "--disable-component-update", "--disable-sync"]),
+    .concat(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+    .concat(trust.map((key) => `--ignore-certificate-errors-spki-list=${key}`)),
   handleSIGTERM: false,
 });
 const page = await browser.newPage();
@@ -69,6 +76,7 @@ await page.evaluate(
 );
 await page.fill("[name=bridge]", bridge);
 await page.fill("[name=types]", types);
+await page.fill("[name=token]", process.env.BRIDGE_TOKEN ?? "");
 await page.click("text=Subscribe");
 // Rejects when SIGTERM closes the browser, and then `end` is on its way.
 const failed = page.waitForSelector("#state[data-code]", { timeout: 0, state: "attached" });

@@ -7,21 +7,27 @@ import (
 	"strings"
 )
 
-// cursorStore is the path of a file with the place in the log. A service with a database stores
-// the cursor there, in the transaction of its work: then nothing is ever processed twice.
-type cursorStore string
+// cursorStore keeps the place in the log in a file. A service with a database stores the cursor
+// there, in the transaction of its work: then nothing is ever processed twice.
+type cursorStore struct {
+	path   string
+	cursor string // the place after what was processed; empty at first
+}
 
-func (s cursorStore) load() (string, error) {
-	text, err := os.ReadFile(string(s))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+func openCursorStore(path string) (*cursorStore, error) {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return strings.TrimSpace(string(text)), err
+	return &cursorStore{path: path, cursor: strings.TrimSpace(string(text))}, nil
 }
 
 // save replaces the file as a whole: a crash leaves the old cursor or the new one.
-func (s cursorStore) save(cursor string) error {
-	beside := string(s) + ".new"
+func (s *cursorStore) save(cursor string) error {
+	if cursor == s.cursor {
+		return nil
+	}
+	beside := s.path + ".new"
 	file, err := os.Create(beside)
 	if err != nil {
 		return err
@@ -30,7 +36,11 @@ func (s cursorStore) save(cursor string) error {
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
-	return os.Rename(beside, string(s))
+	if err := os.Rename(beside, s.path); err != nil {
+		return err
+	}
+	s.cursor = cursor
+	return nil
 }
 
 // recent remembers the newest keys, up to a limit.

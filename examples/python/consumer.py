@@ -1,6 +1,8 @@
 """Prints the events of a bridge as JSON lines, each once and in order, whatever happens to the
-bridge, the network or itself. For threads; consumer_async.py is the same for asyncio."""
+bridge, the network or itself. For threads; consumer_async.py is the same for asyncio. Replace
+`process` in work.py by what your service does."""
 
+import argparse
 import signal
 import sys
 import threading
@@ -8,15 +10,21 @@ import threading
 import grpc
 from grpc_status import rpc_status
 
-import common
-from prelude.bridge.v1 import event_service_pb2_grpc
+from connection import connect, metadata
+from prelude.bridge.v1.event_service_pb2_grpc import EventServiceStub
+from request import parse_arguments, subscribe_request
+from retry import RETRYABLE, Backoff, exit_code
+from store import CursorStore
+from work import Worker
 
 
 class Consumer:
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.stub = event_service_pb2_grpc.EventServiceStub(channel)
-        self.arguments = common.parse_arguments()
-        self.progress = common.Progress(common.CursorStore(self.arguments.cursor_file))
+    def __init__(self, channel: grpc.Channel, arguments: argparse.Namespace) -> None:
+        self.stub = EventServiceStub(channel)
+        self.arguments = arguments
+        self.store = CursorStore(arguments.cursor_file)
+        self.backoff = Backoff()
+        self.worker = Worker(self.store, self.backoff)
         self.stopped = threading.Event()
         self.call: grpc.Call | None = None
 
@@ -27,35 +35,33 @@ class Consumer:
             self.call.cancel()
 
     def run(self) -> int:
+        """Subscribes again and again, each time after what was processed. Gives the exit code."""
         while not self.stopped.is_set():
-            request = common.subscribe_request(self.arguments, self.progress.cursor)
+            status, reason = None, "the stream ended too early"
             try:
-                self.call = self.stub.Subscribe(request, metadata=common.metadata())
-                for response in self.call:
-                    self.progress.take(response)
-                    if self.stopped.is_set():
-                        return 0
-                status, reason = None, "the stream ended too early"
+                self.subscribe()
             except grpc.RpcError as error:
-                if self.stopped.is_set():
-                    return 0
-                if error.code() not in common.RETRYABLE:
-                    return common.exit_code(error)
+                if error.code() not in RETRYABLE:
+                    return exit_code(error)
                 status, reason = rpc_status.from_call(error), error.details()
-            delay_s = self.progress.backoff.next_delay_s(status)
-            common.log.info("reconnecting in %.1f s: %s", delay_s, reason)
-            self.stopped.wait(delay_s)
+            if not self.stopped.is_set():
+                self.stopped.wait(self.backoff.next_delay_s(reason, status))
         return 0
+
+    def subscribe(self) -> None:
+        """Consumes one stream to its end."""
+        request = subscribe_request(self.arguments, self.store.cursor)
+        self.call = self.stub.Subscribe(request, metadata=metadata())
+        for response in self.call:
+            self.worker.take(response)
+            if self.stopped.is_set():
+                return
 
 
 def main() -> int:
-    credentials = common.transport_credentials()
-    with (
-        grpc.secure_channel(common.address(), credentials, common.OPTIONS)
-        if credentials
-        else grpc.insecure_channel(common.address(), common.OPTIONS)
-    ) as channel:
-        consumer = Consumer(channel)
+    arguments = parse_arguments()
+    with connect() as channel:
+        consumer = Consumer(channel, arguments)
         signal.signal(signal.SIGTERM, consumer.stop)
         signal.signal(signal.SIGINT, consumer.stop)
         return consumer.run()

@@ -1,6 +1,8 @@
 """Prints the events of a bridge as JSON lines, each once and in order, whatever happens to the
-bridge, the network or itself. For asyncio; consumer.py is the same for threads."""
+bridge, the network or itself. For asyncio; consumer.py is the same for threads. Replace `process`
+in work.py by what your service does."""
 
+import argparse
 import asyncio
 import signal
 import sys
@@ -8,27 +10,31 @@ import sys
 import grpc
 from grpc_status.rpc_status import aio as rpc_status
 
-import common
-from prelude.bridge.v1 import event_service_pb2_grpc
+from connection import connect, metadata
+from prelude.bridge.v1.event_service_pb2_grpc import EventServiceStub
+from request import parse_arguments, subscribe_request
+from retry import RETRYABLE, Backoff, exit_code
+from store import CursorStore
+from work import Worker
 
 
-async def consume(channel: grpc.aio.Channel, stopped: asyncio.Event) -> int:
-    stub = event_service_pb2_grpc.EventServiceStub(channel)
-    arguments = common.parse_arguments()
-    progress = common.Progress(common.CursorStore(arguments.cursor_file))
+async def consume(channel: grpc.aio.Channel, arguments: argparse.Namespace, stopped: asyncio.Event) -> int:
+    """Subscribes again and again, each time after what was processed. Gives the exit code."""
+    stub = EventServiceStub(channel)
+    store, backoff = CursorStore(arguments.cursor_file), Backoff()
+    worker = Worker(store, backoff)
     while not stopped.is_set():
-        request = common.subscribe_request(arguments, progress.cursor)
-        call = stub.Subscribe(request, metadata=common.metadata())
+        status, reason = None, "the stream ended too early"
+        call = stub.Subscribe(subscribe_request(arguments, store.cursor), metadata=metadata())
         canceller = asyncio.create_task(cancel_when(stopped, call))
         try:
             async for response in call:
-                progress.take(response)
+                worker.take(response)
                 if stopped.is_set():
                     return 0
-            status, reason = None, "the stream ended too early"
         except grpc.aio.AioRpcError as error:
-            if error.code() not in common.RETRYABLE:
-                return common.exit_code(error)
+            if error.code() not in RETRYABLE:
+                return exit_code(error)
             status, reason = await rpc_status.from_call(call), error.details()
         except asyncio.CancelledError:
             if not stopped.is_set():
@@ -36,10 +42,8 @@ async def consume(channel: grpc.aio.Channel, stopped: asyncio.Event) -> int:
             return 0
         finally:
             canceller.cancel()
-        delay_s = progress.backoff.next_delay_s(status)
-        common.log.info("reconnecting in %.1f s: %s", delay_s, reason)
         try:
-            await asyncio.wait_for(stopped.wait(), delay_s)
+            await asyncio.wait_for(stopped.wait(), backoff.next_delay_s(reason, status))
         except TimeoutError:
             pass
     return 0
@@ -51,16 +55,12 @@ async def cancel_when(stopped: asyncio.Event, call: grpc.aio.Call) -> None:
 
 
 async def main() -> int:
+    arguments = parse_arguments()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    credentials = common.transport_credentials()
-    async with (
-        grpc.aio.secure_channel(common.address(), credentials, common.OPTIONS)
-        if credentials
-        else grpc.aio.insecure_channel(common.address(), common.OPTIONS)
-    ) as channel:
-        return await consume(channel, stopped)
+    async with connect(grpc.aio) as channel:
+        return await consume(channel, arguments, stopped)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ mod grpc_web;
 mod http;
 mod keys;
 mod privacy;
+mod proxies;
 mod setup;
 mod signatures;
 mod simulator;

@@ -12,12 +12,20 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::cli::{program, stderr, stdout};
+use crate::{
+    cli::{program, stderr, stdout},
+    support::Bridge,
+};
 
 const SERVICE: &str = "prelude.bridge.v1.EventService";
 
 /// grpcurl's exit code of INVALID_ARGUMENT: 64 and the number of the status.
 const GRPCURL_INVALID_ARGUMENT: i32 = 64 + 3;
+
+/// grpc_health_probe's exit codes.
+const PROBE_HEALTHY: Option<i32> = Some(0);
+const PROBE_NOT_CONNECTED: Option<i32> = Some(2);
+const PROBE_CALL_FAILED: Option<i32> = Some(3);
 
 /// Where `make tools` put something, as a path from the folder of all tools.
 pub(crate) fn tool(path: &str) -> PathBuf {
@@ -178,6 +186,66 @@ fn grpcurl_lists_describes_and_calls_by_reflection() {
     let healthy = objects(&grpcurl(&[demo.address(), "grpc.health.v1.Health/Check"]));
     assert_eq!(healthy, [json!({ "status": "SERVING" })]);
     demo.end();
+}
+
+fn health_probe(address: &str, arguments: &[&str]) -> Output {
+    Command::new(tool("bin/grpc-health-probe"))
+        .args([
+            "-addr",
+            address,
+            "-connect-timeout",
+            "30s",
+            "-rpc-timeout",
+            "30s",
+        ])
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_health_probe_says_serving_until_the_bridge_has_ended() {
+    let mut bridge = Bridge::start().await;
+    let address = bridge.addresses.grpc.to_string();
+    for arguments in [vec![], vec!["-service", SERVICE]] {
+        let probed = health_probe(&address, &arguments);
+        assert_eq!(probed.status.code(), PROBE_HEALTHY, "{}", stderr(&probed));
+        assert!(stderr(&probed).contains("SERVING"), "{}", stderr(&probed));
+    }
+    let unknown = health_probe(&address, &["-service", "prelude.bridge.v1.Unknown"]);
+    assert_eq!(
+        unknown.status.code(),
+        PROBE_CALL_FAILED,
+        "{}",
+        stderr(&unknown)
+    );
+    assert!(bridge.terminate().await.success());
+    let gone = health_probe(&address, &["-connect-timeout", "1s"]);
+    assert_eq!(gone.status.code(), PROBE_NOT_CONNECTED, "{}", stderr(&gone));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_the_health_sees_that_the_bridge_drains() {
+    let mut bridge = Bridge::start().await;
+    let mut watch = Command::new(tool("bin/grpcurl"))
+        .args([
+            "-plaintext",
+            "-max-time",
+            "60",
+            &bridge.addresses.grpc.to_string(),
+        ])
+        .arg("grpc.health.v1.Health/Watch")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let answers = serde_json::Deserializer::from_reader(watch.stdout.take().unwrap());
+    let mut answers = answers.into_iter::<Value>().map(Result::unwrap);
+    assert_eq!(answers.next(), Some(json!({ "status": "SERVING" })));
+    assert!(bridge.terminate().await.success());
+    assert_eq!(answers.next(), Some(json!({ "status": "NOT_SERVING" })));
+    assert_eq!(answers.next(), None);
+    watch.wait().unwrap();
 }
 
 #[test]

@@ -1,51 +1,38 @@
 // Prints the events of a bridge as JSON lines, each once and in order, whatever happens to the
 // bridge, the network or itself. Replace `processEvent` by what your service does.
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { status, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
+import type { ClientReadableStream } from "@grpc/grpc-js";
 import { connect, metadata } from "./connection.js";
+import { Backoff, exitCode, isRetryable } from "./retry.js";
 import { CursorStore, Recent } from "./store.js";
 import { Event } from "./gen/prelude/bridge/v1/event.js";
 import { SubscribeRequest, type SubscribeResponse } from "./gen/prelude/bridge/v1/event_service.js";
-
-/** Exit codes, those of `prelude-bridge tail`. */
-const Exit = { failed: 1, usage: 2, refused: 4, cursorExpired: 5 };
-
-const BACKOFF_MIN_MS = 200;
-const BACKOFF_MAX_MS = 30_000;
-
-const RETRYABLE = new Set([
-  status.UNAVAILABLE,
-  status.RESOURCE_EXHAUSTED,
-  status.ABORTED,
-  status.DEADLINE_EXCEEDED,
-  // Broken connections have many codes.
-  status.CANCELLED,
-  status.INTERNAL,
-  status.UNKNOWN,
-]);
+import type { Filter } from "./gen/prelude/bridge/v1/position.js";
 
 const { values: flags } = parseArgs({
   options: {
-    type: { type: "string", multiple: true },
-    "exclude-type": { type: "string", multiple: true },
-    app: { type: "string", multiple: true },
-    user: { type: "string", multiple: true },
+    type: { type: "string", multiple: true, default: [] },
+    "exclude-type": { type: "string", multiple: true, default: [] },
+    app: { type: "string", multiple: true, default: [] },
+    user: { type: "string", multiple: true, default: [] },
     "cursor-file": { type: "string", default: "consumer.cursor" },
   },
 });
+const filter: Filter = {
+  types: flags.type,
+  excludeTypes: flags["exclude-type"],
+  appIds: flags.app,
+  userIds: flags.user,
+};
 
 class Consumer {
   readonly #client = connect();
   readonly #store = new CursorStore(flags["cursor-file"]);
   readonly #seen = new Recent(10_000);
+  readonly #backoff = new Backoff();
   readonly #stopped = new AbortController();
   #call: ClientReadableStream<SubscribeResponse> | undefined;
-  #cursor = "";
-  #attempts = 0;
-  /** What a draining server asks for. */
-  #retryAfterMs = 0;
 
   /** Ends after the response that is being processed. */
   stop(): void {
@@ -54,82 +41,49 @@ class Consumer {
   }
 
   async run(): Promise<void> {
-    this.#cursor = await this.#store.load();
     const { signal } = this.#stopped;
+    await this.#store.load();
     while (!signal.aborted) {
-      let reason = "the stream ended too early";
       try {
-        await this.#subscribe();
+        await this.#subscribe(signal);
+        await this.#backoff.wait("the stream ended too early", signal);
       } catch (error) {
-        if (signal.aborted && isServiceError(error)) break;
-        if (!isServiceError(error) || !RETRYABLE.has(error.code)) throw error;
-        reason = error.details;
+        if (!isRetryable(error)) throw error;
+        await this.#backoff.wait(error.details, signal);
       }
-      if (signal.aborted) break;
-      const delayMs = this.#nextDelayMs();
-      console.error(`reconnecting in ${Math.round(delayMs)} ms: ${reason}`);
-      await sleep(delayMs, undefined, { signal }).catch(() => {});
     }
     this.#client.close();
   }
 
   /** Consumes one stream to its end. */
-  async #subscribe(): Promise<void> {
+  async #subscribe(signal: AbortSignal): Promise<void> {
+    const { cursor } = this.#store;
     const request = SubscribeRequest.fromPartial({
-      filter: {
-        types: flags.type,
-        excludeTypes: flags["exclude-type"],
-        appIds: flags.app,
-        userIds: flags.user,
-      },
+      filter,
       start: {
-        position: this.#cursor
-          ? { $case: "afterCursor", value: this.#cursor }
-          : { $case: "earliest", value: {} },
+        position: cursor ? { $case: "afterCursor", value: cursor } : { $case: "earliest", value: {} },
       },
       clientName: "example-typescript",
     });
     this.#call = this.#client.subscribe(request, metadata());
     for await (const response of this.#call as AsyncIterable<SubscribeResponse>) {
       await this.#take(response);
-      if (this.#stopped.signal.aborted) return;
+      if (signal.aborted) return;
     }
   }
 
-  async #take(response: SubscribeResponse): Promise<void> {
-    for (const event of response.events) {
+  /**
+   * Processes a response, and only then stores its cursor: a crash in between repeats events, and
+   * never loses one.
+   */
+  async #take({ events, cursor, notice }: SubscribeResponse): Promise<void> {
+    for (const event of events) {
       if (this.#seen.add(`${event.appId}/${event.id}`)) await processEvent(event);
     }
-    // Only now: a crash before this line repeats events, a crash after it loses none.
-    if (response.cursor !== this.#cursor) {
-      await this.#store.save(response.cursor);
-      this.#cursor = response.cursor;
-    }
-    const notice = response.notice;
-    switch (notice?.$case) {
-      case "draining": {
-        const { seconds = "0", nanos = 0 } = notice.value.retryAfter ?? {};
-        this.#retryAfterMs = Number(seconds) * 1000 + nanos / 1e6;
-        console.error("the server is shutting down");
-        break;
-      }
-      case "skipped":
-        console.error("lost to retention:", notice.value);
-        break;
-      case "caughtUp":
-        console.error("caught up");
-        break;
-    }
-    // Only progress resets the backoff: a server that accepts and fails must not be hammered.
-    if (response.events.length > 0 || notice?.$case === "progress") this.#attempts = 0;
-  }
-
-  /** Doubles, on top of what the server asks for. The jitter keeps clients apart. */
-  #nextDelayMs(): number {
-    const stepMs = Math.min(BACKOFF_MIN_MS * 2 ** this.#attempts++, BACKOFF_MAX_MS);
-    const delayMs = this.#retryAfterMs + stepMs * (0.5 + Math.random() / 2);
-    this.#retryAfterMs = 0;
-    return delayMs;
+    await this.#store.save(cursor);
+    if (notice?.$case === "draining") this.#backoff.retryAfter(notice.value.retryAfter);
+    if (notice?.$case === "skipped") console.error("lost to retention:", notice.value);
+    if (events.length > 0 || notice?.$case === "progress") this.#backoff.reset();
   }
 }
 
@@ -139,26 +93,6 @@ async function processEvent(event: Event): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     process.stdout.write(line, (error) => (error ? reject(error) : resolve()));
   });
-}
-
-function isServiceError(error: unknown): error is ServiceError {
-  return error instanceof Error && "code" in error && "details" in error && "metadata" in error;
-}
-
-function exitCode(error: unknown): number {
-  switch (isServiceError(error) ? error.code : undefined) {
-    case status.OUT_OF_RANGE:
-      console.error("remove the cursor file to continue with the oldest event that is left");
-      return Exit.cursorExpired;
-    case status.UNAUTHENTICATED:
-    case status.PERMISSION_DENIED:
-      console.error("check BRIDGE_TOKEN");
-      return Exit.refused;
-    case status.INVALID_ARGUMENT:
-      return Exit.usage;
-    default:
-      return Exit.failed;
-  }
 }
 
 const consumer = new Consumer();

@@ -1,27 +1,33 @@
 import { open, readFile, rename } from "node:fs/promises";
 
 /**
- * A file with the place in the log. A service with a database stores the cursor there, in the
+ * Keeps the place in the log in a file. A service with a database stores the cursor there, in the
  * transaction of its work: then nothing is ever processed twice.
  */
 export class CursorStore {
   readonly #path: string;
+  #cursor = "";
 
   constructor(path: string) {
     this.#path = path;
   }
 
-  async load(): Promise<string> {
+  /** The place after what was processed; empty at first. */
+  get cursor(): string {
+    return this.#cursor;
+  }
+
+  async load(): Promise<void> {
     try {
-      return (await readFile(this.#path, "utf8")).trim();
+      this.#cursor = (await readFile(this.#path, "utf8")).trim();
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENOENT") return "";
-      throw error;
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
     }
   }
 
   /** Replaces the file as a whole: a crash leaves the old cursor or the new one. */
   async save(cursor: string): Promise<void> {
+    if (cursor === this.#cursor) return;
     const beside = `${this.#path}.new`;
     const file = await open(beside, "w");
     try {
@@ -31,6 +37,7 @@ export class CursorStore {
       await file.close();
     }
     await rename(beside, this.#path);
+    this.#cursor = cursor;
   }
 }
 

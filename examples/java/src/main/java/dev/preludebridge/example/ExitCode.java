@@ -1,0 +1,27 @@
+package dev.preludebridge.example;
+
+import io.grpc.Status;
+
+/** How the program ends: as {@code prelude-bridge tail} does. */
+final class ExitCode {
+    static final int USAGE = 2;
+
+    private ExitCode() { }
+
+    /** Of what does not pass by itself; says what to do about it. */
+    static int of(Status status) {
+        System.err.println(status.getCode() + ": " + status.getDescription());
+        return switch (status.getCode()) {
+            case OUT_OF_RANGE -> {
+                System.err.println("remove the cursor file to continue with the oldest event that is left");
+                yield 5;
+            }
+            case UNAUTHENTICATED, PERMISSION_DENIED -> {
+                System.err.println("check BRIDGE_TOKEN");
+                yield 4;
+            }
+            case INVALID_ARGUMENT -> USAGE;
+            default -> 1;
+        };
+    }
+}

@@ -1,0 +1,255 @@
+//! Streams through the proxies that stand before bridges, with the settings of `examples/proxies`:
+//! an idle stream outlives the proxy's patience, the last words of a drain come through, and a
+//! client that resumes is led to the next process. `make tools` installs the proxies; the test of
+//! one that is missing says so, and with `CI=true` fails.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use prelude_bridge::proto::{
+    SubscribeRequest, event_service_client::EventServiceClient, start_position::Position,
+    subscribe_response::Notice,
+};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{
+    support::{
+        Bridge, item,
+        sender::eventually,
+        stream::{Earliest, Received, after, from, reason},
+    },
+    tools::tool,
+};
+
+/// How long the proxies wait here instead of for hours, in seconds.
+const PATIENCE_SECONDS: u32 = 2;
+/// Together they take twice as long as that.
+const PROGRESS_INTERVAL_MILLISECONDS: i32 = 500;
+const PROGRESS_NOTICES: usize = 8;
+
+/// A proxy in a process of its own before a bridge.
+struct Proxy {
+    child: Child,
+    url: String,
+    home: TempDir,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Proxy {
+    /// Starts `program` with a file of `examples/proxies`, in which its own port, that of the bridge
+    /// and its patience are replaced. `arguments` come before the file's path.
+    async fn start(
+        program: &Path,
+        arguments: &[&str],
+        name: &str,
+        patience: (&str, &str),
+        bridge: &Bridge,
+    ) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/proxies");
+        let mut settings = fs::read_to_string(file.join(name)).unwrap();
+        let bridge_port = bridge.addresses.grpc.port().to_string();
+        for (of_example, here) in [
+            ("50050", port.to_string().as_str()),
+            ("50051", bridge_port.as_str()),
+            patience,
+        ] {
+            assert!(settings.contains(of_example), "{of_example} is not in it");
+            settings = settings.replace(of_example, here);
+        }
+        let path = home.path().join(name);
+        fs::write(&path, settings).unwrap();
+        let log = fs::File::create(home.path().join("log")).unwrap();
+        let child = Command::new(program)
+            .current_dir(home.path())
+            .args(arguments)
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let proxy = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+            home,
+        };
+        eventually(async || TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
+        proxy
+    }
+
+    async fn client(&self) -> EventServiceClient<Channel> {
+        let channel = Channel::from_shared(self.url.clone()).unwrap();
+        EventServiceClient::new(channel.connect().await.unwrap())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap()
+    }
+}
+
+/// Where a program of the system is. `None` says, loudly, that its test proves nothing here.
+#[expect(clippy::print_stderr, reason = "whoever runs the test reads it")]
+fn installed(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Debian has its servers where only root looks for programs.
+    let places = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let found = places.map(|place| place.join(name)).find(|it| it.exists());
+    if found.is_none() {
+        assert_ne!(
+            env::var("CI").as_deref(),
+            Ok("true"),
+            "{name} is missing: run `make tools` as root, which installs it"
+        );
+        eprintln!("NOT PROVEN: {name} is not installed");
+    }
+    found
+}
+
+fn everything(progress_interval_milliseconds: i32) -> SubscribeRequest {
+    SubscribeRequest {
+        progress_interval: Some(prost_types::Duration {
+            seconds: i64::from(progress_interval_milliseconds / 1_000),
+            nanos: progress_interval_milliseconds % 1_000 * 1_000_000,
+        }),
+        ..from(Position::Earliest(Earliest {}))
+    }
+}
+
+/// What the guide for consumers promises of a proxy with these settings.
+async fn carries_streams(proxy: &Proxy, bridge: &mut Bridge) {
+    bridge
+        .append(&[item("evt_1", "user.created", "usr_1")])
+        .await;
+    let mut client = proxy.client().await;
+
+    // Nothing but progress for longer than the proxy waits.
+    let request = everything(PROGRESS_INTERVAL_MILLISECONDS);
+    let mut stream = Received::subscribe(&mut client, request).await.unwrap();
+    for _ in 0..PROGRESS_NOTICES {
+        stream
+            .until(|notice| matches!(notice, Notice::Progress(_)))
+            .await;
+    }
+    bridge
+        .append(&[item("evt_2", "user.created", "usr_1")])
+        .await;
+    stream.until_events(2).await;
+
+    // Without progress the proxy would have ended it: the notices are what kept it.
+    let mut silent = Received::subscribe(&mut client, everything(60_000))
+        .await
+        .unwrap();
+    let cut = silent.end().await;
+    // Some just end the stream: that is for the client to resume as well.
+    let may_resume = cut.as_ref().err().is_none_or(is_worth_resuming);
+    assert!(may_resume, "{cut:?}; {}", proxy.log());
+    assert_eq!(silent.sequences(), [1, 2]);
+
+    // The last words come through, and the cursor is good for the next process.
+    bridge.signal("TERM");
+    let status = stream.end().await.unwrap_err();
+    assert!(matches!(stream.notices().last(), Some(Notice::Draining(_))));
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert_eq!(reason(&status).0, "DRAINING");
+    assert!(bridge.ended().await.success());
+    let refused = opened(&mut client, after(stream.cursor())).await;
+    let refused = refused.map(|_| ()).unwrap_err();
+    assert!(is_worth_resuming(&refused), "{refused:?}; {}", proxy.log());
+
+    bridge.restart().await;
+    bridge
+        .append(&[item("evt_3", "user.created", "usr_1")])
+        .await;
+    // A proxy may need a moment to see that the bridge is back.
+    let resuming = async || opened(&mut client, after(stream.cursor())).await.ok();
+    let mut resumed = eventually(resuming).await;
+    resumed.until_events(1).await;
+    assert_eq!(resumed.sequences(), [3]);
+}
+
+/// A stream that has begun: a proxy can accept a call and answer it without a bridge.
+async fn opened(
+    client: &mut EventServiceClient<Channel>,
+    request: SubscribeRequest,
+) -> Result<Received, Status> {
+    let mut stream = Received::subscribe(client, request).await?;
+    if stream.next().await?.is_none() {
+        return Err(Status::unavailable("the stream ended before it began"));
+    }
+    Ok(stream)
+}
+
+/// The codes that the guide says to resume after.
+fn is_worth_resuming(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Internal
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Aborted
+            | Code::DeadlineExceeded
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_carries_idle_streams_and_drains() {
+    let Some(nginx) = installed("nginx") else {
+        return;
+    };
+    let mut bridge = Bridge::start().await;
+    // It ends with its test only as a single process, and writes below its own directory.
+    let process = "daemon off; master_process off; pid nginx.pid; error_log stderr;";
+    let arguments = ["-p", ".", "-g", process, "-c"];
+    let timeout = format!("grpc_read_timeout {PATIENCE_SECONDS}s; access_log off");
+    let patience = ("grpc_read_timeout 1h", timeout.as_str());
+    let proxy = Proxy::start(&nginx, &arguments, "nginx.conf", patience, &bridge).await;
+    carries_streams(&proxy, &mut bridge).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn haproxy_carries_idle_streams_and_drains() {
+    let Some(haproxy) = installed("haproxy") else {
+        return;
+    };
+    let mut bridge = Bridge::start().await;
+    let timeout = format!(" {PATIENCE_SECONDS}s");
+    let patience = (" 1h", timeout.as_str());
+    let proxy = Proxy::start(&haproxy, &["-db", "-f"], "haproxy.cfg", patience, &bridge).await;
+    carries_streams(&proxy, &mut bridge).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_carries_idle_streams_and_drains() {
+    let envoy = tool("bin/envoy");
+    let mut bridge = Bridge::start().await;
+    let timeout = format!("stream_idle_timeout: {PATIENCE_SECONDS}s");
+    let patience = ("stream_idle_timeout: 300s", timeout.as_str());
+    let arguments = [
+        "--concurrency",
+        "1",
+        "--use-dynamic-base-id",
+        "-l",
+        "warning",
+        "-c",
+    ];
+    let proxy = Proxy::start(&envoy, &arguments, "envoy.yaml", patience, &bridge).await;
+    carries_streams(&proxy, &mut bridge).await;
+}
