@@ -25,3 +25,4 @@ demo: ## Watch events go from a simulated Prelude to the terminal, until Ctrl-C
 bench: ## Measure the parts and the whole program, quickly: figures to look at, not to publish
 	BENCH_IDS=100000 cargo bench --locked -- --quick
 	cargo run --release --locked -- bench all --quick
+	benches/peers/run --quick

@@ -155,7 +155,7 @@ fn conclude(
             let unlogged = (unlogged > 0).then_some(unlogged);
             match status::level(error) {
                 Level::ERROR => {
-                    tracing::error!(app, peer, code, unlogged, %error, "request refused")
+                    tracing::error!(app, peer, code, unlogged, %error, "request refused");
                 }
                 Level::WARN => tracing::warn!(app, peer, code, unlogged, %error, "request refused"),
                 _ => tracing::info!(app, peer, code, unlogged, %error, "request refused"),

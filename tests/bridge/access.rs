@@ -143,7 +143,7 @@ impl Caller {
             request = request.header("authorization", value.as_slice());
         }
         let answer = tokio::time::timeout(SOON, request.send()).await;
-        let mut answer = answer.expect("an answer in time").unwrap();
+        let mut answer = answer.unwrap().unwrap();
         assert_eq!(answer.status().as_u16(), 200, "{rpc} {shown:?}");
         let Some(status) = status(answer.headers()) else {
             return Outcome::Served;

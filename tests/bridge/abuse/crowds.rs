@@ -58,7 +58,7 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
             Duration::from_secs(1),
             all_closed(crowd(&guarded, 200).await),
         )
-        .await
+        .await;
     };
     guarded.under("2,000 sockets for 500 places", attack).await;
     let refused =
@@ -75,7 +75,7 @@ async fn one_address_has_its_share_and_no_more() {
             Duration::from_secs(5),
             all_closed(crowd(&guarded, CROWD).await),
         )
-        .await
+        .await;
     };
     guarded.under("2,000 sockets of one address", attack).await;
     let refused =
@@ -92,7 +92,7 @@ async fn the_bridge_takes_all_the_descriptors_that_it_may() {
     let mut command = std::process::Command::new("/bin/sh");
     command.args([
         "-c",
-        "ulimit -Hn 3000 && ulimit -Sn 64 && exec \"$0\" \"$@\"",
+        "ulimit -Sn 64 && ulimit -Hn 3000 && exec \"$0\" \"$@\"",
     ]);
     command.arg(serve.get_program()).args(serve.get_args());
     command.env_clear().envs(

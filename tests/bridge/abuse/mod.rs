@@ -4,6 +4,8 @@
 //! Each test starts a bridge of its own, measures a sender and a subscriber while all is quiet, and
 //! measures them again under every attack. The figures are printed (`--nocapture`).
 
+#![expect(clippy::print_stderr, reason = "the figures of a run")]
+
 mod crowds;
 mod floods;
 mod forgeries;

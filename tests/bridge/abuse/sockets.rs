@@ -20,7 +20,9 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 pub(super) async fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((source, 0).into())?;
-    socket.connect(address).await
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A socket that the system keeps little for, so that not reading is soon noticed.
@@ -28,7 +30,9 @@ pub(super) async fn connect_narrow(address: SocketAddr) -> io::Result<TcpStream>
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4096)?;
     socket.bind((ATTACKER, 0).into())?;
-    socket.connect(address).await
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Reads to the end, however it comes, and returns what came before it.

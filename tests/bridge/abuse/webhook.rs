@@ -85,7 +85,7 @@ async fn pour(stream: TcpStream, start: Vec<u8>, more: Vec<u8>, times: usize) ->
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     let mut answer = Vec::new();
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut answer).await;
