@@ -201,13 +201,15 @@ impl Listener {
             // Answers are small and complete: waiting for more to send would only delay them.
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
-            let served = serve(
+            // In one place: each hand that it goes through would keep room for it otherwise, and
+            // idle connections are what there is most of.
+            let served = Box::pin(serve(
                 stream,
                 peer,
                 self.tls.clone(),
                 shutdown.clone(),
                 handler.clone(),
-            );
+            ));
             let cut = cut.clone();
             let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {

@@ -40,7 +40,8 @@ impl Connection {
         Some(match tls {
             None => stream.into(),
             Some(acceptor) => {
-                let (stream, identity) = acceptor.accept(stream, peer).await?;
+                // The handshake takes much more room than what comes of it.
+                let (stream, identity) = Box::pin(acceptor.accept(stream, peer)).await?;
                 let stream = Stream::Tls(Box::new(stream));
                 Self { stream, identity }
             }

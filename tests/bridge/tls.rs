@@ -256,7 +256,9 @@ async fn a_refused_token_ends_tail_with_its_own_exit_code() {
         .unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut line = || said.next().unwrap().unwrap();
-    let url = format!("https://localhost:{}", line());
+    // It has a second port, for pages.
+    let ports = line();
+    let url = format!("https://localhost:{}", ports.split(' ').next().unwrap());
     let token = authority.certificate().with_file_name("token");
     fs::write(&token, "canary-in-a-file\n").unwrap();
     let ca = authority.certificate();
