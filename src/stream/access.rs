@@ -34,8 +34,8 @@ pub(super) enum Access {
     Scope,
 }
 
-/// Every RPC there is. What is not listed cannot be called, and a test compares the list with the
-/// services' own descriptions.
+/// Every RPC there is. A test compares the list with the services' own descriptions; what is not
+/// listed all the same is for nobody without a credential.
 ///
 /// A browser's preflight request (`OPTIONS`) is no RPC: it is answered for any path, by the origin
 /// alone, before the gate (`services.rs`).
