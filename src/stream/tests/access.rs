@@ -26,6 +26,17 @@ fn entry(name: &str, token: &Token) -> Entry {
     }
 }
 
+/// For sessions of one app.
+fn only_sessions(token: &Token) -> Entry {
+    Entry {
+        scope: Scope {
+            types: Allowed::Only(vec!["user.session.*".into()]),
+            apps: Allowed::Only(vec!["odd".into()]),
+        },
+        ..entry("sessions", token)
+    }
+}
+
 impl Guarded {
     async fn start(options: Options, entries: &[Entry]) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -102,15 +113,7 @@ fn cursor_of(status: &Status) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_filter_means_what_is_allowed_and_started_says_so() {
     let token = Token::generate().unwrap();
-    let scope = Scope {
-        types: Allowed::Only(vec!["user.session.*".into()]),
-        apps: Allowed::Only(vec!["odd".into()]),
-    };
-    let only_sessions = Entry {
-        scope,
-        ..entry("sessions", &token)
-    };
-    let guarded = Guarded::start(Options::default(), &[only_sessions]).await;
+    let guarded = Guarded::start(Options::default(), &[only_sessions(&token)]).await;
     guarded.bridge.append(1, 70).await;
 
     let history = SubscribeRequest {
@@ -138,15 +141,7 @@ async fn an_empty_filter_means_what_is_allowed_and_started_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn asking_for_more_is_denied_and_named() {
     let token = Token::generate().unwrap();
-    let scope = Scope {
-        types: Allowed::Only(vec!["user.session.*".into()]),
-        apps: Allowed::Only(vec!["odd".into()]),
-    };
-    let only_sessions = Entry {
-        scope,
-        ..entry("sessions", &token)
-    };
-    let guarded = Guarded::start(Options::default(), &[only_sessions]).await;
+    let guarded = Guarded::start(Options::default(), &[only_sessions(&token)]).await;
 
     let asked = types(&["user.session.created", "user.created", "user.**"]);
     let status = guarded.refusal(&token, asked).await;
