@@ -63,6 +63,7 @@ impl Active {
         let (ready, end) = match tip {
             Some(tip) => {
                 let file = schema::open_private(&segments::path(directory, tip.ordinal))?;
+                make_durable(&file, &tip)?;
                 let bytes = file.metadata()?.len();
                 let ready = Ready {
                     file,
@@ -157,30 +158,48 @@ impl Active {
         Ok(header)
     }
 
-    /// Lets the next segment take over, if this one is full.
+    /// Lets the next segment take over, if this one is full, and has one ready in time.
     fn make_way(&mut self, bytes: u64, keeper: &Keeper) -> io::Result<()> {
         let end = self.end.saturating_add(bytes);
-        if !self.is_ordered && end > self.size / 2 {
+        let is_empty = self.end == SEGMENT_HEADER_BYTES;
+        if end > self.size && !is_empty {
+            let ready = keeper.take();
+            let is_overlong = end > self.size.saturating_mul(OVERLONG);
+            if let Some(ready) = ready {
+                self.go_on_in(ready);
+            } else if is_overlong {
+                let ready = keeper.demand(self.next())?;
+                self.go_on_in(ready);
+            }
+        }
+        if !self.is_ordered && self.end.saturating_add(bytes) > self.size / 2 {
             self.is_ordered = true;
             keeper.order(self.next());
         }
-        let is_empty = self.end == SEGMENT_HEADER_BYTES;
-        if is_empty || end <= self.size {
-            return Ok(());
-        }
-        let next = self.next();
-        let ready = match keeper.take() {
-            Some(ready) => ready,
-            None if end <= self.size.saturating_mul(OVERLONG) => return Ok(()),
-            None => keeper.demand(next)?,
-        };
+        Ok(())
+    }
+
+    fn go_on_in(&mut self, ready: Ready) {
+        self.size = self.next().bytes;
         self.file = ready.file;
         self.ordinal = ready.ordinal;
         self.end = SEGMENT_HEADER_BYTES;
-        self.size = next.bytes;
         self.is_ordered = false;
-        Ok(())
     }
+}
+
+/// Writes the last commit once more, and flushes it. The process before this one may have ended
+/// while it flushed, or because that failed: then the system still has the bytes in memory, though
+/// the disk has not got them, and may believe that it has.
+fn make_durable(file: &File, tip: &Tip) -> io::Result<()> {
+    let length = tip
+        .end
+        .min(file.metadata()?.len())
+        .saturating_sub(tip.commit);
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, tip.commit)?;
+    file.write_all_at(&bytes, tip.commit)?;
+    file.sync_data()
 }
 
 /// A full disk may be reported by a flush too, but then it is unknown what was flushed.

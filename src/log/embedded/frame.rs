@@ -30,7 +30,8 @@ const FRAME_MAGIC: [u8; 4] = *b"PBF1";
 pub(super) const HEADER_BYTES: usize = 56;
 const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
-const ALIGNMENT: u64 = 8;
+/// Each frame begins at a multiple of this.
+pub(super) const ALIGNMENT: u64 = 8;
 
 /// The first bytes of a segment.
 pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {

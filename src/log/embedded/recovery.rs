@@ -9,7 +9,7 @@
 use std::{collections::VecDeque, fs::File, io, path::Path};
 
 use super::{
-    frame::{self, Frames, Header, Kind, SEGMENT_HEADER_BYTES},
+    frame::{self, ALIGNMENT, Frames, Header, Kind, SEGMENT_HEADER_BYTES},
     readers,
     schema::OpenError,
     segments::{self, Segment, Segments},
@@ -58,6 +58,9 @@ pub(super) struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tip {
     pub(super) ordinal: u64,
+    /// Where the last commit begins, …
+    pub(super) commit: u64,
+    /// … and where it ends.
     pub(super) end: u64,
 }
 
@@ -75,6 +78,7 @@ pub(super) fn look(directory: &Path, facts: Facts) -> Result<Found, OpenError> {
         log: facts.log,
         indexed_through: facts.indexed_through,
         next: facts.sealed.last().map(|last| last.last_sequence.plus(1)),
+        last_commit: SEGMENT_HEADER_BYTES,
         unindexed: Vec::new(),
     };
     let mut list = VecDeque::from(facts.sealed);
@@ -103,6 +107,7 @@ pub(super) fn look(directory: &Path, facts: Facts) -> Result<Found, OpenError> {
     }
     let tip = list.back().map(|last| Tip {
         ordinal: last.ordinal,
+        commit: scanner.last_commit,
         end: last.end,
     });
     let starts_at = list
@@ -145,12 +150,15 @@ fn check_sealed(directory: &Path, facts: &Facts) -> Result<(), OpenError> {
             ));
         };
         identify(&file, &path, facts.log, segment.ordinal)?;
-        let bytes = file
-            .metadata()
-            .map_err(|error| unreadable(&path, error))?
-            .len();
-        if bytes < segment.end || next.is_some_and(|next| next != segment.first_sequence) {
+        let bytes = file.metadata().map_err(|error| unreadable(&path, error))?;
+        // The bytes between two frames need not be there.
+        if bytes.len().next_multiple_of(ALIGNMENT) < segment.end {
             return Err(damaged(&path, "it is cut short".to_owned()));
+        }
+        if let Some(next) = next.filter(|&next| next != segment.first_sequence) {
+            let first = segment.first_sequence;
+            let reason = format!("it begins with event {first}, not {next}");
+            return Err(damaged(&path, reason));
         }
         next = Some(segment.last_sequence.plus(1));
     }
@@ -193,6 +201,8 @@ struct Scanner<'a> {
     indexed_through: Sequence,
     /// The event that comes next; the first one tells.
     next: Option<Sequence>,
+    /// Where in its segment the last commit begins.
+    last_commit: u64,
     unindexed: Vec<(UnixMicros, Vec<EventKey>)>,
 }
 
@@ -275,6 +285,7 @@ impl Scanner<'_> {
                     self.unindexed.push((header.received_at, keys));
                 }
                 self.next = Some(header.last_sequence().plus(1));
+                self.last_commit = commit_at;
                 commit_at = frames.offset();
             }
         }
