@@ -186,6 +186,14 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
     let keeper = &shared.keeper;
     let _ended = Ended(keeper);
     while let Some(chores) = keeper.wait() {
+        // First, as a commit may wait for it.
+        if let Some(order) = chores.order {
+            let made = make_ready(directory, log, order, || keeper.is_in_a_hurry());
+            let mut state = keeper.state();
+            state.making = false;
+            state.made = Some(made);
+            keeper.changed.notify_all();
+        }
         if chores.carry_over {
             let index = keeper.index.lock().unwrap_or_else(PoisonError::into_inner);
             match carry_over(connection) {
@@ -204,13 +212,10 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
         {
             shared.fail(&format!("removal of old events: {error}"));
         }
-        if let Some(order) = chores.order {
-            let made = make_ready(directory, log, order, || keeper.is_in_a_hurry());
-            let mut state = keeper.state();
-            state.making = false;
-            state.made = Some(made);
-            keeper.changed.notify_all();
-        }
+    }
+    // Zeros that nobody wrote over. Where that fails, the next start removes them.
+    if let Some(Ok(unused)) = keeper.state().made.take() {
+        let _ = remove(directory, &[unused.ordinal]);
     }
 }
 
