@@ -3,6 +3,8 @@
 //! publishing never waits for anybody; who falls out of the window reads from the log until it is
 //! back in it. Knows nothing of where blocks come from or how they are sent.
 
+mod extract;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -14,10 +16,12 @@ use std::{
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+pub use self::extract::Extract;
+use self::extract::Extracts;
 use crate::{
     event::{Sequence, UnixMicros},
     filter::Filter,
-    log::Block,
+    log::{Block, Format},
 };
 
 /// What the bus may use.
@@ -59,6 +63,7 @@ struct Group {
     /// Changes with each block that may match.
     matched: watch::Sender<()>,
     recent: RwLock<Recent>,
+    extracts: Extracts,
     /// How many subscribers there are; changed only under the lock of the group's entry in the map.
     subscribers: AtomicUsize,
 }
@@ -254,6 +259,7 @@ impl Group {
         Self {
             matched: watch::Sender::new(()),
             recent: RwLock::new(recent),
+            extracts: Extracts::default(),
             subscribers: AtomicUsize::new(0),
         }
     }
@@ -320,6 +326,16 @@ impl Subscriber {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         window.next(after, known)
+    }
+
+    /// What of a block from the window matches, if others want the same: made once for all of them.
+    /// `None` for who is alone with a filter, and where all matches and the block itself will do.
+    #[must_use]
+    pub fn extract(&self, block: &Block, format: Format) -> Option<Arc<Extract>> {
+        if self.filter.is_everything() || self.group.subscribers.load(Ordering::Relaxed) < 2 {
+            return None;
+        }
+        self.group.extracts.get(&self.filter, block, format)
     }
 
     /// Resolves when there may be a new match since the last [`next`](Self::next).
