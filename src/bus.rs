@@ -11,6 +11,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
@@ -47,6 +48,9 @@ pub struct Bus {
     window: RwLock<Window>,
     /// The newest sequence number; a copy of what the window knows, to be read without its lock.
     head: AtomicU64,
+    opened_at: Instant,
+    /// When the newest block was published, in microseconds after that.
+    published_after: AtomicU64,
     /// Subscribers with equal filters wake together, so that a publication looks at each filter
     /// once, however many have it.
     groups: DashMap<Filter, Arc<Group>>,
@@ -114,6 +118,8 @@ impl Bus {
                 bytes: 0,
             }),
             head: AtomicU64::new(head.0),
+            opened_at: Instant::now(),
+            published_after: AtomicU64::new(0),
             groups: DashMap::new(),
             bytes: AtomicUsize::new(0),
         })
@@ -137,6 +143,8 @@ impl Bus {
         // After the window and before the groups: whoever subscribes in between sees the block in
         // the window, whoever subscribed before is woken.
         self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
+        self.published_after
+            .store(self.micros_open(), Ordering::Relaxed);
         self.head.store(block.last_sequence().0, Ordering::Release);
         for entry in &self.groups {
             entry.value().publish(entry.key(), block, evicted.through);
@@ -147,6 +155,17 @@ impl Bus {
     #[must_use]
     pub fn head(&self) -> Sequence {
         Sequence(self.head.load(Ordering::Acquire))
+    }
+
+    /// How long ago the newest block was published.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let published_after = self.published_after.load(Ordering::Relaxed);
+        Duration::from_micros(self.micros_open().saturating_sub(published_after))
+    }
+
+    fn micros_open(&self) -> u64 {
+        u64::try_from(self.opened_at.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// What the window holds, in bytes.
@@ -362,8 +381,6 @@ impl Drop for Subscriber {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{filter::Spec, log::fixtures};
 
@@ -419,6 +436,7 @@ mod tests {
         ));
         assert!(!is_woken(&mut subscriber));
         assert_eq!(bus.head(), Sequence(3));
+        assert!(bus.age() < bus.opened_at.elapsed());
     }
 
     #[test]

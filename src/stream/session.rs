@@ -55,6 +55,8 @@ pub(super) struct Session {
     found: Option<Found>,
     notices: VecDeque<Vec<u8>>,
     progress_at: Instant,
+    /// When the last response was taken.
+    sent_at: Instant,
     drain_by: Option<Instant>,
     end: Option<Result<(), Failure>>,
 }
@@ -148,6 +150,7 @@ impl Session {
             found: None,
             notices: start.notices,
             progress_at: Instant::now() + plan.progress_interval,
+            sent_at: Instant::now(),
             drain_by: None,
             end: None,
             plan,
@@ -168,7 +171,7 @@ impl Session {
                 return;
             }
             match self.step() {
-                Moved::Ready => return,
+                Moved::Ready => return self.linger().await,
                 // A sparse filter can have far to go: let others run in between.
                 Moved::On => tokio::task::coop::consume_budget().await,
                 Moved::Read | Moved::Wait if is_draining => self.drain(),
@@ -179,6 +182,21 @@ impl Session {
                 self.notices
                     .push_back(notice::progress(self.position, self.head()));
             }
+        }
+    }
+
+    /// Lets more live events come before the ones at hand are sent, when there is load.
+    async fn linger(&mut self) {
+        if self.phase != Phase::Live || !self.notices.is_empty() || self.end.is_some() {
+            return;
+        }
+        let Some(next) = self.shared.pace.next_after(self.sent_at) else {
+            return;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = self.draining.cancelled() => {}
+            ended = self.permit.ended() => self.revoke(ended),
         }
     }
 
@@ -223,7 +241,8 @@ impl Session {
             return Some(Step::End(end));
         };
         self.told = self.position;
-        self.progress_at = Instant::now() + self.plan.progress_interval;
+        self.sent_at = Instant::now();
+        self.progress_at = self.sent_at + self.plan.progress_interval;
         self.registration.told(self.position, &response);
         Some(Step::Response(response))
     }
@@ -449,7 +468,7 @@ impl Session {
             until = until.min(Instant::now() + left);
         }
         tokio::select! {
-            () = self.subscriber.changed() => {}
+            () = self.subscriber.changed() => self.shared.pace.ran_after(self.shared.bus.age()),
             () = tokio::time::sleep_until(until) => {}
             () = self.draining.cancelled() => {}
             ended = self.permit.ended() => self.revoke(ended),
