@@ -130,7 +130,7 @@ impl Active {
         }
         stage(Stage::Flush)
             .and_then(|()| self.file.sync_data())
-            .map_err(flush_error)?;
+            .map_err(|error| flush_error(&error))?;
         let stored = Stored {
             ordinal: self.ordinal,
             offset: self.end,
@@ -203,6 +203,6 @@ fn make_durable(file: &File, tip: &Tip) -> io::Result<()> {
 }
 
 /// A full disk may be reported by a flush too, but then it is unknown what was flushed.
-fn flush_error(error: io::Error) -> io::Error {
+fn flush_error(error: &io::Error) -> io::Error {
     io::Error::other(format!("flush: {error}"))
 }

@@ -251,13 +251,13 @@ async fn a_damaged_end_is_noticed_at_the_start() {
     type Damage = fn(&Path, &[(u64, Header)]);
     let damages: [(&str, Damage); 4] = [
         ("the last block", |path, frames| {
-            damage(path, frames[2].0 + 200)
+            damage(path, frames[2].0 + 200);
         }),
         ("the last header", |path, frames| {
-            damage(path, frames[2].0 + 20)
+            damage(path, frames[2].0 + 20);
         }),
         ("the first header", |path, frames| {
-            damage(path, frames[0].0 + 20)
+            damage(path, frames[0].0 + 20);
         }),
         ("a segment that is cut", |path, frames| {
             let file = fs::File::options().write(true).open(path).unwrap();
