@@ -153,11 +153,13 @@ pub(super) fn read(
 ) -> Result<Vec<Arc<Block>>, Fault> {
     let chunk_bytes = bytes_max.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
     let (mut blocks, mut bytes, mut next) = (Vec::new(), 0_usize, after.plus(1));
-    while next <= head {
+    // What is not asked for any more is not looked at: it may be damaged.
+    let is_enough = |blocks: &[Arc<Block>], bytes| !blocks.is_empty() && bytes >= bytes_max;
+    while next <= head && !is_enough(&blocks, bytes) {
         let place = segments.place_after(next.before()).ok_or(Fault::Gone)?;
         let mut frames = segments.open(&place, chunk_bytes)?;
         let mut expected = place.sequence;
-        while expected <= place.through && next <= head {
+        while expected <= place.through && next <= head && !is_enough(&blocks, bytes) {
             let header = header_of(&mut frames, &place, expected)?;
             let last = header.last_sequence();
             if last >= next {

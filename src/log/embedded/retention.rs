@@ -55,32 +55,46 @@ impl Retention {
             .saturating_add(self.age_micros / SLACK_DIVISOR);
         if now.0.saturating_sub(earliest_at.0) > age_max {
             let oldest = UnixMicros(now.0.saturating_sub(self.age_micros));
-            let place = readers::seek(segments, range.head, oldest)?;
-            return Ok(Some(match place {
-                Some((through, earliest_at)) => Due {
+            return match readers::seek(segments, range.head, oldest) {
+                Ok(Some((through, earliest_at))) => Ok(Some(Due {
                     through,
                     through_at: oldest.min(earliest_at),
                     earliest_at: Some(earliest_at),
-                },
-                None => Due {
+                })),
+                Ok(None) => Ok(Some(Due {
                     through: range.head,
                     through_at: head_at,
                     earliest_at: None,
-                },
-            }));
+                })),
+                // What is damaged ends no log: it goes when its segment does.
+                Err(Fault::Damaged(_)) => {
+                    let segment = segments.oldest_of_several();
+                    Ok(segment.filter(|&(_, at)| at < oldest).map(whole_segment))
+                }
+                Err(fault) => Err(fault),
+            };
         }
         if segments.bytes() + index_bytes <= self.bytes_max {
             return Ok(None);
         }
         // The newest segment stays, whatever its size.
-        let Some((through, through_at)) = segments.oldest_of_several() else {
+        let Some(segment) = segments.oldest_of_several() else {
             return Ok(None);
         };
-        let place = readers::time_after(segments, range.head, through)?;
-        Ok(Some(Due {
-            through,
-            through_at,
-            earliest_at: place,
-        }))
+        let due = whole_segment(segment);
+        match readers::time_after(segments, range.head, due.through) {
+            Ok(earliest_at) => Ok(Some(Due { earliest_at, ..due })),
+            Err(Fault::Damaged(_)) => Ok(Some(due)),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// A segment that goes, when it is not known more exactly what comes after it.
+fn whole_segment((through, through_at): (Sequence, UnixMicros)) -> Due {
+    Due {
+        through,
+        through_at,
+        earliest_at: Some(through_at),
     }
 }

@@ -344,6 +344,35 @@ fn small_segments() -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn retention_passes_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    write_segments(dir.path(), 4).await;
+    let frames = [2, 3, 4].map(|ordinal| frames_of(&segments::path(dir.path(), ordinal)));
+    let [second, third, fourth] = frames.map(|frames| frames[0].1.received_at.0);
+    damage(&segments::path(dir.path(), 2), SEGMENT_HEADER_BYTES + 20);
+    // Everything before the second one is too old now, and then everything before the third.
+    let age = Duration::from_micros(fourth.abs_diff(second));
+    let now = Arc::new(AtomicI64::new(fourth));
+    let options = Options {
+        retention_age: age,
+        ..small_segments()
+    };
+    let seams = Seams {
+        clock: clock(&now),
+        ..Seams::default()
+    };
+    let log = open_with_seams(dir.path(), options, no_tail(), seams).unwrap();
+    waits_until(|| log.range().earliest == Sequence(101)).await;
+    let read = log.read(Sequence(100), ALL).await;
+    assert!(matches!(read, Err(ReadError::Failed(_))), "{read:?}");
+    now.fetch_add(third - second, Ordering::SeqCst);
+    waits_until(|| log.range().earliest == Sequence(201)).await;
+    assert_eq!(log.health(), Ok(()));
+    let rest = log.read(Sequence(200), ALL).await.unwrap();
+    assert_eq!(fixtures::events(&rest).len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_torn_commit_at_the_end_is_passed_over_and_what_was_acknowledged_is_kept() {
     // One block, and so many that they need the next segment.
     for end in [6, 10_004] {
