@@ -366,6 +366,10 @@ impl Stream {
                     send.send_data(response, false).map_err(|_| Gone)?;
                     // What is held back from the connection's other streams is given back.
                     send.reserve_capacity(0);
+                    if session.reads_history() {
+                        // Who has a lot to read lets what is live go first, after each response.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Some(Step::End(end)) => return end_stream(send, &end),
             }
