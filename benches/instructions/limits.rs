@@ -23,9 +23,9 @@ pub(crate) struct Limit {
 /// over JSON and two SHA-256, of `append` SQLite, of `deliver` h2.
 pub(crate) const LIMITS: [Limit; 8] = [
     limit("verify", "a body", 457_700),
-    limit("decode-sessions", "an event", 29_220),
-    limit("decode-users", "an event", 37_780),
-    limit("decode-unknown", "an event", 16_730),
+    limit("decode-sessions", "an event", 21_340),
+    limit("decode-users", "an event", 28_690),
+    limit("decode-unknown", "an event", 12_430),
     limit("append", "an event", 10_330),
     limit("encode", "an event", 3_370),
     limit("match", "an event", 307),
