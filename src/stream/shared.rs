@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Options, registry::Registry, status::Failure};
+use super::{Options, pace::Pace, registry::Registry, status::Failure};
 use crate::{
     bus::Bus,
     credentials::Credentials,
@@ -30,6 +30,7 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     /// Places for calls that are no subscriptions.
     pub(super) calls: Arc<Semaphore>,
+    pub(super) pace: Pace,
     /// Cancelled when the server begins to drain.
     pub(super) draining: CancellationToken,
 }
@@ -51,6 +52,7 @@ impl Shared {
             log,
             bus,
             registry,
+            pace: Pace::default(),
             draining,
         })
     }
