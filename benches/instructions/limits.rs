@@ -29,7 +29,7 @@ pub(crate) const LIMITS: [Limit; 8] = [
     limit("append", "an event", 10_330),
     limit("encode", "an event", 3_370),
     limit("match", "an event", 307),
-    limit("deliver", "a response", 28_960),
+    limit("deliver", "a response", 30_210),
 ];
 
 const fn limit(room: &'static str, unit: &'static str, expected: u64) -> Limit {
