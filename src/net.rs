@@ -24,6 +24,7 @@ pub mod descriptors;
 pub mod fair;
 pub mod http1;
 pub mod network;
+pub mod quiet;
 pub mod tls;
 pub mod write_deadline;
 

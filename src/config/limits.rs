@@ -91,6 +91,16 @@ pub struct LogLimits {
     pub queue_bytes_max: ByteSize,
 }
 
+/// Limits of what refusals may fill the log with, on the ports that strangers may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusalLimits {
+    /// Lines of one kind in a row. Default 100: a morning's worth of scanners, and each attempt of
+    /// somebody who sets a client up.
+    pub lines_at_once: usize,
+    /// After that, one line in this time, with the number of those left out. Default 100 ms.
+    pub line_interval: Duration,
+}
+
 pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
     WebhookLimits {
         body_bytes_max: take.take_in(
@@ -181,6 +191,17 @@ pub(super) fn log(take: &mut Resolver<'_>) -> LogLimits {
             "limits.log.queue_bytes_max",
             ByteSize::mib(64),
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+    }
+}
+
+pub(super) fn refusals(take: &mut Resolver<'_>) -> RefusalLimits {
+    RefusalLimits {
+        lines_at_once: take.take_in("limits.refusals.lines_at_once", 100, COUNTS),
+        line_interval: take.take_in(
+            "limits.refusals.line_interval",
+            Duration::from_millis(100),
+            Duration::from_millis(1)..=seconds(3600),
         ),
     }
 }

@@ -17,7 +17,6 @@ mod body;
 mod challenge;
 mod delivery;
 mod error;
-mod quiet;
 mod routes;
 pub mod source;
 mod status;
@@ -29,11 +28,14 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{body::Budget, quiet::Quiet, source::Sources};
+use self::{body::Budget, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
-    net::{self, http1},
+    net::{
+        self, http1,
+        quiet::{self, Quiet},
+    },
     signature::Keyring,
 };
 
@@ -60,6 +62,8 @@ pub struct Options {
     pub connection: http1::Limits,
     /// Limits of all connections.
     pub listener: net::Limits,
+    /// How many lines the refusals may fill the log with.
+    pub quiet: quiet::Limits,
 }
 
 impl Default for Options {
@@ -72,6 +76,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(8),
             connection: http1::Limits::default(),
             listener: net::Limits::default(),
+            quiet: quiet::Limits::default(),
         }
     }
 }
@@ -146,7 +151,7 @@ impl Receiver {
                 log,
                 metrics,
                 bodies: Budget::new(options.bodies_bytes_max),
-                quiet: Quiet::default(),
+                quiet: Quiet::new(options.quiet),
                 verifications: Semaphore::new(options.verifications_max),
                 options,
             }),

@@ -15,7 +15,7 @@ use super::{
     error::Error,
     status::{self, Outcome},
 };
-use crate::net::http1::Peer;
+use crate::net::{http1::Peer, quiet::Admitted};
 
 /// All routes of the webhook port. Nothing is rejected: whatever is asked has its answer.
 pub(super) fn routes(
@@ -148,11 +148,9 @@ fn conclude(
                 shared.metrics.verification_failed(reason);
             }
             let code = answer.code;
-            let Some(unlogged) = shared.quiet.admit(code) else {
+            let Some(Admitted { unlogged }) = shared.quiet.admit(code) else {
                 return answer.response;
             };
-            // Only where there are some.
-            let unlogged = (unlogged > 0).then_some(unlogged);
             match status::level(error) {
                 Level::ERROR => {
                     tracing::error!(app, peer, code, unlogged, %error, "request refused");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::Config,
-    net::{self, http1},
+    net::{self, http1, quiet},
     receiver::{self, VerificationToken, source::Sources},
     signature::Keyring,
     stream,
@@ -38,6 +38,7 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
             connections_per_address_max: limits.connections_per_address_max,
             drain_timeout: connections_drain_timeout(config.drain_timeout),
         },
+        quiet: quiet(config),
     }
 }
 
@@ -70,6 +71,15 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
             .iter()
             .map(|origin| origin.0.clone())
             .collect(),
+        quiet: quiet(config),
+    }
+}
+
+fn quiet(config: &Config) -> quiet::Limits {
+    let limits = config.refusal_limits;
+    quiet::Limits {
+        lines_at_once: u32::try_from(limits.lines_at_once).unwrap_or(u32::MAX),
+        line_interval: limits.line_interval,
     }
 }
 

@@ -16,7 +16,12 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 use tower_service::Service;
 
-use super::{Caller, shared::Shared, status::Failure};
+use super::{
+    Caller,
+    service::Peer,
+    shared::{Refused, Shared},
+    status::Failure,
+};
 use crate::{
     credentials::{Ended, Grant, Place, Presented, Refusal},
     net::tls::Identity,
@@ -95,11 +100,9 @@ impl Service<Request<Body>> for Gate {
             let (grant, place) = match admit(&shared, &parts).await {
                 Ok(admitted) => admitted,
                 Err(failure) => {
-                    let address = parts.extensions.get::<Caller>();
-                    let address = address.map(|caller| tracing::field::display(caller.address));
-                    let reason = failure.reason();
-                    tracing::info!(peer = address, reason, "call refused");
-                    shared.registry.refused(reason);
+                    let peer = parts.extensions.get::<Peer>();
+                    let peer = peer.map(|Peer(peer)| &**peer);
+                    shared.refused(Refused::Call, peer, &failure);
                     return Ok(Status::from(&failure).into_http());
                 }
             };

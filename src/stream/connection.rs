@@ -32,7 +32,7 @@ use super::{
 use crate::{
     credentials::Grant,
     metrics::Closure,
-    net::{fair::Fair, http1, write_deadline::WriteDeadline},
+    net::{fair::Fair, http1, quiet::Admitted, write_deadline::WriteDeadline},
 };
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
@@ -132,11 +132,15 @@ impl Connections {
                     None => return None,
                 },
                 () = &mut dead => {
-                    tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
+                    if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("unanswered") {
+                        tracing::info!(peer = %origin.peer.0, unlogged, "connection closed: it answers no pings");
+                    }
                     return Some(Closure::Unanswered);
                 }
                 () = flooded.cancelled() => {
-                    tracing::warn!(peer = %origin.peer.0, "connection closed: a flood of frames");
+                    if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("flood") {
+                        tracing::warn!(peer = %origin.peer.0, unlogged, "connection closed: a flood of frames");
+                    }
                     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     let farewell = poll_fn(|context| connection.poll_closed(context));
                     let farewell = Box::pin(flushing(farewell, &flusher));

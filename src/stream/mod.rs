@@ -31,7 +31,7 @@ use crate::{
     credentials::Credentials,
     log::Log,
     metrics::{Closure, Metrics},
-    net::tls::Identity,
+    net::{quiet, tls::Identity},
 };
 
 /// The limits of the subscribers' port.
@@ -67,6 +67,8 @@ pub struct Options {
     /// Sites whose pages may subscribe by gRPC-Web, as origins (`https://example.com`), or `*`.
     /// Pages that this machine serves to itself always may.
     pub web_origins: Vec<String>,
+    /// How many lines the refusals may fill the log with.
+    pub quiet: quiet::Limits,
 }
 
 impl Default for Options {
@@ -86,6 +88,7 @@ impl Default for Options {
             slow_consumer_timeout: Duration::from_secs(60),
             drain_retry_spread: Duration::from_secs(5),
             web_origins: Vec::new(),
+            quiet: quiet::Limits::default(),
         }
     }
 }
