@@ -22,6 +22,7 @@ use crate::metrics::{Closure, Metrics, Refusal};
 mod connection;
 pub mod descriptors;
 pub mod fair;
+pub mod framing;
 pub mod http1;
 pub mod network;
 pub mod quiet;

@@ -22,6 +22,16 @@ pub struct WebhookLimits {
     pub connections_per_address_max: usize,
     /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
     pub header_timeout: Duration,
+    /// Headers of a request. Default 64: a delivery has about ten.
+    pub headers_max: usize,
+    /// Bytes of a request's header. Default 16 KiB.
+    pub header_bytes_max: ByteSize,
+    /// Bytes of a request that are neither header nor body: the sizes of chunks. Default 64 KiB, and
+    /// eight more for each byte of the body, so that chunks may be as small as they like.
+    pub framing_bytes_max: ByteSize,
+    /// From the end of the header to the end of the body. Default 5 s: a batch is a few packets, and
+    /// three seconds are left for what comes after.
+    pub body_timeout: Duration,
     /// Everything from the header to the answer. Default 8 s, so that the sender's 10 s never run
     /// out on an answer that is on its way.
     pub request_timeout: Duration,
@@ -64,6 +74,21 @@ pub struct GrpcLimits {
     /// Bytes of events gathered into one response. Default 256 KiB: past that larger messages
     /// gain nothing. An event above it travels alone.
     pub response_bytes_max: ByteSize,
+    /// Bytes of a connection's responses that wait for its socket, whatever windows its client
+    /// opened. Default 1 MiB: four of the largest usual responses keep a socket busy.
+    pub unsent_bytes_max: ByteSize,
+    /// Bytes written to a client that pay for one frame of its own. Default 32: the shortest frame
+    /// of a stream has 70, and a client has two or three to say to it.
+    pub frame_cost_bytes: ByteSize,
+    /// Frames that a client has by itself in a second. Default 1,000: three hundred calls, or their
+    /// cancellation.
+    pub frames_per_second: usize,
+    /// Frames that a new connection begins with. Default 10,000: all its streams and their settings
+    /// many times over.
+    pub frames_at_first: usize,
+    /// Frames that can be saved up. Default 100,000: what was written yesterday pays for no flood
+    /// today.
+    pub frames_saved_max: usize,
     /// How long a client may leave its stream unread before it is ended, with its cursor.
     /// Default 60 s.
     pub slow_consumer_timeout: Duration,
@@ -121,6 +146,19 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
             COUNTS,
         ),
         header_timeout: take.take_in("limits.webhook.header_timeout", seconds(5), REQUEST_TIMES),
+        headers_max: take.take_in("limits.webhook.headers_max", 64, 16..=1_000),
+        header_bytes_max: take.take_in(
+            "limits.webhook.header_bytes_max",
+            ByteSize::kib(16),
+            // The HTTP library takes no smaller buffer.
+            ByteSize::kib(8)..=ByteSize::mib(1),
+        ),
+        framing_bytes_max: take.take_in(
+            "limits.webhook.framing_bytes_max",
+            ByteSize::kib(64),
+            ByteSize::kib(1)..=ByteSize::mib(64),
+        ),
+        body_timeout: take.take_in("limits.webhook.body_timeout", seconds(5), REQUEST_TIMES),
         request_timeout: take.take_in("limits.webhook.request_timeout", seconds(8), REQUEST_TIMES),
         write_timeout: take.take_in("limits.webhook.write_timeout", seconds(8), HEADER_TIMES),
     }
@@ -161,6 +199,19 @@ pub(super) fn grpc(take: &mut Resolver<'_>) -> GrpcLimits {
             // Clients refuse messages above 4 MiB unless they are told not to.
             ByteSize::kib(1)..=ByteSize::mib(3),
         ),
+        unsent_bytes_max: take.take_in(
+            "limits.grpc.unsent_bytes_max",
+            ByteSize::mib(1),
+            ByteSize::kib(64)..=ByteSize::gib(1),
+        ),
+        frame_cost_bytes: take.take_in(
+            "limits.grpc.frame_cost_bytes",
+            ByteSize(32),
+            ByteSize(1)..=ByteSize::kib(1),
+        ),
+        frames_per_second: take.take_in("limits.grpc.frames_per_second", 1_000, COUNTS),
+        frames_at_first: take.take_in("limits.grpc.frames_at_first", 10_000, COUNTS),
+        frames_saved_max: take.take_in("limits.grpc.frames_saved_max", 100_000, COUNTS),
         slow_consumer_timeout: take.take_in(
             "limits.grpc.slow_consumer_timeout",
             seconds(60),

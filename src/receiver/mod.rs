@@ -55,6 +55,9 @@ pub struct Options {
     /// waits behind a flood of forged ones. It is not the number of cores: a forged delivery may
     /// wait seconds for newer keys, and few of them must not keep all others out.
     pub verifications_max: usize,
+    /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
+    /// comes after.
+    pub body_timeout: Duration,
     /// Everything from the end of the header to the answer. Default 8 s, so that the sender's 10 s
     /// never run out on an answer that is on its way.
     pub request_timeout: Duration,
@@ -73,6 +76,7 @@ impl Default for Options {
             body_bytes_max: 1024 * 1024,
             bodies_bytes_max: 64 * 1024 * 1024,
             verifications_max: 1024,
+            body_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(8),
             connection: http1::Limits::default(),
             listener: net::Limits::default(),

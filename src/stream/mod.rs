@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{connection::Connections, services::Services, shared::Shared};
-pub use self::{registry::Snapshot, status::DOMAIN};
+pub use self::{frame_budget::Limits as FrameLimits, registry::Snapshot, status::DOMAIN};
 use crate::{
     bus::Bus,
     credentials::Credentials,
@@ -54,6 +54,10 @@ pub struct Options {
     pub request_bytes_max: usize,
     /// How large a response gets, in bytes, unless a single event is larger.
     pub response_bytes_max: usize,
+    /// How much of a connection's responses may wait for its socket, in bytes.
+    pub unsent_bytes_max: usize,
+    /// How many frames a client may send.
+    pub frames: FrameLimits,
     /// How long a client may take to begin speaking.
     pub header_timeout: Duration,
     /// How often a connection is asked whether it is alive.
@@ -82,6 +86,8 @@ impl Default for Options {
             header_bytes_max: 16 * 1024,
             request_bytes_max: 64 * 1024,
             response_bytes_max: 256 * 1024,
+            unsent_bytes_max: 1024 * 1024,
+            frames: FrameLimits::default(),
             header_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(20),

@@ -57,7 +57,7 @@ const TYPE_FORBIDDEN: Outcome = Outcome::Refused(Code::PermissionDenied, "TYPE_F
 const APP_FORBIDDEN: Outcome = Outcome::Refused(Code::PermissionDenied, "APP_FORBIDDEN");
 
 /// Makes a token as an operator does.
-fn token(data_dir: &Path, arguments: &[&str]) -> String {
+pub(crate) fn token(data_dir: &Path, arguments: &[&str]) -> String {
     let made = program(&["token", "create"])
         .args(arguments)
         .arg("--data-dir")

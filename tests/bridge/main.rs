@@ -19,6 +19,7 @@ mod http;
 mod keys;
 mod privacy;
 mod proxies;
+mod refusals;
 mod setup;
 mod signatures;
 mod simulator;
