@@ -20,6 +20,7 @@ mod keys;
 mod privacy;
 mod proxies;
 mod refusals;
+mod settings_privacy;
 mod setup;
 mod signatures;
 mod simulator;
