@@ -179,12 +179,14 @@ async fn admit(
 
 async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure> {
     let caller = request.extensions.get::<Caller>();
-    let identity = caller.and_then(|caller| caller.identity.as_ref());
+    let certificate = caller.and_then(|caller| caller.certificate.as_ref());
+    let identity = certificate.and_then(|certificate| certificate.identity.as_ref());
     let mut values = request.headers.get_all(header::AUTHORIZATION).iter();
     let authorization = values.next();
     let presented = Presented {
         authorization: authorization.map(HeaderValue::as_bytes),
         certificate: identity.map(Identity::as_str),
+        certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
     };
     let authenticated = match values.next() {
         // Two could be meant for two servers that each look at another one.

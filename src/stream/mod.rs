@@ -31,7 +31,7 @@ use crate::{
     credentials::Credentials,
     log::Log,
     metrics::{Closure, Metrics},
-    net::{quiet, tls::Identity},
+    net::{quiet, tls::ClientCertificate},
 };
 
 /// The limits of the subscribers' port.
@@ -112,8 +112,8 @@ impl Options {
 pub struct Caller {
     /// Where it calls from; for the operator's log only, as there may be a proxy between.
     pub address: SocketAddr,
-    /// Who its certificate says it is, where it showed one.
-    pub identity: Option<Identity>,
+    /// What its certificate says, where it showed one.
+    pub certificate: Option<ClientCertificate>,
 }
 
 impl From<SocketAddr> for Caller {
@@ -121,7 +121,7 @@ impl From<SocketAddr> for Caller {
     fn from(address: SocketAddr) -> Self {
         Self {
             address,
-            identity: None,
+            certificate: None,
         }
     }
 }
