@@ -16,6 +16,12 @@ pub struct WebhookLimits {
     /// flood of forged ones does not keep genuine ones from their answer, and those that wait for
     /// newer keys do not keep all others out.
     pub verifications_max: usize,
+    /// Forged deliveries that are answered at once, after a time without any. Default 100: whoever
+    /// sets a sender up and tries wrong keys is never kept waiting.
+    pub forgeries_at_once: usize,
+    /// Forged deliveries that are answered in a second after that; their senders wait. Default 500:
+    /// some hundredths of a core, whatever they do.
+    pub forgeries_per_second: usize,
     /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
     pub connections_max: usize,
     /// Connections of one address. Default 256: one stranger cannot take them all.
@@ -139,6 +145,8 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
         ),
         verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),
+        forgeries_at_once: take.take_in("limits.webhook.forgeries_at_once", 100, COUNTS),
+        forgeries_per_second: take.take_in("limits.webhook.forgeries_per_second", 500, COUNTS),
         connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
         connections_per_address_max: take.take_in(
             "limits.webhook.connections_per_address_max",

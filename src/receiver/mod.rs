@@ -17,6 +17,7 @@ mod body;
 mod challenge;
 mod delivery;
 mod error;
+pub mod forgeries;
 mod routes;
 pub mod source;
 mod status;
@@ -28,7 +29,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{body::Budget, source::Sources};
+use self::{body::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
@@ -55,6 +56,8 @@ pub struct Options {
     /// waits behind a flood of forged ones. It is not the number of cores: a forged delivery may
     /// wait seconds for newer keys, and few of them must not keep all others out.
     pub verifications_max: usize,
+    /// How many forged deliveries are answered; the others wait for their turn.
+    pub forgeries: forgeries::Limits,
     /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
     /// comes after.
     pub body_timeout: Duration,
@@ -76,6 +79,7 @@ impl Default for Options {
             body_bytes_max: 1024 * 1024,
             bodies_bytes_max: 64 * 1024 * 1024,
             verifications_max: 1024,
+            forgeries: forgeries::Limits::default(),
             body_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(8),
             connection: http1::Limits::default(),
@@ -138,6 +142,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     bodies: Budget,
     verifications: Semaphore,
+    forgeries: Forgeries,
     quiet: Quiet,
 }
 
@@ -157,6 +162,7 @@ impl Receiver {
                 bodies: Budget::new(options.bodies_bytes_max),
                 quiet: Quiet::new(options.quiet),
                 verifications: Semaphore::new(options.verifications_max),
+                forgeries: Forgeries::new(options.forgeries),
                 options,
             }),
         }

@@ -28,6 +28,10 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
         body_bytes_max: limits.body_bytes_max.as_usize(),
         bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
         verifications_max: limits.verifications_max,
+        forgeries: receiver::forgeries::Limits {
+            at_once: u32::try_from(limits.forgeries_at_once).unwrap_or(u32::MAX),
+            per_second: u32::try_from(limits.forgeries_per_second).unwrap_or(u32::MAX),
+        },
         body_timeout: limits.body_timeout,
         request_timeout: limits.request_timeout,
         connection: http1::Limits {

@@ -103,44 +103,55 @@ fn statuses(answers: &[Vec<u8>]) -> Vec<Option<u16>> {
 async fn who_is_slow_is_cut_at_the_deadline() {
     let guarded = guarded().await;
 
-    let silent = all::<Vec<u8>, _>(&guarded, SOCKETS, |mut stream| async move {
-        read_to_end(&mut stream).await
-    });
-    let silent = guarded.under("silent sockets", within(HEADER_TIMEOUT, silent));
-    assert!(silent.await.iter().all(Vec::is_empty));
+    let silent = async || {
+        let silent = all::<Vec<u8>, _>(&guarded, SOCKETS, |mut stream| async move {
+            read_to_end(&mut stream).await
+        });
+        within(HEADER_TIMEOUT, silent).await
+    };
+    let silent = guarded.under("silent sockets", silent).await.concat();
+    assert!(silent.iter().all(Vec::is_empty));
     let silent = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="silent"}"#;
     guarded.counted(silent, SOCKETS as f64).await;
 
-    let slow_headers = all(&guarded, SOCKETS, |stream| {
-        let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
-        dribble(stream, start.into(), b"x")
-    });
-    let answers = guarded.under("slow headers", within(HEADER_TIMEOUT, slow_headers));
-    let answers = statuses(&answers.await);
+    let slow_headers = async || {
+        let slow_headers = all(&guarded, SOCKETS, |stream| {
+            let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
+            dribble(stream, start.into(), b"x")
+        });
+        within(HEADER_TIMEOUT, slow_headers).await
+    };
+    let answers = guarded.under("slow headers", slow_headers).await;
+    let answers = statuses(&answers.concat());
     assert!(
         answers
             .iter()
             .all(|status| matches!(status, None | Some(408)))
     );
 
-    let slow_bodies = all(&guarded, SOCKETS, |stream| {
-        dribble(stream, head("Content-Length: 100000").into(), b"x")
-    });
-    let answers = guarded.under("slow bodies", within(REQUEST_TIMEOUT, slow_bodies));
-    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    let slow_bodies = async || {
+        let slow_bodies = all(&guarded, SOCKETS, |stream| {
+            dribble(stream, head("Content-Length: 100000").into(), b"x")
+        });
+        within(REQUEST_TIMEOUT, slow_bodies).await
+    };
+    for answers in guarded.under("slow bodies", slow_bodies).await {
+        assert_eq!(statuses(&answers), [Some(503); SOCKETS]);
+    }
     let outcome =
         r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
     guarded.counted(outcome, SOCKETS as f64).await;
 
-    let slow_chunks = all(&guarded, SOCKETS, |stream| {
-        dribble(
-            stream,
-            head("Transfer-Encoding: chunked").into(),
-            b"1\r\nx\r\n",
-        )
-    });
-    let answers = guarded.under("slow chunks", within(REQUEST_TIMEOUT, slow_chunks));
-    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    let slow_chunks = async || {
+        let slow_chunks = all(&guarded, SOCKETS, |stream| {
+            let head = head("Transfer-Encoding: chunked");
+            dribble(stream, head.into(), b"1\r\nx\r\n")
+        });
+        within(REQUEST_TIMEOUT, slow_chunks).await
+    };
+    for answers in guarded.under("slow chunks", slow_chunks).await {
+        assert_eq!(statuses(&answers), [Some(503); SOCKETS]);
+    }
     guarded.finish().await;
 }
 
@@ -148,35 +159,44 @@ async fn who_is_slow_is_cut_at_the_deadline() {
 async fn what_never_ends_is_cut_at_its_limit() {
     let guarded = guarded().await;
     let line = format!("X-Long: {}\r\n", "x".repeat(900));
-    let long_headers = all(&guarded, SOCKETS, |stream| {
-        let start = "GET /webhooks HTTP/1.1\r\n".into();
-        pour(stream, start, line.clone().into(), 1_000)
-    });
-    let answers = guarded.under("endless headers", within(HEADER_TIMEOUT, long_headers));
+    let long_headers = async || {
+        let long_headers = all(&guarded, SOCKETS, |stream| {
+            let start = "GET /webhooks HTTP/1.1\r\n".into();
+            pour(stream, start, line.clone().into(), 1_000)
+        });
+        within(HEADER_TIMEOUT, long_headers).await
+    };
+    let answers = guarded.under("endless headers", long_headers).await;
     assert!(
-        statuses(&answers.await)
+        statuses(&answers.concat())
             .iter()
             .all(|&status| status == Some(431) || status.is_none())
     );
 
-    let many_headers = all(&guarded, SOCKETS, |stream| {
-        let start = "GET /webhooks HTTP/1.1\r\n".into();
-        pour(stream, start, b"x:\r\n".repeat(100), 100)
-    });
-    let answers = guarded.under("many headers", within(HEADER_TIMEOUT, many_headers));
+    let many_headers = async || {
+        let many_headers = all(&guarded, SOCKETS, |stream| {
+            let start = "GET /webhooks HTTP/1.1\r\n".into();
+            pour(stream, start, b"x:\r\n".repeat(100), 100)
+        });
+        within(HEADER_TIMEOUT, many_headers).await
+    };
+    let answers = guarded.under("many headers", many_headers).await;
     assert!(
-        statuses(&answers.await)
+        statuses(&answers.concat())
             .iter()
             .all(|&status| status == Some(431) || status.is_none())
     );
 
     let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
-    let chunks = all(&guarded, 10, |stream| {
-        let head = head("Transfer-Encoding: chunked").into();
-        pour(stream, head, chunk.clone(), 2_000)
-    });
-    let answers = guarded.under("endless chunks", within(REQUEST_TIMEOUT, chunks));
-    let answers = statuses(&answers.await);
+    let chunks = async || {
+        let chunks = all(&guarded, 10, |stream| {
+            let head = head("Transfer-Encoding: chunked").into();
+            pour(stream, head, chunk.clone(), 2_000)
+        });
+        within(REQUEST_TIMEOUT, chunks).await
+    };
+    let answers = guarded.under("endless chunks", chunks).await;
+    let answers = statuses(&answers.concat());
     assert!(
         answers
             .iter()
@@ -193,13 +213,16 @@ async fn what_never_ends_is_cut_at_its_limit() {
             "x: y\r\n".repeat(100),
         ),
     ] {
-        let endless = all(&guarded, 10, |stream| {
-            let start = head("Transfer-Encoding: chunked") + start;
-            pour(stream, start.into(), more.clone().into(), 20_000)
-        });
-        // At once, and not only at a deadline.
-        let answers = guarded.under(name, within(AT_ONCE, endless)).await;
-        let answers = statuses(&answers);
+        let endless = async || {
+            let endless = all(&guarded, 10, |stream| {
+                let start = head("Transfer-Encoding: chunked") + start;
+                pour(stream, start.into(), more.clone().into(), 20_000)
+            });
+            // At once, and not only at a deadline.
+            within(AT_ONCE, endless).await
+        };
+        let answers = guarded.under(name, endless).await;
+        let answers = statuses(&answers.concat());
         // The word is lost where the connection is closed on what was still coming.
         let told = |status: &Option<u16>| matches!(status, None | Some(413 | 503));
         assert!(answers.iter().all(told), "{name}: {answers:?}");
@@ -211,7 +234,7 @@ async fn what_never_ends_is_cut_at_its_limit() {
 async fn who_does_not_read_the_answers_is_cut() {
     let guarded = guarded().await;
     let requests = "GET /webhooks HTTP/1.1\r\nHost: bridge\r\n\r\n".repeat(200);
-    let attack = async {
+    let attack = async || {
         let mut deaf = JoinSet::new();
         for _ in 0..2 {
             let address = guarded.bridge.addresses.webhook;
@@ -235,7 +258,8 @@ async fn who_does_not_read_the_answers_is_cut() {
         deaf.join_all().await;
     };
     // It takes a while until the buffers of the system are full.
-    let attack = within(WRITE_TIMEOUT + Duration::from_secs(10), attack);
+    let deadline = WRITE_TIMEOUT + Duration::from_secs(10);
+    let attack = async || within(deadline, attack()).await;
     guarded.under("pipelined and never read", attack).await;
     let unread = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="unread"}"#;
     guarded.counted(unread, 2.0).await;
