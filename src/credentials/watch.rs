@@ -179,7 +179,7 @@ impl Watcher {
 /// Keeps what holds. It is said once: the same file is not judged again.
 fn refuse(error: &Error, shared: &Shared) {
     tracing::error!(
-        error = plain::words(&error),
+        error = plain::words(error),
         "the changed credentials are not taken over; those before stay in force"
     );
     shared.state.send_modify(|state| {

@@ -284,7 +284,7 @@ impl Refresher {
         let now = Instant::now();
         let expired = now >= self.expires && !self.state.borrow().keys.is_empty();
         tracing::warn!(
-            app = %self.app_id, source = plain::words(&self.source), error = plain::words(&fault),
+            app = %self.app_id, source = plain::words(&self.source), error = plain::words(fault),
             keys = if expired { 0 } else { self.state.borrow().keys.keys().len() },
             "the signing keys could not be refreshed; the last good ones stay in use for now"
         );

@@ -205,7 +205,7 @@ impl Refresher {
         let is_expired = now >= self.expires;
         tracing::warn!(
             source = plain::words(&self.source),
-            error = plain::words(&error),
+            error = plain::words(error),
             keys = self.state.borrow().keys.len(),
             "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
         );

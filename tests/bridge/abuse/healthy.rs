@@ -92,7 +92,7 @@ impl Percentiles {
 }
 
 impl Healthy {
-    pub(super) async fn start(bridge: &Bridge) -> Self {
+    pub(super) async fn start(bridge: &Bridge, sender: Sender) -> Self {
         let ledger = Arc::<Mutex<Ledger>>::default();
         let (stopping, complete) = (CancellationToken::new(), CancellationToken::new());
         let from_now_on = from(Start::Latest(Latest {}));
@@ -102,11 +102,7 @@ impl Healthy {
             .until(|notice| matches!(notice, Notice::Started(_)))
             .await;
         let subscriber = read(received, Arc::clone(&ledger), complete.clone());
-        let sender = send(
-            Sender::to(bridge.addresses.webhook),
-            Arc::clone(&ledger),
-            stopping.clone(),
-        );
+        let sender = send(sender, Arc::clone(&ledger), stopping.clone());
         Self {
             subscriber: tokio::spawn(subscriber),
             sender: tokio::spawn(sender),

@@ -29,7 +29,10 @@ use std::{
 };
 
 use self::healthy::{HEALTHY_CONNECTIONS_MAX, Healthy, Percentiles};
-use crate::support::{Bridge, Setup, sender::eventually};
+use crate::support::{
+    Bridge, Setup,
+    sender::{Sender, eventually},
+};
 
 /// How much a bridge may grow under an attack.
 const GROWTH_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -87,7 +90,13 @@ impl Guarded {
 
     /// The same with a log on disk, or whatever the bridge was started with.
     async fn of(bridge: Bridge) -> Self {
-        let healthy = Healthy::start(&bridge).await;
+        let sender = Sender::to(bridge.addresses.webhook);
+        Self::with(bridge, sender).await
+    }
+
+    /// The same with a sender who comes in another way.
+    async fn with(bridge: Bridge, sender: Sender) -> Self {
+        let healthy = Healthy::start(&bridge, sender).await;
         Self {
             bridge,
             healthy,
@@ -143,7 +152,8 @@ impl Guarded {
     /// and what was sent with what came, and ends the bridge.
     async fn finish(self) {
         self.rest().await;
-        let quiet = self.healthy.within(&self.quiet.lock().unwrap()).await;
+        let resting = self.quiet.into_inner().unwrap();
+        let quiet = self.healthy.within(&resting).await;
         let noise = match std::env::var_os(ALONE) {
             Some(_) => LATENCY_NOISE_ALONE,
             None => LATENCY_NOISE_AMONG_OTHERS,

@@ -15,7 +15,10 @@ use super::{
     sockets::{read_to_end, status},
     within,
 };
-use crate::support::{APP, Setup, sign};
+use crate::{
+    support::{APP, Setup, certificates::Authority, sender::Sender, sign},
+    tls::Secured as _,
+};
 
 /// Attackers of one kind at once: below what one address may have.
 const SOCKETS: usize = 60;
@@ -23,6 +26,7 @@ const SOCKETS: usize = 60;
 /// The deadlines of these tests, below the defaults only to be quicker.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Long enough for a loopback.
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// How long an answer may wait for its reader; not a setting.
@@ -227,6 +231,40 @@ async fn what_never_ends_is_cut_at_its_limit() {
         let told = |status: &Option<u16>| matches!(status, None | Some(413 | 503));
         assert!(answers.iter().all(told), "{name}: {answers:?}");
     }
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_handshake_is_cut_at_its_deadline() {
+    let authority = Authority::new();
+    let setup = Setup::default()
+        .with("store", "memory")
+        .with("tls.handshake_timeout", "1s")
+        .secured("webhook", &authority.server("server"));
+    let bridge = setup.start().await;
+    let sender = Sender::over_tls(bridge.addresses.webhook, &authority);
+    let guarded = Guarded::with(bridge, sender).await;
+    // A record that announces more than comes, one byte of a record, and nothing.
+    let beginnings = [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"\x16",
+        b"",
+    ];
+    let attack = async || {
+        let attacks = beginnings.map(|beginning| {
+            all(&guarded, SOCKETS, move |mut stream| async move {
+                stream.write_all(beginning).await.unwrap();
+                read_to_end(&mut stream).await
+            })
+        });
+        let attacks = futures_util::future::join_all(attacks);
+        within(HANDSHAKE_TIMEOUT, attacks).await.concat()
+    };
+    let answers = guarded.under("half TLS handshakes", attack).await.concat();
+    assert!(answers.iter().all(Vec::is_empty));
+    let timeouts =
+        r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="timeout"}"#;
+    guarded.counted(timeouts, answers.len() as f64).await;
     guarded.finish().await;
 }
 
