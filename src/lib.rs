@@ -23,6 +23,9 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+// What of others' text may be read in a log or on a terminal.
+pub mod plain;
+
 // Event, ids, cursor: pure values.
 pub mod event;
 

@@ -10,6 +10,8 @@ use tracing_subscriber::{
     fmt::{MakeWriter, format},
 };
 
+use crate::plain::{self, steers};
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -140,24 +142,7 @@ fn write_field(
     if field.name() != "message" {
         write!(writer, "{}=", field.name())?;
     }
-    for character in format!("{value:?}").chars() {
-        if steers(character) {
-            write!(writer, "{}", character.escape_default())?;
-        } else {
-            writer.write_char(character)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a terminal does something else with a character than show it: it is a control character,
-/// or it turns text around or breaks its line.
-fn steers(character: char) -> bool {
-    let turns = matches!(
-        character,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    );
-    character.is_control() || turns
+    writer.write_str(&plain::escaped(&format!("{value:?}")))
 }
 
 /// Writers whose lines of JSON have escapes for whatever steers a terminal. JSON itself asks for

@@ -22,8 +22,10 @@ use crate::metrics::{Closure, Metrics, Refusal};
 mod connection;
 pub mod descriptors;
 pub mod fair;
+pub mod framing;
 pub mod http1;
 pub mod network;
+pub mod quiet;
 pub mod tls;
 pub mod write_deadline;
 

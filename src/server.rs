@@ -158,8 +158,12 @@ impl Server {
             draining.clone(),
             move |connection: Connection, address| {
                 let server = server.clone();
-                let identity = connection.identity().cloned();
-                async move { server.serve(connection, Caller { address, identity }).await }
+                let certificate = connection.certificate().cloned();
+                let caller = Caller {
+                    address,
+                    certificate,
+                };
+                async move { server.serve(connection, caller).await }
             },
         ));
         let certificates = TaskTracker::new();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::config;
+use crate::{config, plain};
 
 use super::{
     exit::{self, Failure},
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             })
         }
         Command::Check { file } => {
-            let name = file.display().to_string();
+            let name = plain::escaped(&file.to_string_lossy()).into_owned();
             let config = config::resolve(&settings::sources_of_file(file))?.servable()?;
             let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
             exit::print(&format!("{name} is good; apps: {}\n", ids.join(", ")))

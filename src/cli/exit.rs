@@ -9,7 +9,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use crate::config;
+use crate::{config, plain};
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -75,6 +75,23 @@ impl Failure {
     }
 }
 
+/// Writes what clap has to say: help and version, which are such errors too, or what is wrong with the
+/// command line. That repeats what was typed, which may have been pasted in the wrong place.
+pub fn report_usage(error: &clap::Error) {
+    let text = error.render().to_string();
+    let shown: Vec<String> = text
+        .split('\n')
+        .map(|line| plain::escaped(&plain::words(line)).into_owned())
+        .collect();
+    let shown = shown.join("\n");
+    // A closed pipe loses nothing.
+    let _ = if !error.use_stderr() || shown == text {
+        error.print()
+    } else {
+        anstream::stderr().lock().write_all(shown.as_bytes())
+    };
+}
+
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
         let faults = error.faults.into_iter();
@@ -131,15 +148,8 @@ pub fn note(text: &str) {
 
 /// Text from elsewhere must not steer the terminal, so control characters are written as escapes.
 pub(super) fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\n' => line.push_str("; "),
-            _ if character.is_control() => line.extend(character.escape_default()),
-            _ => line.push(character),
-        }
-    }
-    line
+    let lines: Vec<_> = text.split('\n').map(plain::escaped).collect();
+    lines.join("; ")
 }
 
 #[cfg(test)]
@@ -148,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_written_with_its_remedies_below_it() {
-        let failure = Failure::new(Exit::Failed, "it broke\u{1b}[2J")
+        let failure = Failure::new(Exit::Failed, "it broke\u{1b}[2J\u{202e}")
             .help("mend it")
             .help("or not");
         let mut out = anstream::StripStream::new(Vec::new());
@@ -156,7 +166,7 @@ mod tests {
         let text = String::from_utf8(out.into_inner()).unwrap_or_default();
         assert_eq!(
             text,
-            "error: it broke\\u{1b}[2J\n  help: mend it\n  help: or not\n"
+            "error: it broke\\u{1b}[2J\\u{202e}\n  help: mend it\n  help: or not\n"
         );
     }
 

@@ -127,8 +127,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
         },
         Err(error) => {
-            // Help and version are such errors too, with code 0. A closed pipe loses nothing.
-            let _ = error.print();
+            exit::report_usage(&error);
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8))
         }
     }

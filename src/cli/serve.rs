@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Store},
     logging,
     net::descriptors,
+    plain,
     server::{self, Addresses, Server},
 };
 
@@ -133,7 +134,8 @@ pub(super) fn failure(error: server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    let failure = Failure::new(exit, error);
+    // It may name what was pasted where a path belongs.
+    let failure = Failure::new(exit, plain::words(error));
     if !is_exposed {
         return failure;
     }

@@ -320,8 +320,9 @@ impl Access {
 
     fn management_key(&self) -> Result<Secret, Failure> {
         let text = match &self.api_token_file {
+            // Not its path: it may be the key itself, by mistake.
             Some(path) => fs::read_to_string(path).map_err(|error| {
-                let cause = format!("{} cannot be read: {error}", path.display());
+                let cause = format!("the file of --api-token-file cannot be read: {error}");
                 Failure::new(Exit::Usage, cause).help("put the management key into that file")
             })?,
             None => env::var(KEY_VARIABLE).unwrap_or_default(),

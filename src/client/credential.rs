@@ -133,7 +133,8 @@ impl Credential {
                 bearer(token).map_err(|problem| Error::Credential(format!("the token {problem}")))
             }
             Source::File(path) => read(path).await.map_err(|problem| {
-                Error::Credential(format!("the token file {} {problem}", path.display()))
+                // Not its path: it may be the token itself, by mistake.
+                Error::Credential(format!("the token file {problem}"))
             }),
         }
         .map(Some)
@@ -323,7 +324,7 @@ mod tests {
         let error = Credential::new(Some(source)).check().await.unwrap_err();
         assert!(matches!(error, Error::Credential(_)));
         assert!(
-            error.to_string().contains("token cannot be read"),
+            error.to_string().contains("token file cannot be read"),
             "{error}"
         );
     }

@@ -141,11 +141,19 @@ fn check_token(
 fn read_token_variable(resolver: &mut Resolver<'_>, variable: &Placed) -> Option<String> {
     let name = &variable.text;
     if !resolver.has_variable(name) {
+        // It may be the token itself, by mistake.
+        let is_of_variable = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        let reason = if name.chars().all(is_of_variable) {
+            format!("the variable `{name}` is not set")
+        } else {
+            "it names a variable that is not set".to_owned()
+        };
         resolver.refuse(
             variable.origin.clone(),
             "apps.verification_token_env",
-            &format!("the variable `{name}` is not set"),
-            "set it to the verification token of this app's webhook",
+            &reason,
+            "name the variable that holds the verification token of this app's webhook, and set it; \
+             the token itself does not belong in this file",
         );
         return None;
     }
@@ -161,9 +169,10 @@ fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) ->
             resolver.refuse(
                 origin.clone(),
                 "apps.verification_token_file",
-                &format!("{} cannot be read: {error}", path.display()),
+                // Not the path: it may be the token itself, by mistake.
+                &format!("the file that it names cannot be read: {error}"),
                 "write the verification token of this app's webhook into that file, readable by \
-                 this user only",
+                 this user only; the token itself does not belong in the configuration",
             );
             None
         }

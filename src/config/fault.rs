@@ -1,7 +1,12 @@
 //! What is wrong with a configuration: every fault with its place, its name and its remedy.
 //! Owns the wording around a fault; the rooms that find one bring the sentence.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use crate::plain;
 
 /// Why a configuration was refused: all the faults that were found, in the order of the file.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +21,8 @@ pub struct Error {
 pub struct Fault {
     /// Where the value was written.
     pub origin: Origin,
-    /// What is wrong, in one sentence that names the key. It never holds a secret.
+    /// What is wrong, in one sentence that names the key. It never holds a secret of a key that is
+    /// for one; what was written for another is shown as far as [`plain::words`] lets it.
     pub message: String,
     /// What to do about it.
     pub help: String,
@@ -46,8 +52,8 @@ impl fmt::Display for Origin {
             Self::File {
                 path,
                 line: Some(line),
-            } => write!(formatter, "{}:{line}", path.display()),
-            Self::File { path, line: None } => write!(formatter, "{}", path.display()),
+            } => write!(formatter, "{}:{line}", shown(path)),
+            Self::File { path, line: None } => formatter.write_str(&shown(path)),
             Self::Environment(name) => write!(formatter, "environment {name}"),
             Self::Flag(name) => write!(formatter, "flag {name}"),
             Self::Default => formatter.write_str("default"),
@@ -59,10 +65,16 @@ impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             // A fault of nothing written has no place worth naming.
-            Origin::Default => formatter.write_str(&self.message),
-            origin => write!(formatter, "{origin}: {}", self.message),
+            Origin::Default => formatter.write_str(&plain::words(&self.message)),
+            origin => write!(formatter, "{origin}: {}", plain::words(&self.message)),
         }
     }
+}
+
+/// There is one configuration file, so its line says enough where its name is withheld. It must not
+/// break out of the comment or the line that it is in.
+fn shown(path: &Path) -> String {
+    plain::escaped(&plain::words(path.display())).into_owned()
 }
 
 fn summary(faults: &[Fault]) -> String {

@@ -16,12 +16,28 @@ pub struct WebhookLimits {
     /// flood of forged ones does not keep genuine ones from their answer, and those that wait for
     /// newer keys do not keep all others out.
     pub verifications_max: usize,
+    /// Forged deliveries that are answered at once, after a time without any. Default 100: whoever
+    /// sets a sender up and tries wrong keys is never kept waiting.
+    pub forgeries_at_once: usize,
+    /// Forged deliveries that are answered in a second after that; their senders wait. Default 500:
+    /// some hundredths of a core, whatever they do.
+    pub forgeries_per_second: usize,
     /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
     pub connections_max: usize,
     /// Connections of one address. Default 256: one stranger cannot take them all.
     pub connections_per_address_max: usize,
     /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
     pub header_timeout: Duration,
+    /// Headers of a request. Default 64: a delivery has about ten.
+    pub headers_max: usize,
+    /// Bytes of a request's header. Default 16 KiB.
+    pub header_bytes_max: ByteSize,
+    /// Bytes of a request that are neither header nor body: the sizes of chunks. Default 64 KiB, and
+    /// eight more for each byte of the body, so that chunks may be as small as they like.
+    pub framing_bytes_max: ByteSize,
+    /// From the end of the header to the end of the body. Default 5 s: a batch is a few packets, and
+    /// three seconds are left for what comes after.
+    pub body_timeout: Duration,
     /// Everything from the header to the answer. Default 8 s, so that the sender's 10 s never run
     /// out on an answer that is on its way.
     pub request_timeout: Duration,
@@ -64,6 +80,21 @@ pub struct GrpcLimits {
     /// Bytes of events gathered into one response. Default 256 KiB: past that larger messages
     /// gain nothing. An event above it travels alone.
     pub response_bytes_max: ByteSize,
+    /// Bytes of a connection's responses that wait for its socket, whatever windows its client
+    /// opened. Default 1 MiB: four of the largest usual responses keep a socket busy.
+    pub unsent_bytes_max: ByteSize,
+    /// Bytes written to a client that pay for one frame of its own. Default 32: the shortest frame
+    /// of a stream has 70, and a client has two or three to say to it.
+    pub frame_cost_bytes: ByteSize,
+    /// Frames that a client has by itself in a second. Default 1,000: three hundred calls, or their
+    /// cancellation.
+    pub frames_per_second: usize,
+    /// Frames that a new connection begins with. Default 10,000: all its streams and their settings
+    /// many times over.
+    pub frames_at_first: usize,
+    /// Frames that can be saved up. Default 100,000: what was written yesterday pays for no flood
+    /// today.
+    pub frames_saved_max: usize,
     /// How long a client may leave its stream unread before it is ended, with its cursor.
     /// Default 60 s.
     pub slow_consumer_timeout: Duration,
@@ -91,6 +122,16 @@ pub struct LogLimits {
     pub queue_bytes_max: ByteSize,
 }
 
+/// Limits of what refusals may fill the log with, on the ports that strangers may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusalLimits {
+    /// Lines of one kind in a row. Default 100: a morning's worth of scanners, and each attempt of
+    /// somebody who sets a client up.
+    pub lines_at_once: usize,
+    /// After that, one line in this time, with the number of those left out. Default 100 ms.
+    pub line_interval: Duration,
+}
+
 pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
     WebhookLimits {
         body_bytes_max: take.take_in(
@@ -104,6 +145,8 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
         ),
         verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),
+        forgeries_at_once: take.take_in("limits.webhook.forgeries_at_once", 100, COUNTS),
+        forgeries_per_second: take.take_in("limits.webhook.forgeries_per_second", 500, COUNTS),
         connections_max: take.take_in("limits.webhook.connections_max", 10_000, COUNTS),
         connections_per_address_max: take.take_in(
             "limits.webhook.connections_per_address_max",
@@ -111,6 +154,19 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
             COUNTS,
         ),
         header_timeout: take.take_in("limits.webhook.header_timeout", seconds(5), REQUEST_TIMES),
+        headers_max: take.take_in("limits.webhook.headers_max", 64, 16..=1_000),
+        header_bytes_max: take.take_in(
+            "limits.webhook.header_bytes_max",
+            ByteSize::kib(16),
+            // The HTTP library takes no smaller buffer.
+            ByteSize::kib(8)..=ByteSize::mib(1),
+        ),
+        framing_bytes_max: take.take_in(
+            "limits.webhook.framing_bytes_max",
+            ByteSize::kib(64),
+            ByteSize::kib(1)..=ByteSize::mib(64),
+        ),
+        body_timeout: take.take_in("limits.webhook.body_timeout", seconds(5), REQUEST_TIMES),
         request_timeout: take.take_in("limits.webhook.request_timeout", seconds(8), REQUEST_TIMES),
         write_timeout: take.take_in("limits.webhook.write_timeout", seconds(8), HEADER_TIMES),
     }
@@ -151,6 +207,19 @@ pub(super) fn grpc(take: &mut Resolver<'_>) -> GrpcLimits {
             // Clients refuse messages above 4 MiB unless they are told not to.
             ByteSize::kib(1)..=ByteSize::mib(3),
         ),
+        unsent_bytes_max: take.take_in(
+            "limits.grpc.unsent_bytes_max",
+            ByteSize::mib(1),
+            ByteSize::kib(64)..=ByteSize::gib(1),
+        ),
+        frame_cost_bytes: take.take_in(
+            "limits.grpc.frame_cost_bytes",
+            ByteSize(32),
+            ByteSize(1)..=ByteSize::kib(1),
+        ),
+        frames_per_second: take.take_in("limits.grpc.frames_per_second", 1_000, COUNTS),
+        frames_at_first: take.take_in("limits.grpc.frames_at_first", 10_000, COUNTS),
+        frames_saved_max: take.take_in("limits.grpc.frames_saved_max", 100_000, COUNTS),
         slow_consumer_timeout: take.take_in(
             "limits.grpc.slow_consumer_timeout",
             seconds(60),
@@ -181,6 +250,17 @@ pub(super) fn log(take: &mut Resolver<'_>) -> LogLimits {
             "limits.log.queue_bytes_max",
             ByteSize::mib(64),
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+    }
+}
+
+pub(super) fn refusals(take: &mut Resolver<'_>) -> RefusalLimits {
+    RefusalLimits {
+        lines_at_once: take.take_in("limits.refusals.lines_at_once", 100, COUNTS),
+        line_interval: take.take_in(
+            "limits.refusals.line_interval",
+            Duration::from_millis(100),
+            Duration::from_millis(1)..=seconds(3600),
         ),
     }
 }

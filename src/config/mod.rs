@@ -43,7 +43,7 @@ pub use self::{
     },
     credentials::{Credentials, Jwt, credentials_file},
     fault::{Error, Fault, Origin},
-    limits::{BusLimits, GrpcLimits, LogLimits, WebhookLimits},
+    limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, WebhookLimits},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
     tls::{GrpcTls, Tls, WebhookTls},
@@ -94,6 +94,8 @@ pub struct Config {
     pub bus_limits: BusLimits,
     /// Limits of the log's queue.
     pub log_limits: LogLimits,
+    /// Limits of the log lines about refusals.
+    pub refusal_limits: RefusalLimits,
 }
 
 /// A site, as a browser names it: `https://app.example.com`, or `*` for all.
@@ -262,6 +264,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
         grpc_limits: limits::grpc(take),
         bus_limits: limits::bus(take),
         log_limits: limits::log(take),
+        refusal_limits: limits::refusals(take),
         credentials: Credentials {
             jwt: credentials::take_jwt(take),
             ..credentials

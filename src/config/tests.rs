@@ -404,7 +404,7 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
         (
             "verification_token_file = \"no.txt\"",
             [
-                ":3: `apps.verification_token_file`: no.txt cannot be read",
+                ":3: `apps.verification_token_file`: the file that it names cannot be read",
                 "write the verification token",
             ],
         ),

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     logging::{Format, Level},
     net::{network::Network, tls::ClientCertificates},
+    plain,
 };
 
 /// Which of TOML's types a setting may be written as.
@@ -321,7 +322,36 @@ fn array(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.join(", "))
 }
 
-/// A TOML string.
+/// A TOML string, with escapes for whatever steers a terminal: TOML asks for that only below U+0080.
 pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+    if !text.contains(plain::steers) {
+        return toml::Value::String(text.to_owned()).to_string();
+    }
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            // None of them is above U+FFFF.
+            _ if plain::steers(character) => {
+                quoted.push_str(&format!("\\u{:04X}", u32::from(character)));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_string_reads_back_the_same_and_steers_no_terminal() {
+        let text = "a\\b\"c'\u{1b}[31m\u{9b}\u{202e}\n\u{7f}é";
+        let quoted = quoted(text);
+        assert!(!quoted.contains(plain::steers), "{quoted:?}");
+        let read: toml::Value = quoted.parse().unwrap();
+        assert_eq!(read.as_str(), Some(text));
+    }
 }

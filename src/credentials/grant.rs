@@ -24,7 +24,11 @@ pub(super) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Proof that a caller may subscribe, and to what. Clones share one quota and one end.
 #[derive(Clone)]
-pub struct Grant(Arc<Holder>);
+pub struct Grant {
+    holder: Arc<Holder>,
+    /// The credential's end, or that of the certificate it was shown with.
+    expires_at: Option<Timestamp>,
+}
 
 /// How a caller was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,20 +94,23 @@ pub(super) struct Holder {
 }
 
 impl Grant {
-    pub(super) fn new(holder: Arc<Holder>) -> Self {
-        Self(holder)
+    /// A grant of a credential, for no longer than the certificate that it was shown with.
+    pub(super) fn new(holder: Arc<Holder>, certificate_expires_at: Option<Timestamp>) -> Self {
+        let ends = [holder.expires_at, certificate_expires_at];
+        let expires_at = ends.into_iter().flatten().min();
+        Self { holder, expires_at }
     }
 
     /// The name of the credential, for logs: at most 128 printable bytes.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.holder.name
     }
 
     /// How the caller was let in.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.0.kind
+        self.holder.kind
     }
 
     /// What of a request is left within what is allowed; see [`Scope::narrow`].
@@ -111,7 +118,7 @@ impl Grant {
     /// # Errors
     /// All that goes beyond it, of one field.
     pub fn narrow(&self, spec: Spec) -> Result<Spec, Forbidden> {
-        self.0.scope.narrow(spec)
+        self.holder.scope.narrow(spec)
     }
 
     /// Takes a place under the quota, for one stream.
@@ -119,15 +126,19 @@ impl Grant {
     /// # Errors
     /// All are taken.
     pub fn enter(&self) -> Result<Place, QuotaReached> {
-        self.0.quota.enter()
+        self.holder.quota.enter()
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.remaining() == Some(Duration::ZERO)
     }
 
     /// Resolves when the credential is revoked, changed or expired; at once if it already was.
     /// Dropping the future loses nothing.
     pub async fn ended(&self) -> Ended {
-        let mut ended = self.0.ended.subscribe();
+        let mut ended = self.holder.ended.subscribe();
         loop {
-            let pause = match self.0.remaining() {
+            let pause = match self.remaining() {
                 Some(Duration::ZERO) => return Ended::Expired,
                 Some(remaining) => remaining.min(CLOCK_CHECK_INTERVAL),
                 None => Duration::MAX,
@@ -140,6 +151,11 @@ impl Grant {
                 return ended;
             }
         }
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        let left = self.expires_at?.duration_since((self.holder.clock)());
+        Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 }
 
@@ -181,10 +197,6 @@ impl Holder {
         })
     }
 
-    pub(super) fn is_expired(&self) -> bool {
-        self.remaining() == Some(Duration::ZERO)
-    }
-
     /// Ends everything that was granted; the first reason stays.
     pub(super) fn end(&self, why: Ended) {
         self.ended.send_if_modified(|ended| {
@@ -192,11 +204,6 @@ impl Holder {
             ended.get_or_insert(why);
             is_first
         });
-    }
-
-    fn remaining(&self) -> Option<Duration> {
-        let left = self.expires_at?.duration_since((self.clock)());
-        Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 }
 
@@ -210,9 +217,9 @@ impl fmt::Debug for Grant {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Grant")
-            .field("kind", &self.0.kind)
-            .field("name", &self.0.name)
-            .field("scope", &self.0.scope)
+            .field("kind", &self.holder.kind)
+            .field("name", &self.holder.name)
+            .field("scope", &self.holder.scope)
             .finish_non_exhaustive()
     }
 }

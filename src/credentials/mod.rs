@@ -83,6 +83,9 @@ pub struct Presented<'a> {
     pub authorization: Option<&'a [u8]>,
     /// The identity in the client certificate that its connection was verified with.
     pub certificate: Option<&'a str>,
+    /// When that certificate ends. Whatever else the caller shows, its connection was let in by the
+    /// certificate, so nothing is granted for longer.
+    pub certificate_expires_at: Option<Timestamp>,
 }
 
 /// Why a caller is not let in. The text says what to do, and tells nothing of what there is.
@@ -283,10 +286,11 @@ impl Credentials {
     /// [`Refusal`].
     pub async fn authenticate(&self, presented: Presented<'_>) -> Result<Grant, Refusal> {
         let holder = self.shared.find(presented).await?;
-        if holder.is_expired() {
+        let grant = Grant::new(holder, presented.certificate_expires_at);
+        if grant.is_expired() {
             return Err(Refusal::Expired);
         }
-        Ok(Grant::new(holder))
+        Ok(grant)
     }
 
     /// What there is at this moment.
@@ -368,6 +372,7 @@ impl fmt::Debug for Presented<'_> {
             .debug_struct("Presented")
             .field("authorization", &self.authorization.is_some())
             .field("certificate", &self.certificate)
+            .field("certificate_expires_at", &self.certificate_expires_at)
             .finish()
     }
 }

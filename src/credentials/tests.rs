@@ -84,7 +84,7 @@ async fn show(credentials: &Credentials, token: &Token) -> Result<Grant, Refusal
     let header = format!("Bearer {}", token.expose());
     let presented = Presented {
         authorization: Some(header.as_bytes()),
-        certificate: None,
+        ..Presented::default()
     };
     credentials.authenticate(presented).await
 }
@@ -166,6 +166,7 @@ async fn every_refusal_has_its_cause() {
         let presented = Presented {
             authorization: authorization.map(str::as_bytes),
             certificate,
+            ..Presented::default()
         };
         scene.credentials.authenticate(presented).await.unwrap_err()
     };
@@ -190,8 +191,8 @@ async fn a_certificate_of_the_file_gets_in_and_a_token_beside_it_decides() {
     };
     let scene = Scene::new(&[&entry]).await;
     let mut presented = Presented {
-        authorization: None,
         certificate: Some("spiffe://e/audit"),
+        ..Presented::default()
     };
     let grant = scene.credentials.authenticate(presented).await.unwrap();
     assert_eq!((grant.name(), grant.kind()), ("audit", Kind::Certificate));
@@ -243,8 +244,8 @@ async fn who_may_be_anonymous_still_may_not_show_a_wrong_token() {
     };
     let scene = Scene::with(&[&entry], options).await;
     let stranger = Presented {
-        authorization: None,
         certificate: Some("spiffe://e/stranger"),
+        ..Presented::default()
     };
     for presented in [Presented::default(), stranger] {
         let grant = scene.credentials.authenticate(presented).await.unwrap();
@@ -382,6 +383,38 @@ async fn a_credential_ends_when_its_time_is_over() {
     let waited = begun.elapsed();
     assert!(waited <= Duration::from_secs(61), "{waited:?}");
     assert_eq!(scene.show(&shown).await.unwrap_err(), Refusal::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_outlives_the_certificate_that_it_was_shown_with() {
+    let (shown, entry) = token("one");
+    let (brief, brief_entry) = token("brief");
+    let now = Timestamp::now();
+    let brief_entry = Entry {
+        expires_at: Some(now + Duration::from_secs(100)),
+        ..brief_entry
+    };
+    let scene = Scene::new(&[&entry, &brief_entry]).await;
+    let until = async |token: &Token, seconds: u64| {
+        let header = format!("Bearer {}", token.expose());
+        let presented = Presented {
+            authorization: Some(header.as_bytes()),
+            certificate_expires_at: Some(now + Duration::from_secs(seconds)),
+            ..Presented::default()
+        };
+        scene.credentials.authenticate(presented).await
+    };
+    let (long, short) = (until(&shown, 500).await, until(&brief, 500).await);
+    let (long, short) = (long.unwrap(), short.unwrap());
+    let begun = Instant::now();
+    // Whichever ends first.
+    assert_eq!(short.ended().await, Ended::Expired);
+    assert!(begun.elapsed() <= Duration::from_secs(101));
+    assert!(is_running(&long).await);
+    assert_eq!(long.ended().await, Ended::Expired);
+    assert!(begun.elapsed() <= Duration::from_secs(501));
+    assert_eq!(until(&shown, 500).await.unwrap_err(), Refusal::Expired);
+    assert!(scene.show(&shown).await.is_ok());
 }
 
 #[tokio::test]
@@ -568,7 +601,7 @@ async fn a_token_is_in_no_debug_output_and_no_refusal() {
     let header = format!("Bearer {}", shown.expose());
     let presented = Presented {
         authorization: Some(header.as_bytes()),
-        certificate: None,
+        ..Presented::default()
     };
     let digest = entry.proof.clone();
     let mut seen = format!(

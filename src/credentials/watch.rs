@@ -15,6 +15,7 @@ use super::{
     grant::{Clock, Ended},
     set::Set,
 };
+use crate::plain;
 
 /// A change has to end streams within a second, and a deletion is believed at the second look.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -75,7 +76,11 @@ impl Watcher {
         let seen = match text {
             Some(text) => {
                 let set = Set::after(&Set::default(), file.parse(&text)?, clock);
-                tracing::info!(file = %file.path().display(), credentials = set.len(), "credentials loaded");
+                tracing::info!(
+                    file = plain::words(file.path().display()),
+                    credentials = set.len(),
+                    "credentials loaded"
+                );
                 state.set = Arc::new(set);
                 state.has_file = true;
                 Seen::Text(text)
@@ -83,7 +88,7 @@ impl Watcher {
             None => {
                 if is_named {
                     tracing::warn!(
-                        file = %file.path().display(),
+                        file = plain::words(file.path().display()),
                         "there is no credentials file yet, so nobody has a token: make one with \
                          `prelude-bridge token create`"
                     );
@@ -137,7 +142,7 @@ impl Watcher {
         }
         if is_missing {
             tracing::warn!(
-                file = %self.file.path().display(),
+                file = plain::words(self.file.path().display()),
                 "the credentials file was deleted: all its credentials count as revoked"
             );
         }
@@ -162,8 +167,10 @@ impl Watcher {
             shared.anonymous.end(Ended::Changed);
         }
         tracing::info!(
-            file = %self.file.path().display(), credentials = set.len(),
-            revoked = ends.revoked, changed = ends.changed,
+            file = plain::words(self.file.path().display()),
+            credentials = set.len(),
+            revoked = ends.revoked,
+            changed = ends.changed,
             "credentials loaded"
         );
     }
@@ -171,7 +178,10 @@ impl Watcher {
 
 /// Keeps what holds. It is said once: the same file is not judged again.
 fn refuse(error: &Error, shared: &Shared) {
-    tracing::error!(%error, "the changed credentials are not taken over; those before stay in force");
+    tracing::error!(
+        error = plain::words(error),
+        "the changed credentials are not taken over; those before stay in force"
+    );
     shared.state.send_modify(|state| {
         state.fault = Some(error.to_string());
         state.reloads_refused += 1;

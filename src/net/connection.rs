@@ -14,13 +14,13 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::tls::{Acceptor, Identity};
+use super::tls::{Acceptor, ClientCertificate};
 
 /// A connection that was accepted, and its handshake done.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    identity: Option<Identity>,
+    certificate: Option<ClientCertificate>,
 }
 
 #[derive(Debug)]
@@ -41,17 +41,20 @@ impl Connection {
             None => stream.into(),
             Some(acceptor) => {
                 // The handshake takes much more room than what comes of it.
-                let (stream, identity) = Box::pin(acceptor.accept(stream, peer)).await?;
+                let (stream, certificate) = Box::pin(acceptor.accept(stream, peer)).await?;
                 let stream = Stream::Tls(Box::new(stream));
-                Self { stream, identity }
+                Self {
+                    stream,
+                    certificate,
+                }
             }
         })
     }
 
-    /// Who the client's certificate says it is, where it showed one.
+    /// What the client's certificate says, where it showed one.
     #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
+    pub fn certificate(&self) -> Option<&ClientCertificate> {
+        self.certificate.as_ref()
     }
 }
 
@@ -59,7 +62,7 @@ impl From<TcpStream> for Connection {
     fn from(stream: TcpStream) -> Self {
         Self {
             stream: Stream::Plain(stream),
-            identity: None,
+            certificate: None,
         }
     }
 }

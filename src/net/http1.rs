@@ -11,7 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::{fair::Fair, write_deadline::WriteDeadline};
+use super::{
+    fair::Fair,
+    framing::{Framing, Paying},
+    write_deadline::WriteDeadline,
+};
 use crate::metrics::Closure;
 
 /// What a connection may take.
@@ -23,6 +27,15 @@ pub struct Limits {
     /// How long a client may refuse to take an answer. Default 8 s: an answer is one packet, and
     /// only who sends requests without reading answers gets here.
     pub write_timeout: Duration,
+    /// Headers of a request; a delivery has about ten. More are answered with 431. Default 64.
+    pub headers_max: usize,
+    /// Bytes of a request's header, and of a body in flight between the socket and its reader.
+    /// Default 16 KiB; less than 8 KiB counts as that.
+    pub header_bytes_max: usize,
+    /// Bytes of a request that are neither its header nor its body: the sizes of chunks and what
+    /// belongs to them. Default 64 KiB, and each byte of the body allows for eight more, so that
+    /// chunks may be as small as they like.
+    pub framing_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -30,14 +43,15 @@ impl Default for Limits {
         Self {
             header_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(8),
+            headers_max: 64,
+            header_bytes_max: 16 * 1024,
+            framing_bytes_max: 64 * 1024,
         }
     }
 }
 
-/// Headers of a request; a delivery has about ten. More are answered with 431.
-const HEADERS_MAX: usize = 64;
-/// Bytes of a request's header, and of a body in flight between the socket and its reader.
-const BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// hyper takes no smaller buffer.
+pub const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// Where a request came from: an extension of each request, as `warp::addr::remote` sees only
 /// connections of warp's own server.
@@ -58,21 +72,25 @@ pub async fn serve<IO, S, B>(
 ) -> Option<Closure>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<Paying<Incoming>>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let buffer_bytes = limits.header_bytes_max.max(BUFFER_BYTES_MIN);
+    let framing = Framing::new(limits.framing_bytes_max.saturating_add(buffer_bytes));
+    let stream = framing.reading(Fair::new(stream));
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
+        let request = request.map(|body| framing.paying(body));
         service.clone().call(request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(BUFFER_BYTES_MAX)
+        .max_headers(limits.headers_max)
+        .max_buf_size(buffer_bytes)
         .serve_connection(
-            TokioIo::new(WriteDeadline::new(Fair::new(stream), limits.write_timeout)),
+            TokioIo::new(WriteDeadline::new(stream, limits.write_timeout)),
             service,
         );
     let mut connection = pin!(connection);

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `material` | certificates and keys: reading, judging, and what is wrong with them |
 //! | `reload` | when the files are read again, and what is said about it |
-//! | `identity` | the name in a client's certificate |
+//! | `identity` | the name in a client's certificate, and its end |
 
 mod identity;
 mod material;
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 pub use self::{
-    identity::Identity,
+    identity::{ClientCertificate, Identity},
     material::{Error, Fault, Leaf, examine},
     reload::Watch,
 };
@@ -124,7 +124,7 @@ impl Acceptor {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-    ) -> Option<(TlsStream<TcpStream>, Option<Identity>)> {
+    ) -> Option<(TlsStream<TcpStream>, Option<ClientCertificate>)> {
         let Shared {
             listener,
             options,
@@ -135,8 +135,9 @@ impl Acceptor {
         match timeout(options.handshake_timeout, handshake.into_fallible()).await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
-                let identity = certificates.and_then(|chain| Identity::of(chain.first()?));
-                Some((stream, identity))
+                let leaf = certificates.and_then(|chain| chain.first());
+                let certificate = leaf.map(ClientCertificate::of);
+                Some((stream, certificate))
             }
             Ok(Err((error, stream))) => {
                 let failure = failure(&error);

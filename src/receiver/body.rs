@@ -77,7 +77,7 @@ pub(super) async fn read<B: Buf>(
     let mut body = Vec::new();
     let mut capacity = 0;
     while let Some(chunk) = chunks.next().await {
-        let mut chunk = chunk.map_err(Error::BodyBroken)?;
+        let mut chunk = chunk?;
         let length = body.len() + chunk.remaining();
         if length > bytes_max {
             discard(chunks, bytes_max).await;

@@ -2,6 +2,7 @@
 
 use bytes::Buf;
 use http::{HeaderMap, header};
+use tokio::time::timeout;
 use tokio_stream::Stream;
 
 use super::{
@@ -48,7 +49,12 @@ pub(super) async fn take<B: Buf>(
             });
         }
     };
-    let Body { bytes, held } = body::read(chunks, bytes_max, announced, &shared.bodies).await?;
+    let body_timeout = shared.options.body_timeout;
+    let reading = body::read(chunks, bytes_max, announced, &shared.bodies);
+    let Body { bytes, held } = timeout(body_timeout, reading).await.map_err(|_| {
+        let seconds = body_timeout.as_secs();
+        Error::BodyTooSlow { seconds }
+    })??;
     shared.metrics.body_read(bytes.len());
 
     let app = match app {

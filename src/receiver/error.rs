@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::{decode, log, signature};
+use crate::{decode, log, net::framing::Excess, signature};
 
 /// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
 /// else that a stranger wrote.
@@ -33,8 +33,12 @@ pub(super) enum Error {
     BodyTooLarge { bytes_max: usize },
     #[error("the bodies in flight take all the memory that they may ({bytes_max} bytes)")]
     BodiesTooLarge { bytes_max: usize },
+    #[error("there is more wrapping around the chunks of the body than content in them")]
+    FramingTooLarge,
     #[error("the body broke off: {0}")]
     BodyBroken(#[source] warp::Error),
+    #[error("the body is not there after {seconds} s")]
+    BodyTooSlow { seconds: u64 },
     #[error("there is no answer after {seconds} s")]
     TooSlow { seconds: u64 },
     #[error("the signature header is missing")]
@@ -49,4 +53,15 @@ pub(super) enum Error {
     NoBatch(#[from] decode::Error),
     #[error("not appended: {0}")]
     NotAppended(#[from] log::Error),
+}
+
+impl From<warp::Error> for Error {
+    /// Of a body that cannot be read on.
+    fn from(error: warp::Error) -> Self {
+        if Excess::caused(&error) {
+            Self::FramingTooLarge
+        } else {
+            Self::BodyBroken(error)
+        }
+    }
 }

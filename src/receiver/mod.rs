@@ -17,7 +17,7 @@ mod body;
 mod challenge;
 mod delivery;
 mod error;
-mod quiet;
+pub mod forgeries;
 mod routes;
 pub mod source;
 mod status;
@@ -29,11 +29,14 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{body::Budget, quiet::Quiet, source::Sources};
+use self::{body::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
-    net::{self, http1},
+    net::{
+        self, http1,
+        quiet::{self, Quiet},
+    },
     signature::Keyring,
 };
 
@@ -53,6 +56,11 @@ pub struct Options {
     /// waits behind a flood of forged ones. It is not the number of cores: a forged delivery may
     /// wait seconds for newer keys, and few of them must not keep all others out.
     pub verifications_max: usize,
+    /// How many forged deliveries are answered; the others wait for their turn.
+    pub forgeries: forgeries::Limits,
+    /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
+    /// comes after.
+    pub body_timeout: Duration,
     /// Everything from the end of the header to the answer. Default 8 s, so that the sender's 10 s
     /// never run out on an answer that is on its way.
     pub request_timeout: Duration,
@@ -60,6 +68,8 @@ pub struct Options {
     pub connection: http1::Limits,
     /// Limits of all connections.
     pub listener: net::Limits,
+    /// How many lines the refusals may fill the log with.
+    pub quiet: quiet::Limits,
 }
 
 impl Default for Options {
@@ -69,9 +79,12 @@ impl Default for Options {
             body_bytes_max: 1024 * 1024,
             bodies_bytes_max: 64 * 1024 * 1024,
             verifications_max: 1024,
+            forgeries: forgeries::Limits::default(),
+            body_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(8),
             connection: http1::Limits::default(),
             listener: net::Limits::default(),
+            quiet: quiet::Limits::default(),
         }
     }
 }
@@ -129,6 +142,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     bodies: Budget,
     verifications: Semaphore,
+    forgeries: Forgeries,
     quiet: Quiet,
 }
 
@@ -146,8 +160,9 @@ impl Receiver {
                 log,
                 metrics,
                 bodies: Budget::new(options.bodies_bytes_max),
-                quiet: Quiet::default(),
+                quiet: Quiet::new(options.quiet),
                 verifications: Semaphore::new(options.verifications_max),
+                forgeries: Forgeries::new(options.forgeries),
                 options,
             }),
         }

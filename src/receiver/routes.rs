@@ -1,11 +1,12 @@
 //! Owns the warp routes: which path and method leads where, the deadline over everything, and the
 //! counting and logging of what came of it.
 
-use std::{convert::Infallible, sync::Arc, time::Instant};
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Buf;
 use http::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tracing::Level;
 use warp::{Filter, Rejection, reply::Response};
@@ -15,7 +16,10 @@ use super::{
     error::Error,
     status::{self, Outcome},
 };
-use crate::net::http1::Peer;
+use crate::{
+    net::{http1::Peer, quiet::Admitted},
+    signature,
+};
 
 /// All routes of the webhook port. Nothing is rejected: whatever is asked has its answer.
 pub(super) fn routes(
@@ -94,6 +98,10 @@ async fn answer<B: Buf>(
             seconds: timeout.as_secs(),
         }),
     };
+    if let Outcome::Refused(Error::Unverified(signature::Error::Mismatch)) = outcome {
+        // After all that was held for it has been given back.
+        shared.forgeries.turn(since + timeout).await;
+    }
     let app = decoded.ok().flatten();
     conclude(shared, &outcome, app.as_deref(), peer, since)
 }
@@ -148,11 +156,9 @@ fn conclude(
                 shared.metrics.verification_failed(reason);
             }
             let code = answer.code;
-            let Some(unlogged) = shared.quiet.admit(code) else {
+            let Some(Admitted { unlogged }) = shared.quiet.admit(code) else {
                 return answer.response;
             };
-            // Only where there are some.
-            let unlogged = (unlogged > 0).then_some(unlogged);
             match status::level(error) {
                 Level::ERROR => {
                     tracing::error!(app, peer, code, unlogged, %error, "request refused");

@@ -10,7 +10,7 @@
 //! | 404 | another path, or an app that is not configured |
 //! | 405 | neither GET nor POST |
 //! | 411 | a POST without a length |
-//! | 413 | a body over the limit |
+//! | 413 | a body over the limit, or one whose chunks are all wrapping |
 //! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
 //! | 422 | signed, but not a batch of this app |
 //! | 429 | more bodies at once than there is memory for |
@@ -78,6 +78,8 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::TokenMismatch
         | Error::BodyTooLarge { .. }
         | Error::BodiesTooLarge { .. }
+        | Error::FramingTooLarge
+        | Error::BodyTooSlow { .. }
         | Error::TooSlow { .. }
         | Error::SignatureMissing
         | Error::SignatureRepeated
@@ -179,6 +181,11 @@ fn row(error: &Error) -> Row {
             "body_too_large",
             format!("the body may have at most {bytes_max} bytes"),
         ),
+        Error::FramingTooLarge => never(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "framing_too_large",
+            "send the body in larger chunks, or with its length and not in chunks",
+        ),
         Error::BodiesTooLarge { .. } => later(
             StatusCode::TOO_MANY_REQUESTS,
             "too_many_bodies",
@@ -191,6 +198,12 @@ fn row(error: &Error) -> Row {
             "body_incomplete",
             "the body broke off",
             Duration::from_secs(1),
+        ),
+        Error::BodyTooSlow { seconds } => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "deadline_exceeded",
+            format!("the body was not there within {seconds} s"),
+            Duration::from_secs(5),
         ),
         Error::TooSlow { seconds } => later(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::Config,
-    net::{self, http1},
+    net::{self, http1, quiet},
     receiver::{self, VerificationToken, source::Sources},
     signature::Keyring,
     stream,
@@ -28,16 +28,25 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
         body_bytes_max: limits.body_bytes_max.as_usize(),
         bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
         verifications_max: limits.verifications_max,
+        forgeries: receiver::forgeries::Limits {
+            at_once: u32::try_from(limits.forgeries_at_once).unwrap_or(u32::MAX),
+            per_second: u32::try_from(limits.forgeries_per_second).unwrap_or(u32::MAX),
+        },
+        body_timeout: limits.body_timeout,
         request_timeout: limits.request_timeout,
         connection: http1::Limits {
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
+            headers_max: limits.headers_max,
+            header_bytes_max: limits.header_bytes_max.as_usize(),
+            framing_bytes_max: limits.framing_bytes_max.as_usize(),
         },
         listener: net::Limits {
             connections_max: limits.connections_max,
             connections_per_address_max: limits.connections_per_address_max,
             drain_timeout: connections_drain_timeout(config.drain_timeout),
         },
+        quiet: quiet(config),
     }
 }
 
@@ -60,6 +69,13 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
         header_bytes_max: u32::try_from(limits.header_bytes_max.0).unwrap_or(u32::MAX),
         request_bytes_max: limits.request_bytes_max.as_usize(),
         response_bytes_max: limits.response_bytes_max.as_usize(),
+        unsent_bytes_max: limits.unsent_bytes_max.as_usize(),
+        frames: stream::FrameLimits {
+            frame_cost_bytes: limits.frame_cost_bytes.0,
+            frames_per_second: limits.frames_per_second as u64,
+            frames_at_first: limits.frames_at_first as u64,
+            frames_saved_max: limits.frames_saved_max as u64,
+        },
         header_timeout: limits.header_timeout,
         ping_interval: limits.ping_interval,
         ping_timeout: limits.ping_timeout,
@@ -70,6 +86,15 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
             .iter()
             .map(|origin| origin.0.clone())
             .collect(),
+        quiet: quiet(config),
+    }
+}
+
+fn quiet(config: &Config) -> quiet::Limits {
+    let limits = config.refusal_limits;
+    quiet::Limits {
+        lines_at_once: u32::try_from(limits.lines_at_once).unwrap_or(u32::MAX),
+        line_interval: limits.line_interval,
     }
 }
 

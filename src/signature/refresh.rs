@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::cache::{Cache, Stored};
 use super::source::{self, Client, Stamp};
 use super::{Error, KeySet, KeySource, Options, Skipped};
+use crate::plain;
 
 /// What is known about an app's keys at one moment; handed from the service to everyone.
 #[derive(Debug, Clone)]
@@ -283,7 +284,7 @@ impl Refresher {
         let now = Instant::now();
         let expired = now >= self.expires && !self.state.borrow().keys.is_empty();
         tracing::warn!(
-            app = %self.app_id, source = %self.source, error = %fault,
+            app = %self.app_id, source = plain::words(&self.source), error = plain::words(fault),
             keys = if expired { 0 } else { self.state.borrow().keys.keys().len() },
             "the signing keys could not be refreshed; the last good ones stay in use for now"
         );
@@ -339,7 +340,7 @@ impl Refresher {
         let stored = blocking(move || Ok(writer.store(&document, SystemTime::now()))).await;
         if let Ok(Err(fault)) = stored {
             tracing::warn!(
-                app = %self.app_id, path = %cache.path().display(), error = %fault,
+                app = %self.app_id, path = plain::words(cache.path().display()), error = %fault,
                 "the signing keys could not be kept on disk for the next start"
             );
         }
@@ -349,14 +350,18 @@ impl Refresher {
         let ids: Vec<&str> = keys
             .keys()
             .iter()
-            .map(|key| key.id().unwrap_or(key.thumbprint()))
+            // The source may call a key anything.
+            .map(|key| {
+                let id = key.id().filter(|id| plain::is_name(id));
+                id.unwrap_or(key.thumbprint())
+            })
             .collect();
         tracing::info!(
-            app = %self.app_id, source = %self.source, keys = ?ids, skipped = keys.skipped_count(),
+            app = %self.app_id, source = plain::words(&self.source), keys = ?ids, skipped = keys.skipped_count(),
             "signing keys loaded"
         );
         for skipped in keys.skipped() {
-            tracing::debug!(app = %self.app_id, "{skipped}");
+            tracing::debug!(app = %self.app_id, "{}", plain::words(skipped));
         }
     }
 }

@@ -16,7 +16,12 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 use tower_service::Service;
 
-use super::{Caller, shared::Shared, status::Failure};
+use super::{
+    Caller,
+    service::Peer,
+    shared::{Refused, Shared},
+    status::Failure,
+};
 use crate::{
     credentials::{Ended, Grant, Place, Presented, Refusal},
     net::tls::Identity,
@@ -95,11 +100,9 @@ impl Service<Request<Body>> for Gate {
             let (grant, place) = match admit(&shared, &parts).await {
                 Ok(admitted) => admitted,
                 Err(failure) => {
-                    let address = parts.extensions.get::<Caller>();
-                    let address = address.map(|caller| tracing::field::display(caller.address));
-                    let reason = failure.reason();
-                    tracing::info!(peer = address, reason, "call refused");
-                    shared.registry.refused(reason);
+                    let peer = parts.extensions.get::<Peer>();
+                    let peer = peer.map(|Peer(peer)| &**peer);
+                    shared.refused(Refused::Call, peer, &failure);
                     return Ok(Status::from(&failure).into_http());
                 }
             };
@@ -176,12 +179,14 @@ async fn admit(
 
 async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure> {
     let caller = request.extensions.get::<Caller>();
-    let identity = caller.and_then(|caller| caller.identity.as_ref());
+    let certificate = caller.and_then(|caller| caller.certificate.as_ref());
+    let identity = certificate.and_then(|certificate| certificate.identity.as_ref());
     let mut values = request.headers.get_all(header::AUTHORIZATION).iter();
     let authorization = values.next();
     let presented = Presented {
         authorization: authorization.map(HeaderValue::as_bytes),
         certificate: identity.map(Identity::as_str),
+        certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
     };
     let authenticated = match values.next() {
         // Two could be meant for two servers that each look at another one.

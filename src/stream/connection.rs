@@ -32,7 +32,7 @@ use super::{
 use crate::{
     credentials::Grant,
     metrics::Closure,
-    net::{fair::Fair, http1, write_deadline::WriteDeadline},
+    net::{fair::Fair, framing::Framing, http1, quiet::Admitted, write_deadline::WriteDeadline},
 };
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
@@ -97,7 +97,8 @@ impl Connections {
             .max_pending_accept_reset_streams(options.pending_accept_resets_max);
         let flooded = CancellationToken::new();
         let shelf = Shelf::default();
-        let (io, flusher) = gather(FrameBudget::new(io, flooded.clone()), shelf.clone());
+        let frames = FrameBudget::new(io, options.frames, flooded.clone());
+        let (io, flusher) = gather(frames, shelf.clone());
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
         let handshake = Box::pin(flushing(handshake, &flusher));
@@ -112,7 +113,7 @@ impl Connections {
                 return Some(Closure::Silent);
             }
         };
-        let unsent = Unsent::new();
+        let unsent = Unsent::new(options.unsent_bytes_max);
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
@@ -134,11 +135,15 @@ impl Connections {
                     None => return None,
                 },
                 () = &mut dead => {
-                    tracing::info!(peer = %origin.peer.0, "connection closed: it answers no pings");
+                    if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("unanswered") {
+                        tracing::info!(peer = %origin.peer.0, unlogged, "connection closed: it answers no pings");
+                    }
                     return Some(Closure::Unanswered);
                 }
                 () = flooded.cancelled() => {
-                    tracing::warn!(peer = %origin.peer.0, "connection closed: a flood of frames");
+                    if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("flood") {
+                        tracing::warn!(peer = %origin.peer.0, unlogged, "connection closed: a flood of frames");
+                    }
                     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     let farewell = poll_fn(|context| connection.poll_closed(context));
                     let farewell = Box::pin(flushing(farewell, &flusher));
@@ -170,10 +175,15 @@ impl Connections {
     {
         let services = self.services.clone();
         let patience = self.options.header_timeout;
+        let buffer_bytes = self.options.header_bytes_max as usize;
+        let buffer_bytes = buffer_bytes.max(http1::BUFFER_BYTES_MIN);
+        // Beside the header, a message may have as much around it as it may have in it.
+        let framing = Framing::new(buffer_bytes.saturating_add(self.options.request_bytes_max));
+        let io = framing.reading(io);
         let service = hyper::service::service_fn(move |mut request: Request<_>| {
             origin.mark(&mut request);
             let services = services.clone();
-            let request = request.map(|body| Patient::new(body, patience));
+            let request = request.map(|body| Patient::new(framing.paying(body), patience));
             async move { services.web(request).await }
         });
         // Nobody pings these, and hyper waits for ever for a client that does not read.
@@ -182,7 +192,7 @@ impl Connections {
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)
             .max_headers(64)
-            .max_buf_size(16 * 1024)
+            .max_buf_size(buffer_bytes)
             .serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         let mut going_away = false;
@@ -366,6 +376,10 @@ impl Stream {
                     send.send_data(response, false).map_err(|_| Gone)?;
                     // What is held back from the connection's other streams is given back.
                     send.reserve_capacity(0);
+                    if session.reads_history() {
+                        // Who has a lot to read lets what is live go first, after each response.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Some(Step::End(end)) => return end_stream(send, &end),
             }

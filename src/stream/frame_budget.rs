@@ -21,17 +21,36 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a frame costs, in bytes that are written to the client. The shortest DATA frame of a stream
-/// has 70 bytes, and a client has at most two or three frames to say to it: a window for the
-/// stream, one for the connection, and a PING that measures.
-const FRAME_COST: u64 = 32;
-/// What a client has by itself in a second: three hundred calls, or their cancellation.
-const FRAMES_PER_SECOND: u64 = 1_000;
-/// What a new connection begins with: all its streams and their settings many times over.
-const FRAMES_AT_FIRST: u64 = 10_000;
-/// What can be saved up. What was written lately is still to be replied to; what was written
-/// yesterday pays for no flood today.
-const FRAMES_SAVED_MAX: u64 = 100_000;
+/// How many frames a client may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What a frame costs, in bytes that are written to the client. Default 32: the shortest DATA
+    /// frame of a stream has 70 bytes, and a client has at most two or three frames to say to it: a
+    /// window for the stream, one for the connection, and a PING that measures.
+    pub frame_cost_bytes: u64,
+    /// What a client has by itself in a second. Default 1,000: three hundred calls, or their
+    /// cancellation.
+    pub frames_per_second: u64,
+    /// What a new connection begins with. Default 10,000: all its streams and their settings many
+    /// times over.
+    pub frames_at_first: u64,
+    /// What can be saved up. Default 100,000: what was written lately is still to be replied to;
+    /// what was written yesterday pays for no flood today.
+    pub frames_saved_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            frame_cost_bytes: 32,
+            frames_per_second: 1_000,
+            frames_at_first: 10_000,
+            frames_saved_max: 100_000,
+        }
+    }
+}
+
+const NANOS: u128 = 1_000_000_000;
 
 /// RFC 9113, section 3.4: what comes before the first frame.
 const PREFACE_BYTES: usize = 24;
@@ -42,7 +61,8 @@ const LENGTH_BYTES: usize = 3;
 /// A connection whose frames are counted.
 pub(super) struct FrameBudget<IO> {
     io: IO,
-    /// What the client has left, in bytes as of [`FRAME_COST`].
+    limits: Limits,
+    /// What the client has left, in bytes as of [`Limits::frame_cost_bytes`].
     credit: u64,
     credited_at: Instant,
     /// Bytes until the next frame begins.
@@ -57,10 +77,14 @@ pub(super) struct FrameBudget<IO> {
 impl<IO> FrameBudget<IO> {
     /// `exhausted` is cancelled when the client has sent too much for nothing. From then on nothing
     /// is read: whoever waits for the token ends the connection.
-    pub(super) fn new(io: IO, exhausted: CancellationToken) -> Self {
+    pub(super) fn new(io: IO, limits: Limits, exhausted: CancellationToken) -> Self {
+        let credit = limits
+            .frames_at_first
+            .saturating_mul(limits.frame_cost_bytes);
         Self {
             io,
-            credit: FRAMES_AT_FIRST * FRAME_COST,
+            limits,
+            credit,
             credited_at: Instant::now(),
             skip: PREFACE_BYTES,
             head_bytes: 0,
@@ -70,16 +94,29 @@ impl<IO> FrameBudget<IO> {
     }
 
     fn earn(&mut self, bytes: u64) {
-        let most = FRAMES_SAVED_MAX * FRAME_COST;
+        let Limits {
+            frame_cost_bytes,
+            frames_at_first,
+            frames_saved_max,
+            ..
+        } = self.limits;
+        let most = frames_saved_max.max(frames_at_first);
+        let most = most.saturating_mul(frame_cost_bytes);
         self.credit = self.credit.saturating_add(bytes).min(most);
     }
 
     fn earn_by_time(&mut self) {
-        let passed = self.credited_at.elapsed();
-        // Whole milliseconds, so that nothing is lost in rounding.
-        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
-        self.credited_at += Duration::from_millis(millis);
-        self.earn(millis.saturating_mul(FRAMES_PER_SECOND * FRAME_COST / 1_000));
+        let a_second = self
+            .limits
+            .frames_per_second
+            .saturating_mul(self.limits.frame_cost_bytes);
+        let a_second = u128::from(a_second).max(1);
+        let passed = self.credited_at.elapsed().as_nanos();
+        let earned = passed.saturating_mul(a_second) / NANOS;
+        // No more than what was earned is counted as passed: nothing is lost in rounding.
+        let counted = u64::try_from(earned * NANOS / a_second).unwrap_or(u64::MAX);
+        self.credited_at += Duration::from_nanos(counted);
+        self.earn(u64::try_from(earned).unwrap_or(u64::MAX));
     }
 
     /// Pays for the frames that begin in these bytes.
@@ -103,7 +140,10 @@ impl<IO> FrameBudget<IO> {
                 frames += 1;
             }
         }
-        match self.credit.checked_sub(frames * FRAME_COST) {
+        match self
+            .credit
+            .checked_sub(self.limits.frame_cost_bytes.saturating_mul(frames))
+        {
             Some(left) => self.credit = left,
             None => self.exhausted.cancel(),
         }
@@ -167,6 +207,13 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: Limits = Limits {
+        frame_cost_bytes: 32,
+        frames_per_second: 1_000,
+        frames_at_first: 10_000,
+        frames_saved_max: 100_000,
+    };
+
     struct Client {
         socket: DuplexStream,
         budget: FrameBudget<DuplexStream>,
@@ -175,9 +222,13 @@ mod tests {
 
     impl Client {
         async fn connect() -> Self {
+            Self::connect_within(LIMITS).await
+        }
+
+        async fn connect_within(limits: Limits) -> Self {
             let (socket, server) = duplex(1 << 20);
             let exhausted = CancellationToken::new();
-            let budget = FrameBudget::new(server, exhausted.clone());
+            let budget = FrameBudget::new(server, limits, exhausted.clone());
             let mut client = Self {
                 socket,
                 budget,
@@ -221,7 +272,7 @@ mod tests {
             let mut client = Client::connect().await;
             for _ in 0..10 {
                 client
-                    .says(&frames(FRAMES_AT_FIRST / 10, payload_bytes))
+                    .says(&frames(LIMITS.frames_at_first / 10, payload_bytes))
                     .await;
             }
             assert!(!client.is_refused(), "{payload_bytes}");
@@ -233,10 +284,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_has_its_frames_in_every_second() {
         let mut client = Client::connect().await;
-        client.says(&frames(FRAMES_AT_FIRST, 8)).await;
+        client.says(&frames(LIMITS.frames_at_first, 8)).await;
         for _ in 0..10 {
             tokio::time::advance(Duration::from_millis(500)).await;
-            client.says(&frames(FRAMES_PER_SECOND / 2, 8)).await;
+            client.says(&frames(LIMITS.frames_per_second / 2, 8)).await;
         }
         assert!(!client.is_refused());
         client.says(&frames(1, 8)).await;
@@ -246,7 +297,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_client_is_told_it_may_reply_to() {
         let mut client = Client::connect().await;
-        for _ in 0..3 * FRAMES_AT_FIRST {
+        for _ in 0..3 * LIMITS.frames_at_first {
             // The shortest DATA frame of a stream, and all that a client has to say to it.
             client.is_told(96).await;
             client.says(&frames(3, 4)).await;
@@ -261,7 +312,7 @@ mod tests {
             client.is_told(1 << 20).await;
         }
         for _ in 0..11 {
-            client.says(&frames(FRAMES_SAVED_MAX / 10, 0)).await;
+            client.says(&frames(LIMITS.frames_saved_max / 10, 0)).await;
         }
         assert!(client.is_refused());
     }
@@ -273,5 +324,28 @@ mod tests {
             client.says(&frames(100, 8)).await;
             client.is_told(17 * 100).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_hold_as_well() {
+        let limits = Limits {
+            frame_cost_bytes: 7,
+            frames_per_second: 1,
+            frames_at_first: 10,
+            frames_saved_max: 20,
+        };
+        let mut client = Client::connect_within(limits).await;
+        client.says(&frames(10, 0)).await;
+        // A second in pieces, none of which comes to a byte.
+        for _ in 0..100 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            client.budget.earn_by_time();
+        }
+        client.says(&frames(1, 0)).await;
+        client.is_told(1_000).await;
+        client.says(&frames(20, 0)).await;
+        assert!(!client.is_refused());
+        client.says(&frames(1, 0)).await;
+        assert!(client.is_refused());
     }
 }

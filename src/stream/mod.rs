@@ -26,13 +26,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{connection::Connections, services::Services, shared::Shared};
-pub use self::{registry::Snapshot, status::DOMAIN};
+pub use self::{frame_budget::Limits as FrameLimits, registry::Snapshot, status::DOMAIN};
 use crate::{
     bus::Bus,
     credentials::Credentials,
     log::Log,
     metrics::{Closure, Metrics},
-    net::tls::Identity,
+    net::{quiet, tls::ClientCertificate},
 };
 
 /// The limits of the subscribers' port.
@@ -55,6 +55,10 @@ pub struct Options {
     pub request_bytes_max: usize,
     /// How large a response gets, in bytes, unless a single event is larger.
     pub response_bytes_max: usize,
+    /// How much of a connection's responses may wait for its socket, in bytes.
+    pub unsent_bytes_max: usize,
+    /// How many frames a client may send.
+    pub frames: FrameLimits,
     /// How long a client may take to begin speaking.
     pub header_timeout: Duration,
     /// How often a connection is asked whether it is alive.
@@ -68,6 +72,8 @@ pub struct Options {
     /// Sites whose pages may subscribe by gRPC-Web, as origins (`https://example.com`), or `*`.
     /// Pages that this machine serves to itself always may.
     pub web_origins: Vec<String>,
+    /// How many lines the refusals may fill the log with.
+    pub quiet: quiet::Limits,
 }
 
 impl Default for Options {
@@ -81,12 +87,15 @@ impl Default for Options {
             header_bytes_max: 16 * 1024,
             request_bytes_max: 64 * 1024,
             response_bytes_max: 256 * 1024,
+            unsent_bytes_max: 1024 * 1024,
+            frames: FrameLimits::default(),
             header_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(20),
             slow_consumer_timeout: Duration::from_secs(60),
             drain_retry_spread: Duration::from_secs(5),
             web_origins: Vec::new(),
+            quiet: quiet::Limits::default(),
         }
     }
 }
@@ -104,8 +113,8 @@ impl Options {
 pub struct Caller {
     /// Where it calls from; for the operator's log only, as there may be a proxy between.
     pub address: SocketAddr,
-    /// Who its certificate says it is, where it showed one.
-    pub identity: Option<Identity>,
+    /// What its certificate says, where it showed one.
+    pub certificate: Option<ClientCertificate>,
 }
 
 impl From<SocketAddr> for Caller {
@@ -113,7 +122,7 @@ impl From<SocketAddr> for Caller {
     fn from(address: SocketAddr) -> Self {
         Self {
             address,
-            identity: None,
+            certificate: None,
         }
     }
 }

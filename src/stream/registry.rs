@@ -12,7 +12,7 @@ use bytes::Buf as _;
 use dashmap::DashMap;
 
 use super::{request::Plan, response::Response, status::Failure};
-use crate::{event::Sequence, metrics::Metrics};
+use crate::{event::Sequence, metrics::Metrics, plain};
 
 /// All open streams.
 pub(super) struct Registry {
@@ -74,8 +74,8 @@ impl Registry {
         tracing::info!(
             stream = id,
             peer,
-            credential,
-            client = plan.client_name,
+            credential = plain::name(credential),
+            client = plain::name(&plan.client_name),
             "stream opened"
         );
         Ok(Registration {

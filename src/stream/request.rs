@@ -9,6 +9,7 @@ use crate::{
     event::{Cursor, UnixMicros},
     filter::{self, Filter},
     log::Format,
+    plain,
     proto::{
         ExpiredCursorPolicy, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
         start_position::Position as Start, stop_position::Position as Stop,
@@ -41,7 +42,7 @@ pub(super) struct Plan {
     pub(super) format: Format,
     /// How often to send progress.
     pub(super) progress_interval: Duration,
-    /// What the client calls itself.
+    /// What the client calls itself. It may be anything; [`plain::name`] says whether it is shown.
     pub(super) client_name: String,
 }
 
@@ -197,7 +198,7 @@ fn progress_interval(interval: Option<&prost_types::Duration>) -> Result<Duratio
 }
 
 fn client_name(name: String) -> Result<String, Failure> {
-    if name.len() <= CLIENT_NAME_BYTES_MAX && name.chars().all(is_printable) {
+    if name.len() <= CLIENT_NAME_BYTES_MAX && !name.contains(plain::steers) {
         return Ok(name);
     }
     let description = format!("must be at most {CLIENT_NAME_BYTES_MAX} bytes of printable text");
@@ -205,16 +206,6 @@ fn client_name(name: String) -> Result<String, Failure> {
         field: "client_name",
         description,
     })
-}
-
-/// Neither a control character nor one that turns text around or breaks its line: a name is read in
-/// the operator's log.
-fn is_printable(character: char) -> bool {
-    let turns = matches!(
-        character,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    );
-    !character.is_control() && !turns
 }
 
 #[cfg(test)]

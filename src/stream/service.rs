@@ -26,7 +26,7 @@ use super::{
     notice,
     request::Plan,
     session::Session,
-    shared::Shared,
+    shared::{Refused, Shared},
     status::Failure,
 };
 use crate::{
@@ -104,8 +104,7 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
         Session::open(Arc::clone(&shared), plan, permit, registration).await
     };
     opened.await.map_err(|failure| {
-        tracing::info!(peer, reason = failure.reason(), "subscription refused");
-        shared.registry.refused(failure.reason());
+        shared.refused(Refused::Subscription, Some(peer), &failure);
         Status::from(&failure)
     })
 }

@@ -72,6 +72,11 @@ impl Services {
         }
     }
 
+    /// What all of them have in common.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.gate.shared
+    }
+
     /// Answers a gRPC request.
     pub(super) async fn grpc(&self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         self.gate.clone().oneshot(request).await

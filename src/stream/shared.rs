@@ -19,6 +19,7 @@ use crate::{
     event::{Cursor, Sequence},
     log::{self, Log, ReadError},
     metrics::Metrics,
+    net::quiet::{Admitted, Quiet},
 };
 
 /// What every stream needs.
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     /// Places for calls that are no subscriptions.
     pub(super) calls: Arc<Semaphore>,
     pub(super) pace: Pace,
+    /// Which refusals are still said in the log.
+    pub(super) quiet: Quiet,
     /// Cancelled when the server begins to drain.
     pub(super) draining: CancellationToken,
 }
@@ -47,6 +50,7 @@ impl Shared {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
         Arc::new(Self {
             calls: Arc::new(Semaphore::new(options.calls_max)),
+            quiet: Quiet::new(options.quiet),
             options,
             credentials,
             log,
@@ -82,11 +86,36 @@ impl Shared {
             })
     }
 
+    /// Counts a call that is answered with a failure, and says so in the log, unless that was said
+    /// often of late.
+    pub(super) fn refused(&self, what: Refused, peer: Option<&str>, failure: &Failure) {
+        let reason = failure.reason();
+        self.registry.refused(reason);
+        let Some(Admitted { unlogged }) = self.quiet.admit(reason) else {
+            return;
+        };
+        match what {
+            Refused::Call => tracing::info!(peer, reason, unlogged, "call refused"),
+            Refused::Subscription => {
+                tracing::info!(peer, reason, unlogged, "subscription refused");
+            }
+        }
+    }
+
     /// What to answer when the log cannot be read; the operator gets the cause.
     pub(super) fn unreadable(&self, error: &ReadError, cursor: Option<Cursor>) -> Failure {
         tracing::error!(%error, "a stream ends because the log cannot be read");
         Failure::LogUnavailable { cursor }
     }
+}
+
+/// What was refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refused {
+    /// Any call, before anybody looked at what it asks for.
+    Call,
+    /// A subscription, for what it asks for.
+    Subscription,
 }
 
 /// Spreads the reconnections of many clients over time, without a random number generator: each

@@ -57,7 +57,7 @@ const TYPE_FORBIDDEN: Outcome = Outcome::Refused(Code::PermissionDenied, "TYPE_F
 const APP_FORBIDDEN: Outcome = Outcome::Refused(Code::PermissionDenied, "APP_FORBIDDEN");
 
 /// Makes a token as an operator does.
-fn token(data_dir: &Path, arguments: &[&str]) -> String {
+pub(crate) fn token(data_dir: &Path, arguments: &[&str]) -> String {
     let made = program(&["token", "create"])
         .args(arguments)
         .arg("--data-dir")
@@ -519,6 +519,78 @@ async fn a_certificate_gets_in_as_far_as_its_entry_says_and_no_other_does() {
     assert_eq!(reason_of(&stranger.unwrap_err()), "TOKEN_INVALID");
     assert_eq!(reason_of(&refused), "TOKEN_INVALID");
     bridge.finish().await;
+}
+
+/// The certificate is what let its connection in, so it ends the streams of all credentials that were
+/// shown beside it too: its own entry, a token, and where there are no credentials at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_end_with_the_certificate_of_their_connection() {
+    const SECONDS: i64 = 6;
+    let authority = Authority::new();
+    let start = async |credentials: bool| {
+        let setup = Setup::default()
+            .secured("grpc", &authority.server("server"))
+            .asking(&authority);
+        let mut bridge = setup.prepare();
+        let data_dir = bridge.data_dir();
+        let token = credentials.then(|| {
+            let identity = "spiffe://example.com/brief";
+            token(&data_dir, &["entry", "--certificate", identity]);
+            token(&data_dir, &["bearer"])
+        });
+        bridge.restart().await;
+        (bridge, token)
+    };
+    let (guarded, bearer) = start(true).await;
+    let (open, _) = start(false).await;
+    let issued = authority.brief_client("brief", SECONDS);
+    let until = Instant::now() + Duration::from_secs(SECONDS.unsigned_abs());
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let connect = async |bridge: &Bridge, token: Option<&String>| {
+        let mut options = Options::new(format!("https://{}", bridge.addresses.grpc))
+            .ca_certificate(read(&authority.certificate()))
+            .client_certificate(read(&issued.certificate), read(&issued.key));
+        if let Some(token) = token {
+            options = options.token(token.as_str());
+        }
+        Client::connect(&options).await.unwrap()
+    };
+    let clients = [
+        connect(&guarded, None).await,
+        connect(&guarded, bearer.as_ref()).await,
+        connect(&open, None).await,
+    ];
+    for bridge in [&guarded, &open] {
+        bridge
+            .append(&[item("evt_1", "user.created", "usr_1")])
+            .await;
+    }
+    let streams = clients.map(|client| {
+        let (seen, _) = watch::channel(0);
+        let request = Request::new().start(Start::Earliest);
+        let subscription = client.subscribe(request);
+        async move {
+            let (ids, error) = follow(subscription, seen).await;
+            (ids, error, Instant::now(), client)
+        }
+    });
+    for (ids, error, ended, client) in futures_util::future::join_all(streams).await {
+        assert_eq!(ids, ["evt_1"]);
+        assert_eq!(reason_of(&error), "TOKEN_EXPIRED");
+        // The end is a whole second; what is after it is for a busy machine.
+        assert!(ended + Duration::from_secs(2) > until, "too soon");
+        assert!(ended < until + Duration::from_secs(5), "too late");
+        // The connection is still there, and nothing more is to be had on it.
+        assert_eq!(
+            reason_of(&client.range().await.unwrap_err()),
+            "TOKEN_EXPIRED"
+        );
+    }
+    for bridge in [guarded, open] {
+        let ended = r#"prelude_bridge_streams_ended_total{reason="TOKEN_EXPIRED"}"#;
+        assert!(bridge.metric(ended).await.unwrap() >= 1.0);
+        bridge.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

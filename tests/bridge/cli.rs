@@ -9,8 +9,13 @@ use std::{
 use tempfile::tempdir;
 
 /// The built program with an environment of its own: nothing of whoever runs the tests leaks in.
+/// Names another build of the program to test, such as one with optimisations, for figures.
+const PROGRAM_VARIABLE: &str = "PRELUDE_BRIDGE_TEST_PROGRAM";
+
 pub(crate) fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prelude-bridge"));
+    let built = env!("CARGO_BIN_EXE_prelude-bridge");
+    let program = std::env::var_os(PROGRAM_VARIABLE);
+    let mut command = Command::new(program.unwrap_or_else(|| built.into()));
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }

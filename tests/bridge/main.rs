@@ -19,6 +19,8 @@ mod http;
 mod keys;
 mod privacy;
 mod proxies;
+mod refusals;
+mod settings_privacy;
 mod setup;
 mod signatures;
 mod simulator;

@@ -14,7 +14,10 @@ use tokio_util::{
 };
 
 use super::{Error, KeySet};
-use crate::signature::{self, KeySource};
+use crate::{
+    plain,
+    signature::{self, KeySource},
+};
 
 /// How many callers may wait for newer keys at once; more are answered with the keys we have.
 const DEMANDS_MAX: usize = 1024;
@@ -180,7 +183,11 @@ impl Refresher {
                 KeySource::JwksFile(_) | KeySource::PemFile(_) => self.options.file_check_interval,
             };
         let keys = news.map(|(document, keys)| {
-            tracing::info!(source = %self.source, keys = keys.len(), "keys of JWTs loaded");
+            tracing::info!(
+                source = plain::words(&self.source),
+                keys = keys.len(),
+                "keys of JWTs loaded"
+            );
             self.document = document;
             Arc::new(keys)
         });
@@ -197,7 +204,9 @@ impl Refresher {
         let now = Instant::now();
         let is_expired = now >= self.expires;
         tracing::warn!(
-            source = %self.source, %error, keys = self.state.borrow().keys.len(),
+            source = plain::words(&self.source),
+            error = plain::words(error),
+            keys = self.state.borrow().keys.len(),
             "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
         );
         self.next = now + self.pause;

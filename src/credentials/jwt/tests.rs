@@ -144,7 +144,7 @@ async fn show(credentials: &Credentials, token: &str) -> Result<Grant, Refusal> 
     let header = format!("Bearer {token}");
     let presented = Presented {
         authorization: Some(header.as_bytes()),
-        certificate: None,
+        ..Presented::default()
     };
     credentials.authenticate(presented).await
 }

@@ -1,11 +1,12 @@
-//! Owns which name of a client's certificate counts. That the certificate is genuine was checked
-//! before; what the name may do is decided elsewhere.
+//! Owns what of a client's certificate counts: which name, and how long. That the certificate is
+//! genuine was checked before; what the name may do is decided elsewhere.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::{
     Certificate,
@@ -16,6 +17,35 @@ use x509_cert::{
 /// Longer names than any URI that is used for this (SPIFFE ids are at most 2 KiB, and in practice
 /// far below) are no names.
 const NAME_BYTES_MAX: usize = 1024;
+
+/// What a client's certificate says, whose issuer was found to be trusted and whose time had come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Who the client is; `None` where it is nobody in particular.
+    pub identity: Option<Identity>,
+    /// When the certificate ends. A connection may go on for longer; what was let in by it may not.
+    pub expires_at: Timestamp,
+}
+
+impl ClientCertificate {
+    /// Reads a certificate. One whose end cannot be read is taken to have ended.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
+        Self {
+            identity: Identity::of(certificate),
+            expires_at: expires_at(certificate).unwrap_or(Timestamp::MIN),
+        }
+    }
+}
+
+/// The end of a certificate's validity (RFC 5280 section 4.1.2.5). The year 9999, which stands for
+/// no end, is as late as time goes.
+fn expires_at(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let validity = certificate.tbs_certificate().validity();
+    let seconds = validity.not_after.to_unix_duration().as_secs();
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    Some(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX))
+}
 
 /// Who a client's certificate says it is: a name that its issuer vouches for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

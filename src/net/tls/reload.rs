@@ -11,6 +11,7 @@ use super::{
     Shared,
     material::{Contents, Digest, Fault, Leaf, Loaded},
 };
+use crate::plain;
 
 /// How often the files are looked at: a few kilobytes that the system has in memory anyway.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -137,7 +138,7 @@ impl Watch {
                     trouble.is_told = true;
                     tracing::error!(
                         listener = self.shared.listener,
-                        error = message,
+                        error = plain::words(&message),
                         "the TLS files changed and cannot be used; the old ones stay in use"
                     );
                 }

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     SanType,
@@ -167,7 +168,7 @@ struct Port {
     metrics: Arc<Metrics>,
 }
 
-type Accepted = Option<(TlsStream<TcpStream>, Option<Identity>)>;
+type Accepted = Option<(TlsStream<TcpStream>, Option<ClientCertificate>)>;
 
 impl Port {
     /// What the port makes of a connection that `speak` is at the other end of.
@@ -223,7 +224,9 @@ async fn a_client_is_who_its_certificate_says() {
     let (port, _watch) = files.open();
     let pair = files.authority.client("billing");
     let (accepted, _connected) = port.shake(&files.connector(Some(&pair))).await;
-    assert_eq!(accepted.unwrap().1, Some(Identity::from("billing")));
+    let certificate = accepted.unwrap().1.unwrap();
+    assert_eq!(certificate.identity, Some(Identity::from("billing")));
+    assert!(certificate.expires_at > Timestamp::now());
 }
 
 #[tokio::test]
@@ -514,6 +517,21 @@ fn alternative_names_come_before_the_common_name_and_in_their_order() {
     );
     assert_eq!(of(vec![address()]).as_deref(), Some("2001:db8::1"));
     assert_eq!(of(vec![]).as_deref(), Some("common"));
+}
+
+#[test]
+fn a_certificate_counts_until_its_end_and_an_unreadable_one_not_at_all() {
+    let authority = Authority::new();
+    let until = |year| {
+        let pair = authority.issue(|params| {
+            params.not_after = rcgen::date_time_ymd(year, 2, 1);
+        });
+        ClientCertificate::of(&certificate(&pair)).expires_at
+    };
+    assert_eq!(until(2031).to_string(), "2031-02-01T00:00:00Z");
+    assert_eq!(until(2060).to_string(), "2060-02-01T00:00:00Z");
+    let unreadable = ClientCertificate::of(&CertificateDer::from(vec![0x30, 0]));
+    assert_eq!(unreadable.expires_at, Timestamp::MIN);
 }
 
 #[test]

@@ -34,7 +34,7 @@ async fn all_closed(crowd: Vec<TcpStream>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_silent_sockets_are_held_and_let_go() {
     let guarded = Guarded::start(Setup::default()).await;
-    let attack = async {
+    let attack = async || {
         let crowd = crowd(&guarded, 200).await;
         let open = r#"prelude_bridge_connections_open{listener="webhook"}"#;
         let held = guarded.bridge.metric(open).await.unwrap();
@@ -53,7 +53,7 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
         .with("limits.webhook.header_timeout", "1s");
     let guarded = Guarded::start(setup).await;
     // The healthy keep the connection that they have.
-    let attack = async {
+    let attack = async || {
         within(
             Duration::from_secs(1),
             all_closed(crowd(&guarded, 200).await),
@@ -70,7 +70,7 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_has_its_share_and_no_more() {
     let guarded = Guarded::start(Setup::default()).await;
-    let attack = async {
+    let attack = async || {
         within(
             Duration::from_secs(5),
             all_closed(crowd(&guarded, CROWD).await),

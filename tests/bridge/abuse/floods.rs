@@ -17,7 +17,7 @@ use crate::support::Setup;
 const RECOGNISED: Duration = Duration::from_secs(2);
 
 /// How long an attacker goes on, with a connection after the other.
-const PERSISTENCE: Duration = Duration::from_secs(1);
+const PERSISTENCE: Duration = Duration::from_secs(2);
 
 /// Floods on connection after connection, with a pause between them as the attack shares the cores
 /// with those who are attacked. Returns what became of each.
@@ -116,9 +116,10 @@ async fn floods_of_frames_end_their_connection_and_nobody_elses() {
         ),
     ] {
         let before = guarded.bridge.metric(CLOSED).await.unwrap_or(0.0);
-        let floods = guarded
-            .under(name, flood(&guarded, &start, &bytes, times))
-            .await;
+        let attack = async || flood(&guarded, &start, &bytes, times).await;
+        let floods: Vec<Flooded> = (guarded.under(name, attack).await.into_iter())
+            .flatten()
+            .collect();
         let sent = floods.iter().map(|flooded| flooded.sent * bytes.len());
         let most = sent.max().unwrap_or(0) / 1024;
         eprintln!(
@@ -140,7 +141,7 @@ async fn floods_of_frames_end_their_connection_and_nobody_elses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_are_given_up_one_by_one_are_no_flood() {
     let guarded = Guarded::start(Setup::default()).await;
-    let attack = async {
+    let attack = async || {
         let address = guarded.bridge.addresses.grpc;
         let mut connection = Http2::begin(address, &[]).await.unwrap();
         // Room for all that the streams begin with.

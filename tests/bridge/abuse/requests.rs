@@ -74,27 +74,25 @@ async fn who_does_not_speak_is_cut_at_the_deadline() {
         b"PRI * HTTP/2.0\r\n\r\nS",
         b"POST /x HTTP/1.1\r\nHost: b\r\nX: ",
     ];
-    let waiting = async {
+    let waiting = async || {
         let attacks = kinds.map(|said| ends(&guarded, false, said));
-        futures_util::future::join_all(attacks).await.concat()
+        let attacks = futures_util::future::join_all(attacks);
+        within(HEADER_TIMEOUT, attacks).await.concat()
     };
     let name = "nothing, a byte, half a preface, half a header";
-    let ends_of_waiting = guarded.under(name, within(HEADER_TIMEOUT, waiting)).await;
-    assert_all(&ends_of_waiting, End::Closed);
+    let ends_of_waiting = guarded.under(name, waiting).await;
+    assert_all(&ends_of_waiting.concat(), End::Closed);
     guarded
         .counted(&closed("silent"), (kinds.len() * CONNECTIONS) as f64)
         .await;
 
     let tls = b"\x16\x03\x01\x00\x05hello\r\n\r\n";
-    let attack = within(Duration::from_secs(1), ends(&guarded, false, tls));
-    assert_all(
-        &guarded.under("another protocol", attack).await,
-        End::Closed,
-    );
+    let attack = async || within(Duration::from_secs(1), ends(&guarded, false, tls)).await;
+    let ends = guarded.under("another protocol", attack).await;
+    assert_all(&ends.concat(), End::Closed);
     guarded
         .counted(&closed("protocol_error"), CONNECTIONS as f64)
         .await;
-    // Half TLS handshakes belong here once the port speaks TLS.
     guarded.finish().await;
 }
 
@@ -108,15 +106,16 @@ async fn who_answers_no_pings_is_cut() {
         (true, whole_call(1, SUBSCRIBE)),
         (true, half_headers),
     ];
-    let attack = async {
+    let attack = async || {
         let attacks = kinds
             .iter()
             .map(|(begun, said)| ends(&guarded, *begun, said));
-        futures_util::future::join_all(attacks).await.concat()
+        let attacks = futures_util::future::join_all(attacks);
+        within(PING_TIMEOUTS, attacks).await.concat()
     };
     let name = "no pings answered, before and after a beginning, a call and half a header block";
-    let ends_of_all = guarded.under(name, within(PING_TIMEOUTS, attack)).await;
-    assert_all(&ends_of_all, End::Closed);
+    let ends_of_all = guarded.under(name, attack).await;
+    assert_all(&ends_of_all.concat(), End::Closed);
     guarded
         .counted(
             &closed("ping_unanswered"),
@@ -138,7 +137,7 @@ async fn a_message_that_never_comes_is_not_waited_for() {
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ];
-    let attack = async {
+    let attack = async || {
         let address = guarded.bridge.addresses.grpc;
         let mut connection = Http2::begin(address, &[]).await.unwrap();
         let mut open = Vec::new();
@@ -157,9 +156,8 @@ async fn a_message_that_never_comes_is_not_waited_for() {
             }
         }
     };
-    guarded
-        .under("messages that never come", within(HEADER_TIMEOUT, attack))
-        .await;
+    let attack = async || within(HEADER_TIMEOUT, attack()).await;
+    guarded.under("messages that never come", attack).await;
     let refused = r#"prelude_bridge_streams_ended_total{reason="REQUEST_TIMEOUT"}"#;
     guarded.counted(refused, 16.0).await;
     guarded.finish().await;
@@ -224,8 +222,8 @@ async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connect
             FRAME_SIZE_ERROR,
         ),
     ] {
-        let attack = within(Duration::from_secs(1), ends(&guarded, true, &said));
-        let ends = guarded.under(name, attack).await;
+        let attack = async || within(Duration::from_secs(1), ends(&guarded, true, &said)).await;
+        let ends = guarded.under(name, attack).await.concat();
         // The word is lost where the connection is closed on what was still coming.
         let told = [End::GoAway(expected), End::Closed];
         assert!(
@@ -250,7 +248,7 @@ async fn what_concerns_one_call_leaves_the_connection_alone() {
         literal(b"x-large", &[b'x'; 15_000]),
         literal(b"x-more", &[b'x'; 1_000]),
     ];
-    let attack = async {
+    let attack = async || {
         let mut connection = Http2::begin(address, &[]).await.unwrap();
         for (stream, said) in [
             (
@@ -281,14 +279,10 @@ async fn what_concerns_one_call_leaves_the_connection_alone() {
         }
     };
     // At once, and not only when the rest of a message does not come.
-    guarded
-        .under(
-            "calls that are too large",
-            within(Duration::from_secs(1), attack),
-        )
-        .await;
+    let attack = async || within(Duration::from_secs(1), attack()).await;
+    guarded.under("calls that are too large", attack).await;
 
-    let attack = async {
+    let attack = async || {
         let mut connection = Http2::begin(address, &[]).await.unwrap();
         for number in 0..150 {
             connection
@@ -310,8 +304,7 @@ async fn what_concerns_one_call_leaves_the_connection_alone() {
         }
         assert_eq!((opened.len(), refused.len()), (100, 50));
     };
-    guarded
-        .under("150 streams", within(Duration::from_secs(1), attack))
-        .await;
+    let attack = async || within(Duration::from_secs(1), attack()).await;
+    guarded.under("150 streams", attack).await;
     guarded.finish().await;
 }

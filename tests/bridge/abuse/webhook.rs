@@ -15,7 +15,10 @@ use super::{
     sockets::{read_to_end, status},
     within,
 };
-use crate::support::{APP, Setup, sign};
+use crate::{
+    support::{APP, Setup, certificates::Authority, sender::Sender, sign},
+    tls::Secured as _,
+};
 
 /// Attackers of one kind at once: below what one address may have.
 const SOCKETS: usize = 60;
@@ -23,6 +26,9 @@ const SOCKETS: usize = 60;
 /// The deadlines of these tests, below the defaults only to be quicker.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Long enough for a loopback.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// How long an answer may wait for its reader; not a setting.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -101,44 +107,55 @@ fn statuses(answers: &[Vec<u8>]) -> Vec<Option<u16>> {
 async fn who_is_slow_is_cut_at_the_deadline() {
     let guarded = guarded().await;
 
-    let silent = all::<Vec<u8>, _>(&guarded, SOCKETS, |mut stream| async move {
-        read_to_end(&mut stream).await
-    });
-    let silent = guarded.under("silent sockets", within(HEADER_TIMEOUT, silent));
-    assert!(silent.await.iter().all(Vec::is_empty));
+    let silent = async || {
+        let silent = all::<Vec<u8>, _>(&guarded, SOCKETS, |mut stream| async move {
+            read_to_end(&mut stream).await
+        });
+        within(HEADER_TIMEOUT, silent).await
+    };
+    let silent = guarded.under("silent sockets", silent).await.concat();
+    assert!(silent.iter().all(Vec::is_empty));
     let silent = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="silent"}"#;
     guarded.counted(silent, SOCKETS as f64).await;
 
-    let slow_headers = all(&guarded, SOCKETS, |stream| {
-        let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
-        dribble(stream, start.into(), b"x")
-    });
-    let answers = guarded.under("slow headers", within(HEADER_TIMEOUT, slow_headers));
-    let answers = statuses(&answers.await);
+    let slow_headers = async || {
+        let slow_headers = all(&guarded, SOCKETS, |stream| {
+            let start = format!("POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge\r\nX-Slow: ");
+            dribble(stream, start.into(), b"x")
+        });
+        within(HEADER_TIMEOUT, slow_headers).await
+    };
+    let answers = guarded.under("slow headers", slow_headers).await;
+    let answers = statuses(&answers.concat());
     assert!(
         answers
             .iter()
             .all(|status| matches!(status, None | Some(408)))
     );
 
-    let slow_bodies = all(&guarded, SOCKETS, |stream| {
-        dribble(stream, head("Content-Length: 100000").into(), b"x")
-    });
-    let answers = guarded.under("slow bodies", within(REQUEST_TIMEOUT, slow_bodies));
-    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    let slow_bodies = async || {
+        let slow_bodies = all(&guarded, SOCKETS, |stream| {
+            dribble(stream, head("Content-Length: 100000").into(), b"x")
+        });
+        within(REQUEST_TIMEOUT, slow_bodies).await
+    };
+    for answers in guarded.under("slow bodies", slow_bodies).await {
+        assert_eq!(statuses(&answers), [Some(503); SOCKETS]);
+    }
     let outcome =
         r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
     guarded.counted(outcome, SOCKETS as f64).await;
 
-    let slow_chunks = all(&guarded, SOCKETS, |stream| {
-        dribble(
-            stream,
-            head("Transfer-Encoding: chunked").into(),
-            b"1\r\nx\r\n",
-        )
-    });
-    let answers = guarded.under("slow chunks", within(REQUEST_TIMEOUT, slow_chunks));
-    assert_eq!(statuses(&answers.await), [Some(503); SOCKETS]);
+    let slow_chunks = async || {
+        let slow_chunks = all(&guarded, SOCKETS, |stream| {
+            let head = head("Transfer-Encoding: chunked");
+            dribble(stream, head.into(), b"1\r\nx\r\n")
+        });
+        within(REQUEST_TIMEOUT, slow_chunks).await
+    };
+    for answers in guarded.under("slow chunks", slow_chunks).await {
+        assert_eq!(statuses(&answers), [Some(503); SOCKETS]);
+    }
     guarded.finish().await;
 }
 
@@ -146,35 +163,44 @@ async fn who_is_slow_is_cut_at_the_deadline() {
 async fn what_never_ends_is_cut_at_its_limit() {
     let guarded = guarded().await;
     let line = format!("X-Long: {}\r\n", "x".repeat(900));
-    let long_headers = all(&guarded, SOCKETS, |stream| {
-        let start = "GET /webhooks HTTP/1.1\r\n".into();
-        pour(stream, start, line.clone().into(), 1_000)
-    });
-    let answers = guarded.under("endless headers", within(HEADER_TIMEOUT, long_headers));
+    let long_headers = async || {
+        let long_headers = all(&guarded, SOCKETS, |stream| {
+            let start = "GET /webhooks HTTP/1.1\r\n".into();
+            pour(stream, start, line.clone().into(), 1_000)
+        });
+        within(HEADER_TIMEOUT, long_headers).await
+    };
+    let answers = guarded.under("endless headers", long_headers).await;
     assert!(
-        statuses(&answers.await)
+        statuses(&answers.concat())
             .iter()
             .all(|&status| status == Some(431) || status.is_none())
     );
 
-    let many_headers = all(&guarded, SOCKETS, |stream| {
-        let start = "GET /webhooks HTTP/1.1\r\n".into();
-        pour(stream, start, b"x:\r\n".repeat(100), 100)
-    });
-    let answers = guarded.under("many headers", within(HEADER_TIMEOUT, many_headers));
+    let many_headers = async || {
+        let many_headers = all(&guarded, SOCKETS, |stream| {
+            let start = "GET /webhooks HTTP/1.1\r\n".into();
+            pour(stream, start, b"x:\r\n".repeat(100), 100)
+        });
+        within(HEADER_TIMEOUT, many_headers).await
+    };
+    let answers = guarded.under("many headers", many_headers).await;
     assert!(
-        statuses(&answers.await)
+        statuses(&answers.concat())
             .iter()
             .all(|&status| status == Some(431) || status.is_none())
     );
 
     let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
-    let chunks = all(&guarded, 10, |stream| {
-        let head = head("Transfer-Encoding: chunked").into();
-        pour(stream, head, chunk.clone(), 2_000)
-    });
-    let answers = guarded.under("endless chunks", within(REQUEST_TIMEOUT, chunks));
-    let answers = statuses(&answers.await);
+    let chunks = async || {
+        let chunks = all(&guarded, 10, |stream| {
+            let head = head("Transfer-Encoding: chunked").into();
+            pour(stream, head, chunk.clone(), 2_000)
+        });
+        within(REQUEST_TIMEOUT, chunks).await
+    };
+    let answers = guarded.under("endless chunks", chunks).await;
+    let answers = statuses(&answers.concat());
     assert!(
         answers
             .iter()
@@ -191,13 +217,54 @@ async fn what_never_ends_is_cut_at_its_limit() {
             "x: y\r\n".repeat(100),
         ),
     ] {
-        let endless = all(&guarded, 10, |stream| {
-            let start = head("Transfer-Encoding: chunked") + start;
-            pour(stream, start.into(), more.clone().into(), 20_000)
-        });
-        let answers = guarded.under(name, within(REQUEST_TIMEOUT, endless)).await;
-        eprintln!("{name}: {:?}", statuses(&answers));
+        let endless = async || {
+            let endless = all(&guarded, 10, |stream| {
+                let start = head("Transfer-Encoding: chunked") + start;
+                pour(stream, start.into(), more.clone().into(), 20_000)
+            });
+            // At once, and not only at a deadline.
+            within(AT_ONCE, endless).await
+        };
+        let answers = guarded.under(name, endless).await;
+        let answers = statuses(&answers.concat());
+        // The word is lost where the connection is closed on what was still coming.
+        let told = |status: &Option<u16>| matches!(status, None | Some(413 | 503));
+        assert!(answers.iter().all(told), "{name}: {answers:?}");
     }
+    guarded.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_handshake_is_cut_at_its_deadline() {
+    let authority = Authority::new();
+    let setup = Setup::default()
+        .with("store", "memory")
+        .with("tls.handshake_timeout", "1s")
+        .secured("webhook", &authority.server("server"));
+    let bridge = setup.start().await;
+    let sender = Sender::over_tls(bridge.addresses.webhook, &authority);
+    let guarded = Guarded::with(bridge, sender).await;
+    // A record that announces more than comes, one byte of a record, and nothing.
+    let beginnings = [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"\x16",
+        b"",
+    ];
+    let attack = async || {
+        let attacks = beginnings.map(|beginning| {
+            all(&guarded, SOCKETS, move |mut stream| async move {
+                stream.write_all(beginning).await.unwrap();
+                read_to_end(&mut stream).await
+            })
+        });
+        let attacks = futures_util::future::join_all(attacks);
+        within(HANDSHAKE_TIMEOUT, attacks).await.concat()
+    };
+    let answers = guarded.under("half TLS handshakes", attack).await.concat();
+    assert!(answers.iter().all(Vec::is_empty));
+    let timeouts =
+        r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="timeout"}"#;
+    guarded.counted(timeouts, answers.len() as f64).await;
     guarded.finish().await;
 }
 
@@ -205,7 +272,7 @@ async fn what_never_ends_is_cut_at_its_limit() {
 async fn who_does_not_read_the_answers_is_cut() {
     let guarded = guarded().await;
     let requests = "GET /webhooks HTTP/1.1\r\nHost: bridge\r\n\r\n".repeat(200);
-    let attack = async {
+    let attack = async || {
         let mut deaf = JoinSet::new();
         for _ in 0..2 {
             let address = guarded.bridge.addresses.webhook;
@@ -229,7 +296,8 @@ async fn who_does_not_read_the_answers_is_cut() {
         deaf.join_all().await;
     };
     // It takes a while until the buffers of the system are full.
-    let attack = within(WRITE_TIMEOUT + Duration::from_secs(10), attack);
+    let deadline = WRITE_TIMEOUT + Duration::from_secs(10);
+    let attack = async || within(deadline, attack()).await;
     guarded.under("pipelined and never read", attack).await;
     let unread = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="unread"}"#;
     guarded.counted(unread, 2.0).await;

@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 
 /// From and to, for what these tests outlive never.
@@ -73,6 +74,12 @@ impl Authority {
     /// The same, but its time is over.
     pub(crate) fn expired_client(&self, name: &str) -> Issued {
         self.client_at(name, "20200101000000Z", "20200201000000Z")
+    }
+
+    /// The same, whose time is over after so many seconds.
+    pub(crate) fn brief_client(&self, name: &str, seconds: i64) -> Issued {
+        let end = Timestamp::now() + SignedDuration::from_secs(seconds);
+        self.client_at(name, ALWAYS[0], &end.strftime("%Y%m%d%H%M%SZ").to_string())
     }
 
     fn client_at(&self, name: &str, from: &str, to: &str) -> Issued {

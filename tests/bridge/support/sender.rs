@@ -12,7 +12,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{APP, KEY, SOON, batch, item};
+use super::{APP, KEY, SOON, batch, certificates::Authority, item};
 
 /// A batch of [`APP`] and a signature over it.
 #[derive(Clone)]
@@ -79,13 +79,23 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub(crate) fn to(webhook: SocketAddr) -> Self {
-        let builder = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(10));
-        Self {
-            http: builder.build().unwrap(),
-            url: format!("http://{webhook}/webhooks/{APP}"),
-        }
+        let http = Self::builder().build().unwrap();
+        let url = format!("http://{webhook}/webhooks/{APP}");
+        Self { http, url }
+    }
+
+    /// The same over TLS, with trust in certificates of this authority.
+    pub(crate) fn over_tls(webhook: SocketAddr, authority: &Authority) -> Self {
+        let pem = std::fs::read(authority.certificate()).unwrap();
+        let trusted = reqwest::Certificate::from_pem(&pem).unwrap();
+        let http = Self::builder().tls_certs_only([trusted]).build().unwrap();
+        let url = format!("https://{webhook}/webhooks/{APP}");
+        Self { http, url }
+    }
+
+    fn builder() -> reqwest::ClientBuilder {
+        let builder = reqwest::Client::builder();
+        builder.no_proxy().timeout(Duration::from_secs(10))
     }
 
     pub(crate) fn url(&self) -> &str {

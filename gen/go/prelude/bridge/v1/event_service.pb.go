@@ -40,8 +40,9 @@ type SubscribeRequest struct {
 	PayloadFormat PayloadFormat `protobuf:"varint,5,opt,name=payload_format,json=payloadFormat,proto3,enum=prelude.bridge.v1.PayloadFormat" json:"payload_format,omitempty"`
 	// How often to send Progress while nothing matches: 100 ms to 5 min. Absent means 5 s.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	// A name for this client in the operator's logs and metrics: at most 128 bytes of printable
-	// text. Not an identity: anybody can claim any name.
+	// A name for this client in the operator's log, such as `billing (eu-west-1)`: at most 128 bytes
+	// of printable text. Not an identity: anybody can claim any name. What does not read like a name,
+	// but could be a person's address or number, or a token, is taken and not logged.
 	ClientName    string `protobuf:"bytes,7,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
