@@ -24,9 +24,9 @@ const MARK_BYTES: u64 = 256 * 1024;
 const MARK_STORED_BYTES: usize = 24;
 const NAME_PREFIX: &str = "events-";
 
-/// The name of a segment's file.
+/// The name of a segment's file. Longer numbers are taken for a person's in what the program says.
 pub(super) fn path(directory: &Path, ordinal: u64) -> PathBuf {
-    directory.join(format!("{NAME_PREFIX}{ordinal:010}"))
+    directory.join(format!("{NAME_PREFIX}{ordinal:05}"))
 }
 
 /// The segments that there are files of, in order.
