@@ -3,21 +3,26 @@
 //! publishing never waits for anybody; who falls out of the window reads from the log until it is
 //! back in it. Knows nothing of where blocks come from or how they are sent.
 
+mod extract;
+
 use std::{
     collections::VecDeque,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+pub use self::extract::Extract;
+use self::extract::Extracts;
 use crate::{
     event::{Sequence, UnixMicros},
     filter::Filter,
-    log::Block,
+    log::{Block, Format},
 };
 
 /// What the bus may use.
@@ -43,6 +48,9 @@ pub struct Bus {
     window: RwLock<Window>,
     /// The newest sequence number; a copy of what the window knows, to be read without its lock.
     head: AtomicU64,
+    opened_at: Instant,
+    /// When the newest block was published, in microseconds after that.
+    published_after: AtomicU64,
     /// Subscribers with equal filters wake together, so that a publication looks at each filter
     /// once, however many have it.
     groups: DashMap<Filter, Arc<Group>>,
@@ -59,6 +67,7 @@ struct Group {
     /// Changes with each block that may match.
     matched: watch::Sender<()>,
     recent: RwLock<Recent>,
+    extracts: Extracts,
     /// How many subscribers there are; changed only under the lock of the group's entry in the map.
     subscribers: AtomicUsize,
 }
@@ -109,6 +118,8 @@ impl Bus {
                 bytes: 0,
             }),
             head: AtomicU64::new(head.0),
+            opened_at: Instant::now(),
+            published_after: AtomicU64::new(0),
             groups: DashMap::new(),
             bytes: AtomicUsize::new(0),
         })
@@ -132,6 +143,8 @@ impl Bus {
         // After the window and before the groups: whoever subscribes in between sees the block in
         // the window, whoever subscribed before is woken.
         self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
+        self.published_after
+            .store(self.micros_open(), Ordering::Relaxed);
         self.head.store(block.last_sequence().0, Ordering::Release);
         for entry in &self.groups {
             entry.value().publish(entry.key(), block, evicted.through);
@@ -142,6 +155,17 @@ impl Bus {
     #[must_use]
     pub fn head(&self) -> Sequence {
         Sequence(self.head.load(Ordering::Acquire))
+    }
+
+    /// How long ago the newest block was published.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let published_after = self.published_after.load(Ordering::Relaxed);
+        Duration::from_micros(self.micros_open().saturating_sub(published_after))
+    }
+
+    fn micros_open(&self) -> u64 {
+        u64::try_from(self.opened_at.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// What the window holds, in bytes.
@@ -254,6 +278,7 @@ impl Group {
         Self {
             matched: watch::Sender::new(()),
             recent: RwLock::new(recent),
+            extracts: Extracts::default(),
             subscribers: AtomicUsize::new(0),
         }
     }
@@ -322,6 +347,16 @@ impl Subscriber {
         window.next(after, known)
     }
 
+    /// What of a block from the window matches, if others want the same: made once for all of them.
+    /// `None` for who is alone with a filter, and where all matches and the block itself will do.
+    #[must_use]
+    pub fn extract(&self, block: &Block, format: Format) -> Option<Arc<Extract>> {
+        if self.filter.is_everything() || self.group.subscribers.load(Ordering::Relaxed) < 2 {
+            return None;
+        }
+        self.group.extracts.get(&self.filter, block, format)
+    }
+
     /// Resolves when there may be a new match since the last [`next`](Self::next).
     pub async fn changed(&mut self) {
         // The sender lives as long as the group, which this subscriber holds.
@@ -346,8 +381,6 @@ impl Drop for Subscriber {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{filter::Spec, log::fixtures};
 
@@ -403,6 +436,7 @@ mod tests {
         ));
         assert!(!is_woken(&mut subscriber));
         assert_eq!(bus.head(), Sequence(3));
+        assert!(bus.age() < bus.opened_at.elapsed());
     }
 
     #[test]

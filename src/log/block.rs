@@ -93,6 +93,48 @@ impl View {
         }
     }
 
+    /// The events of these runs side by side, in memory of their own.
+    #[must_use]
+    pub fn copy(&self, runs: impl Iterator<Item = Range<usize>> + Clone) -> Self {
+        let bytes = runs.clone().map(|run| self.slice_bytes(run)).sum();
+        let mut copied = Vec::with_capacity(bytes);
+        let mut ends = Vec::new();
+        for run in runs {
+            // Adding first: an end is never before its start in the block.
+            let at = copied.len();
+            let start = self.start(run.start);
+            let run_ends = self.ends.get(run.clone()).unwrap_or_default();
+            ends.extend(
+                run_ends
+                    .iter()
+                    .map(|&end| (at + end as usize - start) as u32),
+            );
+            copied.extend_from_slice(&self.slice(run));
+        }
+        Self {
+            bytes: copied.into(),
+            ends: ends.into(),
+        }
+    }
+
+    /// How many events there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no event.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How many bytes all of them have.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// How many bytes that slice has.
     #[must_use]
     pub fn slice_bytes(&self, range: Range<usize>) -> usize {

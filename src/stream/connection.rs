@@ -21,7 +21,7 @@ use super::{
     Caller, Options,
     body::{Patient, RequestBody, trailers},
     frame_budget::FrameBudget,
-    gather::{Flusher, gather},
+    gather::{Flusher, Shelf, gather},
     response::Response,
     service::{Outlet, Peer},
     services::Services,
@@ -96,7 +96,11 @@ impl Connections {
             .max_local_error_reset_streams(Some(options.local_error_resets_max))
             .max_pending_accept_reset_streams(options.pending_accept_resets_max);
         let flooded = CancellationToken::new();
-        let (io, flusher) = gather(FrameBudget::new(io, options.frames, flooded.clone()));
+        let shelf = Shelf::default();
+        let (io, flusher) = gather(
+            FrameBudget::new(io, options.frames, flooded.clone()),
+            shelf.clone(),
+        );
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
         let handshake = Box::pin(flushing(handshake, &flusher));
@@ -122,6 +126,7 @@ impl Connections {
                             connections: self.clone(),
                             origin: origin.clone(),
                             unsent: unsent.clone(),
+                            shelf: shelf.clone(),
                         };
                         self.streams.spawn(stream.serve(request, respond));
                     }
@@ -274,6 +279,7 @@ struct Stream {
     connections: Connections,
     origin: Origin,
     unsent: Unsent,
+    shelf: Shelf,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -359,6 +365,7 @@ impl Stream {
                         share.shrink_to(response.remaining());
                     }
                     response.share = share;
+                    response.shelf = Some(self.shelf.clone());
                     while response.remaining() > send.capacity() {
                         // One event that is larger than the window.
                         let piece = response.split_to(send.capacity());

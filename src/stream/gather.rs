@@ -3,25 +3,38 @@
 //! spends most on. So writes are gathered until the connection has nothing more to say for now,
 //! and then written at once. Knows nothing of HTTP/2.
 //!
-//! What it brings: at 100 and at 1,000 subscribers a delivery of 500 bytes takes 0.22 µs of server
-//! CPU instead of 0.31 and 0.33.
+//! Gathering does not copy: long slices of responses are recognised and kept as the shared bytes
+//! that they are, see [`Shelf`]. Their memory is the same for all subscribers, so that it is still
+//! in the CPU's caches when the kernel copies it for the next one.
+//!
+//! What gathering brings: at 100 and at 1,000 subscribers a delivery of 500 bytes took 0.22 µs of
+//! server CPU instead of 0.31 and 0.33. What keeping slices brings: 0.16 instead of 0.21.
 
 use std::{
+    collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is gathered before it is written in any case, in bytes. Past that a system call costs
-/// little more than copying into the kernel.
-const GATHERED_BYTES_MAX: usize = 64 * 1024;
+/// How much is gathered before it is written in any case, in bytes: as much as a socket usually
+/// takes at once. Past that a system call costs little beside its bytes.
+const GATHERED_BYTES_MAX: usize = 256 * 1024;
 
-/// Writes from here on are not copied, in bytes: a client that allows frames of 64 KiB has them
-/// written as they are, which is faster still.
-const DIRECT_BYTES_MIN: usize = 32 * 1024;
+/// How many slices one system call is given. More bring nothing: with frames of 16 KiB, each a
+/// header and a slice, this is twice what is gathered.
+const SLICES_MAX: usize = 64;
+
+/// Slices that are shorter are copied, in bytes: a copy costs less than an entry of its own.
+const KEPT_BYTES_MIN: usize = 1024;
+
+/// What is allocated for the first slices: enough for the headers and slices of most turns.
+const PIECES_AT_FIRST: usize = 16;
+const COPIED_BYTES_AT_FIRST: usize = 512;
 
 /// The socket as h2 sees it: a flush only promises.
 pub(super) struct Gather<IO>(Arc<Mutex<Inner<IO>>>);
@@ -29,27 +42,64 @@ pub(super) struct Gather<IO>(Arc<Mutex<Inner<IO>>>);
 /// Keeps the promise. See [`Flusher::poll_flush`].
 pub(super) struct Flusher<IO>(Arc<Mutex<Inner<IO>>>);
 
+/// Where a response puts the shared bytes that it is about to show to h2 as plain slices, so that
+/// the same slices, when they come to be written a moment later, can be kept without a copy. One
+/// for each connection. Forgetting to put something there costs a copy and nothing else.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shelf(Arc<Mutex<Vec<Bytes>>>);
+
 struct Inner<IO> {
     io: IO,
-    /// What was gathered. It is given back when it has been written: an idle connection has none.
-    gathered: Vec<u8>,
-    /// How much of that is written.
-    written: usize,
+    shelf: Shelf,
+    /// What was gathered, in order, up to `copied`.
+    pieces: VecDeque<Bytes>,
+    /// What was gathered last and had to be copied. Empty, it holds no memory: an idle connection
+    /// has none.
+    copied: BytesMut,
+    /// All of it, in bytes.
+    gathered: usize,
 }
 
 /// Splits a socket into what h2 is given and what whoever polls h2 must flush after each poll.
-pub(super) fn gather<IO>(io: IO) -> (Gather<IO>, Flusher<IO>) {
+pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
     let inner = Arc::new(Mutex::new(Inner {
         io,
-        gathered: Vec::new(),
-        written: 0,
+        shelf,
+        pieces: VecDeque::new(),
+        copied: BytesMut::new(),
+        gathered: 0,
     }));
     (Gather(Arc::clone(&inner)), Flusher(inner))
 }
 
 /// Only ever taken within one task's poll, so nobody waits for it.
-fn lock<IO>(inner: &Mutex<Inner<IO>>) -> MutexGuard<'_, Inner<IO>> {
+fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shelf {
+    /// Puts there what is shown now, in place of what was shown before.
+    pub(super) fn show<'a>(&self, parts: impl Iterator<Item = &'a Bytes>) {
+        let mut shown = lock(&self.0);
+        shown.clear();
+        shown.extend(parts.filter(|part| part.len() >= KEPT_BYTES_MIN).cloned());
+    }
+
+    /// Lets go of everything.
+    fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// The shared bytes that a slice is a part of.
+    fn find(&self, slice: &[u8]) -> Option<Bytes> {
+        let slice_at = slice.as_ptr_range();
+        let shown = lock(&self.0);
+        let mut holding = shown.iter().filter(|part| {
+            let part_at = part.as_ptr_range();
+            part_at.start <= slice_at.start && slice_at.end <= part_at.end
+        });
+        holding.next().map(|part| part.slice_ref(slice))
+    }
 }
 
 impl<IO: AsyncWrite + Unpin> Flusher<IO> {
@@ -64,25 +114,63 @@ impl<IO: AsyncWrite + Unpin> Flusher<IO> {
 
 impl<IO: AsyncWrite + Unpin> Inner<IO> {
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self.gathered.get(self.written..)
-            && !rest.is_empty()
-        {
-            match ready!(Pin::new(&mut self.io).poll_write(context, rest))? {
+        self.close_copied();
+        while self.gathered > 0 {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(piece);
+                count += 1;
+            }
+            let slices = slices.get(..count).unwrap_or_default();
+            match ready!(Pin::new(&mut self.io).poll_write_vectored(context, slices))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.written += count,
+                written => self.advance(written),
             }
         }
-        self.gathered = Vec::new();
-        self.written = 0;
+        self.pieces = VecDeque::new();
+        self.copied = BytesMut::new();
         Poll::Ready(Ok(()))
     }
 
-    /// Makes sure that `bytes` can be gathered.
-    fn poll_room(&mut self, context: &mut Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
-        if self.gathered.len() + bytes > GATHERED_BYTES_MAX {
-            ready!(self.poll_drain(context))?;
+    /// Lets go of what was written.
+    fn advance(&mut self, mut written: usize) {
+        self.gathered = self.gathered.saturating_sub(written);
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.pieces.pop_front();
         }
-        Poll::Ready(Ok(()))
+    }
+
+    /// What was copied becomes a piece, after which another can come.
+    fn close_copied(&mut self) {
+        if !self.copied.is_empty() {
+            self.pieces.push_back(self.copied.split().freeze());
+        }
+    }
+
+    fn push(&mut self, slice: &[u8]) {
+        if self.gathered == 0 {
+            self.pieces.reserve(PIECES_AT_FIRST);
+            self.copied.reserve(COPIED_BYTES_AT_FIRST);
+        }
+        self.gathered += slice.len();
+        let kept = if slice.len() < KEPT_BYTES_MIN {
+            None
+        } else {
+            self.shelf.find(slice)
+        };
+        match kept {
+            Some(kept) => {
+                self.close_copied();
+                self.pieces.push_back(kept);
+            }
+            None => self.copied.extend_from_slice(slice),
+        }
     }
 }
 
@@ -102,19 +190,18 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gather<IO> {
     ) -> Poll<io::Result<usize>> {
         let mut inner = lock(&self.0);
         let bytes = slices.iter().map(|slice| slice.len()).sum();
-        ready!(inner.poll_room(context, bytes))?;
-        if bytes >= DIRECT_BYTES_MIN {
+        if inner.gathered + bytes > GATHERED_BYTES_MAX {
             ready!(inner.poll_drain(context))?;
-            return Pin::new(&mut inner.io).poll_write_vectored(context, slices);
         }
         for slice in slices {
-            inner.gathered.extend_from_slice(slice);
+            inner.push(slice);
         }
+        inner.shelf.clear();
         Poll::Ready(Ok(bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
-        lock(&self.0).io.is_write_vectored()
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -164,7 +251,7 @@ mod tests {
     #[tokio::test]
     async fn small_writes_travel_together_once_they_are_flushed() {
         let (mut client, server) = duplex(1 << 20);
-        let (mut gather, flusher) = gather(server);
+        let (mut gather, flusher) = gather(server, Shelf::default());
         for _ in 0..3 {
             gather.write_all(&[7; 1000]).await.unwrap();
             gather.flush().await.unwrap();
@@ -172,22 +259,42 @@ mod tests {
         assert_eq!(arrived(&mut client), 0);
         flush(&flusher).await;
         assert_eq!(arrived(&mut client), 3000);
-        assert_eq!(lock(&gather.0).gathered.capacity(), 0);
+        let inner = lock(&gather.0);
+        assert_eq!((inner.pieces.capacity(), inner.copied.capacity()), (0, 0));
+    }
+
+    /// What h2 does with a frame: shows its slices, and writes them.
+    async fn write_shown(gather: &mut Gather<DuplexStream>, shelf: &Shelf, slices: &[&Bytes]) {
+        shelf.show(slices.iter().copied());
+        let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+        let all: usize = slices.iter().map(|slice| slice.len()).sum();
+        assert_eq!(gather.write_vectored(&slices).await.unwrap(), all);
+        assert!(lock(&gather.0).gathered <= GATHERED_BYTES_MAX);
     }
 
     #[tokio::test]
-    async fn order_is_kept_between_gathered_and_direct_writes() {
+    async fn what_was_shown_is_kept_and_all_else_is_copied_in_order() {
         let (mut client, server) = duplex(1 << 20);
-        let (mut gather, flusher) = gather(server);
+        let shelf = Shelf::default();
+        let (mut gather, flusher) = gather(server, shelf.clone());
+        let block = Bytes::from((0..80_000).map(|at| (at % 251) as u8).collect::<Vec<u8>>());
+        let (one, two) = (block.slice(..20_000), block.slice(20_000..));
+        let (short, head) = (Bytes::from_static(&[1; 60]), Bytes::from_static(b"head"));
+        write_shown(&mut gather, &shelf, &[&head, &one]).await;
+        write_shown(&mut gather, &shelf, &[&head, &short, &two]).await;
+        assert_eq!(lock(&gather.0).pieces.len(), 4, "two heads and two slices");
+        assert!(lock(&shelf.0).is_empty(), "nothing is held for longer");
+        // Not shown: copied.
+        gather.write_all(&one).await.unwrap();
         let mut expected = Vec::new();
-        for (number, bytes) in [10, DIRECT_BYTES_MIN, 20, 16_384, 16_384, 16_384, 16_384, 30]
-            .into_iter()
-            .enumerate()
-        {
-            let piece = vec![number as u8; bytes];
-            gather.write_all(&piece).await.unwrap();
-            expected.extend(piece);
-            assert!(lock(&gather.0).gathered.len() <= GATHERED_BYTES_MAX);
+        for slice in [&head, &one, &head, &short, &two, &one] {
+            expected.extend_from_slice(slice);
+        }
+        // More than is gathered.
+        for _ in 0..5 {
+            write_shown(&mut gather, &shelf, &[&head, &block]).await;
+            expected.extend_from_slice(&head);
+            expected.extend_from_slice(&block);
         }
         flush(&flusher).await;
         let mut got = vec![0; expected.len()];
@@ -198,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_takes_no_more_holds_the_writer_up() {
         let (mut client, server) = duplex(1024);
-        let (mut gather, flusher) = gather(server);
+        let (mut gather, flusher) = gather(server, Shelf::default());
         let writing = tokio::spawn(async move {
             for _ in 0..100 {
                 gather.write_all(&[1; 10_000]).await.unwrap();
@@ -213,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn a_shutdown_loses_nothing() {
         let (mut client, server) = duplex(1 << 20);
-        let (mut gather, _flusher) = gather(server);
+        let (mut gather, _flusher) = gather(server, Shelf::default());
         gather.write_all(b"last words").await.unwrap();
         gather.shutdown().await.unwrap();
         let mut got = String::new();

@@ -7,6 +7,7 @@ mod connection;
 mod frame_budget;
 mod gather;
 mod notice;
+mod pace;
 mod registry;
 mod request;
 mod response;

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io::IoSlice, ops::Range};
 
 use bytes::{Buf, Bytes};
 
-use super::unsent::Share;
+use super::{gather::Shelf, unsent::Share};
 use crate::{
     event::{CURSOR_TEXT_BYTES, Cursor},
     log::block::View,
@@ -28,6 +28,8 @@ pub(super) struct Response {
     pub(super) events: usize,
     /// What it holds of the connection's room until it is sent.
     pub(super) share: Option<Share>,
+    /// Where the connection that it is sent over looks for its shared parts.
+    pub(super) shelf: Option<Shelf>,
 }
 
 impl Response {
@@ -54,6 +56,7 @@ impl Response {
         let mut front = Self {
             events: self.events,
             share: self.share.clone(),
+            shelf: self.shelf.clone(),
             ..Self::default()
         };
         while front.remaining < bytes
@@ -83,6 +86,9 @@ impl Buf for Response {
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        if let Some(shelf) = &self.shelf {
+            shelf.show(self.parts.iter().take(slices.len()));
+        }
         let filled = slices.iter_mut().zip(&self.parts);
         filled
             .map(|(slice, part)| *slice = IoSlice::new(part))
@@ -191,6 +197,7 @@ impl Writer {
             remaining: HEAD_BYTES + self.events_bytes,
             events: self.events,
             share: None,
+            shelf: None,
         }
     }
 }

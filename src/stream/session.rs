@@ -18,10 +18,10 @@ use super::{
     status::Failure,
 };
 use crate::{
-    bus,
+    bus::{self, Extract},
     credentials::Ended,
     event::{Cursor, Sequence, UnixMicros},
-    log::{self, Block, ReadError},
+    log::{self, Block, Format, ReadError, block::View},
 };
 
 /// How long after its stop time a stream waits for events that were stamped before it and are still
@@ -55,6 +55,8 @@ pub(super) struct Session {
     found: Option<Found>,
     notices: VecDeque<Vec<u8>>,
     progress_at: Instant,
+    /// When the last response was taken.
+    sent_at: Instant,
     drain_by: Option<Instant>,
     end: Option<Result<(), Failure>>,
 }
@@ -76,9 +78,21 @@ struct Bounds {
 
 struct Found {
     block: Arc<Block>,
+    /// Indices of the block's events, or of the extract's where there is one.
     run: Range<usize>,
     /// Where the events within bounds end.
     end: usize,
+    /// All that matches in the block, where others want it too.
+    extract: Option<Arc<Extract>>,
+}
+
+impl Found {
+    fn view(&self, format: Format) -> &View {
+        match &self.extract {
+            Some(extract) => extract.view(),
+            None => self.block.view(format),
+        }
+    }
 }
 
 /// What a session gives next.
@@ -136,6 +150,7 @@ impl Session {
             found: None,
             notices: start.notices,
             progress_at: Instant::now() + plan.progress_interval,
+            sent_at: Instant::now(),
             drain_by: None,
             end: None,
             plan,
@@ -156,7 +171,7 @@ impl Session {
                 return;
             }
             match self.step() {
-                Moved::Ready => return,
+                Moved::Ready => return self.linger().await,
                 // A sparse filter can have far to go: let others run in between.
                 Moved::On => tokio::task::coop::consume_budget().await,
                 Moved::Read | Moved::Wait if is_draining => self.drain(),
@@ -167,6 +182,21 @@ impl Session {
                 self.notices
                     .push_back(notice::progress(self.position, self.head()));
             }
+        }
+    }
+
+    /// Lets more live events come before the ones at hand are sent, when there is load.
+    async fn linger(&mut self) {
+        if self.phase != Phase::Live || !self.notices.is_empty() || self.end.is_some() {
+            return;
+        }
+        let Some(next) = self.shared.pace.next_after(self.sent_at) else {
+            return;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = self.draining.cancelled() => {}
+            ended = self.permit.ended() => self.revoke(ended),
         }
     }
 
@@ -192,7 +222,7 @@ impl Session {
             return Response::bytes(notice.len(), 0);
         }
         self.found.as_ref().map_or(0, |found| {
-            let view = found.block.view(self.plan.format);
+            let view = found.view(self.plan.format);
             let first = found.run.start;
             Response::bytes(0, view.slice_bytes(first..first + 1))
         })
@@ -211,7 +241,8 @@ impl Session {
             return Some(Step::End(end));
         };
         self.told = self.position;
-        self.progress_at = Instant::now() + self.plan.progress_interval;
+        self.sent_at = Instant::now();
+        self.progress_at = self.sent_at + self.plan.progress_interval;
         self.registration.told(self.position, &response);
         Some(Step::Response(response))
     }
@@ -287,24 +318,32 @@ impl Session {
     /// Adds the matching events of a block. Returns what of it did not fit.
     fn take_block(&mut self, mut found: Found, writer: &mut Writer) -> Option<Found> {
         let filter = self.plan.filter.clone();
-        let selection = filter.select(&found.block);
         let first = found.block.first_sequence();
-        let view = found.block.view(self.plan.format);
         loop {
             let wanted = usize::try_from(self.bounds.events_left).unwrap_or(usize::MAX);
             let wanted_end = found.run.end.min(found.run.start.saturating_add(wanted));
+            let view = found.view(self.plan.format);
             let end = writer.push(view, found.run.start..wanted_end);
-            self.position = first.plus(end as u64).before();
             self.bounds.events_left -= (end - found.run.start) as u64;
+            found.run.start = end;
+            // The place is right before the next event that matches, or at the end of the run.
+            let index = match &found.extract {
+                Some(extract) => extract.index(end).unwrap_or(found.end),
+                None => end,
+            };
+            self.position = first.plus(index as u64).before();
             if self.bounds.events_left == 0 {
                 self.end = Some(Ok(()));
                 return None;
             }
-            found.run.start = end;
             if end < found.run.end {
                 return Some(found);
             }
-            match clip(selection.next_run(end), found.end) {
+            let more = match &found.extract {
+                Some(_) => None,
+                None => clip(filter.select(&found.block).next_run(end), found.end),
+            };
+            match more {
                 Some(run) => found.run = run,
                 None => {
                     self.position = first.plus(found.end as u64).before();
@@ -320,10 +359,13 @@ impl Session {
             return self.finish();
         }
         if let Some(block) = self.history.pop_front() {
-            return self.examine(block);
+            return self.examine(block, None);
         }
         match self.subscriber.next(self.position) {
-            bus::Next::Block(block) => self.examine(block),
+            bus::Next::Block(block) => {
+                let extract = self.subscriber.extract(&block, self.plan.format);
+                self.examine(block, extract)
+            }
             bus::Next::AtHead(head) if head > self.position => {
                 self.position = head.min(self.bounds.last);
                 Moved::On
@@ -342,7 +384,7 @@ impl Session {
     }
 
     /// Looks for matching events in a block, after the place and within bounds.
-    fn examine(&mut self, block: Arc<Block>) -> Moved {
+    fn examine(&mut self, block: Arc<Block>, extract: Option<Arc<Extract>>) -> Moved {
         if self
             .bounds
             .before
@@ -356,18 +398,31 @@ impl Session {
             usize::try_from(sequence.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
         };
         let end = index(last.plus(1));
+        let from = index(self.position.plus(1));
+        // An extract is of the whole block.
+        let extract = extract.filter(|_| from == 0 && last == block.last_sequence());
         let run = if block.received_at() < self.bounds.not_before {
             None
+        } else if let Some(extract) = &extract {
+            Some(0..extract.view().len()).filter(|run| !run.is_empty())
         } else {
-            let from = index(self.position.plus(1));
             clip(self.plan.filter.select(&block).next_run(from), end)
         };
         let Some(run) = run else {
             self.position = self.position.max(last);
             return Moved::On;
         };
-        self.position = first.plus(run.start as u64).before();
-        self.found = Some(Found { block, run, end });
+        let index = match &extract {
+            Some(extract) => extract.index(run.start).unwrap_or(end),
+            None => run.start,
+        };
+        self.position = first.plus(index as u64).before();
+        self.found = Some(Found {
+            block,
+            run,
+            end,
+            extract,
+        });
         Moved::Ready
     }
 
@@ -413,7 +468,7 @@ impl Session {
             until = until.min(Instant::now() + left);
         }
         tokio::select! {
-            () = self.subscriber.changed() => {}
+            () = self.subscriber.changed() => self.shared.pace.ran_after(self.shared.bus.age()),
             () = tokio::time::sleep_until(until) => {}
             () = self.draining.cancelled() => {}
             ended = self.permit.ended() => self.revoke(ended),

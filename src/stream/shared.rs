@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Options, registry::Registry, status::Failure};
+use super::{Options, pace::Pace, registry::Registry, status::Failure};
 use crate::{
     bus::Bus,
     credentials::Credentials,
@@ -33,6 +33,7 @@ pub(super) struct Shared {
     pub(super) calls: Arc<Semaphore>,
     /// Which refusals are still said in the log.
     pub(super) quiet: Quiet,
+    pub(super) pace: Pace,
     /// Cancelled when the server begins to drain.
     pub(super) draining: CancellationToken,
 }
@@ -55,6 +56,7 @@ impl Shared {
             log,
             bus,
             registry,
+            pace: Pace::default(),
             draining,
         })
     }

@@ -1,0 +1,196 @@
+//! Owns what subscribers with equal filters have in common of a block: the events that match, put
+//! side by side once for all of them. Without it each of them looks at every event of the block
+//! and copies those that match.
+//!
+//! What it brings: with 100 subscribers, each to one of seven types, a delivery takes 0.27 µs of
+//! server CPU instead of 0.37 (this and keeping slices when they are sent, together).
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    event::Sequence,
+    filter::{Filter, Selection},
+    log::{Block, Format, block::View},
+};
+
+/// How much a group of subscribers keeps, in bytes. They are woken together, so that the newest few
+/// blocks serve all but the slowest of them, which help themselves.
+const KEPT_BYTES_MAX: usize = 256 * 1024;
+
+/// How many blocks that may be. Those in which nothing matches weigh nothing, but are looked for.
+const KEPT_BLOCKS_MAX: usize = 32;
+
+/// All events of a block that match a filter, in one payload format.
+pub struct Extract {
+    view: View,
+    /// Where in the block each of them is.
+    indices: Box<[u32]>,
+}
+
+impl Extract {
+    fn of(selection: &Selection<'_>, block: &Block, format: Format) -> Self {
+        let runs: Vec<Range<usize>> = selection.runs(0).collect();
+        let view = block.view(format).copy(runs.iter().cloned());
+        let indices = runs.into_iter().flatten();
+        Self {
+            view,
+            // A block's events are counted in 32 bits.
+            indices: indices.map(|index| index as u32).collect(),
+        }
+    }
+
+    /// The events.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The index in the block of an event that is here at `at`; `None` past the last.
+    #[must_use]
+    pub fn index(&self, at: usize) -> Option<usize> {
+        self.indices.get(at).map(|&index| index as usize)
+    }
+}
+
+/// The extracts that a group of subscribers made lately.
+#[derive(Default)]
+pub(super) struct Extracts(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// The newest last.
+    extracts: VecDeque<Entry>,
+    bytes: usize,
+}
+
+struct Entry {
+    block: Sequence,
+    format: Format,
+    /// None where all events match: the block itself is what there is.
+    extract: Option<Arc<Extract>>,
+}
+
+impl Extracts {
+    /// That of a block, made now if nobody has yet. `None` when all of its events match.
+    pub(super) fn get(
+        &self,
+        filter: &Filter,
+        block: &Block,
+        format: Format,
+    ) -> Option<Arc<Extract>> {
+        let wanted = (block.first_sequence(), format);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest_first = kept.extracts.iter().rev();
+        if let Some(entry) = newest_first.find(|entry| (entry.block, entry.format) == wanted) {
+            return entry.extract.clone();
+        }
+        // Under the lock: who asks for it meanwhile would make the same.
+        let selection = filter.select(block);
+        let extract =
+            (!selection.is_all()).then(|| Arc::new(Extract::of(&selection, block, format)));
+        kept.push(Entry {
+            block: block.first_sequence(),
+            format,
+            extract: extract.clone(),
+        });
+        extract
+    }
+}
+
+impl Kept {
+    fn push(&mut self, entry: Entry) {
+        self.bytes += entry.bytes();
+        self.extracts.push_back(entry);
+        while self.bytes > KEPT_BYTES_MAX || self.extracts.len() > KEPT_BLOCKS_MAX {
+            let Some(oldest) = self.extracts.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes();
+        }
+    }
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        let extract = self.extract.as_ref();
+        extract.map_or(0, |extract| extract.view.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{filter::Spec, log::fixtures};
+
+    fn filter(event_type: &str) -> Filter {
+        let types = vec![event_type.to_owned()];
+        Filter::compile(&Spec {
+            types,
+            ..Spec::default()
+        })
+        .unwrap()
+    }
+
+    /// `events` of two types in turn, from `sequence` on.
+    fn block(sequence: u64, events: u64) -> Arc<Block> {
+        let events: Vec<(String, &str, &str)> = (0..events)
+            .map(|number| {
+                let event_type = ["wanted", "other"][number as usize % 2];
+                (format!("evt_{}", sequence + number), event_type, "")
+            })
+            .collect();
+        let events: Vec<_> = events
+            .iter()
+            .map(|(id, event_type, user)| (id.as_str(), *event_type, *user))
+            .collect();
+        fixtures::block_of(Sequence(sequence), &fixtures::batch("app", &events))
+    }
+
+    #[test]
+    fn an_extract_is_what_each_would_have_put_together_by_itself() {
+        let block = block(1, 5);
+        let get = |filter| Extracts::default().get(&filter, &block, Format::Typed);
+        let extract = get(filter("wanted")).unwrap();
+        let view = block.view(Format::Typed);
+        for (at, index) in [0, 2, 4].into_iter().enumerate() {
+            let event = view.slice(index..index + 1);
+            assert_eq!(extract.view().slice(at..at + 1), event);
+            assert_eq!(extract.index(at), Some(index));
+        }
+        assert_eq!((extract.view().len(), extract.index(3)), (3, None));
+        assert!(get(filter("unknown")).unwrap().view().is_empty());
+        assert!(get(Filter::everything()).is_none());
+    }
+
+    #[test]
+    fn an_extract_is_made_once_for_each_block_and_format() {
+        let (filter, extracts) = (filter("wanted"), Extracts::default());
+        let blocks = [block(1, 4), block(5, 4)];
+        let get = |block, format| extracts.get(&filter, block, format).unwrap();
+        let first = get(&blocks[0], Format::Typed);
+        let raw = get(&blocks[0], Format::Raw);
+        let second = get(&blocks[1], Format::Typed);
+        assert!(Arc::ptr_eq(&first, &get(&blocks[0], Format::Typed)));
+        assert!(Arc::ptr_eq(&second, &get(&blocks[1], Format::Typed)));
+        assert!(first.view().slice(0..1) != raw.view().slice(0..1));
+        assert!(first.view().slice(0..1) != second.view().slice(0..1));
+    }
+
+    #[test]
+    fn only_the_newest_are_kept_by_number_and_by_weight() {
+        let (filter, extracts) = (filter("wanted"), Extracts::default());
+        for number in 0..100 {
+            extracts.get(&filter, &block(1 + number * 2, 2), Format::Typed);
+        }
+        let count = || extracts.0.lock().unwrap().extracts.len();
+        assert_eq!(count(), KEPT_BLOCKS_MAX);
+        let heavy = block(1_000, 8_000);
+        let extract = extracts.get(&filter, &heavy, Format::Typed).unwrap();
+        assert!(extract.view().bytes() > KEPT_BYTES_MAX);
+        assert_eq!(count(), 0, "what is too large serves once");
+    }
+}
