@@ -22,26 +22,22 @@
 //!
 //! Of members that occur twice the last one counts. Knows nothing of HTTP, keys and the log.
 
+mod envelope;
+mod item;
 mod json;
 mod payload;
 
 use std::{
     borrow::Cow,
-    fmt,
     ops::Range,
     sync::{Arc, LazyLock},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use self::{
-    json::{Name, Value},
-    payload::Fields,
-};
+use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
 use crate::{
     event::{Batch, Draft, EventKey, user_hash},
     signature::VerifiedBody,
@@ -122,24 +118,13 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
     let text = str::from_utf8(&body).map_err(|error| Error::NotUtf8 {
         at: error.valid_up_to(),
     })?;
-    let envelope = Envelope::parse(text)?;
-    let claimed = envelope.app_id.and_then(Value::string);
-    if claimed.ok_or(Error::NoAppId)? != **app_id {
-        return Err(Error::OtherApp);
+    let mut encoder = Encoder::new(text, app_id, traceparent);
+    if !encoder.push_usual() {
+        // What has been made of it so far is given up.
+        encoder = Encoder::new(text, app_id, traceparent);
+        encoder.push_any()?;
     }
-    let items = envelope.events.ok_or(Error::NoEvents)?;
-
-    let mut encoder = Encoder {
-        app_id,
-        traceparent,
-        // What leaves JSON comes out shorter; what is added per event is about this much.
-        encoded: Vec::with_capacity(text.len() + items.len() * 32),
-    };
-    let drafts = items
-        .into_iter()
-        .map(|item| encoder.draft(item, range_within(text, item)))
-        .collect();
-    let encoded = encoder.encoded.into();
+    let (encoded, drafts) = (encoder.encoded.into(), encoder.drafts);
     Ok(Batch {
         app_id: Arc::clone(app_id),
         body,
@@ -148,120 +133,61 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
     })
 }
 
-/// Where a slice of a text is in it. Empty, should it be a slice of something else.
-fn range_within(text: &str, slice: &str) -> Range<usize> {
-    let start = (slice.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-    start..start.saturating_add(slice.len())
-}
-
-/// The members of a body that matter.
-#[derive(Default)]
-struct Envelope<'a> {
-    app_id: Option<Value<'a>>,
-    events: Option<Vec<&'a str>>,
-}
-
-impl<'a> Envelope<'a> {
-    fn parse(text: &'a str) -> Result<Self, Error> {
-        let mut fault = None;
-        let mut deserializer = serde_json::Deserializer::from_str(text);
-        let parsed = deserializer
-            .deserialize_map(EnvelopeVisitor { fault: &mut fault })
-            .and_then(|envelope| deserializer.end().map(|()| envelope));
-        // The parser's own message could quote the body.
-        parsed.map_err(|error| match fault {
-            Some(fault) => fault,
-            None if error.is_data() => Error::NotObject,
-            None => Error::NotJson {
-                line: error.line(),
-                column: error.column(),
-            },
-        })
-    }
-}
-
-struct EnvelopeVisitor<'f> {
-    fault: &'f mut Option<Error>,
-}
-
-impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
-    type Value = Envelope<'de>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a batch")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let mut envelope = Envelope::default();
-        while let Some(name) = members.next_key::<&RawValue>()? {
-            let name = Name::new(name);
-            if name.is("events") {
-                let fault = &mut *self.fault;
-                envelope.events = Some(members.next_value_seed(EventsSeed { fault })?);
-            } else {
-                let value = Value::new(members.next_value()?);
-                if name.is("app_id") {
-                    envelope.app_id = Some(value);
-                }
-            }
-        }
-        Ok(envelope)
-    }
-}
-
-/// Takes the items of the array as they are, in the one pass that checks the whole body.
-struct EventsSeed<'f> {
-    fault: &'f mut Option<Error>,
-}
-
-impl<'de> DeserializeSeed<'de> for EventsSeed<'_> {
-    type Value = Vec<&'de str>;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, parser: D) -> Result<Self::Value, D::Error> {
-        // Assumed until the visitor finds an array.
-        *self.fault = Some(Error::NoEvents);
-        parser.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for EventsSeed<'_> {
-    type Value = Vec<&'de str>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an array of events")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
-        *self.fault = None;
-        let mut items = Vec::new();
-        while let Some(item) = array.next_element::<&RawValue>()? {
-            if items.len() == EVENTS_MAX {
-                *self.fault = Some(Error::TooManyEvents);
-                return Err(serde::de::Error::custom("too many events"));
-            }
-            items.push(item.get());
-        }
-        Ok(items)
-    }
-}
-
 /// Encodes the events of one batch, one after another into one buffer.
 struct Encoder<'a> {
+    text: &'a str,
     app_id: &'a Arc<str>,
     traceparent: &'a str,
     encoded: Vec<u8>,
+    drafts: Vec<Draft>,
 }
 
-impl Encoder<'_> {
-    fn draft(&mut self, raw_json: &str, range: Range<usize>) -> Draft {
-        let item = Item::read(raw_json);
+impl<'a> Encoder<'a> {
+    fn new(text: &'a str, app_id: &'a Arc<str>, traceparent: &'a str) -> Self {
+        Self {
+            text,
+            app_id,
+            traceparent,
+            // What leaves JSON comes out shorter; what is added per event is about this much.
+            encoded: Vec::with_capacity(text.len() + text.len() / 8),
+            drafts: Vec::new(),
+        }
+    }
+
+    /// Encodes a batch of this app that looks as they usually do. False for everything else, with
+    /// some of it encoded.
+    fn push_usual(&mut self) -> bool {
+        let claimed = envelope::walk(self.text, |range, item| self.push(range, &item));
+        claimed.is_some_and(|claimed| claimed == **self.app_id)
+    }
+
+    /// Encodes any batch of this app.
+    fn push_any(&mut self) -> Result<(), Error> {
+        let envelope = Envelope::parse(self.text)?;
+        let claimed = envelope.app_id.and_then(Value::string);
+        if claimed.ok_or(Error::NoAppId)? != **self.app_id {
+            return Err(Error::OtherApp);
+        }
+        for raw_json in envelope.events.ok_or(Error::NoEvents)? {
+            self.push(range_within(self.text, raw_json), &Item::read(raw_json));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, range: Range<usize>, item: &Item<'_>) {
         let event_type = intern(item.event_type().as_deref().unwrap_or_default());
         let id = match item.id() {
             Some(id) => id,
-            None => synthetic_id(self.app_id, &event_type, raw_json).into(),
+            None => {
+                let raw_json = self.text.get(range.clone()).unwrap_or_default();
+                synthetic_id(self.app_id, &event_type, raw_json).into()
+            }
         };
-        let user_id = item.id_text(item.fields.user_id, item.user_id);
-        let date = item.fields.documented_date(&event_type);
+        let beside = item.beside();
+        let none = Fields::default();
+        let fields = item.fields().unwrap_or(&none);
+        let user_id = Item::first_id(fields.user_id, beside.user_id);
+        let date = fields.documented_date(&event_type);
         let documented = date.as_ref().ok().copied().flatten();
         let head_start = self.encoded.len();
         Head {
@@ -269,16 +195,16 @@ impl Encoder<'_> {
             event_type: &event_type,
             app_id: self.app_id,
             user_id: &user_id,
-            occurred_at: item.fields.occurred_at(documented, item.created_at),
-            correlation_id: &item.id_text(item.fields.correlation_id, item.correlation_id),
+            occurred_at: fields.occurred_at(documented, beside.created_at),
+            correlation_id: &Item::first_id(fields.correlation_id, beside.correlation_id),
             traceparent: self.traceparent,
         }
         .encode(&mut self.encoded);
         let payload_start = self.encoded.len();
-        if let (true, Ok(date)) = (item.has_fields, date) {
-            item.fields.encode(&event_type, date, &mut self.encoded);
+        if let (Some(fields), Ok(date)) = (item.fields(), date) {
+            fields.encode(&event_type, date, &mut self.encoded);
         }
-        Draft {
+        self.drafts.push(Draft {
             key: EventKey::new(self.app_id, &id),
             user_hash: if user_id.is_empty() {
                 0
@@ -289,82 +215,14 @@ impl Encoder<'_> {
             head: head_start..payload_start,
             payload: payload_start..self.encoded.len(),
             raw_json: range,
-        }
-    }
-}
-
-/// The members of one event that matter, as far as they are there.
-#[derive(Default)]
-struct Item<'a> {
-    id: Option<Value<'a>>,
-    r#type: Option<Value<'a>>,
-    event: Option<Value<'a>>,
-    created_at: Option<Value<'a>>,
-    user_id: Option<Value<'a>>,
-    correlation_id: Option<Value<'a>>,
-    fields: Fields<'a>,
-    /// Whether there is an object that the fields are of.
-    has_fields: bool,
-}
-
-impl<'a> Item<'a> {
-    fn read(raw_json: &'a str) -> Self {
-        let mut item = Self::default();
-        let (mut payload, mut data) = (None, None);
-        let object = json::members(raw_json, |name, value| {
-            let member = match name.text() {
-                "id" => &mut item.id,
-                "type" => &mut item.r#type,
-                "event" => &mut item.event,
-                "payload" => &mut payload,
-                "data" => &mut data,
-                "created_at" => &mut item.created_at,
-                "user_id" => &mut item.user_id,
-                "correlation_id" => &mut item.correlation_id,
-                _ => return,
-            };
-            *member = value.not_null();
         });
-        if object.is_none() {
-            // No object, or one that cannot be read (such as a name that is no Unicode).
-            return Self::default();
-        }
-        let candidates = [payload, data];
-        let nested = candidates
-            .into_iter()
-            .flatten()
-            .find_map(|value| Fields::read(value.json()));
-        let inline = || match candidates {
-            [None, None] => Fields::read(raw_json),
-            _ => None,
-        };
-        if let Some(fields) = nested.or_else(inline) {
-            item.fields = fields;
-            item.has_fields = true;
-        }
-        item
-    }
-
-    fn event_type(&self) -> Option<Cow<'a, str>> {
-        let candidates = [self.r#type, self.event];
-        let mut texts = candidates.into_iter().flatten().filter_map(Value::string);
-        texts.find(|text| !text.is_empty())
-    }
-
-    fn id(&self) -> Option<Cow<'a, str>> {
-        bounded_id(self.id?)
-    }
-
-    /// The first of the two that there is.
-    fn id_text(&self, inner: Option<Value<'a>>, outer: Option<Value<'a>>) -> Cow<'a, str> {
-        let mut found = [inner, outer].into_iter().flatten().filter_map(bounded_id);
-        found.next().unwrap_or_default()
     }
 }
 
-fn bounded_id(value: Value<'_>) -> Option<Cow<'_, str>> {
-    let text = value.string_or_number()?;
-    (1..=ID_BYTES_MAX).contains(&text.len()).then_some(text)
+/// Where a slice of a text is in it. Empty, should it be a slice of something else.
+fn range_within(text: &str, slice: &str) -> Range<usize> {
+    let start = (slice.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+    start..start.saturating_add(slice.len())
 }
 
 /// The documented types, so that the events of a batch share their names.

@@ -4,9 +4,12 @@
 use std::{collections::BTreeMap, fmt};
 
 use prost_types::{ListValue, NullValue, Struct, Timestamp, value::Kind};
-use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::value::RawValue;
 
-use super::json::{self, Value};
+use super::json::{self, Name, Value};
 use crate::proto::{self, event::Payload};
 
 /// The types with a payload message.
@@ -43,7 +46,7 @@ pub(super) struct Fields<'a> {
     identifiers: Option<Value<'a>>,
     profile: Option<Value<'a>>,
     metadata: Option<Value<'a>>,
-    created_at: Option<Value<'a>>,
+    pub(super) created_at: Option<Value<'a>>,
     updated_at: Option<Value<'a>>,
     deleted_at: Option<Value<'a>>,
     revoked_at: Option<Value<'a>>,
@@ -58,26 +61,26 @@ pub(super) struct WrongShape;
 impl<'a> Fields<'a> {
     /// Finds the fields in an object; `None` where it is none.
     pub(super) fn read(object: &'a str) -> Option<Self> {
-        let mut fields = Self::default();
-        json::members(object, |name, value| {
-            let field = match name.text() {
-                "user_id" => &mut fields.user_id,
-                "correlation_id" => &mut fields.correlation_id,
-                "source" => &mut fields.source,
-                "session_id" => &mut fields.session_id,
-                "identifier" => &mut fields.identifier,
-                "identifiers" => &mut fields.identifiers,
-                "profile" => &mut fields.profile,
-                "metadata" => &mut fields.metadata,
-                "created_at" => &mut fields.created_at,
-                "updated_at" => &mut fields.updated_at,
-                "deleted_at" => &mut fields.deleted_at,
-                "revoked_at" => &mut fields.revoked_at,
-                _ => return,
-            };
-            *field = value.not_null();
-        })?;
-        Some(fields)
+        json::object(object)
+    }
+
+    /// The field with this name.
+    pub(super) fn member(&mut self, name: &str) -> Option<&mut Option<Value<'a>>> {
+        Some(match name {
+            "user_id" => &mut self.user_id,
+            "correlation_id" => &mut self.correlation_id,
+            "source" => &mut self.source,
+            "session_id" => &mut self.session_id,
+            "identifier" => &mut self.identifier,
+            "identifiers" => &mut self.identifiers,
+            "profile" => &mut self.profile,
+            "metadata" => &mut self.metadata,
+            "created_at" => &mut self.created_at,
+            "updated_at" => &mut self.updated_at,
+            "deleted_at" => &mut self.deleted_at,
+            "revoked_at" => &mut self.revoked_at,
+            _ => return None,
+        })
     }
 
     /// The date that is documented for a type.
@@ -181,6 +184,35 @@ impl<'a> Fields<'a> {
     }
 }
 
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        parser.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a payload")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Fields<'de>, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(name) = members.next_key::<&RawValue>()? {
+            match fields.member(Name::new(name).text()) {
+                Some(field) => *field = Value::new(members.next_value()?).not_null(),
+                None => {
+                    members.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
 fn string(value: Option<Value<'_>>) -> Result<String, WrongShape> {
     match value {
         None => Ok(String::new()),
@@ -267,7 +299,7 @@ impl FreeForm<'_> {
 impl<'de> DeserializeSeed<'de> for FreeForm<'_> {
     type Value = Kind;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, parser: D) -> Result<Kind, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Kind, D::Error> {
         parser.deserialize_any(self)
     }
 }

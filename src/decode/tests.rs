@@ -562,7 +562,153 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
+/// The two ways of reading a body: what of it is usual, and any.
+fn both_ways(body: &str) -> (Option<Encoded>, Result<Encoded, Error>) {
+    let app_id: Arc<str> = APP.into();
+    let mut usual = Encoder::new(body, &app_id, "");
+    let is_usual = usual.push_usual();
+    let mut any = Encoder::new(body, &app_id, "");
+    let result = any.push_any();
+    (
+        is_usual.then(|| encoded(usual)),
+        result.map(|()| encoded(any)),
+    )
+}
+
+type Encoded = (Vec<u8>, String);
+
+fn encoded(encoder: Encoder<'_>) -> Encoded {
+    (encoder.encoded, format!("{:?}", encoder.drafts))
+}
+
+fn any_space() -> impl Strategy<Value = &'static str> {
+    let odd = proptest::sample::select(vec![" ", "\n\t", "\r", "\u{a0}"]);
+    prop_oneof![20 => Just(""), 1 => odd]
+}
+
+/// Names as they may be written, and with some luck what is none.
+fn any_name() -> impl Strategy<Value = &'static str> {
+    let good = proptest::sample::select(vec![
+        r#""id""#,
+        r#""type""#,
+        r#""event""#,
+        r#""user_id""#,
+        r#""user\u005fid""#,
+        r#""created_at""#,
+        r#""source""#,
+        r#""\ud800""#,
+    ]);
+    let nested = proptest::sample::select(vec![r#""payload""#, r#""data""#, r#""events""#, "1"]);
+    prop_oneof![20 => good, 1 => nested]
+}
+
+/// JSON as no serializer writes it: members twice, any space, numbers and escapes of any form, and
+/// with some luck also what is no JSON.
+fn any_text() -> impl Strategy<Value = String> {
+    let good = proptest::sample::select(vec![
+        "null",
+        "true",
+        "1e999",
+        "-0.0",
+        "18446744073709551616",
+        r#""""#,
+        r#""a\"b""#,
+        r#""\ud83d\ude00""#,
+        r#""\ud800""#,
+        r#""user.created""#,
+        r#""2026-01-01T00:00:00Z""#,
+    ]);
+    let bad = proptest::sample::select(vec!["01", "nul", "\"\t\"", ""]);
+    let leaf = prop_oneof![40 => good, 1 => bad].prop_map(str::to_owned);
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        let list = (proptest::collection::vec(inner.clone(), 0..4), any_space())
+            .prop_map(|(items, space)| format!("[{}{space}]", items.join(",")));
+        prop_oneof![list, any_object(inner)]
+    })
+}
+
+fn any_object(value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+    let member = (any_space(), any_name(), any_space(), value)
+        .prop_map(|(before, name, after, value)| format!("{before}{name}{after}:{value}"));
+    let comma = prop_oneof![20 => Just(","), 1 => Just(" ,"), 1 => Just(",,")];
+    (proptest::collection::vec(member, 0..5), comma, any_space())
+        .prop_map(|(members, comma, space)| format!("{{{}{space}}}", members.join(comma)))
+}
+
+/// An event, most likely of an acceptable form.
+fn any_event() -> impl Strategy<Value = String> {
+    let nested = (
+        proptest::sample::select(vec!["payload", "data"]),
+        any_object(any_text()),
+    )
+        .prop_map(|(name, object)| format!(r#""{name}":{object}"#));
+    let id = any_text().prop_map(|id| format!(r#""id":{id}"#));
+    let event_type = Just(r#""type":"user.created""#.to_owned());
+    let usual = proptest::collection::vec(prop_oneof![nested, id, event_type], 0..5)
+        .prop_map(|members| format!("{{{}}}", members.join(",")));
+    prop_oneof![6 => usual, 2 => any_object(any_text()), 1 => any_text()]
+}
+
+#[test]
+fn the_usual_bodies_are_read_in_one_walk() {
+    for payload in [
+        r#""payload":{"user_id":"usr_1"}"#,
+        r#""data":{}"#,
+        r#""user_id":"usr_1""#,
+    ] {
+        let body = format!(
+            " {{\"events\" : [ {{\"type\":\"user.created\",{payload}}} , {{}} ] , \"app_id\":\"{APP}\", \"x\":[1] }}\n"
+        );
+        let (usual, any) = both_ways(&body);
+        assert_eq!(usual, any.ok());
+        assert!(usual.is_some(), "{body}");
+    }
+    for body in [body(&[]), body(&["{}"])] {
+        assert!(both_ways(&body).0.is_some(), "{body}");
+    }
+}
+
+#[test]
+fn what_is_unusual_or_no_batch_is_left_to_the_parser() {
+    let body = body(&["{}"]);
+    for broken in [
+        body.replace('}', ""),
+        body.replace("{}", "{},"),
+        body.replace("{}", "1"),
+        body.replace("{}", r#"{"payload":null}"#),
+        body.replace("{}", r#"{"payload":[]}"#),
+        body.replace(APP, "other"),
+        body.replace("app_id", "app"),
+        body.replace("events", "event"),
+        body.replace("\"events\"", "events"),
+        body.replace("\"events\":[", "\"events\":[],\"events\":["),
+        body.replace("\"app_id\":", "1:1,\"app_id\":"),
+        format!("{body} x"),
+        format!("[{body}]"),
+        String::new(),
+    ] {
+        assert_eq!(both_ways(&broken).0, None, "{broken}");
+    }
+}
+
 proptest! {
+    /// The walk may leave a body to the parser, but never read it otherwise.
+    #[test]
+    fn the_walk_reads_what_the_parser_reads(
+        items in proptest::collection::vec(any_event(), 0..4),
+        members in proptest::collection::vec(any_text(), 0..2),
+        app_first: bool,
+    ) {
+        let app = format!(r#""app_id":"{APP}""#);
+        let mut parts = vec![format!(r#""events":[{}]"#, items.join(","))];
+        parts.extend(members.iter().map(|value| format!(r#""other":{value}"#)));
+        parts.insert(if app_first { 0 } else { parts.len() }, app);
+        let (usual, any) = both_ways(&format!("{{{}}}", parts.join(",")));
+        if let Some(usual) = usual {
+            prop_assert_eq!(Ok(usual), any);
+        }
+    }
+
     #[test]
     fn every_item_is_an_event_whose_json_is_what_was_sent(
         items in proptest::collection::vec(any_json(), 0..6),
@@ -570,6 +716,9 @@ proptest! {
     ) {
         let sent = json!({"app_id": APP, "events": items});
         let body = if pretty { format!("{sent:#}") } else { sent.to_string() };
+        if let (Some(usual), any) = both_ways(&body) {
+            prop_assert_eq!(Ok(usual), any);
+        }
         let batch = decode(body).unwrap();
         prop_assert_eq!(batch.drafts.len(), items.len());
         for (draft, item) in batch.drafts.iter().zip(&items) {
@@ -593,13 +742,18 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_a_batch_makes_the_decoder_panic(at: usize, byte: u8) {
+    fn no_damage_to_a_batch_makes_the_decoder_panic_or_the_two_ways_differ(at: usize, byte: u8) {
         let mut bytes = body(&[
             r#"{"id":"evt_1","type":"user.created","payload":{"user_id":"usr_1","identifiers":[{"type":"x","value":"y"}],"profile":{"a":[1,{"b":null}]},"created_at":"2026-01-01T00:00:00Z"}}"#,
         ])
         .into_bytes();
         let at = at % bytes.len();
         bytes[at] = byte;
-        let _ = decode(bytes);
+        let _ = decode(bytes.clone());
+        if let Ok(body) = str::from_utf8(&bytes)
+            && let (Some(usual), any) = both_ways(body)
+        {
+            prop_assert_eq!(Ok(usual), any);
+        }
     }
 }

@@ -97,10 +97,8 @@ impl Connections {
             .max_pending_accept_reset_streams(options.pending_accept_resets_max);
         let flooded = CancellationToken::new();
         let shelf = Shelf::default();
-        let (io, flusher) = gather(
-            FrameBudget::new(io, options.frames, flooded.clone()),
-            shelf.clone(),
-        );
+        let frames = FrameBudget::new(io, options.frames, flooded.clone());
+        let (io, flusher) = gather(frames, shelf.clone());
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
         let handshake = Box::pin(flushing(handshake, &flusher));
@@ -378,6 +376,10 @@ impl Stream {
                     send.send_data(response, false).map_err(|_| Gone)?;
                     // What is held back from the connection's other streams is given back.
                     send.reserve_capacity(0);
+                    if session.reads_history() {
+                        // Who has a lot to read lets what is live go first, after each response.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Some(Step::End(end)) => return end_stream(send, &end),
             }

@@ -293,6 +293,12 @@ impl Session {
         self.found = None;
     }
 
+    /// Whether it has not come to the end of the log yet, or has fallen behind since.
+    #[must_use]
+    pub(super) fn reads_history(&self) -> bool {
+        self.phase == Phase::History
+    }
+
     /// Cancelled when the server begins to drain.
     #[must_use]
     pub(super) fn draining(&self) -> &CancellationToken {

@@ -31,9 +31,9 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     /// Places for calls that are no subscriptions.
     pub(super) calls: Arc<Semaphore>,
+    pub(super) pace: Pace,
     /// Which refusals are still said in the log.
     pub(super) quiet: Quiet,
-    pub(super) pace: Pace,
     /// Cancelled when the server begins to drain.
     pub(super) draining: CancellationToken,
 }

@@ -593,6 +593,82 @@ async fn an_event_larger_than_any_window_arrives_whole() {
     assert_eq!(collected.events[0].raw_json.len(), 900_012);
 }
 
+/// Subscribers with equal filters share what matches; each has its own limits nevertheless.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_filters_share_what_matches_and_each_ends_where_it_wants() {
+    const BLOCKS: u64 = 6;
+    const BLOCK_EVENTS: u64 = 70;
+    let options = Options {
+        // Blocks are cut into several responses.
+        response_bytes_max: 400,
+        ..Options::default()
+    };
+    let bridge =
+        Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
+    let request = |max_events: u64, start| SubscribeRequest {
+        filter: Some(Filter {
+            types: vec!["user.session.*".to_owned()],
+            ..Filter::default()
+        }),
+        start: from(start),
+        stop: self::max_events(max_events),
+        ..SubscribeRequest::default()
+    };
+    let wanted: Vec<u64> = (1..=BLOCKS * BLOCK_EVENTS)
+        .filter(|sequence| matches!(sequence % 7, 5 | 6))
+        .collect();
+    // Ends within a block, at its last match, and at the last event of all.
+    let counts = [1, 13, 20, 33, wanted.len(), wanted.len()];
+    let mut readers = Vec::new();
+    for count in counts {
+        let latest = Start::Latest(Latest {});
+        let mut reader = bridge
+            .subscribe(request(count as u64, latest))
+            .await
+            .unwrap();
+        // Live before the first block comes.
+        while !matches!(reader.notice().await, Notice::CaughtUp(_)) {}
+        readers.push(reader);
+    }
+    for block in 0..BLOCKS {
+        let numbers = block * BLOCK_EVENTS + 1..=(block + 1) * BLOCK_EVENTS;
+        let ids: Vec<String> = numbers
+            .clone()
+            .map(|number| format!("evt_{number}"))
+            .collect();
+        let events: Vec<_> = numbers
+            .zip(&ids)
+            .map(|(number, id)| (id.as_str(), TYPES[(number % 7) as usize], "usr_1"))
+            .collect();
+        bridge
+            .log
+            .append(fixtures::batch("app", &events))
+            .await
+            .unwrap();
+    }
+    for (reader, count) in readers.into_iter().zip(counts) {
+        let collected = reader.collect().await;
+        assert_eq!(collected.end.map(|status| status.code()), None);
+        let sequences: Vec<u64> = collected
+            .events
+            .iter()
+            .map(|event| event.sequence)
+            .collect();
+        assert_eq!(sequences, wanted[..count]);
+        assert!(
+            count < 20 || collected.cursors.len() > 2,
+            "several responses"
+        );
+        // The cursor goes on right after it.
+        let rest = wanted.len() - count;
+        if rest > 0 {
+            let after = Start::AfterCursor(collected.cursors.last().unwrap().clone());
+            let more = bridge.collect(request(rest as u64, after)).await;
+            assert_eq!(more.sequences(), wanted[count..]);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_request_is_said_with_its_reason() {
     let bridge = Bridge::start().await;

@@ -266,6 +266,10 @@ fn latencies() -> Vec<Comparison> {
         against(ONE, 1, P99, S::PlainTonic, Shown),
         against(ONE, 1, P50, S::JetStream, Shown),
         against(ONE, 1, P99, S::JetStream, Shown),
+        // What Go does for it is the same: verify, decode, stream. The others are given events.
+        against(ONE, 1, P50, S::Go, Shown),
+        against(ONE, 1, P99, S::Go, Shown),
+        against(ONE, 1, CPU_EVENT, S::Go, Shown),
         against(ONE, 1, CPU_EVENT, S::Nats, Shown),
         net.goal(AtMost(0.75)),
         against(TEN, 10, P50, S::RawTcp, Shown),

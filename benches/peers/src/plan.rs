@@ -94,8 +94,15 @@ pub fn quick() -> Vec<Step> {
         step(Work::filtered(100), vec![S::BridgeMemory]),
         step(
             Work::latency(1),
-            vec![S::BridgeMemory, S::BridgeEmbedded, S::Nats, S::RawTcp],
+            vec![
+                S::BridgeMemory,
+                S::BridgeEmbedded,
+                S::Nats,
+                S::Go,
+                S::RawTcp,
+            ],
         ),
+        step(Work::TAKING, vec![S::BridgeMemory, S::Nats]),
         step(Work::Ingest, ingest()),
         step(Work::idle(1_000), vec![S::BridgeMemory, S::Nats]),
     ]
