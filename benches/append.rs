@@ -79,9 +79,9 @@ fn main() {
     }
     eprintln!("resident: {} MiB", status_kib("VmRSS:") / 1024);
     println!(
-        "| events | file p50 | log p50 | file ÷ log | log p99 | longest | longest ÷ p50 | bytes written an event | system calls a commit |"
+        "| events | file p50 | log p50 | file ÷ log | log p99 | longest | longest ÷ p50 | bytes written an event | writing system calls a commit | CPU a commit |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for group in groups {
         let rig = Rig {
             runtime: &runtime,
@@ -144,7 +144,7 @@ impl Rig<'_> {
         let mut inner = std::mem::take(&mut *self.commits.lock().unwrap());
         let longest = quantile(&mut in_log, 1.0);
         println!(
-            "| {} | {:.2?} | {:.2?} | {:.2} | {:.2?} | {:.1?} | {:.1} | {} | {:.1} |",
+            "| {} | {:.2?} | {:.2?} | {:.2} | {:.2?} | {:.1?} | {:.1} | {} | {:.1} | {:.0?} |",
             self.group,
             file_p50,
             log_p50,
@@ -154,6 +154,7 @@ impl Rig<'_> {
             longest.as_secs_f64() / log_p50.as_secs_f64(),
             written.bytes / (commits * self.group) as u64,
             written.calls as f64 / commits as f64,
+            written.cpu / u32::try_from(commits).unwrap(),
         );
         eprintln!(
             "  of it the commit: p50 {:.2?}, p99 {:.2?}, longest {:.1?}; file: p99 {:.2?}, longest {:.1?}",
@@ -215,11 +216,13 @@ impl Events {
     }
 }
 
-/// What this process has written, where the system tells (Linux).
+/// What this process has written and computed, where the system tells (Linux).
 #[derive(Default)]
 struct Io {
     bytes: u64,
     calls: u64,
+    /// Of all threads, the one that waits for the commits included.
+    cpu: Duration,
 }
 
 impl Io {
@@ -227,13 +230,26 @@ impl Io {
         Self {
             bytes: field("/proc/self/io", "wchar:"),
             calls: field("/proc/self/io", "syscw:"),
+            cpu: cpu_time(),
         }
     }
 
     fn add(&mut self, now: &Self, before: &Self) {
         self.bytes += now.bytes - before.bytes;
         self.calls += now.calls - before.calls;
+        self.cpu += now.cpu.saturating_sub(before.cpu);
     }
+}
+
+fn cpu_time() -> Duration {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else {
+        return Duration::ZERO;
+    };
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
 fn status_kib(name: &str) -> u64 {

@@ -14,7 +14,7 @@ use crate::{
     log::embedded::{self, Inspection, OpenError},
 };
 
-/// Below this a log soon stops: it is the write-ahead log at its limit, four times over.
+/// Below this a log soon stops: it is the largest segment, four times over.
 const FREE_MIN: ByteSize = ByteSize::mib(256);
 /// Prelude waits 10 s for several of these.
 const SYNC_MAX: Duration = Duration::from_secs(1);

@@ -296,6 +296,20 @@ impl Block {
         })
     }
 
+    /// The checksum that a stored block carries; 0 if it is cut short.
+    pub(super) fn carried_checksum(bytes: &[u8]) -> u32 {
+        bytes
+            .get(MAGIC.len()..)
+            .map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0))
+    }
+
+    /// Whether that is the checksum of what a stored block has.
+    pub(super) fn is_whole(bytes: &[u8]) -> bool {
+        let checked = bytes.get(CHECKED_FROM..);
+        let checksum = checked.map(crc32c::crc32c);
+        checksum == Some(Self::carried_checksum(bytes)) && bytes.starts_with(&MAGIC)
+    }
+
     /// Puts together the view with `raw_json`, with or without the payload.
     fn assemble(&self, with_payload: bool) -> View {
         let capacity = self.typed.bytes.len() + self.raw_fields.len() + self.entries.len();

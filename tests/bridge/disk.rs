@@ -235,7 +235,7 @@ async fn a_full_disk_delays_events_and_loses_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_ends_the_process_and_loses_nothing_that_was_answered() {
     let mut bridge = Setup::default().prepare();
-    // Writes beyond 2,048 blocks of a file fail with EFBIG, which is no lack of room to SQLite.
+    // Writes beyond 2,048 blocks of a file fail with EFBIG, which is no lack of room.
     let limited = after("trap '' XFSZ && ulimit -f 2048", &bridge.command());
     bridge.run(limited).await;
     let (taken, reply) = fill(&Sender::to(bridge.addresses.webhook)).await;

@@ -6,13 +6,11 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, OptionalExtension as _};
-
-use super::schema::{self, DATABASE_FILE, LOCK_FILE, OpenError};
-use crate::{
-    event::{LogId, Sequence, UnixMicros},
-    log::Range,
+use super::{
+    recovery,
+    schema::{self, DATABASE_FILE, LOCK_FILE, OpenError},
 };
+use crate::{event::LogId, log::Range};
 
 /// What a log says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +41,17 @@ pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
     let error = |source| schema::database_error(&path, source);
     let connection = schema::open_reader(&path).map_err(error)?;
     schema::check_version(&connection, &path)?;
-    let inspection = read(&connection).map_err(error)?;
-    schema::check_ends(&connection, inspection.range)
-        .map_err(error)?
-        .map_err(|reason| OpenError::Damaged {
-            path: path.clone(),
-            reason,
-        })?;
-    Ok(Some(inspection))
+    let terms: i64 = connection
+        .query_row("SELECT count(*) FROM terms", [], |row| row.get(0))
+        .map_err(error)?;
+    let facts = schema::facts(&connection).map_err(error)?;
+    let log = facts.log;
+    let found = recovery::look(data_dir, facts)?;
+    Ok(Some(Inspection {
+        log,
+        terms: terms.cast_unsigned(),
+        range: found.range,
+    }))
 }
 
 /// Held as long as we look, so that no bridge starts meanwhile and finds us reading.
@@ -68,37 +69,6 @@ fn lock(data_dir: &Path) -> Result<Option<File>, OpenError> {
         }),
         Err(TryLockError::Error(source)) => Err(OpenError::Directory { path, source }),
     }
-}
-
-fn read(connection: &Connection) -> rusqlite::Result<Inspection> {
-    let (log, trimmed) =
-        connection.query_row("SELECT id, trimmed_sequence FROM log", [], |row| {
-            let log = LogId(row.get::<_, i64>(0)?.cast_unsigned());
-            Ok((log, Sequence(row.get::<_, i64>(1)?.cast_unsigned())))
-        })?;
-    let terms: i64 = connection.query_row("SELECT count(*) FROM terms", [], |row| row.get(0))?;
-    let end = |order: &str| {
-        let sql = format!(
-            "SELECT last_sequence, received_at FROM blocks ORDER BY last_sequence {order} LIMIT 1"
-        );
-        connection
-            .query_row(&sql, [], |row| {
-                let last = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-                Ok((last, UnixMicros(row.get(1)?)))
-            })
-            .optional()
-    };
-    let (first, last) = (end("ASC")?, end("DESC")?);
-    Ok(Inspection {
-        log,
-        terms: terms.cast_unsigned(),
-        range: Range {
-            earliest: trimmed.plus(1),
-            head: last.map_or(trimmed, |(sequence, _)| sequence),
-            earliest_at: first.map(|(_, at)| at),
-            head_at: last.map(|(_, at)| at),
-        },
-    })
 }
 
 #[cfg(test)]

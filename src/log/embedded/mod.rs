@@ -1,23 +1,29 @@
-//! Owns the log on disk: one SQLite database, written by one thread, read by a few connections
-//! beside it.
+//! Owns the log on disk: segment files, to which one thread appends, and an index that follows them.
 //!
-//! `queue` → `writer` (with `ids` and `retention`) → the database → `readers`; the `checkpointer`
-//! carries the write-ahead log over into the database file. `schema` knows what is on the disk.
+//! `queue` → `writer` (with `ids` and `retention`) → the `active` segment → `readers`. A commit is
+//! durable when its frames are (`frame` knows their bytes), with one write and one flush of space
+//! that was made ready. The index is a SQLite database (`schema`): it remembers the ids of weeks,
+//! and what is true of the log as a whole. It may be behind the segments, never ahead of them; a
+//! start reads in the segments (`recovery`) what it has not got. The `keeper` does what no commit is
+//! to wait for.
 
-mod checkpointer;
+mod active;
+mod frame;
 mod ids;
 mod inspect;
+mod keeper;
 mod queue;
 mod readers;
+mod recovery;
 mod retention;
 mod schema;
+mod segments;
 #[cfg(test)]
 mod tests;
-mod wal;
 mod writer;
 
 use std::{
-    fs::File,
+    io,
     path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
@@ -28,12 +34,11 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use rusqlite::Connection;
 use tokio::sync::watch;
 
 use self::{
-    checkpointer::Gate, ids::Ids, queue::Queue, readers::Readers, retention::Retention,
-    schema::Directory, wal::WalFile, writer::Writer,
+    active::Active, ids::Ids, keeper::Keeper, queue::Queue, readers::Readers, retention::Retention,
+    schema::Directory, segments::Segments, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
@@ -55,8 +60,8 @@ pub struct Options {
     /// Blocks older than this are removed. 30 days: twice as long as the sender retries, so that
     /// whoever was offline for as long as that still finds everything.
     pub retention_age: Duration,
-    /// The oldest blocks are removed when the log, its ids included, occupies more than this. The
-    /// newest block always stays. 10 GiB: some twenty million events of usual size.
+    /// The oldest segment is removed when the log, its ids included, occupies more than this. The
+    /// newest segment always stays. 10 GiB: some twenty million events of usual size.
     pub retention_bytes: u64,
     /// For how long a repetition of an event is recognised, at least; up to twice as long. 15 days:
     /// the sender retries for 14.
@@ -71,7 +76,8 @@ pub struct Options {
     pub group_events_max: usize,
     /// How many bytes of batches are committed together, at most. 4 MiB: a few milliseconds.
     pub group_bytes_max: usize,
-    /// What the write-ahead log may take before it is begun anew. 64 MiB.
+    /// What the index's write-ahead log may take before it is carried over. 4 MiB: written in some
+    /// ten milliseconds.
     pub wal_bytes_max: u64,
     /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
     /// enough.
@@ -106,7 +112,7 @@ impl Default for Options {
             queue_bytes_max: 64 * 1024 * 1024,
             group_events_max: 8_192,
             group_bytes_max: 4 * 1024 * 1024,
-            wal_bytes_max: 64 * 1024 * 1024,
+            wal_bytes_max: 4 * 1024 * 1024,
             readers: 4,
             on_commit: None,
         }
@@ -114,8 +120,8 @@ impl Default for Options {
 }
 
 /// Opens the log in a directory, which is created if need be, and passes what is appended to
-/// `tail`. Blocks for some milliseconds, after a crash for as long as reading the write-ahead log
-/// takes.
+/// `tail`. Blocks for some milliseconds, and for as long as it takes to read the
+/// last segment.
 ///
 /// # Errors
 /// [`OpenError`], which says what to do.
@@ -129,29 +135,30 @@ pub(super) struct Seams {
     pub(super) fault: Fault,
     /// Smaller ones, so that there is more to see.
     pub(super) ids_limits: Option<ids::Limits>,
-    /// Told how many blocks a step of retention has removed.
-    pub(super) on_removed: Box<dyn Fn(usize) + Send>,
 }
 
-/// May change the connection's settings, or fail in its place.
-pub(super) type Fault = Box<dyn FnMut(Stage, &Connection) -> rusqlite::Result<()> + Send>;
+/// May fail in the place of the disk.
+pub(super) type Fault = Box<dyn FnMut(Stage) -> io::Result<()> + Send>;
 
-/// What a transaction is about to do.
+/// What the writer is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Begin.
+    /// Begin with a group.
     Begin,
-    /// Become durable.
-    Commit,
+    /// Write a commit.
+    Write,
+    /// Make it durable.
+    Flush,
+    /// Bring the index up to date.
+    Index,
 }
 
 impl Default for Seams {
     fn default() -> Self {
         Self {
             clock: group::system_clock(),
-            fault: Box::new(|_, _| Ok(())),
+            fault: Box::new(|_| Ok(())),
             ids_limits: None,
-            on_removed: Box::new(|_| {}),
         }
     }
 }
@@ -165,14 +172,23 @@ pub(super) fn open_with_seams(
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
     let path = directory.database();
-    let error = |source| OpenError::Database {
-        path: path.to_owned(),
+    let database_error = |source| schema::database_error(path, source);
+    let directory_error = |source| OpenError::Directory {
+        path: data_dir.to_owned(),
         source,
     };
-    let (mut connection, state) = schema::open_writer(
-        &directory,
-        checkpointer::overgrown_bytes(options.wal_bytes_max),
-    )?;
+    let (mut connection, state) = schema::open_writer(&directory)?;
+    let found = state.found;
+    let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
+    let ids_limits = seams.ids_limits;
+    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
+    let mut ids = Ids::open(&connection, ids_limits).map_err(database_error)?;
+    for (at, keys) in &found.unindexed {
+        ids.restore(keys, *at);
+    }
+    keeper::remove(data_dir, &found.leftover).map_err(directory_error)?;
+    let active = Active::open(data_dir, state.log, found.tip, options.retention_bytes);
+    let active = active.map_err(directory_error)?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(queue::Limits {
@@ -181,54 +197,48 @@ pub(super) fn open_with_seams(
             group_events_max: options.group_events_max,
             group_bytes_max: options.group_bytes_max,
         }),
-        gate: Gate::new(options.wal_bytes_max),
-        range: RwLock::new(state.range),
-        file_bytes: AtomicU64::new(0),
+        keeper: Keeper::new(options.wal_bytes_max),
+        segments: Arc::new(found.segments),
+        range: RwLock::new(found.range),
+        index_bytes: AtomicU64::new(0),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         done,
-        database_file: directory.database_file(),
     });
     let hooked = Arc::clone(&shared);
     let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
-        hooked.gate.set_wal_pages(u64::try_from(pages).unwrap_or(0));
+        hooked
+            .keeper
+            .set_wal_pages(u64::try_from(pages).unwrap_or(0));
         Ok(())
     };
-    connection.wal_hook(Some(on_wal)).map_err(error)?;
-    let readers = Readers::open(&directory, options.readers).map_err(error)?;
-    let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
-    let ids_limits = seams.ids_limits;
-    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
-    let ids = Ids::open(&connection, ids_limits).map_err(error)?;
-    let mut retention = Retention::new(options.retention_age, options.retention_bytes);
-    shared.set_file_bytes(retention.measure(&connection).map_err(error)?);
-    let checkpointer = {
-        let shared = Arc::clone(&shared);
-        let connection = schema::open_checkpointer(path).map_err(error)?;
-        let wal =
-            WalFile::open(path, options.wal_bytes_max).map_err(|source| OpenError::Directory {
-                path: data_dir.to_owned(),
-                source,
-            })?;
-        spawn("log-checkpoint", move || {
-            checkpointer::run(&shared, &connection, wal, options.wal_bytes_max);
+    connection.wal_hook(Some(on_wal)).map_err(database_error)?;
+    let keeper = {
+        let (shared, directory) = (Arc::clone(&shared), data_dir.to_owned());
+        let connection = schema::open_keeper(path).map_err(database_error)?;
+        spawn("log-keeper", move || {
+            keeper::run(&shared, &connection, &directory, state.log);
         })?
     };
+    let readers = Readers::new(&shared.segments, options.readers);
     let writer = Writer {
         shared: Arc::clone(&shared),
         connection,
-        checkpointer,
+        keeper,
         tail,
         on_commit: options.on_commit,
         log: state.log,
         term: state.term,
         builder: group::new_builder(),
-        stamps: Stamps::new(Arc::clone(&seams.clock), state.last_at),
+        stamps: Stamps::new(Arc::clone(&seams.clock), found.last_at),
         ids,
-        retention,
+        active,
+        unsealed: found.unsealed,
+        behind: writer::Behind::default(),
+        retention: Retention::new(options.retention_age, options.retention_bytes),
         seams,
     };
-    let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.gate.stop())?;
+    let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     Ok(Arc::new(Embedded {
         lineage: Lineage::new(state.log, state.terms),
         shared,
@@ -250,7 +260,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 pub struct Embedded {
     lineage: Lineage,
     shared: Arc<Shared>,
-    readers: Arc<Readers>,
+    readers: Readers,
     thread: Mutex<Option<JoinHandle<()>>>,
     ended: watch::Receiver<bool>,
     /// Last, so that the directory is given up when everything else is closed.
@@ -260,14 +270,14 @@ pub struct Embedded {
 /// What the threads of a log and its handles have in common.
 struct Shared {
     queue: Queue,
-    gate: Gate,
+    keeper: Keeper,
+    segments: Arc<Segments>,
     range: RwLock<Range>,
-    file_bytes: AtomicU64,
+    /// What the index occupies, without free pages and its write-ahead log.
+    index_bytes: AtomicU64,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
     done: watch::Sender<bool>,
-    /// Stays open for as long as anybody may use the database.
-    database_file: Arc<File>,
 }
 
 impl Shared {
@@ -308,8 +318,8 @@ impl Shared {
             .is_some_and(|at| at.elapsed() < NO_SPACE_MEMORY)
     }
 
-    fn set_file_bytes(&self, bytes: u64) {
-        self.file_bytes.store(bytes, Ordering::Relaxed);
+    fn index_bytes(&self) -> u64 {
+        self.index_bytes.load(Ordering::Relaxed) + self.keeper.wal_bytes()
     }
 }
 
@@ -329,15 +339,11 @@ impl Log for Embedded {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        Box::pin(async move {
-            self.readers
-                .read(self.shared.range(), after, bytes_max)
-                .await
-        })
+        Box::pin(self.readers.read(&self.shared.range, after, bytes_max))
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        Box::pin(async move { self.readers.seek(self.shared.range(), at).await })
+        Box::pin(self.readers.seek(&self.shared.range, at))
     }
 
     fn range(&self) -> Range {
@@ -349,9 +355,8 @@ impl Log for Embedded {
     }
 
     fn usage(&self) -> Usage {
-        let file_bytes = self.shared.file_bytes.load(Ordering::Relaxed);
         Usage {
-            stored_bytes: file_bytes + self.shared.gate.wal_bytes(),
+            stored_bytes: self.shared.segments.bytes() + self.shared.index_bytes(),
             queued_batches: self.shared.queue.len(),
         }
     }

@@ -1,50 +1,71 @@
-//! Owns reading: a few connections of its own, which never wait for the writer nor it for them, and
-//! the promise that what is damaged or missing is said and never skipped.
+//! Owns reading: from the segments' files, without waiting for the writer nor it for them, and the
+//! promise that what is damaged or missing is said and never skipped.
 
 use std::{
-    fs::File,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{Arc, PoisonError, RwLock},
 };
 
-use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::Semaphore;
 
-use super::schema::{self, Directory};
+use super::{
+    frame::{Frames, Header},
+    segments::{Place, Segments},
+};
 use crate::{
     event::{Sequence, UnixMicros},
     log::{Block, Range, ReadError},
 };
 
-/// Connections for reading, each used by one reader at a time.
+/// A chunk of a file that is read at once: at least so much …
+const CHUNK_BYTES_MIN: usize = 64 * 1024;
+/// … and at most so much, whatever the caller takes; a larger block is read whole all the same.
+const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+
+/// A bounded number of readers.
 pub(super) struct Readers {
-    idle: Mutex<Vec<Connection>>,
+    segments: Arc<Segments>,
     permits: Arc<Semaphore>,
-    /// Last, so that it is closed after the connections.
-    _database_file: Arc<File>,
+}
+
+/// Why nothing was read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Retention was faster.
+    #[error("it was removed")]
+    Gone,
+    #[error("{0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Gone,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl Readers {
-    pub(super) fn open(directory: &Directory, count: usize) -> rusqlite::Result<Arc<Self>> {
-        let count = count.max(1);
-        let idle = (0..count)
-            .map(|_| schema::open_reader(directory.database()))
-            .collect::<Result<_, _>>()?;
-        Ok(Arc::new(Self {
-            idle: Mutex::new(idle),
-            permits: Arc::new(Semaphore::new(count)),
-            _database_file: directory.database_file(),
-        }))
+    pub(super) fn new(segments: &Arc<Segments>, count: usize) -> Self {
+        Self {
+            segments: Arc::clone(segments),
+            permits: Arc::new(Semaphore::new(count.max(1))),
+        }
     }
 
-    /// Reads blocks as [`crate::log::Log::read`] says, none of them after the head of `range`: what
+    /// Reads blocks as [`crate::log::Log::read`] says, none of them after the head of `now`: what
     /// is newer has not been passed to the tail yet.
     pub(super) async fn read(
-        self: &Arc<Self>,
-        range: Range,
+        &self,
+        now: &RwLock<Range>,
         after: Sequence,
         bytes_max: usize,
     ) -> Result<Vec<Arc<Block>>, ReadError> {
+        let range = of(now);
         if !range.reaches(after) {
             let earliest = range.earliest;
             return Err(ReadError::Expired { earliest });
@@ -52,16 +73,19 @@ impl Readers {
         if after >= range.head {
             return Ok(Vec::new());
         }
-        self.run(move |connection| read(connection, &range, after, bytes_max))
-            .await
+        self.run(now, move |segments| {
+            read(segments, range.head, after, bytes_max)
+        })
+        .await
     }
 
     /// Finds a place by its time as [`crate::log::Log::seek`] says.
     pub(super) async fn seek(
-        self: &Arc<Self>,
-        range: Range,
+        &self,
+        now: &RwLock<Range>,
         at: UnixMicros,
     ) -> Result<Sequence, ReadError> {
+        let range = of(now);
         // The ends are known, and are what most ask for.
         if range.head_at.is_none_or(|head_at| head_at < at) {
             return Ok(range.head);
@@ -72,36 +96,44 @@ impl Readers {
         {
             return Ok(range.earliest.before());
         }
-        self.run(move |connection| seek(connection, &range, at))
-            .await
+        let found = self
+            .run(now, move |segments| seek(segments, range.head, at))
+            .await;
+        let place = found?.map_or(range.head, |(place, _)| place);
+        // Retention may have passed it meanwhile.
+        Ok(place.max(of(now).earliest.before()))
     }
 
-    /// Runs a query on an idle connection, on a thread that may block.
+    /// Reads on a thread that may block.
     async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        query: impl FnOnce(&mut Connection) -> Result<T, ReadError> + Send + 'static,
+        &self,
+        now: &RwLock<Range>,
+        read: impl FnOnce(&Segments) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .map_err(|_| failed("no reader is left"))?;
-        let readers = Arc::clone(self);
+        let segments = Arc::clone(&self.segments);
         let running = tokio::task::spawn_blocking(move || {
-            let connection = readers.idle().pop();
-            let mut connection = connection.ok_or_else(|| failed("no reader is left"))?;
-            let answer = query(&mut connection);
-            readers.idle().push(connection);
+            let answer = read(&segments);
             drop(permit);
             answer
         });
-        running
+        let answer = running
             .await
-            .map_err(|_| failed("the reader was interrupted"))?
+            .map_err(|_| failed("the reader was interrupted"))?;
+        answer.map_err(|fault| match fault {
+            Fault::Gone => ReadError::Expired {
+                earliest: of(now).earliest,
+            },
+            fault => failed(fault),
+        })
     }
+}
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn of(now: &RwLock<Range>) -> Range {
+    *now.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[expect(
@@ -112,115 +144,96 @@ fn failed(reason: impl ToString) -> ReadError {
     ReadError::Failed(reason.to_string().into())
 }
 
-fn read(
-    connection: &mut Connection,
-    range: &Range,
+/// The blocks after `after`, none after `head`, as many as fit, and at least one.
+pub(super) fn read(
+    segments: &Segments,
+    head: Sequence,
     after: Sequence,
     bytes_max: usize,
-) -> Result<Vec<Arc<Block>>, ReadError> {
-    // One snapshot for all statements: retention may go on meanwhile.
-    let transaction = connection.transaction().map_err(failed)?;
-    let rows = rows_to_read(&transaction, range, after, bytes_max).map_err(failed)?;
-    let Some(&(_, first)) = rows.first() else {
-        // Retention has removed everything up to the head that was asked for.
-        let earliest = range.head.plus(1);
-        return Err(ReadError::Expired { earliest });
-    };
-    if first > after.plus(1) {
-        return Err(ReadError::Expired { earliest: first });
-    }
-    let mut blocks: Vec<Arc<Block>> = Vec::with_capacity(rows.len());
-    let mut data = transaction
-        .prepare_cached("SELECT data FROM blocks WHERE last_sequence = ?1")
-        .map_err(failed)?;
-    for (last, first) in rows {
-        if let Some(before) = blocks.last()
-            && before.last_sequence().plus(1) != first
-        {
-            let missing = before.last_sequence().plus(1);
-            return Err(failed(format!(
-                "events {missing} to {} are missing",
-                first.before()
-            )));
+) -> Result<Vec<Arc<Block>>, Fault> {
+    let chunk_bytes = bytes_max.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+    let (mut blocks, mut bytes, mut next) = (Vec::new(), 0_usize, after.plus(1));
+    // What is not asked for any more is not looked at: it may be damaged.
+    let is_enough = |blocks: &[Arc<Block>], bytes| !blocks.is_empty() && bytes >= bytes_max;
+    while next <= head && !is_enough(&blocks, bytes) {
+        let place = segments.place_after(next.before()).ok_or(Fault::Gone)?;
+        let mut frames = segments.open(&place, chunk_bytes)?;
+        let mut expected = place.sequence;
+        while expected <= place.through && next <= head && !is_enough(&blocks, bytes) {
+            let header = header_of(&mut frames, &place, expected)?;
+            let last = header.last_sequence();
+            if last >= next {
+                bytes = bytes.saturating_add(header.block_bytes());
+                if !blocks.is_empty() && bytes > bytes_max {
+                    return Ok(blocks);
+                }
+                let body = frames.body(&header)?;
+                let body = body.filter(|body| body.is_whole(&header));
+                let damaged = || Fault::Damaged(format!("events {expected} to {last} are damaged"));
+                let block = body.ok_or_else(damaged)?.to_block();
+                let block = block.map_err(|_| damaged())?;
+                if (block.first_sequence(), block.last_sequence()) != (expected, last) {
+                    let reason = format!("events {expected} to {last} are not in their place");
+                    return Err(Fault::Damaged(reason));
+                }
+                blocks.push(Arc::new(block));
+                next = last.plus(1);
+            }
+            frames.skip(&header);
+            expected = last.plus(1);
         }
-        let bytes = data
-            .query_row([last.0.cast_signed()], |row| {
-                Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?))
-            })
-            .map_err(failed)?;
-        let block = Block::parse(bytes)
-            .map_err(|damaged| failed(format!("events {first} to {last}: {damaged}")))?;
-        if (block.first_sequence(), block.last_sequence()) != (first, last) {
-            return Err(failed(format!(
-                "events {first} to {last} are not in their place"
-            )));
-        }
-        blocks.push(Arc::new(block));
     }
     Ok(blocks)
 }
 
-/// The last and the first event of each block that fits.
-fn rows_to_read(
-    connection: &Connection,
-    range: &Range,
-    after: Sequence,
-    bytes_max: usize,
-) -> rusqlite::Result<Vec<(Sequence, Sequence)>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT last_sequence, first_sequence, length(data) FROM blocks \
-         WHERE last_sequence > ?1 AND last_sequence <= ?2 ORDER BY last_sequence",
-    )?;
-    let mut found = statement.query(params![after.0.cast_signed(), range.head.0.cast_signed()])?;
-    let (mut rows, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = found.next()? {
-        let last = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-        let first = Sequence(row.get::<_, i64>(1)?.cast_unsigned());
-        bytes += usize::try_from(row.get::<_, i64>(2)?).unwrap_or(usize::MAX);
-        if !rows.is_empty() && bytes > bytes_max {
-            break;
+/// The place before the first event of this time or later, and its time; `None` if there is none.
+pub(super) fn seek(
+    segments: &Segments,
+    head: Sequence,
+    at: UnixMicros,
+) -> Result<Option<(Sequence, UnixMicros)>, Fault> {
+    let Some(place) = segments.place_of_time(at) else {
+        return Ok(None);
+    };
+    let mut frames = segments.open(&place, CHUNK_BYTES_MIN)?;
+    let mut expected = place.sequence;
+    while expected <= place.through.min(head) {
+        let header = header_of(&mut frames, &place, expected)?;
+        if header.received_at >= at {
+            return Ok(Some((expected.before(), header.received_at)));
         }
-        rows.push((last, first));
+        frames.skip(&header);
+        expected = header.last_sequence().plus(1);
     }
-    Ok(rows)
+    Ok(None)
 }
 
-/// A search by halves over the sequence numbers: the times ascend with them, so they need no index
-/// that each commit would have to write.
-fn seek(connection: &mut Connection, range: &Range, at: UnixMicros) -> Result<Sequence, ReadError> {
-    let transaction = connection.transaction().map_err(failed)?;
-    let mut statement = transaction
-        .prepare_cached(
-            "SELECT last_sequence, first_sequence, received_at FROM blocks \
-             WHERE last_sequence >= ?1 AND last_sequence <= ?2 ORDER BY last_sequence LIMIT 1",
-        )
-        .map_err(failed)?;
-    // The place is in `low..=high`: after event `low` at the earliest, after the head at the latest.
-    let (mut low, mut high) = (range.earliest.before(), range.head);
-    while low < high {
-        let middle = Sequence(low.0 + (high.0 - low.0) / 2);
-        let block = statement
-            .query_row(
-                params![middle.plus(1).0.cast_signed(), range.head.0.cast_signed()],
-                |row| {
-                    let last = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-                    let first = Sequence(row.get::<_, i64>(1)?.cast_unsigned());
-                    Ok((last, first, UnixMicros(row.get(2)?)))
-                },
-            )
-            .optional()
-            .map_err(failed)?;
-        match block {
-            Some((_, first, received_at)) if received_at >= at => {
-                if first.before() > middle {
-                    // Retention has passed the middle meanwhile: this is the oldest block.
-                    return Ok(first.before());
-                }
-                high = first.before();
-            }
-            Some((last, _, _)) => low = last,
-            None => low = high,
-        }
+/// When the event after this one was received; `None` if there is none.
+pub(super) fn time_after(
+    segments: &Segments,
+    head: Sequence,
+    after: Sequence,
+) -> Result<Option<UnixMicros>, Fault> {
+    if after >= head {
+        return Ok(None);
     }
-    Ok(low)
+    let place = segments.place_after(after).ok_or(Fault::Gone)?;
+    let mut frames = segments.open(&place, CHUNK_BYTES_MIN)?;
+    let mut expected = place.sequence;
+    loop {
+        let header = header_of(&mut frames, &place, expected)?;
+        if header.last_sequence() > after {
+            return Ok(Some(header.received_at));
+        }
+        frames.skip(&header);
+        expected = header.last_sequence().plus(1);
+    }
+}
+
+/// The header of a frame that must be there.
+fn header_of(frames: &mut Frames, place: &Place, expected: Sequence) -> Result<Header, Fault> {
+    let header = frames.header()?;
+    header
+        .filter(|header| header.first_sequence == expected && frames.offset() < place.end)
+        .ok_or_else(|| Fault::Damaged(format!("event {expected} and what follows are damaged")))
 }

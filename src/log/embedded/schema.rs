@@ -1,20 +1,22 @@
-//! Owns what is on the disk: the data directory, its lock, the database file, its tables and their
-//! version, and what a log finds out about itself when it is opened. Opening looks at the ends of
-//! the tables only, so it takes the same time however large the log is.
+//! Owns what is on the disk besides the segments: the data directory, its lock, the index (a SQLite
+//! database) with its tables and their version, and what a log finds out about itself when it is
+//! opened. Opening looks at the ends of the log only, so it takes the same time however large it is.
 
 use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
+use super::{
+    recovery::{self, Facts, Found},
+    segments::Segment,
+};
 use crate::{
     event::{LogId, Sequence, Term, UnixMicros},
-    log::{Block, Range, group},
+    log::group,
 };
 
 /// The database in the data directory.
@@ -24,38 +26,42 @@ pub(super) const LOCK_FILE: &str = "lock";
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
-const SCHEMA_VERSION: i64 = 2;
-/// Pages of 8 KiB: the commit of one event writes two of them, and that of a thousand a hundred.
-/// With 4 KiB the latter takes longer, as each page is two system calls; with 16 KiB the former
-/// writes more than it saves.
+const SCHEMA_VERSION: i64 = 3;
+/// Pages of 8 KiB: what is written at once is a few times this.
 pub(super) const PAGE_BYTES: u64 = 8192;
 /// What the writer's page cache may take. The upper levels of the tables stay in it.
 const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// How long a connection waits for another one's short locks.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// `blocks.data` is a [`Block`]; the other columns repeat what its header says.
-/// `log` has one row. `trimmed_…` is the newest event that retention has removed, with its time.
-/// The others belong to `ids`. A row of `id_log` has the new keys of a commit; those up to
-/// `ids_in_runs` are in a run as well. The pages and filters of a run have its id in the upper half of
-/// their place.
+/// `log` has one row. `trimmed_…` is the newest event that retention has removed, with its time;
+/// segments before `first_segment` are given up with it. The keys of the events up to
+/// `indexed_through` are in the tables of `ids`; those of newer events are read from the segments.
+/// `segments` has those that are not written to any more.
+/// The others belong to `ids`. A row of `id_log` has new keys, in the order in which they came;
+/// those up to `ids_in_runs` are in a run as well. The pages and filters of a run have its id in the
+/// upper half of their place.
 pub(super) const TABLES: &str = "
     CREATE TABLE log (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id INTEGER NOT NULL,
         trimmed_sequence INTEGER NOT NULL,
         trimmed_at INTEGER NOT NULL,
+        first_segment INTEGER NOT NULL,
+        indexed_through INTEGER NOT NULL,
         ids_in_runs INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE terms (
         first_sequence INTEGER PRIMARY KEY,
         term INTEGER NOT NULL
     ) STRICT;
-    CREATE TABLE blocks (
-        last_sequence INTEGER PRIMARY KEY,
+    CREATE TABLE segments (
+        ordinal INTEGER PRIMARY KEY,
         first_sequence INTEGER NOT NULL,
-        received_at INTEGER NOT NULL,
-        data BLOB NOT NULL
+        last_sequence INTEGER NOT NULL,
+        last_at INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        marks BLOB NOT NULL
     ) STRICT;
     CREATE TABLE id_log (
         place INTEGER PRIMARY KEY,
@@ -166,8 +172,8 @@ pub enum OpenError {
 
 /// The data directory, which is ours as long as this lives.
 pub(super) struct Directory {
+    path: PathBuf,
     database: PathBuf,
-    database_file: Arc<File>,
     /// Unlocked when it is dropped, also by the system when the process is killed.
     _lock: File,
 }
@@ -190,25 +196,25 @@ impl Directory {
             Err(TryLockError::Error(source)) => return Err(error(source)),
         }
         let database = path.join(DATABASE_FILE);
-        // SQLite gives its other files the permissions of this one.
-        let database_file = open_private(&database).map_err(error)?;
+        // SQLite gives its other files the permissions of this one. It is closed before SQLite opens
+        // it: with a file, POSIX systems give up all locks that a process has on it.
+        drop(open_private(&database).map_err(error)?);
         sync_directory(path).map_err(error)?;
         Ok(Self {
+            path: path.to_owned(),
             database,
-            database_file: Arc::new(database_file),
             _lock: lock,
         })
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The database file.
     pub(super) fn database(&self) -> &Path {
         &self.database
-    }
-
-    /// The same, open. Must not be closed while a connection is open: with it, POSIX systems give up
-    /// all locks that this process has on the file, those of SQLite too.
-    pub(super) fn database_file(&self) -> Arc<File> {
-        Arc::clone(&self.database_file)
     }
 }
 
@@ -234,7 +240,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Opens a file for us alone, and creates it where there is none.
-fn open_private(path: &Path) -> io::Result<File> {
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
@@ -242,7 +248,7 @@ fn open_private(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(path)?.sync_all()?;
     }
@@ -255,37 +261,40 @@ pub(super) struct State {
     /// All terms; the last one is that of this run.
     pub(super) terms: Vec<(Sequence, Term)>,
     pub(super) term: Term,
-    pub(super) range: Range,
-    /// The time of the newest event that ever was.
-    pub(super) last_at: UnixMicros,
+    pub(super) found: Found,
 }
 
-/// Opens the database for writing, creates what is missing, and begins a new term.
-pub(super) fn open_writer(
-    directory: &Directory,
-    wal_file_bytes_max: u64,
-) -> Result<(Connection, State), OpenError> {
+/// Opens the index for writing, creates what is missing, and begins a new term.
+pub(super) fn open_writer(directory: &Directory) -> Result<(Connection, State), OpenError> {
     let path = directory.database();
-    let database_error = |source| database_error(path, source);
+    let error = |source| database_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(database_error)?;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(error)?;
     check_version(&connection, path)?;
-    configure_writer(&connection, wal_file_bytes_max).map_err(database_error)?;
+    configure_writer(&connection).map_err(error)?;
     let new_log = group::new_log_id()?;
-    let new_term = group::new_term()?;
-    create_tables(&mut connection, new_log).map_err(database_error)?;
-    let state = begin_term(&mut connection, new_term).map_err(database_error)?;
-    check_ends(&connection, state.range)
-        .map_err(database_error)?
-        .map_err(|reason| OpenError::Damaged {
-            path: path.to_owned(),
-            reason,
-        })?;
+    let term = group::new_term()?;
+    create_tables(&mut connection, new_log).map_err(error)?;
+    let facts = facts(&connection).map_err(error)?;
+    let log = facts.log;
+    let found = recovery::look(directory.path(), facts)?;
+    let terms = begin_term(&mut connection, found.range.head, term).map_err(error)?;
+    // From now on a commit is durable without the index, which follows, and is flushed by the
+    // keeper. What it loses in a crash, it gets again from the segments.
+    connection
+        .pragma_update(None, "synchronous", "NORMAL")
+        .map_err(error)?;
+    let state = State {
+        log,
+        terms,
+        term,
+        found,
+    };
     Ok((connection, state))
 }
 
 /// Opens one more connection for checkpoints.
-pub(super) fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn open_keeper(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -295,7 +304,7 @@ pub(super) fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Opens one more connection for reading.
+/// Opens a connection for reading.
 pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -347,17 +356,11 @@ pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), 
     Ok(())
 }
 
-fn configure_writer(connection: &Connection, wal_file_bytes_max: u64) -> rusqlite::Result<()> {
-    let wal_file_bytes_max = i64::try_from(wal_file_bytes_max).unwrap_or(i64::MAX);
+fn configure_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    // Flush the WAL in every commit: this is the promise behind a 200.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // A WAL that was overgrown is cut when it is begun anew, by a commit that has to wait for it.
-    // Otherwise it is written over, which is faster than making a file longer.
-    let limit = wal_file_bytes_max;
-    connection.pragma_update_and_check(None, "journal_size_limit", limit, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -371,7 +374,7 @@ fn create_tables(connection: &mut Connection, new_log: LogId) -> rusqlite::Resul
     if tables == 0 {
         transaction.execute_batch(TABLES)?;
         transaction.execute(
-            "INSERT INTO log VALUES (1, ?1, 0, 0, 0)",
+            "INSERT INTO log VALUES (1, ?1, 0, 0, 1, 0, 0)",
             [new_log.0.cast_signed()],
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -380,31 +383,51 @@ fn create_tables(connection: &mut Connection, new_log: LogId) -> rusqlite::Resul
     transaction.commit()
 }
 
-/// Reads the ends of the log, and begins a term after them.
-fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State> {
-    let transaction = connection.transaction()?;
-    let (log, trimmed, trimmed_at) = transaction.query_row(
-        "SELECT id, trimmed_sequence, trimmed_at FROM log",
+/// Reads what the index knows of the log.
+pub(super) fn facts(connection: &Connection) -> rusqlite::Result<Facts> {
+    let mut facts = connection.query_row(
+        "SELECT id, trimmed_sequence, trimmed_at, first_segment, indexed_through FROM log",
         [],
         |row| {
-            Ok((
-                LogId(row.get::<_, i64>(0)?.cast_unsigned()),
-                Sequence(row.get::<_, i64>(1)?.cast_unsigned()),
-                UnixMicros(row.get(2)?),
-            ))
+            Ok(Facts {
+                log: LogId(row.get::<_, i64>(0)?.cast_unsigned()),
+                trimmed: Sequence(row.get::<_, i64>(1)?.cast_unsigned()),
+                trimmed_at: UnixMicros(row.get(2)?),
+                first_ordinal: row.get::<_, i64>(3)?.cast_unsigned(),
+                indexed_through: Sequence(row.get::<_, i64>(4)?.cast_unsigned()),
+                sealed: Vec::new(),
+            })
         },
     )?;
-    let end = |sql| {
-        transaction
-            .query_row(sql, [], |row| {
-                let sequence = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-                Ok((sequence, UnixMicros(row.get(1)?)))
-            })
-            .optional()
-    };
-    let first = end("SELECT first_sequence, received_at FROM blocks ORDER BY last_sequence")?;
-    let last = end("SELECT last_sequence, received_at FROM blocks ORDER BY last_sequence DESC")?;
-    let head = last.map_or(trimmed, |(sequence, _)| sequence);
+    facts.sealed = connection
+        .prepare(
+            "SELECT ordinal, first_sequence, last_sequence, last_at, bytes, marks FROM segments \
+             ORDER BY ordinal",
+        )?
+        .query_map([], |row| {
+            let number = |index| row.get::<_, i64>(index).map(i64::cast_unsigned);
+            let sequences = (Sequence(number(1)?), Sequence(number(2)?));
+            let marks = row.get_ref(5)?.as_blob()?;
+            let last_at = UnixMicros(row.get(3)?);
+            Ok(Segment::stored(
+                number(0)?,
+                sequences,
+                last_at,
+                number(4)?,
+                marks,
+            ))
+        })?
+        .collect::<Result<_, _>>()?;
+    Ok(facts)
+}
+
+/// Begins a term after the head, and returns all of them.
+fn begin_term(
+    connection: &mut Connection,
+    head: Sequence,
+    term: Term,
+) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+    let transaction = connection.transaction()?;
     // A term that wrote nothing leaves no trace.
     transaction.execute(
         "DELETE FROM terms WHERE first_sequence > ?1",
@@ -422,57 +445,53 @@ fn begin_term(connection: &mut Connection, term: Term) -> rusqlite::Result<State
         })?
         .collect::<Result<_, _>>()?;
     transaction.commit()?;
-    Ok(State {
-        log,
-        terms,
-        term,
-        range: Range {
-            earliest: trimmed.plus(1),
-            head,
-            earliest_at: first.map(|(_, at)| at),
-            head_at: last.map(|(_, at)| at),
-        },
-        last_at: last.map_or(trimmed_at, |(_, at)| at),
-    })
+    Ok(terms)
 }
 
-/// Checks that the first and the last block are what and where they should be. The blocks between
-/// them are checked when they are read.
-pub(super) fn check_ends(
-    connection: &Connection,
-    range: Range,
-) -> rusqlite::Result<Result<(), String>> {
-    for order in ["ASC", "DESC"] {
-        let end = connection
-            .query_row(
-                &format!(
-                    "SELECT first_sequence, last_sequence, data FROM blocks \
-                     ORDER BY last_sequence {order} LIMIT 1"
-                ),
-                [],
-                |row| {
-                    let first = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-                    let last = Sequence(row.get::<_, i64>(1)?.cast_unsigned());
-                    Ok((first, last, row.get::<_, Vec<u8>>(2)?))
-                },
-            )
-            .optional()?;
-        let Some((first, last, data)) = end else {
-            break;
-        };
-        match Block::parse(Bytes::from(data)) {
-            Ok(block) if (block.first_sequence(), block.last_sequence()) == (first, last) => {}
-            Ok(_) => {
-                return Ok(Err(format!(
-                    "events {first} to {last} are not in their place"
-                )));
-            }
-            Err(damaged) => return Ok(Err(format!("events {first} to {last}: {damaged}"))),
+/// What the index takes note of, beside the ids.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// The keys of the events up to this one are in the index.
+    pub(super) indexed_through: Sequence,
+    /// What retention has removed, if that has changed: up to which event, its time, and which
+    /// segment is the first now.
+    pub(super) trimmed: Option<(Sequence, UnixMicros, u64)>,
+    /// Segments that are not written to any more.
+    pub(super) sealed: Vec<Segment>,
+}
+
+impl Notes {
+    /// Writes them. Part of a transaction.
+    pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE log SET indexed_through = ?1")?
+            .execute([self.indexed_through.0.cast_signed()])?;
+        for segment in &self.sealed {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO segments VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+                .execute(params![
+                    segment.ordinal.cast_signed(),
+                    segment.first_sequence.0.cast_signed(),
+                    segment.last_sequence.0.cast_signed(),
+                    segment.last_at.0,
+                    segment.end.cast_signed(),
+                    segment.marks_to_store(),
+                ])?;
         }
-        if order == "ASC" && first != range.earliest {
-            let Range { earliest, .. } = range;
-            return Ok(Err(format!("it begins with event {first}, not {earliest}")));
+        if let Some((through, at, first_segment)) = self.trimmed {
+            connection
+                .prepare_cached(
+                    "UPDATE log SET trimmed_sequence = ?1, trimmed_at = ?2, first_segment = ?3",
+                )?
+                .execute(params![
+                    through.0.cast_signed(),
+                    at.0,
+                    first_segment.cast_signed()
+                ])?;
+            connection
+                .prepare_cached("DELETE FROM segments WHERE ordinal < ?1")?
+                .execute([first_segment.cast_signed()])?;
         }
+        Ok(())
     }
-    Ok(Ok(()))
 }

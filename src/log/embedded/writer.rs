@@ -1,27 +1,31 @@
-//! Owns the only thread that writes. It commits everything that waits as one transaction, hands the
-//! new blocks to the tail, and answers; between commits it removes what is too old, a little at a
-//! time.
+//! Owns the only thread that writes. It commits everything that waits together, hands the new blocks
+//! to the tail, and answers. Between commits it brings the index up to date, some commits at a time,
+//! and gives up what is too old.
 //!
-//! What fails: a full disk rolls the group back, and the next one is tried as if nothing had been.
+//! What fails: a full disk refuses the group, and the next one is tried as if nothing had been.
 //! Anything else (above all a failed flush, after which nobody knows what is on the disk) ends the
 //! writer for good; nothing is tried twice.
 
 use std::{
-    sync::{Arc, PoisonError},
+    io,
+    sync::{Arc, PoisonError, TryLockError, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode};
 
 use super::{
-    Commit, OnCommit, Seams, Shared, Stage, checkpointer,
-    ids::Ids,
+    Commit, OnCommit, Seams, Shared, Stage,
+    active::{Active, Stored},
+    ids::{Effort, Ids},
+    keeper,
     queue::{Job, Taken},
-    retention::{Removed, Retention},
+    retention::{Due, Retention},
+    schema::{Notes, PAGE_BYTES},
 };
 use crate::{
-    event::{Batch, LogId, Term},
+    event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
     log::{
         Appended, Block, Error, Tail,
         block::Builder,
@@ -35,10 +39,18 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// which otherwise is a part of the commits.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
 
+/// The index is brought up to date when it is behind by so many ids: some tenths of a millisecond
+/// of work, …
+const BEHIND_IDS: usize = 1_024;
+/// … or by so many bytes of events, which a start would have to read.
+const BEHIND_BYTES: u64 = 16 * 1024 * 1024;
+/// While the keeper has the index for itself, it may fall behind by so many times that.
+const BEHIND_TIMES_MAX: usize = 64;
+
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Connection,
-    pub(super) checkpointer: JoinHandle<()>,
+    pub(super) keeper: JoinHandle<()>,
     pub(super) tail: Tail,
     pub(super) on_commit: Option<OnCommit>,
     pub(super) log: LogId,
@@ -47,8 +59,20 @@ pub(super) struct Writer {
     pub(super) builder: Builder,
     pub(super) stamps: Stamps,
     pub(super) ids: Ids,
+    pub(super) active: Active,
+    /// Segments that the index does not know to be sealed, of which the last one is not.
+    pub(super) unsealed: Vec<u64>,
+    pub(super) behind: Behind,
     pub(super) retention: Retention,
     pub(super) seams: Seams,
+}
+
+/// What the index has not got, beside the ids.
+#[derive(Default)]
+pub(super) struct Behind {
+    bytes: u64,
+    trimmed: Option<(Sequence, UnixMicros)>,
+    given_up: Vec<u64>,
 }
 
 /// What became of a group.
@@ -62,7 +86,8 @@ impl Writer {
     pub(super) fn run(mut self) {
         // Whatever ends this thread, nobody waits for it in vain.
         let _ended = Ended(Arc::clone(&self.shared));
-        if let Err(error) = self.ids.read_filters(&self.connection) {
+        let opened = self.ids.read_filters(&self.connection);
+        if let Err(error) = opened.and_then(|()| self.measure()) {
             self.shared.fail(&error.to_string());
         }
         let mut wait = Duration::ZERO;
@@ -78,12 +103,16 @@ impl Writer {
             }
             wait = self.maintain(idle);
         }
-        self.shared.gate.stop();
-        if self.checkpointer.join().is_err() {
-            self.shared.fail("the checkpointer ended");
+        if self.shared.failure().is_none() {
+            // A full disk loses nothing: the next start reads what the index has not got.
+            let _ = self.index(Effort::Due);
+        }
+        self.shared.keeper.stop();
+        if self.keeper.join().is_err() {
+            self.shared.fail("the keeper ended");
         }
         if self.shared.failure().is_none()
-            && let Err(error) = checkpointer::finish(&self.connection)
+            && let Err(error) = keeper::finish(&self.connection)
         {
             self.shared.fail(&format!("last checkpoint: {error}"));
         }
@@ -110,24 +139,31 @@ impl Writer {
     }
 
     fn write(&mut self, batches: &[Batch]) -> Result<Written, Error> {
-        let shared = Arc::clone(&self.shared);
-        let _pass = shared.gate.enter();
-        if let Some(error) = shared.failure() {
+        if let Some(error) = self.shared.failure() {
             return Err(error);
         }
-        let written = self.transact(|writer| writer.write_group(batches))?;
-        Ok(written)
+        (self.seams.fault)(Stage::Begin).map_err(|error| self.judge(&error))?;
+        let written = self.write_group(batches);
+        match &written {
+            Ok(written) if written.blocks.is_empty() => self.ids.forget(),
+            Ok(_) => self.shared.set_no_space(false),
+            Err(_) => self.ids.forget(),
+        }
+        written
     }
 
-    fn write_group(&mut self, batches: &[Batch]) -> rusqlite::Result<Written> {
+    fn write_group(&mut self, batches: &[Batch]) -> Result<Written, Error> {
         let events = || {
             batches
                 .iter()
                 .flat_map(|batch| batch.drafts.iter().map(move |draft| (batch, draft)))
         };
         let keys: Vec<_> = events().map(|(_, draft)| draft.key).collect();
+        // Before the keys are looked at: what moves them must not meet those that are tentative.
+        let caught_up = self.catch_up();
+        let sifted = self.ids.sift(&self.connection, &keys);
+        let fresh = sifted.map_err(|error| self.shared.fail(&error.to_string()))?;
         let received_at = self.stamps.next();
-        let fresh = self.ids.insert(&self.connection, &keys, received_at)?;
         let place = Place {
             log: self.log,
             term: self.term,
@@ -138,16 +174,21 @@ impl Writer {
             .zip(&fresh)
             .filter_map(|(event, &fresh)| fresh.then_some(event));
         let blocks = group::lay_out_with(&mut self.builder, place, fresh_events);
-        let mut insert = self
-            .connection
-            .prepare_cached("INSERT INTO blocks VALUES (?1, ?2, ?3, ?4)")?;
-        for block in &blocks {
-            insert.execute(params![
-                block.last_sequence().0.cast_signed(),
-                block.first_sequence().0.cast_signed(),
-                block.received_at().0,
-                block.as_bytes().as_ref(),
-            ])?;
+        if !blocks.is_empty() {
+            let fresh_keys = keys.iter().zip(&fresh);
+            let fresh_keys = fresh_keys.filter_map(|(&key, &fresh)| fresh.then_some(key));
+            let fresh_keys: Vec<EventKey> = fresh_keys.collect();
+            // What is known already needs no room.
+            caught_up?;
+            let stored = self.active.write(
+                &blocks,
+                &fresh_keys,
+                &self.shared.keeper,
+                &mut self.seams.fault,
+            );
+            let stored = stored.map_err(|error| self.judge(&error))?;
+            self.note(&stored);
+            self.ids.keep(received_at);
         }
         let mut fresh = fresh.into_iter();
         let appended = batches
@@ -164,46 +205,124 @@ impl Writer {
         Ok(Written { blocks, appended })
     }
 
-    /// Does something as one transaction, all of it or nothing.
-    fn transact<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
-        let done = self.try_transact(work);
-        let error = match done {
-            Ok(done) => {
-                self.ids.committed();
-                self.shared.set_no_space(false);
-                return Ok(done);
-            }
-            Err(error) => error,
+    /// What a failure of the disk means for those who wait.
+    fn judge(&self, error: &io::Error) -> Error {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        if matches!(error.kind(), StorageFull | QuotaExceeded) {
+            self.shared.set_no_space(true);
+            return Error::NoSpace;
+        }
+        self.shared.fail(&error.to_string())
+    }
+
+    /// Takes note of what was written.
+    fn note(&mut self, stored: &Stored) {
+        let Stored {
+            ordinal,
+            offset,
+            headers,
+        } = stored;
+        self.shared.segments.add(*ordinal, *offset, headers);
+        if self.unsealed.last() != Some(ordinal) {
+            self.unsealed.push(*ordinal);
+        }
+        let bytes = headers.iter().map(super::frame::Header::frame_bytes);
+        self.behind.bytes += bytes.sum::<u64>();
+    }
+
+    /// Whether the index is behind, and it is worth the while.
+    fn is_behind(&self, times: usize) -> bool {
+        self.ids.unwritten() >= BEHIND_IDS * times
+            || self.behind.bytes >= BEHIND_BYTES * times as u64
+    }
+
+    /// Does not let the index fall behind any further.
+    fn catch_up(&mut self) -> Result<(), Error> {
+        if self.is_behind(BEHIND_TIMES_MAX) {
+            self.index(Effort::Due)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the index up to date, in a transaction.
+    fn index(&mut self, effort: Effort) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let _index = shared
+            .keeper
+            .index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        (self.seams.fault)(Stage::Index).map_err(|error| self.judge(&error))?;
+        // All but the last segment are sealed. Retention may have given up some of them already.
+        let sealed = self
+            .unsealed
+            .split_last()
+            .map_or(&[][..], |(_, sealed)| sealed);
+        let first = shared.segments.first();
+        let notes = Notes {
+            indexed_through: shared.segments.last_sequence(),
+            trimmed: self
+                .behind
+                .trimmed
+                .zip(first)
+                .map(|((through, at), first)| (through, at, first)),
+            sealed: sealed
+                .iter()
+                .filter_map(|&ordinal| shared.segments.get(ordinal))
+                .collect(),
         };
-        self.ids.rolled_back();
+        let now = self.stamps.next();
+        let done = self.transact(|writer| {
+            notes.write(&writer.connection)?;
+            writer.ids.write_behind(&writer.connection, now, effort)?;
+            writer.measure()
+        });
+        let Err(error) = done else {
+            self.ids.written();
+            let sealed = self.unsealed.len().saturating_sub(1);
+            self.unsealed.drain(..sealed);
+            let behind = std::mem::take(&mut self.behind);
+            shared.keeper.remove(behind.given_up);
+            return Ok(());
+        };
+        self.ids.not_written();
         let is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
         // SQLite may have rolled back by itself.
         let rolled_back =
             self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok();
         if is_full && rolled_back {
-            self.shared.set_no_space(true);
+            shared.set_no_space(true);
             return Err(Error::NoSpace);
         }
-        Err(self.shared.fail(&error.to_string()))
+        Err(shared.fail(&error.to_string()))
     }
 
-    fn try_transact<T>(
+    fn transact(
         &mut self,
-        work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<T> {
-        (self.seams.fault)(Stage::Begin, &self.connection)?;
+        work: impl FnOnce(&mut Self) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
         self.run_statement("BEGIN IMMEDIATE")?;
-        let done = work(self)?;
-        (self.seams.fault)(Stage::Commit, &self.connection)?;
-        self.run_statement("COMMIT")?;
-        Ok(done)
+        work(self)?;
+        self.run_statement("COMMIT")
     }
 
     fn run_statement(&self, sql: &str) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
+    /// Finds out what the index occupies.
+    fn measure(&self) -> rusqlite::Result<()> {
+        let number = |sql| {
+            self.connection
+                .prepare_cached(sql)?
+                .query_row([], |row| row.get::<_, i64>(0))
+                .map(i64::cast_unsigned)
+        };
+        let pages = number("PRAGMA page_count")?;
+        let used = pages.saturating_sub(number("PRAGMA freelist_count")?);
+        let bytes = used * PAGE_BYTES;
+        self.shared.index_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes committed blocks known.
@@ -223,7 +342,6 @@ impl Writer {
             .iter()
             .map(|block| block.as_bytes().len() as u64)
             .sum();
-        self.retention.added(bytes);
         if let Some(on_commit) = &self.on_commit {
             on_commit(Commit {
                 batches,
@@ -234,62 +352,64 @@ impl Writer {
         }
     }
 
-    /// Removes a little of what is too old or too much, and tidies up when the log is idle. Returns
-    /// how long to wait for appends until the next time.
+    /// Gives up what is too old or too much, and brings the index up to date when it is behind or
+    /// the log is idle. Returns how long to wait for appends until the next time.
     fn maintain(&mut self, idle: bool) -> Duration {
         if self.shared.failure().is_some() {
             return MAINTENANCE_INTERVAL;
         }
         let now = self.stamps.next();
-        let measured = self.retention.measure(&self.connection);
-        match measured {
-            Ok(bytes) => self.shared.set_file_bytes(bytes),
+        let range = self.shared.range();
+        let due = self.retention.due(
+            &self.shared.segments,
+            &range,
+            self.shared.index_bytes(),
+            now,
+        );
+        match due {
+            Ok(Some(due)) => self.give_up(&due),
+            Ok(None) => {}
             Err(error) => {
-                self.shared.fail(&error.to_string());
+                self.shared.fail(&format!("retention: {error}"));
                 return MAINTENANCE_INTERVAL;
             }
         }
-        let range = self.shared.range();
-        let ids_untidy = self.ids.is_untidy(now);
-        let blocks_due = self.retention.is_due(&range, now);
-        if !(blocks_due || idle && ids_untidy) {
-            return if ids_untidy {
-                IDLE_AFTER
-            } else {
-                MAINTENANCE_INTERVAL
+        let has_news = self.ids.unwritten() > 0 || self.behind.trimmed.is_some();
+        let is_untidy = has_news || self.ids.is_untidy(now);
+        let is_time = self.is_behind(1) || idle && is_untidy;
+        if is_time && self.index_is_free() {
+            let effort = if idle { Effort::Idle } else { Effort::Due };
+            return match self.index(effort) {
+                Ok(()) => Duration::ZERO,
+                // A full disk is tried again in a while.
+                Err(_) => MAINTENANCE_INTERVAL,
             };
         }
-        let shared = Arc::clone(&self.shared);
-        let _pass = shared.gate.enter();
-        let removed = self.transact(|writer| {
-            if idle && ids_untidy {
-                writer.ids.tidy(&writer.connection, now)?;
-            }
-            if blocks_due {
-                writer.retention.step(&writer.connection, &range, now)
-            } else {
-                Ok(None)
-            }
-        });
-        match removed {
-            Ok(Some(removed)) => self.forget(&removed),
-            Ok(None) => {}
-            // A full disk is tried again in a while.
-            Err(_) => return MAINTENANCE_INTERVAL,
+        if is_untidy {
+            IDLE_AFTER
+        } else {
+            MAINTENANCE_INTERVAL
         }
-        Duration::ZERO
     }
 
-    /// Makes known that blocks were removed.
-    fn forget(&mut self, removed: &Removed) {
+    /// Whether the keeper is not busy in the index.
+    fn index_is_free(&self) -> bool {
+        let index = self.shared.keeper.index.try_lock();
+        !matches!(index, Err(TryLockError::WouldBlock))
+    }
+
+    /// Nobody sees the events any more; their segments go when the index has noted it.
+    fn give_up(&mut self, due: &Due) {
         let mut range = self.shared.range_mut();
-        range.earliest = removed.through.plus(1);
-        range.earliest_at = removed.first.map(|(_, at)| at);
-        if removed.first.is_none() {
+        range.earliest = due.through.plus(1);
+        range.earliest_at = due.earliest_at;
+        if due.earliest_at.is_none() {
             range.head_at = None;
         }
         drop(range);
-        (self.seams.on_removed)(removed.blocks);
+        self.behind.trimmed = Some((due.through, due.through_at));
+        let given_up = self.shared.segments.forget(due.through);
+        self.behind.given_up.extend(given_up);
     }
 }
 
@@ -299,7 +419,7 @@ struct Ended(Arc<Shared>);
 impl Drop for Ended {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.gate.stop();
+            self.0.keeper.stop();
             self.0.fail("the writer ended");
         }
         self.0.done.send_replace(true);

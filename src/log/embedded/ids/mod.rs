@@ -1,16 +1,17 @@
-//! Owns the memory for repetitions: which event keys were appended within the last weeks. It is
-//! part of the transactions that append, so it can't be of another opinion than the log.
+//! Owns the memory for repetitions: which event keys were appended within the last weeks. Commits
+//! keep their keys beside their events, so it can't be of another opinion than the log.
 //!
-//! Keys are hashes: wherever they are kept in order, each new one belongs to another page. So a
-//! commit writes its keys one after another, as a row of `id_log`, and they are also in a set in
-//! memory (`recent`). When that set is full it is written out in order, as a *run* (`run`), and
+//! Keys are hashes: wherever they are kept in order, each new one belongs to another page. So the
+//! newest are in a set in memory (`recent`). The index follows a little behind: it gets the keys of
+//! some commits one after another, as a row of `id_log`, and what it has not got at a crash, is read
+//! from the segments again. When the set is full it is written out in order, as a *run* (`run`), and
 //! when there are [many](Limits::fan_in) runs of a size they are merged into one. For each run
 //! there is a filter in memory, so that only a key that was there before, and one new key in some
 //! hundreds, is looked up on disk.
 //!
-//! All of this happens a slice at a time, in the transactions that append, in proportion to what
-//! they append; so none of them takes long and none is needed for this alone, except when the log
-//! is idle. What was begun is found in the tables after a crash, and is continued.
+//! All of this happens a slice at a time, in the index's transactions, in proportion to what they
+//! add; so none of them takes long and none is needed for this alone, except when the log is idle.
+//! What was begun is found in the tables after a crash, and is continued.
 //!
 //! No key has a time of its own: a run is forgotten when its newest key is old enough. Runs are
 //! merged only if together they are no older than that, so a key is remembered for one to two times
@@ -37,7 +38,7 @@ type Key = u128;
 /// For each key that is appended so many are written out or merged, of each size: twice as many as
 /// would keep up.
 const PACE: u64 = 2;
-/// Rows of `id_log` that are deleted with a commit, once they are in a run: one more than it adds.
+/// Rows of `id_log` that are deleted in a transaction, once they are in a run: one more than it adds.
 const TRIM_ROWS: i64 = 2;
 /// The same when the log is idle.
 const TRIM_ROWS_IDLE: i64 = 256;
@@ -104,8 +105,14 @@ pub(super) struct Ids {
     log_is_untrimmed: bool,
     next_run: i64,
     filter_bytes: usize,
-    /// What the running transaction does.
-    pending: Pending,
+    /// New keys of the running commit.
+    tentative: Vec<Key>,
+    /// Keys of commits that are durable, and are not in the index.
+    unwritten: Vec<Key>,
+    /// When the newest of them were appended.
+    unwritten_at: Option<UnixMicros>,
+    /// What the running transaction of the index does.
+    effects: Vec<Effect>,
 }
 
 /// A run that is being written.
@@ -125,14 +132,6 @@ enum Source {
     Runs(Vec<i64>),
 }
 
-/// Changes that wait for their commit.
-#[derive(Default)]
-struct Pending {
-    keys: Vec<Key>,
-    at: Option<UnixMicros>,
-    effects: Vec<Effect>,
-}
-
 enum Effect {
     Started(Job),
     Written { id: i64, filters: Vec<Filter> },
@@ -143,8 +142,8 @@ enum Effect {
 
 /// How much is done in one transaction.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Effort {
-    /// What the keys of former commits make due.
+pub(super) enum Effort {
+    /// What the keys that were added make due.
     Due,
     /// A little of everything.
     Idle,
@@ -166,7 +165,10 @@ impl Ids {
             log_is_untrimmed: true,
             next_run: 1,
             filter_bytes: 0,
-            pending: Pending::default(),
+            tentative: Vec::new(),
+            unwritten: Vec::new(),
+            unwritten_at: None,
+            effects: Vec::new(),
         };
         ids.open_runs(connection)?;
         ids.open_log(connection)?;
@@ -256,14 +258,12 @@ impl Ids {
         Ok(())
     }
 
-    /// Remembers keys, and tells which of them are new. Of a key that occurs more than once, the
-    /// first is new. Part of a transaction, whose end [`committed`](Self::committed) or
-    /// [`rolled_back`](Self::rolled_back) has to be told.
-    pub(super) fn insert(
+    /// Tells which of the keys are new. Of a key that occurs more than once, the first is new. They
+    /// are remembered, unless [`forget`](Self::forget) follows instead of [`keep`](Self::keep).
+    pub(super) fn sift(
         &mut self,
         connection: &Connection,
         keys: &[EventKey],
-        now: UnixMicros,
     ) -> rusqlite::Result<Vec<bool>> {
         let keys: Vec<Key> = keys.iter().map(|key| Key::from_be_bytes(key.0)).collect();
         let mut fresh: Vec<bool> = Vec::with_capacity(keys.len());
@@ -271,23 +271,62 @@ impl Ids {
             let frozen = self.frozen.as_ref().is_some_and(|it| it.contains(key));
             let is_fresh = !frozen && self.young.insert(key);
             if is_fresh {
-                self.pending.keys.push(key);
+                self.tentative.push(key);
             }
             fresh.push(is_fresh);
         }
         self.look_up(connection, &keys, &mut fresh)?;
-        if self.pending.keys.is_empty() {
-            return Ok(fresh);
-        }
-        let bytes: Vec<u8> = (self.pending.keys.iter())
-            .flat_map(|key| key.to_be_bytes())
-            .collect();
-        connection
-            .prepare_cached("INSERT INTO id_log VALUES (?1, ?2, ?3)")?
-            .execute(params![self.log_last + 1, now.0, bytes])?;
-        self.pending.at = Some(now);
-        self.work(connection, now, Effort::Due)?;
         Ok(fresh)
+    }
+
+    /// The commit with the new keys is durable.
+    pub(super) fn keep(&mut self, at: UnixMicros) {
+        if !self.tentative.is_empty() {
+            self.young.note(at);
+            self.unwritten_at = Some(at);
+            self.unwritten.append(&mut self.tentative);
+        }
+    }
+
+    /// There is no commit with the new keys.
+    pub(super) fn forget(&mut self) {
+        for key in self.tentative.drain(..) {
+            self.young.remove(key);
+        }
+    }
+
+    /// Remembers keys of commits that the index has not got.
+    pub(super) fn restore(&mut self, keys: &[EventKey], at: UnixMicros) {
+        let keys = keys.iter().map(|key| Key::from_be_bytes(key.0));
+        for key in keys {
+            if self.young.insert(key) {
+                self.tentative.push(key);
+            }
+        }
+        self.keep(at);
+    }
+
+    /// How many keys the index has not got.
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
+    /// Brings the index up to date, and does a little of what else is to do. Part of a transaction,
+    /// whose end [`written`](Self::written) or [`not_written`](Self::not_written) has to be told.
+    pub(super) fn write_behind(
+        &mut self,
+        connection: &Connection,
+        now: UnixMicros,
+        effort: Effort,
+    ) -> rusqlite::Result<()> {
+        if let Some(at) = self.unwritten_at {
+            let keys = self.unwritten.iter();
+            let bytes: Vec<u8> = keys.flat_map(|key| key.to_be_bytes()).collect();
+            connection
+                .prepare_cached("INSERT INTO id_log VALUES (?1, ?2, ?3)")?
+                .execute(params![self.log_last + 1, at.0, bytes])?;
+        }
+        self.work(connection, now, effort)
     }
 
     /// Finds keys in the runs.
@@ -308,7 +347,9 @@ impl Ids {
         if suspects.is_empty() {
             return Ok(());
         }
-        let mut page = Run::page_statement(connection)?;
+        // Without a transaction around them, each look would take SQLite's locks anew.
+        let transaction = connection.unchecked_transaction()?;
+        let mut page = Run::page_statement(&transaction)?;
         let mut found = false;
         for (index, key, run) in suspects {
             if run.holds(&mut page, key)?
@@ -321,12 +362,13 @@ impl Ids {
         }
         if found {
             let young = &self.young;
-            self.pending.keys.retain(|&key| young.contains(key));
+            self.tentative.retain(|&key| young.contains(key));
         }
-        Ok(())
+        drop(page);
+        transaction.commit()
     }
 
-    /// Whether an idle log has something to [`tidy`](Self::tidy) up.
+    /// Whether an idle log has something to tidy up, with [`Effort::Idle`].
     pub(super) fn is_untidy(&self, now: UnixMicros) -> bool {
         self.log_is_untrimmed
             || !self.jobs.is_empty()
@@ -336,15 +378,6 @@ impl Ids {
             || self.due_merge().is_some()
     }
 
-    /// Does a little of what is to do. Part of a transaction, as [`insert`](Self::insert) is.
-    pub(super) fn tidy(
-        &mut self,
-        connection: &Connection,
-        now: UnixMicros,
-    ) -> rusqlite::Result<()> {
-        self.work(connection, now, Effort::Idle)
-    }
-
     /// Each kind of work at most once: what it changes counts from the next transaction on.
     fn work(
         &mut self,
@@ -352,7 +385,7 @@ impl Ids {
         now: UnixMicros,
         effort: Effort,
     ) -> rusqlite::Result<()> {
-        let mut effects = std::mem::take(&mut self.pending.effects);
+        let mut effects = Vec::new();
         for job in &self.jobs {
             let slices = match effort {
                 Effort::Due => job.debt / self.limits.slice_keys,
@@ -377,7 +410,7 @@ impl Ids {
             effects.push(trim_log(connection, effort)?);
         }
         effects.extend(self.begin(connection, now)?);
-        self.pending.effects = effects;
+        self.effects = effects;
         Ok(())
     }
 
@@ -391,8 +424,7 @@ impl Ids {
             && let Some((oldest_at, newest_at)) = self.young.times()
         {
             // What this transaction adds is frozen with the rest.
-            let newest_at = self.pending.at.map_or(newest_at, |at| at.max(newest_at));
-            let log_through = self.log_last + i64::from(self.pending.at.is_some());
+            let log_through = self.log_last + i64::from(self.unwritten_at.is_some());
             let keys = self.young.len() as u64;
             let output = self.new_run(0, keys, oldest_at, newest_at);
             let source = Source::Frozen { log_through };
@@ -514,13 +546,12 @@ impl Ids {
     }
 
     /// The transaction counts.
-    pub(super) fn committed(&mut self) {
-        let Pending { keys, at, effects } = std::mem::take(&mut self.pending);
-        if let Some(at) = at {
-            self.young.note(at);
+    pub(super) fn written(&mut self) {
+        if self.unwritten_at.take().is_some() {
             self.log_last += 1;
         }
-        let due = PACE * keys.len() as u64;
+        let due = PACE * self.unwritten.len() as u64;
+        self.unwritten.clear();
         for job in &mut self.jobs {
             job.debt += due;
         }
@@ -529,16 +560,14 @@ impl Ids {
             let levels = self.runs.iter().map(|run| u64::from(run.level)).max();
             self.dead_debt += due * (1 + levels.unwrap_or(0));
         }
-        for effect in effects {
+        for effect in std::mem::take(&mut self.effects) {
             self.apply(effect);
         }
     }
 
     /// The transaction does not count.
-    pub(super) fn rolled_back(&mut self) {
-        for key in std::mem::take(&mut self.pending).keys {
-            self.young.remove(key);
-        }
+    pub(super) fn not_written(&mut self) {
+        self.effects.clear();
     }
 
     fn apply(&mut self, effect: Effect) {

@@ -49,7 +49,7 @@ impl Rig {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(schema::TABLES).unwrap();
         connection
-            .execute("INSERT INTO log VALUES (1, 1, 0, 0, 0)", [])
+            .execute("INSERT INTO log VALUES (1, 1, 0, 0, 1, 0, 0)", [])
             .unwrap();
         let ids = Ids::open(&connection, limits).unwrap();
         Self {
@@ -61,29 +61,33 @@ impl Rig {
         }
     }
 
-    /// As after a crash: with what was committed, and nothing else.
+    /// As after a crash: with what the index has, and the keys of the commits that it has not got.
     fn reopen(&mut self, with_filters: bool) {
+        let unwritten: Vec<EventKey> = (self.ids.unwritten.iter())
+            .map(|key| EventKey(key.to_be_bytes()))
+            .collect();
+        let at = self.ids.unwritten_at;
         self.ids = Ids::open(&self.connection, self.limits).unwrap();
+        if let Some(at) = at {
+            self.ids.restore(&unwritten, at);
+        }
         self.reopens += 1;
         if with_filters {
             self.ids.read_filters(&self.connection).unwrap();
         }
     }
 
-    fn transact<T>(
-        &mut self,
-        commit: bool,
-        work: impl FnOnce(&mut Ids, &Connection, UnixMicros) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<T> {
+    /// A transaction of the index.
+    fn index(&mut self, commit: bool, effort: Effort) -> rusqlite::Result<()> {
         let now = UnixMicros(self.now);
         let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
-        let worked = begun.and_then(|()| work(&mut self.ids, &self.connection, now));
-        let done = worked.and_then(|done| {
+        let worked = begun.and_then(|()| self.ids.write_behind(&self.connection, now, effort));
+        let done = worked.and_then(|()| {
             let end = if commit { "COMMIT" } else { "ROLLBACK" };
-            self.connection.execute_batch(end).map(|()| done)
+            self.connection.execute_batch(end)
         });
         if done.is_ok() && commit {
-            self.ids.committed();
+            self.ids.written();
         } else {
             self.connection
                 .progress_handler(1, None::<fn() -> bool>)
@@ -91,17 +95,23 @@ impl Rig {
             if !self.connection.is_autocommit() {
                 self.connection.execute_batch("ROLLBACK").unwrap();
             }
-            self.ids.rolled_back();
+            self.ids.not_written();
         }
         done
     }
 
-    fn insert(&mut self, numbers: &[u64]) -> Vec<bool> {
+    /// A commit that the index has not got yet.
+    fn append(&mut self, numbers: &[u64]) -> Vec<bool> {
         let keys = event_keys(numbers);
-        self.transact(true, |ids, connection, now| {
-            ids.insert(connection, &keys, now)
-        })
-        .unwrap()
+        let fresh = self.ids.sift(&self.connection, &keys).unwrap();
+        self.ids.keep(UnixMicros(self.now));
+        fresh
+    }
+
+    fn insert(&mut self, numbers: &[u64]) -> Vec<bool> {
+        let fresh = self.append(numbers);
+        self.index(true, Effort::Due).unwrap();
+        fresh
     }
 
     /// Tidies up until there is nothing to do, at most `steps` times.
@@ -110,8 +120,7 @@ impl Rig {
             if !self.ids.is_untidy(UnixMicros(self.now)) {
                 break;
             }
-            self.transact(true, |ids, connection, now| ids.tidy(connection, now))
-                .unwrap();
+            self.index(true, Effort::Idle).unwrap();
         }
     }
 
@@ -156,6 +165,11 @@ impl Rig {
 #[derive(Clone, Debug)]
 enum Step {
     Insert(Vec<u64>),
+    /// The index follows later.
+    Append(Vec<u64>),
+    /// The index has no room.
+    FailToIndex,
+    /// The disk has none.
     Fail(Vec<u64>),
     Pass(i64),
     Tidy(usize),
@@ -168,7 +182,9 @@ fn step() -> impl Strategy<Value = Step> {
     let new = proptest::collection::vec(any::<u64>(), 0..30);
     prop_oneof![
         4 => numbers().prop_map(Step::Insert),
-        8 => new.prop_map(Step::Insert),
+        8 => new.clone().prop_map(Step::Insert),
+        4 => new.prop_map(Step::Append),
+        1 => Just(Step::FailToIndex),
         1 => numbers().prop_map(Step::Fail),
         2 => (1..AGE / 4).prop_map(Step::Pass),
         2 => (0_usize..40).prop_map(Step::Tidy),
@@ -179,8 +195,8 @@ fn step() -> impl Strategy<Value = Step> {
 /// When keys were accepted.
 type Naive = HashMap<u64, i64>;
 
-fn check_insert(rig: &mut Rig, naive: &mut Naive, numbers: &[u64]) {
-    let fresh = rig.insert(numbers);
+fn check_append(rig: &mut Rig, naive: &mut Naive, numbers: &[u64]) {
+    let fresh = rig.append(numbers);
     let mut inserted = HashSet::new();
     for (&n, fresh) in numbers.iter().zip(fresh) {
         if !inserted.insert(n) {
@@ -206,14 +222,30 @@ proptest! {
     fn ids_do_what_the_naive_set_does(steps in proptest::collection::vec(step(), 1..120)) {
         let mut rig = Rig::new(LIMITS);
         let mut naive = Naive::new();
+        // How many appends the index ever got at once, at most.
+        let (mut appended, mut appended_max) = (0, 0);
         for step in steps {
             match step {
-                Step::Insert(numbers) => check_insert(&mut rig, &mut naive, &numbers),
+                Step::Insert(numbers) => {
+                    check_append(&mut rig, &mut naive, &numbers);
+                    rig.index(true, Effort::Due).unwrap();
+                    appended = 0;
+                }
+                Step::Append(numbers) => {
+                    check_append(&mut rig, &mut naive, &numbers);
+                    appended += 1;
+                    appended_max = appended.max(appended_max);
+                }
+                Step::FailToIndex => {
+                    let before = rig.keys();
+                    rig.index(false, Effort::Due).unwrap();
+                    assert_eq!(rig.keys(), before);
+                }
                 Step::Fail(numbers) => {
                     let before = rig.keys();
                     let keys = event_keys(&numbers);
-                    rig.transact(false, |ids, connection, now| ids.insert(connection, &keys, now))
-                        .unwrap();
+                    rig.ids.sift(&rig.connection, &keys).unwrap();
+                    rig.ids.forget();
                     assert_eq!(rig.keys(), before);
                 }
                 Step::Pass(time) => rig.now += time,
@@ -224,8 +256,9 @@ proptest! {
                     assert_eq!(rig.keys(), before);
                 }
             }
-            rig.assert_bounded(30);
+            rig.assert_bounded(30 * (1 + appended_max));
         }
+        rig.index(true, Effort::Due).unwrap();
         for _ in 0..18 {
             rig.now += AGE / 8;
             rig.tidy(usize::MAX);
@@ -247,22 +280,16 @@ fn a_failure_at_any_moment_changes_nothing_and_a_crash_neither() {
     let mut has_merged = false;
     for batch in 0..50 {
         let numbers: Vec<u64> = (batch * 20..batch * 20 + 20).collect();
-        let keys = event_keys(&numbers);
-        // Ordinary appends in turn with steps of an idle log.
-        for tidy in [false, true] {
+        rig.append(&numbers);
+        // Ordinary steps in turn with those of an idle log.
+        for effort in [Effort::Due, Effort::Idle] {
             let before = rig.keys();
             let later = |before: &usize| Some(before + before / 6 + 3);
             for instructions in std::iter::successors(Some(1), later) {
                 let left = AtomicUsize::new(instructions);
                 let stop = move || left.fetch_sub(1, Ordering::Relaxed) == 0;
                 rig.connection.progress_handler(1, Some(stop)).unwrap();
-                let done = rig.transact(true, |ids, connection, now| {
-                    if tidy {
-                        ids.tidy(connection, now)
-                    } else {
-                        ids.insert(connection, &keys, now).map(drop)
-                    }
-                });
+                let done = rig.index(true, effort);
                 rig.connection
                     .progress_handler(1, None::<fn() -> bool>)
                     .unwrap();
