@@ -13,8 +13,8 @@ pub struct WebhookLimits {
     /// Default 64 MiB. A body counts by what has arrived, from its first bytes to its answer.
     pub bodies_bytes_max: ByteSize,
     /// Deliveries that are being verified at once; others wait their turn. Default 1,024: so a
-    /// flood of forged ones does not keep genuine ones from their answer, and those that wait for
-    /// newer keys do not keep all others out.
+    /// flood of forged ones does not keep genuine ones from their answer. Those that wait for newer
+    /// keys do not count meanwhile.
     pub verifications_max: usize,
     /// Forged deliveries that are answered at once, after a time without any. Default 100: whoever
     /// sets a sender up and tries wrong keys is never kept waiting.

@@ -62,11 +62,10 @@ pub(super) async fn take<B: Buf>(
         None => app_of_body(shared, &bytes)?,
     };
     let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
-    let verified = {
-        // Closed never, so an error cannot be.
-        let _turn = shared.verifications.acquire().await.ok();
-        app.keyring.verify(bytes, &signature, key_id).await?
-    };
+    let verifying = app
+        .keyring
+        .verify_in_turn(bytes, &signature, key_id, &shared.verifications);
+    let verified = verifying.await?;
     let batch = decode::batch(verified, &app.id, traceparent(headers))?;
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);

@@ -53,8 +53,8 @@ pub struct Options {
     pub bodies_bytes_max: usize,
     /// Deliveries that are being verified at once; others wait their turn. Default 1,024. One
     /// attempt takes a thread for tens of microseconds, so this bounds how long a genuine delivery
-    /// waits behind a flood of forged ones. It is not the number of cores: a forged delivery may
-    /// wait seconds for newer keys, and few of them must not keep all others out.
+    /// waits behind a flood of forged ones. One that waits for newer keys does not
+    /// count meanwhile.
     pub verifications_max: usize,
     /// How many forged deliveries are answered; the others wait for their turn.
     pub forgeries: forgeries::Limits,

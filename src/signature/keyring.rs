@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -100,12 +100,32 @@ impl Keyring {
         signature: &Signature,
         key_id: Option<&str>,
     ) -> Result<VerifiedBody, Error> {
+        let alone = Semaphore::new(1);
+        self.verify_in_turn(body, signature, key_id, &alone).await
+    }
+
+    /// The same, where the attempts take turns with others. Who waits for newer keys has no turn
+    /// meanwhile, so that a crowd of those keeps nobody waiting.
+    ///
+    /// # Errors
+    /// As [`Keyring::verify`].
+    pub async fn verify_in_turn(
+        &self,
+        body: Bytes,
+        signature: &Signature,
+        key_id: Option<&str>,
+        turns: &Semaphore,
+    ) -> Result<VerifiedBody, Error> {
+        // Closed never, so an error cannot be.
+        let turn = turns.acquire().await.ok();
         let digest = pss::BodyDigest::of(&body);
         let (keys, attempts) = self.snapshot();
         if let Some(key) = find(keys.in_order(key_id), &digest, signature).await {
             return Ok(VerifiedBody::new(body, key));
         }
+        drop(turn);
         self.demand(attempts).await;
+        let _turn = turns.acquire().await.ok();
         let (newer, _) = self.snapshot();
         let unknown = newer.in_order(key_id).filter(|key| !keys.contains(key));
         if let Some(key) = find(unknown, &digest, signature).await {

@@ -105,7 +105,10 @@ async fn forged_batches_that_wait_for_newer_keys_keep_nobody_waiting() {
             held.push(stream);
         }
     });
-    let setup = Setup::default().jwks_url(&url).with("store", "memory");
+    let setup = Setup::default()
+        .jwks_url(&url)
+        .with("store", "memory")
+        .with("limits.webhook.verifications_max", "100");
     let guarded = Guarded::of(setup.start().await).await;
     let attack = async || flood(&guarded.bridge, 1_200, Duration::from_secs(2)).await;
     let name = "forged by 1,200 without keys";
