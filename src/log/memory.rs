@@ -224,12 +224,7 @@ impl Kept {
 impl Log for Memory {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         let appended = self.append_now(&batch);
-        Box::pin(async move {
-            // As on disk, those whom the tail woke come before the sender's answer: 20 µs for each
-            // subscriber of one event.
-            tokio::task::yield_now().await;
-            appended
-        })
+        Box::pin(async move { appended })
     }
 
     fn read(
