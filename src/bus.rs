@@ -48,9 +48,6 @@ pub struct Bus {
     window: RwLock<Window>,
     /// The newest sequence number; a copy of what the window knows, to be read without its lock.
     head: AtomicU64,
-    opened_at: Instant,
-    /// When the newest block was published, in microseconds after that.
-    published_after: AtomicU64,
     /// Subscribers with equal filters wake together, so that a publication looks at each filter
     /// once, however many have it.
     groups: DashMap<Filter, Arc<Group>>,
@@ -58,9 +55,14 @@ pub struct Bus {
 }
 
 struct Window {
-    blocks: VecDeque<Arc<Block>>,
+    blocks: VecDeque<Published>,
     head: Sequence,
     bytes: usize,
+}
+
+struct Published {
+    block: Arc<Block>,
+    at: Instant,
 }
 
 struct Group {
@@ -118,8 +120,6 @@ impl Bus {
                 bytes: 0,
             }),
             head: AtomicU64::new(head.0),
-            opened_at: Instant::now(),
-            published_after: AtomicU64::new(0),
             groups: DashMap::new(),
             bytes: AtomicUsize::new(0),
         })
@@ -143,8 +143,6 @@ impl Bus {
         // After the window and before the groups: whoever subscribes in between sees the block in
         // the window, whoever subscribed before is woken.
         self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
-        self.published_after
-            .store(self.micros_open(), Ordering::Relaxed);
         self.head.store(block.last_sequence().0, Ordering::Release);
         for entry in &self.groups {
             entry.value().publish(entry.key(), block, evicted.through);
@@ -155,17 +153,6 @@ impl Bus {
     #[must_use]
     pub fn head(&self) -> Sequence {
         Sequence(self.head.load(Ordering::Acquire))
-    }
-
-    /// How long ago the newest block was published.
-    #[must_use]
-    pub fn age(&self) -> Duration {
-        let published_after = self.published_after.load(Ordering::Relaxed);
-        Duration::from_micros(self.micros_open().saturating_sub(published_after))
-    }
-
-    fn micros_open(&self) -> u64 {
-        u64::try_from(self.opened_at.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// What the window holds, in bytes.
@@ -189,10 +176,8 @@ impl Bus {
     #[must_use]
     pub fn received_after(&self, after: Sequence) -> Option<UnixMicros> {
         let window = self.window.read().unwrap_or_else(PoisonError::into_inner);
-        let index = window
-            .blocks
-            .partition_point(|block| block.last_sequence() <= after);
-        window.blocks.get(index).map(|block| block.received_at())
+        let published = window.with(after.plus(1))?;
+        Some(published.block.received_at())
     }
 
     /// Joins the subscribers with this filter.
@@ -224,12 +209,15 @@ impl Window {
     fn push(&mut self, block: Arc<Block>, bytes_max: usize) -> Evicted {
         self.head = block.last_sequence();
         self.bytes += block.memory_bytes();
-        self.blocks.push_back(block);
+        self.blocks.push_back(Published {
+            block,
+            at: Instant::now(),
+        });
         let mut through = None;
         while self.bytes > bytes_max && self.blocks.len() > 1 {
             if let Some(oldest) = self.blocks.pop_front() {
-                self.bytes -= oldest.memory_bytes();
-                through = Some(oldest.last_sequence());
+                self.bytes -= oldest.block.memory_bytes();
+                through = Some(oldest.block.last_sequence());
             }
         }
         Evicted {
@@ -245,7 +233,7 @@ impl Window {
         let first = self
             .blocks
             .front()
-            .map_or(self.head.plus(1), |block| block.first_sequence());
+            .map_or(self.head.plus(1), |oldest| oldest.block.first_sequence());
         let covered = after.plus(1) >= first;
         match known {
             Known::Nothing if covered => self.block_with(after.plus(1)),
@@ -258,12 +246,17 @@ impl Window {
     }
 
     fn block_with(&self, sequence: Sequence) -> Next {
+        self.with(sequence).map_or(Next::Behind, |published| {
+            Next::Block(Arc::clone(&published.block))
+        })
+    }
+
+    /// The first block that ends with this event or after it.
+    fn with(&self, sequence: Sequence) -> Option<&Published> {
         let index = self
             .blocks
-            .partition_point(|block| block.last_sequence() < sequence);
-        self.blocks
-            .get(index)
-            .map_or(Next::Behind, |block| Next::Block(Arc::clone(block)))
+            .partition_point(|published| published.block.last_sequence() < sequence);
+        self.blocks.get(index)
     }
 }
 
@@ -357,6 +350,21 @@ impl Subscriber {
         self.group.extracts.get(&self.filter, block, format)
     }
 
+    /// How long ago the block was published that has the next match after a place, if there is one
+    /// in the window.
+    #[must_use]
+    pub fn waited(&self, after: Sequence) -> Option<Duration> {
+        let Known::NextMatch { last } = self.group.known(after) else {
+            return None;
+        };
+        let window = self
+            .bus
+            .window
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        Some(window.with(last)?.at.elapsed())
+    }
+
     /// Resolves when there may be a new match since the last [`next`](Self::next).
     pub async fn changed(&mut self) {
         // The sender lives as long as the group, which this subscriber holds.
@@ -436,7 +444,22 @@ mod tests {
         ));
         assert!(!is_woken(&mut subscriber));
         assert_eq!(bus.head(), Sequence(3));
-        assert!(bus.age() < bus.opened_at.elapsed());
+    }
+
+    #[test]
+    fn who_waits_for_a_match_has_waited_since_that_was_there() {
+        let bus = bus_of(10);
+        let subscriber = bus.subscribe(filter(&["wanted"]));
+        let before = Instant::now();
+        bus.publish(&block(1, "other"));
+        assert_eq!(subscriber.waited(Sequence::ZERO), None);
+        bus.publish(&block(2, "wanted"));
+        bus.publish(&block(3, "wanted"));
+        // The one that was there later is asked for first.
+        let newer = subscriber.waited(Sequence(2)).unwrap();
+        let older = subscriber.waited(Sequence::ZERO).unwrap();
+        assert!(newer <= older && older <= before.elapsed());
+        assert_eq!(subscriber.waited(Sequence(3)), None);
     }
 
     #[test]

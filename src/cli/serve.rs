@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     config::{Config, Store},
+    log::embedded::OpenError,
     logging,
     net::descriptors,
     plain,
@@ -120,6 +121,18 @@ impl Signals {
     }
 }
 
+/// An error without what may have been pasted where a path belongs. The numbers of events that a
+/// damaged log has lost are to be read in full.
+fn told(error: &server::Error) -> String {
+    match error {
+        server::Error::Open(OpenError::Damaged { path, .. }) => {
+            let path = path.display().to_string();
+            error.to_string().replace(&path, &plain::words(&path))
+        }
+        _ => plain::words(error),
+    }
+}
+
 /// What a person can correct is a matter of configuration; the rest is not.
 pub(super) fn failure(error: server::Error) -> Failure {
     let exit = match &error {
@@ -134,8 +147,7 @@ pub(super) fn failure(error: server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    // It may name what was pasted where a path belongs.
-    let failure = Failure::new(exit, plain::words(error));
+    let failure = Failure::new(exit, told(&error));
     if !is_exposed {
         return failure;
     }
@@ -143,4 +155,23 @@ pub(super) fn failure(error: server::Error) -> Failure {
         .help("make a credential: `prelude-bridge token create NAME`")
         .help("or keep the port to this machine: `--grpc-listen 127.0.0.1:50051`")
         .help("or let everybody read all events: `--allow-anonymous`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_path() {
+        let damaged = |path: &str| {
+            told(&server::Error::Open(OpenError::Damaged {
+                path: path.into(),
+                reason: "events 1234567 to 2345678 are missing".to_owned(),
+            }))
+        };
+        let text = damaged("/srv/events-00001");
+        assert!(text.contains("/srv/events-00001") && text.contains("1234567 to 2345678"));
+        let text = damaged("/srv/+4915112345678/events-00001");
+        assert!(!text.contains("15112345678") && text.contains("1234567 to 2345678"));
+    }
 }

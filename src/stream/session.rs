@@ -474,7 +474,11 @@ impl Session {
             until = until.min(Instant::now() + left);
         }
         tokio::select! {
-            () = self.subscriber.changed() => self.shared.pace.ran_after(self.shared.bus.age()),
+            () = self.subscriber.changed() => {
+                if let Some(late) = self.subscriber.waited(self.position) {
+                    self.shared.pace.ran_after(late);
+                }
+            }
             () = tokio::time::sleep_until(until) => {}
             () = self.draining.cancelled() => {}
             ended = self.permit.ended() => self.revoke(ended),
