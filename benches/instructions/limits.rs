@@ -20,16 +20,16 @@ pub(crate) struct Limit {
 }
 
 /// The rooms on an event's way. Most of `verify` is the public-key operation, of `decode` the walk
-/// over JSON and two SHA-256, of `append` SQLite, of `deliver` h2.
+/// over JSON and two SHA-256, of `append` ids and checksums, of `deliver` h2.
 pub(crate) const LIMITS: [Limit; 8] = [
     limit("verify", "a body", 457_700),
     limit("decode-sessions", "an event", 21_340),
     limit("decode-users", "an event", 28_690),
     limit("decode-unknown", "an event", 12_430),
-    limit("append", "an event", 10_330),
-    limit("encode", "an event", 3_370),
+    limit("append", "an event", 4_160),
+    limit("encode", "an event", 3_420),
     limit("match", "an event", 307),
-    limit("deliver", "a response", 30_210),
+    limit("deliver", "a response", 30_500),
 ];
 
 const fn limit(room: &'static str, unit: &'static str, expected: u64) -> Limit {

@@ -85,7 +85,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     // The tail is in the same process, but on the other side of a socket like any other client.
     let token = "demo-verification-token";
     let config = config(directory.path(), &simulator, token);
-    let server = Server::start(&config).await.map_err(serve::failure)?;
+    let server = Server::start(&config)
+        .await
+        .map_err(|error| serve::failure(&error))?;
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
     let bridge = tokio::spawn(server.run(async {
@@ -102,7 +104,10 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let outcome = follow(&args, &simulator, subscription).await;
     let _ = stop.send(());
     // The bridge reports what failed in it; a panic there is a bug and is passed on as one.
-    bridge.await.map_err(failed)?.map_err(serve::failure)?;
+    bridge
+        .await
+        .map_err(failed)?
+        .map_err(|error| serve::failure(&error))?;
     simulator.stop().await;
     outcome?.report()
 }

@@ -61,7 +61,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     // Before anything starts, so that no signal finds the default handler.
     let mut signals = Signals::new()?;
-    let server = Server::start(&config).await.map_err(failure)?;
+    let server = Server::start(&config)
+        .await
+        .map_err(|error| failure(&error))?;
     let Addresses {
         webhook,
         grpc,
@@ -79,7 +81,10 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             std::process::exit(Exit::Failed as i32);
         });
     };
-    server.run(shutdown).await.map_err(failure)?;
+    server
+        .run(shutdown)
+        .await
+        .map_err(|error| failure(&error))?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -134,8 +139,8 @@ fn told(error: &server::Error) -> String {
 }
 
 /// What a person can correct is a matter of configuration; the rest is not.
-pub(super) fn failure(error: server::Error) -> Failure {
-    let exit = match &error {
+pub(super) fn failure(error: &server::Error) -> Failure {
+    let exit = match error {
         server::Error::Listen(_)
         | server::Error::Tls(_)
         | server::Error::Credentials(_)
@@ -147,7 +152,7 @@ pub(super) fn failure(error: server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    let failure = Failure::new(exit, told(&error));
+    let failure = Failure::new(exit, told(error));
     if !is_exposed {
         return failure;
     }
