@@ -77,7 +77,7 @@ impl Active {
                     ordinal: 1,
                     bytes: first_size,
                 };
-                let ready = keeper::make_ready(directory, log, order, || false)?;
+                let ready = keeper::make_ready(directory, log, order, |_| false)?;
                 (ready, SEGMENT_HEADER_BYTES)
             }
         };

@@ -14,7 +14,7 @@ use std::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, ErrorCode};
@@ -28,7 +28,10 @@ use crate::event::LogId;
 
 /// A segment is made ready in pieces of this size, each flushed: a commit that flushes at the same
 /// moment waits for no more than this.
-const PIECE_BYTES: u64 = 512 * 1024;
+const PIECE_BYTES: u64 = 128 * 1024;
+/// After a piece the keeper rests for so many times as long as that took, while there is time: most
+/// commits find the disk free. It still makes more ready in a second than usually comes in a minute.
+const REST_TIMES: u32 = 3;
 /// Segments are made ready only where the disk has so many times as much room: on a disk that is
 /// nearly full the room is worth more.
 const FREE_SEGMENTS_MIN: u64 = 16;
@@ -69,6 +72,8 @@ struct State {
     order: Option<Order>,
     making: bool,
     made: Option<io::Result<Ready>>,
+    /// What is being made was looked for already: there is no time to rest.
+    is_late: bool,
     /// Somebody waits for what is being made.
     hurry: bool,
     /// Segments whose end is in the index, though it may not have been flushed.
@@ -104,7 +109,12 @@ impl Keeper {
 
     /// Takes the segment that was asked for, if it is ready.
     pub(super) fn take(&self) -> Option<Ready> {
-        self.state().made.take()?.ok()
+        let mut state = self.state();
+        if state.made.is_none() && !state.is_late {
+            state.is_late = true;
+            self.changed.notify_all();
+        }
+        state.made.take()?.ok()
     }
 
     /// Waits for a segment, as it is.
@@ -151,8 +161,13 @@ impl Keeper {
         self.changed.notify_all();
     }
 
-    fn is_in_a_hurry(&self) -> bool {
-        let state = self.state();
+    /// Rests for a moment if there is time. Says whether what is made has to do as it is.
+    fn rest(&self, moment: Duration) -> bool {
+        let has_time = |state: &mut State| !state.stopped && !state.hurry && !state.is_late;
+        let rested = self
+            .changed
+            .wait_timeout_while(self.state(), moment, has_time);
+        let (state, _) = rested.unwrap_or_else(PoisonError::into_inner);
         state.stopped || state.hurry
     }
 
@@ -188,9 +203,10 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
     while let Some(chores) = keeper.wait() {
         // First, as a commit may wait for it.
         if let Some(order) = chores.order {
-            let made = make_ready(directory, log, order, || keeper.is_in_a_hurry());
+            let made = make_ready(directory, log, order, |moment| keeper.rest(moment));
             let mut state = keeper.state();
             state.making = false;
+            state.is_late = false;
             state.made = Some(made);
             keeper.changed.notify_all();
         }
@@ -229,12 +245,13 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Creates a segment and makes it ready, as far as that can be done.
+/// Creates a segment and makes it ready, as far as that can be done. Between pieces it may `rest` for
+/// some time, which says whether it is enough.
 pub(super) fn make_ready(
     directory: &Path,
     log: LogId,
     order: Order,
-    is_enough: impl Fn() -> bool,
+    rest: impl Fn(Duration) -> bool,
 ) -> io::Result<Ready> {
     let path = segments::path(directory, order.ordinal);
     let mut file = schema::open_private(&path)?;
@@ -252,7 +269,9 @@ pub(super) fn make_ready(
         });
     }
     let zeros = vec![0; usize::try_from(PIECE_BYTES).unwrap_or_default()];
-    while bytes < order.bytes && !is_enough() {
+    let mut moment = Duration::ZERO;
+    while bytes < order.bytes && !rest(moment) {
+        let began = Instant::now();
         let piece = PIECE_BYTES.min(order.bytes - bytes);
         let piece = zeros.get(..usize::try_from(piece).unwrap_or_default());
         let piece = piece.unwrap_or_default();
@@ -263,6 +282,7 @@ pub(super) fn make_ready(
         }
         file.sync_data()?;
         bytes += piece.len() as u64;
+        moment = began.elapsed() * REST_TIMES;
     }
     Ok(Ready {
         file,
@@ -339,7 +359,7 @@ mod tests {
         };
         let path = segments::path(dir.path(), 3);
         std::fs::write(&path, vec![7; 5_000_000]).unwrap();
-        let ready = make_ready(dir.path(), LogId(1), order, || false).unwrap();
+        let ready = make_ready(dir.path(), LogId(1), order, |_| false).unwrap();
         assert_eq!(ready.bytes, PIECE_BYTES + 1_000);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len() as u64, ready.bytes);
@@ -356,7 +376,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (bytes, in_a_hurry) in [(u64::MAX / 2, false), (10_000_000, true)] {
             let order = Order { ordinal: 1, bytes };
-            let ready = make_ready(dir.path(), LogId(1), order, || in_a_hurry).unwrap();
+            let ready = make_ready(dir.path(), LogId(1), order, |_| in_a_hurry).unwrap();
             assert_eq!(ready.bytes, frame::SEGMENT_HEADER_BYTES);
         }
     }
