@@ -9,7 +9,7 @@ use super::{
     sockets::{read_to_end, status},
     within,
 };
-use crate::support::Setup;
+use crate::support::{Setup, sender::Sender};
 
 const CROWD: usize = 2_000;
 
@@ -50,9 +50,12 @@ async fn two_thousand_silent_sockets_are_held_and_let_go() {
 async fn the_limit_of_all_connections_holds_and_places_come_back() {
     let setup = Setup::default()
         .with("limits.webhook.connections_max", "500")
-        .with("limits.webhook.header_timeout", "1s");
-    let guarded = Guarded::start(setup).await;
-    // The healthy keep the connection that they have.
+        .with("limits.webhook.header_timeout", "1s")
+        .with("store", "memory");
+    let bridge = setup.start().await;
+    // The healthy keep the connections that they have, and wait for a place if they need another.
+    let sender = Sender::to(bridge.addresses.webhook).insisting();
+    let guarded = Guarded::with(bridge, sender).await;
     let attack = async || {
         within(
             Duration::from_secs(1),

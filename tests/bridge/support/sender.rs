@@ -75,13 +75,15 @@ impl Reply {
 pub(crate) struct Sender {
     http: reqwest::Client,
     url: String,
+    insists: bool,
 }
 
 impl Sender {
     pub(crate) fn to(webhook: SocketAddr) -> Self {
         let http = Self::builder().build().unwrap();
         let url = format!("http://{webhook}/webhooks/{APP}");
-        Self { http, url }
+        let insists = false;
+        Self { http, url, insists }
     }
 
     /// The same over TLS, with trust in certificates of this authority.
@@ -90,7 +92,8 @@ impl Sender {
         let trusted = reqwest::Certificate::from_pem(&pem).unwrap();
         let http = Self::builder().tls_certs_only([trusted]).build().unwrap();
         let url = format!("https://{webhook}/webhooks/{APP}");
-        Self { http, url }
+        let insists = false;
+        Self { http, url, insists }
     }
 
     fn builder() -> reqwest::ClientBuilder {
@@ -119,9 +122,24 @@ impl Sender {
         })
     }
 
-    /// Delivers once.
+    /// Delivers again when there was no answer, as Prelude does: for a port whose places are short,
+    /// so that another connection may be refused.
+    pub(crate) fn insisting(self) -> Self {
+        Self {
+            insists: true,
+            ..self
+        }
+    }
+
+    /// Delivers once, unless it is [insisting](Self::insisting).
     pub(crate) async fn send(&self, delivery: &Delivery) -> Reply {
-        self.try_send(delivery).await.unwrap()
+        loop {
+            match self.try_send(delivery).await {
+                Ok(reply) => return reply,
+                Err(_) if self.insists => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) => panic!("no answer: {error:?}"),
+            }
+        }
     }
 }
 
