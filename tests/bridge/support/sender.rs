@@ -134,11 +134,11 @@ impl Sender {
     /// Delivers once, unless it is [insisting](Self::insisting).
     pub(crate) async fn send(&self, delivery: &Delivery) -> Reply {
         loop {
-            match self.try_send(delivery).await {
-                Ok(reply) => return reply,
-                Err(_) if self.insists => tokio::time::sleep(Duration::from_millis(5)).await,
-                Err(error) => panic!("no answer: {error:?}"),
+            let answered = self.try_send(delivery).await;
+            if answered.is_ok() || !self.insists {
+                return answered.unwrap();
             }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
