@@ -6,7 +6,8 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 use super::{
     Stage,
     frame::{Header, SEGMENT_HEADER_BYTES},
-    keeper::{self, Keeper, Order, Ready},
+    keeper::Keeper,
+    preparation::{Order, Preparation, Ready},
     recovery::Tip,
     schema, segments,
 };
@@ -77,8 +78,9 @@ impl Active {
                     ordinal: 1,
                     bytes: first_size,
                 };
-                let ready = keeper::make_ready(directory, log, order, |_| false)?;
-                (ready, SEGMENT_HEADER_BYTES)
+                let mut first = Preparation::begin(directory, log, order)?;
+                while !first.go_on(true)? {}
+                (first.ready(), SEGMENT_HEADER_BYTES)
             }
         };
         Ok(Self {

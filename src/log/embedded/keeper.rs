@@ -1,14 +1,10 @@
 //! Owns the work beside the commits, on a thread of its own: making the next segment ready, carrying
 //! the index's write-ahead log over into its database file, and removing segments. No commit waits
-//! for any of it.
-//!
-//! A segment is made ready by filling it with zeros, and flushing them. A flush of what is written
-//! over them waits for the disk only; at the end of a file, or in space that is merely reserved, it
-//! also waits for the file system to note down where the bytes are, which takes twice as long.
+//! for any of it, and none of it for the whole of another: a segment is made a piece at a time.
 
 use std::{
     fs::File,
-    io::{self, Write as _},
+    io,
     path::Path,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
@@ -20,40 +16,17 @@ use std::{
 use rusqlite::{Connection, ErrorCode};
 
 use super::{
-    Shared, frame,
-    schema::{self, DATABASE_FILE, PAGE_BYTES},
+    Shared,
+    preparation::{Order, Preparation, Ready},
+    schema::{DATABASE_FILE, PAGE_BYTES},
     segments,
 };
 use crate::event::LogId;
 
-/// A segment is made ready in pieces of this size, each flushed: a commit that flushes at the same
-/// moment waits for no more than this.
-const PIECE_BYTES: u64 = 128 * 1024;
-/// After a piece the keeper rests for so many times as long as that took, while there is time: most
-/// commits find the disk free. It still makes more ready in a second than usually comes in a minute.
-const REST_TIMES: u32 = 3;
-/// Segments are made ready only where the disk has so many times as much room: on a disk that is
-/// nearly full the room is worth more.
-const FREE_SEGMENTS_MIN: u64 = 16;
 /// A write-ahead log that nobody adds to is carried over after this time, …
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 /// … if it has so many pages: a start has less to read.
 const IDLE_PAGES_MIN: u64 = 16;
-
-/// Which segment to make ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Order {
-    pub(super) ordinal: u64,
-    pub(super) bytes: u64,
-}
-
-/// A segment that can be written to: its file, and how much of it is ready.
-#[derive(Debug)]
-pub(super) struct Ready {
-    pub(super) file: File,
-    pub(super) ordinal: u64,
-    pub(super) bytes: u64,
-}
 
 /// Where the writer leaves its wishes, and finds what came of them.
 pub(super) struct Keeper {
@@ -86,6 +59,10 @@ struct State {
 /// What there is to do.
 struct Chores {
     order: Option<Order>,
+    /// What is being made is looked for already, …
+    is_late: bool,
+    /// … and has to do as it is.
+    is_enough: bool,
     given_up: Vec<u64>,
     carry_over: bool,
 }
@@ -161,34 +138,40 @@ impl Keeper {
         self.changed.notify_all();
     }
 
-    /// Rests for a moment if there is time. Says whether what is made has to do as it is.
-    fn rest(&self, moment: Duration) -> bool {
-        let has_time = |state: &mut State| !state.stopped && !state.hurry && !state.is_late;
-        let rested = self
-            .changed
-            .wait_timeout_while(self.state(), moment, has_time);
-        let (state, _) = rested.unwrap_or_else(PoisonError::into_inner);
-        state.stopped || state.hurry
-    }
-
-    /// Waits until there is something to do; `None` when nothing more will be.
-    fn wait(&self) -> Option<Chores> {
+    /// Waits until there is something to do; `None` when nothing more will be. When a segment is
+    /// being made there is, from the end of the rest on.
+    fn wait(&self, rest_ends_at: Option<Instant>) -> Option<Chores> {
+        let moment =
+            rest_ends_at.map_or(IDLE_WAIT, |at| at.saturating_duration_since(Instant::now()));
         let nothing = |state: &mut State| {
-            let idle = state.order.is_none() && state.given_up.is_empty();
+            let is_urgent = state.making && (state.is_late || state.hurry);
+            let idle = state.order.is_none() && state.given_up.is_empty() && !is_urgent;
             idle && !state.carry_over && !state.stopped
         };
         let waited = self
             .changed
-            .wait_timeout_while(self.state(), IDLE_WAIT, nothing);
+            .wait_timeout_while(self.state(), moment, nothing);
         let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         let idle_pages = self.wal_pages.load(Ordering::Relaxed);
-        let is_idle = timeout.timed_out() && idle_pages >= IDLE_PAGES_MIN;
-        state.making = state.order.is_some();
+        let is_idle = !state.making && timeout.timed_out() && idle_pages >= IDLE_PAGES_MIN;
+        state.making |= state.order.is_some();
         (!state.stopped).then(|| Chores {
             order: state.order.take(),
+            is_late: state.is_late,
+            is_enough: state.hurry,
             given_up: std::mem::take(&mut state.given_up),
             carry_over: std::mem::take(&mut state.carry_over) || is_idle,
         })
+    }
+
+    /// Leaves a segment for whoever asked for it.
+    fn hand_over(&self, made: io::Result<Ready>) {
+        let mut state = self.state();
+        state.making = false;
+        state.is_late = false;
+        state.made = Some(made);
+        drop(state);
+        self.changed.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -200,15 +183,26 @@ impl Keeper {
 pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, log: LogId) {
     let keeper = &shared.keeper;
     let _ended = Ended(keeper);
-    while let Some(chores) = keeper.wait() {
+    let mut making: Option<Preparation> = None;
+    while let Some(chores) = keeper.wait(making.as_ref().map(Preparation::rest_ends_at)) {
         // First, as a commit may wait for it.
         if let Some(order) = chores.order {
-            let made = make_ready(directory, log, order, |moment| keeper.rest(moment));
-            let mut state = keeper.state();
-            state.making = false;
-            state.is_late = false;
-            state.made = Some(made);
-            keeper.changed.notify_all();
+            match Preparation::begin(directory, log, order) {
+                Ok(begun) => making = Some(begun),
+                Err(error) => keeper.hand_over(Err(error)),
+            }
+        }
+        if let Some(mut segment) = making.take() {
+            let is_whole = if chores.is_enough {
+                Ok(true)
+            } else {
+                segment.go_on(chores.is_late)
+            };
+            match is_whole {
+                Ok(true) => keeper.hand_over(Ok(segment.ready())),
+                Ok(false) => making = Some(segment),
+                Err(error) => keeper.hand_over(Err(error)),
+            }
         }
         if chores.carry_over {
             let index = keeper.index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -230,7 +224,8 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
         }
     }
     // Zeros that nobody wrote over. Where that fails, the next start removes them.
-    if let Some(Ok(unused)) = keeper.state().made.take() {
+    let made = keeper.state().made.take().and_then(Result::ok);
+    if let Some(unused) = making.map(Preparation::ready).or(made) {
         let _ = remove(directory, &[unused.ordinal]);
     }
 }
@@ -243,59 +238,6 @@ impl Drop for Ended<'_> {
         self.0.state().ended = true;
         self.0.changed.notify_all();
     }
-}
-
-/// Creates a segment and makes it ready, as far as that can be done. Between pieces it may `rest` for
-/// some time, which says whether it is enough.
-pub(super) fn make_ready(
-    directory: &Path,
-    log: LogId,
-    order: Order,
-    rest: impl Fn(Duration) -> bool,
-) -> io::Result<Ready> {
-    let path = segments::path(directory, order.ordinal);
-    let mut file = schema::open_private(&path)?;
-    // What an attempt has left behind goes.
-    file.set_len(0)?;
-    file.write_all(&frame::segment_header(log, order.ordinal))?;
-    file.sync_all()?;
-    schema::sync_directory(directory)?;
-    let mut bytes = frame::SEGMENT_HEADER_BYTES;
-    if !has_room(&file, order.bytes) {
-        return Ok(Ready {
-            file,
-            ordinal: order.ordinal,
-            bytes,
-        });
-    }
-    let zeros = vec![0; usize::try_from(PIECE_BYTES).unwrap_or_default()];
-    let mut moment = Duration::ZERO;
-    while bytes < order.bytes && !rest(moment) {
-        let began = Instant::now();
-        let piece = PIECE_BYTES.min(order.bytes - bytes);
-        let piece = zeros.get(..usize::try_from(piece).unwrap_or_default());
-        let piece = piece.unwrap_or_default();
-        if file.write_all(piece).is_err() {
-            // It works without, and whoever set a limit meant it.
-            file.set_len(bytes)?;
-            break;
-        }
-        file.sync_data()?;
-        bytes += piece.len() as u64;
-        moment = began.elapsed() * REST_TIMES;
-    }
-    Ok(Ready {
-        file,
-        ordinal: order.ordinal,
-        bytes,
-    })
-}
-
-fn has_room(file: &File, bytes: u64) -> bool {
-    rustix::fs::fstatvfs(file).is_ok_and(|disk| {
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        free >= bytes.saturating_mul(FREE_SEGMENTS_MIN)
-    })
 }
 
 /// Removes segments, oldest first. That they were given up has to be durable before.
@@ -348,36 +290,27 @@ fn is_harmless(error: &rusqlite::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::embedded::frame::Kind;
 
     #[test]
-    fn a_segment_is_made_ready_with_room_in_it_and_over_what_was_left_behind() {
-        let dir = tempfile::tempdir().unwrap();
-        let order = Order {
-            ordinal: 3,
-            bytes: PIECE_BYTES + 1_000,
-        };
-        let path = segments::path(dir.path(), 3);
-        std::fs::write(&path, vec![7; 5_000_000]).unwrap();
-        let ready = make_ready(dir.path(), LogId(1), order, |_| false).unwrap();
-        assert_eq!(ready.bytes, PIECE_BYTES + 1_000);
-        let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes.len() as u64, ready.bytes);
-        assert!(bytes[32..].iter().all(|&byte| byte == 0));
-        let kind = frame::identify(&ready.file, LogId(1), 3).unwrap();
-        assert_eq!(kind, Kind::Segment);
-        assert_eq!(segments::ordinals(dir.path()).unwrap(), [3]);
-        remove(dir.path(), &[2, 3]).unwrap();
-        assert_eq!(segments::ordinals(dir.path()).unwrap(), [0; 0]);
-    }
+    fn nothing_waits_until_a_segment_is_made() {
+        let keeper = Keeper::new(10 * PAGE_BYTES);
+        keeper.order(Order {
+            ordinal: 7,
+            bytes: 1,
+        });
+        let chores = keeper.wait(None).unwrap();
+        assert!(chores.order.is_some_and(|order| order.ordinal == 7));
+        // It rests for longer than anybody would wait.
+        let rest = Some(Instant::now() + Duration::from_secs(3_600));
 
-    #[test]
-    fn no_room_is_made_where_there_is_little_or_no_time() {
-        let dir = tempfile::tempdir().unwrap();
-        for (bytes, in_a_hurry) in [(u64::MAX / 2, false), (10_000_000, true)] {
-            let order = Order { ordinal: 1, bytes };
-            let ready = make_ready(dir.path(), LogId(1), order, |_| in_a_hurry).unwrap();
-            assert_eq!(ready.bytes, frame::SEGMENT_HEADER_BYTES);
-        }
+        keeper.set_wal_pages(10);
+        assert!(keeper.wait(rest).unwrap().carry_over);
+        keeper.remove(vec![3]);
+        assert_eq!(keeper.wait(rest).unwrap().given_up, [3]);
+        assert!(keeper.take().is_none());
+        let chores = keeper.wait(rest).unwrap();
+        assert!(chores.is_late && !chores.carry_over && chores.given_up.is_empty());
+        keeper.stop();
+        assert!(keeper.wait(rest).is_none());
     }
 }

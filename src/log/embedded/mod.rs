@@ -5,13 +5,14 @@
 //! that was made ready. The index is a SQLite database (`schema`): it remembers the ids of weeks,
 //! and what is true of the log as a whole. It may be behind the segments, never ahead of them; a
 //! start reads in the segments (`recovery`) what it has not got. The `keeper` does what no commit is
-//! to wait for.
+//! to wait for; the next segment (`preparation`) is a part of it.
 
 mod active;
 mod frame;
 mod ids;
 mod inspect;
 mod keeper;
+mod preparation;
 mod queue;
 mod readers;
 mod recovery;
