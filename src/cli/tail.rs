@@ -163,6 +163,9 @@ const CLIENT_NAME: &str = "prelude-bridge tail";
 /// The most events that `--last` can look for: what it keeps of each is small, but not nothing.
 const LAST_EVENTS_MAX: u64 = 1_000_000;
 
+/// How long a command that is interrupted waits for a stdout that may stand still.
+const PARTING_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Subscribes and prints.
 ///
 /// # Errors
@@ -181,29 +184,29 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         anstream::ColorChoice::Never
     );
     let place = Arc::new(Mutex::new(Place::default()));
-    let follow = follow(
-        &args,
-        Formatter::new(output, has_colour),
-        io::stdout(),
-        &place,
-    );
-    tokio::select! {
-        result = follow => result,
-        result = interrupt() => result.map(|()| {
-            if let Some(command) = resume::command(&args, &locked(&place)) {
-                let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
-            }
-        }),
+    let printer = Printer::start(io::stdout(), Arc::clone(&place))?;
+    let formatter = Formatter::new(output, has_colour);
+    let outcome = tokio::select! {
+        outcome = follow(&args, formatter, &printer) => Some(outcome),
+        heard = interrupt() => {
+            heard?;
+            None
+        }
+    };
+    if let Some(outcome) = outcome {
+        finish_stdout(printer.finish().await)?;
+        return outcome;
     }
+    // What is on its way to stdout is printed and noted, so that none of it comes again.
+    let _ = tokio::time::timeout(PARTING_TIMEOUT, printer.finish()).await;
+    if let Some(command) = resume::command(&args, &locked(&place)) {
+        let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
+    }
+    Ok(())
 }
 
 /// Prints until the stop position, an error that does not pass, or the end of whoever reads.
-async fn follow(
-    args: &Args,
-    mut formatter: Formatter,
-    out: impl Write + Send + 'static,
-    place: &Arc<Mutex<Place>>,
-) -> Result<(), Failure> {
+async fn follow(args: &Args, mut formatter: Formatter, printer: &Printer) -> Result<(), Failure> {
     let options = args.access.apply(Options::new(&args.server))?;
     let client = Client::connect(&options).await.map_err(failure)?;
     let mut request = request(args).payload_format(formatter.payload_format());
@@ -212,7 +215,6 @@ async fn follow(
         None => request,
     };
     let mut subscription = client.subscribe(request);
-    let printer = Printer::start(out, Arc::clone(place))?;
     let mut narrator = Narrator::new(formatter.output());
     let mut outcome = Ok(());
     loop {
@@ -239,7 +241,6 @@ async fn follow(
             break;
         }
     }
-    finish_stdout(printer.finish().await)?;
     outcome
 }
 

@@ -125,13 +125,9 @@ impl Write for Stdout {
 /// What is printed as JSON, by sequence, and how it ends.
 async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
     let (out, place) = (Stdout::default(), Arc::default());
-    let result = follow(
-        args,
-        Formatter::new(Output::Json, false),
-        out.clone(),
-        &place,
-    )
-    .await;
+    let printer = Printer::start(out.clone(), Arc::clone(&place)).unwrap();
+    let result = follow(args, Formatter::new(Output::Json, false), &printer).await;
+    printer.finish().await.unwrap();
     let sequences = out
         .text()
         .lines()
@@ -235,12 +231,8 @@ async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
     let mut fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
     let words = args(&fake, &["--count=2"]);
     let place: Arc<Mutex<Place>> = Arc::default();
-    let follow = follow(
-        &words,
-        Formatter::new(Output::Json, false),
-        Stdout::default(),
-        &place,
-    );
+    let printer = Printer::start(Stdout::default(), Arc::clone(&place)).unwrap();
+    let follow = follow(&words, Formatter::new(Output::Json, false), &printer);
     let mut follow = std::pin::pin!(follow);
     // Until the first event is printed.
     while locked(&place).events == 0 {
@@ -274,8 +266,9 @@ impl Write for Closed {
 #[tokio::test]
 async fn a_closed_stdout_ends_it_well_even_when_no_more_events_come() {
     let fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
-    let place = Arc::default();
+    let printer = Printer::start(Closed, Arc::default()).unwrap();
     let formatter = Formatter::new(Output::Raw, false);
-    let result = follow(&args(&fake, &[]), formatter, Closed, &place).await;
+    let result = follow(&args(&fake, &[]), formatter, &printer).await;
     assert_eq!(result, Ok(()));
+    assert_eq!(finish_stdout(printer.finish().await), Ok(()));
 }
