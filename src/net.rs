@@ -26,6 +26,7 @@ pub mod framing;
 pub mod http1;
 pub mod network;
 pub mod quiet;
+pub mod tap;
 pub mod tls;
 pub mod write_deadline;
 

@@ -2,15 +2,13 @@
 //! Knows nothing of what is said.
 
 use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll, ready},
+    io,
+    task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    task::coop::poll_proceed,
-};
+use tokio::task::coop::poll_proceed;
+
+use super::tap::Tap;
 
 /// tokio lets a task go on for 128 operations, and a read is one, whatever its size. A peer that
 /// sends bytes which cost much, as chunks or frames of no length do, keeps a thread for tens of
@@ -18,62 +16,19 @@ use tokio::{
 /// 16 KiB, more than most batches and all requests have.
 const OPERATION_BYTES: usize = 128;
 
-/// A connection whose reading takes turns by its bytes.
-pub struct Fair<S>(S);
+/// Makes a connection's reading take turns by its bytes.
+pub struct Fair;
 
-impl<S> Fair<S> {
-    /// Takes a connection.
-    pub fn new(stream: S) -> Self {
-        Self(stream)
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.0).poll_read(context, buffer))?;
-        for _ in 0..(buffer.filled().len() - before) / OPERATION_BYTES {
+impl Tap for Fair {
+    fn read(&mut self, bytes: &[u8], context: &mut Context<'_>) -> io::Result<()> {
+        for _ in 0..bytes.len() / OPERATION_BYTES {
             match poll_proceed(context) {
                 Poll::Ready(operation) => operation.made_progress(),
                 // The turn is over: the next read waits for the next one.
                 Poll::Pending => break,
             }
         }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Ok(())
     }
 }
 
@@ -81,15 +36,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
 mod tests {
     use std::{
         future::poll_fn,
+        pin::Pin,
         sync::atomic::{AtomicUsize, Ordering},
     };
 
     use tokio::{
-        io::AsyncWriteExt as _,
+        io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
+    use crate::net::tap::Tapped;
 
     /// How many bytes one poll of a task reads at most, of many that are there.
     async fn turn_bytes(read_bytes: usize) -> usize {
@@ -102,7 +59,7 @@ mod tests {
             stream
         });
         let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = Fair::new(stream);
+        let mut stream = Tapped::new(stream, Fair);
         let (mut read, mut most) = (0, 0);
         while read < ALL {
             let turn = AtomicUsize::new(0);

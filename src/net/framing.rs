@@ -5,7 +5,7 @@
 
 use std::{
     error::Error,
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -16,7 +16,8 @@ use std::{
 
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::tap::{Tap, Tapped};
 
 /// What a byte of a body pays: itself, and the wrapping of one that is a chunk of its own, which is
 /// five bytes, or a few more for who writes sizes with leading zeros.
@@ -65,11 +66,8 @@ impl Framing {
     }
 
     /// The connection whose bytes cost.
-    pub fn reading<S>(&self, stream: S) -> Counted<S> {
-        Counted {
-            stream,
-            framing: self.clone(),
-        }
+    pub fn reading<S>(&self, stream: S) -> Tapped<S, Self> {
+        Tapped::new(stream, self.clone())
     }
 
     /// The body of a request, whose bytes pay. It begins anew with each.
@@ -99,10 +97,10 @@ impl Framing {
     }
 }
 
-/// A connection whose bytes are counted.
-pub struct Counted<S> {
-    stream: S,
-    framing: Framing,
+impl Tap for Framing {
+    fn read(&mut self, bytes: &[u8], _context: &mut Context<'_>) -> io::Result<()> {
+        self.spend(bytes.len())
+    }
 }
 
 /// A body whose bytes are counted.
@@ -134,48 +132,6 @@ impl<B: Body + Unpin> Body for Paying<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        Poll::Ready(self.framing.spend(buffer.filled().len() - before))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -14,6 +14,7 @@ use tower_service::Service;
 use super::{
     fair::Fair,
     framing::{Framing, Paying},
+    tap::Tapped,
     write_deadline::WriteDeadline,
 };
 use crate::metrics::Closure;
@@ -78,7 +79,7 @@ where
 {
     let buffer_bytes = limits.header_bytes_max.max(BUFFER_BYTES_MIN);
     let framing = Framing::new(limits.framing_bytes_max.saturating_add(buffer_bytes));
-    let stream = framing.reading(Fair::new(stream));
+    let stream = framing.reading(Tapped::new(stream, Fair));
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         let request = request.map(|body| framing.paying(body));

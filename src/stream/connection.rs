@@ -32,7 +32,10 @@ use super::{
 use crate::{
     credentials::Grant,
     metrics::Closure,
-    net::{fair::Fair, framing::Framing, http1, quiet::Admitted, write_deadline::WriteDeadline},
+    net::{
+        fair::Fair, framing::Framing, http1, quiet::Admitted, tap::Tapped,
+        write_deadline::WriteDeadline,
+    },
 };
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
@@ -61,7 +64,7 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let origin = Origin::of(caller);
-        let (mut reader, writer) = tokio::io::split(Fair::new(io));
+        let (mut reader, writer) = tokio::io::split(Tapped::new(io, Fair));
         // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
         match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
@@ -97,8 +100,8 @@ impl Connections {
             .max_pending_accept_reset_streams(options.pending_accept_resets_max);
         let flooded = CancellationToken::new();
         let shelf = Shelf::default();
-        let frames = FrameBudget::new(io, options.frames, flooded.clone());
-        let (io, flusher) = gather(frames, shelf.clone());
+        let frames = FrameBudget::new(options.frames, flooded.clone());
+        let (io, flusher) = gather(Tapped::new(io, frames), shelf.clone());
         let handshake = builder.handshake::<_, Response>(io);
         // What h2 says is gathered until it has said all for now, also while it shakes hands.
         let handshake = Box::pin(flushing(handshake, &flusher));

@@ -7,19 +7,12 @@
 //! client pays. This counts frames by their lengths (RFC 9113, section 4.1) and looks at nothing
 //! else in them.
 
-use std::{
-    io::{self, IoSlice},
-    mem,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{io, mem, task::Context, time::Duration};
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::net::tap::Tap;
 
 /// How many frames a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +51,8 @@ const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
 const LENGTH_BYTES: usize = 3;
 
-/// A connection whose frames are counted.
-pub(super) struct FrameBudget<IO> {
-    io: IO,
+/// Counts the frames of a connection.
+pub(super) struct FrameBudget {
     limits: Limits,
     /// What the client has left, in bytes as of [`Limits::frame_cost_bytes`].
     credit: u64,
@@ -74,15 +66,14 @@ pub(super) struct FrameBudget<IO> {
     exhausted: CancellationToken,
 }
 
-impl<IO> FrameBudget<IO> {
+impl FrameBudget {
     /// `exhausted` is cancelled when the client has sent too much for nothing. From then on nothing
     /// is read: whoever waits for the token ends the connection.
-    pub(super) fn new(io: IO, limits: Limits, exhausted: CancellationToken) -> Self {
+    pub(super) fn new(limits: Limits, exhausted: CancellationToken) -> Self {
         let credit = limits
             .frames_at_first
             .saturating_mul(limits.frame_cost_bytes);
         Self {
-            io,
             limits,
             credit,
             credited_at: Instant::now(),
@@ -150,54 +141,19 @@ impl<IO> FrameBudget<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for FrameBudget<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.exhausted.is_cancelled() {
-            return Poll::Pending;
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+impl Tap for FrameBudget {
+    fn may_read(&self) -> bool {
+        !self.exhausted.is_cancelled()
+    }
+
+    fn read(&mut self, bytes: &[u8], _context: &mut Context<'_>) -> io::Result<()> {
         self.earn_by_time();
-        self.pay(buffer.filled().get(before..).unwrap_or_default());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for FrameBudget<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(context, bytes))?;
-        self.earn(written as u64);
-        Poll::Ready(Ok(written))
+        self.pay(bytes);
+        Ok(())
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(context, slices))?;
-        self.earn(written as u64);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+    fn written(&mut self, bytes: usize) {
+        self.earn(bytes as u64);
     }
 }
 
@@ -206,6 +162,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
+    use crate::net::tap::Tapped;
 
     const LIMITS: Limits = Limits {
         frame_cost_bytes: 32,
@@ -216,7 +173,7 @@ mod tests {
 
     struct Client {
         socket: DuplexStream,
-        budget: FrameBudget<DuplexStream>,
+        budget: Tapped<DuplexStream, FrameBudget>,
         exhausted: CancellationToken,
     }
 
@@ -228,7 +185,7 @@ mod tests {
         async fn connect_within(limits: Limits) -> Self {
             let (socket, server) = duplex(1 << 20);
             let exhausted = CancellationToken::new();
-            let budget = FrameBudget::new(server, limits, exhausted.clone());
+            let budget = Tapped::new(server, FrameBudget::new(limits, exhausted.clone()));
             let mut client = Self {
                 socket,
                 budget,
@@ -339,7 +296,7 @@ mod tests {
         // A second in pieces, none of which comes to a byte.
         for _ in 0..100 {
             tokio::time::advance(Duration::from_millis(10)).await;
-            client.budget.earn_by_time();
+            client.budget.tap.earn_by_time();
         }
         client.says(&frames(1, 0)).await;
         client.is_told(1_000).await;
