@@ -220,7 +220,7 @@ enum Switch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StoreName {
-    /// SQLite in a temporary directory
+    /// On disk, in a temporary directory
     Embedded,
     /// Nothing but memory
     Memory,

@@ -31,9 +31,10 @@ const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
 /// How long a stream that has more to send goes on once the server drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
 
-/// How much of the log a catching-up subscriber reads at once, in bytes: enough to keep reads from
-/// being the cost, little enough that thousands can catch up together.
-const READ_BYTES_MAX: usize = 512 * 1024;
+/// How much of the log a catching-up subscriber reads and sends at once, in bytes: enough to keep
+/// reads from being the cost, little enough that thousands can catch up together, and that whoever
+/// is live waits for no more than this. Four times as much is a sixth faster.
+const READ_BYTES_MAX: usize = 128 * 1024;
 
 /// One subscription.
 pub(super) struct Session {

@@ -221,7 +221,6 @@ pub(super) fn open_with_seams(
             keeper::run(&shared, &connection, &directory, state.log);
         })?
     };
-    let readers = Readers::new(&shared.segments, options.readers);
     let writer = Writer {
         shared: Arc::clone(&shared),
         connection,
@@ -239,6 +238,8 @@ pub(super) fn open_with_seams(
         retention: Retention::new(options.retention_age, options.retention_bytes),
         seams,
     };
+    let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
+    let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     Ok(Arc::new(Embedded {
         lineage: Lineage::new(state.log, state.terms),
