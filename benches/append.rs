@@ -5,7 +5,9 @@
 //! their medians within one run. Stalls do not show in a median, so the slowest are shown too, and
 //! so is what was written: that is the same in every run.
 //!
-//! - `BENCH_IDS`: how many ids are there before (default 1,000,000)
+//! - `BENCH_IDS`: how many events are there before (default 1,000,000)
+//! - `BENCH_OLD_EVENT_BYTES`: how long each of those is (default 160)
+//! - `BENCH_KEEP`: leaves the log where it is, and says where
 //! - `BENCH_ROUNDS`: how many turns each takes (default 150; 20 with `--quick`)
 //! - `BENCH_GROUPS`: the sizes of groups (default 1,10,100,1000)
 //! - `BENCH_REPEAT`: appends known events instead of new ones
@@ -32,7 +34,7 @@ use prelude_bridge::{
 use tokio::runtime::Runtime;
 
 const EVENT_BYTES: usize = 500;
-/// Of the events that are there before: only their ids matter.
+/// Of the events that are there before: mostly their ids matter.
 const OLD_EVENT_BYTES: usize = 160;
 /// Commits in one turn.
 const TURN: usize = 8;
@@ -44,6 +46,7 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let rounds = setting("BENCH_ROUNDS", if quick { 20 } else { 150 });
     let ids = setting("BENCH_IDS", 1_000_000);
+    let old_event_bytes = setting("BENCH_OLD_EVENT_BYTES", OLD_EVENT_BYTES);
     let repeat = std::env::var_os("BENCH_REPEAT").is_some();
     let groups = std::env::var("BENCH_GROUPS").unwrap_or_else(|_| "1,10,100,1000".into());
     let groups: Vec<usize> = groups.split(',').map(|n| n.parse().unwrap()).collect();
@@ -55,13 +58,17 @@ fn main() {
         .unwrap();
     // On the disk of the build, not in a `/tmp` that may be memory.
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target");
-    let directory = tempfile::tempdir_in(target).unwrap();
+    let mut directory = tempfile::tempdir_in(target).unwrap();
+    if std::env::var_os("BENCH_KEEP").is_some() {
+        directory.disable_cleanup(true);
+        eprintln!("the log stays in {}", directory.path().display());
+    }
     let (mut log, mut commits) = open(directory.path());
     let mut events = Events(0);
     let started = Instant::now();
     for _ in 0..ids / 5_000 {
         runtime
-            .block_on(log.append(events.batch(5_000, OLD_EVENT_BYTES)))
+            .block_on(log.append(events.batch(5_000, old_event_bytes)))
             .unwrap();
     }
     if ids > 0 {
