@@ -34,8 +34,6 @@ use prelude_bridge::{
 use tokio::runtime::Runtime;
 
 const EVENT_BYTES: usize = 500;
-/// Of the events that are there before: mostly their ids matter.
-const OLD_EVENT_BYTES: usize = 160;
 /// Commits in one turn.
 const TURN: usize = 8;
 
@@ -46,7 +44,7 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let rounds = setting("BENCH_ROUNDS", if quick { 20 } else { 150 });
     let ids = setting("BENCH_IDS", 1_000_000);
-    let old_event_bytes = setting("BENCH_OLD_EVENT_BYTES", OLD_EVENT_BYTES);
+    let old_event_bytes = setting("BENCH_OLD_EVENT_BYTES", 160);
     let repeat = std::env::var_os("BENCH_REPEAT").is_some();
     let groups = std::env::var("BENCH_GROUPS").unwrap_or_else(|_| "1,10,100,1000".into());
     let groups: Vec<usize> = groups.split(',').map(|n| n.parse().unwrap()).collect();

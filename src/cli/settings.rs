@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "DIRECTORY", value_parser = NonEmptyStringValueParser::new())]
     data_dir: Option<String>,
 
-    /// Keep events in: embedded (SQLite in the data directory) or memory (for trials, lost on
+    /// Keep events in: embedded (files in the data directory) or memory (for trials, lost on
     /// exit) [env: PRELUDE_BRIDGE_STORE] [default: embedded]
     #[arg(long, value_name = "STORE", value_parser = NonEmptyStringValueParser::new())]
     store: Option<String>,

@@ -105,7 +105,7 @@ pub struct WebOrigin(pub String);
 /// What keeps the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// SQLite in the data directory.
+    /// Files in the data directory.
     Embedded,
     /// Nothing but memory: for trials and tests.
     Memory,

@@ -183,7 +183,8 @@ impl Value for usize {
 
 impl Value for Store {
     const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str = "write \"embedded\" (SQLite in the data directory) or \"memory\" (for trials, lost on exit)";
+    const HELP: &'static str =
+        "write \"embedded\" (files in the data directory) or \"memory\" (for trials, lost on exit)";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text {

@@ -1,5 +1,5 @@
 //! Owns the promise that an acknowledged event is kept: the log's contract, which the embedded log
-//! (SQLite) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
+//! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
 //! Knows nothing of HTTP, gRPC and subscribers.
 
 pub mod block;

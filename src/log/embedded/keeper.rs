@@ -289,7 +289,10 @@ fn is_harmless(error: &rusqlite::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+    use crate::log::embedded::frame;
 
     #[test]
     fn nothing_waits_until_a_segment_is_made() {
@@ -312,5 +315,28 @@ mod tests {
         assert!(chores.is_late && !chores.carry_over && chores.given_up.is_empty());
         keeper.stop();
         assert!(keeper.wait(rest).is_none());
+    }
+    #[test]
+    fn what_is_demanded_comes_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(10 * PAGE_BYTES);
+        let order = Order {
+            ordinal: 1,
+            bytes: 10_000_000,
+        };
+        thread::scope(|scope| {
+            let demanded = scope.spawn(|| keeper.demand(order).unwrap());
+            let chores = loop {
+                let chores = keeper.wait(None).unwrap();
+                if chores.order.is_some() {
+                    break chores;
+                }
+            };
+            assert!(chores.is_enough);
+            let made = Preparation::begin(dir.path(), LogId(1), chores.order.unwrap());
+            keeper.hand_over(made.map(Preparation::ready));
+            let ready = demanded.join().unwrap();
+            assert_eq!(ready.bytes, frame::SEGMENT_HEADER_BYTES);
+        });
     }
 }
