@@ -41,8 +41,15 @@ impl Filter {
         filter
     }
 
+    /// Takes no memory.
+    fn of_nothing() -> Self {
+        Self {
+            words: Box::default(),
+        }
+    }
+
     /// Whether a look at the disk is needed.
-    pub(super) fn may_hold(&self, key: Key) -> bool {
+    fn may_hold(&self, key: Key) -> bool {
         let block = self.block_of(key);
         match self.words.get(block..block + BLOCK_WORDS) {
             Some(block) => {
@@ -104,18 +111,28 @@ fn places(key: Key) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-/// The filters of a run's first slices. What has none may hold anything.
+/// The filters of a run's first slices. A slice that has none may hold anything, and one that was
+/// retired holds nothing.
 #[derive(Default)]
 pub(super) struct Filters {
     slices: Vec<Filter>,
+    /// So many of the first are retired.
+    retired: usize,
     bytes: usize,
     /// The one that is halved next.
     next: usize,
 }
 
 impl Filters {
-    pub(super) fn get(&self, slice: u64) -> Option<&Filter> {
-        self.slices.get(usize::try_from(slice).ok()?)
+    /// Whether a look at the disk is needed for a key of this slice.
+    pub(super) fn may_hold(&self, slice: u64, key: Key) -> bool {
+        let slice = usize::try_from(slice).unwrap_or(usize::MAX);
+        slice >= self.retired && self.slices.get(slice).is_none_or(|it| it.may_hold(key))
+    }
+
+    /// Of how many slices there are filters, from the first on.
+    pub(super) fn len(&self) -> u64 {
+        self.slices.len() as u64
     }
 
     /// Takes the filter of the next slice, and returns how many bytes that adds. One of another
@@ -130,10 +147,34 @@ impl Filters {
         bytes
     }
 
-    /// Halves a filter, each in its turn. Returns how many bytes that frees.
+    /// The first slices are not asked any more: another run has their keys. Returns how many bytes
+    /// that frees.
+    pub(super) fn retire(&mut self, slices: u64) -> usize {
+        let slices = usize::try_from(slices).unwrap_or(usize::MAX);
+        let slices = slices.min(self.slices.len()).max(self.retired);
+        let retiring = self.slices.get_mut(self.retired..slices);
+        let freed = (retiring.into_iter().flatten())
+            .map(|filter| std::mem::replace(filter, Filter::of_nothing()).memory_bytes())
+            .sum();
+        self.retired = slices;
+        self.bytes -= freed;
+        freed
+    }
+
+    /// Halves a filter, each in its turn, but none that has given more than the others already.
+    /// Returns how many bytes that frees.
     pub(super) fn halve_one(&mut self) -> usize {
-        self.next = (self.next + 1).checked_rem(self.slices.len()).unwrap_or(0);
-        let Some(filter) = self.slices.get_mut(self.next) else {
+        let mean = self.bytes / self.asked().max(1);
+        let mut turn = (self.next..self.slices.len()).chain(self.retired..self.next);
+        let is_due = |slice: &usize| {
+            let filter = self.slices.get(*slice);
+            filter.is_some_and(|filter| filter.memory_bytes() >= mean)
+        };
+        let Some(slice) = turn.find(is_due) else {
+            return 0;
+        };
+        self.next = slice + 1;
+        let Some(filter) = self.slices.get_mut(slice) else {
             return 0;
         };
         let before = filter.memory_bytes();
@@ -143,14 +184,33 @@ impl Filters {
         freed
     }
 
-    /// How fine they are, in bits a key of the run, rounded up.
-    pub(super) fn bits_per_key(&self, keys: u64) -> u64 {
-        (self.bytes as u64 * 8).div_ceil(keys.max(1))
+    /// What halving costs, where a slice has so many keys: how many more keys that are not there
+    /// will be looked up on disk, of each, for each byte that it frees. Nothing can be had of a run
+    /// without filters.
+    pub(super) fn halving_costs(&self, slice_keys: f64) -> f64 {
+        let bits_per_key = self.bytes as f64 * 8.0 / (slice_keys * self.asked() as f64);
+        let more = alarm_rate(bits_per_key / 2.0) - alarm_rate(bits_per_key);
+        if self.bytes > 0 {
+            more / self.bytes as f64
+        } else {
+            f64::INFINITY
+        }
+    }
+
+    /// How many filters are not retired.
+    fn asked(&self) -> usize {
+        self.slices.len() - self.retired
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// How many keys that are not there a filter does not deny, as a part of them.
+fn alarm_rate(bits_per_key: f64) -> f64 {
+    let probes = f64::from(PROBES);
+    (1.0 - (-probes / bits_per_key).exp()).powf(probes)
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@
 //! from the segments again. When the set is full it is written out in order, as a *run* (`run`), and
 //! when there are [many](Limits::fan_in) runs of a size they are merged into one. For each run
 //! there is a filter in memory, so that only a key that was there before, and one new key in some
-//! hundreds, is looked up on disk.
+//! hundreds, is looked up on disk. Slice by slice a merged run's filters take the place of those
+//! that it is made of: both would take twice the memory, or make them so coarse that each new key
+//! is looked up several times.
 //!
 //! All of this happens a slice at a time, in the index's transactions, in proportion to what they
 //! add; so none of them takes long and none is needed for this alone, except when the log is idle.
@@ -51,6 +53,8 @@ const RECENT_AGE_DIVISOR: i64 = 8;
 const FILTER_BITS: usize = 16;
 /// … or fewer when memory is short, but no fewer than these to begin with.
 const FILTER_BITS_MIN: usize = 4;
+/// A run is large when it has more than this part of all keys.
+const LARGE_RUN_DIVISOR: u64 = 8;
 
 /// How long keys are remembered, and what that may take.
 #[derive(Clone, Copy)]
@@ -79,9 +83,8 @@ impl Limits {
             // A key is written three times until there are 54 million, and looked for in 15 filters
             // on average.
             fan_in: 16,
-            // 33 million keys before filters become coarser; at 100 million a new key is looked up
-            // on disk 0.2 times.
-            filter_bytes: 64 * 1024 * 1024,
+            // 67 million keys before filters become coarser.
+            filter_bytes: 128 * 1024 * 1024,
         }
     }
 }
@@ -122,6 +125,12 @@ struct Job {
     written: u64,
     /// How many keys are due to be written.
     debt: u64,
+}
+
+impl Job {
+    fn is_merge(&self) -> bool {
+        matches!(self.source, Source::Runs(_))
+    }
 }
 
 #[derive(Clone)]
@@ -336,36 +345,47 @@ impl Ids {
         keys: &[Key],
         fresh: &mut [bool],
     ) -> rusqlite::Result<()> {
-        let mut suspects = Vec::new();
-        // Run by run: the processor fetches the filter's words for several keys at once.
-        for run in &self.runs {
-            let candidates = keys.iter().zip(fresh.iter()).enumerate();
-            suspects.extend(candidates.filter_map(|(index, (&key, &fresh))| {
-                (fresh && run.may_hold(key)).then_some((index, key, run))
-            }));
-        }
+        let suspects = self.suspects(keys, fresh);
         if suspects.is_empty() {
             return Ok(());
         }
         // Without a transaction around them, each look would take SQLite's locks anew.
         let transaction = connection.unchecked_transaction()?;
         let mut page = Run::page_statement(&transaction)?;
-        let mut found = false;
+        let mut found = Vec::new();
         for (index, key, run) in suspects {
-            if run.holds(&mut page, key)?
-                && let Some(fresh) = fresh.get_mut(index)
-            {
-                *fresh = false;
-                found = true;
-                self.young.remove(key);
+            if run.holds(&mut page, key)? {
+                found.push((index, key));
             }
         }
-        if found {
+        for &(index, key) in &found {
+            if let Some(fresh) = fresh.get_mut(index) {
+                *fresh = false;
+            }
+            self.young.remove(key);
+        }
+        if !found.is_empty() {
             let young = &self.young;
             self.tentative.retain(|&key| young.contains(key));
         }
         drop(page);
         transaction.commit()
+    }
+
+    /// Which of the keys that are new so far have to be looked up, and in which run.
+    fn suspects(&self, keys: &[Key], fresh: &[bool]) -> Vec<(usize, Key, &Run)> {
+        let mut suspects = Vec::new();
+        // Run by run: the processor fetches the filter's words for several keys at once.
+        let mut suspect = |run, may_hold: fn(&Run, Key) -> bool| {
+            let candidates = keys.iter().zip(fresh).enumerate();
+            suspects.extend(candidates.filter_map(|(index, (&key, &fresh))| {
+                (fresh && may_hold(run, key)).then_some((index, key, run))
+            }));
+        };
+        self.runs.iter().for_each(|run| suspect(run, Run::may_hold));
+        let merges = self.jobs.iter().filter(|job| job.is_merge());
+        merges.for_each(|job| suspect(&job.output, Run::may_hold_already));
+        suspects
     }
 
     /// Whether an idle log has something to tidy up, with [`Effort::Idle`].
@@ -495,7 +515,7 @@ impl Ids {
     /// Writes some slices of a run; with the last of them it takes the place of its source.
     fn write(&self, connection: &Connection, job: &Job, slices: u64) -> rusqlite::Result<Effect> {
         let Job { output, source, .. } = job;
-        let bits_per_key = self.filter_bits();
+        let bits_per_key = self.filter_bits(output);
         let mut filters = Vec::new();
         for slice in job.written..job.written + slices {
             let keys = match source {
@@ -630,31 +650,44 @@ impl Ids {
         self.dead.push(id);
     }
 
-    /// How many bits a key of a new filter gets: its fair share.
-    fn filter_bits(&self) -> usize {
+    /// How many bits a key of a new filter gets. Only the largest runs take so much memory that they
+    /// have to make do with their share of it.
+    fn filter_bits(&self, output: &Run) -> usize {
         let keys: u64 = self.runs.iter().map(|run| run.keys).sum();
+        if output.keys < keys / LARGE_RUN_DIVISOR {
+            return FILTER_BITS;
+        }
         let bits = self.limits.filter_bytes as u64 * 8 / keys.max(1);
         usize::try_from(bits)
             .unwrap_or(FILTER_BITS)
             .clamp(FILTER_BITS_MIN, FILTER_BITS)
     }
 
-    /// Takes the filter of a slice of a run, and halves others if that is too much.
+    /// Takes the filter of a slice of a run, in place of those that the run is made of, and halves
+    /// others if that is too much.
     fn add_filter(&mut self, id: i64, slice: u64, filter: Filter) {
-        let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
-        let mut runs = self.runs.iter_mut().chain(outputs);
-        if let Some(run) = runs.find(|run| run.id == id) {
+        if let Some(run) = self.runs.iter_mut().find(|run| run.id == id) {
             self.filter_bytes += run.filters.add(slice, filter);
+        } else if let Some(job) = self.jobs.iter_mut().find(|job| job.output.id == id) {
+            let Job { output, source, .. } = job;
+            self.filter_bytes += output.filters.add(slice, filter);
+            if let Source::Runs(inputs) = source {
+                for run in self.runs.iter_mut().filter(|run| inputs.contains(&run.id)) {
+                    self.filter_bytes -= run.retire(output.slice_bits, output.filters.len());
+                }
+            }
         }
         while self.filter_bytes > self.limits.filter_bytes {
             let outputs = self.jobs.iter_mut().map(|job| &mut job.output);
             let runs = self.runs.iter_mut().chain(outputs);
-            // The finest gives.
-            let Some(run) = runs.max_by_key(|run| run.filters.bits_per_key(run.keys)) else {
+            let costs = |run: &Run| {
+                let slice_keys = run.keys as f64 / run.slices() as f64;
+                run.filters.halving_costs(slice_keys)
+            };
+            let Some(run) = runs.min_by(|a, b| costs(a).total_cmp(&costs(b))) else {
                 break;
             };
-            let freed = run.filters.halve_one();
-            self.filter_bytes -= freed;
+            self.filter_bytes -= run.filters.halve_one();
         }
     }
 }

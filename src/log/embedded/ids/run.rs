@@ -51,8 +51,22 @@ impl Run {
 
     /// Whether the page of a key has to be looked at.
     pub(super) fn may_hold(&self, key: Key) -> bool {
+        self.filters.may_hold(prefix(key, self.slice_bits), key)
+    }
+
+    /// The same of a run that is being written. Of slices that it has not got nothing is said: those
+    /// from which it is made still have them.
+    pub(super) fn may_hold_already(&self, key: Key) -> bool {
         let slice = prefix(key, self.slice_bits);
-        self.filters.get(slice).is_none_or(|it| it.may_hold(key))
+        slice < self.filters.len() && self.filters.may_hold(slice, key)
+    }
+
+    /// This run is merged into another one, which has its first slices by now: they are asked there.
+    /// Returns how many bytes of filters that frees.
+    pub(super) fn retire(&mut self, output_slice_bits: u32, output_slices: u64) -> usize {
+        // The output has no fewer keys, so its slices are no larger.
+        let finer = output_slice_bits.saturating_sub(self.slice_bits);
+        self.filters.retire(output_slices >> finer)
     }
 
     /// Looks at the page of a key.

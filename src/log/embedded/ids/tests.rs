@@ -351,6 +351,42 @@ fn work_and_memory_do_not_grow_with_what_is_remembered() {
     assert!(untidy <= 2 * pages, "{untidy} pages before, {pages} after");
 }
 
+/// Merging does not take the memory of filters twice, or they would become so coarse that every key
+/// is looked up on disk; and where memory is short, that which costs least is given up.
+#[test]
+fn few_new_keys_are_looked_up_also_while_runs_are_merged() {
+    // For 32,000 keys, in filters that are rounded up.
+    for (filter_bytes, percent_max) in [(128 * 1024, 1), (64 * 1024, 1), (32 * 1024, 5)] {
+        let limits = Limits {
+            age_micros: i64::MAX,
+            recent_keys: 2_000,
+            slice_keys: 250,
+            fan_in: 4,
+            filter_bytes,
+        };
+        let mut rig = Rig::new(limits);
+        let (mut asked, mut suspects, mut merging) = (0, 0, 0);
+        for batch in 0..160_u64 {
+            let numbers: Vec<u64> = (batch * 200..batch * 200 + 200).collect();
+            assert!(rig.insert(&numbers).iter().all(|&fresh| fresh));
+            rig.assert_bounded(400);
+            let others: Vec<Key> = (1 << 40..(1 << 40) + 200).map(key).collect();
+            asked += others.len();
+            suspects += rig.ids.suspects(&others, &[true; 200]).len();
+            merging += usize::from(rig.ids.jobs.iter().any(Job::is_merge));
+            // What is in the part that was merged already is found there, and the rest where it was.
+            let known: Vec<u64> = (0..batch * 200).step_by(97).collect();
+            assert!(rig.append(&known).iter().all(|&fresh| !fresh));
+        }
+        assert!(merging > 40, "{merging} times of 160");
+        let most = asked * percent_max / 100;
+        assert!(
+            suspects <= most,
+            "{suspects} of {asked} with {filter_bytes}"
+        );
+    }
+}
+
 #[test]
 fn runs_of_the_usual_size_fit_their_pages() {
     let mut rig = Rig::new(Limits::new(i64::MAX));
