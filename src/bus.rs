@@ -200,6 +200,33 @@ impl Bus {
     }
 }
 
+/// [`VecDeque::partition_point`] for who most likely looks for one of the last: it looks back from the
+/// end in steps that double, and searches between the last two. All but the newest of the window are
+/// in no cache.
+fn partition_point_from_back<T>(items: &VecDeque<T>, is_before: impl Fn(&T) -> bool) -> usize {
+    let is_before = |index: usize| items.get(index).is_some_and(&is_before);
+    let (mut low, mut high) = (items.len(), items.len());
+    let mut step = 1;
+    while low > 0 {
+        low = items.len().saturating_sub(step);
+        if is_before(low) {
+            low += 1;
+            break;
+        }
+        high = low;
+        step *= 2;
+    }
+    while low < high {
+        let middle = low.midpoint(high);
+        if is_before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 struct Evicted {
     through: Option<Sequence>,
     bytes_left: usize,
@@ -253,9 +280,9 @@ impl Window {
 
     /// The first block that ends with this event or after it.
     fn with(&self, sequence: Sequence) -> Option<&Published> {
-        let index = self
-            .blocks
-            .partition_point(|published| published.block.last_sequence() < sequence);
+        let index = partition_point_from_back(&self.blocks, |published| {
+            published.block.last_sequence() < sequence
+        });
         self.blocks.get(index)
     }
 }
@@ -281,7 +308,7 @@ impl Group {
         if after < recent.gone {
             return Known::Nothing;
         }
-        let index = recent.in_window.partition_point(|&last| last <= after);
+        let index = partition_point_from_back(&recent.in_window, |&last| last <= after);
         match recent.in_window.get(index) {
             Some(&last) => Known::NextMatch { last },
             None => Known::NoMatchUntil(recent.seen),
@@ -444,6 +471,17 @@ mod tests {
         ));
         assert!(!is_woken(&mut subscriber));
         assert_eq!(bus.head(), Sequence(3));
+    }
+
+    #[test]
+    fn a_search_from_the_back_finds_what_one_from_the_front_does() {
+        for length in 0..40 {
+            let items: VecDeque<usize> = (0..length).map(|n| n * 2).collect();
+            for wanted in 0..=length * 2 + 1 {
+                let found = partition_point_from_back(&items, |&item| item < wanted);
+                assert_eq!(found, items.partition_point(|&item| item < wanted));
+            }
+        }
     }
 
     #[test]
