@@ -14,14 +14,8 @@
 
 // What everybody speaks of.
 
-/// The contract in `proto/`, as Rust types.
-#[expect(clippy::all, reason = "generated from the commented contract")]
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/prelude.bridge.v1.rs"));
-
-    /// The compiled contract, for reflection.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
-}
+// The contract in `proto/`, as Rust types.
+pub use prelude_bridge_contract as proto;
 
 // What of others' text may be read in a log or on a terminal.
 pub mod plain;
@@ -72,13 +66,13 @@ pub mod admin;
 // Around it.
 
 // A client library whose subscriptions resume by themselves.
-pub mod client;
+pub use prelude_bridge_client as client;
 
 // Prelude's management API: registering webhooks.
 pub mod management;
 
 // The local stand-in for Prelude.
-pub mod simulator;
+pub use prelude_bridge_simulator as simulator;
 
 // Log lines on stderr.
 pub mod logging;

@@ -99,7 +99,8 @@ impl Bridge {
     }
 
     async fn client(&self) -> EventServiceClient<Channel> {
-        EventServiceClient::connect(self.url()).await.unwrap()
+        let endpoint = Channel::from_shared(self.url()).unwrap();
+        EventServiceClient::new(endpoint.connect().await.unwrap())
     }
 
     /// Appends events `first..=last`, each its own commit, with changing types, apps and users.

@@ -11,6 +11,7 @@ use prelude_bridge::{
     simulator::random::Random,
 };
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::support::{
     SOON, Setup, item, reader,
@@ -167,7 +168,8 @@ async fn who_comes_at_any_time_gets_exactly_what_matches_in_the_order_of_the_log
                     .unwrap();
                 // No waiting for anything: the moment within a batch at which it comes.
                 tokio::time::sleep(moment).await;
-                let mut client = EventServiceClient::connect(url).await.unwrap();
+                let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+                let mut client = EventServiceClient::new(channel);
                 let stream = Received::subscribe(&mut client, request).await.unwrap();
                 read_to(stream, EVENTS).await
             });

@@ -102,7 +102,7 @@ mod tests {
     use crate::{
         client::{
             Options,
-            fake::{Fake, Step, cursor, events, range, started},
+            testing::{Fake, Step, cursor, events, range, started},
         },
         proto::{LogRange, start_position::Position},
     };

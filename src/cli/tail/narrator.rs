@@ -41,7 +41,8 @@ impl Narrator {
                     "waiting for new events; Ctrl-C ends".to_owned(),
                 ))
             }
-            Notice::Started(_) | Notice::CaughtUp(_) | Notice::Progress(_) => None,
+            // Those that a later client knows need no sentence either.
+            _ => None,
         }
     }
 }

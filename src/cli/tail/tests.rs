@@ -4,7 +4,7 @@ use clap::Parser as _;
 
 use super::*;
 use crate::{
-    client::fake::{Fake, Step, caught_up, cursor, events, range, started},
+    client::testing::{Fake, Step, caught_up, cursor, events, range, started},
     proto::{PayloadFormat, start_position, stop_position},
 };
 

@@ -3,11 +3,11 @@
 //! is the contract in `proto/`; it shares no code with the server.
 //!
 //! ```no_run
-//! use prelude_bridge::client::{Client, FileCursorStore, Item, Options, Request, Start};
+//! use prelude_bridge_client::{Client, FileCursorStore, Item, Options, Request, Start};
 //! use tokio_stream::StreamExt as _;
 //!
-//! # async fn process(event: &prelude_bridge::proto::Event) {}
-//! # async fn example() -> Result<(), prelude_bridge::client::Error> {
+//! # async fn process(event: &prelude_bridge_client::proto::Event) {}
+//! # async fn example() -> Result<(), prelude_bridge_client::Error> {
 //! let client = Client::connect(&Options::new("http://127.0.0.1:50051")).await?;
 //! // The first run starts with all history, later ones after what was processed.
 //! let request = Request::new().types(["user.session.*"]).start(Start::Earliest);
@@ -38,10 +38,13 @@ mod connector;
 mod credential;
 mod cursor_store;
 mod error;
-#[cfg(test)]
-pub(crate) mod fake;
 mod request;
 mod subscription;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+/// The contract: what requests and events are made of.
+pub use prelude_bridge_contract as proto;
 
 pub use self::{
     backoff::Backoff,

@@ -14,7 +14,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use prelude_bridge::simulator::{Options, Simulator, events::EventType};
+//! use prelude_bridge_simulator::{Options, Simulator, events::EventType};
 //!
 //! let simulator = Simulator::start(Options::default()).await?;
 //! let url = "http://127.0.0.1:8080/webhooks/54e9ujn";

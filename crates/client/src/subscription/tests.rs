@@ -7,9 +7,9 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
-use crate::client::{
+use crate::{
     Client, CursorStore, FileCursorStore, Options, Request, Start, Stop, StoreError,
-    fake::{Fake, Scripts, Step, caught_up, cursor, event, events, notice, progress, started},
+    testing::{Fake, Scripts, Step, caught_up, cursor, event, events, notice, progress, started},
 };
 
 async fn client(fake: &Fake) -> Client {
@@ -482,7 +482,7 @@ async fn a_token_that_was_replaced_in_its_file_is_shown_after_the_old_one_is_ref
     let millisecond = Duration::from_millis(1);
     let options = Options::new(&fake.url)
         .backoff(Backoff::new(millisecond, 4 * millisecond))
-        .token(crate::client::TokenSource::file(&path));
+        .token(crate::TokenSource::file(&path));
     std::fs::write(&path, "one").unwrap();
     let client = Client::connect(&options).await.unwrap();
     let mut subscription = client.subscribe(Request::new());

@@ -546,10 +546,10 @@ mod tests {
 
     #[test]
     fn the_scenario_in_the_documentation_is_one() {
-        let document = include_str!("../../docs/simulator.md");
+        let document = include_str!("../../../docs/simulator.md");
         let from_block = document.split("```toml\n").nth(1).unwrap();
         let text = from_block.split("```").next().unwrap();
-        let scenario = parse(&text.replace("a.pem", "tests/data/keys/test-key-2048-a.pem"));
+        let scenario = parse(&text.replace("a.pem", "../../tests/data/keys/test-key-2048-a.pem"));
         assert_eq!(scenario.unwrap().steps(), 7);
     }
 

@@ -1,4 +1,12 @@
-//! A server that does what a test tells it: one script a call.
+//! A bridge for tests: it answers each call by a script, can be killed and started again, and
+//! remembers what it was asked for. Owns no behaviour of its own: what the real bridge does is not
+//! known here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "only tests use it, and a test that cannot go on should panic"
+)]
 
 use std::{
     collections::VecDeque,
@@ -25,20 +33,25 @@ use crate::proto::{
 };
 
 /// What the server does next in a call. After the last step it ends the call with OK.
-#[expect(clippy::large_enum_variant, reason = "a few in a test")]
-pub(crate) enum Step {
+#[allow(clippy::large_enum_variant, reason = "a few in a test")]
+#[derive(Debug)]
+pub enum Step {
+    /// Sends a response.
     Respond(SubscribeResponse),
+    /// Ends the call with this status.
     Fail(Status),
     /// Nothing more, ever.
     Hang,
 }
 
-/// Calls after those that have scripts fail with UNAVAILABLE.
-pub(crate) type Scripts = Vec<Vec<Step>>;
+/// What the calls get, in the order they come. Calls after those that have scripts fail with
+/// UNAVAILABLE.
+pub type Scripts = Vec<Vec<Step>>;
 
 /// The server. On a runtime of its own, so that killing it cuts all connections.
-pub(crate) struct Fake {
-    pub(crate) url: String,
+pub struct Fake {
+    /// Where a client finds it.
+    pub url: String,
     address: SocketAddr,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
@@ -53,7 +66,9 @@ struct Shared {
 }
 
 impl Fake {
-    pub(crate) fn start(scripts: Scripts) -> Self {
+    /// Starts it on a port that the system chooses.
+    #[must_use]
+    pub fn start(scripts: Scripts) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -68,30 +83,32 @@ impl Fake {
         }
     }
 
-    pub(crate) fn with_range(self, range: LogRange) -> Self {
+    /// Sets what `GetRange` answers.
+    #[must_use]
+    pub fn with_range(self, range: LogRange) -> Self {
         *self.shared.range.lock().unwrap() = range;
         self
     }
 
     /// All requests so far.
-    pub(crate) fn requests(&self) -> Vec<SubscribeRequest> {
+    pub fn requests(&self) -> Vec<SubscribeRequest> {
         self.shared.requests.lock().unwrap().clone()
     }
 
     /// What was shown with each of them.
-    pub(crate) fn credentials(&self) -> Vec<String> {
+    pub fn credentials(&self) -> Vec<String> {
         self.shared.credentials.lock().unwrap().clone()
     }
 
     /// Cuts all connections.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 
     /// Comes back at the same address.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         let listener = loop {
             // The old listener is closed by another thread.
             match TcpListener::bind(self.address) {
@@ -129,11 +146,14 @@ fn serve(listener: TcpListener, shared: Arc<Shared>) -> Runtime {
 }
 
 /// A cursor that a test can read.
-pub(crate) fn cursor(sequence: u64) -> String {
+#[must_use]
+pub fn cursor(sequence: u64) -> String {
     format!("cursor-{sequence}")
 }
 
-pub(crate) fn event(sequence: u64) -> Event {
+/// An event that is told from others by its number.
+#[must_use]
+pub fn event(sequence: u64) -> Event {
     Event {
         id: format!("evt_{sequence}"),
         r#type: "user.created".to_owned(),
@@ -146,7 +166,8 @@ pub(crate) fn event(sequence: u64) -> Event {
 }
 
 /// Events one after another, with the cursor after the last.
-pub(crate) fn events(sequences: std::ops::RangeInclusive<u64>) -> Step {
+#[must_use]
+pub fn events(sequences: std::ops::RangeInclusive<u64>) -> Step {
     Step::Respond(SubscribeResponse {
         cursor: cursor(*sequences.end()),
         events: sequences.map(event).collect(),
@@ -154,7 +175,9 @@ pub(crate) fn events(sequences: std::ops::RangeInclusive<u64>) -> Step {
     })
 }
 
-pub(crate) fn notice(at: u64, notice: Notice) -> Step {
+/// A response without events.
+#[must_use]
+pub fn notice(at: u64, notice: Notice) -> Step {
     Step::Respond(SubscribeResponse {
         events: Vec::new(),
         cursor: cursor(at),
@@ -162,7 +185,9 @@ pub(crate) fn notice(at: u64, notice: Notice) -> Step {
     })
 }
 
-pub(crate) fn started(after_sequence: u64, head: u64) -> Step {
+/// The first response of a stream.
+#[must_use]
+pub fn started(after_sequence: u64, head: u64) -> Step {
     let range = Some(range(1, head));
     notice(
         after_sequence,
@@ -174,11 +199,15 @@ pub(crate) fn started(after_sequence: u64, head: u64) -> Step {
     )
 }
 
-pub(crate) fn caught_up(sequence: u64) -> Step {
+/// The switch from history to live events.
+#[must_use]
+pub fn caught_up(sequence: u64) -> Step {
     notice(sequence, Notice::CaughtUp(CaughtUp { sequence }))
 }
 
-pub(crate) fn progress(sequence: u64) -> Step {
+/// The place of an idle stream, at the head of the log.
+#[must_use]
+pub fn progress(sequence: u64) -> Step {
     notice(
         sequence,
         Notice::Progress(Progress {
@@ -188,8 +217,9 @@ pub(crate) fn progress(sequence: u64) -> Step {
     )
 }
 
-/// A log that received event n at n seconds after 2023-11-14T22:13:20Z.
-pub(crate) fn range(earliest: u64, head: u64) -> LogRange {
+/// The range of a log that received event n at n seconds after 2023-11-14T22:13:20Z.
+#[must_use]
+pub fn range(earliest: u64, head: u64) -> LogRange {
     let end = |cursor_at, sequence: u64| LogEnd {
         cursor: cursor(cursor_at),
         sequence,

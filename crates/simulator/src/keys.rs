@@ -335,9 +335,9 @@ mod tests {
 
     use super::*;
 
-    const KEY_A: &str = include_str!("../../tests/data/keys/test-key-2048-a.pem");
-    const KEY_B: &str = include_str!("../../tests/data/keys/test-key-2048-b.pem");
-    const KEY_3072: &str = include_str!("../../tests/data/keys/test-key-3072.pem");
+    const KEY_A: &str = include_str!("../../../tests/data/keys/test-key-2048-a.pem");
+    const KEY_B: &str = include_str!("../../../tests/data/keys/test-key-2048-b.pem");
+    const KEY_3072: &str = include_str!("../../../tests/data/keys/test-key-3072.pem");
 
     /// Asks openssl whether it accepts this header for this body at this salt length.
     fn openssl_accepts(key: &SigningKey, body: &[u8], header: &str, salt_bytes: usize) -> bool {
