@@ -20,11 +20,9 @@ pub use prelude_bridge_contract as proto;
 // What of others' text may be read in a log or on a terminal.
 pub mod plain;
 
-// Event, ids, cursor: pure values.
-pub mod event;
-
-// The bytes of the contract: how events and responses are laid out.
-pub mod wire;
+// Event, cursor, bytes on the wire, blocks, filters: pure values.
+pub use prelude_bridge_event as event;
+pub use prelude_bridge_event::{filter, wire};
 
 // What is counted, and under which name.
 pub mod metrics;
@@ -42,9 +40,6 @@ pub mod decode;
 
 // The promise that an acknowledged event is kept: embedded, memory.
 pub mod log;
-
-// Which events a subscriber wants: parse, check, match.
-pub mod filter;
 
 // Who may subscribe to what: tokens, certificates, JWTs, and their end.
 pub mod credentials;

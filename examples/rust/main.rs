@@ -17,8 +17,8 @@ use std::{
 };
 
 use clap::Parser;
-use prelude_bridge::{
-    client::{Client, Error, FileCursorStore, Item, Options, Request, Start},
+use prelude_bridge_client::{
+    Client, Error, FileCursorStore, Item, Options, Request, Start,
     proto::{Event, PayloadFormat},
 };
 use serde::Serialize;

@@ -2,7 +2,6 @@
 //! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
 //! Knows nothing of HTTP, gRPC and subscribers.
 
-pub mod block;
 pub mod embedded;
 mod group;
 mod lineage;
@@ -12,10 +11,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-pub use self::{
-    block::{Block, Format},
-    lineage::{CursorFault, Lineage},
-};
+pub use self::lineage::{CursorFault, Lineage};
+pub use crate::event::block::{self, Block, Format};
 use crate::event::{Batch, Sequence, UnixMicros};
 
 /// An ordered, durable sequence of events.
@@ -145,7 +142,7 @@ pub enum ReadError {
 }
 
 #[cfg(test)]
-pub(crate) mod fixtures;
+pub(crate) use crate::event::testing as fixtures;
 
 #[cfg(test)]
 mod contract_tests;

@@ -297,14 +297,16 @@ impl Block {
     }
 
     /// The checksum that a stored block carries; 0 if it is cut short.
-    pub(super) fn carried_checksum(bytes: &[u8]) -> u32 {
+    #[must_use]
+    pub fn carried_checksum(bytes: &[u8]) -> u32 {
         bytes
             .get(MAGIC.len()..)
             .map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0))
     }
 
     /// Whether that is the checksum of what a stored block has.
-    pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    #[must_use]
+    pub fn is_whole(bytes: &[u8]) -> bool {
         let checked = bytes.get(CHECKED_FROM..);
         let checksum = checked.map(crc32c::crc32c);
         checksum == Some(Self::carried_checksum(bytes)) && bytes.starts_with(&MAGIC)
@@ -631,7 +633,8 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::{log::fixtures, proto};
+    use crate::testing;
+    use prelude_bridge_contract as proto;
 
     fn events(view: &View, range: Range<usize>) -> Vec<proto::Event> {
         proto::SubscribeResponse::decode(view.slice(range))
@@ -641,7 +644,7 @@ mod tests {
 
     #[test]
     fn every_format_has_the_same_events_with_its_own_content() {
-        let block = fixtures::block(Sequence(41), 3);
+        let block = testing::block(Sequence(41), 3);
         let typed = events(block.view(Format::Typed), 0..3);
         let raw = events(block.view(Format::Raw), 0..3);
         let both = events(block.view(Format::Both), 0..3);
@@ -669,7 +672,7 @@ mod tests {
 
     #[test]
     fn a_stored_block_reads_back_the_same() {
-        let block = fixtures::block(Sequence(1), 5);
+        let block = testing::block(Sequence(1), 5);
         let again = Block::parse(block.as_bytes().clone()).unwrap();
         assert_eq!(again.first_sequence(), block.first_sequence());
         assert_eq!(again.received_at(), block.received_at());
@@ -685,7 +688,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_where_the_budget_does() {
-        let block = fixtures::block(Sequence(1), 4);
+        let block = testing::block(Sequence(1), 4);
         let view = block.view(Format::Typed);
         let two = view.slice_bytes(1..3);
         assert_eq!(view.fitting_end(1, two), 3);
@@ -697,7 +700,7 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_and_any_cut_is_noticed() {
-        let good = fixtures::block(Sequence(1), 2).as_bytes().to_vec();
+        let good = testing::block(Sequence(1), 2).as_bytes().to_vec();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1 << (at % 8);

@@ -26,8 +26,8 @@ use std::{fmt, ops::Range, sync::Arc};
 pub use self::pattern::{covers, text_problem, type_problem};
 
 use crate::{
+    block::{Block, Entry},
     event,
-    log::{Block, block::Entry},
 };
 
 /// The most entries in one field of a filter: what a service reasonably names one by one. The cost
@@ -496,8 +496,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        block::Builder,
         event::{LogId, Sequence, Term, UnixMicros},
-        log::{block::Builder, fixtures},
+        testing,
     };
 
     fn strings(entries: &[&str]) -> Vec<String> {
@@ -517,7 +518,7 @@ mod tests {
         let mut builder = Builder::new(LogId(1), Term(1), Sequence(1), UnixMicros(1));
         for (index, (app, event_type, user)) in events.iter().enumerate() {
             let id = format!("evt_{index}");
-            let batch = fixtures::batch(app, &[(&id, event_type, user)]);
+            let batch = testing::batch(app, &[(&id, event_type, user)]);
             builder.push(&batch, &batch.drafts[0]);
         }
         builder.finish().unwrap()
@@ -785,7 +786,7 @@ mod tests {
 
     #[test]
     fn a_block_of_one_kind_is_decided_without_its_events() {
-        let block = fixtures::block(Sequence(1), 9);
+        let block = testing::block(Sequence(1), 9);
         assert!(Filter::everything().select(&block).is_all());
         assert!(of_types(&["user.**"]).select(&block).is_all());
         assert!(of_types(&["order.**"]).select(&block).is_none());
@@ -799,7 +800,7 @@ mod tests {
 
     #[test]
     fn a_block_without_a_wanted_user_may_not_match() {
-        let block = fixtures::block(Sequence(1), 9);
+        let block = testing::block(Sequence(1), 9);
         let of_user = |user: &str, event_type: &str| {
             Filter::compile(&Spec {
                 types: strings(&[event_type]),

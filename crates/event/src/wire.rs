@@ -189,14 +189,11 @@ fn put_timestamp(buffer: &mut Vec<u8>, tag: u8, seconds: i64, nanos: i32) {
 
 #[cfg(test)]
 mod tests {
-
     use prost::Message as _;
 
     use super::*;
-    use crate::{
-        event::{LogId, Term},
-        proto,
-    };
+    use crate::event::{LogId, Term};
+    use prelude_bridge_contract as proto;
 
     const CURSOR: Cursor = Cursor {
         log: LogId(u64::MAX),

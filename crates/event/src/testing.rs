@@ -1,15 +1,24 @@
 //! Events to test logs, the bus and streams with.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "only tests use it, and a test that cannot go on should panic"
+)]
+
 use std::sync::Arc;
 
-use super::block::{Block, Builder};
+use prelude_bridge_contract as proto;
+
 use crate::{
+    block::{Block, Builder, Format},
     event::{self, Batch, Draft, EventKey, LogId, Sequence, Term, UnixMicros},
     wire::Head,
 };
 
 /// A batch of events given as (id, type, user).
-pub(crate) fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
+#[must_use]
+pub fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
     let mut body = Vec::new();
     let mut encoded = Vec::new();
     let mut drafts = Vec::new();
@@ -50,13 +59,15 @@ pub(crate) fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
 }
 
 /// A batch of the events that these numbers stand for: a number is always the same event.
-pub(crate) fn numbered(app_id: &str, numbers: std::ops::Range<u64>) -> Batch {
+#[must_use]
+pub fn numbered(app_id: &str, numbers: std::ops::Range<u64>) -> Batch {
     let numbers: Vec<u64> = numbers.collect();
     numbered_list(app_id, &numbers)
 }
 
 /// The same for a list of numbers, in which one may occur more than once.
-pub(crate) fn numbered_list(app_id: &str, numbers: &[u64]) -> Batch {
+#[must_use]
+pub fn numbered_list(app_id: &str, numbers: &[u64]) -> Batch {
     let ids: Vec<String> = numbers.iter().map(|n| format!("evt_{n}")).collect();
     let events: Vec<(&str, &str, &str)> = ids
         .iter()
@@ -66,21 +77,21 @@ pub(crate) fn numbered_list(app_id: &str, numbers: &[u64]) -> Batch {
 }
 
 /// The ids of the events in blocks that follow one another, with their sequence numbers.
-pub(crate) fn events(blocks: &[Arc<Block>]) -> Vec<(u64, String)> {
+#[must_use]
+pub fn events(blocks: &[Arc<Block>]) -> Vec<(u64, String)> {
     use prost::Message as _;
     let mut events = Vec::new();
     for block in blocks {
-        let all = block
-            .view(super::Format::Typed)
-            .slice(0..block.entries().len());
-        let response = crate::proto::SubscribeResponse::decode(all).unwrap();
+        let all = block.view(Format::Typed).slice(0..block.entries().len());
+        let response = proto::SubscribeResponse::decode(all).unwrap();
         events.extend(response.events.into_iter().map(|e| (e.sequence, e.id)));
     }
     events
 }
 
 /// A block of `count` events of changing types.
-pub(crate) fn block(first_sequence: Sequence, count: usize) -> Arc<Block> {
+#[must_use]
+pub fn block(first_sequence: Sequence, count: usize) -> Arc<Block> {
     let types = [
         "user.created",
         "user.session.created",
@@ -105,7 +116,8 @@ pub(crate) fn block(first_sequence: Sequence, count: usize) -> Arc<Block> {
 }
 
 /// A block of the events of a batch, of log 1 and term 1.
-pub(crate) fn block_of(first_sequence: Sequence, batch: &Batch) -> Arc<Block> {
+#[must_use]
+pub fn block_of(first_sequence: Sequence, batch: &Batch) -> Arc<Block> {
     let received_at =
         UnixMicros(1_700_000_000_000_000 + i64::try_from(first_sequence.0).unwrap_or(0));
     let mut builder = Builder::new(LogId(1), Term(1), first_sequence, received_at);
