@@ -81,8 +81,5 @@ pub mod server;
 // What is wrong with a set-up, and what to do.
 pub mod doctor;
 
-// Load tests of the whole program.
-pub mod bench;
-
 // The commands.
 pub mod cli;

@@ -15,7 +15,7 @@ use clap::{Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{self, Exit, Failure};
-use crate::bench::{
+use prelude_bridge_load::{
     self, Bench, CONNECTIONS, Catchup, EVENT_BYTES, Error, FRAME_BYTES, Fanout, Idle, Ingest,
     Latency, Line, Observer, RATE, RUNS_MAX, SUBSCRIBERS, Settings, Shape, Stop, Store, Table,
 };
@@ -299,7 +299,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let stop = Stop::default();
     let told = stop.clone();
     // A thread of its own, because it is pinned for good and blocks.
-    let measuring = thread::spawn(move || bench::run(&settings, &benches, &observer, &told));
+    let measuring = thread::spawn(move || prelude_bridge_load::run(&settings, &benches, &observer, &told));
     let measured = tokio::task::spawn_blocking(move || measuring.join());
     tokio::pin!(measured);
     let outcome = tokio::select! {

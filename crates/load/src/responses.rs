@@ -2,7 +2,7 @@
 //! whether the places that the responses name are what so many events lead to. An event's content
 //! is skipped, unless whole messages are asked for.
 
-use crate::event::{CURSOR_TEXT_BYTES, Cursor};
+use prelude_bridge_event::{CURSOR_TEXT_BYTES, Cursor};
 
 /// The length of a gRPC message's prefix.
 const PREFIX_BYTES: usize = 5;
@@ -299,10 +299,10 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::{
-        event::{LogId, Sequence, Term},
-        proto::{CaughtUp, Event, Skipped, Started, SubscribeResponse, subscribe_response::Notice},
+    use prelude_bridge_contract::{
+        CaughtUp, Event, Skipped, Started, SubscribeResponse, subscribe_response::Notice,
     };
+    use prelude_bridge_event::{LogId, Sequence, Term};
 
     fn response(place: u64, ids: &[&str], notice: Option<Notice>) -> SubscribeResponse {
         let cursor = Cursor {

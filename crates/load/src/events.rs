@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::proto;
+use prelude_bridge_contract as proto;
 
 /// The app that the load plays.
 pub(super) const APP_ID: &str = "bench";

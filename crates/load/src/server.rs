@@ -17,7 +17,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Context, Error, Stop, Store, events::APP_ID, machine::Process};
-use crate::config::ENVIRONMENT_PREFIX;
+
+/// What the names of the bridge's variables begin with.
+const ENVIRONMENT_PREFIX: &str = "PRELUDE_BRIDGE_";
 
 /// How long a start may take: a debug build on a loaded machine needs seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

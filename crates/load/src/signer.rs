@@ -17,7 +17,7 @@ use base64::{
 };
 
 use super::{Context, Error, events::APP_ID};
-use crate::simulator::keys::{KeyRing, SIGNATURE_PREFIX, SetStyle, SigningKey};
+use prelude_bridge_simulator::keys::{KeyRing, SIGNATURE_PREFIX, SetStyle, SigningKey};
 
 /// What Prelude's keys most likely have, and what the limits are measured with.
 const KEY_BITS: usize = 2048;
