@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::Admin,
-    config::Config,
+    config::{self, Config},
     credentials::{self, Credentials},
     log::{self, Log, embedded},
     metrics::Metrics,
@@ -240,7 +240,8 @@ impl Server {
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
-            tracing::warn!(?deadline, "not everything had ended in time");
+            let deadline = config::show_duration(deadline);
+            tracing::warn!(%deadline, "not everything had ended in time");
         }
         for keyring in &self.keyrings {
             keyring.shutdown().await;
