@@ -31,6 +31,7 @@ pub use self::exit::{Exit, Failure};
     version,
     after_help = EXAMPLES,
     arg_required_else_help = true,
+    long_version = VERSION,
     max_term_width = 100
 )]
 pub struct Cli {
@@ -88,6 +89,18 @@ enum Command {
 
 const EXAMPLES: &str = "\
 Examples:
+/// The version, and what was built: the commit with its date, and for which target.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("BUILD_COMMIT"),
+    " ",
+    env!("BUILD_DATE"),
+    ", ",
+    env!("BUILD_TARGET"),
+    ")"
+);
+
   See it work, with nothing set up:
     prelude-bridge demo
   Run the bridge for one app:
