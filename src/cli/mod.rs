@@ -216,6 +216,30 @@ mod tests {
 
     #[test]
     fn examples_are_command_lines_that_parse() {
+    /// A conflict is between flags that were typed. To clap a variable is as good as a flag, so a
+    /// variable that is exported for another command would make a command line invalid.
+    #[test]
+    fn a_variable_never_conflicts_with_a_flag() {
+        let mut definition = Cli::command();
+        definition.build();
+        without_conflicts(&definition);
+    }
+
+    fn without_conflicts(command: &clap::Command) {
+        for argument in command.get_arguments() {
+            for other in command.get_arg_conflicts_with(argument) {
+                assert!(
+                    argument.get_env().is_none() && other.get_env().is_none(),
+                    "{} {} {}",
+                    command.get_name(),
+                    argument.get_id(),
+                    other.get_id()
+                );
+            }
+        }
+        command.get_subcommands().for_each(without_conflicts);
+    }
+
         let mut definition = Cli::command();
         definition.build();
         let mut count = 0;
