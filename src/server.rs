@@ -57,6 +57,22 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
+/// Has what a bridge can take over while it runs read again at once.
+#[derive(Clone)]
+pub struct Reload {
+    keyrings: Vec<Keyring>,
+    credentials: Credentials,
+}
+
+impl Reload {
+    /// Asks for it, and waits for nothing. What cannot be used changes nothing; the log says so.
+    /// Credentials and certificates are read every second anyway.
+    pub fn now(&self) {
+        self.keyrings.iter().for_each(Keyring::read_again);
+        self.credentials.read_again();
+    }
+}
+
 /// Why a bridge does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -211,6 +227,15 @@ impl Server {
     #[must_use]
     pub fn keyrings(&self) -> &[Keyring] {
         &self.keyrings
+    }
+
+    /// For an operator who says that keys have changed.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload {
+            keyrings: self.keyrings.clone(),
+            credentials: self.credentials.clone(),
+        }
     }
 
     /// Runs until `shutdown` resolves, then drains: not ready, no new connections, every request
