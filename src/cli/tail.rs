@@ -372,20 +372,20 @@ fn server_url(text: &str) -> Result<String, String> {
 }
 
 fn parse_since(text: &str) -> Result<Since, String> {
-    // A time has a `T` or a `:` in it, which no duration has.
-    if text.contains([':', 'T', 't']) {
-        let time = text.parse();
-        return time.map(Since::At).map_err(|_| {
-            format!("`{text}` is not an RFC 3339 time; write one such as 2026-11-20T08:30:00Z")
-        });
+    const WRITE: &str = "write a duration such as `10m` or `2d`, or a time with its offset such as \
+                         `2026-11-20T08:30:00Z`";
+    if let Ok(time) = text.parse() {
+        return Ok(Since::At(time));
     }
-    config::parse_duration(text)
-        .map(Since::Ago)
-        .map_err(|reason| {
-            format!(
-                "{reason}; write a duration such as 10m, or a time such as 2026-11-20T08:30:00Z"
-            )
-        })
+    // A time begins with its year, and a duration with a count and its unit.
+    let is_time = text.contains(':') || text.get(4..5) == Some("-");
+    let reason = match config::parse_duration(text) {
+        Ok(duration) => return Ok(Since::Ago(duration)),
+        Err(_) if is_time => format!("`{text}` is not an RFC 3339 time"),
+        Err(reason) if text.starts_with(|first: char| first.is_ascii_digit()) => reason,
+        Err(_) => "it is neither a duration nor a time".to_owned(),
+    };
+    Err(format!("{reason}; {WRITE}"))
 }
 
 #[cfg(test)]

@@ -136,6 +136,13 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
             "not an RFC 3339 time",
         ),
         (
+            &["tail", "--since", "yesterday"],
+            "or a time with its offset such as `2026-11-20T08:30:00Z`",
+        ),
+        (&["tail", "--since", "yesterday"], "'yesterday'"),
+        (&["tail", "--since", "20261120"], "`20261120` has no unit"),
+        (&["demo", "--count", "1234567x"], "'1234567x'"),
+        (
             &["tail", "--since", "10m", "--last", "5"],
             "cannot be used with",
         ),
