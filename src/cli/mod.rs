@@ -8,6 +8,7 @@ pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod manual;
+mod near;
 pub mod serve;
 pub mod settings;
 mod signing_key;
