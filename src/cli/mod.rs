@@ -14,6 +14,7 @@ pub mod settings;
 mod signing_key;
 pub mod simulate;
 pub mod tail;
+mod terminal;
 pub mod token;
 pub mod trigger;
 pub mod verify;
@@ -30,9 +31,9 @@ pub use self::exit::{Exit, Failure};
 #[command(
     name = "prelude-bridge",
     version,
+    long_version = VERSION,
     after_help = EXAMPLES,
     arg_required_else_help = true,
-    long_version = VERSION,
     max_term_width = 100
 )]
 pub struct Cli {
@@ -88,8 +89,6 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-const EXAMPLES: &str = "\
-Examples:
 /// The version, and what was built: the commit with its date, and for which target.
 pub const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
@@ -102,6 +101,8 @@ pub const VERSION: &str = concat!(
     ")"
 );
 
+const EXAMPLES: &str = "\
+Examples:
   See it work, with nothing set up:
     prelude-bridge demo
   Run the bridge for one app:
@@ -215,8 +216,6 @@ mod tests {
         commands.for_each(explained);
     }
 
-    #[test]
-    fn examples_are_command_lines_that_parse() {
     /// A conflict is between flags that were typed. To clap a variable is as good as a flag, so a
     /// variable that is exported for another command would make a command line invalid.
     #[test]
@@ -241,6 +240,8 @@ mod tests {
         command.get_subcommands().for_each(without_conflicts);
     }
 
+    #[test]
+    fn examples_are_command_lines_that_parse() {
         let mut definition = Cli::command();
         definition.build();
         let mut count = 0;

@@ -24,7 +24,9 @@ use self::{
 };
 use super::{
     access,
-    exit::{Exit, Failure, finish_stdout},
+    exit::{self, Exit, Failure, finish_stdout},
+    near,
+    terminal::Width,
 };
 use crate::{
     client::{self, Client, Item, Options, Request, Start, Stop},
@@ -85,7 +87,7 @@ pub struct Args {
     )]
     pub last: Option<u64>,
 
-    /// Start right after this cursor
+    /// Start right after this cursor, or with the oldest event that is there: `earliest`
     #[arg(
         long,
         value_name = "CURSOR",
@@ -97,6 +99,7 @@ pub struct Args {
 
     /// Stop after N events
     #[arg(
+        short = 'n',
         long,
         value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..),
@@ -109,10 +112,10 @@ pub struct Args {
     pub until_caught_up: bool,
 
     /// How to print events [default: human on a terminal, json into a pipe]
-    #[arg(long, value_enum)]
+    #[arg(short = 'o', long, value_enum)]
     pub output: Option<Output>,
 
-    /// What the bridge calls this client in its logs and metrics
+    /// What the bridge calls this client in its log
     #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
 
@@ -133,7 +136,8 @@ pub enum Since {
 /// How events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// One coloured line each
+    /// One line each, which fits a terminal: coloured, with short ids, and the day only when it
+    /// changes
     Human,
     /// One JSON object a line, with cursor, times and payload
     Json,
@@ -157,6 +161,9 @@ Examples:
 
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
 Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
+
+/// What `--from` takes beside cursors, none of which is a word.
+const EARLIEST: &str = "earliest";
 
 const CLIENT_NAME: &str = "prelude-bridge tail";
 
@@ -183,9 +190,12 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         anstream::AutoStream::choice(&io::stdout()),
         anstream::ColorChoice::Never
     );
+    for doubt in args.doubts() {
+        exit::warn(&doubt);
+    }
     let place = Arc::new(Mutex::new(Place::default()));
     let printer = Printer::start(io::stdout(), Arc::clone(&place))?;
-    let formatter = Formatter::new(output, has_colour);
+    let formatter = Formatter::new(output, has_colour, Width::of_stdout());
     let outcome = tokio::select! {
         outcome = follow(&args, formatter, &printer) => Some(outcome),
         heard = interrupt() => {
@@ -203,6 +213,22 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
     }
     Ok(())
+}
+
+impl Args {
+    /// What is probably misspelt.
+    fn doubts(&self) -> Vec<String> {
+        let flags = [
+            ("--type", &self.types),
+            ("--exclude-type", &self.exclude_types),
+        ];
+        let named = flags
+            .into_iter()
+            .flat_map(|(flag, patterns)| patterns.iter().map(move |pattern| (flag, pattern)));
+        named
+            .filter_map(|(flag, pattern)| near::doubt_of_type(flag, pattern))
+            .collect()
+    }
 }
 
 /// Prints until the stop position, an error that does not pass, or the end of whoever reads.
@@ -266,6 +292,9 @@ async fn start(
     client: &Client,
     request: &Request,
 ) -> Result<Option<Start>, client::Error> {
+    if args.from.as_deref() == Some(EARLIEST) {
+        return Ok(Some(Start::Earliest));
+    }
     if let Some(cursor) = &args.from {
         return Ok(Some(Start::After(cursor.clone())));
     }

@@ -1,6 +1,7 @@
 //! `tail` from outside: the built program against the real streams over a log in memory.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     process::{Child, Command, Output, Stdio},
@@ -348,6 +349,62 @@ async fn raw_is_what_was_signed_and_human_is_one_line_each() {
         text.contains("user.session.revoked     54e9ujn  usr_2  ses_2  #2\n"),
         "{text}"
     );
+}
+
+/// A terminal with so many columns: the end that a program is given, and the one that shows what it
+/// printed.
+fn terminal(columns: u16) -> (File, File) {
+    use rustix::{pty, termios};
+    let flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY;
+    let screen = pty::openpt(flags).unwrap();
+    pty::grantpt(&screen).unwrap();
+    pty::unlockpt(&screen).unwrap();
+    let name = pty::ptsname(&screen, Vec::new()).unwrap();
+    let path = name.into_string().unwrap();
+    let theirs = File::options().read(true).write(true).open(path).unwrap();
+    let size = termios::Winsize {
+        ws_col: columns,
+        ws_row: 24,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    termios::tcsetwinsize(&theirs, size).unwrap();
+    (theirs, File::from(screen))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_no_line_wraps_and_the_zone_is_named() {
+    let mut bridge = Bridge::start().await;
+    bridge.append(3).await;
+    for columns in [80, 120] {
+        let (theirs, mut screen) = terminal(columns);
+        let mut command = bridge.tail(&["--since", "1h", "--until-caught-up"]);
+        command.env("TERM", "xterm").env("TZ", "UTC");
+        let mut child = command
+            .stdout(theirs)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It holds the terminal open, too.
+        drop(command);
+        let shown = tokio::task::spawn_blocking(move || {
+            let mut shown = Vec::new();
+            // Ends in an error when the program has ended.
+            let _ = screen.read_to_end(&mut shown);
+            assert!(child.wait().unwrap().success());
+            String::from_utf8(shown).unwrap()
+        });
+        let shown = tokio::time::timeout(SOON, shown).await.unwrap().unwrap();
+        assert!(shown.contains("\u{1b}[31m"), "colours: {shown:?}");
+        let text = anstream::adapter::strip_str(&shown).to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[0].ends_with(", UTC"), "{text}");
+        assert!(lines[1].contains("user.session.created     54e9ujn  usr_1  ses_1"));
+        for line in lines {
+            assert!(line.chars().count() <= usize::from(columns), "{line}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
