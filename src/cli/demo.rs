@@ -10,6 +10,7 @@ use std::{
 };
 
 use anstyle::{Effects, Style};
+use jiff::tz::TimeZone;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt as _;
 
@@ -323,7 +324,12 @@ async fn follow(
         ..Traffic::default()
     };
     let has_colour = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
-    let mut formatter = Formatter::new(Output::Human, has_colour, Width::of_stdout());
+    let mut formatter = Formatter::new(
+        Output::Human,
+        has_colour,
+        Width::of_stdout(),
+        TimeZone::system(),
+    );
     let mut outcome = Outcome::new();
     let mut sending = pin!(traffic.run(simulator));
     let mut is_sending = true;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use tokio_stream::StreamExt as _;
 
 pub(super) use self::format::Formatter;
@@ -115,6 +115,14 @@ pub struct Args {
     #[arg(short = 'o', long, value_enum)]
     pub output: Option<Output>,
 
+    /// Show times in UTC [default: in this machine's zone]
+    #[arg(long)]
+    pub utc: bool,
+
+    /// When to use colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
+    pub color: Color,
+
     /// What the bridge calls this client in its log
     #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
@@ -144,6 +152,29 @@ pub enum Output {
     /// The event as it was signed, byte for byte, and a newline; more than one line where the JSON
     /// itself has newlines
     Raw,
+}
+
+/// When there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also in a pipe
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl Color {
+    fn is_wanted(self) -> bool {
+        match self {
+            Self::Auto => {
+                anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+            }
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -186,16 +217,17 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             Output::Json
         }
     });
-    let has_colour = !matches!(
-        anstream::AutoStream::choice(&io::stdout()),
-        anstream::ColorChoice::Never
-    );
     for doubt in args.doubts() {
         exit::warn(&doubt);
     }
     let place = Arc::new(Mutex::new(Place::default()));
     let printer = Printer::start(io::stdout(), Arc::clone(&place))?;
-    let formatter = Formatter::new(output, has_colour, Width::of_stdout());
+    let zone = if args.utc {
+        TimeZone::UTC
+    } else {
+        TimeZone::system()
+    };
+    let formatter = Formatter::new(output, args.color.is_wanted(), Width::of_stdout(), zone);
     let outcome = tokio::select! {
         outcome = follow(&args, formatter, &printer) => Some(outcome),
         heard = interrupt() => {

@@ -59,11 +59,12 @@ struct Cell<'a> {
 }
 
 impl Formatter {
-    pub(in crate::cli) fn new(output: Output, has_colour: bool, width: Width) -> Self {
-        Self::in_zone(output, has_colour, width, TimeZone::system())
-    }
-
-    fn in_zone(output: Output, has_colour: bool, width: Width, zone: TimeZone) -> Self {
+    pub(in crate::cli) fn new(
+        output: Output,
+        has_colour: bool,
+        width: Width,
+        zone: TimeZone,
+    ) -> Self {
         Self {
             output,
             has_colour,
@@ -418,7 +419,7 @@ mod tests {
     }
 
     fn formatter(width: Width) -> Formatter {
-        Formatter::in_zone(Output::Human, false, width, TimeZone::UTC)
+        Formatter::new(Output::Human, false, width, TimeZone::UTC)
     }
 
     fn human(event: &Event) -> String {
@@ -432,7 +433,7 @@ mod tests {
             ..event("user.created", None)
         };
         let line =
-            Formatter::in_zone(Output::Json, true, Width::Columns(20), TimeZone::UTC).line(&event);
+            Formatter::new(Output::Json, true, Width::Columns(20), TimeZone::UTC).line(&event);
         let text = String::from_utf8(line).unwrap();
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         serde_json::from_str(&text).unwrap()
@@ -495,7 +496,7 @@ mod tests {
     fn colours_are_used_only_where_they_are_wanted() {
         let event = event("user.created", None);
         assert!(!human(&event).contains('\u{1b}'));
-        let mut coloured = Formatter::in_zone(Output::Human, true, Width::Unlimited, TimeZone::UTC);
+        let mut coloured = Formatter::new(Output::Human, true, Width::Unlimited, TimeZone::UTC);
         let line = String::from_utf8(coloured.line(&event)).unwrap();
         assert!(line.contains("\u{1b}[32muser.created\u{1b}[0m"), "{line:?}");
     }
@@ -602,7 +603,7 @@ mod tests {
 
         // The hour that comes twice: the offset tells which.
         let zone = TimeZone::get("Europe/Paris").unwrap();
-        let mut formatter = Formatter::in_zone(Output::Human, false, Width::Columns(120), zone);
+        let mut formatter = Formatter::new(Output::Human, false, Width::Columns(120), zone);
         let line = text(formatter.line(&at(1_698_539_400)));
         assert!(
             line.starts_with("Sun, Oct 29 2023, UTC+02:00\n02:30:00"),
@@ -652,7 +653,7 @@ mod tests {
                 for has_colour in [false, true] {
                     let width = Width::Columns(columns);
                     let zone = TimeZone::UTC;
-                    let mut formatter = Formatter::in_zone(Output::Human, has_colour, width, zone);
+                    let mut formatter = Formatter::new(Output::Human, has_colour, width, zone);
                     for event in &events {
                         let shown = formatter.line(event);
                         let shown = anstream::adapter::strip_bytes(&shown).into_vec();
@@ -709,7 +710,7 @@ mod tests {
             ..event("user.created", None)
         };
         let line =
-            Formatter::in_zone(Output::Raw, true, Width::Columns(20), TimeZone::UTC).line(&event);
+            Formatter::new(Output::Raw, true, Width::Columns(20), TimeZone::UTC).line(&event);
         assert_eq!(line, format!("{raw}\n").into_bytes());
     }
 }

@@ -139,16 +139,15 @@ impl Write for Stdout {
     }
 }
 
+fn json() -> Formatter {
+    Formatter::new(Output::Json, false, Width::Unlimited, TimeZone::UTC)
+}
+
 /// What is printed as JSON, by sequence, and how it ends.
 async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
     let (out, place) = (Stdout::default(), Arc::default());
     let printer = Printer::start(out.clone(), Arc::clone(&place)).unwrap();
-    let result = follow(
-        args,
-        Formatter::new(Output::Json, false, Width::Unlimited),
-        &printer,
-    )
-    .await;
+    let result = follow(args, json(), &printer).await;
     printer.finish().await.unwrap();
     let sequences = out
         .text()
@@ -277,11 +276,7 @@ async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
     let words = args(&fake, &["--count=2"]);
     let place: Arc<Mutex<Place>> = Arc::default();
     let printer = Printer::start(Stdout::default(), Arc::clone(&place)).unwrap();
-    let follow = follow(
-        &words,
-        Formatter::new(Output::Json, false, Width::Unlimited),
-        &printer,
-    );
+    let follow = follow(&words, json(), &printer);
     let mut follow = std::pin::pin!(follow);
     // Until the first event is printed.
     while locked(&place).events == 0 {
@@ -316,7 +311,7 @@ impl Write for Closed {
 async fn a_closed_stdout_ends_it_well_even_when_no_more_events_come() {
     let fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
     let printer = Printer::start(Closed, Arc::default()).unwrap();
-    let formatter = Formatter::new(Output::Raw, false, Width::Unlimited);
+    let formatter = json();
     let result = follow(&args(&fake, &[]), formatter, &printer).await;
     assert_eq!(result, Ok(()));
     assert_eq!(finish_stdout(printer.finish().await), Ok(()));
