@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::Admin,
-    config::Config,
+    config::{self, Config},
     credentials::{self, Credentials},
     log::{self, Log, embedded},
     metrics::Metrics,
@@ -55,6 +55,22 @@ pub struct Addresses {
     pub grpc: SocketAddr,
     /// Health and metrics.
     pub admin: SocketAddr,
+}
+
+/// Has what a bridge can take over while it runs read again at once.
+#[derive(Clone)]
+pub struct Reload {
+    keyrings: Vec<Keyring>,
+    credentials: Credentials,
+}
+
+impl Reload {
+    /// Asks for it, and waits for nothing. What cannot be used changes nothing; the log says so.
+    /// Credentials and certificates are read every second anyway.
+    pub fn now(&self) {
+        self.keyrings.iter().for_each(Keyring::read_again);
+        self.credentials.read_again();
+    }
 }
 
 /// Why a bridge does not run.
@@ -213,6 +229,15 @@ impl Server {
         &self.keyrings
     }
 
+    /// For an operator who says that keys have changed.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload {
+            keyrings: self.keyrings.clone(),
+            credentials: self.credentials.clone(),
+        }
+    }
+
     /// Runs until `shutdown` resolves, then drains: not ready, no new connections, every request
     /// in flight answered, every stream ended with its cursor, the log closed.
     ///
@@ -240,7 +265,8 @@ impl Server {
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
-            tracing::warn!(?deadline, "not everything had ended in time");
+            let deadline = config::show_duration(deadline);
+            tracing::warn!(%deadline, "not everything had ended in time");
         }
         for keyring in &self.keyrings {
             keyring.shutdown().await;

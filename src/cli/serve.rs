@@ -12,7 +12,7 @@ use crate::{
     logging,
     net::descriptors,
     plain,
-    server::{self, Addresses, Server},
+    server::{self, Addresses, Reload, Server},
 };
 
 /// `serve`
@@ -73,11 +73,12 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
     tracing::info!(%webhook, %grpc, %admin, tls = tls_ports(&config), "ready");
-    let shutdown = async {
-        signals.next().await;
+    let reload = server.reload();
+    let shutdown = async move {
+        signals.end(&reload).await;
         tracing::info!("draining; a second signal ends the process at once");
         tokio::spawn(async move {
-            signals.next().await;
+            signals.end(&reload).await;
             std::process::exit(Exit::Failed as i32);
         });
     };
@@ -99,10 +100,11 @@ fn tls_ports(config: &Config) -> Option<&'static str> {
     }
 }
 
-/// What a person or a supervisor asks a process to end with.
+/// What a person or a supervisor asks a process to end with, or to read its files again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -115,13 +117,25 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits until the process is to end. SIGHUP, which would end it without a drain, has files
+    /// read again instead.
+    async fn end(&mut self, reload: &Reload) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => {
+                    tracing::info!(
+                        "SIGHUP: reading credentials, TLS certificates and signing keys again; \
+                         other settings need a restart"
+                    );
+                    reload.now();
+                }
+            }
         }
     }
 }

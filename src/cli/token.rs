@@ -3,17 +3,17 @@
 
 mod list;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 
 use super::{
     exit::{self, Exit, Failure},
-    settings,
+    near, settings,
 };
 use crate::{
-    config,
+    config::{self, CredentialsSetup, Sources},
     credentials::{
         Allowed, Entry, Error, File, Proof, STREAMS_MAX, Scope, Token, identity_problem,
         name_problem,
@@ -34,7 +34,7 @@ enum Command {
     ///
     /// The token is printed once, alone on stdout; only its hash is kept. A running bridge takes it
     /// within a second. With --certificate nothing is printed there: the certificate is the
-    /// credential.
+    /// credential. The first credential ends the time in which subscribers need none.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Create),
     /// List who may subscribe, to what, and until when
@@ -173,7 +173,10 @@ impl Create {
         let now = Timestamp::now();
         let expires_at = self.expires_at(now)?;
         self.check()?;
-        let file = self.place.file()?;
+        let setup = self.place.setup()?;
+        self.warn_of_typing_errors(&setup.app_ids);
+        let file = File::new(setup.file.clone());
+        let is_first = setup.file_ends_anonymity && matches!(file.read(), Ok(None));
         let (token, proof) = match self.certificate {
             Some(identity) => (None, Proof::Certificate(identity)),
             None => {
@@ -199,6 +202,13 @@ impl Create {
         };
         file.add(&entry).map_err(|error| failure(&error))?;
         explain(&entry, &file);
+        if is_first {
+            exit::warn(
+                "this is the first credential: a running bridge ends the streams of subscribers \
+                 without one within a second and lets no such subscriber in any more; \
+                 `--allow-anonymous` of `prelude-bridge serve` lets them in as well",
+            );
+        }
         let Some(token) = token else {
             return Ok(());
         };
@@ -206,6 +216,14 @@ impl Create {
             // Nobody has seen it, so nobody can use it: it should not stand in a list.
             let _ = file.remove(&entry.name);
         })
+    }
+
+    fn warn_of_typing_errors(&self, app_ids: &BTreeSet<String>) {
+        let types = self.types.iter();
+        let types = types.filter_map(|pattern| near::doubt_of_type("--type", pattern));
+        let apps = self.apps.iter();
+        let apps = apps.filter_map(|id| near::doubt_of_app("--app", id, app_ids));
+        types.chain(apps).for_each(|doubt| exit::warn(&doubt));
     }
 
     /// All that can be wrong with what was typed, before anything is made.
@@ -284,8 +302,15 @@ impl Create {
 
 impl Place {
     fn file(&self) -> Result<File, Failure> {
-        let sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
-        Ok(File::new(config::credentials_file(&sources)?))
+        Ok(File::new(config::credentials_file(&self.sources())?))
+    }
+
+    fn setup(&self) -> Result<CredentialsSetup, Failure> {
+        Ok(config::credentials_setup(&self.sources())?)
+    }
+
+    fn sources(&self) -> Sources {
+        settings::sources_of_files(self.config.clone(), self.data_dir.clone())
     }
 }
 

@@ -1,10 +1,13 @@
 //! The settings that say who may subscribe: the credentials file, callers without a credential, and
 //! the issuer of JWTs. Reads no file and fetches no keys.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Config, DATA_DIR,
+    Config, DATA_DIR, apps,
     fault::{Error, Origin},
     resolver::{Resolver, Sources},
 };
@@ -75,6 +78,38 @@ impl Config {
             anonymous: *allow_anonymous,
         }
     }
+}
+
+/// What a command that changes credentials has to know of the bridge that they are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialsSetup {
+    /// Where the credentials file is or would be.
+    pub file: PathBuf,
+    /// Whether the bridge lets callers in without a credential as long as there is no such file,
+    /// and no longer once there is one.
+    pub file_ends_anonymity: bool,
+    /// The apps that are configured, with tokens or without.
+    pub app_ids: BTreeSet<String>,
+}
+
+/// The same as [`credentials_file`], with what else can be learnt from the configuration. What is
+/// wrong with other settings does not matter here.
+///
+/// # Errors
+/// Those of [`credentials_file`].
+pub fn credentials_setup(sources: &Sources) -> Result<CredentialsSetup, Error> {
+    let file = credentials_file(sources)?;
+    let mut resolver = Resolver::new(sources);
+    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
+    let settings = take(&mut resolver);
+    let has_issuer = take_jwt(&mut resolver).is_some();
+    let apps = apps::planned(&mut resolver, &data_dir).into_iter();
+    Ok(CredentialsSetup {
+        file,
+        // A file that is named counts as there, also while it is missing.
+        file_ends_anonymity: settings.file.is_none() && !settings.allow_anonymous && !has_issuer,
+        app_ids: apps.map(|app| app.id).collect(),
+    })
 }
 
 /// Where the credentials file is or would be: for the commands that write it, and need nothing else

@@ -41,7 +41,7 @@ pub use self::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,
     },
-    credentials::{Credentials, Jwt, credentials_file},
+    credentials::{Credentials, CredentialsSetup, Jwt, credentials_file, credentials_setup},
     fault::{Error, Fault, Origin},
     limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, WebhookLimits},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},

@@ -299,6 +299,14 @@ impl Credentials {
         self.shared.state.borrow().status()
     }
 
+    /// Has the keys of JWTs read now, without waiting for it. The file of credentials is read all
+    /// the time.
+    pub fn read_again(&self) {
+        if let Some(jwt) = &self.shared.jwt {
+            jwt.read_again();
+        }
+    }
+
     /// Stops watching, and waits for that. What is known goes on holding.
     pub async fn shutdown(&self) {
         self.stop.token().cancel();

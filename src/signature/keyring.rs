@@ -166,6 +166,17 @@ impl Keyring {
         let _ = state.wait_for(is_settled).await;
     }
 
+    /// Has the source read now, without waiting for it: for an operator who says that it changed.
+    pub fn read_again(&self) {
+        let (done, _) = oneshot::channel();
+        // Full: then the source is about to be read for others.
+        let _ = self.shared.demands.try_send(Demand {
+            attempts_seen: 0,
+            is_ordered: true,
+            done,
+        });
+    }
+
     /// Stops the background service and waits for its end. The keys known so far go on verifying.
     pub async fn shutdown(&self) {
         self.shared.stop.token().cancel();
@@ -186,6 +197,7 @@ impl Keyring {
             .demands
             .try_send(Demand {
                 attempts_seen,
+                is_ordered: false,
                 done,
             })
             .is_ok()

@@ -102,6 +102,8 @@ impl State {
 pub(super) struct Demand {
     /// The attempts that the asker knew of: any later one answers it without another fetch.
     pub(super) attempts_seen: u64,
+    /// Whether a person asked: then the source is read, whatever was read before.
+    pub(super) is_ordered: bool,
     /// Answered as soon as nothing newer is to be expected.
     pub(super) done: oneshot::Sender<()>,
 }
@@ -201,6 +203,9 @@ impl Refresher {
     /// One fetch serves all who were waiting: those who come after it have seen fewer attempts than
     /// there are now. And however many come, unknown signatures cause one fetch in a while only.
     async fn answer(&mut self, demand: Demand) {
+        if demand.is_ordered {
+            return self.refresh(false).await;
+        }
         let news = self.state.borrow().attempts > demand.attempts_seen;
         let allowed = self
             .demanded

@@ -98,13 +98,22 @@ fn help_of_every_command_teaches_by_example() {
 }
 
 #[test]
-fn the_version_is_data() {
+fn the_version_is_data_and_names_what_was_built() {
+    let short = format!("prelude-bridge {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&run(&["-V"])).trim_end(), short);
     let output = run(&["--version"]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(
-        stdout(&output),
-        format!("prelude-bridge {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    let text = stdout(&output);
+    let (version, built) = text.trim_end().split_once(" (").unwrap();
+    assert_eq!(version, short);
+    let (source, target) = built.strip_suffix(')').unwrap().split_once(", ").unwrap();
+    assert!(target.contains(std::env::consts::ARCH), "{text}");
+    let (commit, date) = source.split_once(' ').unwrap();
+    // Without a repository and without the variables of a package build neither is known.
+    let is_commit = commit.len() == 12 && commit.chars().all(|c| c.is_ascii_hexdigit());
+    assert!(is_commit || commit == "unknown", "{text}");
+    let is_date = date.len() == 10 && date.split('-').count() == 3;
+    assert!(is_date || date == "unknown", "{text}");
 }
 
 #[test]
@@ -126,6 +135,13 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
             &["tail", "--since", "2026-11-20T08:30"],
             "not an RFC 3339 time",
         ),
+        (
+            &["tail", "--since", "yesterday"],
+            "or a time with its offset such as `2026-11-20T08:30:00Z`",
+        ),
+        (&["tail", "--since", "yesterday"], "'yesterday'"),
+        (&["tail", "--since", "20261120"], "`20261120` has no unit"),
+        (&["demo", "--count", "1234567x"], "'1234567x'"),
         (
             &["tail", "--since", "10m", "--last", "5"],
             "cannot be used with",

@@ -66,7 +66,11 @@ struct Demo {
 
 impl Demo {
     fn start() -> Self {
-        let mut child = program(&["demo", "--rate", "100"])
+        let mut command = program(&["demo", "--rate", "100"]);
+        for flag in ["--webhook-listen", "--grpc-listen", "--admin-listen"] {
+            command.args([flag, "127.0.0.1:0"]);
+        }
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -92,6 +96,15 @@ impl Demo {
     fn line(&self, beginning: &str) -> &str {
         let mut lines = self.introduction.lines().map(str::trim);
         lines.find(|line| line.starts_with(beginning)).unwrap()
+    }
+
+    /// A command, with the lines that it goes on over.
+    fn command(&self, beginning: &str) -> &str {
+        let (_, text) = self.introduction.split_once(beginning).unwrap();
+        let start = self.introduction.len() - text.len() - beginning.len();
+        let text = &self.introduction[start..];
+        let mut ends = text.match_indices('\n').map(|(at, _)| &text[..at]);
+        ends.find(|command| !command.ends_with('\\')).unwrap()
     }
 
     /// Where the streams are: host and port.
@@ -148,7 +161,7 @@ fn the_grpcurl_line_that_the_demo_prints_works() {
     let grpcurl = tool("bin/grpcurl");
     let demo = Demo::start();
     let output = Command::new("/bin/sh")
-        .args(["-c", demo.line("grpcurl ")])
+        .args(["-c", demo.command("grpcurl ")])
         .env("PATH", grpcurl.parent().unwrap())
         .output()
         .unwrap();

@@ -116,6 +116,10 @@ impl Verifier {
         })
     }
 
+    pub(super) fn read_again(&self) {
+        self.keys.read_again();
+    }
+
     pub(super) async fn shutdown(&self) {
         self.keys.shutdown().await;
     }

@@ -42,6 +42,8 @@ struct State {
 struct Demand {
     /// The attempts that it knew of: any later one answers it without another fetch.
     attempts_seen: u64,
+    /// Whether a person asked: then the source is read, whatever was read before.
+    is_ordered: bool,
     done: oneshot::Sender<()>,
 }
 
@@ -111,12 +113,24 @@ impl Keys {
         let (done, answered) = oneshot::channel();
         let demand = Demand {
             attempts_seen,
+            is_ordered: false,
             done,
         };
         // Full, or shut down: nothing newer is to be had.
         if self.demands.try_send(demand).is_ok() {
             let _ = timeout(self.fetch_timeout, answered).await;
         }
+    }
+
+    /// Has the source read now, without waiting for it.
+    pub(super) fn read_again(&self) {
+        let (done, _) = oneshot::channel();
+        // Full: then the source is about to be read for others.
+        let _ = self.demands.try_send(Demand {
+            attempts_seen: 0,
+            is_ordered: true,
+            done,
+        });
     }
 
     pub(super) async fn shutdown(&self) {
@@ -139,6 +153,9 @@ impl Refresher {
     }
 
     async fn answer(&mut self, demand: Demand) {
+        if demand.is_ordered {
+            return self.refresh().await;
+        }
         let has_news = self.state.borrow().attempts > demand.attempts_seen;
         let is_allowed = self
             .demanded
