@@ -330,12 +330,13 @@ impl Listener {
         }
         let is_exempt = self.exempt.as_ref().is_some_and(passes);
         let standing = self.evicts.then(|| standing.clone());
-        let (slot, evicted) = slots
-            .enter(address, is_exempt, standing)
-            .map_err(|full| match full {
-                Full::Total => Refusal::Full,
-                Full::Address => Refusal::AddressFull,
-            })?;
+        let (slot, evicted) =
+            slots
+                .enter(address, is_exempt, standing)
+                .map_err(|full| match full {
+                    Full::Total => Refusal::Full,
+                    Full::Address => Refusal::AddressFull,
+                })?;
         if let Some(evicted) = evicted {
             let eviction = match evicted.limit {
                 Full::Total => Eviction::Full,

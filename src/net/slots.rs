@@ -381,7 +381,14 @@ mod tests {
             address: address(text),
         };
         // Of two with as many, the one whose oldest has been there for longer.
-        let expected = ["192.0.2.2", "192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.2"].map(of);
+        let expected = [
+            "192.0.2.2",
+            "192.0.2.1",
+            "192.0.2.2",
+            "192.0.2.1",
+            "192.0.2.2",
+        ]
+        .map(of);
         assert_eq!(losers, expected);
         assert_eq!(enter(&slots, "198.51.100.99").unwrap_err(), Full::Total);
         assert!(!honest.is_evicted());

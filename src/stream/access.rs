@@ -265,9 +265,9 @@ impl Permit {
             credentials::Kind::Anonymous => {
                 Some(shared.calls.enter(calls::Kind::Anonymous, caller, None)?)
             }
-            credentials::Kind::Token
-            | credentials::Kind::Certificate
-            | credentials::Kind::Jwt => None,
+            credentials::Kind::Token | credentials::Kind::Certificate | credentials::Kind::Jwt => {
+                None
+            }
         };
         let grant = grant.clone();
         // Made once and kept: waking thousands of streams must not register thousands of timers.

@@ -173,10 +173,9 @@ impl Failure {
                 Ended::Changed => Code::Unavailable,
             },
             Self::Forbidden(_) => Code::PermissionDenied,
-            Self::Streams { .. }
-            | Self::NoSlot(_)
-            | Self::Quota(_)
-            | Self::SlowConsumer { .. } => Code::ResourceExhausted,
+            Self::Streams { .. } | Self::NoSlot(_) | Self::Quota(_) | Self::SlowConsumer { .. } => {
+                Code::ResourceExhausted
+            }
             Self::Draining { .. } | Self::LogUnavailable { .. } => Code::Unavailable,
         }
     }
