@@ -8,7 +8,8 @@
 //! a drain.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -253,7 +254,7 @@ impl Listener {
             let slot = match self.enter(&slots, peer, &standing, &metrics) {
                 Ok(slot) => slot,
                 Err(refusal) => {
-                    self.refuse(&stream, peer, refusal, &metrics);
+                    self.refuse(stream, peer, refusal, &metrics);
                     continue;
                 }
             };
@@ -357,7 +358,7 @@ impl Listener {
     }
 
     /// Turns a connection away, with the reason if it can be told.
-    fn refuse(&self, stream: &TcpStream, peer: SocketAddr, refusal: Refusal, metrics: &Metrics) {
+    fn refuse(&self, stream: TcpStream, peer: SocketAddr, refusal: Refusal, metrics: &Metrics) {
         metrics.connection_refused(self.name, refusal);
         let full = match refusal {
             Refusal::Full => Full::Total,
@@ -368,8 +369,10 @@ impl Listener {
             }
         };
         if let (Some(farewell), None) = (&self.farewell, &self.tls) {
-            // It fits into an empty socket. Nobody waits for a client that is not let in.
-            let _ = stream.try_write(&farewell(full));
+            // It fits into the buffer of a new socket. Nothing waits for a client that is not let in.
+            let _ = stream
+                .into_std()
+                .and_then(|mut stream| stream.write(&farewell(full)));
         }
         let reason = refusal.reason();
         if let Some(Admitted { unlogged }) = self.quiet.admit(reason) {
@@ -542,6 +545,84 @@ mod tests {
         assert_eq!(knock(door.address).await.1, b"");
         let refused = r#"reason="address_full"} 1"#;
         assert!(door.metrics.render().contains(refused));
+    }
+
+    /// A door where whoever says `x` has proven something.
+    async fn open_with_eviction(limits: Limits) -> Door {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
+        let listener = listener
+            .evicting()
+            .refusing_with(|full| format!("{full:?}").into_bytes());
+        let (shutdown, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
+        let handler = |mut stream: Connection, _| async move {
+            let _ = stream.write_all(b"hello").await;
+            let mut said = [0];
+            while stream.read_exact(&mut said).await.is_ok() {
+                stream.standing().prove();
+                let _ = stream.write_all(b"y").await;
+            }
+            None
+        };
+        Door {
+            address: listener.local_addr(),
+            running: tokio::spawn(listener.run(
+                limits,
+                Arc::clone(&metrics),
+                shutdown.clone(),
+                handler,
+            )),
+            shutdown,
+            metrics,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_takes_the_place_of_one_that_has_proven_nothing() {
+        let limits = Limits {
+            connections_max: 3,
+            connections_per_address_max: 2,
+            ..Limits::default()
+        };
+        let door = open_with_eviction(limits).await;
+        let (mut proven, _) = knock(door.address).await;
+        proven.write_all(b"x").await.unwrap();
+        assert_eq!(proven.read_u8().await.unwrap(), b'y');
+        let (mut silent, said) = knock(door.address).await;
+        assert_eq!(said, b"hello");
+        let (mut new, said) = knock(door.address).await;
+        assert_eq!(said, b"hello");
+        assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+        let counted =
+            r#"connections_closed_total{listener="test",reason="evicted_address_full"} 1"#;
+        assert!(door.metrics.render().contains(counted));
+        // Once all have proven something, the next one is told that there is no room.
+        new.write_all(b"x").await.unwrap();
+        assert_eq!(new.read_u8().await.unwrap(), b'y');
+        let mut refused = TcpStream::connect(door.address).await.unwrap();
+        let mut told = String::new();
+        refused.read_to_string(&mut told).await.unwrap();
+        assert_eq!(told, "Address");
+        proven.write_all(b"x").await.unwrap();
+        assert_eq!(proven.read_u8().await.unwrap(), b'y');
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_new_connections_holds_few_more_than_there_are_places() {
+        let limits = Limits {
+            connections_max: 10,
+            connections_per_address_max: 10,
+            ..Limits::default()
+        };
+        let door = open_with_eviction(limits).await;
+        let mut crowd = Vec::new();
+        for _ in 0..500 {
+            crowd.push(knock(door.address).await.0);
+        }
+        let open = r#"connections_open{listener="test"} 10"#;
+        while !door.metrics.render().contains(open) {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

@@ -5,14 +5,12 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
 };
 
 use http_body::{Body, Frame, SizeHint};
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 

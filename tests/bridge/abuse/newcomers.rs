@@ -136,9 +136,9 @@ async fn idle_connections_keep_neither_subscribers_nor_probes_out() {
         for (source, share, evicted) in [
             // The default share; and one that lets an address take all there is.
             (HERE, "12", "evicted_address_full"),
-            (HERE, "50", "evicted_listener_full"),
+            (HERE, "60", "evicted_listener_full"),
             (ELSEWHERE, "12", "evicted_address_full"),
-            (ELSEWHERE, "50", "evicted_listener_full"),
+            (ELSEWHERE, "60", "evicted_listener_full"),
         ] {
             let setup = Setup::default()
                 .with("limits.grpc.connections_max", "50")
