@@ -20,16 +20,21 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 pub struct Limits {
     /// In all.
     pub slots_max: usize,
-    /// For one IPv4 address or one IPv6 /64, which is what one client gets.
+    /// For one IPv4 address or one IPv6 /64, which is what one client gets. All clients of an IPv6
+    /// /48 together have four times as many.
     pub slots_per_address_max: usize,
 }
+
+/// How many shares an IPv6 /48 has, which is the most that a customer of a network is usually given:
+/// it holds 65,536 times a /64, and must not have a share for each.
+const SHARES_PER_SITE: usize = 4;
 
 /// Which of the two limits a newcomer met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// All slots are taken.
     Total,
-    /// Those of the newcomer's address are.
+    /// Those of the newcomer's address are, or of its IPv6 /48.
     Address,
 }
 
@@ -82,6 +87,8 @@ struct Holders {
     /// The number of the next holder: a lower one came earlier.
     next: u64,
     clients: HashMap<IpAddr, Client>,
+    /// The holders of each IPv6 /48.
+    sites: HashMap<Ipv6Addr, usize>,
     /// The clients with holders that may be evicted, the one to begin with last.
     ranks: BTreeSet<Rank>,
 }
@@ -136,13 +143,23 @@ impl Slots {
     ) -> Result<(Slot, Option<Evicted>), Full> {
         let client = client(address);
         let mut holders = self.lock();
-        let evicted = if !is_exempt && holders.count_of(client) >= self.limits.slots_per_address_max
+        let share = self.limits.slots_per_address_max;
+        let evicted = if !is_exempt && holders.count_of(client) >= share {
+            let own = holders.evict_from(client).then_some(client);
+            Some((Full::Address, own))
+        } else if !is_exempt
+            && holders.count_of_site(client) >= share.saturating_mul(SHARES_PER_SITE)
         {
-            let is_evicted = holders.evict_from(client);
-            Some((Full::Address, is_evicted.then_some(client)))
+            let own = holders.evict_from(client).then_some(client);
+            let evicted =
+                own.or_else(|| holders.evict_from_most(|other| site(other) == site(client)));
+            Some((Full::Address, evicted))
         } else if holders.count >= self.limits.slots_max {
             let own = holders.evict_from(client).then_some(client);
-            Some((Full::Total, own.or_else(|| holders.evict_from_most())))
+            Some((
+                Full::Total,
+                own.or_else(|| holders.evict_from_most(|_| true)),
+            ))
         } else {
             None
         };
@@ -172,10 +189,37 @@ impl Holders {
         self.clients.get(&client).map_or(0, |client| client.count)
     }
 
+    fn count_of_site(&self, client: IpAddr) -> usize {
+        let count = site(client).and_then(|site| self.sites.get(&site));
+        count.copied().unwrap_or_default()
+    }
+
+    /// One holder more.
+    fn entered(&mut self, client: IpAddr) {
+        self.count += 1;
+        if let Some(site) = site(client) {
+            *self.sites.entry(site).or_default() += 1;
+        }
+    }
+
+    /// One holder less.
+    fn left(&mut self, client: IpAddr) {
+        self.count -= 1;
+        let Some(site) = site(client) else {
+            return;
+        };
+        if let Some(count) = self.sites.get_mut(&site) {
+            *count -= 1;
+            if *count == 0 {
+                self.sites.remove(&site);
+            }
+        }
+    }
+
     fn add(&mut self, client: IpAddr, standing: Option<Standing>) -> (u64, CancellationToken) {
         let number = self.next;
         self.next += 1;
-        self.count += 1;
+        self.entered(client);
         let evicted = CancellationToken::new();
         let candidate = standing.map(|standing| Candidate {
             standing,
@@ -206,23 +250,26 @@ impl Holders {
             }
             false
         });
-        self.count -= usize::from(is_evicted);
+        if is_evicted {
+            self.left(client);
+        }
         is_evicted
     }
 
-    /// Evicts from the client that holds the most unproven slots.
-    fn evict_from_most(&mut self) -> Option<IpAddr> {
-        while let Some(&(_, _, client)) = self.ranks.last() {
+    /// Evicts from the client that holds the most unproven slots, of those that may be chosen.
+    fn evict_from_most(&mut self, may_be: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        loop {
+            let mut ranks = self.ranks.iter().rev();
+            let &(_, _, client) = ranks.find(|&&(_, _, client)| may_be(client))?;
             // Finds none where all have proven themselves since, and takes the rank away then.
             if self.evict_from(client) {
                 return Some(client);
             }
         }
-        None
     }
 
     fn remove(&mut self, client: IpAddr, number: u64) {
-        self.count -= 1;
+        self.left(client);
         self.change(client, |client| {
             client.count -= 1;
             client.unproven.remove(&number);
@@ -286,6 +333,14 @@ fn client(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The IPv6 /48 that a client is in.
+fn site(client: IpAddr) -> Option<Ipv6Addr> {
+    match client {
+        IpAddr::V6(v6) => Some(Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80)),
+        IpAddr::V4(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,6 +369,7 @@ mod tests {
         assert_eq!(holders.count, 0);
         assert!(holders.clients.is_empty(), "{holders:?}");
         assert!(holders.ranks.is_empty(), "{holders:?}");
+        assert!(holders.sites.is_empty(), "{holders:?}");
     }
 
     #[test]
@@ -404,6 +460,42 @@ mod tests {
         let (_young, ..) = enter(&slots, "192.0.2.1").unwrap();
         let _newcomer = enter(&slots, "192.0.2.2").unwrap();
         assert!(older_of_its_own.is_evicted() && !old.is_evicted());
+    }
+
+    #[test]
+    fn the_networks_of_an_ipv6_site_have_four_shares_together() {
+        let slots = slots(100, 2);
+        let mut held = Vec::new();
+        for network in 0..8 {
+            let (slot, standing, evicted) =
+                enter(&slots, &format!("2001:db8:1:{network}::1")).unwrap();
+            assert_eq!(evicted, None);
+            held.push((slot, standing));
+        }
+        // The ninth takes the place of the oldest of the site, whoever else there is.
+        let other = enter(&slots, "2001:db8:2::1").unwrap();
+        let (ninth, standing, evicted) = enter(&slots, "2001:db8:1:99::1").unwrap();
+        let expected = Evicted {
+            limit: Full::Address,
+            address: address("2001:db8:1::"),
+        };
+        assert_eq!(evicted, Some(expected));
+        standing.prove();
+        for (_, standing) in &held {
+            standing.prove();
+        }
+        assert_eq!(
+            enter(&slots, "2001:db8:1:100::1").unwrap_err(),
+            Full::Address
+        );
+        assert!(enter(&slots, "2001:db8:2::1").is_ok());
+        assert!(
+            slots
+                .enter(address("2001:db8:1:100::1"), true, None)
+                .is_ok()
+        );
+        drop((held, other, ninth));
+        assert_empty(&slots);
     }
 
     #[test]

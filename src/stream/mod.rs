@@ -168,6 +168,7 @@ impl From<SocketAddr> for Caller {
 pub fn refusal(full: Full) -> Vec<u8> {
     const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const GOAWAY: u8 = 7;
+    const NO_FLAGS: u8 = 0;
     const NO_STREAM: [u8; 4] = [0; 4];
     const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
     let reason: &[u8] = match full {
@@ -177,11 +178,14 @@ pub fn refusal(full: Full) -> Vec<u8> {
               limits.grpc.connections_per_address_max or to name a shared proxy in grpc_proxies"
         }
     };
-    let length = u8::try_from(NO_STREAM.len() + ENHANCE_YOUR_CALM.len() + reason.len());
-    let head = [0, 0, length.unwrap_or(u8::MAX), GOAWAY, 0, 0, 0, 0, 0];
+    let length = NO_STREAM.len() + ENHANCE_YOUR_CALM.len() + reason.len();
+    let [_, length @ ..] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [
         &EMPTY_SETTINGS[..],
-        &head,
+        &length,
+        &[GOAWAY, NO_FLAGS],
+        // The connection as a whole, and that no stream was looked at.
+        &NO_STREAM,
         &NO_STREAM,
         &ENHANCE_YOUR_CALM,
         reason,

@@ -45,6 +45,9 @@ const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 const NO_ERROR: u32 = 0;
 
+/// More connections than there are places.
+const CROWD: usize = 60;
+
 /// A bridge, and the token of a subscriber where it asks for one.
 async fn bridge(setup: Setup, has_credentials: bool) -> (Bridge, Option<String>) {
     let mut bridge = setup.with("store", "memory").prepare();
@@ -53,14 +56,19 @@ async fn bridge(setup: Setup, has_credentials: bool) -> (Bridge, Option<String>)
     (bridge, token)
 }
 
-/// Connections that begin properly, answer pings and call nothing, until the test ends.
+/// Connections that begin properly and answer pings, until the test ends.
 #[derive(Default)]
 struct Idlers(JoinSet<End>);
 
 impl Idlers {
-    async fn come(&mut self, count: usize, source: Ipv4Addr, address: SocketAddr) {
-        for _ in 0..count {
-            let connection = Http2::begin_from(source, address).await.unwrap();
+    /// Some of them make these calls.
+    async fn come(&mut self, source: Ipv4Addr, address: SocketAddr, calls: &[Vec<u8>]) {
+        for number in 0..CROWD {
+            let mut connection = Http2::begin_from(source, address).await.unwrap();
+            if let Some(call) = calls.get(number % 4) {
+                // It may be closed for the next one already.
+                let _ = connection.send(call).await;
+            }
             self.0.spawn(connection.idle());
         }
     }
@@ -132,7 +140,12 @@ fn refused(reason: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_keep_neither_subscribers_nor_probes_out() {
-    for has_credentials in [false, true] {
+    let wrong = authorized_call(1, SUBSCRIBE, &format!("pb_{}", "x".repeat(43)));
+    for (has_credentials, calls) in [
+        (false, vec![whole_call(1, WATCH), whole_call(1, CHECK)]),
+        // Where there are none, any call is one of somebody who may make it.
+        (true, vec![whole_call(1, WATCH), wrong]),
+    ] {
         for (source, share, evicted) in [
             // The default share; and one that lets an address take all there is.
             (HERE, "12", "evicted_address_full"),
@@ -147,12 +160,12 @@ async fn idle_connections_keep_neither_subscribers_nor_probes_out() {
             let (bridge, token) = bridge(setup, has_credentials).await;
             let token = token.as_deref();
             let mut idlers = Idlers::default();
-            idlers.come(60, source, bridge.addresses.grpc).await;
+            idlers.come(source, bridge.addresses.grpc, &calls).await;
             counted(&bridge, &closed(evicted), 1.0).await;
             let mut subscriber = Subscriber::come(&bridge, token).await;
             probe(&bridge).await;
             // More of them than there are places, after it.
-            idlers.come(60, source, bridge.addresses.grpc).await;
+            idlers.come(source, bridge.addresses.grpc, &calls).await;
             subscriber.sees(&bridge, "evt_1").await;
             probe(&bridge).await;
             let mut late = Subscriber::come(&bridge, token).await;
