@@ -136,8 +136,15 @@ impl Server {
         let (webhook_tls, webhook_watch) =
             open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
-        let webhook = open::secured(webhook, webhook_tls, config);
-        let grpc = grpc.with_tls(grpc_tls);
+        let webhook = open::secured(webhook, webhook_tls, config)
+            .exempting(options::is_in(&config.trusted_proxies))
+            .with_quiet(options::quiet(config));
+        let grpc = grpc
+            .with_tls(grpc_tls)
+            .exempting(options::is_in(&config.grpc_proxies))
+            .evicting()
+            .refusing_with(stream::refusal)
+            .with_quiet(options::quiet(config));
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
@@ -164,12 +171,7 @@ impl Server {
         let webhook = tokio::spawn(receiver.run(webhook, draining.clone()));
         let server = streams.clone();
         let grpc = tokio::spawn(grpc.run(
-            net::Limits {
-                connections_max: config.grpc_limits.connections_max,
-                // Subscribers are the operator's own, and often behind one proxy's address.
-                connections_per_address_max: config.grpc_limits.connections_max,
-                drain_timeout: options::connections_drain_timeout(config.drain_timeout),
-            },
+            options::of_grpc_listener(config),
             Arc::clone(&metrics),
             draining.clone(),
             move |connection: Connection, address| {
@@ -178,6 +180,7 @@ impl Server {
                 let caller = Caller {
                     address,
                     certificate,
+                    standing: connection.standing().clone(),
                 };
                 async move { server.serve(connection, caller).await }
             },

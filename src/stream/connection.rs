@@ -27,6 +27,7 @@ use super::{
     services::Services,
     session::{Session, Step},
     status::Failure,
+    tenure::{OpenCall, Tenure},
     unsent::{Share, Unsent},
 };
 use crate::{
@@ -117,6 +118,8 @@ impl Connections {
             }
         };
         let unsent = Unsent::new(options.unsent_bytes_max);
+        let tenure = self.tenure(&origin);
+        let mut told: Option<(Closure, Instant)> = None;
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
@@ -128,6 +131,7 @@ impl Connections {
                             origin: origin.clone(),
                             unsent: unsent.clone(),
                             shelf: shelf.clone(),
+                            _open: tenure.call(),
                         };
                         self.streams.spawn(stream.serve(request, respond));
                     }
@@ -135,7 +139,7 @@ impl Connections {
                         tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
                         return closure(&error);
                     }
-                    None => return None,
+                    None => return told.map(|(closure, _)| closure),
                 },
                 () = &mut dead => {
                     if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("unanswered") {
@@ -153,12 +157,29 @@ impl Connections {
                     let _ = timeout(FAREWELL_TIMEOUT, farewell).await;
                     return Some(Closure::Flood);
                 }
+                closure = tenure.over(told.map(|(_, at)| at)) => {
+                    if told.is_some() {
+                        return Some(closure);
+                    }
+                    told = Some((closure, Instant::now()));
+                    connection.graceful_shutdown();
+                }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.graceful_shutdown();
                 }
             }
         }
+    }
+
+    /// How long a connection may stay.
+    fn tenure(&self, origin: &Origin) -> Tenure {
+        let shared = self.services.shared();
+        Tenure::new(
+            shared.timeouts(),
+            origin.caller.standing.clone(),
+            shared.credentials.clone(),
+        )
     }
 
     /// How long the messages of a request may take to come. Reflection takes one after the other
@@ -177,6 +198,10 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
+        let tenure = self.tenure(&origin);
+        // Between requests the limit for headers is its limit.
+        let _open = tenure.call();
+        let mut told: Option<(Closure, Instant)> = None;
         let patience = self.options.header_timeout;
         let buffer_bytes = self.options.header_bytes_max as usize;
         let buffer_bytes = buffer_bytes.max(http1::BUFFER_BYTES_MIN);
@@ -201,7 +226,17 @@ impl Connections {
         let mut going_away = false;
         loop {
             tokio::select! {
-                ended = &mut connection => return http1::closure(&ended.err()?),
+                ended = &mut connection => return match (ended, told) {
+                    (Err(error), _) => http1::closure(&error),
+                    (Ok(()), told) => told.map(|(closure, _)| closure),
+                },
+                closure = tenure.over(told.map(|(_, at)| at)) => {
+                    if told.is_some() {
+                        return Some(closure);
+                    }
+                    told = Some((closure, Instant::now()));
+                    connection.as_mut().graceful_shutdown();
+                }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.as_mut().graceful_shutdown();
@@ -281,6 +316,7 @@ struct Stream {
     origin: Origin,
     unsent: Unsent,
     shelf: Shelf,
+    _open: OpenCall,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.

@@ -288,25 +288,62 @@ async fn an_expired_token_says_so_before_and_during_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_for_everybody_but_not_without_end() {
+async fn a_watch_gives_way_to_a_newer_one_and_to_nobody_else() {
     let token = Token::generate().unwrap();
     let options = Options {
-        calls_max: 2,
+        watches_per_address_max: 2,
         ..Options::default()
     };
     let guarded = Guarded::start(options, &[entry("a", &token)]).await;
     let channel = Channel::builder(guarded.bridge.url().parse().unwrap());
     let mut health = HealthClient::new(channel.connect().await.unwrap());
-    let watch = || HealthCheckRequest::default();
-    let one = health.watch(watch()).await.unwrap();
-    let _other = health.watch(watch()).await.unwrap();
-    let status = health.watch(watch()).await.unwrap_err();
+    let watch = HealthCheckRequest::default;
+    let mut oldest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(oldest.message().await.unwrap().is_some());
+    let mut second = health.watch(watch()).await.unwrap().into_inner();
+    assert!(second.message().await.unwrap().is_some());
+    let mut newest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(newest.message().await.unwrap().is_some());
+    let status = oldest.message().await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(reason(&status), "LIMIT_STREAMS");
-    // They take nothing from subscribers.
+    // They take nothing from anybody else.
+    assert!(health.check(watch()).await.is_ok());
     assert!(guarded.subscribe(&token, types(&[])).await.is_ok());
-    drop(one);
-    while health.check(watch()).await.is_err() {
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_streams_without_a_credential_share_what_their_address_has() {
+    let options = Options {
+        streams_per_address_max: 2,
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(
+        options.clone(),
+        bus::Options::default(),
+        memory::Options::default(),
+    )
+    .await;
+    let subscribe = || bridge.subscribe(SubscribeRequest::default());
+    let first = subscribe().await.unwrap();
+    let _second = subscribe().await.unwrap();
+    let status = subscribe().await.err().unwrap();
+    assert_eq!(reason(&status), "LIMIT_STREAMS");
+    assert!(
+        status
+            .message()
+            .contains("`limits.grpc.streams_per_address_max`"),
+        "{status:?}"
+    );
+    drop(first);
+    while subscribe().await.is_err() {
         tokio::task::yield_now().await;
+    }
+
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(options, &[entry("a", &token)]).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(guarded.subscribe(&token, types(&[])).await.unwrap());
     }
 }

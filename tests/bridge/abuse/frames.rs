@@ -2,7 +2,11 @@
 //! frame by frame. Headers are sent as literals that no table has to know (RFC 7541, 6.2.2); those
 //! of answers are not decoded, because what is asked here is only whether there was one.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -119,6 +123,18 @@ pub(super) fn call_block(path: &str) -> Vec<u8> {
     fields.concat()
 }
 
+/// A whole call with an empty message, under a token.
+pub(super) fn authorized_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
+    let token = format!("Bearer {token}");
+    let block = [
+        call_block(path),
+        literal(b"authorization", token.as_bytes()),
+    ];
+    let headers = frame(HEADERS, END_HEADERS, stream, &block.concat());
+    let message = frame(DATA, END_STREAM, stream, &EMPTY_MESSAGE);
+    [headers, message].concat()
+}
+
 /// The headers of a call whose message is still to come.
 pub(super) fn call(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &call_block(path))
@@ -143,6 +159,11 @@ impl Frame {
     /// Whether it ends its stream: with a status, if there was a call.
     pub(super) fn ends(&self) -> bool {
         self.kind == RST_STREAM || self.kind == HEADERS && self.flags & END_STREAM != 0
+    }
+
+    /// Whether it answers a ping.
+    pub(super) fn is_pong(&self) -> bool {
+        self.kind == PING && self.flags & ACK != 0
     }
 
     fn code(&self, at: usize) -> u32 {
@@ -181,6 +202,16 @@ impl Http2 {
         Ok(connection)
     }
 
+    /// The same from another address than attackers have.
+    pub(super) async fn begin_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Self> {
+        let stream = sockets::connect_from(source, address).await?;
+        let (reader, writer) = stream.into_split();
+        let mut connection = Self { reader, writer };
+        let start = [PREFACE, &settings(&[])].concat();
+        connection.writer.write_all(&start).await?;
+        Ok(connection)
+    }
+
     /// Sends bytes, as far as somebody takes them.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.writer.write_all(bytes).await
@@ -198,6 +229,37 @@ impl Http2 {
             if frame.stream == stream && frame.ends() {
                 return Some(frame);
             }
+        }
+    }
+
+    /// Whether a call is answered with a message; not, if it is ended without one. Pings are
+    /// answered meanwhile.
+    pub(super) async fn is_answered(&mut self, stream: u32) -> bool {
+        while let Some(frame) = self.next().await {
+            self.acknowledge(&frame).await;
+            if frame.stream == stream && (frame.kind == DATA || frame.ends()) {
+                return frame.kind == DATA;
+            }
+        }
+        false
+    }
+
+    /// Answers pings, and makes no other sound, until the connection ends.
+    pub(super) async fn idle(mut self) -> End {
+        let mut end = End::Closed;
+        while let Some(frame) = self.next().await {
+            self.acknowledge(&frame).await;
+            if frame.kind == GOAWAY {
+                end = End::GoAway(frame.code(4));
+            }
+        }
+        end
+    }
+
+    /// Answers a frame, if it is a ping.
+    async fn acknowledge(&mut self, frame: &Frame) {
+        if frame.kind == PING && frame.flags & ACK == 0 {
+            let _ = self.send(&self::frame(PING, ACK, 0, &frame.payload)).await;
         }
     }
 

@@ -13,6 +13,7 @@ mod floods;
 mod forgeries;
 mod frames;
 mod healthy;
+mod newcomers;
 mod requests;
 mod sockets;
 mod stalls;
