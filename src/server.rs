@@ -17,6 +17,7 @@ use crate::{
     log::{self, Log, embedded},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
+    permissions,
     receiver::Receiver,
     signature::{self, Keyring},
     stream::{self, Caller, Streams},
@@ -66,6 +67,9 @@ pub enum Error {
     /// The credentials of subscribers cannot be used.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
+    /// Others can change what the bridge trusts.
+    #[error(transparent)]
+    Permissions(#[from] permissions::Error),
     /// Others than this machine could subscribe, and nothing says who may.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \
@@ -122,6 +126,7 @@ impl Server {
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
         let webhook = open::secured(webhook, webhook_tls, config);
         let grpc = grpc.with_tls(grpc_tls);
+        open::check_permissions(config)?;
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
@@ -176,7 +181,8 @@ impl Server {
             Arc::clone(&log),
             keyrings.clone(),
             draining.clone(),
-        );
+        )
+        .with_credentials(credentials.clone());
         let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
         Ok(Self {
             addresses,

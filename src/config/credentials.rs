@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Config, DATA_DIR,
+    Config, DATA_DIR, TokenSource,
     fault::{Error, Origin},
     resolver::{Resolver, Sources},
 };
@@ -63,6 +63,7 @@ impl Config {
         credentials::Options {
             file: Some(file_in(file.as_deref(), &self.data_dir)),
             file_is_named: file.is_some(),
+            record: Some(credentials::Record::new(self.data_dir.clone())),
             jwt: jwt.as_ref().map(|jwt| jwt::Options {
                 keys: jwt.keys.clone(),
                 issuer: jwt.issuer.clone(),
@@ -77,18 +78,31 @@ impl Config {
     }
 }
 
-/// Where the credentials file is or would be: for the commands that write it, and need nothing else
-/// to be right.
+impl Config {
+    /// The files whose content is a secret: who reads one can pass for the bridge.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.apps.iter().filter_map(|app| match &app.token_source {
+            TokenSource::File(path) => Some(path.as_path()),
+            TokenSource::Variable(_) => None,
+        });
+        let webhook_key = self.tls.webhook.as_ref().map(|tls| tls.key_file.as_path());
+        let grpc_key = self.tls.grpc.as_ref().map(|tls| tls.key_file.as_path());
+        tokens.chain(webhook_key).chain(grpc_key)
+    }
+}
+
+/// Where the credentials file is or would be, and the data directory: for the commands that write the
+/// file, and need nothing else to be right.
 ///
 /// # Errors
 /// A configuration file that cannot be read, or paths that cannot be meant.
-pub fn credentials_file(sources: &Sources) -> Result<PathBuf, Error> {
+pub fn credentials_file(sources: &Sources) -> Result<(PathBuf, PathBuf), Error> {
     let mut resolver = Resolver::new(sources);
     let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
     let file = resolver.take_optional_path(FILE_KEY);
     let faults = resolver.faults;
     if faults.is_empty() {
-        Ok(file_in(file.as_deref(), &data_dir))
+        Ok((file_in(file.as_deref(), &data_dir), data_dir))
     } else {
         Err(Error { faults })
     }

@@ -10,11 +10,24 @@ use crate::{
     log::{self, Log, embedded, memory},
     metrics::Metrics,
     net::{Listener, tls},
+    permissions, plain,
     signature::{self, KeySource, Keyring},
 };
 
 /// Where key sets outlive a restart, below the data directory.
 const KEY_CACHE_DIRECTORY: &str = "keys";
+
+/// Refuses a data directory that others can change, and warns of secrets that they can read. Files
+/// that are read are checked where they are opened.
+pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Error> {
+    if config.store == Store::Embedded {
+        permissions::directory(&config.data_dir)?;
+    }
+    for exposed in config.secret_files().filter_map(permissions::exposed) {
+        tracing::warn!("{}", plain::words(exposed));
+    }
+    Ok(())
+}
 
 pub(super) fn log(
     config: &Config,

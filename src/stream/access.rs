@@ -22,10 +22,7 @@ use super::{
     shared::{Refused, Shared},
     status::Failure,
 };
-use crate::{
-    credentials::{Ended, Grant, Place, Presented, Refusal},
-    net::tls::Identity,
-};
+use crate::credentials::{Ended, Grant, Place, Presented, Refusal};
 
 /// Who may make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +182,7 @@ async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure
     let authorization = values.next();
     let presented = Presented {
         authorization: authorization.map(HeaderValue::as_bytes),
-        certificate: identity.map(Identity::as_str),
+        certificate: identity,
         certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
     };
     let authenticated = match values.next() {

@@ -124,9 +124,11 @@ impl Failure {
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
             Self::Credential(refusal) => match refusal {
-                Refusal::Missing | Refusal::Malformed | Refusal::Unknown | Refusal::Jwt(_) => {
-                    "TOKEN_INVALID"
-                }
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_) => "TOKEN_INVALID",
                 Refusal::Expired => "TOKEN_EXPIRED",
                 Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
             },
@@ -160,6 +162,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired => Code::Unauthenticated,
                 Refusal::Unavailable => Code::Unavailable,
@@ -312,6 +315,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired,
             )
