@@ -765,7 +765,7 @@ async fn every_beginning_of_a_file_that_has_its_last_line_changes_nothing() {
         }
     }
     for length in 0..text.len() {
-        fs::write(scene.file.path(), &text[..length]).unwrap();
+        fs::write(scene.file.path(), &text.as_bytes()[..length]).unwrap();
         for grant in &grants {
             assert!(is_running(grant).await, "{length}");
         }
