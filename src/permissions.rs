@@ -10,12 +10,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const ROOT: u32 = 0;
 const PERMISSIONS: u32 = 0o7777;
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
 /// In such a directory nobody can replace what is another's.
 const STICKY: u32 = 0o1000;
+
+/// Who trusts a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The bridge itself: it trusts the files of root and of the user that it runs as.
+    Bridge,
+    /// Whatever reads a file: the same, but root may look after the files of the user that the
+    /// bridge runs as.
+    Reader,
+}
 
 /// Why a file or directory cannot be trusted. The text says which command corrects it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,22 +60,6 @@ pub enum Fault {
     },
 }
 
-/// Why a directory is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Others can change it or something in it.
-    #[error(transparent)]
-    Fault(#[from] Fault),
-    /// It cannot be inspected.
-    #[error("the permissions of {} cannot be read: {source}", path.display())]
-    Read {
-        /// The directory, or what is in it.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
 /// Opens a file that is trusted: as [`File::open`], but a file that others can change is refused.
 /// The open file is checked, so nobody can put another one in its place after that.
 ///
@@ -72,7 +67,8 @@ pub enum Error {
 /// Those of the file system; `PermissionDenied` with a [`Fault`] inside.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
-    check(path, &file)?;
+    check_file(path, &file.metadata()?, By::Reader)
+        .map_err(|fault| io::Error::new(io::ErrorKind::PermissionDenied, fault))?;
     Ok(file)
 }
 
@@ -92,64 +88,59 @@ pub fn exposed(path: &Path) -> Option<String> {
     })
 }
 
-/// Checks a directory of our own and what is in it, down to the files of its directories.
+/// Checks a file that will be trusted. One that is not there, or cannot be inspected, passes: whoever
+/// opens it knows more about that.
 ///
 /// # Errors
-/// The first thing that others can change, or that cannot be inspected. A directory that is not
-/// there is no error: it is made for this user alone.
-pub fn directory(path: &Path) -> Result<(), Error> {
-    tree(path, 1)
+/// Others can change it.
+pub fn file(path: &Path, by: By) -> Result<(), Fault> {
+    match fs::metadata(path) {
+        Ok(metadata) => check_file(path, &metadata, by),
+        Err(_) => Ok(()),
+    }
 }
 
-fn tree(path: &Path, levels: u32) -> Result<(), Error> {
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(unreadable(path, source)),
-    };
-    check_metadata(path, &metadata)?;
-    if !metadata.is_dir() {
+/// Checks a directory of our own and what is in it, down to the files of its directories. What is
+/// not there, or cannot be inspected, passes here too.
+///
+/// # Errors
+/// The first thing that others can change.
+pub fn directory(path: &Path, by: By) -> Result<(), Fault> {
+    tree(path, by, 1)
+}
+
+fn tree(path: &Path, by: By, levels: u32) -> Result<(), Fault> {
+    let Ok(metadata) = fs::metadata(path) else {
         return Ok(());
-    }
-    let entries = fs::read_dir(path).map_err(|source| unreadable(path, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| unreadable(path, source))?;
-        // A file can go while the directory is read: that is no reason to refuse the rest.
-        let Ok(metadata) = fs::metadata(entry.path()) else {
-            continue;
-        };
-        if metadata.is_dir() && levels > 0 {
-            tree(&entry.path(), levels - 1)?;
-        } else if metadata.is_dir() || metadata.is_file() {
-            check_metadata(&entry.path(), &metadata)?;
+    };
+    check_metadata(path, &metadata, by)?;
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() && levels > 0 => tree(&path, by, levels - 1)?,
+            Ok(metadata) if metadata.is_dir() || metadata.is_file() => {
+                check_metadata(&path, &metadata, by)?;
+            }
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(())
 }
 
-fn unreadable(path: &Path, source: io::Error) -> Error {
-    Error::Read {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-fn check(path: &Path, file: &File) -> io::Result<()> {
-    let metadata = file.metadata()?;
+fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
     // Pipes and devices have no content that somebody could have left there.
     if !metadata.is_file() {
         return Ok(());
     }
-    let checked = check_metadata(path, &metadata).and_then(|()| check_parent(path));
-    checked.map_err(|fault| io::Error::new(io::ErrorKind::PermissionDenied, fault))
+    check_metadata(path, metadata, by).and_then(|()| check_parent(path))
 }
 
-fn check_metadata(path: &Path, metadata: &Metadata) -> Result<(), Fault> {
+fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
     let process = rustix::process::geteuid().as_raw();
-    check_mode(path, metadata.mode(), metadata.uid(), process)
+    check_mode(path, metadata.mode(), metadata.uid(), process, by)
 }
 
-fn check_mode(path: &Path, mode: u32, owner: u32, process: u32) -> Result<(), Fault> {
+fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Result<(), Fault> {
     let mode = mode & PERMISSIONS;
     if mode & (GROUP_WRITES | OTHERS_WRITE) != 0 {
         return Err(Fault::Writable {
@@ -158,14 +149,15 @@ fn check_mode(path: &Path, mode: u32, owner: u32, process: u32) -> Result<(), Fa
             change: "go-w",
         });
     }
-    if owner != 0 && owner != process {
-        return Err(Fault::Owned {
-            path: path.to_owned(),
-            owner,
-            process,
-        });
+    let is_looked_after = process == ROOT && by == By::Reader;
+    if owner == ROOT || owner == process || is_looked_after {
+        return Ok(());
     }
-    Ok(())
+    Err(Fault::Owned {
+        path: path.to_owned(),
+        owner,
+        process,
+    })
 }
 
 /// Whoever can write to a directory can put another file in the place of one that is in it. A
@@ -212,9 +204,11 @@ mod tests {
         for mode in [0o600, 0o640, 0o644, 0o755] {
             let (_directory, path) = file(mode);
             assert!(open(&path).is_ok(), "{mode:o}");
+            assert!(super::file(&path, By::Bridge).is_ok(), "{mode:o}");
         }
         for mode in [0o620, 0o602, 0o664, 0o666, 0o777] {
             let (_directory, path) = file(mode);
+            assert!(super::file(&path, By::Bridge).is_err(), "{mode:o}");
             let error = open(&path).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
             let said = error.to_string();
@@ -241,26 +235,30 @@ mod tests {
 
     #[test]
     fn only_root_and_this_user_may_own_what_is_trusted() {
-        let path = Path::new("/x/key");
-        for owner in [0, 1000] {
-            assert_eq!(check_mode(path, 0o100_600, owner, 1000), Ok(()));
+        let check =
+            |owner, process, by| check_mode(Path::new("/x/key"), 0o100_600, owner, process, by);
+        for by in [By::Bridge, By::Reader] {
+            for owner in [0, 1000] {
+                assert_eq!(check(owner, 1000, by), Ok(()));
+            }
+            let fault = check(1001, 1000, by).unwrap_err();
+            assert!(fault.to_string().contains("chown 1000 /x/key"), "{fault}");
         }
-        let fault = check_mode(path, 0o100_600, 1001, 1000).unwrap_err();
-        assert!(fault.to_string().contains("chown 1000 /x/key"), "{fault}");
-        assert!(check_mode(path, 0o100_600, 1000, 0).is_err());
+        assert!(check(1000, 0, By::Bridge).is_err());
+        assert_eq!(check(1000, 0, By::Reader), Ok(()), "root looks after it");
     }
 
     #[test]
     fn a_directory_is_checked_with_its_files_and_those_of_its_directories() {
         let directory = tempfile::tempdir().unwrap();
         let within = |name: &str| directory.path().join(name);
-        assert!(super::directory(&within("missing")).is_ok());
+        assert!(super::directory(&within("missing"), By::Bridge).is_ok());
         fs::create_dir(within("keys")).unwrap();
         for name in ["log", "keys/app"] {
             fs::write(within(name), "").unwrap();
         }
         std::os::unix::fs::symlink("nowhere", within("link")).unwrap();
-        super::directory(directory.path()).unwrap();
+        super::directory(directory.path(), By::Bridge).unwrap();
         for name in ["", "log", "keys", "keys/app"] {
             let path = if name.is_empty() {
                 directory.path().to_owned()
@@ -269,12 +267,12 @@ mod tests {
             };
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             set(&path, mode | 0o002);
-            let error = super::directory(directory.path()).unwrap_err();
+            let error = super::directory(directory.path(), By::Bridge).unwrap_err();
             let command = format!("chmod go-w {}`", path.display());
             assert!(error.to_string().ends_with(&command), "{error}");
             set(&path, mode);
         }
-        super::directory(directory.path()).unwrap();
+        super::directory(directory.path(), By::Bridge).unwrap();
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub enum Error {
     Credentials(#[from] credentials::Error),
     /// Others can change what the bridge trusts.
     #[error(transparent)]
-    Permissions(#[from] permissions::Error),
+    Permissions(#[from] permissions::Fault),
     /// Others than this machine could subscribe, and nothing says who may.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \
@@ -120,13 +120,13 @@ impl Server {
             grpc: grpc.local_addr(),
             admin: admin.local_addr(),
         };
+        open::check_permissions(config)?;
         let metrics = Arc::new(Metrics::new());
         let (webhook_tls, webhook_watch) =
             open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
         let webhook = open::secured(webhook, webhook_tls, config);
         let grpc = grpc.with_tls(grpc_tls);
-        open::check_permissions(config)?;
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;

@@ -89,6 +89,36 @@ impl Config {
         let grpc_key = self.tls.grpc.as_ref().map(|tls| tls.key_file.as_path());
         tokens.chain(webhook_key).chain(grpc_key)
     }
+
+    /// The files whose writers decide who gets events and which are genuine: the secrets, and what
+    /// callers and deliveries are verified with.
+    #[must_use]
+    pub fn trusted_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.secret_files().map(Path::to_owned).collect();
+        files.extend(self.apps.iter().filter_map(|app| match &app.keys {
+            super::KeySource::JwksUrl(_) => None,
+            super::KeySource::JwksFile(path) | super::KeySource::PemFile(path) => {
+                Some(path.clone())
+            }
+        }));
+        files.extend(
+            self.tls
+                .webhook
+                .iter()
+                .map(|tls| tls.certificate_file.clone()),
+        );
+        if let Some(tls) = &self.tls.grpc {
+            files.push(tls.certificate_file.clone());
+            files.extend(tls.client_ca_file.clone());
+        }
+        let jwt = self.credentials.jwt.as_ref();
+        files.extend(jwt.and_then(|jwt| match &jwt.keys {
+            KeySource::JwksFile(path) | KeySource::PemFile(path) => Some(path.clone()),
+            KeySource::Url(_) => None,
+        }));
+        files.extend(self.credentials_options().file);
+        files
+    }
 }
 
 /// Where the credentials file is or would be, and the data directory: for the commands that write the

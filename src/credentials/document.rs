@@ -652,6 +652,16 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_guide_is_good() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        let example = &guide[guide.find("[[credentials]]").unwrap()..];
+        let document = parse(&example[..example.find("```").unwrap()]).unwrap();
+        assert_eq!((document.entries.len(), document.warnings), (1, Vec::new()));
+        assert!(document.is_whole);
+    }
+
+    #[test]
     fn what_a_person_wrote_survives_an_edit() {
         let text = format!(
             "# ours\n\n# the first\n[[credentials]]\nname = 'one' # here\nsha256 = \"{HASH}\"\n\n\

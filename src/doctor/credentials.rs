@@ -5,7 +5,7 @@ use super::Check;
 use crate::{
     config::{Config, Store},
     credentials::{Error, File},
-    permissions,
+    permissions::{self, By},
 };
 
 const CREDENTIALS: &str = "credentials";
@@ -18,7 +18,7 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
 
 fn permissions(config: &Config) -> Check {
     if config.store == Store::Embedded
-        && let Err(error) = permissions::directory(&config.data_dir)
+        && let Err(error) = permissions::directory(&config.data_dir, By::Reader)
     {
         let remedy =
             "run that command as the owner or as root; `serve` refuses to start until then";

@@ -14,7 +14,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::{
     access::{reason_of, token},
-    cli::{stderr, stdout},
+    cli::{program, stderr, stdout},
     support::{Bridge, SOON, Setup, certificates::Authority, item, sender::eventually},
     tls::Secured as _,
 };
@@ -275,6 +275,25 @@ async fn what_others_can_write_keeps_a_bridge_from_starting() {
         );
         assert_eq!(examined.status.code(), Some(1));
         set_mode(&path, before & 0o777);
+    }
+    // A file of another user, whom root, who runs this, can name, and who could change it any time.
+    if rustix::process::geteuid().is_root() {
+        for path in [file(&bridge), home.join("token.txt"), data_dir.clone()] {
+            std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+            let mut command = bridge.command();
+            let refused = tokio::task::spawn_blocking(move || command.output().unwrap());
+            let refused = tokio::time::timeout(SOON, refused).await.unwrap().unwrap();
+            assert_eq!(refused.status.code(), Some(2), "{path:?}");
+            assert!(stderr(&refused).contains("chown 0"), "{path:?}");
+            // Root may look after the files of the user that a bridge runs as.
+            let listed = program(&["token", "list"])
+                .arg("--data-dir")
+                .arg(&data_dir)
+                .output()
+                .unwrap();
+            assert!(listed.status.success(), "{}", stderr(&listed));
+            std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        }
     }
     bridge.restart().await;
     // What can be read by everybody is only pointed out.
