@@ -15,6 +15,8 @@ const PERMISSIONS: u32 = 0o7777;
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
+const FILE_TYPE: u32 = 0o170_000;
+const DIRECTORY: u32 = 0o040_000;
 /// In such a directory nobody can replace what is another's.
 const STICKY: u32 = 0o1000;
 
@@ -65,9 +67,9 @@ pub enum Fault {
 ///
 /// # Errors
 /// Those of the file system; `PermissionDenied` with a [`Fault`] inside.
-pub fn open(path: &Path) -> io::Result<File> {
+pub fn open(path: &Path, by: By) -> io::Result<File> {
     let file = File::open(path)?;
-    check_file(path, &file.metadata()?, By::Reader)
+    check_file(path, &file.metadata()?, by)
         .map_err(|fault| io::Error::new(io::ErrorKind::PermissionDenied, fault))?;
     Ok(file)
 }
@@ -82,6 +84,22 @@ pub fn exposed(path: &Path) -> Option<String> {
     is_exposed.then(|| {
         format!(
             "every user of this machine can read {} (mode {mode:04o}): run `chmod o-r {}`",
+            path.display(),
+            path.display()
+        )
+    })
+}
+
+/// Whether others can make files in a directory of our own, though not change those that are there;
+/// the text says which command corrects it.
+#[must_use]
+pub fn shared(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok()?;
+    let mode = metadata.mode() & PERMISSIONS;
+    let is_shared = metadata.is_dir() && mode & (GROUP_WRITES | OTHERS_WRITE) != 0;
+    is_shared.then(|| {
+        format!(
+            "other users of this machine can make files in {} (mode {mode:04o}): run `chmod go-w {}`",
             path.display(),
             path.display()
         )
@@ -141,8 +159,12 @@ fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault>
 }
 
 fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Result<(), Fault> {
+    let is_directory = mode & FILE_TYPE == DIRECTORY;
     let mode = mode & PERMISSIONS;
-    if mode & (GROUP_WRITES | OTHERS_WRITE) != 0 {
+    // In a sticky directory others can make files of theirs, which are not trusted, and touch no
+    // other's.
+    let is_sticky = is_directory && mode & STICKY != 0;
+    if mode & (GROUP_WRITES | OTHERS_WRITE) != 0 && !is_sticky {
         return Err(Fault::Writable {
             path: path.to_owned(),
             mode,
@@ -203,13 +225,13 @@ mod tests {
     fn a_file_that_others_can_write_is_not_opened_and_the_command_is_named() {
         for mode in [0o600, 0o640, 0o644, 0o755] {
             let (_directory, path) = file(mode);
-            assert!(open(&path).is_ok(), "{mode:o}");
+            assert!(open(&path, By::Reader).is_ok(), "{mode:o}");
             assert!(super::file(&path, By::Bridge).is_ok(), "{mode:o}");
         }
         for mode in [0o620, 0o602, 0o664, 0o666, 0o777] {
             let (_directory, path) = file(mode);
             assert!(super::file(&path, By::Bridge).is_err(), "{mode:o}");
-            let error = open(&path).unwrap_err();
+            let error = open(&path, By::Bridge).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
             let said = error.to_string();
             let command = format!("chmod go-w {}", path.display());
@@ -223,14 +245,14 @@ mod tests {
         let (directory, path) = file(0o600);
         for (mode, is_refused) in [(0o777, true), (0o1777, false), (0o775, false)] {
             set(directory.path(), mode);
-            assert_eq!(open(&path).is_err(), is_refused, "{mode:o}");
+            assert_eq!(open(&path, By::Reader).is_err(), is_refused, "{mode:o}");
         }
     }
 
     #[test]
     fn what_is_no_file_is_not_checked() {
         // Everybody can write to it.
-        assert!(open(Path::new("/dev/null")).is_ok());
+        assert!(open(Path::new("/dev/null"), By::Bridge).is_ok());
     }
 
     #[test]
@@ -273,6 +295,21 @@ mod tests {
             set(&path, mode);
         }
         super::directory(directory.path(), By::Bridge).unwrap();
+        assert_eq!(shared(directory.path()), None);
+    }
+
+    #[test]
+    fn a_sticky_directory_passes_and_is_pointed_out() {
+        let directory = tempfile::tempdir().unwrap();
+        set(directory.path(), 0o1777);
+        super::directory(directory.path(), By::Bridge).unwrap();
+        let said = shared(directory.path()).unwrap();
+        assert!(said.contains("chmod go-w"), "{said}");
+        // The bit means nothing on a file.
+        let path = directory.path().join("key");
+        fs::write(&path, "").unwrap();
+        set(&path, 0o1666);
+        assert!(super::directory(directory.path(), By::Bridge).is_err());
     }
 
     #[test]

@@ -12,9 +12,10 @@ use toml::{
 
 use super::{
     certificate::CertificateName,
-    entry::{self, Entry, Fault, Proof, STREAMS_MAX},
+    entry::{self, Entry, Fault, Proof},
     scope::{Allowed, Scope},
     token::Digest,
+    value::{self, ALL},
 };
 use crate::filter;
 
@@ -44,9 +45,6 @@ pub(super) const HEADER: &str = "\
 /// and would otherwise be TOML at the end of each of its lines.
 const END: &str = "end";
 const END_LINE: &str = "[end]\n";
-/// How a scope says that it has no bounds.
-const ALL: &str = "all";
-
 /// The name of the array of tables.
 const CREDENTIALS: &str = "credentials";
 const KEYS: [&str; 8] = [
@@ -335,16 +333,22 @@ impl Reader<'_> {
         let is_header = before
             .get(line_start..)
             .is_some_and(|text| text.trim() == "[");
-        let is_empty = matches!(value, DeValue::Table(table) if table.is_empty());
-        if is_header && is_empty {
-            return Some(line_start);
+        let (true, DeValue::Table(below)) = (is_header, value) else {
+            self.refuse(
+                place,
+                "`end` is not the line that ends the file",
+                "write `[end]` as the last line, and nothing below it",
+            );
+            return None;
+        };
+        for key in below.keys() {
+            self.refuse(
+                key.span(),
+                &unknown_key(key.get_ref()),
+                "nothing belongs below the line `[end]`, which ends the file",
+            );
         }
-        self.refuse(
-            place,
-            "`end` is not the line that ends the file",
-            "write `[end]` as the last line, and nothing below it",
-        );
-        None
+        Some(line_start)
     }
 
     fn warn(&mut self, offset: usize, message: &str, help: &str) {
@@ -357,15 +361,17 @@ impl Reader<'_> {
 
     fn key(&mut self, draft: &mut Draft, key: &str, place: Range<usize>, value: &DeValue<'_>) {
         let read = match key {
-            "name" => text(value, entry::name_problem).map(|name| draft.name = Some(name)),
-            "sha256" => digest(value).map(|digest| draft.digest = Some(digest)),
-            "certificate" => text(value, entry::identity_problem)
+            "name" => value::text(value, entry::name_problem).map(|name| draft.name = Some(name)),
+            "sha256" => value::digest(value).map(|digest| draft.digest = Some(digest)),
+            "certificate" => value::text(value, entry::identity_problem)
                 .map(|name| draft.certificate = Some(CertificateName::parse(&name))),
-            "types" => allowed(value, filter::type_problem).map(|types| draft.types = Some(types)),
-            "apps" => allowed(value, entry::app_problem).map(|apps| draft.apps = Some(apps)),
-            "streams_max" => count(value).map(|count| draft.streams_max = Some(count)),
-            "created_at" => timestamp(value).map(|at| draft.created_at = Some(at)),
-            "expires_at" => timestamp(value).map(|at| draft.expires_at = Some(at)),
+            "types" => {
+                value::allowed(value, filter::type_problem).map(|types| draft.types = Some(types))
+            }
+            "apps" => value::allowed(value, entry::app_problem).map(|apps| draft.apps = Some(apps)),
+            "streams_max" => value::count(value).map(|count| draft.streams_max = Some(count)),
+            "created_at" => value::timestamp(value).map(|at| draft.created_at = Some(at)),
+            "expires_at" => value::timestamp(value).map(|at| draft.expires_at = Some(at)),
             _ => {
                 let help = format!("the keys are {}", KEYS.join(", "));
                 return self.refuse(place, &unknown_key(key), &help);
@@ -407,87 +413,6 @@ impl Reader<'_> {
             help: help.to_owned(),
         });
     }
-}
-
-/// What is wrong with a value, as a clause that follows its key, and what to do.
-type Problem = (&'static str, &'static str);
-
-fn text(value: &DeValue<'_>, problem: fn(&str) -> Option<&'static str>) -> Result<String, Problem> {
-    let DeValue::String(text) = value else {
-        return Err(("is no text", "write it in quotes"));
-    };
-    match problem(text) {
-        Some(problem) => Err((problem, "write printable text of sensible length")),
-        None => Ok(text.as_ref().to_owned()),
-    }
-}
-
-fn digest(value: &DeValue<'_>) -> Result<Digest, Problem> {
-    let digest = match value {
-        DeValue::String(text) => Digest::parse(text),
-        _ => None,
-    };
-    digest.ok_or((
-        "is not 64 hexadecimal digits",
-        "write the SHA-256 of the token, never the token: printf %s \"$TOKEN\" | sha256sum",
-    ))
-}
-
-fn allowed(
-    value: &DeValue<'_>,
-    problem: fn(&str) -> Option<&'static str>,
-) -> Result<Allowed, Problem> {
-    let help = "write a list of names in quotes, such as [\"user.created\", \"user.session.*\"], \
-                or \"all\"";
-    let items = match value {
-        DeValue::String(text) if text == ALL => return Ok(Allowed::All),
-        DeValue::Array(items) => items,
-        _ => return Err(("is no list", help)),
-    };
-    if items.len() > filter::ENTRIES_MAX {
-        return Err((
-            "has more than 256 entries",
-            "use patterns, or fewer entries",
-        ));
-    }
-    let mut names = Vec::with_capacity(items.len());
-    for item in items.iter() {
-        let DeValue::String(name) = item.get_ref() else {
-            return Err(("has an entry that is no text", help));
-        };
-        if let Some(problem) = problem(name) {
-            return Err(("has an entry that cannot be meant", problem));
-        }
-        names.push(name.as_ref().to_owned());
-    }
-    Ok(Allowed::Only(names))
-}
-
-fn count(value: &DeValue<'_>) -> Result<usize, Problem> {
-    let number = match value {
-        DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
-        _ => None,
-    };
-    number
-        .filter(|count| (1..=STREAMS_MAX).contains(count))
-        .ok_or((
-            "is no whole number from 1 to 10000000",
-            "write how many streams the credential may have open at once, or leave the key out",
-        ))
-}
-
-fn timestamp(value: &DeValue<'_>) -> Result<Timestamp, Problem> {
-    let text = match value {
-        DeValue::Datetime(datetime) => datetime.to_string(),
-        DeValue::String(text) => text.as_ref().to_owned(),
-        _ => String::new(),
-    };
-    text.parse().map_err(|_| {
-        (
-            "is no point in time",
-            "write it with its offset, such as 2027-01-31T12:00:00Z (RFC 3339)",
-        )
-    })
 }
 
 /// A credential as a section.
@@ -712,7 +637,6 @@ mod tests {
             "end = true\n",
             "end = {}\n",
             "end.x = 1\n",
-            "[end]\nname = \"one\"\n",
             "[end.x]\n",
             "[[end]]\n",
         ] {
@@ -722,6 +646,11 @@ mod tests {
                 "{text}: {faults:?}"
             );
         }
+        let said = faults("[end]\nname = \"one\"\n[end.x]\n");
+        assert!(
+            said[0].starts_with("line 2: unknown key `name` (nothing"),
+            "{said:?}"
+        );
         for text in ["[end]", "[ end ]\n", "\n  [end] # whole\n"] {
             assert!(parse(text).unwrap().is_whole, "{text}");
         }

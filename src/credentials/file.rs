@@ -16,7 +16,7 @@ use super::{
     document::{self, Document},
     entry::{Entry, Proof},
 };
-use crate::permissions;
+use crate::permissions::{self, By};
 
 /// A thousand bytes for each of the most credentials there can be. A device or a log named by
 /// mistake is larger.
@@ -57,7 +57,9 @@ impl File {
     /// # Errors
     /// [`Error::Read`] and [`Error::Invalid`].
     pub fn document(&self) -> Result<Option<Document>, Error> {
-        let text = self.text().map_err(|source| self.unreadable(source))?;
+        let text = self
+            .text(By::Reader)
+            .map_err(|source| self.unreadable(source))?;
         text.map(|text| self.parse(&text)).transpose()
     }
 
@@ -108,8 +110,8 @@ impl File {
 
     /// The text of the file; `None` if there is no file. Only a system that says so makes it missing:
     /// one that is out of file descriptors, for example, tells nothing of the file.
-    pub(super) fn text(&self) -> io::Result<Option<String>> {
-        let file = match permissions::open(&self.path) {
+    pub(super) fn text(&self, by: By) -> io::Result<Option<String>> {
+        let file = match permissions::open(&self.path, by) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -35,6 +35,7 @@ mod scope;
 mod set;
 mod settle;
 mod token;
+mod value;
 mod watch;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};

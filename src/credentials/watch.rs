@@ -19,7 +19,7 @@ use super::{
     set::Set,
     settle::{self, INTERVAL, Seen, Settling},
 };
-use crate::plain;
+use crate::{permissions::By, plain};
 
 /// How often a start reads a file that may be half written, until two readings agree.
 const LOOKS_AT_START_MAX: u32 = 50;
@@ -327,7 +327,7 @@ fn warn(file: &Path, warnings: &[Fault]) {
 async fn read(file: &File) -> io::Result<Option<String>> {
     let file = file.clone();
     // Reading does not panic; a runtime that is shutting down ends this task as well.
-    tokio::task::spawn_blocking(move || file.text())
+    tokio::task::spawn_blocking(move || file.text(By::Bridge))
         .await
         .unwrap_or_else(|_| Err(io::Error::other("the runtime is shutting down")))
 }

@@ -24,8 +24,12 @@ fn permissions(config: &Config) -> Check {
             "run that command as the owner or as root; `serve` refuses to start until then";
         return Check::fault(PERMISSIONS, error.to_string(), remedy);
     }
-    let mut found = "only root and this user can change the data directory".to_owned();
-    for exposed in config.secret_files().filter_map(permissions::exposed) {
+    let mut found = "only root and this user can change what is in the data directory".to_owned();
+    let exposed = config.secret_files().filter_map(permissions::exposed);
+    for exposed in permissions::shared(&config.data_dir)
+        .into_iter()
+        .chain(exposed)
+    {
         found.push_str(&format!(" (warning: {exposed})"));
     }
     Check::good(PERMISSIONS, found)

@@ -23,6 +23,9 @@ const KEY_CACHE_DIRECTORY: &str = "keys";
 pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
     if config.store == Store::Embedded {
         permissions::directory(&config.data_dir, By::Bridge)?;
+        if let Some(shared) = permissions::shared(&config.data_dir) {
+            tracing::warn!("{}", plain::words(shared));
+        }
     }
     for file in config.trusted_files() {
         permissions::file(&file, By::Bridge)?;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::redirect;
 
 use super::{Error, FetchFault, KeySet, KeySetFault};
-use crate::permissions;
+use crate::permissions::{self, By};
 
 /// The largest key document that is read: hundreds of times an honest one.
 pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
@@ -226,7 +226,7 @@ pub(super) fn read_file(path: &Path) -> Result<KeyFile, Error> {
     // Stamped first: a change during the read is then seen as one later.
     let stamp = stamp(path).map_err(fault)?;
     let mut document = Vec::new();
-    permissions::open(path)
+    permissions::open(path, By::Reader)
         .and_then(|file| {
             file.take(DOCUMENT_BYTES_MAX as u64 + 1)
                 .read_to_end(&mut document)
