@@ -11,9 +11,11 @@ use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, reply::Response};
 
 use crate::{
+    credentials::Credentials,
     log::Log,
     metrics::Metrics,
     net::{self, http1},
+    plain,
     signature::Keyring,
 };
 
@@ -31,6 +33,7 @@ pub struct Admin {
     log: Arc<dyn Log>,
     keyrings: Arc<[Keyring]>,
     draining: CancellationToken,
+    credentials: Option<Credentials>,
 }
 
 impl Admin {
@@ -48,7 +51,15 @@ impl Admin {
             log,
             keyrings: keyrings.into(),
             draining,
+            credentials: None,
         }
+    }
+
+    /// Reports on these credentials too.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
+        self
     }
 
     /// Serves the port until `shutdown` is cancelled. That should be later than `draining`: while
@@ -71,17 +82,27 @@ impl Admin {
             name: "log",
             app: None,
             fault: self.log.health().err().map(|error| error.to_string()),
+            warning: None,
         }];
         checks.extend(self.keyrings.iter().map(|keyring| Check {
             name: "keys",
             app: Some(keyring.app_id().to_owned()),
             fault: (!keyring.is_usable()).then(|| "no usable key is known yet".to_owned()),
+            warning: None,
+        }));
+        // Deliveries are taken all the same, and have to be: the sender gives up at some time.
+        checks.extend(self.credentials.as_ref().map(|credentials| Check {
+            name: "credentials",
+            app: None,
+            fault: None,
+            warning: credentials.status().fault.map(plain::words),
         }));
         let draining = self.draining.is_cancelled();
         checks.push(Check {
             name: "serving",
             app: None,
             fault: draining.then(|| "the bridge is shutting down".to_owned()),
+            warning: None,
         });
         checks
     }
@@ -105,6 +126,9 @@ struct Check {
     app: Option<String>,
     /// `null` where all is well.
     fault: Option<String>,
+    /// What somebody has to see to, although the bridge is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 fn routes(admin: Admin) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {

@@ -26,6 +26,9 @@ pub mod proto {
 // What of others' text may be read in a log or on a terminal.
 pub mod plain;
 
+// Who can change the files that are trusted.
+pub mod permissions;
+
 // Event, ids, cursor: pure values.
 pub mod event;
 

@@ -17,6 +17,7 @@ use crate::{
     log::{self, Log, embedded},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
+    permissions,
     receiver::Receiver,
     signature::{self, Keyring},
     stream::{self, Caller, Streams},
@@ -82,6 +83,9 @@ pub enum Error {
     /// The credentials of subscribers cannot be used.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
+    /// Others can change what the bridge trusts.
+    #[error(transparent)]
+    Permissions(#[from] permissions::Fault),
     /// Others than this machine could subscribe, and nothing says who may.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \
@@ -132,6 +136,7 @@ impl Server {
             grpc: grpc.local_addr(),
             admin: admin.local_addr(),
         };
+        open::check_permissions(config)?;
         let metrics = Arc::new(Metrics::new());
         let (webhook_tls, webhook_watch) =
             open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
@@ -195,7 +200,8 @@ impl Server {
             Arc::clone(&log),
             keyrings.clone(),
             draining.clone(),
-        );
+        )
+        .with_credentials(credentials.clone());
         let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
         Ok(Self {
             addresses,

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::{config, plain};
+use crate::{
+    config::{self, Config},
+    credentials, plain,
+};
 
 use super::{
-    exit::{self, Failure},
+    exit::{self, Exit, Failure},
     settings,
 };
 
@@ -88,8 +91,27 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Check { file } => {
             let name = plain::escaped(&file.to_string_lossy()).into_owned();
             let config = config::resolve(&settings::sources_of_file(file))?.servable()?;
+            check_credentials(&config)?;
             let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
             exit::print(&format!("{name} is good; apps: {}\n", ids.join(", ")))
         }
     }
+}
+
+/// What `serve` would refuse in the credentials file, and what it would warn of.
+fn check_credentials(config: &Config) -> Result<(), Failure> {
+    let Some(path) = config.credentials_options().file else {
+        return Ok(());
+    };
+    let file = credentials::File::new(path);
+    let document = file.document().map_err(|error| {
+        Failure::new(Exit::Usage, plain::words(error)).help("correct the credentials file")
+    })?;
+    for warning in document.unwrap_or_default().warnings {
+        exit::warn(&plain::words(format!(
+            "{}: {warning}",
+            file.path().display()
+        )));
+    }
+    Ok(())
 }

@@ -158,6 +158,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         server::Error::Listen(_)
         | server::Error::Tls(_)
         | server::Error::Credentials(_)
+        | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)

@@ -842,14 +842,14 @@ fn credentials_are_in_the_data_directory_unless_another_file_is_named() {
     let expected = PathBuf::from(scene.path("d/credentials.toml"));
     assert_eq!(options.file, Some(expected.clone()));
     assert!(!options.file_is_named && !options.anonymous && options.jwt.is_none());
-    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+    assert_eq!(credentials_file(&scene.sources).unwrap().0, expected);
 
     let scene = Scene::new("credentials_file = \"c.toml\"\nallow_anonymous = true");
     let options = scene.resolved().config.credentials_options();
     let expected = PathBuf::from(scene.path("c.toml"));
     assert_eq!(options.file, Some(expected.clone()));
     assert!(options.file_is_named && options.anonymous);
-    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+    assert_eq!(credentials_file(&scene.sources).unwrap().0, expected);
 }
 
 #[test]

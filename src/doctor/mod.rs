@@ -2,9 +2,10 @@
 //! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
 //! as far as the next check can mean something without the last one.
 //!
-//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything over a socket. The words
+//! `disk` looks at the data directory and the log, `credentials` at who may subscribe, `tls` at certificates, `outside` at everything over a socket. The words
 //! are made here; how they are shown is the command's business.
 
+mod credentials;
 mod disk;
 mod outside;
 mod tls;
@@ -107,6 +108,7 @@ pub async fn examine(options: Options) -> Report {
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
         checks.extend(disk.checks);
+        checks.extend(credentials::examine(&config));
         checks.extend(tls::examine(&config.tls));
         let head_at = disk.head_at;
         outside::examine(

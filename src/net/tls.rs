@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 pub use self::{
-    identity::{ClientCertificate, Identity},
+    identity::{ClientCertificate, Identity, NameKind},
     material::{Error, Fault, Leaf, examine},
     reload::Watch,
 };

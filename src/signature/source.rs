@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::redirect;
 
 use super::{Error, FetchFault, KeySet, KeySetFault};
+use crate::permissions::{self, By};
 
 /// The largest key document that is read: hundreds of times an honest one.
 pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
@@ -215,7 +216,8 @@ pub(super) struct KeyFile {
 /// A file's time and length: enough to see an edit, a replaced file, or a swapped mount.
 pub(super) type Stamp = (Option<SystemTime>, u64);
 
-/// Reads a key file, no more of it than a key document may have.
+/// Reads a key file, no more of it than a key document may have. One that others can write is
+/// refused: whoever writes it decides which deliveries are genuine.
 pub(super) fn read_file(path: &Path) -> Result<KeyFile, Error> {
     let fault = |source| FetchFault::File {
         path: path.to_owned(),
@@ -224,7 +226,7 @@ pub(super) fn read_file(path: &Path) -> Result<KeyFile, Error> {
     // Stamped first: a change during the read is then seen as one later.
     let stamp = stamp(path).map_err(fault)?;
     let mut document = Vec::new();
-    std::fs::File::open(path)
+    permissions::open(path, By::Reader)
         .and_then(|file| {
             file.take(DOCUMENT_BYTES_MAX as u64 + 1)
                 .read_to_end(&mut document)

@@ -23,10 +23,7 @@ use super::{
 };
 use crate::{
     credentials::{self, Ended, Grant, Place, Presented, Refusal},
-    net::{
-        slots::{Slot, Standing},
-        tls::Identity,
-    },
+    net::slots::{Slot, Standing},
 };
 
 /// Who may make a call.
@@ -231,7 +228,7 @@ async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure
     let authorization = values.next();
     let presented = Presented {
         authorization: authorization.map(HeaderValue::as_bytes),
-        certificate: identity.map(Identity::as_str),
+        certificate: identity,
         certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
     };
     let authenticated = match values.next() {

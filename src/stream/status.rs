@@ -127,9 +127,11 @@ impl Failure {
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
             Self::Credential(refusal) => match refusal {
-                Refusal::Missing | Refusal::Malformed | Refusal::Unknown | Refusal::Jwt(_) => {
-                    "TOKEN_INVALID"
-                }
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_) => "TOKEN_INVALID",
                 Refusal::Expired => "TOKEN_EXPIRED",
                 Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
             },
@@ -163,6 +165,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired => Code::Unauthenticated,
                 Refusal::Unavailable => Code::Unavailable,
@@ -318,6 +321,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired,
             )

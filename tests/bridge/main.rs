@@ -8,6 +8,7 @@ mod bench;
 mod catch_up;
 mod cli;
 mod configuration;
+mod credentials;
 mod disk;
 mod doctor;
 mod drain;

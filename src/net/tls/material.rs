@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,6 +23,7 @@ use x509_cert::{
 };
 
 use super::{ClientCertificates, Options};
+use crate::permissions::{self, By};
 
 /// More than the bundle of a whole operating system has: a larger file is some other file.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -238,7 +238,7 @@ impl Contents {
 
 fn read(role: Role, path: &Path) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
-    let read = File::open(path)
+    let read = permissions::open(path, By::Reader)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
         .and_then(|_| {
             if bytes.len() as u64 > FILE_BYTES_MAX {

@@ -82,6 +82,17 @@ impl Authority {
         self.client_at(name, ALWAYS[0], &end.strftime("%Y%m%d%H%M%SZ").to_string())
     }
 
+    /// For a client with this common name and this subject alternative name, if any.
+    pub(crate) fn client_called(&self, name: &str, common: &str, other: Option<&str>) -> Issued {
+        let usage = "extendedKeyUsage=clientAuth";
+        let extensions = match other {
+            Some(other) => format!("subjectAltName={other}\n{usage}"),
+            None => usage.to_owned(),
+        };
+        let algorithm = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+        self.issue_to(name, common, &algorithm, &extensions, ALWAYS)
+    }
+
     fn client_at(&self, name: &str, from: &str, to: &str) -> Issued {
         let uri = format!("subjectAltName=URI:spiffe://example.com/{name}");
         let extensions = format!("{uri}\nextendedKeyUsage=clientAuth");
@@ -89,9 +100,14 @@ impl Authority {
         self.issue(name, &algorithm, &extensions, [from, to])
     }
 
-    fn issue(
+    fn issue(&self, name: &str, algorithm: &[&str], extensions: &str, valid: [&str; 2]) -> Issued {
+        self.issue_to(name, name, algorithm, extensions, valid)
+    }
+
+    fn issue_to(
         &self,
         name: &str,
+        common: &str,
         algorithm: &[&str],
         extensions: &str,
         [from, to]: [&str; 2],
@@ -100,7 +116,7 @@ impl Authority {
         let (key, request, certificate) = (file("key"), file("csr"), file("crt"));
         let extension_file = file("ext");
         fs::write(&extension_file, extensions).unwrap();
-        let subject = format!("/CN={name}");
+        let subject = format!("/CN={}", common.replace('/', "\\/"));
         let new = ["req", "-new", "-noenc", "-subj", &subject, "-newkey"];
         openssl(&[&new, algorithm, &["-keyout", &key, "-out", &request]].concat());
         let configuration = self.path("ca.cnf");
