@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Readiness},
     config::Config,
     credentials::{self, Credentials},
     log::{self, Log, embedded},
@@ -171,12 +171,8 @@ impl Server {
             certificates.spawn(watch.run(draining.clone()));
         }
         certificates.close();
-        let admin_service = Admin::new(
-            Arc::clone(&metrics),
-            Arc::clone(&log),
-            keyrings.clone(),
-            draining.clone(),
-        );
+        let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone());
+        let admin_service = Admin::new(Arc::clone(&metrics), readiness);
         let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
         Ok(Self {
             addresses,
@@ -205,6 +201,13 @@ impl Server {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What `/readyz` says.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let log = Arc::clone(&self.log);
+        Readiness::new(log, &self.keyrings, self.draining.clone())
     }
 
     /// The keys of each configured app.

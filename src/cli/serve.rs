@@ -32,7 +32,7 @@ Examples:
     prelude-bridge serve --config /etc/prelude-bridge.toml --log-format json
   Subscribers on other machines:
     prelude-bridge serve --grpc-listen 0.0.0.0:50051
-  For a trial, in memory, on a free port that the `ready` line names:
+  For a trial, in memory, on a free port that the `listening` and `ready` lines name:
     prelude-bridge serve --store memory --webhook-listen 127.0.0.1:0
 
 Every key of the file is explained in prelude-bridge.example.toml. A flag wins over its variable, a
@@ -72,7 +72,17 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if config.store == Store::Memory {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
-    tracing::info!(%webhook, %grpc, %admin, tls = tls_ports(&config), "ready");
+    let tls = tls_ports(&config);
+    let readiness = server.readiness();
+    let missing = readiness.missing();
+    let missing = (!missing.is_empty()).then(|| missing.join("; "));
+    tracing::info!(%webhook, %grpc, %admin, tls, missing, "listening");
+    // Deliveries are answered from here on, if only with the request to come back.
+    let announcing = tokio::spawn(async move {
+        if readiness.reached().await {
+            tracing::info!(%webhook, %grpc, %admin, tls, "ready");
+        }
+    });
     let shutdown = async {
         signals.next().await;
         tracing::info!("draining; a second signal ends the process at once");
@@ -81,10 +91,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             std::process::exit(Exit::Failed as i32);
         });
     };
-    server
-        .run(shutdown)
-        .await
-        .map_err(|error| failure(&error))?;
+    let ended = server.run(shutdown).await;
+    announcing.abort();
+    ended.map_err(|error| failure(&error))?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -236,7 +236,7 @@ async fn started(log_format: &str, directory: &Path) -> Bridge {
         .jwks_url(&format!(
             "http://127.0.0.1:1/{PHONE}/jwks.json?key={BEARER}"
         ));
-    setup.start().await
+    setup.start_listening().await
 }
 
 /// Waits until the log has this in it.
