@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     config::{Config, Store},
-    log::embedded::OpenError,
     logging,
     net::descriptors,
     plain,
@@ -135,18 +134,6 @@ impl Signals {
     }
 }
 
-/// An error without what may have been pasted where a path belongs. The numbers of events that a
-/// damaged log has lost are to be read in full.
-fn told(error: &server::Error) -> String {
-    match error {
-        server::Error::Open(OpenError::Damaged { path, .. }) => {
-            let path = path.display().to_string();
-            error.to_string().replace(&path, &plain::words(&path))
-        }
-        _ => plain::words(error),
-    }
-}
-
 /// What a person can correct is a matter of configuration; the rest is not.
 pub(super) fn failure(error: &server::Error) -> Failure {
     let exit = match error {
@@ -161,7 +148,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    let failure = Failure::new(exit, told(error));
+    let failure = Failure::new(exit, plain::configured(error));
     if !is_exposed {
         return failure;
     }
@@ -174,14 +161,15 @@ pub(super) fn failure(error: &server::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::embedded::OpenError;
 
     #[test]
-    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_path() {
+    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_telephone_number() {
         let damaged = |path: &str| {
-            told(&server::Error::Open(OpenError::Damaged {
-                path: path.into(),
-                reason: "events 1234567 to 2345678 are missing".to_owned(),
-            }))
+            let path = path.into();
+            let reason = "events 1234567 to 2345678 are missing".to_owned();
+            let error = server::Error::Open(OpenError::Damaged { path, reason });
+            format!("{:?}", failure(&error))
         };
         let text = damaged("/srv/events-00001");
         assert!(text.contains("/srv/events-00001") && text.contains("1234567 to 2345678"));

@@ -77,7 +77,7 @@ impl Watcher {
             Some(text) => {
                 let set = Set::after(&Set::default(), file.parse(&text)?, clock);
                 tracing::info!(
-                    file = plain::words(file.path().display()),
+                    file = plain::configured(file.path().display()),
                     credentials = set.len(),
                     "credentials loaded"
                 );
@@ -88,7 +88,7 @@ impl Watcher {
             None => {
                 if is_named {
                     tracing::warn!(
-                        file = plain::words(file.path().display()),
+                        file = plain::configured(file.path().display()),
                         "there is no credentials file yet, so nobody has a token: make one with \
                          `prelude-bridge token create`"
                     );
@@ -142,7 +142,7 @@ impl Watcher {
         }
         if is_missing {
             tracing::warn!(
-                file = plain::words(self.file.path().display()),
+                file = plain::configured(self.file.path().display()),
                 "the credentials file was deleted: all its credentials count as revoked"
             );
         }
@@ -167,7 +167,7 @@ impl Watcher {
             shared.anonymous.end(Ended::Changed);
         }
         tracing::info!(
-            file = plain::words(self.file.path().display()),
+            file = plain::configured(self.file.path().display()),
             credentials = set.len(),
             revoked = ends.revoked,
             changed = ends.changed,
@@ -179,7 +179,7 @@ impl Watcher {
 /// Keeps what holds. It is said once: the same file is not judged again.
 fn refuse(error: &Error, shared: &Shared) {
     tracing::error!(
-        error = plain::words(error),
+        error = plain::configured(error),
         "the changed credentials are not taken over; those before stay in force"
     );
     shared.state.send_modify(|state| {

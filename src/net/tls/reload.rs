@@ -138,7 +138,7 @@ impl Watch {
                     trouble.is_told = true;
                     tracing::error!(
                         listener = self.shared.listener,
-                        error = plain::words(&message),
+                        error = plain::configured(&message),
                         "the TLS files changed and cannot be used; the old ones stay in use"
                     );
                 }
