@@ -178,6 +178,54 @@ fn bash_understands_its_completions() {
     assert!(checked.status.success(), "{}", stderr(&checked));
 }
 
+/// What bash offers after these words, asked as it asks when somebody presses Tab at their end.
+fn offered(words: &[&str]) -> Vec<String> {
+    let script = r#"
+        source "$SCRIPT"
+        COMP_WORDS=("$@")
+        COMP_CWORD=$(($# - 1))
+        completer=$(complete -p prelude-bridge | sed 's/.*-F \([^ ]*\) .*/\1/')
+        "$completer" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("script");
+    fs::write(&path, run(&["completions", "bash"]).stdout).unwrap();
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script, "bash", "prelude-bridge"])
+        .args(words)
+        .env("SCRIPT", &path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    stdout(&output).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_offers_subcommands_flags_and_values_at_every_depth() {
+    for (words, expected) in [
+        (&[""][..], "serve"),
+        (&["co"], "config"),
+        (&["serve", "--"], "--webhook-listen"),
+        (&["tail", "--until"], "--until-caught-up"),
+        (&["config", ""], "check"),
+        (&["config", "show", "--out"], "--output"),
+        (&["config", "show", "--output", ""], "json"),
+        (&["webhook", "a"], "add-event"),
+        (&["webhook", "add-event", "--api-u"], "--api-url"),
+        (&["bench", "fanout", "--"], "--help"),
+        (&["serve", "--store", "memory", "--log-f"], "--log-format"),
+    ] {
+        let offered = offered(words);
+        assert!(
+            offered.iter().any(|word| word == expected),
+            "{words:?}: {expected} is not in {offered:?}"
+        );
+    }
+    assert!(!offered(&["serve", "--"]).contains(&"--server".to_owned()));
+}
+
 #[test]
 fn man_prints_a_page_with_the_examples() {
     let output = run(&["man"]);
