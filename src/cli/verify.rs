@@ -126,6 +126,7 @@ fn no_keys(source: &KeySource, fault: &signature::Error) -> Failure {
         signature::Error::Fetch(
             FetchFault::Timeout { .. }
             | FetchFault::Transport { .. }
+            | FetchFault::Tls { .. }
             | FetchFault::Status { .. }
             | FetchFault::Redirect { .. },
         ) => Failure::new(Exit::Unreachable, fault)

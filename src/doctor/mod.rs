@@ -2,8 +2,8 @@
 //! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
 //! as far as the next check can mean something without the last one.
 //!
-//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything over a socket. The words
-//! are made here; how they are shown is the command's business.
+//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything
+//! over a socket. The words are made here; how they are shown is the command's business.
 
 mod disk;
 mod outside;
@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     client,
     config::{self, AllowedSources, Config, Resolved, Store},
+    plain,
     receiver::source::PRELUDE,
 };
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub public_url: Option<String>,
     /// How the streams are to be reached; the URL comes from the configuration.
     pub client: client::Options,
+    /// Whose certificates are trusted beside those that the system trusts.
+    pub issuers: Vec<reqwest::Certificate>,
 }
 
 /// All checks, in their order.
@@ -72,7 +75,8 @@ impl Check {
             name,
             app: None,
             verdict,
-            found: found.into(),
+            // A URL with a query may be in it.
+            found: plain::configured(found.into()),
             remedies: Vec::new(),
         }
     }
@@ -109,15 +113,15 @@ pub async fn examine(options: Options) -> Report {
         checks.extend(disk.checks);
         checks.extend(tls::examine(&config.tls));
         let head_at = disk.head_at;
-        outside::examine(
-            &config,
-            &options.public_url,
-            options.client,
+        let outside = outside::Outside {
+            config: &config,
+            public_url: options.public_url.as_deref(),
+            client: options.client,
+            issuers: &options.issuers,
             is_running,
             head_at,
-            &mut checks,
-        )
-        .await;
+        };
+        checks.extend(outside.examine().await);
     }
     Report {
         well: checks.iter().all(|check| check.verdict != Verdict::Fault),

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::plain;
+use crate::{net::tls::Trouble, plain};
 
 /// Why a body was not verified, or why a keyring could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -202,7 +202,15 @@ pub enum FetchFault {
         /// The limit.
         timeout: Duration,
     },
-    /// Name, connection, TLS or a broken answer.
+    /// No connection over TLS.
+    #[error("{url} could not be fetched: {trouble}")]
+    Tls {
+        /// What was asked.
+        url: String,
+        /// Why.
+        trouble: Trouble,
+    },
+    /// Name, connection or a broken answer.
     #[error("{url} could not be fetched: {detail}")]
     Transport {
         /// What was asked.

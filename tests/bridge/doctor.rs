@@ -211,6 +211,44 @@ async fn a_key_set_without_a_usable_key_says_why_each_is_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_server_that_is_not_there_says_nothing_of_the_clock() {
+    let scene = scene().await;
+    for url in [
+        "https://prelude.invalid/jwks.json",
+        "http://127.0.0.1:1/jwks.json",
+    ] {
+        let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", url)], &[]).await;
+        visit.finds(&["keys:", url, "DNS"]);
+        let skipped = visit.of("skipped").join("\n");
+        let words = "clock: it could not be compared: no server of a key set answers";
+        assert!(skipped.contains(words), "{skipped}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_issuers_is_read_before_anything_is_looked_at() {
+    let scene = scene().await;
+    for (path, cause) in [
+        (scene.directory.path().join("nowhere"), "cannot be read"),
+        (
+            scene
+                .directory
+                .path()
+                .join("tokens")
+                .join(format!("{APP}.txt")),
+            "no certificate",
+        ),
+    ] {
+        let mut doctor = program(&["doctor", "--ca-file", path.to_str().unwrap()]);
+        let output = output(&mut doctor).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--ca-file") && said.contains(cause), "{said}");
+        assert!(!said.contains(TOKEN), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_off_is_named() {
     let scene = scene().await;
     let keys = scene.simulator.jwks(APP).unwrap().to_string();

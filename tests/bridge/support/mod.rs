@@ -280,6 +280,11 @@ impl Bridge {
         self.restart().await;
     }
 
+    /// Lets it take deliveries that are signed with the keys of this set, from its next start on.
+    pub(crate) fn use_keys(&self, jwks: &str) {
+        fs::write(self.home.path().join("jwks.json"), jwks).unwrap();
+    }
+
     /// Where its log is. Touch it only while the bridge does not run.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
