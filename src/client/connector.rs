@@ -23,6 +23,8 @@ use tokio_rustls::{
 };
 use tower_service::Service;
 
+use crate::net::tls::{self, Trouble};
+
 /// Makes connections to one bridge.
 #[derive(Clone)]
 pub(super) struct Connector {
@@ -65,11 +67,20 @@ impl Service<Uri> for Connector {
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
             let Some((connector, name)) = tls else {
-                return Ok(TokioIo::new(Connection::Plain(stream)));
+                return Ok(TokioIo::new(Connection::Plain(
+                    stream,
+                    Beginning::default(),
+                )));
             };
             refusal.forget();
             let connected = connector.connect(name, stream).await;
-            let stream = connected.inspect_err(|error| refusal.notice(error))?;
+            let stream = connected.map_err(|error| {
+                refusal.notice(&error);
+                match tls::trouble(&error) {
+                    Some(trouble) => io::Error::other(trouble.sentence()),
+                    None => error,
+                }
+            })?;
             let stream = Box::new(stream);
             Ok(TokioIo::new(Connection::Tls(stream, refusal)))
         })
@@ -125,8 +136,34 @@ fn words(alert: AlertDescription) -> Option<String> {
 
 /// A connection to a bridge.
 pub(super) enum Connection {
-    Plain(TcpStream),
+    Plain(TcpStream, Beginning),
     Tls(Box<TlsStream<TcpStream>>, Refusal),
+}
+
+/// The first two bytes that came, as far as they did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beginning {
+    bytes: [u8; 2],
+    length: usize,
+}
+
+impl Beginning {
+    /// A server of TLS answers HTTP/2 with an alert, which HTTP/2 takes for an oversized frame and
+    /// calls by that name.
+    ///
+    /// # Errors
+    /// It is one.
+    fn inspect(&mut self, read: &[u8]) -> io::Result<()> {
+        let was_known = self.length == self.bytes.len();
+        for (byte, read) in self.bytes.iter_mut().skip(self.length).zip(read) {
+            *byte = *read;
+            self.length += 1;
+        }
+        if !was_known && self.length == self.bytes.len() && tls::is_tls(&self.bytes) {
+            return Err(io::Error::other(Trouble::Tls.sentence()));
+        }
+        Ok(())
+    }
 }
 
 impl AsyncRead for Connection {
@@ -136,7 +173,12 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Plain(stream, beginning) => {
+                let filled = buffer.filled().len();
+                ready!(Pin::new(stream).poll_read(context, buffer))?;
+                let read = buffer.filled().get(filled..).unwrap_or_default();
+                Poll::Ready(beginning.inspect(read))
+            }
             Self::Tls(stream, refusal) => {
                 let read = ready!(Pin::new(stream).poll_read(context, buffer));
                 Poll::Ready(read.inspect_err(|error| refusal.notice(error)))
@@ -152,7 +194,7 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Plain(stream, _) => Pin::new(stream).poll_write(context, bytes),
             Self::Tls(stream, _) => Pin::new(stream).poll_write(context, bytes),
         }
     }
@@ -163,28 +205,28 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Plain(stream, _) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Plain(stream, _) => stream.is_write_vectored(),
             Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Plain(stream, _) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream, _) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(context),
         }
     }
@@ -193,6 +235,24 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_in_tls_is_recognised_however_it_arrives() {
+        let told = |reads: &[&[u8]]| {
+            let mut beginning = Beginning::default();
+            let mut results = reads.iter().map(|read| beginning.inspect(read));
+            results.find_map(Result::err).map(|error| error.to_string())
+        };
+        let alert = [0x15, 3, 3, 0, 2, 2, 0x46];
+        let (first, rest) = alert.split_at(1);
+        for reads in [&[&alert[..]][..], &[first, rest], &[&[], first, &[], rest]] {
+            assert!(told(reads).unwrap().contains("write https://"), "{reads:?}");
+        }
+        // Later in a stream the same bytes are a part of an event.
+        for reads in [&[&[0, 0, 6, 4][..], &alert][..], &[&[0], &alert], &[first]] {
+            assert_eq!(told(reads), None, "{reads:?}");
+        }
+    }
 
     #[test]
     fn only_alerts_about_the_certificate_count_and_only_until_the_next_connection() {

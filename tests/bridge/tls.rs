@@ -614,3 +614,70 @@ async fn doctor_trusts_the_server_of_a_key_set_no_more_than_serve_does() {
     let trusting = stdout(&doctor(&[], Some(&ca)).await);
     assert!(trusting.contains("keys of 54e9ujn: 1 usable"), "{trusting}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuers_certificate_on_a_port_is_explained_by_all_who_see_it() {
+    let authority = Authority::new();
+    let setup = Setup::default().secured("grpc", &authority.itself());
+    let bridge = setup.start().await;
+    let ca = authority.certificate();
+    let tail = output(tail(&bridge, &["--ca-file", text(&ca)])).await;
+    assert_eq!(tail.status.code(), Some(3), "{}", stderr(&tail));
+    let mut doctor = bridge.command_of("doctor");
+    doctor.arg("--ca-file").arg(&ca);
+    let doctor = output(doctor).await;
+    assert_eq!(doctor.status.code(), Some(1));
+    let said = [
+        ("tail", stderr(&tail)),
+        ("doctor", stdout(&doctor)),
+        ("serve", bridge.stderr()),
+    ];
+    for (who, said) in said {
+        for part in [
+            "CaUsedAsEndEntity",
+            "for an issuer and not for a server",
+            "-addext basicConstraints=critical,CA:FALSE",
+            "-addext subjectAltName=DNS:NAME",
+        ] {
+            assert!(said.contains(part), "{who}: {part} is not in: {said}");
+        }
+    }
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_that_is_advised_is_one_that_clients_take() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = prelude_bridge::net::tls::SELF_SIGNED.replace("NAME", "localhost");
+    let mut openssl = Command::new("sh");
+    openssl.args(["-c", &line]).current_dir(&directory);
+    let made = output(openssl).await;
+    assert!(made.status.success(), "{}", stderr(&made));
+    let issued = Issued {
+        certificate: directory.path().join("tls.crt"),
+        key: directory.path().join("tls.key"),
+    };
+    let bridge = Setup::default().secured("grpc", &issued).start().await;
+    append(&bridge, "evt_1").await;
+    let server = format!("https://localhost:{}", bridge.addresses.grpc.port());
+    let mut tail = program(&["tail", "--server", &server, "--last", "1", "--count", "1"]);
+    tail.arg("--ca-file").arg(&issued.certificate);
+    let read = output(tail).await;
+    assert_eq!(read.status.code(), Some(0), "{}", stderr(&read));
+    assert!(stdout(&read).contains("evt_1"));
+    assert!(!bridge.stderr().contains("CaUsedAsEndEntity"));
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_with_the_wrong_scheme_is_recognised_at_a_port_without_tls() {
+    let bridge = Bridge::start().await;
+    let server = format!("https://{}", bridge.addresses.grpc);
+    let tail = output(program(&["tail", "--server", &server, "--count", "1"])).await;
+    let said = stderr(&tail);
+    assert_eq!(tail.status.code(), Some(3), "{said}");
+    for word in ["does not speak TLS", "write http://"] {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+    bridge.finish().await;
+}
