@@ -1,11 +1,12 @@
 //! Owns the wiring: which parts there are, in which order they start, and in which order they
 //! stop. What the parts do is theirs.
 
+mod check;
 mod open;
 mod options;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -21,6 +22,8 @@ use crate::{
     signature::{self, Keyring},
     stream::{self, Caller, Streams},
 };
+
+pub use self::check::{Findings, check};
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
 /// itself; this is only how soon the process ends so that a supervisor can start it anew.
@@ -74,6 +77,16 @@ pub enum Error {
     Exposed {
         /// Where it would listen.
         address: SocketAddr,
+    },
+    /// A certificate whose time has not come or is over. A bridge starts with it, and warns.
+    #[error("TLS of the {listener} port: {complaint}: {}", path.display())]
+    Certificate {
+        /// Which port.
+        listener: &'static str,
+        /// What is wrong with its dates.
+        complaint: String,
+        /// Its file.
+        path: PathBuf,
     },
     /// A port cannot do TLS.
     #[error(transparent)]

@@ -59,6 +59,20 @@ impl Failure {
         self
     }
 
+    /// The same with another exit code.
+    #[must_use]
+    pub fn of(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// Adds another failure, which is written below this one. The exit code stays.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.faults.extend(other.faults);
+        self
+    }
+
     /// Writes the failure to stderr. A stderr that is gone changes nothing.
     pub fn report(&self) {
         let _ = self.write(&mut anstream::stderr().lock());

@@ -139,6 +139,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
     let exit = match error {
         server::Error::Listen(_)
         | server::Error::Tls(_)
+        | server::Error::Certificate { .. }
         | server::Error::Credentials(_)
         | server::Error::Exposed { .. }
         | server::Error::Keys { .. } => Exit::Usage,
