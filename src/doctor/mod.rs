@@ -2,14 +2,18 @@
 //! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
 //! as far as the next check can mean something without the last one.
 //!
-//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything
-//! over a socket. The words are made here; how they are shown is the command's business.
+//! `disk` looks at the data directory and the log, `tls` at certificates, `readiness` at what a
+//! bridge that runs says of itself, `outside` at everything else over a socket. The words are made
+//! here; how they are shown is the command's business.
 
 mod disk;
 mod outside;
+mod readiness;
 mod tls;
 
 use serde::Serialize;
+
+pub use self::readiness::{Readiness, readiness};
 
 use crate::{
     client,
@@ -122,6 +126,7 @@ pub async fn examine(options: Options) -> Report {
             head_at,
         };
         checks.extend(outside.examine().await);
+        checks.push(readiness::check(config.admin_listen, is_running).await);
     }
     Report {
         well: checks.iter().all(|check| check.verdict != Verdict::Fault),

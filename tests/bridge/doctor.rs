@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{program, run, stdout},
-    setup::{APP, Bridge, Scene, TOKEN, free_port, output},
+    setup::{APP, Bridge, SOON, Scene, TOKEN, free_port, output},
 };
 
 /// What `doctor` says of a scene, with these changes to its environment and flags.
@@ -246,6 +246,39 @@ async fn a_file_of_issuers_is_read_before_anything_is_looked_at() {
         assert!(said.contains("--ca-file") && said.contains(cause), "{said}");
         assert!(!said.contains(TOKEN), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_runs_and_is_not_ready_is_named() {
+    let scene = scene().await;
+    scene.simulator.set_jwks_up(APP, false).unwrap();
+    let bridge = scene.bridge_until("listening", &[]);
+    let environment = [("PRELUDE_BRIDGE_ADMIN_LISTEN", bridge.admin.as_str())];
+    let visit = Visit::to(&scene, &environment, &[]).await;
+    let faults = visit.of("fault");
+    let words = "readiness: the bridge that runs is not ready, so it answers deliveries with 503";
+    assert!(
+        faults.iter().any(|fault| fault.contains(words)),
+        "{faults:?}"
+    );
+    assert!(
+        faults.iter().any(|fault| fault.starts_with("keys:")),
+        "{faults:?}"
+    );
+    scene.simulator.set_jwks_up(APP, true).unwrap();
+    until(async || {
+        Visit::to(&scene, &environment, &[])
+            .await
+            .of("fault")
+            .is_empty()
+    })
+    .await;
+}
+
+/// Waits until something holds that another process brings about.
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async { while !holds().await {} };
+    tokio::time::timeout(SOON, waiting).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
