@@ -670,14 +670,44 @@ async fn the_certificate_that_is_advised_is_one_that_clients_take() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_with_the_wrong_scheme_is_recognised_at_a_port_without_tls() {
-    let bridge = Bridge::start().await;
-    let server = format!("https://{}", bridge.addresses.grpc);
-    let tail = output(program(&["tail", "--server", &server, "--count", "1"])).await;
-    let said = stderr(&tail);
-    assert_eq!(tail.status.code(), Some(3), "{said}");
-    for word in ["does not speak TLS", "write http://"] {
-        assert!(said.contains(word), "{word} is not in: {said}");
+async fn a_url_with_the_wrong_scheme_is_recognised_at_both_kinds_of_port() {
+    let authority = Authority::new();
+    let setup = Setup::default().secured("grpc", &authority.server("server"));
+    let (secured, plain) = (setup.start().await, Bridge::start().await);
+    for (scheme, bridge, flags, code, words) in [
+        (
+            "http",
+            &secured,
+            &["--count", "1"],
+            2,
+            ["speaks TLS", "write https://"],
+        ),
+        (
+            "http",
+            &secured,
+            &["--last", "1"],
+            2,
+            ["speaks TLS", "write https://"],
+        ),
+        (
+            "https",
+            &plain,
+            &["--count", "1"],
+            3,
+            ["does not speak TLS", "write http://"],
+        ),
+    ] {
+        let server = format!("{scheme}://{}", bridge.addresses.grpc);
+        let mut tail = program(&["tail", "--server", &server]);
+        tail.args(flags);
+        let tail = output(tail).await;
+        let said = stderr(&tail);
+        assert_eq!(tail.status.code(), Some(code), "{scheme}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{scheme}: {word} is not in: {said}");
+        }
+        assert!(!said.contains("invalid size"), "{said}");
     }
-    bridge.finish().await;
+    secured.finish().await;
+    plain.finish().await;
 }
