@@ -138,6 +138,10 @@ fn of_certificate(fault: &CertificateError) -> Trouble {
         CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
             Trouble::IssuerAsServer
         }
+        // An issuer with the same name is trusted, and has another key.
+        CertificateError::BadSignature => Trouble::Certificate(
+            "an issuer of that name is trusted here, but it did not sign it (BadSignature)".into(),
+        ),
         other => Trouble::Certificate(other.to_string()),
     }
 }
