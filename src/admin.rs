@@ -1,8 +1,8 @@
 //! Owns the admin port: whether the process is up (`/healthz`), whether it can take and serve
 //! events (`/readyz`), and what it counts (`/metrics`). It reads the state of others and changes
-//! nothing.
+//! nothing. [`Readiness`] is the one place that says what "ready" means.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
@@ -24,30 +24,24 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The service behind the admin port.
+/// How often [`Readiness::reached`] looks again. Nothing tells of a log that takes events again.
+const READINESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Whether a bridge can take and serve events: the log can be written to, every app has a key, and
+/// the bridge is not shutting down.
 #[derive(Clone)]
-pub struct Admin {
-    /// The port's own limits. By default those of every port.
-    pub limits: net::Limits,
-    metrics: Arc<Metrics>,
+pub struct Readiness {
     log: Arc<dyn Log>,
     keyrings: Arc<[Keyring]>,
     draining: CancellationToken,
     credentials: Option<Credentials>,
 }
 
-impl Admin {
-    /// Reports on the log, the keys of each app, and whether `draining` is cancelled.
+impl Readiness {
+    /// Of a bridge with this log and the keys of these apps, until `draining` is cancelled.
     #[must_use]
-    pub fn new(
-        metrics: Arc<Metrics>,
-        log: Arc<dyn Log>,
-        keyrings: Vec<Keyring>,
-        draining: CancellationToken,
-    ) -> Self {
+    pub fn new(log: Arc<dyn Log>, keyrings: &[Keyring], draining: CancellationToken) -> Self {
         Self {
-            limits: net::Limits::default(),
-            metrics,
             log,
             keyrings: keyrings.into(),
             draining,
@@ -62,18 +56,30 @@ impl Admin {
         self
     }
 
-    /// Serves the port until `shutdown` is cancelled. That should be later than `draining`: while
-    /// the bridge drains, somebody may want to know.
-    pub async fn run(self, listener: net::Listener, shutdown: CancellationToken) -> net::Drained {
-        let (limits, metrics) = (self.limits, Arc::clone(&self.metrics));
-        let service = warp::service(routes(self));
-        let stopping = shutdown.clone();
-        listener
-            .run(limits, metrics, shutdown, move |stream, peer| {
-                let connection = http1::Limits::default();
-                http1::serve(stream, peer, connection, service.clone(), stopping.clone())
+    /// Each thing that must hold and does not, as a phrase; empty when the bridge is ready.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let checks = self.checks().into_iter();
+        let faults = checks.filter_map(|check| {
+            let fault = check.fault?;
+            Some(match check.app {
+                Some(app) => format!("{} of {app}: {fault}", check.name),
+                None => format!("{}: {fault}", check.name),
             })
-            .await
+        });
+        faults.collect()
+    }
+
+    /// Waits until nothing is missing. `false` if the bridge shuts down first.
+    pub async fn reached(&self) -> bool {
+        let mut interval = tokio::time::interval(READINESS_INTERVAL);
+        while !self.missing().is_empty() {
+            tokio::select! {
+                () = self.draining.cancelled() => return false,
+                _ = interval.tick() => {}
+            }
+        }
+        true
     }
 
     /// Each thing that must hold, and why it does not.
@@ -108,12 +114,56 @@ impl Admin {
     }
 }
 
+impl fmt::Debug for Readiness {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Readiness")
+            .field("keyrings", &self.keyrings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The service behind the admin port.
+#[derive(Clone)]
+pub struct Admin {
+    /// The port's own limits. By default those of every port.
+    pub limits: net::Limits,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+}
+
+impl Admin {
+    /// Reports what is counted and what is missing.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
+        Self {
+            limits: net::Limits::default(),
+            metrics,
+            readiness,
+        }
+    }
+
+    /// Serves the port until `shutdown` is cancelled. That should be later than `draining`: while
+    /// the bridge drains, somebody may want to know.
+    pub async fn run(self, listener: net::Listener, shutdown: CancellationToken) -> net::Drained {
+        let (limits, metrics) = (self.limits, Arc::clone(&self.metrics));
+        let service = warp::service(routes(self));
+        let stopping = shutdown.clone();
+        listener
+            .run(limits, metrics, shutdown, move |stream, peer| {
+                let connection = http1::Limits::default();
+                http1::serve(stream, peer, connection, service.clone(), stopping.clone())
+            })
+            .await
+    }
+}
+
 impl fmt::Debug for Admin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Admin")
             .field("limits", &self.limits)
-            .field("keyrings", &self.keyrings)
+            .field("readiness", &self.readiness)
             .finish_non_exhaustive()
     }
 }
@@ -167,7 +217,7 @@ fn answer(admin: &Admin, page: &str, method: &Method, accept: &str) -> Response 
     match page {
         "healthz" => json_response(StatusCode::OK, &json!({ "status": "up" })),
         "readyz" => {
-            let checks = admin.checks();
+            let checks = admin.readiness.checks();
             let ready = checks.iter().all(|check| check.fault.is_none());
             let status = if ready {
                 StatusCode::OK

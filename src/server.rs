@@ -1,17 +1,18 @@
 //! Owns the wiring: which parts there are, in which order they start, and in which order they
 //! stop. What the parts do is theirs.
 
+mod check;
 mod open;
 mod options;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Readiness},
     config::{self, Config},
     credentials::{self, Credentials},
     log::{self, Log, embedded},
@@ -22,6 +23,8 @@ use crate::{
     signature::{self, Keyring},
     stream::{self, Caller, Streams},
 };
+
+pub use self::check::{Findings, check};
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
 /// itself; this is only how soon the process ends so that a supervisor can start it anew.
@@ -94,6 +97,16 @@ pub enum Error {
     Exposed {
         /// Where it would listen.
         address: SocketAddr,
+    },
+    /// A certificate whose time has not come or is over. A bridge starts with it, and warns.
+    #[error("TLS of the {listener} port: {complaint}: {}", path.display())]
+    Certificate {
+        /// Which port.
+        listener: &'static str,
+        /// What is wrong with its dates.
+        complaint: String,
+        /// Its file.
+        path: PathBuf,
     },
     /// A port cannot do TLS.
     #[error(transparent)]
@@ -195,13 +208,9 @@ impl Server {
             certificates.spawn(watch.run(draining.clone()));
         }
         certificates.close();
-        let admin_service = Admin::new(
-            Arc::clone(&metrics),
-            Arc::clone(&log),
-            keyrings.clone(),
-            draining.clone(),
-        )
-        .with_credentials(credentials.clone());
+        let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
+            .with_credentials(credentials.clone());
+        let admin_service = Admin::new(Arc::clone(&metrics), readiness);
         let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
         Ok(Self {
             addresses,
@@ -230,6 +239,14 @@ impl Server {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What `/readyz` says.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let log = Arc::clone(&self.log);
+        Readiness::new(log, &self.keyrings, self.draining.clone())
+            .with_credentials(self.credentials.clone())
     }
 
     /// The keys of each configured app.

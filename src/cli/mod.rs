@@ -161,7 +161,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => block_on(bench::run(args))?,
         Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Token(args) => token::run(args)?,
-        Command::Config(args) => config::run(args)?,
+        Command::Config(args) => block_on(config::run(args))?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,
     }

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     config::{Config, Store},
-    log::embedded::OpenError,
     logging,
     net::descriptors,
     plain,
@@ -32,7 +31,7 @@ Examples:
     prelude-bridge serve --config /etc/prelude-bridge.toml --log-format json
   Subscribers on other machines:
     prelude-bridge serve --grpc-listen 0.0.0.0:50051
-  For a trial, in memory, on a free port that the `ready` line names:
+  For a trial, in memory, on a free port that the `listening` and `ready` lines name:
     prelude-bridge serve --store memory --webhook-listen 127.0.0.1:0
 
 Every key of the file is explained in prelude-bridge.example.toml. A flag wins over its variable, a
@@ -72,7 +71,17 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if config.store == Store::Memory {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
-    tracing::info!(%webhook, %grpc, %admin, tls = tls_ports(&config), "ready");
+    let tls = tls_ports(&config);
+    let readiness = server.readiness();
+    let missing = readiness.missing();
+    let missing = (!missing.is_empty()).then(|| missing.join("; "));
+    tracing::info!(%webhook, %grpc, %admin, tls, missing, "listening");
+    // Deliveries are answered from here on, if only with the request to come back.
+    let announcing = tokio::spawn(async move {
+        if readiness.reached().await {
+            tracing::info!(%webhook, %grpc, %admin, tls, "ready");
+        }
+    });
     let reload = server.reload();
     let shutdown = async move {
         signals.end(&reload).await;
@@ -82,10 +91,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             std::process::exit(Exit::Failed as i32);
         });
     };
-    server
-        .run(shutdown)
-        .await
-        .map_err(|error| failure(&error))?;
+    let ended = server.run(shutdown).await;
+    announcing.abort();
+    ended.map_err(|error| failure(&error))?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -140,23 +148,12 @@ impl Signals {
     }
 }
 
-/// An error without what may have been pasted where a path belongs. The numbers of events that a
-/// damaged log has lost are to be read in full.
-fn told(error: &server::Error) -> String {
-    match error {
-        server::Error::Open(OpenError::Damaged { path, .. }) => {
-            let path = path.display().to_string();
-            error.to_string().replace(&path, &plain::words(&path))
-        }
-        _ => plain::words(error),
-    }
-}
-
 /// What a person can correct is a matter of configuration; the rest is not.
 pub(super) fn failure(error: &server::Error) -> Failure {
     let exit = match error {
         server::Error::Listen(_)
         | server::Error::Tls(_)
+        | server::Error::Certificate { .. }
         | server::Error::Credentials(_)
         | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
@@ -167,7 +164,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    let failure = Failure::new(exit, told(error));
+    let failure = Failure::new(exit, plain::configured(error));
     if !is_exposed {
         return failure;
     }
@@ -180,14 +177,15 @@ pub(super) fn failure(error: &server::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::embedded::OpenError;
 
     #[test]
-    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_path() {
+    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_telephone_number() {
         let damaged = |path: &str| {
-            told(&server::Error::Open(OpenError::Damaged {
-                path: path.into(),
-                reason: "events 1234567 to 2345678 are missing".to_owned(),
-            }))
+            let path = path.into();
+            let reason = "events 1234567 to 2345678 are missing".to_owned();
+            let error = server::Error::Open(OpenError::Damaged { path, reason });
+            format!("{:?}", failure(&error))
         };
         let text = damaged("/srv/events-00001");
         assert!(text.contains("/srv/events-00001") && text.contains("1234567 to 2345678"));

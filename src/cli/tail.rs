@@ -363,6 +363,11 @@ fn failure(error: client::Error) -> Failure {
         client::Error::Url(_) => Failure::new(Exit::Usage, error),
         client::Error::Credential(_) => Failure::new(Exit::Usage, error)
             .help("see --token-file, --token-over-plain-text, --ca-file and --client-certificate-file"),
+        // The error says what to do; only the bridge's operator can.
+        client::Error::Unreachable(cause) if cause.contains("CaUsedAsEndEntity") => {
+            Failure::new(Exit::Unreachable, error)
+                .help("let the operator of the bridge replace its certificate")
+        }
         client::Error::Unreachable(cause) if cause.contains("certificate") => {
             Failure::new(Exit::Unreachable, error).help(
                 "check the name in --server, and give the issuers of the bridge's certificate \

@@ -94,6 +94,12 @@ impl Options {
         self
     }
 
+    /// Without what means nothing over plain text.
+    pub(crate) fn without_certificates(mut self) -> Self {
+        self.trust = Trust::default();
+        self
+    }
+
     /// Shows this certificate, with those of its intermediate issuers after it, for which the
     /// client has the key; both as PEM (mTLS).
     #[must_use]

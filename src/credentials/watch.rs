@@ -90,7 +90,7 @@ impl Watcher {
                 warn(file.path(), &document.warnings);
                 let set = Set::after(&Set::default(), document.entries, clock);
                 tracing::info!(
-                    file = plain::words(file.path().display()),
+                    file = plain::configured(file.path().display()),
                     credentials = set.len(),
                     "credentials loaded"
                 );
@@ -100,12 +100,12 @@ impl Watcher {
             }
             None if was_there && !options.anonymous => {
                 let missing = missing(&file);
-                tracing::error!("{}", plain::words(&missing));
+                tracing::error!("{}", plain::configured(&missing));
                 state.fault = Some(missing);
             }
             None if options.file_is_named => {
                 tracing::warn!(
-                    file = plain::words(file.path().display()),
+                    file = plain::configured(file.path().display()),
                     "there is no credentials file yet, so nobody has a token: make one with \
                      `prelude-bridge token create`"
                 );
@@ -185,7 +185,7 @@ impl Watcher {
         let missing = missing(&self.file);
         tracing::error!(
             "{}; all its credentials count as revoked",
-            plain::words(&missing)
+            plain::configured(&missing)
         );
         let fault = (!shared.anonymous_is_let).then_some(missing);
         self.replace(Set::default(), fault, shared);
@@ -210,7 +210,7 @@ impl Watcher {
             shared.anonymous.end(Ended::Changed);
         }
         tracing::info!(
-            file = plain::words(self.file.path().display()),
+            file = plain::configured(self.file.path().display()),
             credentials = set.len(),
             revoked = ends.revoked,
             changed = ends.changed,
@@ -222,12 +222,12 @@ impl Watcher {
     fn refuse(&self, error: &Error, shared: &Shared) {
         if self.is_in_force {
             tracing::error!(
-                error = plain::words(error),
+                error = plain::configured(error),
                 "the changed credentials are not taken over; those before stay in force"
             );
         } else {
             tracing::error!(
-                error = plain::words(error),
+                error = plain::configured(error),
                 "the credentials are not taken over, and none were in force before"
             );
         }
@@ -289,8 +289,8 @@ impl Recording {
         self.due = Some(again);
         if !std::mem::replace(&mut self.is_failure_logged, true) {
             tracing::error!(
-                file = plain::words(path.display()),
-                error = plain::words(error),
+                file = plain::configured(path.display()),
+                error = plain::configured(error),
                 "it cannot be recorded that subscribers need a credential: until it is, a restart \
                  without the credentials file lets everybody in"
             );
@@ -311,9 +311,9 @@ pub(super) fn missing(file: &File) -> String {
 fn warn(file: &Path, warnings: &[Fault]) {
     for warning in warnings.iter().take(WARNINGS_LOGGED_MAX) {
         tracing::warn!(
-            file = plain::words(file.display()),
+            file = plain::configured(file.display()),
             "{}",
-            plain::words(warning)
+            plain::configured(warning)
         );
     }
     if let Some(more @ 1..) = warnings.len().checked_sub(WARNINGS_LOGGED_MAX) {

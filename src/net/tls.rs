@@ -7,7 +7,9 @@
 //! | `material` | certificates and keys: reading, judging, and what is wrong with them |
 //! | `reload` | when the files are read again, and what is said about it |
 //! | `identity` | the name in a client's certificate, and its end |
+//! | `explain` | why a connection to a server failed, in words |
 
+mod explain;
 mod identity;
 mod material;
 mod reload;
@@ -28,6 +30,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 pub use self::{
+    explain::{SELF_SIGNED, Trouble, is_tls, trouble},
     identity::{ClientCertificate, Identity, NameKind},
     material::{Error, Fault, Leaf, examine},
     reload::Watch,

@@ -88,7 +88,7 @@ pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
     config.apps.iter().map(open).collect()
 }
 
-fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
+pub(super) fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
     let source = match &app.keys {
         config::KeySource::JwksUrl(url) => KeySource::url(url),
         config::KeySource::JwksFile(path) => Ok(KeySource::JwksFile(path.clone())),

@@ -468,7 +468,7 @@ async fn a_body_that_does_not_come_is_refused_in_time() {
 async fn a_delivery_before_any_key_is_known_may_come_again() {
     // Nobody listens there.
     let setup = Setup::default().jwks_url("http://127.0.0.1:9/jwks.json");
-    let bridge = setup.start().await;
+    let bridge = setup.start_listening().await;
     let answer = bridge.post(some_batch().as_bytes()).await;
     assert_refused(&answer, 503, "keys_unavailable");
     assert_eq!(bridge.head().await, 0);

@@ -154,7 +154,7 @@ async fn the_last_good_keys_survive_an_outage_of_the_key_server_and_a_restart_in
 async fn without_any_keys_it_asks_to_come_back_until_the_key_server_answers() {
     let simulator = simulator().await;
     simulator.set_jwks_up(APP, false).unwrap();
-    let bridge = setup(&simulator).start().await;
+    let bridge = setup(&simulator).start_listening().await;
     assert_eq!(deliver(&simulator, &bridge).await, (503, true));
     let sender = Sender::to(bridge.addresses.webhook);
     let refused = sender.send(&small("evt_1")).await;

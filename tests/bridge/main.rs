@@ -23,6 +23,7 @@ mod proxies;
 mod refusals;
 mod settings_privacy;
 mod setup;
+mod setup_page;
 mod signatures;
 mod simulator;
 mod support;

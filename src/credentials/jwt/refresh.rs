@@ -201,7 +201,7 @@ impl Refresher {
             };
         let keys = news.map(|(document, keys)| {
             tracing::info!(
-                source = plain::words(&self.source),
+                source = plain::configured(&self.source),
                 keys = keys.len(),
                 "keys of JWTs loaded"
             );
@@ -220,12 +220,32 @@ impl Refresher {
     fn fail(&mut self, error: &Error) {
         let now = Instant::now();
         let is_expired = now >= self.expires;
-        tracing::warn!(
-            source = plain::words(&self.source),
-            error = plain::words(error),
-            keys = self.state.borrow().keys.len(),
-            "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
-        );
+        let keys = self.state.borrow().keys.len();
+        let (source, error) = (plain::configured(&self.source), error.shown());
+        if keys == 0 {
+            tracing::warn!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be read, and none are known: callers with a JWT are \
+                 asked to try again later"
+            );
+        } else if is_expired {
+            tracing::error!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be refreshed; those in use are too old and no longer \
+                 trusted"
+            );
+        } else {
+            tracing::warn!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
+            );
+        }
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(self.options.retry_interval_max);
         if is_expired {
@@ -233,8 +253,7 @@ impl Refresher {
         }
         self.state.send_modify(|state| {
             state.attempts += 1;
-            if is_expired && !state.keys.is_empty() {
-                tracing::error!("the keys of JWTs are too old and no longer trusted");
+            if is_expired {
                 state.keys = Arc::default();
             }
         });

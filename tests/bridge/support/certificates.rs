@@ -66,6 +66,21 @@ impl Authority {
         self.issue(name, &["rsa:2048"], &extensions, ALWAYS)
     }
 
+    /// For a server of this machine, but its time is over.
+    pub(crate) fn expired_server(&self, name: &str) -> Issued {
+        let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+        let past = ["20200101000000Z", "20200201000000Z"];
+        self.issue(name, &["rsa:2048"], extensions, past)
+    }
+
+    /// The issuer's own certificate and key, as one who knows no better gives them to a server.
+    pub(crate) fn itself(&self) -> Issued {
+        Issued {
+            certificate: self.certificate(),
+            key: self.directory.path().join("ca.key"),
+        }
+    }
+
     /// For a client with this URI.
     pub(crate) fn client(&self, name: &str) -> Issued {
         self.client_at(name, ALWAYS[0], ALWAYS[1])
