@@ -633,13 +633,7 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_the_last_line_is_refused() {
-        for text in [
-            "end = true\n",
-            "end = {}\n",
-            "end.x = 1\n",
-            "[end.x]\n",
-            "[[end]]\n",
-        ] {
+        for text in ["end = true\n", "end = {}\n", "end.x = 1\n", "[[end]]\n"] {
             let faults = faults(text);
             assert!(
                 faults[0].contains("`end` is not the line"),
@@ -651,6 +645,7 @@ mod tests {
             said[0].starts_with("line 2: unknown key `name` (nothing"),
             "{said:?}"
         );
+        assert!(faults("[end.x]\n")[0].contains("unknown key `x`"));
         for text in ["[end]", "[ end ]\n", "\n  [end] # whole\n"] {
             assert!(parse(text).unwrap().is_whole, "{text}");
         }
