@@ -11,6 +11,8 @@ mod pace;
 mod registry;
 mod request;
 mod response;
+mod rest;
+mod sending;
 mod service;
 mod services;
 mod session;

@@ -5,6 +5,7 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use super::{
     registry::Registration,
     request::{OnExpired, Plan, StartAt, StopAt},
     response::{Response, Writer},
+    rest::Rest,
     shared::Shared,
     status::Failure,
 };
@@ -46,7 +48,7 @@ pub(super) struct Session {
     draining: CancellationToken,
     /// Every event up to here was delivered or did not match.
     position: Sequence,
-    /// The cursor of the last response.
+    /// The cursor of the last response that was sent whole.
     told: Sequence,
     phase: Phase,
     bounds: Bounds,
@@ -54,6 +56,8 @@ pub(super) struct Session {
     history: VecDeque<Arc<Block>>,
     /// A run of matching events right after the place.
     found: Option<Found>,
+    /// What is still to be sent of a response that goes out in pieces.
+    rest: Option<Box<Rest>>,
     notices: VecDeque<Vec<u8>>,
     progress_at: Instant,
     /// When the last response was taken.
@@ -149,6 +153,7 @@ impl Session {
             bounds: start.bounds,
             history: VecDeque::new(),
             found: None,
+            rest: None,
             notices: start.notices,
             progress_at: Instant::now() + plan.progress_interval,
             sent_at: Instant::now(),
@@ -230,7 +235,8 @@ impl Session {
     }
 
     /// The next response, of at most `bytes_max` unless a single event is larger; or the end.
-    /// `None` when there is neither: ask [`ready`](Self::ready) first.
+    /// `None` when there is neither: ask [`ready`](Self::ready) first. Say [`sent`](Self::sent) once
+    /// a response is on its way.
     pub(super) fn take(&mut self, bytes_max: usize) -> Option<Step> {
         let response = if let Some(notice) = self.notices.pop_front() {
             Response::of_notice(self.cursor(), &notice)
@@ -241,16 +247,89 @@ impl Session {
             self.registration.ended(&end);
             return Some(Step::End(end));
         };
+        Some(Step::Response(response))
+    }
+
+    /// The whole of the response that was taken last, of so many events and bytes, was sent.
+    pub(super) fn sent(&mut self, events: usize, bytes: usize) {
         self.told = self.position;
         self.sent_at = Instant::now();
         self.progress_at = self.sent_at + self.plan.progress_interval;
-        self.registration.told(self.position, &response);
-        Some(Step::Response(response))
+        self.registration.told(self.position, events, bytes);
+    }
+
+    /// Takes back a response that is larger than the client's room, to give it in pieces.
+    pub(super) fn split(&mut self, response: Response) {
+        self.rest = Some(Box::new(Rest::new(response)));
+    }
+
+    /// How much of it was not given yet, in bytes.
+    #[must_use]
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest.as_ref().map_or(0, |rest| rest.remaining())
+    }
+
+    /// The next piece of it, of at most `bytes_max`. `None` once it is whole, and when the rest of
+    /// it cannot be read again, which ends the stream.
+    pub(super) async fn piece(&mut self, bytes_max: usize) -> Option<Response> {
+        if let Some(sequence) = self.rest.as_ref()?.unloaded() {
+            let loaded = self.event(sequence).await.and_then(|event| {
+                let is_loaded = self.rest.as_mut().is_some_and(|rest| rest.load(event));
+                is_loaded.then_some(()).ok_or_else(|| {
+                    let error = ReadError::Failed("an event is not what it was".into());
+                    self.shared.unreadable(&error, Some(self.told_cursor()))
+                })
+            });
+            if let Err(failure) = loaded {
+                self.end_now(failure);
+            }
+        }
+        let rest = self.rest.as_mut()?;
+        let piece = rest.split_to(bytes_max);
+        if rest.remaining() == 0 {
+            self.rest = None;
+        }
+        Some(piece)
+    }
+
+    /// An event that was found before, as it is in a response.
+    async fn event(&mut self, sequence: Sequence) -> Result<Bytes, Failure> {
+        let after = sequence.before();
+        let block = match self.subscriber.next(after) {
+            bus::Next::Block(block) => Some(block),
+            bus::Next::AtHead(_) | bus::Next::Behind => None,
+        };
+        let holds = |block: &Arc<Block>| {
+            (block.first_sequence()..=block.last_sequence()).contains(&sequence)
+        };
+        let block = match block.filter(holds) {
+            Some(block) => block,
+            None => {
+                let blocks = self.shared.log.read(after, 1).await;
+                let blocks = blocks.map_err(|error| match error {
+                    // Not even a skip that the client asked for can come within a message.
+                    ReadError::Expired { .. } => expired(&self.shared, &self.shared.range()),
+                    ReadError::Failed(_) => self.unreadable(&error),
+                })?;
+                let block = blocks.into_iter().find(holds);
+                block.ok_or_else(|| {
+                    self.unreadable(&ReadError::Failed("an event is not there any more".into()))
+                })?
+            }
+        };
+        let index = usize::try_from(sequence.0 - block.first_sequence().0).unwrap_or(usize::MAX);
+        let view = block.view(self.plan.format);
+        Ok(view.slice(index..index.saturating_add(1)))
+    }
+
+    fn unreadable(&self, error: &ReadError) -> Failure {
+        self.shared.unreadable(error, Some(self.told_cursor()))
     }
 
     /// Resolves when the stream has ended because its credential has.
     pub(super) async fn revoked(&mut self) {
-        if self.end.is_some() {
+        // Within a message, its end is not near.
+        if self.end.is_some() && self.rest.is_none() {
             return std::future::pending().await;
         }
         let ended = self.permit.ended().await;
@@ -283,6 +362,7 @@ impl Session {
 
     fn end_now(&mut self, failure: Failure) {
         self.park();
+        self.rest = None;
         self.notices.clear();
         self.end = Some(Err(failure));
     }
@@ -292,6 +372,21 @@ impl Session {
     pub(super) fn park(&mut self) {
         self.history.clear();
         self.found = None;
+        if let Some(rest) = &mut self.rest {
+            rest.park();
+        }
+    }
+
+    /// Since when it holds what it would let go of, if that was not only now.
+    #[must_use]
+    pub(super) fn holds_since(&self) -> Option<Instant> {
+        self.rest.as_ref().map(|rest| rest.loaded_at())
+    }
+
+    /// What is under way by now is still sent once the server drains, but not for long.
+    pub(super) fn begin_draining(&mut self) {
+        self.drain_by
+            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX);
     }
 
     /// Whether it has not come to the end of the log yet, or has fallen behind since.
@@ -307,6 +402,7 @@ impl Session {
     }
 
     fn take_events(&mut self, bytes_max: usize) -> Response {
+        let first = self.position.plus(1);
         let mut writer = Writer::new(bytes_max);
         while let Some(found) = self.found.take() {
             self.found = self.take_block(found, &mut writer);
@@ -319,7 +415,9 @@ impl Session {
                 break;
             }
         }
-        writer.finish(self.cursor())
+        let mut response = writer.finish(self.cursor());
+        response.first = Some(first);
+        response
     }
 
     /// Adds the matching events of a block. Returns what of it did not fit.
@@ -460,10 +558,7 @@ impl Session {
                     Err(failure) => self.end = Some(Err(failure)),
                 }
             }
-            Err(error @ ReadError::Failed(_)) => {
-                let cursor = self.told_cursor();
-                self.end = Some(Err(self.shared.unreadable(&error, Some(cursor))));
-            }
+            Err(error @ ReadError::Failed(_)) => self.end = Some(Err(self.unreadable(&error))),
         }
     }
 
@@ -605,14 +700,17 @@ fn skip(
     on_expired: OnExpired,
 ) -> Result<(Sequence, Vec<u8>), Failure> {
     let position = match on_expired {
-        OnExpired::Fail => {
-            return Err(Failure::CursorExpired {
-                earliest: shared.log.lineage().cursor(range.earliest.before()),
-                head: shared.log.lineage().cursor(range.head),
-            });
-        }
+        OnExpired::Fail => return Err(expired(shared, range)),
         OnExpired::Earliest => range.earliest.before(),
         OnExpired::Latest => range.head,
     };
     Ok((position, notice::skipped(after.plus(1), position)))
+}
+
+/// What to answer when retention has passed a place.
+fn expired(shared: &Shared, range: &log::Range) -> Failure {
+    Failure::CursorExpired {
+        earliest: shared.log.lineage().cursor(range.earliest.before()),
+        head: shared.log.lineage().cursor(range.head),
+    }
 }
