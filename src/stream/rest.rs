@@ -89,3 +89,72 @@ impl Rest {
         self.loaded.split_to(bytes_max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: Sequence = Sequence(7);
+
+    fn bytes(count: usize) -> Bytes {
+        (0..count).map(|at| (at % 251) as u8).collect()
+    }
+
+    /// A response with one event of a block that others hold as well.
+    fn response(head: &Bytes, event: &Bytes) -> Response {
+        let mut response = Response::from(head.clone());
+        response.push(event.clone());
+        response.events = 1;
+        response.first = Some(EVENT);
+        response
+    }
+
+    fn take(rest: &mut Rest, bytes_max: usize) -> Bytes {
+        let mut piece = rest.split_to(bytes_max);
+        assert!(piece.remaining() <= bytes_max);
+        piece.copy_to_bytes(piece.remaining())
+    }
+
+    #[test]
+    fn a_parked_rest_holds_no_block_and_goes_on_where_it_was_left() {
+        let (head, event) = (bytes(35), bytes(20_000));
+        let whole = [&head[..], &event[..]].concat();
+        for cut in [1, 34, 35, 36, 5_000, 10_000, 19_999, 20_034] {
+            let mut rest = Rest::new(response(&head, &event));
+            let mut got = take(&mut rest, cut).to_vec();
+            rest.park();
+            rest.park();
+            assert!(event.is_unique() && head.is_unique(), "cut at {cut}");
+            assert!(rest.loaded.remaining() <= PARKED_BYTES_MAX);
+            assert_eq!(rest.remaining(), whole.len() - cut);
+            while rest.remaining() > 0 {
+                if rest.unloaded() == Some(EVENT) {
+                    assert!(rest.load(event.clone()));
+                }
+                got.extend_from_slice(&take(&mut rest, 3_000));
+                rest.park();
+            }
+            assert!(got == whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_must_be_as_long_as_it_was() {
+        let (head, event) = (bytes(35), bytes(20_000));
+        let mut rest = Rest::new(response(&head, &event));
+        rest.park();
+        let kept = take(&mut rest, usize::MAX);
+        assert_eq!(kept.len(), PARKED_BYTES_MAX);
+        assert!(!rest.load(event.slice(..10_000)));
+        assert!(rest.load(event));
+    }
+
+    #[test]
+    fn a_notice_is_never_read_again() {
+        let notice = bytes(PARKED_BYTES_MAX + 100);
+        let mut rest = Rest::new(notice.clone().into());
+        rest.park();
+        assert_eq!(rest.unloaded(), None);
+        assert_eq!(take(&mut rest, usize::MAX), notice);
+    }
+}

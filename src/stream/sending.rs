@@ -369,3 +369,35 @@ fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Res
     };
     send.send_trailers(trailers(&status)).map_err(|_| Gone)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_has_time_again_and_who_takes_less_has_not() {
+        let mut patience = Patience::new(TIMEOUT);
+        let first = patience.deadline;
+        tokio::time::advance(TIMEOUT / 2).await;
+        patience.took(PROGRESS_BYTES_MIN - 1);
+        assert_eq!(patience.deadline, first);
+        patience.took(1);
+        assert_eq!(patience.deadline, first + TIMEOUT / 2);
+        patience.took(PROGRESS_BYTES_MIN - 1);
+        assert_eq!(patience.deadline, first + TIMEOUT / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_does_not_hold_up_a_drain() {
+        let mut patience = Patience::new(TIMEOUT);
+        patience.hurry();
+        let latest = Instant::now() + DRAIN_ROOM_TIMEOUT;
+        assert_eq!(patience.deadline, latest);
+        tokio::time::advance(DRAIN_ROOM_TIMEOUT / 2).await;
+        patience.hurry();
+        patience.took(usize::MAX);
+        assert_eq!(patience.deadline, latest);
+    }
+}
