@@ -30,3 +30,4 @@ mod tls;
 mod token;
 mod tools;
 mod trigger;
+mod windows;
