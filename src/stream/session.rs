@@ -3,9 +3,10 @@
 //! two meet without gap or repeat. Knows nothing of connections: whoever has one asks
 //! [`Session::ready`] and then takes as much as the client has room for.
 
+mod pieces;
+
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -258,70 +259,6 @@ impl Session {
         self.registration.told(self.position, events, bytes);
     }
 
-    /// Takes back a response that is larger than the client's room, to give it in pieces.
-    pub(super) fn split(&mut self, response: Response) {
-        self.rest = Some(Box::new(Rest::new(response)));
-    }
-
-    /// How much of it was not given yet, in bytes.
-    #[must_use]
-    pub(super) fn rest_bytes(&self) -> usize {
-        self.rest.as_ref().map_or(0, |rest| rest.remaining())
-    }
-
-    /// The next piece of it, of at most `bytes_max`. `None` once it is whole, and when the rest of
-    /// it cannot be read again, which ends the stream.
-    pub(super) async fn piece(&mut self, bytes_max: usize) -> Option<Response> {
-        if let Some(sequence) = self.rest.as_ref()?.unloaded() {
-            let loaded = self.event(sequence).await.and_then(|event| {
-                let is_loaded = self.rest.as_mut().is_some_and(|rest| rest.load(event));
-                is_loaded.then_some(()).ok_or_else(|| {
-                    let error = ReadError::Failed("an event is not what it was".into());
-                    self.shared.unreadable(&error, Some(self.told_cursor()))
-                })
-            });
-            if let Err(failure) = loaded {
-                self.end_now(failure);
-            }
-        }
-        let rest = self.rest.as_mut()?;
-        let piece = rest.split_to(bytes_max);
-        if rest.remaining() == 0 {
-            self.rest = None;
-        }
-        Some(piece)
-    }
-
-    /// An event that was found before, as it is in a response.
-    async fn event(&mut self, sequence: Sequence) -> Result<Bytes, Failure> {
-        let after = sequence.before();
-        let block = match self.subscriber.next(after) {
-            bus::Next::Block(block) => Some(block),
-            bus::Next::AtHead(_) | bus::Next::Behind => None,
-        };
-        let holds = |block: &Arc<Block>| {
-            (block.first_sequence()..=block.last_sequence()).contains(&sequence)
-        };
-        let block = match block.filter(holds) {
-            Some(block) => block,
-            None => {
-                let blocks = self.shared.log.read(after, 1).await;
-                let blocks = blocks.map_err(|error| match error {
-                    // Not even a skip that the client asked for can come within a message.
-                    ReadError::Expired { .. } => expired(&self.shared, &self.shared.range()),
-                    ReadError::Failed(_) => self.unreadable(&error),
-                })?;
-                let block = blocks.into_iter().find(holds);
-                block.ok_or_else(|| {
-                    self.unreadable(&ReadError::Failed("an event is not there any more".into()))
-                })?
-            }
-        };
-        let index = usize::try_from(sequence.0 - block.first_sequence().0).unwrap_or(usize::MAX);
-        let view = block.view(self.plan.format);
-        Ok(view.slice(index..index.saturating_add(1)))
-    }
-
     fn unreadable(&self, error: &ReadError) -> Failure {
         self.shared.unreadable(error, Some(self.told_cursor()))
     }
@@ -375,12 +312,6 @@ impl Session {
         if let Some(rest) = &mut self.rest {
             rest.park();
         }
-    }
-
-    /// Since when it holds what it would let go of, if that was not only now.
-    #[must_use]
-    pub(super) fn holds_since(&self) -> Option<Instant> {
-        self.rest.as_ref().map(|rest| rest.loaded_at())
     }
 
     /// What is under way by now is still sent once the server drains, but not for long.

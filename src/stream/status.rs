@@ -87,7 +87,7 @@ pub(super) enum Failure {
         /// The limit.
         streams_max: usize,
     },
-    /// The client did not read for too long.
+    /// The client read too little for too long.
     SlowConsumer {
         /// How long.
         waited: Duration,
@@ -212,7 +212,7 @@ impl Failure {
                 format!("the server has its maximum of {streams_max} streams; retry later")
             }
             Self::SlowConsumer { waited, .. } => format!(
-                "the client did not read for {} s; resume from the cursor in the metadata",
+                "the client read too little for {} s; resume from the cursor in the metadata",
                 waited.as_secs()
             ),
             Self::Draining { .. } => {

@@ -2,14 +2,18 @@
 //! message is: frame by frame, and as Python's grpcio does it. Whatever they do, as long as they
 //! open them, every event arrives whole and in order.
 
-use std::path::Path;
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use prelude_bridge::proto::{
     Earliest, Event, Head, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
     SubscribeResponse, start_position, stop_position,
 };
 use prost::Message as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     abuse::frames::{
@@ -314,29 +318,66 @@ fn sizes() -> Vec<usize> {
         .collect()
 }
 
+/// The client in Python, with options of its channel.
+fn python_client(bridge: &Bridge, stubs: &Path, options: &Value, pace: &str) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = python();
+    command
+        .arg(root.join("tests/data/tools/windows.py"))
+        .arg(root.join("proto"))
+        .arg(stubs)
+        .arg(bridge.addresses.grpc.to_string())
+        .args([&options.to_string(), pace]);
+    command
+}
+
 /// grpcio opens its windows as it measures its connection, unless that is switched off.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_client_that_does_not_measure_its_connection_gets_events_of_all_sizes() {
     let sizes = sizes();
     let (bridge, expected) = bridge_with(&sizes).await;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lengths: Vec<usize> = expected.iter().map(String::len).collect();
     let stubs = tempfile::tempdir().unwrap();
     for options in [
         json!({ "grpc.http2.bdp_probe": 0 }),
         json!({ "grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1_024 }),
         json!({}),
     ] {
-        let mut command = python();
-        command
-            .arg(root.join("tests/data/tools/windows.py"))
-            .arg(root.join("proto"))
-            .arg(stubs.path())
-            .arg(bridge.addresses.grpc.to_string())
-            .arg(options.to_string());
+        let mut command = python_client(&bridge, stubs.path(), &options, "read");
         let running = tokio::task::spawn_blocking(move || command.output().unwrap());
         let printed = objects(&running.await.unwrap());
-        let lengths: Vec<usize> = expected.iter().map(String::len).collect();
+        assert_eq!(printed[0]["error"], Value::Null, "{options}");
         assert_eq!(printed[0]["lengths"], json!(lengths), "{options}");
     }
+    bridge.finish().await;
+}
+
+/// Its stream is ended within a message, and all the same it learns why and where to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_client_that_does_not_read_is_told_so_with_its_cursor() {
+    let setup = Setup::default().with("limits.grpc.slow_consumer_timeout", "1s");
+    let bridge = setup.start().await;
+    for number in 0..3 {
+        bridge.append(&[event(number, 100_000)]).await;
+    }
+    let stubs = tempfile::tempdir().unwrap();
+    let options = json!({ "grpc.http2.bdp_probe": 0 });
+    let mut client = python_client(&bridge, stubs.path(), &options, "wait")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ended = r#"prelude_bridge_streams_ended_total{reason="SLOW_CONSUMER"}"#;
+    let counted = async { while bridge.metric(ended).await != Some(1.0) {} };
+    let counted = tokio::time::timeout(SOON, counted).await;
+    client.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    let running = tokio::task::spawn_blocking(move || client.wait_with_output().unwrap());
+    let printed = objects(&running.await.unwrap());
+    assert!(counted.is_ok(), "{printed:?}");
+    let error = &printed[0]["error"];
+    assert_eq!(error["code"], "RESOURCE_EXHAUSTED", "{printed:?}");
+    assert_eq!(error["reason"], "SLOW_CONSUMER");
+    assert_eq!(error["cursor"], printed[0]["cursor"]);
     bridge.finish().await;
 }

@@ -202,7 +202,9 @@ async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors()
     let narrow = Channel::builder(guarded.bridge.url().parse().unwrap());
     let narrow = narrow.initial_stream_window_size(65_535).connect().await;
     let narrow = EventServiceClient::new(narrow.unwrap());
-    let stalled = guarded.subscribe_by(narrow.clone(), &token, types(&[])).await;
+    let stalled = guarded
+        .subscribe_by(narrow.clone(), &token, types(&[]))
+        .await;
     let stalled = stalled.unwrap();
     // And this one not its last event, which is larger than that.
     let last = SubscribeRequest {

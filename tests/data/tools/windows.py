@@ -1,7 +1,9 @@
 """A client in Python with options of its channel: everything that is there, as it was signed.
 
-Prints one JSON object: the length of each event. The test in tests/bridge/windows.rs runs it with the
-folder of the contract, a folder for the stubs, the address of the bridge, and the options as JSON.
+Prints one JSON object: the length of each event, the last cursor, and what the stream ended with if
+that was an error. The tests in tests/bridge/windows.rs run it with the folder of the contract, a
+folder for the stubs, the address of the bridge, the options as JSON, and "read" or "wait": who waits
+reads on, after the first response, when a line has come on stdin.
 """
 
 import json
@@ -10,9 +12,11 @@ import sys
 from importlib import resources
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from grpc_tools import protoc
 
-contract, stubs, address, options = sys.argv[1:]
+contract, stubs, address, options, pace = sys.argv[1:]
 DEADLINE_SECONDS = 60
 
 files = [str(path) for path in pathlib.Path(contract).rglob("*.proto")]
@@ -30,9 +34,21 @@ service = event_service_pb2_grpc.EventServiceStub(channel)
 request = pb.SubscribeRequest(
     start=position_pb2.StartPosition(earliest=position_pb2.Earliest()),
     stop=position_pb2.StopPosition(head=position_pb2.Head()),
-    payload_format=pb.PAYLOAD_FORMAT_RAW,
+    payload_format=position_pb2.PAYLOAD_FORMAT_RAW,
 )
-lengths = []
-for response in service.Subscribe(request, timeout=DEADLINE_SECONDS):
-    lengths.extend(len(event.raw_json) for event in response.events)
-print(json.dumps({"lengths": lengths}))
+lengths, cursor, error = [], "", None
+try:
+    for response in service.Subscribe(request, timeout=DEADLINE_SECONDS):
+        cursor = response.cursor
+        lengths.extend(len(event.raw_json) for event in response.events)
+        if pace == "wait":
+            pace = sys.stdin.readline()
+except grpc.RpcError as failure:
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(failure)
+    for detail in status.details if status else []:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    code = failure.code().name
+    error = {"code": code, "reason": info.reason, "cursor": info.metadata["cursor"]}
+print(json.dumps({"lengths": lengths, "cursor": cursor, "error": error}))
