@@ -89,6 +89,14 @@ impl Patience {
         self.clip();
     }
 
+    /// Resolves when even who takes enough has no time left.
+    async fn hurried_over(&self) {
+        match self.latest {
+            Some(latest) => sleep_until(latest).await,
+            None => std::future::pending().await,
+        }
+    }
+
     fn clip(&mut self) {
         if let Some(latest) = self.latest {
             self.deadline = self.deadline.min(latest);
@@ -107,10 +115,7 @@ impl Sender<'_> {
             let wanted = session.response_bytes_min();
             if wanted == 0 {
                 // Only the end is left, and trailers need no room.
-                match session.take(0) {
-                    Some(Step::End(end)) => return end_stream(self.send, &end),
-                    Some(Step::Response(_)) | None => continue,
-                }
+                return farewell(session, self.send);
             }
             let mut patience = Patience::new(self.options.slow_consumer_timeout);
             let room = self.room(&mut session, wanted, &mut patience).await?;
@@ -169,7 +174,10 @@ impl Sender<'_> {
             if left == 0 {
                 return Ok(Some(()));
             }
-            match self.room(session, left, patience).await? {
+            let bytes_max = left.min(self.options.response_bytes_max);
+            self.send.reserve_capacity(bytes_max);
+            // Also where there is room already: the end must not wait for the end of the message.
+            match self.later_room(session, left, bytes_max, patience).await? {
                 Some(more) => room = more,
                 None => return Ok(None),
             }
@@ -182,22 +190,31 @@ impl Sender<'_> {
         self.send.send_data(piece, false).map_err(|_| Gone)
     }
 
-    /// Waits until the client has room, for `wanted` bytes or for less. `None` if the session has
-    /// ended meanwhile.
+    /// Takes room, for `wanted` bytes or for less, as soon as the client has some. `None` if the
+    /// session has ended meanwhile.
     async fn room(
         &mut self,
         session: &mut Session,
         wanted: usize,
         patience: &mut Patience,
     ) -> Result<Option<Room>, Gone> {
-        let bytes_max = match session.rest_bytes() {
-            0 => self.options.response_bytes_max.max(wanted),
-            rest => rest.min(self.options.response_bytes_max),
-        };
+        let bytes_max = self.options.response_bytes_max.max(wanted);
         self.send.reserve_capacity(bytes_max);
         if let Some(room) = self.try_room(wanted, bytes_max) {
             return Ok(Some(room));
         }
+        // In memory of its own: most streams never wait for room.
+        Box::pin(self.later_room(session, wanted, bytes_max, patience)).await
+    }
+
+    /// Waits for the room that was reserved.
+    async fn later_room(
+        &mut self,
+        session: &mut Session,
+        wanted: usize,
+        bytes_max: usize,
+        patience: &mut Patience,
+    ) -> Result<Option<Room>, Gone> {
         let draining = session.draining().clone();
         let holds_since = session.holds_since().unwrap_or_else(Instant::now);
         let mut parked = pin!(sleep_until(holds_since + PARK_AFTER));
@@ -206,20 +223,25 @@ impl Sender<'_> {
         let mut coming = pin!(self.coming_room(wanted, bytes_max));
         loop {
             tokio::select! {
-                room = &mut coming => return room.map(Some),
-                () = &mut parked, if !is_parked => {
-                    is_parked = true;
-                    session.park();
-                }
+                biased;
                 () = draining.cancelled(), if !hurried => {
                     hurried = true;
                     session.begin_draining();
                     patience.hurry();
                 }
                 () = session.revoked() => return Ok(None),
+                () = patience.hurried_over() => {
+                    session.give_up(patience.timeout);
+                    return Ok(None);
+                }
+                room = &mut coming => return room.map(Some),
                 () = sleep_until(patience.deadline) => {
                     session.give_up(patience.timeout);
                     return Ok(None);
+                }
+                () = &mut parked, if !is_parked => {
+                    is_parked = true;
+                    session.park();
                 }
             }
         }

@@ -158,7 +158,7 @@ async fn read(
     }
     let mut used_bytes = 0;
     while all.iter().any(|stream| stream.is_open) {
-        let frame = connection.next().await.expect("a frame");
+        let frame = connection.next().await.unwrap();
         if let Some(answer) = answer(&frame) {
             connection.send(&answer).await.unwrap();
         }
@@ -252,7 +252,8 @@ fn assert_whole(case: &str, events: &[Event], expected: &[String]) {
 async fn all_arrive(bridge: &Bridge, expected: &[String], initial_bytes: u32, opening: Opening) {
     let case = format!("{initial_bytes} {opening:?}");
     let reading = read(bridge, initial_bytes, opening, 1, WIDE_BYTES);
-    let events = tokio::time::timeout(SOON, reading).await.expect(&case);
+    let events = tokio::time::timeout(SOON, reading).await;
+    let events = events.unwrap_or_else(|_| unreachable!("{case}: not all came"));
     assert_whole(&case, &events[0], expected);
 }
 
@@ -298,7 +299,8 @@ async fn streams_of_one_connection_all_arrive_whatever_its_window() {
         for initial_bytes in [1_000, USUAL_WINDOW_BYTES, WIDE_BYTES] {
             let case = format!("{initial_bytes} {opening:?}");
             let reading = read(&bridge, initial_bytes, opening, 8, USUAL_WINDOW_BYTES);
-            let streams = tokio::time::timeout(SOON, reading).await.expect(&case);
+            let streams = tokio::time::timeout(SOON, reading).await;
+            let streams = streams.unwrap_or_else(|_| unreachable!("{case}: not all came"));
             for events in streams {
                 assert_whole(&case, &events, &expected);
             }

@@ -190,6 +190,21 @@ async fn a_message_begins_at_once_in_whatever_room_there_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_that_once_had_room_does_not_wait_for_it() {
+    let bridge = start(Options::default()).await;
+    append_large(&bridge, 1, 10_000).await;
+    append_large(&bridge, 2, 60_000).await;
+    let client = Client::connect(&bridge, 65_535, WIDE_BYTES).await;
+    let mut reader = client.subscribe(&history()).await;
+    // Nothing is opened before it is known how long the second event is.
+    reader.stall().await;
+    assert_eq!(reader.events(), [(1, 10_000)]);
+    assert_eq!(reader.unreleased, 65_535);
+    assert_eq!(reader.rest().await.code(), Code::Ok);
+    assert_eq!(reader.events().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_that_fit_are_sent_before_one_that_does_not() {
     let bridge = start(Options::default()).await;
     bridge.append(1, 3).await;
