@@ -24,6 +24,9 @@ pub(super) struct Rest {
     loaded_at: Instant,
     /// What is loaded is a copy.
     is_parked: bool,
+    /// The client has been slow with this response. From then on a block is held only while a piece
+    /// is taken of it: otherwise a client that takes a little each second would always hold one.
+    is_slow: bool,
 }
 
 impl Rest {
@@ -35,6 +38,7 @@ impl Rest {
             unloaded_bytes: 0,
             loaded_at: Instant::now(),
             is_parked: false,
+            is_slow: false,
         }
     }
 
@@ -60,6 +64,7 @@ impl Rest {
         self.unloaded_bytes += self.loaded.remaining();
         self.loaded = kept.into();
         self.is_parked = true;
+        self.is_slow = true;
     }
 
     /// The event that has to be read before the next piece can be given.
@@ -86,7 +91,11 @@ impl Rest {
     /// The next piece, of at most `bytes_max` and no more than what is in memory.
     #[must_use]
     pub(super) fn split_to(&mut self, bytes_max: usize) -> Response {
-        self.loaded.split_to(bytes_max)
+        let piece = self.loaded.split_to(bytes_max);
+        if self.is_slow {
+            self.park();
+        }
+        piece
     }
 }
 
@@ -132,7 +141,7 @@ mod tests {
                     assert!(rest.load(event.clone()));
                 }
                 got.extend_from_slice(&take(&mut rest, 3_000));
-                rest.park();
+                assert!(event.is_unique(), "cut at {cut}");
             }
             assert!(got == whole, "cut at {cut}");
         }
