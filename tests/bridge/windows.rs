@@ -1,19 +1,12 @@
 //! Clients that open their HTTP/2 windows in small steps, late, or only once they know how long a
-//! message is: frame by frame, and as Python's grpcio does it. Whatever they do, as long as they
-//! open them, every event arrives whole and in order.
-
-use std::{
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+//! message is, frame by frame. Whatever they do, as long as they open them, every event arrives whole
+//! and in order. `tools.rs` has clients that do so by themselves.
 
 use prelude_bridge::proto::{
     Earliest, Event, Head, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
     SubscribeResponse, start_position, stop_position,
 };
 use prost::Message as _;
-use serde_json::{Value, json};
 
 use crate::{
     abuse::frames::{
@@ -21,7 +14,6 @@ use crate::{
         frame, window_update,
     },
     support::{Bridge, SOON, Setup},
-    tools::{objects, python},
 };
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
@@ -197,13 +189,13 @@ fn answer(of: &Frame) -> Option<Vec<u8>> {
 }
 
 /// An event with so many bytes beside those that every event has.
-fn event(number: usize, bytes: usize) -> String {
+pub(crate) fn event(number: usize, bytes: usize) -> String {
     let padding = "x".repeat(bytes);
     format!(r#"{{"id":"evt_{number}","type":"user.padded","x":"{padding}"}}"#)
 }
 
 /// A bridge with events of these sizes, and what they are as they were signed.
-async fn bridge_with(sizes: &[usize]) -> (Bridge, Vec<String>) {
+pub(crate) async fn bridge_with(sizes: &[usize]) -> (Bridge, Vec<String>) {
     // What takes no byte for ten seconds is ended, and the test with it.
     let setup = Setup::default()
         .with("store", "memory")
@@ -306,80 +298,5 @@ async fn streams_of_one_connection_all_arrive_whatever_its_window() {
             }
         }
     }
-    bridge.finish().await;
-}
-
-/// Sizes from a byte to almost a MiB, 60 MB in all.
-fn sizes() -> Vec<usize> {
-    (0..1_000)
-        .map(|number| match number % 25 {
-            0 => 1_048_000 - 137 * number,
-            5 | 10 | 15 | 20 => 100_000 + number,
-            other => [1, 20, 300, 4_000, 16_000][other % 5] + other,
-        })
-        .collect()
-}
-
-/// The client in Python, with options of its channel.
-fn python_client(bridge: &Bridge, stubs: &Path, options: &Value, pace: &str) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = python();
-    command
-        .arg(root.join("tests/data/tools/windows.py"))
-        .arg(root.join("proto"))
-        .arg(stubs)
-        .arg(bridge.addresses.grpc.to_string())
-        .args([&options.to_string(), pace]);
-    command
-}
-
-/// grpcio opens its windows as it measures its connection, unless that is switched off.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_python_client_that_does_not_measure_its_connection_gets_events_of_all_sizes() {
-    let sizes = sizes();
-    let (bridge, expected) = bridge_with(&sizes).await;
-    let lengths: Vec<usize> = expected.iter().map(String::len).collect();
-    let stubs = tempfile::tempdir().unwrap();
-    for options in [
-        json!({ "grpc.http2.bdp_probe": 0 }),
-        json!({ "grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1_024 }),
-        json!({}),
-    ] {
-        let mut command = python_client(&bridge, stubs.path(), &options, "read");
-        let running = tokio::task::spawn_blocking(move || command.output().unwrap());
-        let printed = objects(&running.await.unwrap());
-        assert_eq!(printed[0]["error"], Value::Null, "{options}");
-        assert_eq!(printed[0]["lengths"], json!(lengths), "{options}");
-    }
-    bridge.finish().await;
-}
-
-/// Its stream is ended within a message, and all the same it learns why and where to go on.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_python_client_that_does_not_read_is_told_so_with_its_cursor() {
-    let setup = Setup::default().with("limits.grpc.slow_consumer_timeout", "1s");
-    let bridge = setup.start().await;
-    for number in 0..3 {
-        bridge.append(&[event(number, 100_000)]).await;
-    }
-    let stubs = tempfile::tempdir().unwrap();
-    let options = json!({ "grpc.http2.bdp_probe": 0 });
-    let mut client = python_client(&bridge, stubs.path(), &options, "wait")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ended = r#"prelude_bridge_streams_ended_total{reason="SLOW_CONSUMER"}"#;
-    let counted = async { while bridge.metric(ended).await != Some(1.0) {} };
-    let counted = tokio::time::timeout(SOON, counted).await;
-    client.stdin.take().unwrap().write_all(b"go on\n").unwrap();
-    let running = tokio::task::spawn_blocking(move || client.wait_with_output().unwrap());
-    let printed = objects(&running.await.unwrap());
-    assert!(counted.is_ok(), "{printed:?}");
-    let error = &printed[0]["error"];
-    assert_eq!(error["code"], "RESOURCE_EXHAUSTED", "{printed:?}");
-    assert_eq!(error["reason"], "SLOW_CONSUMER");
-    assert_eq!(error["cursor"], printed[0]["cursor"]);
     bridge.finish().await;
 }

@@ -11,7 +11,7 @@ use crate::{
     bus,
     event::Sequence,
     log::{Block, ReadError},
-    stream::{response::Response, rest::Rest, status::Failure},
+    stream::{request::OnExpired, response::Response, rest::Rest, status::Failure},
 };
 
 impl Session {
@@ -65,10 +65,16 @@ impl Session {
             Some(block) => block,
             None => {
                 let blocks = self.shared.log.read(after, 1).await;
-                let blocks = blocks.map_err(|error| match error {
-                    // Not even a skip that the client asked for can come within a message.
-                    ReadError::Expired { .. } => expired(&self.shared, &self.shared.range()),
-                    ReadError::Failed(_) => self.unreadable(&error),
+                let blocks = blocks.map_err(|error| match (&error, self.plan.on_expired) {
+                    (ReadError::Expired { .. }, OnExpired::Fail) => {
+                        expired(&self.shared, &self.shared.range())
+                    }
+                    // No skip can come within a message: the client gets it when it resumes.
+                    (ReadError::Expired { .. }, OnExpired::Earliest | OnExpired::Latest) => {
+                        let cursor = Some(self.told_cursor());
+                        Failure::LogUnavailable { cursor }
+                    }
+                    (ReadError::Failed(_), _) => self.unreadable(&error),
                 })?;
                 let block = blocks.into_iter().find(holds);
                 block.ok_or_else(|| {

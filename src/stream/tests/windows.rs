@@ -371,15 +371,26 @@ async fn a_message_whose_event_is_trimmed_meanwhile_ends_with_what_is_still_ther
     let bridge = Bridge::start_with(Options::default(), window, log_options).await;
     append_large(&bridge, 1, 100_000).await;
     let client = Client::connect(&bridge, 20_000, WIDE_BYTES).await;
-    let mut reader = client.subscribe(&endless()).await;
-    reader.stall().await;
-    // Its memory is given up.
+    let mut failing = client.subscribe(&endless()).await;
+    let mut skipping = client
+        .subscribe(&SubscribeRequest {
+            on_expired: ExpiredCursorPolicy::Earliest.into(),
+            ..endless()
+        })
+        .await;
+    failing.stall().await;
+    skipping.stall().await;
+    // Their memory is given up.
     advance(A_WHILE).await;
     bridge.append(2, 100).await;
     assert!(bridge.log.range().earliest > Sequence(1));
-    let status = reader.rest().await;
+    let status = failing.rest().await;
     assert_eq!(reason(&status), "CURSOR_EXPIRED");
-    assert!(reader.events().is_empty());
+    // It comes back, and is told then what was skipped.
+    let status = skipping.rest().await;
+    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
+    assert_eq!(cursor_of(&status), bridge.cursor(0));
+    assert!(failing.events().is_empty() && skipping.events().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 """A client in Python with options of its channel: everything that is there, as it was signed.
 
 Prints one JSON object: the length of each event, the last cursor, and what the stream ended with if
-that was an error. The tests in tests/bridge/windows.rs run it with the folder of the contract, a
+that was an error. The tests in tests/bridge/tools.rs run it with the folder of the contract, a
 folder for the stubs, the address of the bridge, the options as JSON, and "read" or "wait": who waits
 reads on, after the first response, when a line has come on stdin.
 """
