@@ -12,6 +12,8 @@ mod pace;
 mod registry;
 mod request;
 mod response;
+mod rest;
+mod sending;
 mod service;
 mod services;
 mod session;
@@ -88,7 +90,7 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long it has to answer.
     pub ping_timeout: Duration,
-    /// How long a client may go without reading while there is something for it.
+    /// How long a client may take for a message, or for 1 KiB of it, before it counts as slow.
     pub slow_consumer_timeout: Duration,
     /// Over how long the reconnections of all clients are spread when the server drains.
     pub drain_retry_spread: Duration,

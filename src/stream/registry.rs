@@ -8,10 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Buf as _;
 use dashmap::DashMap;
 
-use super::{request::Plan, response::Response, status::Failure};
+use super::{request::Plan, status::Failure};
 use crate::{event::Sequence, metrics::Metrics, plain};
 
 /// All open streams.
@@ -129,13 +128,12 @@ impl Registration {
         self.registry.streams.insert(self.id, progress);
     }
 
-    pub(super) fn told(&mut self, position: Sequence, response: &Response) {
-        self.events += response.events as u64;
+    /// Counts a response of so many events and bytes, after which the stream is at `position`.
+    pub(super) fn told(&mut self, position: Sequence, events: usize, bytes: usize) {
+        self.events += events as u64;
         self.progress.position.store(position.0, Ordering::Relaxed);
         self.progress.idle.store(false, Ordering::Relaxed);
-        self.registry
-            .metrics
-            .delivered(response.events, response.remaining());
+        self.registry.metrics.delivered(events, bytes);
     }
 
     pub(super) fn waiting(&self, position: Sequence) {

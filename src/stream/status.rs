@@ -90,7 +90,7 @@ pub(super) enum Failure {
     },
     /// There is no slot for a call.
     NoSlot(NoSlot),
-    /// The client did not read for too long.
+    /// The client read too little for too long.
     SlowConsumer {
         /// How long.
         waited: Duration,
@@ -219,7 +219,7 @@ impl Failure {
             }
             Self::NoSlot(why) => why.to_string(),
             Self::SlowConsumer { waited, .. } => format!(
-                "the client did not read for {} s; resume from the cursor in the metadata",
+                "the client read too little for {} s; resume from the cursor in the metadata",
                 waited.as_secs()
             ),
             Self::Draining { .. } => {

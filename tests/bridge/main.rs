@@ -32,3 +32,4 @@ mod tls;
 mod token;
 mod tools;
 mod trigger;
+mod windows;

@@ -202,12 +202,23 @@ async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors()
     let narrow = Channel::builder(guarded.bridge.url().parse().unwrap());
     let narrow = narrow.initial_stream_window_size(65_535).connect().await;
     let narrow = EventServiceClient::new(narrow.unwrap());
-    let stalled = guarded.subscribe_by(narrow, &token, types(&[])).await;
+    let stalled = guarded
+        .subscribe_by(narrow.clone(), &token, types(&[]))
+        .await;
     let stalled = stalled.unwrap();
+    // And this one not its last event, which is larger than that.
+    let last = SubscribeRequest {
+        stop: max_events(1),
+        ..types(&["user.padded"])
+    };
+    let last = guarded.subscribe_by(narrow, &token, last).await.unwrap();
     let mut kept = guarded.subscribe(&kept, types(&[])).await.unwrap();
     kept.next().await;
     let busy = tokio::spawn(busy.collect());
 
+    let user = "x".repeat(100_000);
+    let padded = fixtures::batch("odd", &[("evt_padded", "user.padded", &user)]);
+    guarded.bridge.log.append(padded).await.unwrap();
     guarded.bridge.append(1, 2_000).await;
     guarded.file.remove("revoked").unwrap();
     // Events go on coming meanwhile.
@@ -220,6 +231,7 @@ async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors()
         idle.collect().await,
         busy.await.unwrap(),
         stalled.collect().await,
+        last.collect().await,
     ] {
         let status = collected.end.clone().expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");

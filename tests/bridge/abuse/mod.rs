@@ -11,7 +11,7 @@
 mod crowds;
 mod floods;
 mod forgeries;
-mod frames;
+pub(crate) mod frames;
 mod healthy;
 mod newcomers;
 mod requests;
