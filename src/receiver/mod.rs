@@ -18,6 +18,7 @@ mod challenge;
 mod delivery;
 mod error;
 pub mod forgeries;
+mod forwarded;
 mod routes;
 pub mod source;
 mod status;

@@ -9,9 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
-use super::error::Error;
+use super::{error::Error, forwarded};
 use crate::net::network::Network;
 
 /// The addresses that Prelude sends from. Source:
@@ -76,13 +76,13 @@ impl Sources {
         let has = |name| headers.contains_key(name);
         match (has(X_FORWARDED_FOR), has(FORWARDED)) {
             (false, false) => Some(peer),
-            (true, false) => self.walk(peer, headers, X_FORWARDED_FOR, listed),
-            (false, true) => self.walk(peer, headers, FORWARDED, forwarded_for),
+            (true, false) => self.walk(peer, headers, X_FORWARDED_FOR),
+            (false, true) => self.walk(peer, headers, FORWARDED),
             // A proxy writes one of them and may pass the other on as a stranger wrote it. Which is
             // which cannot be told, so they have to agree.
             (true, true) => {
-                let one = self.walk(peer, headers, X_FORWARDED_FOR, listed)?;
-                let other = self.walk(peer, headers, FORWARDED, forwarded_for)?;
+                let one = self.walk(peer, headers, X_FORWARDED_FOR)?;
+                let other = self.walk(peer, headers, FORWARDED)?;
                 (one == other).then_some(one)
             }
         }
@@ -90,25 +90,22 @@ impl Sources {
 
     /// From the right, hop by hop, to the first address that is no trusted proxy. The elements of
     /// several headers of one name follow one another (RFC 9110 section 5.3).
-    fn walk(
-        &self,
-        peer: IpAddr,
-        headers: &HeaderMap,
-        name: &str,
-        read: fn(&str) -> Option<IpAddr>,
-    ) -> Option<IpAddr> {
+    fn walk(&self, peer: IpAddr, headers: &HeaderMap, name: &str) -> Option<IpAddr> {
         let mut source = peer;
-        let values: Vec<&http::HeaderValue> = headers.get_all(name).iter().collect();
-        for value in values.into_iter().rev() {
-            for element in value.to_str().ok()?.rsplit(',') {
+        let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+        for line in lines.into_iter().rev() {
+            if !self.is_proxy(source) {
+                break;
+            }
+            let addresses = match name {
+                FORWARDED => forwarded::addresses(line.as_bytes())?,
+                _ => listed(line)?,
+            };
+            for address in addresses.into_iter().rev() {
                 if !self.is_proxy(source) {
-                    return Some(source);
+                    break;
                 }
-                // Empty elements are nobody's (RFC 9110 section 5.6.1).
-                if element.trim().is_empty() {
-                    continue;
-                }
-                source = read(element.trim())?.to_canonical();
+                source = address?.to_canonical();
             }
         }
         Some(source)
@@ -119,31 +116,22 @@ impl Sources {
     }
 }
 
+/// The addresses of a line of `X-Forwarded-For`; `None` among them for what is none. Empty elements
+/// are nobody's (RFC 9110 section 5.6.1).
+fn listed(line: &HeaderValue) -> Option<Vec<Option<IpAddr>>> {
+    let elements = line.to_str().ok()?.split(',').map(str::trim);
+    let elements = elements.filter(|element| !element.is_empty());
+    Some(elements.map(address).collect())
+}
+
 /// An element of `X-Forwarded-For`: an address, with some proxies a port too.
-fn listed(element: &str) -> Option<IpAddr> {
+fn address(element: &str) -> Option<IpAddr> {
     let address = element.parse().ok();
     let address = address.or_else(|| Some(element.parse::<SocketAddr>().ok()?.ip()));
     address.or_else(|| {
         let inner = element.strip_prefix('[')?.strip_suffix(']')?;
         inner.parse().ok()
     })
-}
-
-/// An element of `Forwarded`: pairs of which one is `for`. Names that hide an address (`unknown`,
-/// `_hidden`) are none.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut nodes = element.split(';').filter_map(|pair| {
-        let (name, node) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then_some(node)
-    });
-    let node = nodes.next()?.trim();
-    if nodes.next().is_some() {
-        return None;
-    }
-    let quoted = node
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'));
-    listed(quoted.unwrap_or(node))
 }
 
 #[cfg(test)]
@@ -235,10 +223,55 @@ mod tests {
             ("for=unknown", false),
             ("proto=https", false),
             ("for=34.252.67.209;for=203.0.113.7", false),
+            ("for=\"[::ffff:34.252.67.209]\"", true),
+            ("for=34.252.67.209, for=\"[::ffff:10.0.0.9]\"", true),
+            ("for=34.252.67.209,, for=10.0.0.9,", true),
+            ("", false),
+            // A stranger's `Host` in the element of a proxy that trusts it to have no quotes.
+            (
+                "for=203.0.113.7;host=\"x,for=34.252.67.209;y=\";proto=http",
+                false,
+            ),
+            ("for=34.252.67.209;host=\"x,for=203.0.113.7;y=\"", true),
+            // A fault to the left is a fault of the line.
+            ("for=\"34.252.67.209, for=34.252.67.209", false),
+            ("for=34.252.67.209:80, for=34.252.67.209", false),
         ] {
             let headers = [("forwarded", value)];
             assert_eq!(admits("10.0.0.1", &headers), is_admitted, "{value}");
         }
+    }
+
+    #[test]
+    fn each_line_of_the_standard_header_is_read_by_itself() {
+        let theirs = "for=34.252.67.209";
+        let proxys = "for=203.0.113.7";
+        let lines = |lines: &[&str]| {
+            let headers: Vec<_> = lines.iter().map(|line| ("forwarded", *line)).collect();
+            admits("10.0.0.1", &headers)
+        };
+        assert!(lines(&[proxys, theirs]));
+        assert!(!lines(&[theirs, proxys]));
+        assert!(lines(&[theirs, "for=10.0.0.9"]));
+        // A quoted string that a stranger begins does not swallow what the proxy says.
+        assert!(!lines(&["for=34.252.67.209;host=\"x", proxys]));
+        assert!(!lines(&["for=34.252.67.209;host=\"x", "y\", for=10.0.0.9"]));
+        assert!(!lines(&[theirs, "for=10.0.0.9;host=\"x"]));
+        // What stands left of the sender is nobody's business, whatever it is.
+        assert!(lines(&["for=\"", theirs]));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_name_nobody_unless_they_are_quoted() {
+        let admits = |value: &[u8]| {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(FORWARDED), value)]);
+            let peer = SocketAddr::from(([10, 0, 0, 1], 4711));
+            sources().admit(Some(peer), &headers).is_ok()
+        };
+        assert!(admits(b"for=34.252.67.209;host=\"\xfc\""));
+        assert!(!admits(b"for=34.252.67.209;host=\xfc"));
+        assert!(!admits(b"for=\xb2.252.67.209"));
     }
 
     #[test]
