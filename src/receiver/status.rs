@@ -12,7 +12,7 @@
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks are all wrapping |
 //! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
-//! | 422 | signed, but not a batch of this app |
+//! | 422 | signed, but not a batch of this app, or one that can be read in two ways |
 //! | 429 | more bodies at once than there is memory for |
 //! | 503 | no keys yet, no answer within the time, or the log cannot take the batch now |
 
@@ -262,6 +262,7 @@ fn no_batch(error: decode::Error) -> Row {
     let code = match error {
         decode::Error::NotUtf8 { .. } | decode::Error::NotJson { .. } => "body_not_json",
         decode::Error::OtherApp => "app_mismatch",
+        decode::Error::Ambiguous(_) => "body_ambiguous",
         decode::Error::NotObject
         | decode::Error::NoAppId
         | decode::Error::NoEvents

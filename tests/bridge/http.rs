@@ -292,6 +292,49 @@ async fn a_delivery_that_is_not_verified_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_can_be_read_in_two_ways_is_refused_loudly() {
+    let bridge = bridge().await;
+    let good = item("evt_1", "user.created", "usr_1");
+    let events = |events: &str| format!(r#"{{"app_id":"{APP}",{events}}}"#);
+    for (body, said) in [
+        (
+            events(&format!(r#""events":[{good}],"events":[]"#)),
+            "the body has its member events twice",
+        ),
+        (
+            events(&format!(r#""events":[{good}],"app\u005fid":"{APP}""#)),
+            "the body has its member app_id twice",
+        ),
+        (
+            events(&format!(
+                r#""events":[{good},{{"type":"user.created","ty\u0070e":"user.deleted"}}]"#
+            )),
+            "events[1] has its member type twice",
+        ),
+        (
+            events(&format!(
+                r#""events":[{good},{{"payload":{{"user_id":"{EMAIL}","user_id":"{PHONE}"}}}}]"#
+            )),
+            "the payload of events[1] has its member user_id twice",
+        ),
+        (
+            events(r#""events":[{"type":"user.created","event":"user.deleted"}]"#),
+            "events[0] has type and event, which are not the same",
+        ),
+    ] {
+        let answer = bridge.post(body.as_bytes()).await;
+        assert_refused(&answer, 422, "body_ambiguous");
+        assert!(answer.text().contains(said), "{}", answer.text());
+        let log = bridge.stderr();
+        let line = log.lines().find(|line| line.contains(said)).expect(said);
+        assert!(line.contains("ERROR"), "{line}");
+        assert!(!log.contains(EMAIL) && !log.contains(PHONE));
+    }
+    assert_eq!(bridge.head().await, 0);
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_served_is_refused() {
     let bridge = bridge().await;
     let body = some_batch();
