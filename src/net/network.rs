@@ -13,6 +13,9 @@ pub struct Network {
 /// The prefix that all IPv4 addresses in IPv6 form have in common.
 const MAPPED_PREFIX_BITS: u8 = 96;
 
+/// The prefix of the network that an IPv6 host is given (RFC 7421).
+const CLIENT_PREFIX_BITS: u8 = 64;
+
 /// Why a text is no network, as the end of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
@@ -39,6 +42,18 @@ impl Network {
                 IpAddr::V4(_) => 32,
                 IpAddr::V6(_) => 128,
             },
+        }
+    }
+
+    /// What one client has of which an address is known: the address, or the /64 around it, as an IPv6
+    /// host has 2^64 addresses.
+    #[must_use]
+    pub fn of_client(address: IpAddr) -> Self {
+        let single = Self::single(address);
+        let prefix_bits = single.prefix_bits.min(CLIENT_PREFIX_BITS);
+        Self {
+            address: masked(single.address, prefix_bits),
+            prefix_bits,
         }
     }
 
@@ -191,6 +206,18 @@ mod tests {
             "0.0.0.0/0",
         ] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_client_has_an_ipv4_address_or_an_ipv6_network() {
+        for (address, network) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ] {
+            let client = Network::of_client(address.parse().unwrap());
+            assert_eq!(client.to_string(), network);
         }
     }
 

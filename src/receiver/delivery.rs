@@ -1,19 +1,27 @@
 //! Owns the steps of a delivery, from its headers to the durable batch.
 
-use bytes::Buf;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
 use super::{
     App, Shared,
     body::{self, Body},
     error::Error,
+    forgeries::Trial,
+    source::Client,
+    status,
 };
 use crate::{
     decode,
     log::Appended,
-    signature::{self, HeaderFault, Signature},
+    signature::{self, HeaderFault, Signature, VerifiedBody},
 };
 
 const SIGNATURE: &str = "x-webhook-signature";
@@ -21,11 +29,22 @@ const SIGNATURE: &str = "x-webhook-signature";
 const KEY_ID: &str = "x-webhook-signature-key-id";
 const TRACEPARENT: &str = "traceparent";
 
+/// How many bytes of a body take as long to hash as one verification by a key of 2048 bits takes.
+const HASHED_BYTES: usize = 32 * 1024;
+
+/// Where a delivery comes from, and how long it has.
+pub(super) struct Arrival {
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) client: Client,
+    pub(super) deadline: Instant,
+}
+
 /// Takes a delivery to `/webhooks/{app_id}`, or to `/webhooks` where `path_app` is `None`.
 pub(super) async fn take<B: Buf>(
     shared: &Shared,
     path_app: Option<&str>,
     headers: &HeaderMap,
+    arrival: &Arrival,
     chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
 ) -> Result<Appended, Error> {
     let bytes_max = shared.options.body_bytes_max;
@@ -61,11 +80,7 @@ pub(super) async fn take<B: Buf>(
         Some(app) => app,
         None => app_of_body(shared, &bytes)?,
     };
-    let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
-    let verifying = app
-        .keyring
-        .verify_in_turn(bytes, &signature, key_id, &shared.verifications);
-    let verified = verifying.await?;
+    let verified = verify(shared, app, bytes, &signature, headers, arrival).await?;
     let batch = decode::batch(verified, &app.id, traceparent(headers))?;
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);
@@ -76,6 +91,68 @@ pub(super) async fn take<B: Buf>(
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);
     Ok(appended)
+}
+
+/// Verifies a body in its turn.
+async fn verify(
+    shared: &Shared,
+    app: &App,
+    bytes: Bytes,
+    signature: &Signature,
+    headers: &HeaderMap,
+    arrival: &Arrival,
+) -> Result<VerifiedBody, Error> {
+    let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
+    let hashing = u32::try_from(bytes.len() / HASHED_BYTES).unwrap_or(u32::MAX);
+    let cost = app.keyring.cost(signature).saturating_add(hashing).max(1);
+    let network = arrival.client.network;
+    let mut attempt = Attempt {
+        shared,
+        app,
+        peer: arrival.peer,
+        trial: shared.forgeries.trial(network, cost, arrival.deadline),
+        tried: AtomicBool::new(false),
+    };
+    if let Some(turn) = attempt.trial.turn() {
+        turn.await;
+    }
+    let turns = &shared.verifications;
+    let verifying = app
+        .keyring
+        .verify_in_turn(bytes, signature, key_id, turns, &attempt.tried);
+    match verifying.await {
+        Ok(verified) => {
+            attempt.trial.genuine();
+            Ok(verified)
+        }
+        Err(signature::Error::Mismatch) => Err(Error::Forged {
+            answer_at: attempt.trial.forged(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A verification that is under way. Where the sender closes the connection before its outcome is known,
+/// this is dropped with everything else, and is what still counts the forgery.
+struct Attempt<'s> {
+    shared: &'s Shared,
+    app: &'s App,
+    peer: Option<SocketAddr>,
+    trial: Trial<'s>,
+    /// Whether a key has been tried in vain.
+    tried: AtomicBool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.trial.is_open() && self.tried.load(Ordering::Relaxed) {
+            self.trial.forged();
+            let error = Error::ForgedAndGone;
+            let code = status::code(&error);
+            let app = Some(&*self.app.id);
+            self.shared.note_refusal(&error, code, app, self.peer);
+        }
+    }
 }
 
 /// What can be said before the body is read: the app, where the path names it, and the length,

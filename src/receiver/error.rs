@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use tokio::time::Instant;
+
 use crate::{decode, log, net::framing::Excess, signature};
 
 /// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
@@ -47,6 +49,13 @@ pub(super) enum Error {
     SignatureRepeated,
     #[error("the body names no app, so there is no key to verify it with")]
     AppUnnamed,
+    #[error("{}", signature::Error::Mismatch)]
+    Forged { answer_at: Instant },
+    #[error(
+        "{}; the sender did not wait for the answer",
+        signature::Error::Mismatch
+    )]
+    ForgedAndGone,
     #[error(transparent)]
     Unverified(#[from] signature::Error),
     #[error("signed, but no batch: {0}")]

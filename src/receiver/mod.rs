@@ -19,6 +19,7 @@ mod delivery;
 mod error;
 pub mod forgeries;
 mod forwarded;
+mod refusals;
 mod routes;
 pub mod source;
 mod status;
@@ -57,7 +58,7 @@ pub struct Options {
     /// waits behind a flood of forged ones. One that waits for newer keys does not
     /// count meanwhile.
     pub verifications_max: usize,
-    /// How many forged deliveries are answered; the others wait for their turn.
+    /// How many forged deliveries are verified and answered; the others wait for their turn.
     pub forgeries: forgeries::Limits,
     /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
     /// comes after.

@@ -26,6 +26,15 @@ pub const PRELUDE: [IpAddr; 3] = [
 const FORWARDED: &str = "forwarded";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
+/// Who a request comes from, as far as shares go: one IPv4 address, or the /64 that one host has of
+/// IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Client {
+    pub(super) network: Network,
+    /// Whether it is a trusted proxy that does not say for whom it speaks.
+    pub(super) is_proxy: bool,
+}
+
 /// Who may speak to the webhook port. By default everybody: signatures decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sources {
@@ -64,6 +73,20 @@ impl Sources {
             Ok(())
         } else {
             Err(Error::SourceRefused { address: source })
+        }
+    }
+
+    /// Who a request counts for where clients share something.
+    pub(super) fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Client {
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        let peer = peer.to_canonical();
+        // Headers that name nobody could be a stranger's doing: they count for the proxy, but as one
+        // client of many. A proxy that sets no header at all speaks for everybody behind it.
+        let source = self.source(peer, headers);
+        let named = source.unwrap_or(peer);
+        Client {
+            network: Network::of_client(named),
+            is_proxy: source.is_some_and(|source| self.is_proxy(source)),
         }
     }
 
@@ -279,6 +302,37 @@ mod tests {
         let claimed = ("forwarded", "for=34.252.67.209");
         assert!(!admits("10.0.0.1", &[(XFF, "203.0.113.7"), claimed]));
         assert!(admits("10.0.0.1", &[(XFF, "34.252.67.209"), claimed]));
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_the_network_of_one_host_or_a_proxy() {
+        let client = |peer: &str, headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                let value = HeaderValue::from_str(value).unwrap();
+                (HeaderName::from_static(name), value)
+            });
+            let peer = SocketAddr::new(peer.parse().unwrap(), 4711);
+            let client = sources().client(Some(peer), &headers.collect());
+            (client.network.to_string(), client.is_proxy)
+        };
+        let of = |network: &str, is_proxy| (network.to_owned(), is_proxy);
+        let named = [(XFF, "198.51.100.1")];
+        assert_eq!(client("203.0.113.7", &named), of("203.0.113.7", false));
+        assert_eq!(client("::ffff:203.0.113.7", &[]), of("203.0.113.7", false));
+        assert_eq!(client("2a00::1:2:3", &[]), of("2a00::/64", false));
+        assert_eq!(client("10.0.0.1", &named), of("198.51.100.1", false));
+        let named = [(FORWARDED, "for=\"[2a00:0:0:1::1]:80\"")];
+        assert_eq!(client("10.0.0.1", &named), of("2a00:0:0:1::/64", false));
+        assert_eq!(client("10.0.0.1", &[]), of("10.0.0.1", true));
+        assert_eq!(
+            client("10.0.0.1", &[(XFF, "10.0.0.2")]),
+            of("10.0.0.2", true)
+        );
+        for nobody in [(XFF, "unknown"), (FORWARDED, "for=\"")] {
+            assert_eq!(client("10.0.0.1", &[nobody]), of("10.0.0.1", false));
+        }
+        let nowhere = sources().client(None, &HeaderMap::new());
+        assert!(!nowhere.is_proxy);
     }
 
     #[test]

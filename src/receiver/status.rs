@@ -84,6 +84,8 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::SignatureMissing
         | Error::SignatureRepeated
         | Error::AppUnnamed
+        | Error::Forged { .. }
+        | Error::ForgedAndGone
         | Error::Unverified(_)
         | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
         // Scanners of the internet.
@@ -106,6 +108,11 @@ struct Row {
     message: Cow<'static, str>,
     /// When the same request may succeed; `None` where it never will.
     retry_after: Option<Duration>,
+}
+
+/// The word for a refusal in metrics and logs.
+pub(super) fn code(error: &Error) -> &'static str {
+    row(error).code
 }
 
 fn refuse(error: &Error) -> Answer {
@@ -226,6 +233,7 @@ fn row(error: &Error) -> Row {
             "signature_unverifiable",
             "the body names no app whose keys could verify it",
         ),
+        Error::Forged { .. } | Error::ForgedAndGone => unverified(&signature::Error::Mismatch),
         Error::Unverified(error) => unverified(error),
         Error::NoBatch(error) => no_batch(*error),
         Error::NotAppended(error) => not_appended(error),
