@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use http::{HeaderMap, header};
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
@@ -13,6 +13,7 @@ use tokio_stream::Stream;
 use super::{
     App, Shared,
     body::{self, Body},
+    budget::Held,
     error::Error,
     forgeries::Trial,
     source::Client,
@@ -69,7 +70,8 @@ pub(super) async fn take<B: Buf>(
         }
     };
     let body_timeout = shared.options.body_timeout;
-    let reading = body::read(chunks, bytes_max, announced, &shared.bodies);
+    let client = arrival.client;
+    let reading = body::read(chunks, bytes_max, announced, &shared.bodies, client);
     let Body { bytes, held } = timeout(body_timeout, reading).await.map_err(|_| {
         let seconds = body_timeout.as_secs();
         Error::BodyTooSlow { seconds }
@@ -80,7 +82,8 @@ pub(super) async fn take<B: Buf>(
         Some(app) => app,
         None => app_of_body(shared, &bytes)?,
     };
-    let verified = verify(shared, app, bytes, &signature, headers, arrival).await?;
+    let body = Body { bytes, held };
+    let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
     let batch = decode::batch(verified, &app.id, traceparent(headers))?;
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);
@@ -97,11 +100,11 @@ pub(super) async fn take<B: Buf>(
 async fn verify(
     shared: &Shared,
     app: &App,
-    bytes: Bytes,
+    Body { bytes, held }: Body,
     signature: &Signature,
     headers: &HeaderMap,
     arrival: &Arrival,
-) -> Result<VerifiedBody, Error> {
+) -> Result<(VerifiedBody, Held), Error> {
     let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
     let hashing = u32::try_from(bytes.len() / HASHED_BYTES).unwrap_or(u32::MAX);
     let cost = app.keyring.cost(signature).saturating_add(hashing).max(1);
@@ -114,7 +117,8 @@ async fn verify(
         tried: AtomicBool::new(false),
     };
     if let Some(turn) = attempt.trial.turn() {
-        turn.await;
+        // What most likely is forged holds no memory that others wait for.
+        held.idle(turn).await?;
     }
     let turns = &shared.verifications;
     let verifying = app
@@ -123,7 +127,7 @@ async fn verify(
     match verifying.await {
         Ok(verified) => {
             attempt.trial.genuine();
-            Ok(verified)
+            Ok((verified, held))
         }
         Err(signature::Error::Mismatch) => Err(Error::Forged {
             answer_at: attempt.trial.forged(),

@@ -33,8 +33,15 @@ pub(super) enum Error {
     LengthMissing,
     #[error("the body has more than {bytes_max} bytes")]
     BodyTooLarge { bytes_max: usize },
-    #[error("the bodies in flight take all the memory that they may ({bytes_max} bytes)")]
+    #[error(
+        "the bodies in flight take all the memory that they may, or those of this address their \
+         share of it ({bytes_max} bytes in all)"
+    )]
     BodiesTooLarge { bytes_max: usize },
+    #[error("the body made less progress than another one that needed its memory")]
+    BodyGaveWay,
+    #[error("the body comes slower than {bytes_per_second} bytes a second")]
+    BodyStalled { bytes_per_second: u32 },
     #[error("there is more wrapping around the chunks of the body than content in them")]
     FramingTooLarge,
     #[error("the body broke off: {0}")]

@@ -13,8 +13,8 @@
 //! | 413 | a body over the limit, or one whose chunks are all wrapping |
 //! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
 //! | 422 | signed, but not a batch of this app, or one that can be read in two ways |
-//! | 429 | more bodies at once than there is memory for |
-//! | 503 | no keys yet, no answer within the time, or the log cannot take the batch now |
+//! | 429 | more bodies at once than there is memory for; it came slower than others who waited for it |
+//! | 503 | no keys yet, too slow a body, no answer within the time, or the log cannot take the batch now |
 
 use std::{borrow::Cow, time::Duration};
 
@@ -78,6 +78,8 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::TokenMismatch
         | Error::BodyTooLarge { .. }
         | Error::BodiesTooLarge { .. }
+        | Error::BodyGaveWay
+        | Error::BodyStalled { .. }
         | Error::FramingTooLarge
         | Error::BodyTooSlow { .. }
         | Error::TooSlow { .. }
@@ -193,7 +195,7 @@ fn row(error: &Error) -> Row {
             "framing_too_large",
             "send the body in larger chunks, or with its length and not in chunks",
         ),
-        Error::BodiesTooLarge { .. } => later(
+        Error::BodiesTooLarge { .. } | Error::BodyGaveWay => later(
             StatusCode::TOO_MANY_REQUESTS,
             "too_many_bodies",
             "too many deliveries at once",
@@ -210,6 +212,12 @@ fn row(error: &Error) -> Row {
             StatusCode::SERVICE_UNAVAILABLE,
             "deadline_exceeded",
             format!("the body was not there within {seconds} s"),
+            Duration::from_secs(5),
+        ),
+        Error::BodyStalled { bytes_per_second } => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "deadline_exceeded",
+            format!("the body comes slower than {bytes_per_second} bytes a second"),
             Duration::from_secs(5),
         ),
         Error::TooSlow { seconds } => later(
