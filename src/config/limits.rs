@@ -12,15 +12,18 @@ pub struct WebhookLimits {
     /// Bytes of all bodies that are in memory at once; beyond it the sender is told to come back.
     /// Default 64 MiB. A body counts by what has arrived, from its first bytes to its answer.
     pub bodies_bytes_max: ByteSize,
+    /// Of these, bytes of the bodies of one IPv4 address or one IPv6 /64. Default 16 MiB: three
+    /// thousand usual batches at once, and one stranger cannot take them all.
+    pub bodies_bytes_per_address_max: ByteSize,
     /// Deliveries that are being verified at once; others wait their turn. Default 1,024: so a
     /// flood of forged ones does not keep genuine ones from their answer. Those that wait for newer
     /// keys do not count meanwhile.
     pub verifications_max: usize,
-    /// Forged deliveries that are answered at once, after a time without any. Default 100: whoever
+    /// Forged deliveries that are verified at once, after a time without any. Default 100: whoever
     /// sets a sender up and tries wrong keys is never kept waiting.
     pub forgeries_at_once: usize,
-    /// Forged deliveries that are answered in a second after that; their senders wait. Default 500:
-    /// some hundredths of a core, whatever they do.
+    /// Forged deliveries that are verified in a second after that; the others wait. Default 500: some
+    /// hundredths of a core, whatever they do. Large bodies, large keys and several keys count for more.
     pub forgeries_per_second: usize,
     /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
     pub connections_max: usize,
@@ -166,6 +169,11 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
         bodies_bytes_max: take.take_in(
             "limits.webhook.bodies_bytes_max",
             ByteSize::mib(64),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
+        bodies_bytes_per_address_max: take.take_in(
+            "limits.webhook.bodies_bytes_per_address_max",
+            ByteSize::mib(16),
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
         ),
         verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),

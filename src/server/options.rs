@@ -27,6 +27,7 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
         sources: sources(config),
         body_bytes_max: limits.body_bytes_max.as_usize(),
         bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
+        bodies_bytes_per_address_max: limits.bodies_bytes_per_address_max.as_usize(),
         verifications_max: limits.verifications_max,
         forgeries: receiver::forgeries::Limits {
             at_once: u32::try_from(limits.forgeries_at_once).unwrap_or(u32::MAX),
