@@ -25,9 +25,10 @@ fn new_clock(machine: &Machine) -> LogClock {
     LogClock::new(machine.clock(), RetentionTime::default())
 }
 
-/// As it is after the process has ended, and over what is on the disk.
-fn restarted(machine: &Machine, clock: &mut LogClock) -> LogClock {
+/// As it is when the process ends now and another one starts after `meanwhile`.
+fn restarted(machine: &Machine, clock: &mut LogClock, meanwhile: impl FnOnce()) -> LogClock {
     let bytes = clock.to_store().encode(std::iter::empty());
+    meanwhile();
     let (stored, _) = Stored::decode(&bytes).unwrap();
     LogClock::resume(machine.clock(), &stored)
 }
@@ -138,16 +139,16 @@ fn within_a_boot_a_restart_knows_what_time_has_passed() {
         let mut clock = new_clock(&machine);
         let first = clock.now().retention.time;
         // Set while the process is down, and back again.
-        machine.pass(10 * DAY);
-        machine.set_error(error);
-        let mut clock = restarted(&machine, &mut clock);
+        let mut clock = restarted(&machine, &mut clock, || {
+            machine.pass(10 * DAY);
+            machine.set_error(error);
+        });
         let passed = machine.time() - START;
         assert_eq!(clock.now().retention.age_of(first), passed);
         assert_eq!(clock.now().wall.0, machine.time());
         assert_eq!(clock.watch().jumps(), 1);
         // Restarts do not keep a jump from lasting a minute.
-        machine.set_error(0);
-        let mut clock = restarted(&machine, &mut clock);
+        let mut clock = restarted(&machine, &mut clock, || machine.set_error(0));
         assert_eq!(clock.now().wall.0, machine.time());
         assert_eq!(clock.watch().jumps(), 0);
         // A state that was stored long ago is as good.
@@ -165,8 +166,7 @@ fn down_for_ten_days() -> (Machine, LogClock, RetentionTime) {
     let mut clock = new_clock(&machine);
     let first = clock.now().retention.time;
     run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
-    machine.reboot(10 * DAY);
-    let clock = restarted(&machine, &mut clock);
+    let clock = restarted(&machine, &mut clock, || machine.reboot(10 * DAY));
     (machine, clock, first)
 }
 
@@ -182,8 +182,8 @@ fn the_time_over_a_reboot_counts_after_a_day_for_what_was_there_before() {
     assert_eq!(now.age_of(first) / SECOND, 14 * DAY / SECOND);
     assert_eq!(now.age_of(after), DAY, "not for what came later");
     // And so it is from now on, also over restarts.
-    machine.pass(DAY);
-    let now = restarted(&machine, &mut clock).now().retention;
+    let mut clock = restarted(&machine, &mut clock, || machine.pass(DAY));
+    let now = clock.now().retention;
     assert_eq!(now.age_of(first) / SECOND, 15 * DAY / SECOND);
     assert_eq!(now.age_of(after), 2 * DAY);
 }
@@ -195,9 +195,9 @@ fn restarts_within_a_boot_do_not_put_off_what_a_reboot_left_open() {
         let age = clock.now().retention.age_of(first);
         assert_eq!(age / HOUR, 3 * 24 + hours - 1);
         run(&machine, &mut clock, HOUR / 2, 600 * SECOND);
-        clock = restarted(&machine, &mut clock);
+        clock = restarted(&machine, &mut clock, || ());
         run(&machine, &mut clock, HOUR / 2, 600 * SECOND);
-        clock = restarted(&machine, &mut clock);
+        clock = restarted(&machine, &mut clock, || ());
     }
     let age = clock.now().retention.age_of(first);
     assert_eq!(age / HOUR, (13 + 1) * 24);
@@ -211,9 +211,10 @@ fn a_boot_with_a_wrong_clock_that_is_set_within_a_day_makes_nothing_older() {
             let mut clock = new_clock(&machine);
             let first = clock.now().retention.time;
             run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
-            machine.set_error(error);
-            machine.reboot(HOUR);
-            let mut clock = restarted(&machine, &mut clock);
+            let mut clock = restarted(&machine, &mut clock, || {
+                machine.set_error(error);
+                machine.reboot(HOUR);
+            });
             run(&machine, &mut clock, hours * HOUR, 600 * SECOND);
             machine.set_error(0);
             run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
@@ -234,9 +235,10 @@ fn a_wrong_clock_before_a_reboot_makes_nothing_older() {
         run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
         machine.set_error(error);
         run(&machine, &mut clock, 2 * HOUR, 60 * SECOND);
-        machine.reboot(HOUR);
-        machine.set_error(0);
-        let mut clock = restarted(&machine, &mut clock);
+        let mut clock = restarted(&machine, &mut clock, || {
+            machine.reboot(HOUR);
+            machine.set_error(0);
+        });
         run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
         let passed = machine.time() - START;
         let age = clock.now().retention.age_of(first);
@@ -251,9 +253,10 @@ fn a_clock_of_before_2025_confirms_nothing_however_long_it_lasts() {
     let mut clock = new_clock(&machine);
     let first = clock.now().retention.time;
     run(&machine, &mut clock, 5 * DAY, HOUR);
-    machine.reboot(HOUR);
-    machine.set_error(0);
-    let mut clock = restarted(&machine, &mut clock);
+    let mut clock = restarted(&machine, &mut clock, || {
+        machine.reboot(HOUR);
+        machine.set_error(0);
+    });
     run(&machine, &mut clock, 5 * DAY, HOUR);
     let passed = machine.time() - START;
     assert!(clock.now().retention.age_of(first) <= passed);
@@ -266,9 +269,10 @@ fn a_young_log_is_not_believed_to_be_old() {
     let mut clock = new_clock(&machine);
     let first = clock.now().retention.time;
     run(&machine, &mut clock, HOUR, 60 * SECOND);
-    machine.reboot(HOUR);
-    machine.set_error(0);
-    let mut clock = restarted(&machine, &mut clock);
+    let mut clock = restarted(&machine, &mut clock, || {
+        machine.reboot(HOUR);
+        machine.set_error(0);
+    });
     run(&machine, &mut clock, 5 * DAY, HOUR);
     let passed = machine.time() - START;
     assert!(clock.now().retention.age_of(first) <= passed);
@@ -300,8 +304,7 @@ fn what_is_kept_of_reboots_is_bounded_and_dropping_some_makes_nothing_older() {
     let reboots = CREDITS_MAX + 10;
     for _ in 0..reboots {
         run(&machine, &mut clock, 2 * CONFIRMED_AFTER, HOUR);
-        machine.reboot(HOUR);
-        clock = restarted(&machine, &mut clock);
+        clock = restarted(&machine, &mut clock, || machine.reboot(HOUR));
     }
     run(&machine, &mut clock, 2 * CONFIRMED_AFTER, HOUR);
     assert_eq!(clock.to_store().credits.len(), CREDITS_MAX);
@@ -314,8 +317,8 @@ fn what_is_kept_of_reboots_is_bounded_and_dropping_some_makes_nothing_older() {
 fn what_is_stored_is_read_again_unless_a_bit_of_it_has_changed() {
     let (machine, mut clock, _) = down_for_ten_days();
     run(&machine, &mut clock, 2 * DAY, HOUR);
-    machine.reboot(DAY);
-    let stored = restarted(&machine, &mut clock).to_store();
+    let mut clock = restarted(&machine, &mut clock, || machine.reboot(DAY));
+    let stored = clock.to_store();
     assert!(stored.claim.is_some() && stored.confirmed.is_some() && !stored.credits.is_empty());
     let marks = [3, 9].map(|n| Mark {
         through: Sequence(n),
@@ -390,13 +393,11 @@ proptest! {
             match part.end {
                 End::Nothing => {}
                 End::Restart { down_hours } => {
-                    machine.pass(down_hours * HOUR);
                     ran += down_hours * HOUR;
-                    clock = restarted(&machine, &mut clock);
+                    clock = restarted(&machine, &mut clock, || machine.pass(down_hours * HOUR));
                 }
                 End::Reboot { down_hours } => {
-                    machine.reboot(down_hours * HOUR);
-                    clock = restarted(&machine, &mut clock);
+                    clock = restarted(&machine, &mut clock, || machine.reboot(down_hours * HOUR));
                 }
             }
             moments.push((clock.now().retention.time, machine.time(), ran));
