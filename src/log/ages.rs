@@ -103,3 +103,83 @@ impl Ages {
         self.marks.iter().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGE: Duration = Duration::from_micros(6_400);
+
+    fn expired(ages: &Ages, now: i64) -> Option<u64> {
+        let expired = ages.expired(&RetentionNow::at(now));
+        expired.map(|sequence| sequence.0)
+    }
+
+    #[test]
+    fn an_event_goes_when_it_and_all_of_its_slot_are_too_old() {
+        let mut ages = Ages::new(AGE);
+        for n in 0..100 {
+            ages.note(Sequence(n + 1), RetentionTime(n.cast_signed() * 10));
+        }
+        // The first ten were written within a slot of 100, the last of them at 90.
+        assert_eq!(expired(&ages, 6_490), None);
+        assert_eq!(expired(&ages, 6_491), Some(10));
+        assert_eq!(expired(&ages, 6_591), Some(20));
+        assert_eq!(expired(&ages, 100_000), Some(100));
+        ages.forget_before(Sequence(11));
+        assert_eq!(expired(&ages, 6_491), None);
+        assert_eq!(ages.marks().count(), 9);
+    }
+
+    #[test]
+    fn what_is_not_known_after_a_restart_is_as_old_as_the_restart() {
+        let mut before = Ages::new(AGE);
+        before.note(Sequence(5), RetentionTime(10));
+        let marks: Vec<Mark> = before.marks().collect();
+        let mut ages = Ages::resume(AGE, &marks, Sequence(8), RetentionTime(50));
+        // Of the same slot, but what was known stays known.
+        ages.note(Sequence(9), RetentionTime(60));
+        assert_eq!(expired(&ages, 6_411), Some(5));
+        assert_eq!(expired(&ages, 6_460), Some(5));
+        assert_eq!(expired(&ages, 6_461), Some(9));
+    }
+
+    #[test]
+    fn marks_that_do_not_fit_the_log_are_not_believed() {
+        let mark = |through, at| Mark {
+            through: Sequence(through),
+            at: RetentionTime(at),
+        };
+        for marks in [
+            vec![mark(9, 10)],
+            vec![mark(3, 500)],
+            vec![mark(3, 50), mark(3, 60), mark(5, 20)],
+        ] {
+            let ages = Ages::resume(AGE, &marks, Sequence(5), RetentionTime(100));
+            assert_ne!(expired(&ages, 6_450), Some(5), "{marks:?}");
+            assert_eq!(expired(&ages, 6_501), Some(5), "{marks:?}");
+        }
+    }
+
+    #[test]
+    fn marks_are_bounded_and_none_makes_an_event_older() {
+        let mut marks = vec![Mark {
+            through: Sequence(1),
+            at: RetentionTime(0),
+        }];
+        for n in 2..2_000 {
+            let now = RetentionTime(n.cast_signed());
+            let ages = Ages::resume(AGE, &marks, Sequence(n), now);
+            marks = ages.marks().collect();
+            assert!(marks.len() <= MARKS_MAX);
+            // Each event was written when its number says.
+            assert!(
+                marks
+                    .iter()
+                    .all(|mark| mark.at.0 >= mark.through.0.cast_signed() - 1)
+            );
+        }
+        assert_eq!(marks[0].through, Sequence(1), "the oldest stay known");
+        assert_eq!(marks.last().unwrap().through, Sequence(1_999));
+    }
+}

@@ -10,10 +10,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use prelude_bridge::proto::Event;
+use prelude_bridge::proto::{Event, SubscribeRequest, stop_position, subscribe_response::Notice};
 use tempfile::TempDir;
 
-use crate::support::{APP, Bridge, Setup, batch, item, reader, sender::eventually};
+use crate::support::{
+    APP, Bridge, Setup, batch, item, reader,
+    sender::eventually,
+    stream::{Received, StopPosition, history},
+};
 
 const HOUR: i64 = 60 * 60;
 /// 34.7 days: more than events are kept, and more than ids are.
@@ -239,4 +243,33 @@ async fn a_log_that_began_with_a_wild_clock_loses_nothing_when_it_is_set() {
         assert_complete(&bridge, 6).await;
         bridge.finish().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_stops_at_a_time_is_not_ended_by_a_wrong_clock() {
+    let clock = WallClock::new();
+    let mut bridge = Setup::default().prepare();
+    clock.start(&mut bridge).await;
+    append_each(&bridge, 0..1).await;
+    clock.set(MONTH);
+    said(&bridge, "the system's clock jumped", 1).await;
+    let stop = SystemTime::now() + Duration::from_secs(3_600);
+    let request = SubscribeRequest {
+        stop: Some(StopPosition {
+            position: Some(stop_position::Position::AtTime(stop.into())),
+            max_events: 0,
+        }),
+        // Longer than a stream goes on after its stop time.
+        progress_interval: Some(Duration::from_secs(1).try_into().unwrap()),
+        ..history()
+    };
+    let opened = Received::subscribe(&mut bridge.client().await, request).await;
+    let mut received = opened.unwrap();
+    received
+        .until(|notice| matches!(notice, Notice::Progress(_)))
+        .await;
+    append_each(&bridge, 1..2).await;
+    received.until_events(2).await;
+    drop(received);
+    bridge.finish().await;
 }

@@ -336,6 +336,76 @@ fn what_is_stored_is_read_again_unless_a_bit_of_it_has_changed() {
     }
 }
 
+/// Where lines of the log go in a test.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is logged meanwhile.
+fn logged(work: impl FnOnce()) -> String {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, work);
+    let bytes = lines.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn each_jump_is_logged_but_not_without_bound() {
+    let machine = Machine::new();
+    let mut clock = new_clock(&machine);
+    let mut turn = |error| {
+        machine.set_error(error);
+        clock.now();
+    };
+    let said = logged(|| turn(-HOUR));
+    assert!(
+        said.contains("clock jumped") && said.contains("back"),
+        "{said}"
+    );
+    assert!(said.contains("1h"), "{said}");
+    let said = logged(|| turn(0));
+    assert!(said.contains("back where it was"), "{said}");
+    let said = logged(|| (1..500).for_each(|n| turn(n * HOUR)));
+    assert_eq!(said.lines().count(), 8);
+    // A minute later there is a line again.
+    machine.pass(60 * SECOND);
+    let said = logged(|| turn(0));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(clock.watch().jumps(), 500);
+}
+
+#[test]
+fn a_start_says_what_a_gap_means_and_when_the_clock_is_behind() {
+    let machine = Machine::new();
+    let mut clock = new_clock(&machine);
+    let said = logged(|| drop(restarted(&machine, &mut clock, || machine.reboot(HOUR / 2))));
+    assert_eq!(said, "");
+    let said = logged(|| drop(restarted(&machine, &mut clock, || machine.reboot(34 * DAY))));
+    assert!(
+        said.contains("down_for=816h") && said.contains("Check the clock"),
+        "{said}"
+    );
+    let newest = UnixMicros(machine.time() + DAY);
+    let said = logged(|| new_clock(&machine).compare_with_newest_event(newest));
+    assert!(said.contains("behind the newest event"), "{said}");
+    let newest = UnixMicros(machine.time());
+    let said = logged(|| new_clock(&machine).compare_with_newest_event(newest));
+    assert_eq!(said, "");
+}
+
 #[test]
 fn the_clocks_of_the_system_go() {
     let clock = system_clock();

@@ -48,7 +48,6 @@ pub use self::{
 };
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
-    ages::Ages,
     clock::{self, Clock},
     group::{self, Stamps},
 };
@@ -187,12 +186,10 @@ pub(super) fn open_with_seams(
     let ids_limits = seams.ids_limits;
     let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
     let mut ids = Ids::open(&connection, ids_limits).map_err(database_error)?;
-    let resumed = clock_row::resume(&connection, seams.clock.clone());
-    let (mut clock, marks) = resumed.map_err(database_error)?;
-    clock.compare_with_newest_event(found.last_at);
+    let source = seams.clock.clone();
+    let resumed = clock_row::resume(&connection, source, options.retention_age, &found);
+    let (mut clock, ages) = resumed.map_err(database_error)?;
     let now = clock.now().retention.time;
-    let mut ages = Ages::resume(options.retention_age, &marks, found.range.head, now);
-    ages.forget_before(found.range.earliest);
     for (_, keys) in &found.unindexed {
         // Later than they came, so that none is forgotten too early.
         ids.restore(keys, now);
