@@ -1,8 +1,8 @@
 //! Owns the admin port: whether the process is up (`/healthz`), whether it can take and serve
 //! events (`/readyz`), and what it counts (`/metrics`). It reads the state of others and changes
-//! nothing.
+//! nothing. [`Readiness`] is the one place that says what "ready" means.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
@@ -11,9 +11,11 @@ use tokio_util::sync::CancellationToken;
 use warp::{Filter, Rejection, reply::Response};
 
 use crate::{
+    credentials::Credentials,
     log::Log,
     metrics::Metrics,
     net::{self, http1},
+    plain,
     signature::Keyring,
 };
 
@@ -22,32 +24,122 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// How often [`Readiness::reached`] looks again. Nothing tells of a log that takes events again.
+const READINESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Whether a bridge can take and serve events: the log can be written to, every app has a key, and
+/// the bridge is not shutting down.
+#[derive(Clone)]
+pub struct Readiness {
+    log: Arc<dyn Log>,
+    keyrings: Arc<[Keyring]>,
+    draining: CancellationToken,
+    credentials: Option<Credentials>,
+}
+
+impl Readiness {
+    /// Of a bridge with this log and the keys of these apps, until `draining` is cancelled.
+    #[must_use]
+    pub fn new(log: Arc<dyn Log>, keyrings: &[Keyring], draining: CancellationToken) -> Self {
+        Self {
+            log,
+            keyrings: keyrings.into(),
+            draining,
+            credentials: None,
+        }
+    }
+
+    /// Reports on these credentials too.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
+        self
+    }
+
+    /// Each thing that must hold and does not, as a phrase; empty when the bridge is ready.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let checks = self.checks().into_iter();
+        let faults = checks.filter_map(|check| {
+            let fault = check.fault?;
+            Some(match check.app {
+                Some(app) => format!("{} of {app}: {fault}", check.name),
+                None => format!("{}: {fault}", check.name),
+            })
+        });
+        faults.collect()
+    }
+
+    /// Waits until nothing is missing. `false` if the bridge shuts down first.
+    pub async fn reached(&self) -> bool {
+        let mut interval = tokio::time::interval(READINESS_INTERVAL);
+        while !self.missing().is_empty() {
+            tokio::select! {
+                () = self.draining.cancelled() => return false,
+                _ = interval.tick() => {}
+            }
+        }
+        true
+    }
+
+    /// Each thing that must hold, and why it does not.
+    fn checks(&self) -> Vec<Check> {
+        let mut checks = vec![Check {
+            name: "log",
+            app: None,
+            fault: self.log.health().err().map(|error| error.to_string()),
+            warning: None,
+        }];
+        checks.extend(self.keyrings.iter().map(|keyring| Check {
+            name: "keys",
+            app: Some(keyring.app_id().to_owned()),
+            fault: (!keyring.is_usable()).then(|| "no usable key is known yet".to_owned()),
+            warning: None,
+        }));
+        // Deliveries are taken all the same, and have to be: the sender gives up at some time.
+        checks.extend(self.credentials.as_ref().map(|credentials| Check {
+            name: "credentials",
+            app: None,
+            fault: None,
+            warning: credentials.status().fault.map(plain::words),
+        }));
+        let draining = self.draining.is_cancelled();
+        checks.push(Check {
+            name: "serving",
+            app: None,
+            fault: draining.then(|| "the bridge is shutting down".to_owned()),
+            warning: None,
+        });
+        checks
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Readiness")
+            .field("keyrings", &self.keyrings)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The service behind the admin port.
 #[derive(Clone)]
 pub struct Admin {
     /// The port's own limits. By default those of every port.
     pub limits: net::Limits,
     metrics: Arc<Metrics>,
-    log: Arc<dyn Log>,
-    keyrings: Arc<[Keyring]>,
-    draining: CancellationToken,
+    readiness: Readiness,
 }
 
 impl Admin {
-    /// Reports on the log, the keys of each app, and whether `draining` is cancelled.
+    /// Reports what is counted and what is missing.
     #[must_use]
-    pub fn new(
-        metrics: Arc<Metrics>,
-        log: Arc<dyn Log>,
-        keyrings: Vec<Keyring>,
-        draining: CancellationToken,
-    ) -> Self {
+    pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
         Self {
             limits: net::Limits::default(),
             metrics,
-            log,
-            keyrings: keyrings.into(),
-            draining,
+            readiness,
         }
     }
 
@@ -64,27 +156,6 @@ impl Admin {
             })
             .await
     }
-
-    /// Each thing that must hold, and why it does not.
-    fn checks(&self) -> Vec<Check> {
-        let mut checks = vec![Check {
-            name: "log",
-            app: None,
-            fault: self.log.health().err().map(|error| error.to_string()),
-        }];
-        checks.extend(self.keyrings.iter().map(|keyring| Check {
-            name: "keys",
-            app: Some(keyring.app_id().to_owned()),
-            fault: (!keyring.is_usable()).then(|| "no usable key is known yet".to_owned()),
-        }));
-        let draining = self.draining.is_cancelled();
-        checks.push(Check {
-            name: "serving",
-            app: None,
-            fault: draining.then(|| "the bridge is shutting down".to_owned()),
-        });
-        checks
-    }
 }
 
 impl fmt::Debug for Admin {
@@ -92,7 +163,7 @@ impl fmt::Debug for Admin {
         formatter
             .debug_struct("Admin")
             .field("limits", &self.limits)
-            .field("keyrings", &self.keyrings)
+            .field("readiness", &self.readiness)
             .finish_non_exhaustive()
     }
 }
@@ -105,6 +176,9 @@ struct Check {
     app: Option<String>,
     /// `null` where all is well.
     fault: Option<String>,
+    /// What somebody has to see to, although the bridge is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 fn routes(admin: Admin) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
@@ -143,7 +217,7 @@ fn answer(admin: &Admin, page: &str, method: &Method, accept: &str) -> Response 
     match page {
         "healthz" => json_response(StatusCode::OK, &json!({ "status": "up" })),
         "readyz" => {
-            let checks = admin.checks();
+            let checks = admin.readiness.checks();
             let ready = checks.iter().all(|check| check.fault.is_none());
             let status = if ready {
                 StatusCode::OK

@@ -20,8 +20,15 @@
 //! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
 //!   defaults. A field of the wrong shape leaves the message out.
 //!
-//! Of members that occur twice the last one counts. Knows nothing of HTTP, keys and the log.
+//! And nothing may be ambiguous, as the filter of a subscription and its consumer would not mean the same
+//! event: a batch is refused where the body has any member twice, or an event or its payload one of
+//! those above, or an object that becomes part of the message any; or where `type` and `event` are
+//! both there and differ, or `payload` and `data` in one of the fields. Members that nothing here
+//! reads may be there as often as they like, and are passed on as they are.
+//!
+//! Knows nothing of HTTP, keys and the log.
 
+mod ambiguity;
 mod envelope;
 mod item;
 mod json;
@@ -37,6 +44,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+pub use self::ambiguity::{Ambiguity, Members};
 use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
 use crate::{
     event::{Batch, Draft, EventKey, user_hash},
@@ -89,19 +97,23 @@ pub enum Error {
     /// More than [`EVENTS_MAX`].
     #[error("the body has more than {EVENTS_MAX} events")]
     TooManyEvents,
+    /// It can be read in two ways.
+    #[error("{0}")]
+    Ambiguous(Ambiguity),
 }
 
 /// Decodes the body of a delivery that the keys of `app_id` have verified. All its events carry
 /// the `traceparent` of the request (empty where it had none).
 ///
 /// # Errors
-/// Where the body is no batch of this app; never for the shape of one event.
+/// Where the body is no batch of this app, or is ambiguous; never for the shape of one event.
 pub fn batch(verified: VerifiedBody, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, Error> {
     batch_of(verified.into_body(), app_id, traceparent)
 }
 
 /// The `app_id` that a body claims, before anybody has verified it: only to choose the keys that
-/// can. `None` where [`batch`] would find none.
+/// can. `None` where [`batch`] would find none. Of two that claim to be it the last one is taken, and
+/// [`batch`] says that there are two.
 #[must_use]
 pub fn claimed_app_id(body: &[u8]) -> Option<Cow<'_, str>> {
     let text = str::from_utf8(body).ok()?;
@@ -124,6 +136,9 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
         encoder = Encoder::new(text, app_id, traceparent);
         encoder.push_any()?;
     }
+    if let Some(ambiguity) = encoder.ambiguity {
+        return Err(Error::Ambiguous(ambiguity));
+    }
     let (encoded, drafts) = (encoder.encoded.into(), encoder.drafts);
     Ok(Batch {
         app_id: Arc::clone(app_id),
@@ -140,6 +155,8 @@ struct Encoder<'a> {
     traceparent: &'a str,
     encoded: Vec<u8>,
     drafts: Vec<Draft>,
+    /// The first that was found in a payload.
+    ambiguity: Option<Ambiguity>,
 }
 
 impl<'a> Encoder<'a> {
@@ -151,6 +168,7 @@ impl<'a> Encoder<'a> {
             // What leaves JSON comes out shorter; what is added per event is about this much.
             encoded: Vec::with_capacity(text.len() + text.len() / 8),
             drafts: Vec::new(),
+            ambiguity: None,
         }
     }
 
@@ -169,7 +187,9 @@ impl<'a> Encoder<'a> {
             return Err(Error::OtherApp);
         }
         for raw_json in envelope.events.ok_or(Error::NoEvents)? {
-            self.push(range_within(self.text, raw_json), &Item::read(raw_json));
+            let item = Item::read(raw_json);
+            let item = item.map_err(|found| Error::Ambiguous(found.in_event(self.drafts.len())))?;
+            self.push(range_within(self.text, raw_json), &item);
         }
         Ok(())
     }
@@ -201,8 +221,11 @@ impl<'a> Encoder<'a> {
         }
         .encode(&mut self.encoded);
         let payload_start = self.encoded.len();
-        if let (Some(fields), Ok(date)) = (item.fields(), date) {
-            fields.encode(&event_type, date, &mut self.encoded);
+        if let (Some(fields), Ok(date)) = (item.fields(), date)
+            && let Err(found) = fields.encode(&event_type, date, &mut self.encoded)
+        {
+            let found = found.in_event(self.drafts.len());
+            self.ambiguity = self.ambiguity.or(Some(found));
         }
         self.drafts.push(Draft {
             key: EventKey::new(self.app_id, &id),

@@ -20,6 +20,9 @@ pub use prelude_bridge_contract as proto;
 // What of others' text may be read in a log or on a terminal.
 pub mod plain;
 
+// Who can change the files that are trusted.
+pub mod permissions;
+
 // Event, cursor, bytes on the wire, blocks, filters: pure values.
 pub use prelude_bridge_event as event;
 pub use prelude_bridge_event::{filter, wire};

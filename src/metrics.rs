@@ -65,6 +65,38 @@ pub enum Refusal {
     Source,
 }
 
+impl Refusal {
+    /// The word that it is counted under.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "listener_full",
+            Self::AddressFull => "address_full",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// Why a connection that had proven nothing was closed for a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// The listener held as many as it may.
+    Full,
+    /// The address held as many as one address may.
+    AddressFull,
+}
+
+impl Eviction {
+    /// The word that it is counted under.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "evicted_listener_full",
+            Self::AddressFull => "evicted_address_full",
+        }
+    }
+}
+
 /// Why a TLS handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
@@ -106,6 +138,10 @@ pub enum Closure {
     Unread,
     /// It did not answer a ping.
     Unanswered,
+    /// It showed no credential in time.
+    NoCredential,
+    /// It made no call for a long time.
+    Idle,
 }
 
 impl Metrics {
@@ -211,11 +247,7 @@ impl Metrics {
 
     /// A listener turned a connection away.
     pub fn connection_refused(&self, listener: &'static str, refusal: Refusal) {
-        let reason = match refusal {
-            Refusal::Full => "listener_full",
-            Refusal::AddressFull => "address_full",
-            Refusal::Source => "source",
-        };
+        let reason = refusal.reason();
         self.connections
             .refused
             .get_or_create(&RefusedLabels { listener, reason })
@@ -230,7 +262,18 @@ impl Metrics {
             Closure::Flood => "flood",
             Closure::Unread => "unread",
             Closure::Unanswered => "ping_unanswered",
+            Closure::NoCredential => "no_credential",
+            Closure::Idle => "idle",
         };
+        self.connections
+            .closed
+            .get_or_create(&RefusedLabels { listener, reason })
+            .inc();
+    }
+
+    /// A listener's connection was closed for a new one.
+    pub fn connection_evicted(&self, listener: &'static str, eviction: Eviction) {
+        let reason = eviction.reason();
         self.connections
             .closed
             .get_or_create(&RefusedLabels { listener, reason })
@@ -547,7 +590,7 @@ impl Connections {
         );
         registry.register(
             "connections_closed",
-            "Connections that were closed for what their clients did, by listener and reason",
+            "Connections that were closed for what their clients did or did not do, by listener and reason",
             these.closed.clone(),
         );
         registry.register(
@@ -592,6 +635,7 @@ mod tests {
         metrics.watch_log(|| Log {
             stored_bytes: 77,
             queued_batches: 4,
+            clock_jumps: 3,
             ..Log::default()
         });
         metrics.watch_bus(Bus::default);
@@ -619,6 +663,7 @@ mod tests {
             "prelude_bridge_log_commit_bytes_sum 900.0",
             "prelude_bridge_log_stored_bytes 77.0",
             "prelude_bridge_log_queue_batches 4.0",
+            "prelude_bridge_clock_jumps_total 3",
             "prelude_bridge_stream_delivered_events_total 5",
             "prelude_bridge_stream_delivered_bytes_total 1000",
             r#"prelude_bridge_streams_ended_total{reason="draining"} 1"#,

@@ -3,21 +3,26 @@
 //! ([`http1`] is the one handler that the receiver and the admin port share). Where a port does TLS
 //! ([`tls`]), a handler gets the connection after the handshake.
 //!
-//! Every bound of a listener is here: connections in all and of one address, the patience with a
-//! system that is out of file descriptors, and the time that open connections get at a drain.
+//! Every bound of a listener is here: connections in all and of one address ([`slots`]), the
+//! patience with a system that is out of file descriptors, and the time that open connections get at
+//! a drain.
 
 use std::{
-    collections::HashMap,
-    fmt, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    fmt,
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::{Closure, Metrics, Refusal};
+use self::{
+    quiet::{Admitted, Quiet},
+    slots::{Full, Slot, Slots, Standing},
+};
+use crate::metrics::{Closure, Eviction, Metrics, Refusal};
 
 mod connection;
 pub mod descriptors;
@@ -26,11 +31,16 @@ pub mod framing;
 pub mod http1;
 pub mod network;
 pub mod quiet;
+pub mod slots;
 pub mod tap;
 pub mod tls;
 pub mod write_deadline;
 
 pub use self::connection::Connection;
+
+/// How many evicted connections may be waiting for their end before no new one is accepted. An end
+/// takes a moment, so only a flood gets here; this bounds the descriptors that it can hold.
+const EVICTED_MAX: usize = 256;
 
 /// A bound socket that nobody is served on yet.
 pub struct Listener {
@@ -38,11 +48,18 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     tls: Option<tls::Acceptor>,
-    admit: Option<Admit>,
+    admit: Option<AddressTest>,
+    exempt: Option<AddressTest>,
+    evicts: bool,
+    farewell: Option<Farewell>,
+    quiet: Quiet,
 }
 
-/// Whether an address may connect at all.
-type Admit = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
+/// A question about an address.
+type AddressTest = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+/// What is said, in the protocol of the port, to a connection for which there is no room.
+type Farewell = Box<dyn Fn(Full) -> Vec<u8> + Send + Sync>;
 
 impl fmt::Debug for Listener {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +76,8 @@ impl fmt::Debug for Listener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections in all. Further ones are closed at once, so that a flood costs a handshake
-    /// each and no memory. Default 10,000.
+    /// each and no memory, or take the place of one that has proven nothing, see
+    /// [`Listener::evicting`]. Default 10,000.
     pub connections_max: usize,
     /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets. Default
     /// 256: one stranger cannot take all.
@@ -123,6 +141,10 @@ impl Listener {
                 address,
                 tls: None,
                 admit: None,
+                exempt: None,
+                evicts: false,
+                farewell: None,
+                quiet: Quiet::new(quiet::Limits::default()),
             }),
             Err(source) => Err(Error::Bind {
                 address,
@@ -153,6 +175,38 @@ impl Listener {
         self
     }
 
+    /// Gives addresses that many clients share, such as a proxy's, no limit of their own.
+    #[must_use]
+    pub fn exempting(mut self, is_exempt: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        self.exempt = Some(Box::new(is_exempt));
+        self
+    }
+
+    /// Closes connections that have proven nothing when there is no room for a new one. The handler
+    /// has to say which have, see [`Connection::standing`].
+    #[must_use]
+    pub fn evicting(mut self) -> Self {
+        self.evicts = true;
+        self
+    }
+
+    /// What is said to a connection for which there is no room, where the port speaks plain text.
+    #[must_use]
+    pub fn refusing_with(
+        mut self,
+        farewell: impl Fn(Full) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        self.farewell = Some(Box::new(farewell));
+        self
+    }
+
+    /// How many lines the refused connections may fill the log with.
+    #[must_use]
+    pub fn with_quiet(mut self, limits: quiet::Limits) -> Self {
+        self.quiet = Quiet::new(limits);
+        self
+    }
+
     /// Accepts connections and gives each to `handler`, until `shutdown` is cancelled. Then the
     /// socket is closed, and the handlers, who are expected to watch the same token, get the
     /// drain timeout to finish; what is left is cut. Dropping the future cuts everything.
@@ -172,7 +226,10 @@ impl Listener {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
         let cut_when_dropped = cut.clone().drop_guard();
-        let occupancy = Arc::new(Occupancy::new(limits));
+        let slots = Slots::new(slots::Limits {
+            slots_max: limits.connections_max,
+            slots_per_address_max: limits.connections_per_address_max,
+        });
         let mut patience = Patience::default();
         loop {
             let accepted = tokio::select! {
@@ -193,22 +250,24 @@ impl Listener {
                 }
             };
             patience = Patience::default();
-            let place = match self.enter(&occupancy, peer.ip()) {
-                Ok(place) => place,
+            let standing = Standing::default();
+            let slot = match self.enter(&slots, peer, &standing, &metrics) {
+                Ok(slot) => slot,
                 Err(refusal) => {
-                    metrics.connection_refused(self.name, refusal);
-                    tracing::debug!(listener = self.name, %peer, ?refusal, "connection refused");
+                    self.refuse(stream, peer, refusal, &metrics);
                     continue;
                 }
             };
             // Answers are small and complete: waiting for more to send would only delay them.
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
+            let evicted = self.evicts.then(|| slot.evicted());
             // In one place: each hand that it goes through would keep room for it otherwise, and
             // idle connections are what there is most of.
             let served = Box::pin(serve(
                 stream,
                 peer,
+                standing,
                 self.tls.clone(),
                 shutdown.clone(),
                 handler.clone(),
@@ -216,11 +275,26 @@ impl Listener {
             let cut = cut.clone();
             let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
-                let _held = (place, open);
+                let _held = (slot, open);
+                let served = async {
+                    match evicted {
+                        None => served.await,
+                        Some(evicted) => tokio::select! {
+                            biased;
+                            // Counted by whoever took the slot.
+                            () = evicted => None,
+                            closure = served => closure,
+                        },
+                    }
+                };
                 if let Some(Some(closure)) = cut.run_until_cancelled(served).await {
                     metrics.connection_closed(name, closure);
                 }
             });
+            while connections.len() > limits.connections_max.saturating_add(EVICTED_MAX) {
+                // They are woken already, and only have to be polled.
+                tokio::task::yield_now().await;
+            }
         }
         drop(self.socket);
         connections.close();
@@ -242,12 +316,68 @@ impl Listener {
         Drained { cut: cut_count }
     }
 
-    fn enter(&self, occupancy: &Arc<Occupancy>, address: IpAddr) -> Result<Place, Refusal> {
-        let is_admitted = |admit: &Admit| admit(address.to_canonical());
-        if !self.admit.as_ref().is_none_or(is_admitted) {
+    /// Finds a slot for a connection, by an eviction if that is needed.
+    fn enter(
+        &self,
+        slots: &Arc<Slots>,
+        peer: SocketAddr,
+        standing: &Standing,
+        metrics: &Metrics,
+    ) -> Result<Slot, Refusal> {
+        let address = peer.ip();
+        let passes = |test: &AddressTest| test(address.to_canonical());
+        if !self.admit.as_ref().is_none_or(passes) {
             return Err(Refusal::Source);
         }
-        occupancy.enter(address)
+        let is_exempt = self.exempt.as_ref().is_some_and(passes);
+        let standing = self.evicts.then(|| standing.clone());
+        let (slot, evicted) =
+            slots
+                .enter(address, is_exempt, standing)
+                .map_err(|full| match full {
+                    Full::Total => Refusal::Full,
+                    Full::Address => Refusal::AddressFull,
+                })?;
+        if let Some(evicted) = evicted {
+            let eviction = match evicted.limit {
+                Full::Total => Eviction::Full,
+                Full::Address => Eviction::AddressFull,
+            };
+            metrics.connection_evicted(self.name, eviction);
+            if let Some(Admitted { unlogged }) = self.quiet.admit(eviction.reason()) {
+                tracing::info!(
+                    listener = self.name,
+                    address = %evicted.address,
+                    reason = eviction.reason(),
+                    unlogged,
+                    "connection closed for a new one: it had shown no credential"
+                );
+            }
+        }
+        Ok(slot)
+    }
+
+    /// Turns a connection away, with the reason if it can be told.
+    fn refuse(&self, stream: TcpStream, peer: SocketAddr, refusal: Refusal, metrics: &Metrics) {
+        metrics.connection_refused(self.name, refusal);
+        let full = match refusal {
+            Refusal::Full => Full::Total,
+            Refusal::AddressFull => Full::Address,
+            Refusal::Source => {
+                tracing::debug!(listener = self.name, %peer, ?refusal, "connection refused");
+                return;
+            }
+        };
+        if let (Some(farewell), None) = (&self.farewell, &self.tls) {
+            // It fits into the buffer of a new socket. Nothing waits for a client that is not let in.
+            let _ = stream
+                .into_std()
+                .and_then(|mut stream| stream.write(&farewell(full)));
+        }
+        let reason = refusal.reason();
+        if let Some(Admitted { unlogged }) = self.quiet.admit(reason) {
+            tracing::info!(listener = self.name, %peer, reason, unlogged, "connection refused");
+        }
     }
 }
 
@@ -255,6 +385,7 @@ impl Listener {
 async fn serve<H, F>(
     stream: TcpStream,
     peer: SocketAddr,
+    standing: Standing,
     tls: Option<tls::Acceptor>,
     shutdown: CancellationToken,
     handler: H,
@@ -263,7 +394,7 @@ where
     H: Fn(Connection, SocketAddr) -> F,
     F: Future<Output = Option<Closure>>,
 {
-    let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, tls));
+    let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, standing, tls));
     let connection = opening.await??;
     handler(connection, peer).await
 }
@@ -305,76 +436,6 @@ impl Patience {
         }
         self.pause = (self.pause * 2).clamp(Self::FIRST, Self::LONGEST);
         self.pause
-    }
-}
-
-/// Who is in.
-struct Occupancy {
-    limits: Limits,
-    inside: Mutex<Inside>,
-}
-
-#[derive(Default)]
-struct Inside {
-    all: usize,
-    by_client: HashMap<IpAddr, usize>,
-}
-
-impl Occupancy {
-    fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            inside: Mutex::default(),
-        }
-    }
-
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Place, Refusal> {
-        let client = client(address);
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if inside.all >= self.limits.connections_max {
-            return Err(Refusal::Full);
-        }
-        let of_client = inside.by_client.entry(client).or_default();
-        if *of_client >= self.limits.connections_per_address_max {
-            return Err(Refusal::AddressFull);
-        }
-        *of_client += 1;
-        inside.all += 1;
-        Ok(Place {
-            occupancy: Arc::clone(self),
-            client,
-        })
-    }
-}
-
-/// A connection's place, given back when dropped.
-struct Place {
-    occupancy: Arc<Occupancy>,
-    client: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut inside = self
-            .occupancy
-            .inside
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        inside.all = inside.all.saturating_sub(1);
-        if let Some(of_client) = inside.by_client.get_mut(&self.client) {
-            *of_client = of_client.saturating_sub(1);
-            if *of_client == 0 {
-                inside.by_client.remove(&self.client);
-            }
-        }
-    }
-}
-
-/// What counts as one client. An IPv6 host is given a /64, and so 2^64 addresses.
-fn client(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -486,6 +547,84 @@ mod tests {
         assert!(door.metrics.render().contains(refused));
     }
 
+    /// A door where whoever says `x` has proven something.
+    async fn open_with_eviction(limits: Limits) -> Door {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
+        let listener = listener
+            .evicting()
+            .refusing_with(|full| format!("{full:?}").into_bytes());
+        let (shutdown, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
+        let handler = |mut stream: Connection, _| async move {
+            let _ = stream.write_all(b"hello").await;
+            let mut said = [0];
+            while stream.read_exact(&mut said).await.is_ok() {
+                stream.standing().prove();
+                let _ = stream.write_all(b"y").await;
+            }
+            None
+        };
+        Door {
+            address: listener.local_addr(),
+            running: tokio::spawn(listener.run(
+                limits,
+                Arc::clone(&metrics),
+                shutdown.clone(),
+                handler,
+            )),
+            shutdown,
+            metrics,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_takes_the_place_of_one_that_has_proven_nothing() {
+        let limits = Limits {
+            connections_max: 3,
+            connections_per_address_max: 2,
+            ..Limits::default()
+        };
+        let door = open_with_eviction(limits).await;
+        let (mut proven, _) = knock(door.address).await;
+        proven.write_all(b"x").await.unwrap();
+        assert_eq!(proven.read_u8().await.unwrap(), b'y');
+        let (mut silent, said) = knock(door.address).await;
+        assert_eq!(said, b"hello");
+        let (mut new, said) = knock(door.address).await;
+        assert_eq!(said, b"hello");
+        assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+        let counted =
+            r#"connections_closed_total{listener="test",reason="evicted_address_full"} 1"#;
+        assert!(door.metrics.render().contains(counted));
+        // Once all have proven something, the next one is told that there is no room.
+        new.write_all(b"x").await.unwrap();
+        assert_eq!(new.read_u8().await.unwrap(), b'y');
+        let mut refused = TcpStream::connect(door.address).await.unwrap();
+        let mut told = String::new();
+        refused.read_to_string(&mut told).await.unwrap();
+        assert_eq!(told, "Address");
+        proven.write_all(b"x").await.unwrap();
+        assert_eq!(proven.read_u8().await.unwrap(), b'y');
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_new_connections_holds_few_more_than_there_are_places() {
+        let limits = Limits {
+            connections_max: 10,
+            connections_per_address_max: 10,
+            ..Limits::default()
+        };
+        let door = open_with_eviction(limits).await;
+        let mut crowd = Vec::new();
+        for _ in 0..500 {
+            crowd.push(knock(door.address).await.0);
+        }
+        let open = r#"connections_open{listener="test"} 10"#;
+        while !door.metrics.render().contains(open) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn what_a_handler_closes_a_connection_for_is_counted() {
         let handler = |_, _| async { Some(Closure::Silent) };
@@ -495,15 +634,6 @@ mod tests {
         while !door.metrics.render().contains(counted) {
             tokio::task::yield_now().await;
         }
-    }
-
-    #[test]
-    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
-        let of = |text: &str| client(text.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[tokio::test]

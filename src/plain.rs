@@ -1,11 +1,18 @@
-//! Owns which text of others may be read in a log or on a terminal: what could be a person or a
-//! secret is withheld, and what would steer a terminal is escaped. Most text never gets here, as
-//! payloads and identifiers have no way into a log at all; this is for the words that operators and
-//! subscribers write for each other, such as names, paths and URLs, where anything can be pasted by
-//! mistake. Knows nothing of who wrote them.
+//! Owns which text may be read in a log or on a terminal. Most text never gets here, as payloads and
+//! identifiers have no way into a log at all. For the rest there are two rules, and the caller says
+//! which one holds:
 //!
-//! The rule is one of form, so it lets through what has the form of a name: `Alice`, or a password
-//! of one short word.
+//! - What **others** wrote ([`name`], [`words`]), such as a subscriber's name for itself or the key
+//!   ids of a key set, is withheld where it could be a person or a secret.
+//! - What the **operator** configured or typed ([`configured`]), such as paths, URLs and flags, is
+//!   shown, because nobody can correct what they cannot read. Only what is secret in any text is
+//!   masked: user information and query values of URLs, tokens, and, since anything can be pasted by
+//!   mistake, e-mail addresses and international telephone numbers.
+//!
+//! What would steer a terminal is escaped ([`escaped`]).
+//!
+//! Both rules go by form, so they let through what has the form of a name: `Alice`, or a password of
+//! one short word.
 
 use std::{
     borrow::Cow,
@@ -27,6 +34,12 @@ const LETTERS_AND_DIGITS_MAX: usize = 10;
 const MIXED_MAX: usize = 32;
 /// What our own tokens begin with.
 const TOKEN_PREFIX: &str = "pb_";
+/// In text of the operator's, fewer characters after that prefix are no token: `pb_data` is a
+/// directory. Our own have 43.
+const TOKEN_CHARS_MIN: usize = 16;
+/// In text of the operator's, as many digits after a `+` are a telephone number. A time's offset
+/// from UTC has four.
+const TELEPHONE_DIGITS_MIN: usize = 7;
 
 /// A text, if it reads like a name: letters, digits, spaces and `._-/:()`; no number that could be
 /// called, and no word that could be a token. Else [`WITHHELD`].
@@ -72,6 +85,161 @@ pub fn words(sentence: impl fmt::Display) -> String {
         });
     }
     shown
+}
+
+/// A text that the operator wrote into the configuration, the environment or a flag, or a sentence
+/// of ours with such texts in it. It is shown as it is, with escapes for whatever steers a terminal,
+/// except that [`WITHHELD`] takes the place of what is secret in it.
+#[must_use]
+pub fn configured(text: impl fmt::Display) -> String {
+    let text = text.to_string();
+    let mut shown = String::with_capacity(text.len());
+    for word in text.split_inclusive(char::is_whitespace) {
+        shown.push_str(&without_tokens(&without_addresses(&without_url_secrets(
+            word,
+        ))));
+    }
+    escaped(&without_telephones(&shown)).into_owned()
+}
+
+/// A word without the user information and the query values of the URL in it (RFC 3986 sections
+/// 3.2.1 and 3.4).
+fn without_url_secrets(word: &str) -> Cow<'_, str> {
+    let Some((before, rest)) = word.split_once("://") else {
+        return word.into();
+    };
+    let (authority, _) = split_before(rest, &['/', '?', '#']);
+    let is_whole = authority.rsplit_once(':').is_none_or(|(_, port)| {
+        port.chars().all(|c| c.is_ascii_digit() || c == ']') || authority.contains('[')
+    });
+    // A password that has a slash in it hides the host behind it.
+    let at = match authority.rfind('@') {
+        Some(at) => Some(at),
+        None if is_whole => None,
+        None => rest.rfind('@'),
+    };
+    let mut shown = format!("{before}://");
+    let mut rest = rest;
+    if let Some((_, host)) = at.and_then(|at| rest.split_at_checked(at)) {
+        shown.push_str(WITHHELD);
+        rest = host;
+    }
+    let (path, query) = split_before(rest, &['?']);
+    shown.push_str(path);
+    let (query, fragment) = split_before(query, &['#']);
+    for pair in query.split_inclusive(['?', '&']) {
+        match pair.split_once('=') {
+            Some((name, value)) => {
+                // The end of a word that quotes the URL is ours.
+                let value = value.trim_end_matches(is_around_quote);
+                let end = pair.get(name.len() + 1 + value.len()..).unwrap_or_default();
+                let mask = if value.is_empty() { "" } else { WITHHELD };
+                shown.push_str(&format!("{name}={mask}{end}"));
+            }
+            None => shown.push_str(pair),
+        }
+    }
+    shown.push_str(fragment);
+    shown.into()
+}
+
+/// What a sentence puts after a text that it quotes, and what separates the parts of a query.
+fn is_around_quote(character: char) -> bool {
+    character.is_whitespace() || matches!(character, '&' | '`' | '"' | '\'' | ',' | ';' | ':' | ')')
+}
+
+/// Both parts of a text, of which the second begins with the first of these characters.
+fn split_before<'t>(text: &'t str, ends: &[char]) -> (&'t str, &'t str) {
+    let at = text.find(ends).unwrap_or(text.len());
+    text.split_at_checked(at).unwrap_or((text, ""))
+}
+
+/// A word without the names in e-mail addresses.
+fn without_addresses(word: &str) -> Cow<'_, str> {
+    if !has_address(word) {
+        return word.into();
+    }
+    let is_of_name =
+        |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '+' | '%' | '=' | '~');
+    let mut shown = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some(at) = [rest.find('@'), rest.find("%40")]
+        .into_iter()
+        .flatten()
+        .min()
+    {
+        let (before, after) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        let kept = before.trim_end_matches(is_of_name);
+        shown.push_str(kept);
+        if kept.len() < before.len() {
+            shown.push_str(WITHHELD);
+        }
+        let sign = if after.starts_with('@') { "@" } else { "%40" };
+        shown.push_str(sign);
+        rest = after.strip_prefix(sign).unwrap_or_default();
+    }
+    shown.push_str(rest);
+    shown.into()
+}
+
+/// A text without international telephone numbers, however their digits are grouped.
+fn without_telephones(text: &str) -> String {
+    let mut parts = text.split('+');
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let behind = part.trim_start_matches(is_of_number);
+        let number = part.strip_suffix(behind).unwrap_or_default();
+        let number = number.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let rest = part.strip_prefix(number).unwrap_or_default();
+        let digits = number.chars().filter(char::is_ascii_digit).count();
+        if digits >= TELEPHONE_DIGITS_MIN {
+            shown.push_str(WITHHELD);
+            shown.push_str(rest);
+        } else {
+            shown.push('+');
+            shown.push_str(part);
+        }
+    }
+    shown
+}
+
+/// A word without our own tokens and without whatever else only a random generator writes.
+fn without_tokens(word: &str) -> String {
+    let is_of_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let mut shown = String::with_capacity(word.len());
+    let mut rest = word;
+    while !rest.is_empty() {
+        let token = rest.trim_start_matches(is_of_token);
+        let run = rest.strip_suffix(token).unwrap_or_default();
+        shown.push_str(&match run.find(TOKEN_PREFIX) {
+            Some(at) if run.len() - at >= TOKEN_PREFIX.len() + TOKEN_CHARS_MIN => {
+                let before = run.get(..at).unwrap_or_default();
+                format!("{before}{WITHHELD}")
+            }
+            _ if is_random(run) => WITHHELD.to_owned(),
+            _ => run.to_owned(),
+        });
+        rest = token;
+        let other = rest.trim_start_matches(|c: char| !is_of_token(c));
+        shown.push_str(rest.strip_suffix(other).unwrap_or_default());
+        rest = other;
+    }
+    shown
+}
+
+/// Whether a stretch is base64 of random bytes: long, in both cases and with digits, and changing
+/// between them more often than names do. Of random characters three in five are of another kind
+/// than the one before; in `Prelude-Bridge-Production-2026` it is one in five.
+fn is_random(stretch: &str) -> bool {
+    let kind = |c: char| match c {
+        'a'..='z' => Some(0),
+        'A'..='Z' => Some(1),
+        '0'..='9' => Some(2),
+        _ => None,
+    };
+    let kinds: Vec<_> = stretch.chars().filter_map(kind).collect();
+    let changes = kinds.windows(2).filter(|two| two.first() != two.last());
+    is_base64(stretch) && 3 * changes.count() >= stretch.len()
 }
 
 /// A text on one line, with escapes for whatever steers a terminal.
@@ -233,6 +401,76 @@ mod tests {
             ),
         ] {
             assert_eq!(words(sentence), shown);
+        }
+    }
+
+    #[test]
+    fn what_the_operator_configured_is_shown_as_it_is() {
+        for text in [
+            "https://54e9ujn.session.prelude.dev/.well-known/jwks.json",
+            "https://auth.example.com:8443/tenants/550e8400-e29b-41d4-a716-446655440aaa/keys",
+            "http://127.0.0.1:18080/keys/54e9ujn1234567 answered with status 404",
+            "http://[::1]:7070/apps/a@2x/jwks.json",
+            "https://example.com/jwks?all",
+            "/var/lib/prelude-bridge/20261130/0012025550142/events-00001",
+            "/run/secrets/..2026_11_30_04_22_45.1234567890/tls.crt",
+            "/nix/store/7rjqb838snvvxcmpvck1smfxhkwzqal5-prelude-bridge/bin",
+            "/etc/MyCompany-Prelude-Bridge-Production-Config-2026.toml",
+            "/srv/pb_data/log",
+            "54e9ujn1234567890",
+            "write one such as 2026-11-20T08:30:00Z, or 2026-11-20T08:30:00+01:00",
+            "4915112345678 is not in 1..=200000",
+            "`yesterday` is not a time",
+            "",
+        ] {
+            assert_eq!(configured(text).replace("(withheld)@", "a@"), text);
+        }
+    }
+
+    #[test]
+    fn what_is_secret_in_a_configuration_is_masked_and_the_rest_of_it_shown() {
+        for (text, shown) in [
+            (
+                "nats://me:hunter2@nats:4222/x is not a store",
+                "nats://(withheld)@nats:4222/x is not a store",
+            ),
+            (
+                "https://hush@example.com/",
+                "https://(withheld)@example.com/",
+            ),
+            (
+                "`https://me:hun/ter2@example.com/` is no URL",
+                "`https://(withheld)@example.com/` is no URL",
+            ),
+            (
+                "https://example.com/jwks?key=hunter2&tenant=a#top answered",
+                "https://example.com/jwks?key=(withheld)&tenant=(withheld)#top answered",
+            ),
+            (
+                "`https://example.com/jwks?key=hunter2`: no",
+                "`https://example.com/jwks?key=(withheld)`: no",
+            ),
+            (
+                "/home/canary.person@example.com/x cannot be read",
+                "/home/(withheld)@example.com/x cannot be read",
+            ),
+            ("canary.person%40example.com", "(withheld)%40example.com"),
+            (
+                "/srv/+12025550142/log and +1 (202) 555-0142 now",
+                "/srv/(withheld)/log and (withheld) now",
+            ),
+            (
+                "`pb_wJ8Zk2yq-Qf3bT0_vNn1xR7LhUeC4aSdGmPiOkYtXrE` is not a log level",
+                "`(withheld)` is not a log level",
+            ),
+            (
+                "https://pb_wJ8Zk2yqQf3bT0vNn1xR7LhUeC4aSdGmPiOkYtXrE01.example.com",
+                "https://(withheld).example.com",
+            ),
+            ("wJ8Zk2yq-Qf3bT0_vNn1xR7LhUeC4aSdGmPiOkYtXrE", "(withheld)"),
+            ("a\u{1b}[31m\nb\u{202e}", "a\\u{1b}[31m\\nb\\u{202e}"),
+        ] {
+            assert_eq!(configured(text), shown);
         }
     }
 

@@ -1,26 +1,30 @@
 //! Owns the wiring: which parts there are, in which order they start, and in which order they
 //! stop. What the parts do is theirs.
 
+mod check;
 mod open;
 mod options;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::Admin,
-    config::Config,
+    admin::{Admin, Readiness},
+    config::{self, Config},
     credentials::{self, Credentials},
     log::{self, Log, embedded},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
+    permissions,
     receiver::Receiver,
     signature::{self, Keyring},
     stream::{self, Caller, Streams},
 };
+
+pub use self::check::{Findings, check};
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
 /// itself; this is only how soon the process ends so that a supervisor can start it anew.
@@ -57,6 +61,22 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
+/// Has what a bridge can take over while it runs read again at once.
+#[derive(Clone)]
+pub struct Reload {
+    keyrings: Vec<Keyring>,
+    credentials: Credentials,
+}
+
+impl Reload {
+    /// Asks for it, and waits for nothing. What cannot be used changes nothing; the log says so.
+    /// Credentials and certificates are read every second anyway.
+    pub fn now(&self) {
+        self.keyrings.iter().for_each(Keyring::read_again);
+        self.credentials.read_again();
+    }
+}
+
 /// Why a bridge does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -66,6 +86,9 @@ pub enum Error {
     /// The credentials of subscribers cannot be used.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
+    /// Others can change what the bridge trusts.
+    #[error(transparent)]
+    Permissions(#[from] permissions::Fault),
     /// Others than this machine could subscribe, and nothing says who may.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \
@@ -74,6 +97,16 @@ pub enum Error {
     Exposed {
         /// Where it would listen.
         address: SocketAddr,
+    },
+    /// A certificate whose time has not come or is over. A bridge starts with it, and warns.
+    #[error("TLS of the {listener} port: {complaint}: {}", path.display())]
+    Certificate {
+        /// Which port.
+        listener: &'static str,
+        /// What is wrong with its dates.
+        complaint: String,
+        /// Its file.
+        path: PathBuf,
     },
     /// A port cannot do TLS.
     #[error(transparent)]
@@ -116,12 +149,20 @@ impl Server {
             grpc: grpc.local_addr(),
             admin: admin.local_addr(),
         };
+        open::check_permissions(config)?;
         let metrics = Arc::new(Metrics::new());
         let (webhook_tls, webhook_watch) =
             open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
-        let webhook = open::secured(webhook, webhook_tls, config);
-        let grpc = grpc.with_tls(grpc_tls);
+        let webhook = open::secured(webhook, webhook_tls, config)
+            .exempting(options::is_in(&config.trusted_proxies))
+            .with_quiet(options::quiet(config));
+        let grpc = grpc
+            .with_tls(grpc_tls)
+            .exempting(options::is_in(&config.grpc_proxies))
+            .evicting()
+            .refusing_with(stream::refusal)
+            .with_quiet(options::quiet(config));
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
@@ -148,12 +189,7 @@ impl Server {
         let webhook = tokio::spawn(receiver.run(webhook, draining.clone()));
         let server = streams.clone();
         let grpc = tokio::spawn(grpc.run(
-            net::Limits {
-                connections_max: config.grpc_limits.connections_max,
-                // Subscribers are the operator's own, and often behind one proxy's address.
-                connections_per_address_max: config.grpc_limits.connections_max,
-                drain_timeout: options::connections_drain_timeout(config.drain_timeout),
-            },
+            options::of_grpc_listener(config),
             Arc::clone(&metrics),
             draining.clone(),
             move |connection: Connection, address| {
@@ -162,6 +198,7 @@ impl Server {
                 let caller = Caller {
                     address,
                     certificate,
+                    standing: connection.standing().clone(),
                 };
                 async move { server.serve(connection, caller).await }
             },
@@ -171,12 +208,9 @@ impl Server {
             certificates.spawn(watch.run(draining.clone()));
         }
         certificates.close();
-        let admin_service = Admin::new(
-            Arc::clone(&metrics),
-            Arc::clone(&log),
-            keyrings.clone(),
-            draining.clone(),
-        );
+        let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
+            .with_credentials(credentials.clone());
+        let admin_service = Admin::new(Arc::clone(&metrics), readiness);
         let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
         Ok(Self {
             addresses,
@@ -207,10 +241,27 @@ impl Server {
         &self.metrics
     }
 
+    /// What `/readyz` says.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let log = Arc::clone(&self.log);
+        Readiness::new(log, &self.keyrings, self.draining.clone())
+            .with_credentials(self.credentials.clone())
+    }
+
     /// The keys of each configured app.
     #[must_use]
     pub fn keyrings(&self) -> &[Keyring] {
         &self.keyrings
+    }
+
+    /// For an operator who says that keys have changed.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload {
+            keyrings: self.keyrings.clone(),
+            credentials: self.credentials.clone(),
+        }
     }
 
     /// Runs until `shutdown` resolves, then drains: not ready, no new connections, every request
@@ -240,7 +291,8 @@ impl Server {
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);
         if tokio::time::timeout(deadline, drained).await.is_err() {
-            tracing::warn!(?deadline, "not everything had ended in time");
+            let deadline = config::show_duration(deadline);
+            tracing::warn!(%deadline, "not everything had ended in time");
         }
         for keyring in &self.keyrings {
             keyring.shutdown().await;

@@ -36,12 +36,8 @@ async fn open(with_key: bool) -> Port {
     let log = memory::open(memory::Options::default(), Box::new(|_| {})).unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let metrics = Arc::new(Metrics::new());
-    let admin = Admin::new(
-        metrics,
-        Arc::clone(&log) as _,
-        vec![keyring],
-        draining.clone(),
-    );
+    let readiness = Readiness::new(Arc::clone(&log) as _, &[keyring], draining.clone());
+    let admin = Admin::new(metrics, readiness);
     let any = (Ipv4Addr::LOCALHOST, 0).into();
     let listener = net::Listener::bind("admin", "--admin-listen", any)
         .await

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use reqwest::Certificate;
+
 use super::exit::{Exit, Failure};
 use crate::client::{Options, TokenSource};
 
@@ -97,6 +99,25 @@ impl Args {
                 let cause = format!("{TOKEN_VARIABLE} is not UTF-8");
                 Err(Failure::new(Exit::Usage, cause).help("set it to a token of the bridge"))
             }
+        }
+    }
+}
+
+/// The issuers in the file of `--ca-file`, for calls over https.
+///
+/// # Errors
+/// A file that cannot be read or holds no certificate; exit code 2.
+pub(super) fn issuers(path: Option<&Path>) -> Result<Vec<Certificate>, Failure> {
+    let Some(path) = path else {
+        return Ok(Vec::new());
+    };
+    let pem = read("--ca-file", path)?;
+    match Certificate::from_pem_bundle(pem.as_bytes()) {
+        Ok(issuers) if !issuers.is_empty() => Ok(issuers),
+        Ok(_) | Err(_) => {
+            let cause = format!("--ca-file: {} holds no certificate", path.display());
+            Err(Failure::new(Exit::Usage, cause)
+                .help("give a PEM file: its sections begin with -----BEGIN CERTIFICATE-----"))
         }
     }
 }

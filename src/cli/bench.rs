@@ -299,7 +299,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let stop = Stop::default();
     let told = stop.clone();
     // A thread of its own, because it is pinned for good and blocks.
-    let measuring = thread::spawn(move || prelude_bridge_load::run(&settings, &benches, &observer, &told));
+    let measuring =
+        thread::spawn(move || prelude_bridge_load::run(&settings, &benches, &observer, &told));
     let measured = tokio::task::spawn_blocking(move || measuring.join());
     tokio::pin!(measured);
     let outcome = tokio::select! {

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::{config, plain};
+use crate::{config, plain, server};
 
 use super::{
-    exit::{self, Failure},
-    settings,
+    exit::{self, Exit, Failure},
+    serve, settings,
 };
 
 /// `config`
@@ -28,8 +28,10 @@ enum Command {
     Show(Box<Show>),
     /// Check a configuration file, and name every fault with its line and remedy
     ///
-    /// The file is judged by itself: variables that set single settings are left out, those that
-    /// hold tokens are read.
+    /// Looks at everything that `serve` looks at when it starts: certificates and their keys, key
+    /// files, credentials, the data directory and the log in it. Takes no port, fetches nothing, and
+    /// may be run beside a bridge that runs; `doctor` looks at those things too. The file is judged by
+    /// itself: variables that set single settings are left out, those that hold tokens are read.
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
         /// The file
@@ -76,7 +78,7 @@ Examples:
 ///
 /// # Errors
 /// A configuration with faults (exit code 2), or a stdout that cannot be written to.
-pub fn run(args: Args) -> Result<(), Failure> {
+pub async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Show(show) => {
             let resolved = show.settings.resolve()?;
@@ -87,7 +89,17 @@ pub fn run(args: Args) -> Result<(), Failure> {
         }
         Command::Check { file } => {
             let name = plain::escaped(&file.to_string_lossy()).into_owned();
-            let config = config::resolve(&settings::sources_of_file(file))?.servable()?;
+            let resolved = config::resolve(&settings::sources_of_file(file))?;
+            let warnings = resolved.warnings.clone();
+            let config = resolved.servable()?;
+            let findings = server::check(&config).await;
+            for warning in warnings.iter().chain(&findings.warnings) {
+                exit::warn(&plain::configured(warning));
+            }
+            let failures = findings.faults.iter().map(serve::failure);
+            if let Some(failure) = failures.reduce(Failure::and) {
+                return Err(failure.of(Exit::Usage));
+            }
             let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
             exit::print(&format!("{name} is good; apps: {}\n", ids.join(", ")))
         }

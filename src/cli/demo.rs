@@ -3,13 +3,14 @@
 use std::{
     fmt::Display,
     io::{self, Write as _},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::Path,
     pin::pin,
     time::Duration,
 };
 
 use anstyle::{Effects, Style};
+use jiff::tz::TimeZone;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt as _;
 
@@ -17,13 +18,14 @@ use super::{
     exit::{Exit, Failure, finish_stdout},
     serve,
     tail::{Formatter, Output},
+    terminal::Width,
 };
 use crate::{
     client::{self, Client, Item, Request, Start, Subscription},
     config::{self, Config, Secret},
     event::UnixMicros,
     proto::Event,
-    server::{Addresses, Server},
+    server::{self, Addresses, Server},
     simulator::{self, AppOptions, BATCH_EVENTS_MAX, EventType, Simulator, traffic::Traffic},
 };
 
@@ -40,6 +42,18 @@ pub struct Args {
     /// Events a second [default: 10, or 1000 with --count]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
+
+    /// Take batches here [default: 127.0.0.1:8080, or another port if it is taken]
+    #[arg(long, value_name = "ADDRESS")]
+    pub webhook_listen: Option<SocketAddr>,
+
+    /// Serve subscribers here [default: 127.0.0.1:50051, or another port if it is taken]
+    #[arg(long, value_name = "ADDRESS")]
+    pub grpc_listen: Option<SocketAddr>,
+
+    /// Serve health and metrics here [default: 127.0.0.1:9090, or another port if it is taken]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
 }
 
 impl Args {
@@ -48,6 +62,53 @@ impl Args {
         let default = if self.count.is_some() { 1000 } else { 10 };
         self.rate.unwrap_or(default)
     }
+
+    fn ports(&self) -> Ports {
+        let mut taken = Vec::new();
+        let [webhook, grpc, admin] = self
+            .documented()
+            .map(|(chosen, port)| choose(chosen, port, &mut taken));
+        Ports {
+            webhook,
+            grpc,
+            admin,
+            taken,
+        }
+    }
+
+    /// What was asked for, and the ports that the documentation speaks of.
+    fn documented(&self) -> [(Option<SocketAddr>, u16); 3] {
+        [
+            (self.webhook_listen, WEBHOOK_PORT),
+            (self.grpc_listen, GRPC_PORT),
+            (self.admin_listen, ADMIN_PORT),
+        ]
+    }
+}
+
+/// Where to listen.
+struct Ports {
+    webhook: SocketAddr,
+    grpc: SocketAddr,
+    admin: SocketAddr,
+    /// The documented ports that somebody else listens on.
+    taken: Vec<u16>,
+}
+
+/// The address that was asked for, else the documented port if it is free, else any.
+fn choose(chosen: Option<SocketAddr>, port: u16, taken: &mut Vec<u16>) -> SocketAddr {
+    let documented = here(port);
+    chosen.unwrap_or_else(|| match TcpListener::bind(documented) {
+        Ok(_) => documented,
+        Err(_) => {
+            taken.push(port);
+            here(0)
+        }
+    })
+}
+
+fn here(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -58,6 +119,15 @@ Examples:
     prelude-bridge demo --count 1000
   A stream to try consumers with:
     prelude-bridge demo --rate 200";
+
+/// The defaults of `serve`, which all examples of the documentation use.
+const WEBHOOK_PORT: u16 = 8080;
+const GRPC_PORT: u16 = 50051;
+const ADMIN_PORT: u16 = 9090;
+/// How often free ports are looked for: another process can take one before the bridge does.
+const STARTS_MAX: u32 = 3;
+/// What is printed fits into this.
+const COLUMNS: usize = 80;
 
 /// The app that the demo plays.
 const APP_ID: &str = "demo";
@@ -85,16 +155,19 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     // The tail is in the same process, but on the other side of a socket like any other client.
     let token = "demo-verification-token";
     let config = config(directory.path(), &simulator, token);
-    let server = Server::start(&config)
-        .await
-        .map_err(|error| serve::failure(&error))?;
+    let (server, taken) = start(&args, config).await?;
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
     let bridge = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
 
-    introduce(addresses, &simulator, directory.path());
+    say(&introduction(
+        addresses,
+        &taken,
+        simulator.address(),
+        directory.path(),
+    ));
     let subscription = subscribe(addresses).await?;
     let webhook_url = format!("http://{}/webhooks/{APP_ID}", addresses.webhook);
     simulator
@@ -112,12 +185,24 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     outcome?.report()
 }
 
+/// Starts the bridge, and says which of the documented ports were taken.
+async fn start(args: &Args, mut config: Config) -> Result<(Server, Vec<u16>), Failure> {
+    let mut starts = 1;
+    loop {
+        let ports = args.ports();
+        config.webhook_listen = ports.webhook;
+        config.grpc_listen = ports.grpc;
+        config.admin_listen = ports.admin;
+        match Server::start(&config).await {
+            Ok(server) => return Ok((server, ports.taken)),
+            Err(server::Error::Listen(_)) if starts < STARTS_MAX => starts += 1,
+            Err(error) => return Err(serve::failure(&error)),
+        }
+    }
+}
+
 fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
-    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
-        webhook_listen: anywhere,
-        grpc_listen: anywhere,
-        admin_listen: anywhere,
         data_dir: directory.to_path_buf(),
         apps: vec![config::App {
             id: APP_ID.to_owned(),
@@ -126,6 +211,12 @@ fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
             keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
             origin: config::Origin::Default,
         }],
+        // Nobody's events: whoever may reach the address that was asked for may read them.
+        credentials: config::Credentials {
+            file: None,
+            allow_anonymous: true,
+            jwt: None,
+        },
         ..Config::default()
     }
 }
@@ -141,52 +232,79 @@ async fn subscribe(addresses: Addresses) -> Result<Subscription, Failure> {
     Ok(client.subscribe(request))
 }
 
-fn introduce(addresses: Addresses, simulator: &Simulator, directory: &Path) {
+fn introduction(
+    addresses: Addresses,
+    taken: &[u16],
+    simulator: SocketAddr,
+    directory: &Path,
+) -> String {
     let Addresses {
         webhook,
         grpc,
         admin,
     } = addresses;
-    let program = std::env::args()
-        .next()
-        .unwrap_or_else(|| "prelude-bridge".to_owned());
     let rows = [
-        (
-            "simulator",
-            format!("http://{}", simulator.address()),
-            "plays Prelude: keys and signed batches",
-        ),
+        ("simulator", format!("http://{simulator}"), "plays Prelude"),
         (
             "webhook",
             format!("http://{webhook}/webhooks/{APP_ID}"),
-            "takes them in",
+            "takes signed batches in",
         ),
         (
             "log",
             directory.display().to_string(),
-            "keeps them (removed at the end)",
+            "keeps events until the end",
         ),
         ("grpc", format!("http://{grpc}"), "streams them out"),
         ("admin", format!("http://{admin}/metrics"), "counts them"),
     ];
     let mut text =
         format!("\n{BOLD}prelude-bridge demo{BOLD:#}: everything is real but the sender\n\n");
-    let width = rows
-        .iter()
-        .map(|(_, place, _)| place.len())
-        .max()
-        .unwrap_or(0);
+    let places = rows.iter().map(|(_, place, _)| place.len());
+    let width = places.max().unwrap_or(0);
     for (name, place, what) in rows {
-        text += &format!("  {BOLD}{name:<9}{BOLD:#}  {place:<width$}  {DIM}{what}{DIM:#}\n");
+        text += &format!("  {BOLD}{name:<9}{BOLD:#}  ");
+        let is_fitting = 2 + 9 + 2 + width + 2 + what.len() <= COLUMNS;
+        text += &if is_fitting {
+            format!("{place:<width$}  {DIM}{what}{DIM:#}\n")
+        } else {
+            format!("{place}\n")
+        };
     }
-    text += &format!(
-        "\n{BOLD}Try in another terminal{BOLD:#}\n\n  \
-         {program} tail --server http://{grpc} --type 'user.session.*' --last 5\n  \
-         grpcurl -plaintext -d '{{\"start\":{{\"earliest\":{{}}}},\"stop\":{{\"maxEvents\":3}}}}' \
+    if !taken.is_empty() {
+        let taken: Vec<String> = taken.iter().map(u16::to_string).collect();
+        text += &format!(
+            "\n{DIM}Taken here, so free ports are used instead: {}{DIM:#}\n",
+            taken.join(", ")
+        );
+    }
+    text + &format!(
+        "\n{BOLD}Try in another terminal{BOLD:#}\n\n{}\n  \
+         grpcurl -plaintext \\\n    \
+         -d '{{\"start\":{{\"earliest\":{{}}}},\"stop\":{{\"maxEvents\":3}}}}' \\\n    \
          {grpc} prelude.bridge.v1.EventService/Subscribe\n\n\
-         {DIM}Ctrl-C ends it.{DIM:#}\n"
-    );
-    say(&text);
+         {DIM}Ctrl-C ends it.{DIM:#}\n",
+        tail_command(grpc)
+    )
+}
+
+/// A command to copy, on two lines where one is too long.
+fn tail_command(grpc: SocketAddr) -> String {
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "prelude-bridge".to_owned());
+    let program = format!("  {program} tail");
+    let flags = "--type 'user.session.*' --last 5";
+    let flags = if grpc == here(GRPC_PORT) {
+        flags.to_owned()
+    } else {
+        format!("--server http://{grpc} {flags}")
+    };
+    if program.len() + 1 + flags.len() <= COLUMNS {
+        format!("{program} {flags}")
+    } else {
+        format!("{program} \\\n    {flags}")
+    }
 }
 
 /// Lets events happen and prints them as they come out, until the count is reached or Ctrl-C.
@@ -206,7 +324,12 @@ async fn follow(
         ..Traffic::default()
     };
     let has_colour = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
-    let mut formatter = Formatter::new(Output::Human, has_colour);
+    let mut formatter = Formatter::new(
+        Output::Human,
+        has_colour,
+        Width::of_stdout(),
+        TimeZone::system(),
+    );
     let mut outcome = Outcome::new();
     let mut sending = pin!(traffic.run(simulator));
     let mut is_sending = true;
@@ -305,7 +428,7 @@ impl Outcome {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = self.delivered as f64 / seconds;
         say(&format!(
-            "\n{BOLD}{} received, {} delivered, {lost} lost, {} repeated{BOLD:#} \
+            "\n{BOLD}{} received, {} delivered, {lost} lost, {} repeated{BOLD:#}\n\
              in {seconds:.1} s ({rate:.0} events/s)\n\
              from durable on disk to printed: median {}, 99th percentile {}",
             self.acknowledged,
@@ -336,4 +459,55 @@ fn say(text: &str) {
 
 fn failed(cause: impl Display) -> Failure {
     Failure::new(Exit::Failed, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_port_is_used_when_it_is_free_and_another_when_it_is_taken() {
+        let other = TcpListener::bind(here(0)).unwrap();
+        let port = other.local_addr().unwrap().port();
+        let mut taken = Vec::new();
+        assert_eq!(choose(None, port, &mut taken), here(0));
+        assert_eq!(taken, [port]);
+        drop(other);
+        taken.clear();
+        assert_eq!(choose(None, port, &mut taken), here(port));
+        assert!(taken.is_empty());
+        // What was asked for is not looked at: the bridge says that it is taken.
+        let other = TcpListener::bind(here(0)).unwrap();
+        let asked = other.local_addr().unwrap();
+        assert_eq!(choose(Some(asked), port, &mut taken), asked);
+        assert!(taken.is_empty());
+    }
+
+    #[test]
+    fn the_introduction_fits_a_terminal_and_names_the_ports() {
+        let addresses = |webhook, grpc, admin| Addresses {
+            webhook: here(webhook),
+            grpc: here(grpc),
+            admin: here(admin),
+        };
+        for (addresses, taken) in [
+            (addresses(WEBHOOK_PORT, GRPC_PORT, ADMIN_PORT), vec![]),
+            (
+                addresses(45_678, 45_679, 45_680),
+                vec![WEBHOOK_PORT, GRPC_PORT, ADMIN_PORT],
+            ),
+        ] {
+            let directory = Path::new("/tmp/prelude-bridge-demo-AbCdEf");
+            let text = introduction(addresses, &taken, here(45_681), directory);
+            let text = anstream::adapter::strip_str(&text).to_string();
+            for line in text.lines() {
+                // The path of the program is as long as it is.
+                let is_program = line.trim_end().ends_with("tail \\");
+                assert!(is_program || line.chars().count() <= COLUMNS, "{line}");
+            }
+            assert_eq!(text.contains("--server"), !taken.is_empty());
+            assert_eq!(text.contains("8080, 50051, 9090"), !taken.is_empty());
+            assert!(text.contains("streams them out") && text.contains("until the end"));
+        }
+    }
 }

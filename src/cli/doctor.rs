@@ -46,6 +46,8 @@ Examples:
     prelude-bridge doctor --config prelude-bridge.toml
   With the bridge running, through the URL that Prelude calls:
     prelude-bridge doctor --config prelude-bridge.toml --url https://example.com/webhooks/{app}
+  With certificates of an issuer of your own:
+    prelude-bridge doctor --config prelude-bridge.toml --ca-file ca.crt
   Only what is wrong, for a program:
     prelude-bridge doctor --output json | jq '.checks[] | select(.verdict == \"fault\")'
 
@@ -65,6 +67,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         configuration: args.settings.resolve_quietly(),
         public_url: args.url,
         client: args.access.apply(client::Options::new(""))?,
+        issuers: access::issuers(args.access.ca_file.as_deref())?,
     })
     .await;
     exit::print(&match args.output {

@@ -59,6 +59,20 @@ impl Failure {
         self
     }
 
+    /// The same with another exit code.
+    #[must_use]
+    pub fn of(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// Adds another failure, which is written below this one. The exit code stays.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.faults.extend(other.faults);
+        self
+    }
+
     /// Writes the failure to stderr. A stderr that is gone changes nothing.
     pub fn report(&self) {
         let _ = self.write(&mut anstream::stderr().lock());
@@ -76,13 +90,10 @@ impl Failure {
 }
 
 /// Writes what clap has to say: help and version, which are such errors too, or what is wrong with the
-/// command line. That repeats what was typed, which may have been pasted in the wrong place.
+/// command line. That repeats what was typed, in which secrets are masked.
 pub fn report_usage(error: &clap::Error) {
     let text = error.render().to_string();
-    let shown: Vec<String> = text
-        .split('\n')
-        .map(|line| plain::escaped(&usage_line(line)).into_owned())
-        .collect();
+    let shown: Vec<String> = text.split('\n').map(plain::configured).collect();
     let shown = shown.join("\n");
     // A closed pipe loses nothing.
     let _ = if !error.use_stderr() || shown == text {
@@ -90,22 +101,6 @@ pub fn report_usage(error: &clap::Error) {
     } else {
         anstream::stderr().lock().write_all(shown.as_bytes())
     };
-}
-
-/// A line of clap's without what could be private. The range that a number is not in is ours, and the
-/// last thing on its line.
-fn usage_line(line: &str) -> String {
-    const NOT_IN: &str = " is not in ";
-    let is_range = |text: &str| {
-        text.chars()
-            .all(|character| character.is_ascii_digit() || matches!(character, '.' | '='))
-    };
-    match line.rsplit_once(NOT_IN) {
-        Some((before, range)) if is_range(range) => {
-            format!("{}{NOT_IN}{range}", plain::words(before))
-        }
-        _ => plain::words(line),
-    }
 }
 
 impl From<config::Error> for Failure {
@@ -171,21 +166,6 @@ pub(super) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_range_is_said_and_what_was_pasted_is_not() {
-        let line = |value: &str, fault: &str| {
-            usage_line(&format!(
-                "error: invalid value '{value}' for '--count': {fault}"
-            ))
-        };
-        let told = line("0", "0 is not in 1..18446744073709551615");
-        assert!(told.ends_with(": 0 is not in 1..18446744073709551615"));
-        let told = line("4915112345678", "4915112345678 is not in 1..=200000");
-        assert!(!told.contains("4915112345678") && told.ends_with("is not in 1..=200000"));
-        let told = line("x is not in 4915112345678", "invalid digit found in string");
-        assert!(!told.contains("4915112345678"));
-    }
 
     #[test]
     fn a_failure_is_written_with_its_remedies_below_it() {

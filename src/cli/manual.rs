@@ -31,8 +31,22 @@ pub struct ManArgs {
 pub fn completions(args: &CompletionsArgs, mut definition: Command) -> Result<(), Failure> {
     let name = definition.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut definition, name, &mut script);
-    exit::print(&String::from_utf8_lossy(&script))
+    clap_complete::generate(args.shell, &mut definition, &name, &mut script);
+    let script = String::from_utf8_lossy(&script);
+    exit::print(&match args.shell {
+        Shell::Bash => with_one_label(&script, &name),
+        _ => script.into_owned(),
+    })
+}
+
+/// `clap_complete` writes the hyphen of our name in two ways in its script for bash: one where it
+/// notes which subcommand was typed, another where it looks up what that takes, so that it found
+/// nothing after any subcommand (<https://github.com/clap-rs/clap/issues/6421>). Changes nothing
+/// once that is mended.
+fn with_one_label(script: &str, name: &str) -> String {
+    let looked_up = format!("{}__subcmd__", name.replace('-', "__subcmd__"));
+    let noted = format!("{}__subcmd__", name.replace('-', "__"));
+    script.replace(&looked_up, &noted)
 }
 
 /// Prints the man page, or writes all of them.

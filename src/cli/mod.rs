@@ -8,11 +8,13 @@ pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod manual;
+mod near;
 pub mod serve;
 pub mod settings;
 mod signing_key;
 pub mod simulate;
 pub mod tail;
+mod terminal;
 pub mod token;
 pub mod trigger;
 pub mod verify;
@@ -29,6 +31,7 @@ pub use self::exit::{Exit, Failure};
 #[command(
     name = "prelude-bridge",
     version,
+    long_version = VERSION,
     after_help = EXAMPLES,
     arg_required_else_help = true,
     max_term_width = 100
@@ -85,6 +88,18 @@ enum Command {
     #[command(after_help = MAN_EXAMPLES)]
     Man(manual::ManArgs),
 }
+
+/// The version, and what was built: the commit with its date, and for which target.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("BUILD_COMMIT"),
+    " ",
+    env!("BUILD_DATE"),
+    ", ",
+    env!("BUILD_TARGET"),
+    ")"
+);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -146,7 +161,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => block_on(bench::run(args))?,
         Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Token(args) => token::run(args)?,
-        Command::Config(args) => config::run(args)?,
+        Command::Config(args) => block_on(config::run(args))?,
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,
     }
@@ -199,6 +214,30 @@ mod tests {
             "{name}"
         );
         commands.for_each(explained);
+    }
+
+    /// A conflict is between flags that were typed. To clap a variable is as good as a flag, so a
+    /// variable that is exported for another command would make a command line invalid.
+    #[test]
+    fn a_variable_never_conflicts_with_a_flag() {
+        let mut definition = Cli::command();
+        definition.build();
+        without_conflicts(&definition);
+    }
+
+    fn without_conflicts(command: &clap::Command) {
+        for argument in command.get_arguments() {
+            for other in command.get_arg_conflicts_with(argument) {
+                assert!(
+                    argument.get_env().is_none() && other.get_env().is_none(),
+                    "{} {} {}",
+                    command.get_name(),
+                    argument.get_id(),
+                    other.get_id()
+                );
+            }
+        }
+        command.get_subcommands().for_each(without_conflicts);
     }
 
     #[test]

@@ -8,11 +8,10 @@ use super::{
 };
 use crate::{
     config::{Config, Store},
-    log::embedded::OpenError,
     logging,
     net::descriptors,
     plain,
-    server::{self, Addresses, Server},
+    server::{self, Addresses, Reload, Server},
 };
 
 /// `serve`
@@ -32,7 +31,7 @@ Examples:
     prelude-bridge serve --config /etc/prelude-bridge.toml --log-format json
   Subscribers on other machines:
     prelude-bridge serve --grpc-listen 0.0.0.0:50051
-  For a trial, in memory, on a free port that the `ready` line names:
+  For a trial, in memory, on a free port that the `listening` and `ready` lines name:
     prelude-bridge serve --store memory --webhook-listen 127.0.0.1:0
 
 Every key of the file is explained in prelude-bridge.example.toml. A flag wins over its variable, a
@@ -72,19 +71,29 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if config.store == Store::Memory {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
-    tracing::info!(%webhook, %grpc, %admin, tls = tls_ports(&config), "ready");
-    let shutdown = async {
-        signals.next().await;
+    let tls = tls_ports(&config);
+    let readiness = server.readiness();
+    let missing = readiness.missing();
+    let missing = (!missing.is_empty()).then(|| missing.join("; "));
+    tracing::info!(%webhook, %grpc, %admin, tls, missing, "listening");
+    // Deliveries are answered from here on, if only with the request to come back.
+    let announcing = tokio::spawn(async move {
+        if readiness.reached().await {
+            tracing::info!(%webhook, %grpc, %admin, tls, "ready");
+        }
+    });
+    let reload = server.reload();
+    let shutdown = async move {
+        signals.end(&reload).await;
         tracing::info!("draining; a second signal ends the process at once");
         tokio::spawn(async move {
-            signals.next().await;
+            signals.end(&reload).await;
             std::process::exit(Exit::Failed as i32);
         });
     };
-    server
-        .run(shutdown)
-        .await
-        .map_err(|error| failure(&error))?;
+    let ended = server.run(shutdown).await;
+    announcing.abort();
+    ended.map_err(|error| failure(&error))?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -99,10 +108,11 @@ fn tls_ports(config: &Config) -> Option<&'static str> {
     }
 }
 
-/// What a person or a supervisor asks a process to end with.
+/// What a person or a supervisor asks a process to end with, or to read its files again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -115,26 +125,26 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits until the process is to end. SIGHUP, which would end it without a drain, has files
+    /// read again instead.
+    async fn end(&mut self, reload: &Reload) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => {
+                    tracing::info!(
+                        "SIGHUP: reading credentials, TLS certificates and signing keys again; \
+                         other settings need a restart"
+                    );
+                    reload.now();
+                }
+            }
         }
-    }
-}
-
-/// An error without what may have been pasted where a path belongs. The numbers of events that a
-/// damaged log has lost are to be read in full.
-fn told(error: &server::Error) -> String {
-    match error {
-        server::Error::Open(OpenError::Damaged { path, .. }) => {
-            let path = path.display().to_string();
-            error.to_string().replace(&path, &plain::words(&path))
-        }
-        _ => plain::words(error),
     }
 }
 
@@ -143,7 +153,9 @@ pub(super) fn failure(error: &server::Error) -> Failure {
     let exit = match error {
         server::Error::Listen(_)
         | server::Error::Tls(_)
+        | server::Error::Certificate { .. }
         | server::Error::Credentials(_)
+        | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
@@ -152,7 +164,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Log(_) => Exit::Failed,
     };
     let is_exposed = matches!(error, server::Error::Exposed { .. });
-    let failure = Failure::new(exit, told(error));
+    let failure = Failure::new(exit, plain::configured(error));
     if !is_exposed {
         return failure;
     }
@@ -165,14 +177,15 @@ pub(super) fn failure(error: &server::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::embedded::OpenError;
 
     #[test]
-    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_path() {
+    fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_telephone_number() {
         let damaged = |path: &str| {
-            told(&server::Error::Open(OpenError::Damaged {
-                path: path.into(),
-                reason: "events 1234567 to 2345678 are missing".to_owned(),
-            }))
+            let path = path.into();
+            let reason = "events 1234567 to 2345678 are missing".to_owned();
+            let error = server::Error::Open(OpenError::Damaged { path, reason });
+            format!("{:?}", failure(&error))
         };
         let text = damaged("/srv/events-00001");
         assert!(text.contains("/srv/events-00001") && text.contains("1234567 to 2345678"));

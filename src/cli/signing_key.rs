@@ -65,7 +65,11 @@ pub(super) fn own(path: &Path) -> Result<SigningKey, Failure> {
 /// For this user only, whole, and never over another one.
 fn write(path: &Path, pem: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)?;
     let mut file = NamedTempFile::new_in(directory)?;
     file.write_all(pem.as_bytes())?;
     file.persist_noclobber(path)?;
@@ -85,8 +89,9 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            let mode = fs::metadata(&path).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(&path), 0o600);
+            assert_eq!(mode(path.parent().unwrap()), 0o700);
         }
     }
 

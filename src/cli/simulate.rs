@@ -5,14 +5,14 @@ mod flags;
 
 use std::{
     convert::Infallible,
-    fs,
+    env, fs,
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::simulator::{
     AppOptions, Error, EventType, Options, RetrySchedule, SigningKey, Simulator, activation,
@@ -30,6 +30,9 @@ use super::{
 
 /// What the activation carries unless another token is given. It protects nothing.
 const DEFAULT_TOKEN: &str = "simulated-verification-token";
+
+/// The app of a bridge that needs no file.
+const APP_VARIABLE: &str = "PRELUDE_BRIDGE_APP_ID";
 
 /// How often a bridge that is not there yet is called.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
@@ -49,13 +52,10 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
 
-    /// Play this app; repeatable
-    #[arg(
-        long = "app",
-        value_name = "APP_ID",
-        env = "PRELUDE_BRIDGE_APP_ID",
-        default_value = DEFAULT_APP_ID
-    )]
+    // Not read from the environment by clap: to it, a variable that is set conflicts with
+    // --scenario just as a flag does.
+    /// Play this app; repeatable [env: PRELUDE_BRIDGE_APP_ID] [default: 54e9ujn]
+    #[arg(long = "app", value_name = "APP_ID", value_parser = NonEmptyStringValueParser::new())]
     pub apps: Vec<String>,
 
     /// The verification token of the activation challenge
@@ -263,15 +263,24 @@ impl Run {
 }
 
 impl Args {
+    /// The apps to play where no scenario names them.
+    fn app_ids(&self) -> Vec<String> {
+        if !self.apps.is_empty() {
+            return self.apps.clone();
+        }
+        let named = env::var(APP_VARIABLE).ok().filter(|id| !id.is_empty());
+        vec![named.unwrap_or_else(|| DEFAULT_APP_ID.to_owned())]
+    }
+
     fn options(&self) -> Result<Options, Failure> {
-        if !self.keys.is_empty() && self.apps.len() > 1 {
+        let apps = self.app_ids();
+        if !self.keys.is_empty() && apps.len() > 1 {
             let cause = "`--key` is for one app: apps that share a key could sign for each other";
             return Err(Failure::new(Exit::Usage, cause)
                 .help("give each app its `key_files` in a scenario file"));
         }
-        let keys = self.signing_keys()?;
-        let apps = self
-            .apps
+        let keys = self.signing_keys(apps.len())?;
+        let apps = apps
             .iter()
             .map(|id| AppOptions::with_keys(id, keys.clone()));
         Ok(Options {
@@ -286,13 +295,13 @@ impl Args {
 
     /// The keys that were given, or for one app this user's own: then a bridge goes on trusting a
     /// simulator that was started anew, and `trigger` signs with it, too.
-    fn signing_keys(&self) -> Result<Vec<SigningKey>, Failure> {
+    fn signing_keys(&self, apps: usize) -> Result<Vec<SigningKey>, Failure> {
         if !self.keys.is_empty() {
             let keys = self.keys.iter();
             return keys.map(|path| signing_key::read(path)).collect();
         }
         match signing_key::own_path() {
-            Some(path) if self.apps.len() == 1 => Ok(vec![signing_key::own(&path)?]),
+            Some(path) if apps == 1 => Ok(vec![signing_key::own(&path)?]),
             // Made by the simulator, one for each app, for this run.
             Some(_) | None => Ok(Vec::new()),
         }
@@ -308,7 +317,7 @@ impl Args {
             verification_token: target.verification_token.clone(),
             events: EventType::ALL.to_vec(),
         };
-        self.apps.iter().map(connection).collect()
+        self.app_ids().iter().map(connection).collect()
     }
 
     fn write_key_sets(&self, simulator: &Simulator) -> Result<(), Failure> {

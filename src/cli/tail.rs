@@ -14,7 +14,7 @@ use std::{
 };
 
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use tokio_stream::StreamExt as _;
 
 pub(super) use self::format::Formatter;
@@ -24,7 +24,9 @@ use self::{
 };
 use super::{
     access,
-    exit::{Exit, Failure, finish_stdout},
+    exit::{self, Exit, Failure, finish_stdout},
+    near,
+    terminal::Width,
 };
 use crate::{
     client::{self, Client, Item, Options, Request, Start, Stop},
@@ -85,7 +87,7 @@ pub struct Args {
     )]
     pub last: Option<u64>,
 
-    /// Start right after this cursor
+    /// Start right after this cursor, or with the oldest event that is there: `earliest`
     #[arg(
         long,
         value_name = "CURSOR",
@@ -97,6 +99,7 @@ pub struct Args {
 
     /// Stop after N events
     #[arg(
+        short = 'n',
         long,
         value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..),
@@ -109,10 +112,18 @@ pub struct Args {
     pub until_caught_up: bool,
 
     /// How to print events [default: human on a terminal, json into a pipe]
-    #[arg(long, value_enum)]
+    #[arg(short = 'o', long, value_enum)]
     pub output: Option<Output>,
 
-    /// What the bridge calls this client in its logs and metrics
+    /// Show times in UTC [default: in this machine's zone]
+    #[arg(long)]
+    pub utc: bool,
+
+    /// When to use colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
+    pub color: Color,
+
+    /// What the bridge calls this client in its log
     #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
 
@@ -133,13 +144,37 @@ pub enum Since {
 /// How events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// One coloured line each
+    /// One line each, which fits a terminal: coloured, with short ids, and the day only when it
+    /// changes
     Human,
     /// One JSON object a line, with cursor, times and payload
     Json,
     /// The event as it was signed, byte for byte, and a newline; more than one line where the JSON
     /// itself has newlines
     Raw,
+}
+
+/// When there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also in a pipe
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl Color {
+    fn is_wanted(self) -> bool {
+        match self {
+            Self::Auto => {
+                anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+            }
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -157,6 +192,9 @@ Examples:
 
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
 Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
+
+/// What `--from` takes beside cursors, none of which is a word.
+const EARLIEST: &str = "earliest";
 
 const CLIENT_NAME: &str = "prelude-bridge tail";
 
@@ -179,13 +217,17 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             Output::Json
         }
     });
-    let has_colour = !matches!(
-        anstream::AutoStream::choice(&io::stdout()),
-        anstream::ColorChoice::Never
-    );
+    for doubt in args.doubts() {
+        exit::warn(&doubt);
+    }
     let place = Arc::new(Mutex::new(Place::default()));
     let printer = Printer::start(io::stdout(), Arc::clone(&place))?;
-    let formatter = Formatter::new(output, has_colour);
+    let zone = if args.utc {
+        TimeZone::UTC
+    } else {
+        TimeZone::system()
+    };
+    let formatter = Formatter::new(output, args.color.is_wanted(), Width::of_stdout(), zone);
     let outcome = tokio::select! {
         outcome = follow(&args, formatter, &printer) => Some(outcome),
         heard = interrupt() => {
@@ -203,6 +245,22 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
     }
     Ok(())
+}
+
+impl Args {
+    /// What is probably misspelt.
+    fn doubts(&self) -> Vec<String> {
+        let flags = [
+            ("--type", &self.types),
+            ("--exclude-type", &self.exclude_types),
+        ];
+        let named = flags
+            .into_iter()
+            .flat_map(|(flag, patterns)| patterns.iter().map(move |pattern| (flag, pattern)));
+        named
+            .filter_map(|(flag, pattern)| near::doubt_of_type(flag, pattern))
+            .collect()
+    }
 }
 
 /// Prints until the stop position, an error that does not pass, or the end of whoever reads.
@@ -266,6 +324,9 @@ async fn start(
     client: &Client,
     request: &Request,
 ) -> Result<Option<Start>, client::Error> {
+    if args.from.as_deref() == Some(EARLIEST) {
+        return Ok(Some(Start::Earliest));
+    }
     if let Some(cursor) = &args.from {
         return Ok(Some(Start::After(cursor.clone())));
     }
@@ -302,6 +363,11 @@ fn failure(error: client::Error) -> Failure {
         client::Error::Url(_) => Failure::new(Exit::Usage, error),
         client::Error::Credential(_) => Failure::new(Exit::Usage, error)
             .help("see --token-file, --token-over-plain-text, --ca-file and --client-certificate-file"),
+        // The error says what to do; only the bridge's operator can.
+        client::Error::Unreachable(cause) if cause.contains("CaUsedAsEndEntity") => {
+            Failure::new(Exit::Unreachable, error)
+                .help("let the operator of the bridge replace its certificate")
+        }
         client::Error::Unreachable(cause) if cause.contains("certificate") => {
             Failure::new(Exit::Unreachable, error).help(
                 "check the name in --server, and give the issuers of the bridge's certificate \
@@ -372,20 +438,20 @@ fn server_url(text: &str) -> Result<String, String> {
 }
 
 fn parse_since(text: &str) -> Result<Since, String> {
-    // A time has a `T` or a `:` in it, which no duration has.
-    if text.contains([':', 'T', 't']) {
-        let time = text.parse();
-        return time.map(Since::At).map_err(|_| {
-            format!("`{text}` is not an RFC 3339 time; write one such as 2026-11-20T08:30:00Z")
-        });
+    const WRITE: &str = "write a duration such as `10m` or `2d`, or a time with its offset such as \
+                         `2026-11-20T08:30:00Z`";
+    if let Ok(time) = text.parse() {
+        return Ok(Since::At(time));
     }
-    config::parse_duration(text)
-        .map(Since::Ago)
-        .map_err(|reason| {
-            format!(
-                "{reason}; write a duration such as 10m, or a time such as 2026-11-20T08:30:00Z"
-            )
-        })
+    // A time begins with its year, and a duration with a count and its unit.
+    let is_time = text.contains(':') || text.get(4..5) == Some("-");
+    let reason = match config::parse_duration(text) {
+        Ok(duration) => return Ok(Since::Ago(duration)),
+        Err(_) if is_time => format!("`{text}` is not an RFC 3339 time"),
+        Err(reason) if text.starts_with(|first: char| first.is_ascii_digit()) => reason,
+        Err(_) => "it is neither a duration nor a time".to_owned(),
+    };
+    Err(format!("{reason}; {WRITE}"))
 }
 
 #[cfg(test)]

@@ -3,20 +3,20 @@
 
 mod list;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 
 use super::{
     exit::{self, Exit, Failure},
-    settings,
+    near, settings,
 };
 use crate::{
-    config,
+    config::{self, CredentialsSetup},
     credentials::{
-        Allowed, Entry, Error, File, Proof, STREAMS_MAX, Scope, Token, identity_problem,
-        name_problem,
+        Allowed, CertificateName, Entry, Error, File, Proof, Record, Recorded, STREAMS_MAX, Scope,
+        Token, app_problem, identity_problem, name_problem,
     },
     filter,
 };
@@ -34,7 +34,7 @@ enum Command {
     ///
     /// The token is printed once, alone on stdout; only its hash is kept. A running bridge takes it
     /// within a second. With --certificate nothing is printed there: the certificate is the
-    /// credential.
+    /// credential. The first credential ends the time in which subscribers need none.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Create),
     /// List who may subscribe, to what, and until when
@@ -64,11 +64,12 @@ struct Create {
     name: String,
 
     /// Allow only events of these types, exact or patterns; repeatable, or with commas
-    /// [default: all]
+    /// [default: all, which is written into the file]
     #[arg(long = "type", value_name = "PATTERN", value_delimiter = ',')]
     types: Vec<String>,
 
-    /// Allow only events of these apps; repeatable, or with commas [default: all]
+    /// Allow only events of these apps; repeatable, or with commas [default: all, which is written
+    /// into the file]
     #[arg(long = "app", value_name = "APP_ID", value_delimiter = ',')]
     apps: Vec<String>,
 
@@ -84,8 +85,9 @@ struct Create {
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
 
-    /// Make no token, but let in who has a client certificate with this identity: a URI or DNS name
-    /// of its subject alternative names, or its common name where it has none
+    /// Make no token, but let in who has a client certificate with this name: uri:, dns:, email: or
+    /// ip: and a subject alternative name, or cn: and the common name of one that has none. Without
+    /// a kind its form decides, and it is never a common name
     #[arg(long, value_name = "IDENTITY", value_parser = NonEmptyStringValueParser::new())]
     certificate: Option<String>,
 
@@ -122,7 +124,7 @@ Examples:
   Only sessions of one app, ten streams at most, for ninety days:
     prelude-bridge token create fraud --type 'user.session.*' --app 54e9ujn --streams-max 10 --expires-in 90d
   A service with a client certificate:
-    prelude-bridge token create audit --certificate spiffe://example.com/audit
+    prelude-bridge token create audit --certificate uri:spiffe://example.com/audit
 
 To replace a token: create one of another name, give it to the subscriber, revoke the old one.";
 
@@ -173,9 +175,14 @@ impl Create {
         let now = Timestamp::now();
         let expires_at = self.expires_at(now)?;
         self.check()?;
-        let file = self.place.file()?;
+        let setup = self.place.setup()?;
+        self.warn_of_typing_errors(&setup.app_ids);
+        let (file, record) = (File::new(setup.file), Record::new(setup.data_dir));
         let (token, proof) = match self.certificate {
-            Some(identity) => (None, Proof::Certificate(identity)),
+            Some(identity) => {
+                let name = CertificateName::parse(&identity).explicit();
+                (None, Proof::Certificate(name))
+            }
             None => {
                 let token = Token::generate().map_err(|error| {
                     let cause = format!("the system gives no random bytes: {error}");
@@ -197,8 +204,23 @@ impl Create {
             created_at: Timestamp::from_second(now.as_second()).ok(),
             expires_at,
         };
+        let is_first =
+            setup.file_ends_anonymity && record.read().is_none() && matches!(file.read(), Ok(None));
         file.add(&entry).map_err(|error| failure(&error))?;
+        // Every file that a command wrote has its last line. The bridge records it too, when it
+        // reads the file.
+        if let Err(error) = record.write(&Recorded::of(file.path(), true)) {
+            let path = record.path();
+            exit::warn(&format!("{} cannot be written: {error}", path.display()));
+        }
         explain(&entry, &file);
+        if is_first {
+            exit::warn(
+                "this is the first credential: a running bridge ends the streams of subscribers \
+                 without one within a second and lets no such subscriber in any more; \
+                 `--allow-anonymous` of `prelude-bridge serve` lets them in as well",
+            );
+        }
         let Some(token) = token else {
             return Ok(());
         };
@@ -206,6 +228,14 @@ impl Create {
             // Nobody has seen it, so nobody can use it: it should not stand in a list.
             let _ = file.remove(&entry.name);
         })
+    }
+
+    fn warn_of_typing_errors(&self, app_ids: &BTreeSet<String>) {
+        let types = self.types.iter();
+        let types = types.filter_map(|pattern| near::doubt_of_type("--type", pattern));
+        let apps = self.apps.iter();
+        let apps = apps.filter_map(|id| near::doubt_of_app("--app", id, app_ids));
+        types.chain(apps).for_each(|doubt| exit::warn(&doubt));
     }
 
     /// All that can be wrong with what was typed, before anything is made.
@@ -220,7 +250,7 @@ impl Create {
         }
         let named = [
             ("--type", &self.types, filter::type_problem as fn(&str) -> _),
-            ("--app", &self.apps, filter::text_problem),
+            ("--app", &self.apps, app_problem),
         ];
         for (flag, names, problem) in named {
             if names.len() > filter::ENTRIES_MAX {
@@ -232,7 +262,8 @@ impl Create {
                     let cause = format!("`{flag} {name}` {problem}");
                     return Err(usage(
                         cause,
-                        "write types as `user.created` or `user.session.*`",
+                        "write types as `user.created` or `user.session.*`, apps as `54e9ujn`; for \
+                         all of them, leave the flag out",
                     ));
                 }
             }
@@ -284,8 +315,12 @@ impl Create {
 
 impl Place {
     fn file(&self) -> Result<File, Failure> {
+        Ok(File::new(self.setup()?.file))
+    }
+
+    fn setup(&self) -> Result<CredentialsSetup, Failure> {
         let sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
-        Ok(File::new(config::credentials_file(&sources)?))
+        Ok(config::credentials_setup(&sources)?)
     }
 }
 
@@ -310,6 +345,12 @@ fn explain(entry: &Entry, file: &File) {
         of(&entry.scope.apps, "all apps"),
         file.path().display(),
     ));
+    if let Proof::Certificate(name) = &entry.proof {
+        exit::note(&format!(
+            "the certificate is recognised by {}",
+            name.identity().as_str()
+        ));
+    }
     exit::note(match entry.proof {
         Proof::Token(_) => {
             "this is the only time that the token is shown: subscribers send it as `authorization: \
@@ -323,7 +364,7 @@ fn explain(entry: &Entry, file: &File) {
 
 fn failure(error: &Error) -> Failure {
     match error {
-        Error::Invalid { .. } => {
+        Error::Invalid { .. } | Error::CutShort { .. } => {
             Failure::new(Exit::Usage, error).help("correct the file; nothing was changed")
         }
         Error::Taken { .. } => Failure::new(Exit::Usage, error)

@@ -8,15 +8,21 @@ use std::{
 };
 
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
+    access,
     exit::{self, Exit, Failure},
     signing_key,
 };
-use crate::simulator::{
-    AppOptions, Batch, Error, Event, EventType, Options, SigningKey, Simulator, delivery::Answer,
-    ledger::AttemptResult, options::DEFAULT_APP_ID,
+use crate::{
+    management::challenge,
+    plain,
+    simulator::{
+        AppOptions, Batch, Error, Event, EventType, Options, SigningKey, Simulator,
+        delivery::Answer, ledger::AttemptResult, options::DEFAULT_APP_ID,
+    },
 };
 
 /// As large as the body of a delivery may be.
@@ -54,6 +60,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
+    /// Trust a bridge with a certificate of these issuers (PEM) too
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
     /// Write the key set to this file, for the `jwks_file` of a bridge that is to trust it
     #[arg(long, value_name = "FILE")]
     jwks_out: Option<PathBuf>,
@@ -80,6 +90,8 @@ Examples:
   To a bridge without a simulator, which is given the key first:
     prelude-bridge trigger user.created --jwks-out jwks.json
     PRELUDE_BRIDGE_JWKS_FILE=jwks.json PRELUDE_BRIDGE_APP_ID=54e9ujn PRELUDE_BRIDGE_VERIFICATION_TOKEN=trial prelude-bridge serve
+  To a bridge whose certificate is of an issuer of your own:
+    prelude-bridge trigger user.created --to https://bridge.example.com/webhooks/{app} --ca-file ca.crt
   To a type that nobody documented yet:
     prelude-bridge trigger user.mood.changed --file payload.json --to http://127.0.0.1:8080/webhooks
 
@@ -101,8 +113,10 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     let key = args.signing_key()?;
+    let issuers = access::issuers(args.ca_file.as_deref())?;
     let options = Options {
         apps: vec![AppOptions::with_keys(&args.app, vec![key])],
+        issuers: issuers.clone(),
         ..Options::default()
     };
     let simulator = Simulator::start(options).await.map_err(explain)?;
@@ -130,7 +144,30 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let url = args.to.replace("{app}", &args.app);
     let posted = simulator.post(&url, &batch).await;
     simulator.stop().await;
-    args.report(&events, &posted.map_err(explain)?)
+    match posted {
+        Ok(answer) => args.report(&events, &answer),
+        Err(error @ Error::NoAnswer(_)) => Err(no_answer(error, &url, &issuers).await),
+        Err(error) => Err(explain(error)),
+    }
+}
+
+/// Why nobody answered: a sender says only that there was no connection.
+async fn no_answer(error: Error, url: &str, issuers: &[reqwest::Certificate]) -> Failure {
+    let Some(trouble) = challenge::trouble_at(url, issuers).await else {
+        return explain(error);
+    };
+    let advice = trouble.advice().unwrap_or_else(|| {
+        "give the issuers of the bridge's certificate with --ca-file, and check the name in --to"
+            .to_owned()
+    });
+    Failure::new(Exit::Unreachable, format!("{error}: {trouble}")).help(advice)
+}
+
+/// What a bridge says of a batch that is in its log.
+#[derive(Deserialize)]
+struct Accepted {
+    accepted: u64,
+    duplicates: u64,
 }
 
 impl Args {
@@ -154,6 +191,24 @@ impl Args {
             );
             return Err(Failure::new(Exit::Failed, cause).help(remedy(status)));
         }
+        // Anything can answer 200 to a POST.
+        let counts: Option<Accepted> = serde_json::from_slice(&answer.body).ok();
+        let counts =
+            counts.filter(|counts| counts.accepted.checked_add(counts.duplicates) == Some(1));
+        let Some(Accepted {
+            accepted,
+            duplicates,
+        }) = counts
+        else {
+            let cause = format!(
+                "{} answered 200, but not as a bridge does, so the event is in no log",
+                plain::configured(&self.to)
+            );
+            return Err(Failure::new(Exit::Failed, cause).help(
+                "name the bridge's webhook URL with --to: http://HOST:8080/webhooks/{app}; \
+                 something else answers there",
+            ));
+        };
         let id = events.iter().find_map(|event| event.id.as_deref());
         exit::print(&match self.output {
             Output::Human => {
@@ -169,8 +224,8 @@ impl Args {
                     "id": id,
                     "app_id": self.app,
                     "status": status,
-                    "accepted": said.get("accepted"),
-                    "duplicates": said.get("duplicates"),
+                    "accepted": accepted,
+                    "duplicates": duplicates,
                 });
                 format!("{whole}\n")
             }

@@ -38,24 +38,14 @@ pub struct Args {
     /// The raw body of the request; - reads standard input
     #[arg(long, value_name = "FILE|-")]
     body: PathBuf,
-    /// The value of the X-Webhook-Signature header
-    #[arg(
-        long,
-        value_name = "TEXT",
-        conflicts_with = "header_file",
-        required_unless_present = "header_file"
-    )]
+    /// The value of the X-Webhook-Signature header; or give --header-file
+    #[arg(long, value_name = "TEXT", conflicts_with = "header_file")]
     signature: Option<String>,
     /// A file with that value, or with the whole head of the request
     #[arg(long, value_name = "FILE")]
     header_file: Option<PathBuf>,
-    /// The key set: a JWKS file or its URL
-    #[arg(
-        long,
-        value_name = "FILE|URL",
-        conflicts_with = "pem",
-        required_unless_present = "pem"
-    )]
+    /// The key set: a JWKS file or its URL; or give --pem
+    #[arg(long, value_name = "FILE|URL", conflicts_with = "pem")]
     jwks: Option<String>,
     /// The public keys as a PEM file
     #[arg(long, value_name = "FILE")]
@@ -92,10 +82,17 @@ pub async fn report(args: &Args, stdin: &mut impl Read) -> Result<(Exit, String)
     let header = match (&args.signature, &args.header_file) {
         (Some(text), _) => header_value(text).to_owned(),
         (None, Some(path)) => read_header(path)?,
-        (None, None) => return Err(usage("give --signature or --header-file")),
+        (None, None) => {
+            let cause = "there is no signature to verify";
+            let failure = Failure::new(Exit::Usage, cause)
+                .help("give the value of X-Webhook-Signature with --signature")
+                .help("or a file with it, or with all headers of the delivery, with --header-file");
+            return Err(failure);
+        }
     };
-    let body = read_body(&args.body, stdin)?;
+    // Before the body, which may come from a terminal.
     let source = key_source(args)?;
+    let body = read_body(&args.body, stdin)?;
     let keys = signature::fetch(&source, Options::default().fetch_timeout)
         .await
         .map_err(|fault| no_keys(&source, &fault))?;
@@ -117,7 +114,9 @@ fn key_source(args: &Args) -> Result<KeySource, Failure> {
         (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
         (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
         (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
-        (None, None) => Err(usage("give --jwks or --pem")),
+        (None, None) => Err(Failure::new(Exit::Usage, "there are no keys to verify with")
+            .help("give a key set, as a file or its URL, with --jwks: https://APP_ID.session.prelude.dev/.well-known/jwks.json")
+            .help("or public keys in a PEM file with --pem")),
     }
 }
 
@@ -127,6 +126,7 @@ fn no_keys(source: &KeySource, fault: &signature::Error) -> Failure {
         signature::Error::Fetch(
             FetchFault::Timeout { .. }
             | FetchFault::Transport { .. }
+            | FetchFault::Tls { .. }
             | FetchFault::Status { .. }
             | FetchFault::Redirect { .. },
         ) => Failure::new(Exit::Unreachable, fault)
@@ -146,12 +146,35 @@ fn read_body(path: &Path, stdin: &mut impl Read) -> Result<Vec<u8>, Failure> {
 /// The header's value out of a file that has only it, or the head of a request.
 fn read_header(path: &Path) -> Result<String, Failure> {
     let bytes = read_file(path, HEADER_BYTES_MAX)?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| usage(format!("{} is no text", path.display())))?;
+    let name = path.display();
+    let text = String::from_utf8(bytes).map_err(|_| usage(format!("{name} is no text")))?;
     let named = text
         .lines()
         .find(|line| header_value(line).len() < line.len());
-    Ok(header_value(named.unwrap_or(&text)).trim().to_owned())
+    let alone = text.trim();
+    match named {
+        Some(line) if header_value(line).is_empty() => Err(no_header(format!(
+            "the header X-Webhook-Signature in {name} is empty"
+        ))),
+        Some(line) => Ok(header_value(line).to_owned()),
+        None if alone.is_empty() => Err(no_header(format!("{name} is empty"))),
+        // A value has neither lines nor colons, whatever else may be wrong with it.
+        None if alone.contains([':', '\n']) => Err(no_header(format!(
+            "{name} has no header X-Webhook-Signature"
+        ))),
+        None => Ok(alone.to_owned()),
+    }
+}
+
+fn no_header(cause: String) -> Failure {
+    Failure::new(Exit::Usage, cause)
+        .help(
+            "save all headers of the delivery as they came, or the value of X-Webhook-Signature \
+             alone: rsassa-pss-sha256=<base64url>",
+        )
+        .help(
+            "if the delivery came without it, it was not signed by Prelude, or a proxy removed it",
+        )
 }
 
 /// The text after `X-Webhook-Signature:`, or the text as it is.

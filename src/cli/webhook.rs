@@ -2,6 +2,7 @@
 //! and what each refusal means here; `setup` owns the way from nothing to an active webhook,
 //! `table` how webhooks are shown, `token` where verification tokens are made and kept.
 
+mod readiness;
 mod setup;
 mod table;
 mod token;
@@ -10,6 +11,7 @@ use std::{env, fmt::Display, fs, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     exit::{self, Exit, Failure},
@@ -216,7 +218,11 @@ async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
     let app = access.app()?;
     let client = access.client(&app)?;
     let error = match client.activate(id).await {
-        Ok(webhook) => return access.show_one(&webhook),
+        Ok(webhook) => {
+            access.show_one(&webhook)?;
+            let deadline = Instant::now() + readiness::PATIENCE;
+            return readiness::confirm(&app, deadline).await.map(drop);
+        }
         Err(error) => error,
     };
     if !is_failed_challenge(&error) {

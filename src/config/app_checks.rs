@@ -15,6 +15,7 @@ use super::{
     resolver::Resolver,
     secret::Secret,
 };
+use crate::permissions::{self, By};
 
 /// Room for the longest token in the widest characters, and for line ends.
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
@@ -163,7 +164,9 @@ fn read_token_variable(resolver: &mut Resolver<'_>, variable: &Placed) -> Option
 }
 
 fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) -> Option<String> {
-    match file::read_text(path, TOKEN_FILE_BYTES_MAX) {
+    let read = permissions::open(path, By::Reader)
+        .and_then(|opened| file::read_text(opened, TOKEN_FILE_BYTES_MAX));
+    match read {
         Ok(text) => Some(text),
         Err(error) => {
             resolver.refuse(

@@ -1,10 +1,13 @@
 //! The settings that say who may subscribe: the credentials file, callers without a credential, and
 //! the issuer of JWTs. Reads no file and fetches no keys.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Config, DATA_DIR,
+    Config, DATA_DIR, TokenSource, apps,
     fault::{Error, Origin},
     resolver::{Resolver, Sources},
 };
@@ -63,6 +66,7 @@ impl Config {
         credentials::Options {
             file: Some(file_in(file.as_deref(), &self.data_dir)),
             file_is_named: file.is_some(),
+            record: Some(credentials::Record::new(self.data_dir.clone())),
             jwt: jwt.as_ref().map(|jwt| jwt::Options {
                 keys: jwt.keys.clone(),
                 issuer: jwt.issuer.clone(),
@@ -77,18 +81,95 @@ impl Config {
     }
 }
 
-/// Where the credentials file is or would be: for the commands that write it, and need nothing else
-/// to be right.
+impl Config {
+    /// The files whose content is a secret: who reads one can pass for the bridge.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.apps.iter().filter_map(|app| match &app.token_source {
+            TokenSource::File(path) => Some(path.as_path()),
+            TokenSource::Variable(_) => None,
+        });
+        let webhook_key = self.tls.webhook.as_ref().map(|tls| tls.key_file.as_path());
+        let grpc_key = self.tls.grpc.as_ref().map(|tls| tls.key_file.as_path());
+        tokens.chain(webhook_key).chain(grpc_key)
+    }
+
+    /// The files whose writers decide who gets events and which are genuine: the secrets, and what
+    /// callers and deliveries are verified with.
+    #[must_use]
+    pub fn trusted_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.secret_files().map(Path::to_owned).collect();
+        files.extend(self.apps.iter().filter_map(|app| match &app.keys {
+            super::KeySource::JwksUrl(_) => None,
+            super::KeySource::JwksFile(path) | super::KeySource::PemFile(path) => {
+                Some(path.clone())
+            }
+        }));
+        files.extend(
+            self.tls
+                .webhook
+                .iter()
+                .map(|tls| tls.certificate_file.clone()),
+        );
+        if let Some(tls) = &self.tls.grpc {
+            files.push(tls.certificate_file.clone());
+            files.extend(tls.client_ca_file.clone());
+        }
+        let jwt = self.credentials.jwt.as_ref();
+        files.extend(jwt.and_then(|jwt| match &jwt.keys {
+            KeySource::JwksFile(path) | KeySource::PemFile(path) => Some(path.clone()),
+            KeySource::Url(_) => None,
+        }));
+        files.extend(self.credentials_options().file);
+        files
+    }
+}
+
+/// What a command that changes credentials has to know of the bridge that they are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialsSetup {
+    /// Where the credentials file is or would be.
+    pub file: PathBuf,
+    /// Where the bridge keeps what has to last.
+    pub data_dir: PathBuf,
+    /// Whether the bridge lets callers in without a credential as long as there is no such file,
+    /// and no longer once there is one.
+    pub file_ends_anonymity: bool,
+    /// The apps that are configured, with tokens or without.
+    pub app_ids: BTreeSet<String>,
+}
+
+/// The same as [`credentials_file`], with what else can be learnt from the configuration. What is
+/// wrong with other settings does not matter here.
+///
+/// # Errors
+/// Those of [`credentials_file`].
+pub fn credentials_setup(sources: &Sources) -> Result<CredentialsSetup, Error> {
+    let (file, data_dir) = credentials_file(sources)?;
+    let mut resolver = Resolver::new(sources);
+    let settings = take(&mut resolver);
+    let has_issuer = take_jwt(&mut resolver).is_some();
+    let apps = apps::planned(&mut resolver, &data_dir).into_iter();
+    Ok(CredentialsSetup {
+        file,
+        // A file that is named counts as there, also while it is missing.
+        file_ends_anonymity: settings.file.is_none() && !settings.allow_anonymous && !has_issuer,
+        app_ids: apps.map(|app| app.id).collect(),
+        data_dir,
+    })
+}
+
+/// Where the credentials file is or would be, and the data directory: for the commands that write the
+/// file, and need nothing else to be right.
 ///
 /// # Errors
 /// A configuration file that cannot be read, or paths that cannot be meant.
-pub fn credentials_file(sources: &Sources) -> Result<PathBuf, Error> {
+pub fn credentials_file(sources: &Sources) -> Result<(PathBuf, PathBuf), Error> {
     let mut resolver = Resolver::new(sources);
     let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
     let file = resolver.take_optional_path(FILE_KEY);
     let faults = resolver.faults;
     if faults.is_empty() {
-        Ok(file_in(file.as_deref(), &data_dir))
+        Ok((file_in(file.as_deref(), &data_dir), data_dir))
     } else {
         Err(Error { faults })
     }

@@ -22,7 +22,7 @@ pub struct Fault {
     /// Where the value was written.
     pub origin: Origin,
     /// What is wrong, in one sentence that names the key. It never holds a secret of a key that is
-    /// for one; what was written for another is shown as far as [`plain::words`] lets it.
+    /// for one; what was written for another is shown as [`plain::configured`] shows it.
     pub message: String,
     /// What to do about it.
     pub help: String,
@@ -65,16 +65,15 @@ impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             // A fault of nothing written has no place worth naming.
-            Origin::Default => formatter.write_str(&plain::words(&self.message)),
-            origin => write!(formatter, "{origin}: {}", plain::words(&self.message)),
+            Origin::Default => formatter.write_str(&plain::configured(&self.message)),
+            origin => write!(formatter, "{origin}: {}", plain::configured(&self.message)),
         }
     }
 }
 
-/// There is one configuration file, so its line says enough where its name is withheld. It must not
-/// break out of the comment or the line that it is in.
+/// The name must not break out of the comment or the line that it is in.
 fn shown(path: &Path) -> String {
-    plain::escaped(&plain::words(path.display())).into_owned()
+    plain::configured(path.display())
 }
 
 fn summary(faults: &[Fault]) -> String {

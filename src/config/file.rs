@@ -74,7 +74,8 @@ impl Document {
     /// The file cannot be read, is too large, is not UTF-8, or is not TOML. Syntax errors are
     /// reported alone: what follows one cannot be judged.
     pub(super) fn read(path: &Path) -> Result<Self, Vec<Fault>> {
-        let text = read_text(path, FILE_BYTES_MAX).map_err(|error| {
+        let read = File::open(path).and_then(|file| read_text(file, FILE_BYTES_MAX));
+        let text = read.map_err(|error| {
             vec![Fault {
                 origin: Origin::File {
                     path: path.to_owned(),
@@ -144,9 +145,9 @@ impl Document {
 /// # Errors
 /// Those of the file system; `InvalidData` for text that is not UTF-8, `FileTooLarge` beyond the
 /// limit.
-pub(super) fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+pub(super) fn read_text(file: File, bytes_max: u64) -> io::Result<String> {
     let mut text = String::new();
-    let read = File::open(path)?
+    let read = file
         .take(bytes_max.saturating_add(1))
         .read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read <= bytes_max) {

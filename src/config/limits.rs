@@ -12,19 +12,23 @@ pub struct WebhookLimits {
     /// Bytes of all bodies that are in memory at once; beyond it the sender is told to come back.
     /// Default 64 MiB. A body counts by what has arrived, from its first bytes to its answer.
     pub bodies_bytes_max: ByteSize,
+    /// Of these, bytes of the bodies of one IPv4 address or one IPv6 /64. Default 16 MiB: three
+    /// thousand usual batches at once, and one stranger cannot take them all.
+    pub bodies_bytes_per_address_max: ByteSize,
     /// Deliveries that are being verified at once; others wait their turn. Default 1,024: so a
     /// flood of forged ones does not keep genuine ones from their answer. Those that wait for newer
     /// keys do not count meanwhile.
     pub verifications_max: usize,
-    /// Forged deliveries that are answered at once, after a time without any. Default 100: whoever
+    /// Forged deliveries that are verified at once, after a time without any. Default 100: whoever
     /// sets a sender up and tries wrong keys is never kept waiting.
     pub forgeries_at_once: usize,
-    /// Forged deliveries that are answered in a second after that; their senders wait. Default 500:
-    /// some hundredths of a core, whatever they do.
+    /// Forged deliveries that are verified in a second after that; the others wait. Default 500: some
+    /// hundredths of a core, whatever they do. Large bodies, large keys and several keys count for more.
     pub forgeries_per_second: usize,
     /// Connections in all. Default 10,000: at most 160 MiB of header buffers.
     pub connections_max: usize,
-    /// Connections of one address. Default 256: one stranger cannot take them all.
+    /// Connections of one address; those of `trusted_proxies` have no limit of their own. Default
+    /// 256: one stranger cannot take them all.
     pub connections_per_address_max: usize,
     /// From a connection's first byte, or the last answer, to the end of a header. Default 5 s.
     pub header_timeout: Duration,
@@ -51,13 +55,36 @@ pub struct WebhookLimits {
 pub struct GrpcLimits {
     /// Connections in all. Default 10,000: as many as streams, for clients that open one each.
     pub connections_max: usize,
+    /// Connections of one address; those of `grpc_proxies` have no limit of their own. Default a
+    /// quarter of all: nobody takes them all from one address.
+    pub connections_per_address_max: usize,
+    /// How long a connection may take to show a credential, where there are credentials. Default
+    /// 60 s: subscribers show theirs at once, and probes come back.
+    pub credential_timeout: Duration,
+    /// How long a connection may stay on which nothing is called. Default 15 min: clients that are
+    /// still there connect again at their next call, without an error.
+    pub idle_timeout: Duration,
     /// Streams of one connection. Default 100, HTTP/2's own recommendation.
     pub streams_per_connection_max: usize,
     /// Streams in all. Default 10,000: under half a GiB when all are idle.
     pub streams_max: usize,
-    /// Calls in progress that are no subscriptions: checks and watches of the health, which
-    /// anybody may make, and reflection. Default 1,024: probes are few and short.
+    /// Streams of one address whose callers show no credential; those of `grpc_proxies` have no
+    /// limit of their own. Default a quarter of all.
+    pub streams_per_address_max: usize,
+    /// Calls in progress that are neither subscriptions nor about the health. Default 1,024: they
+    /// are short.
     pub calls_max: usize,
+    /// Those of one address; `grpc_proxies` have no limit of their own. Default a quarter of all.
+    pub calls_per_address_max: usize,
+    /// Checks of the health in progress. Default 1,024. A check is answered as soon as it is there,
+    /// and one that does not come whole makes room for the next: no check is refused for want of
+    /// room.
+    pub checks_max: usize,
+    /// Watches on the health, which anybody may begin. Default 4,096: some clients open one for
+    /// each connection.
+    pub watches_max: usize,
+    /// Those of one address; `grpc_proxies` have no limit of their own. Default a quarter of all.
+    pub watches_per_address_max: usize,
     /// Resets of streams that a connection may cause the server to send before it is closed.
     /// Default 128: a client that errs does so now and then, not a hundred times
     /// (RUSTSEC-2024-0003).
@@ -144,6 +171,11 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
             ByteSize::mib(64),
             ByteSize::mib(1)..=ByteSize::gib(1 << 10),
         ),
+        bodies_bytes_per_address_max: take.take_in(
+            "limits.webhook.bodies_bytes_per_address_max",
+            ByteSize::mib(16),
+            ByteSize::mib(1)..=ByteSize::gib(1 << 10),
+        ),
         verifications_max: take.take_in("limits.webhook.verifications_max", 1024, COUNTS),
         forgeries_at_once: take.take_in("limits.webhook.forgeries_at_once", 100, COUNTS),
         forgeries_per_second: take.take_in("limits.webhook.forgeries_per_second", 500, COUNTS),
@@ -173,15 +205,37 @@ pub(super) fn webhook(take: &mut Resolver<'_>) -> WebhookLimits {
 }
 
 pub(super) fn grpc(take: &mut Resolver<'_>) -> GrpcLimits {
+    let connections_max = take.take_in("limits.grpc.connections_max", 10_000, COUNTS);
+    let streams_max = take.take_in("limits.grpc.streams_max", 10_000, COUNTS);
+    let calls_max = take.take_in("limits.grpc.calls_max", 1024, COUNTS);
+    let watches_max = take.take_in("limits.grpc.watches_max", 4096, COUNTS);
+    let mut share = |key, all| take.take_in(key, share_of(all), COUNTS);
+    let connections_per_address_max =
+        share("limits.grpc.connections_per_address_max", connections_max);
+    let streams_per_address_max = share("limits.grpc.streams_per_address_max", streams_max);
+    let calls_per_address_max = share("limits.grpc.calls_per_address_max", calls_max);
+    let watches_per_address_max = share("limits.grpc.watches_per_address_max", watches_max);
     GrpcLimits {
-        connections_max: take.take_in("limits.grpc.connections_max", 10_000, COUNTS),
+        connections_max,
+        connections_per_address_max,
+        credential_timeout: take.take_in(
+            "limits.grpc.credential_timeout",
+            seconds(60),
+            STREAM_TIMES,
+        ),
+        idle_timeout: take.take_in("limits.grpc.idle_timeout", seconds(900), IDLE_TIMES),
         streams_per_connection_max: take.take_in(
             "limits.grpc.streams_per_connection_max",
             100,
             COUNTS,
         ),
-        streams_max: take.take_in("limits.grpc.streams_max", 10_000, COUNTS),
-        calls_max: take.take_in("limits.grpc.calls_max", 1024, COUNTS),
+        streams_max,
+        streams_per_address_max,
+        calls_max,
+        calls_per_address_max,
+        checks_max: take.take_in("limits.grpc.checks_max", 1024, COUNTS),
+        watches_max,
+        watches_per_address_max,
         local_error_resets_max: take.take_in("limits.grpc.local_error_resets_max", 128, COUNTS),
         pending_accept_resets_max: take.take_in(
             "limits.grpc.pending_accept_resets_max",
@@ -265,6 +319,11 @@ pub(super) fn refusals(take: &mut Resolver<'_>) -> RefusalLimits {
     }
 }
 
+/// What one address gets of everything by default: so that it takes four to fill a port.
+fn share_of(all: usize) -> usize {
+    (all / 4).max(1)
+}
+
 /// Counts of things; the upper end only catches slips of the keyboard.
 const COUNTS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
 /// Below the 10 s that the sender waits.
@@ -273,3 +332,5 @@ const REQUEST_TIMES: std::ops::RangeInclusive<Duration> =
 /// Long enough for a bad network, short enough that silent sockets cost nothing.
 const HEADER_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=seconds(60);
 const STREAM_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(3600);
+/// A week is as good as never.
+const IDLE_TIMES: std::ops::RangeInclusive<Duration> = seconds(1)..=seconds(7 * 24 * 3600);

@@ -41,7 +41,7 @@ pub use self::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,
     },
-    credentials::{Credentials, Jwt, credentials_file},
+    credentials::{Credentials, CredentialsSetup, Jwt, credentials_file, credentials_setup},
     fault::{Error, Fault, Origin},
     limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, WebhookLimits},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
@@ -73,6 +73,8 @@ pub struct Config {
     pub allowed_sources: AllowedSources,
     /// The proxies whose `X-Forwarded-For` or `Forwarded` is believed. Default none.
     pub trusted_proxies: Vec<Network>,
+    /// The proxies before the gRPC port, whose addresses many clients share. Default none.
+    pub grpc_proxies: Vec<Network>,
     /// The sites whose pages may subscribe by gRPC-Web, beside those of this machine.
     pub web_origins: Vec<WebOrigin>,
     /// Who may subscribe.
@@ -238,6 +240,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
     let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
     let allowed_sources = take.take("allowed_sources", AllowedSources::default());
     let trusted_proxies = take.take("trusted_proxies", Vec::new());
+    let grpc_proxies = take.take("grpc_proxies", Vec::new());
     let web_origins = take.take("web_origins", Vec::new());
     let credentials = credentials::take(take);
     Config {
@@ -273,6 +276,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
         data_dir,
         allowed_sources,
         trusted_proxies,
+        grpc_proxies,
         web_origins,
     }
 }

@@ -120,7 +120,11 @@ impl<'a> Resolver<'a> {
         let value = self.take(key, default);
         if !bounds.contains(&value) {
             let origin = self.origin_of(key);
-            let reason = format!("{} is out of bounds", value.show());
+            // The sign that a number has lost tells a telephone number from a limit.
+            let written = self.written(key).map(|written| written.text);
+            let signed = written.filter(|text| text.starts_with('+'));
+            let shown = signed.unwrap_or_else(|| value.show());
+            let reason = format!("{shown} is out of bounds");
             let help = format!(
                 "write a value from {} to {}",
                 bounds.start().show(),

@@ -682,6 +682,47 @@ fn the_example_has_every_key_with_its_default() {
 }
 
 #[test]
+fn an_address_gets_a_quarter_of_the_grpc_port_unless_the_file_says_how_much() {
+    let limits = |text: &str| {
+        let limits = Scene::new(text).resolved().config.grpc_limits;
+        [
+            limits.connections_per_address_max,
+            limits.streams_per_address_max,
+            limits.calls_per_address_max,
+            limits.watches_per_address_max,
+        ]
+    };
+    assert_eq!(limits(""), [2_500, 2_500, 256, 1_024]);
+    let small = "[limits.grpc]\nconnections_max = 50\nstreams_max = 8\ncalls_max = 3\n\
+                 watches_max = 1\n";
+    assert_eq!(limits(small), [12, 2, 1, 1]);
+    let said = format!(
+        "{small}connections_per_address_max = 50\nstreams_per_address_max = 1\n\
+         calls_per_address_max = 2\nwatches_per_address_max = 10000000\n"
+    );
+    assert_eq!(limits(&said), [50, 1, 2, 10_000_000]);
+    for (line, reason) in [
+        ("connections_per_address_max = 0", "0 is out of bounds"),
+        ("streams_per_address_max = 0", "0 is out of bounds"),
+        ("calls_per_address_max = 0", "0 is out of bounds"),
+        ("watches_per_address_max = 0", "0 is out of bounds"),
+        ("checks_max = 0", "0 is out of bounds"),
+        ("watches_max = 0", "0 is out of bounds"),
+        ("credential_timeout = \"999ms\"", "out of bounds"),
+        ("credential_timeout = \"3601s\"", "out of bounds"),
+        ("idle_timeout = \"999ms\"", "out of bounds"),
+        ("idle_timeout = \"8d\"", "out of bounds"),
+    ] {
+        let faults = Scene::new(&format!("[limits.grpc]\n{line}\n")).faults();
+        assert!(faults.concat().contains(reason), "{line}: {faults:?}");
+    }
+    let edges = "[limits.grpc]\ncredential_timeout = \"1s\"\nidle_timeout = \"7d\"\n";
+    let limits = Scene::new(edges).resolved().config.grpc_limits;
+    assert_eq!(limits.credential_timeout, seconds(1));
+    assert_eq!(limits.idle_timeout, days(7));
+}
+
+#[test]
 fn the_example_has_every_key_of_an_app() {
     let text = example_in_force();
     let names: BTreeMap<&str, ()> = text
@@ -696,6 +737,7 @@ fn the_example_has_every_key_of_an_app() {
 #[test]
 fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
     let text = "allowed_sources = [\"prelude\", \"10.0.0.0/8\"]\ntrusted_proxies = [\"::1\"]\n\
+                grpc_proxies = [\"10.0.0.5\", \"2001:db8::/48\"]\n\
                 web_origins = [\"https://app.example.com:8443\", \"*\"]\n";
     let resolved = Scene::new(text).resolved();
     let networks = resolved.config.allowed_sources.networks();
@@ -715,6 +757,8 @@ fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
         again.config.trusted_proxies,
         resolved.config.trusted_proxies
     );
+    assert_eq!(again.config.grpc_proxies, resolved.config.grpc_proxies);
+    assert_eq!(again.config.grpc_proxies.len(), 2);
     assert_eq!(again.config.web_origins, resolved.config.web_origins);
     assert_eq!(again.config.web_origins.len(), 2);
     let json = resolved.to_json();
@@ -798,14 +842,14 @@ fn credentials_are_in_the_data_directory_unless_another_file_is_named() {
     let expected = PathBuf::from(scene.path("d/credentials.toml"));
     assert_eq!(options.file, Some(expected.clone()));
     assert!(!options.file_is_named && !options.anonymous && options.jwt.is_none());
-    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+    assert_eq!(credentials_file(&scene.sources).unwrap().0, expected);
 
     let scene = Scene::new("credentials_file = \"c.toml\"\nallow_anonymous = true");
     let options = scene.resolved().config.credentials_options();
     let expected = PathBuf::from(scene.path("c.toml"));
     assert_eq!(options.file, Some(expected.clone()));
     assert!(options.file_is_named && options.anonymous);
-    assert_eq!(credentials_file(&scene.sources).unwrap(), expected);
+    assert_eq!(credentials_file(&scene.sources).unwrap().0, expected);
 }
 
 #[test]

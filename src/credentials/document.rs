@@ -11,9 +11,11 @@ use toml::{
 };
 
 use super::{
-    entry::{self, Entry, Fault, Proof, STREAMS_MAX},
+    certificate::CertificateName,
+    entry::{self, Entry, Fault, Proof},
     scope::{Allowed, Scope},
     token::Digest,
+    value::{self, ALL},
 };
 use crate::filter;
 
@@ -29,53 +31,80 @@ pub(super) const HEADER: &str = "\
 # [[credentials]]
 # name = \"billing\"                              # unique; it is in the logs
 # sha256 = \"…\"                                  # of a token, in hexadecimal; or, in its place:
-# certificate = \"spiffe://example.com/billing\"  # the URI, DNS name or common name of a client
-# types = [\"user.created\", \"user.session.*\"]    # without: all types
-# apps = [\"54e9ujn\"]                            # without: all apps
+# certificate = \"uri:spiffe://example.com/billing\"  # of a client: uri:, dns:, email:, ip: or cn:
 # streams_max = 10                              # streams at once; without: no limit of its own
 # created_at = 2026-11-23T14:00:00Z
 # expires_at = 2027-11-23T14:00:00Z             # without: never
+# types = [\"user.created\", \"user.session.*\"]    # or \"all\"; without: none
+# apps = [\"54e9ujn\"]                            # or \"all\"; without: none
+#
+# [end]                                         # the last line: a file that loses it is cut short
 ";
 
+/// What a whole file ends with: a table without keys. A file that is cut short anywhere lacks it,
+/// and would otherwise be TOML at the end of each of its lines.
+const END: &str = "end";
+const END_LINE: &str = "[end]\n";
 /// The name of the array of tables.
 const CREDENTIALS: &str = "credentials";
 const KEYS: [&str; 8] = [
     "name",
     "sha256",
     "certificate",
-    "types",
-    "apps",
     "streams_max",
     "created_at",
     "expires_at",
+    "types",
+    "apps",
 ];
 
 /// The longest unknown key that is repeated: as the longest known one and a little.
 const KEY_BYTES_SHOWN: usize = 16;
+
+/// What a file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Its credentials, in their order.
+    pub entries: Vec<Entry>,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<Fault>,
+    /// Whether it has the line `[end]`.
+    pub has_end: bool,
+    /// Whether no credential is below that line, so that the file cannot be cut short.
+    pub(super) is_whole: bool,
+}
 
 /// Reads a document.
 ///
 /// # Errors
 /// All faults at once, in the order of the file. Syntax errors are reported alone: what follows
 /// one cannot be judged.
-pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Vec<Fault>> {
-    let located = locate(text)?;
-    Ok(located.into_iter().map(|located| located.entry).collect())
+pub(super) fn parse(text: &str) -> Result<Document, Vec<Fault>> {
+    let Layout {
+        located,
+        end,
+        warnings,
+    } = locate(text)?;
+    let last = located.iter().map(|located| located.offset).max();
+    Ok(Document {
+        entries: located.into_iter().map(|located| located.entry).collect(),
+        warnings,
+        has_end: end.is_some(),
+        is_whole: end.is_some_and(|end| last.is_none_or(|last| last < end)),
+    })
 }
 
-/// The document with one credential more, as its last.
-pub(super) fn with(text: &str, entry: &Entry) -> String {
-    let mut text = if text.trim().is_empty() {
-        HEADER.to_owned()
-    } else {
-        text.to_owned()
+/// The document with one credential more, as its last, and with its last line.
+///
+/// # Errors
+/// As [`parse`].
+pub(super) fn with(text: &str, entry: &Entry) -> Result<String, Vec<Fault>> {
+    let text = without_end(text, locate(text)?.end);
+    let text = match text.trim_end() {
+        "" => HEADER.trim_end(),
+        text => text,
     };
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push('\n');
-    text.push_str(&section(entry));
-    text
+    Ok(format!("{text}\n\n{}\n{END_LINE}", section(entry)))
 }
 
 /// The document without the credential of this name; `None` if it has none. The comment right above
@@ -84,23 +113,49 @@ pub(super) fn with(text: &str, entry: &Entry) -> String {
 /// # Errors
 /// As [`parse`].
 pub(super) fn without(text: &str, name: &str) -> Result<Option<String>, Vec<Fault>> {
-    let located = locate(text)?;
-    let Some(index) = located.iter().position(|one| one.entry.name == name) else {
+    let Layout { located, end, .. } = locate(text)?;
+    let Some(removed) = located.iter().find(|one| one.entry.name == name) else {
         return Ok(None);
     };
-    let start_of = |index: usize| {
-        located
-            .get(index)
-            .map(|one| start_with_comment(text, one.offset))
-    };
-    let start = start_of(index).unwrap_or(text.len());
-    let end = start_of(index + 1).unwrap_or(text.len());
-    let (Some(before), Some(after)) = (text.get(..start), text.get(end..)) else {
+    let next = located
+        .iter()
+        .map(|one| one.offset)
+        .chain(end)
+        .filter(|offset| *offset > removed.offset)
+        .min();
+    let start = start_with_comment(text, removed.offset);
+    let next = next.map_or(text.len(), |offset| start_with_comment(text, offset));
+    let (Some(before), Some(after)) = (text.get(..start), text.get(next..)) else {
         return Ok(None);
     };
     let before = before.trim_end_matches('\n');
-    let gap = if after.is_empty() { "\n" } else { "\n\n" };
-    Ok(Some(format!("{before}{gap}{after}")))
+    let kept = match before {
+        "" => after.to_owned(),
+        before => format!("{before}\n\n{after}"),
+    };
+    let end = locate(&kept)?.end;
+    let kept = without_end(&kept, end);
+    let kept = kept.trim_end();
+    let gap = if kept.is_empty() { "" } else { "\n\n" };
+    Ok(Some(format!("{kept}{gap}{END_LINE}")))
+}
+
+/// The text without the line that ends it.
+fn without_end(text: &str, end: Option<usize>) -> String {
+    let Some(end) = end else {
+        return text.to_owned();
+    };
+    let (before, from_end) = text.split_at_checked(end).unwrap_or((text, ""));
+    let after = from_end.split_once('\n').map_or("", |(_, after)| after);
+    format!("{before}{after}")
+}
+
+/// What is where in a document.
+struct Layout {
+    located: Vec<Located>,
+    /// Where its last line begins.
+    end: Option<usize>,
+    warnings: Vec<Fault>,
 }
 
 /// An entry and where its section begins, in bytes.
@@ -109,7 +164,7 @@ struct Located {
     offset: usize,
 }
 
-fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
+fn locate(text: &str) -> Result<Layout, Vec<Fault>> {
     let (root, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(errors
@@ -120,8 +175,10 @@ fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
     let mut reader = Reader {
         text,
         faults: Vec::new(),
+        warnings: Vec::new(),
     };
     let mut located = Vec::new();
+    let mut end = None;
     for (key, value) in root.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
             (CREDENTIALS, DeValue::Array(sections)) => {
@@ -134,6 +191,7 @@ fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
                 "`credentials` is no list of sections",
                 "begin each credential with a line `[[credentials]]`",
             ),
+            (END, value) => end = reader.end(key.span(), value),
             (name, _) => reader.refuse(
                 key.span(),
                 &unknown_key(name),
@@ -151,7 +209,11 @@ fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
         });
     }
     if faults.is_empty() {
-        Ok(located)
+        Ok(Layout {
+            located,
+            end,
+            warnings: reader.warnings,
+        })
     } else {
         Err(faults)
     }
@@ -161,6 +223,7 @@ fn locate(text: &str) -> Result<Vec<Located>, Vec<Fault>> {
 struct Reader<'t> {
     text: &'t str,
     faults: Vec<Fault>,
+    warnings: Vec<Fault>,
 }
 
 /// A section as far as it was read.
@@ -168,9 +231,9 @@ struct Reader<'t> {
 struct Draft {
     name: Option<String>,
     digest: Option<Digest>,
-    certificate: Option<String>,
-    types: Vec<String>,
-    apps: Vec<String>,
+    certificate: Option<CertificateName>,
+    types: Option<Allowed>,
+    apps: Option<Allowed>,
     streams_max: Option<usize>,
     created_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
@@ -225,14 +288,23 @@ impl Reader<'_> {
             self.refuse(place, "a credential has no `name`", "give it a name");
             return None;
         };
+        if let Proof::Certificate(certificate) = &proof
+            && let Some(explicit) = certificate.advice()
+        {
+            self.warn(
+                place.start,
+                &format!("the certificate of `{name}` has no kind of name"),
+                &format!("write \"{explicit}\", which is what it is taken for"),
+            );
+        }
         Some(Located {
             entry: Entry {
+                scope: Scope {
+                    types: self.scope(draft.types, "types", &name, place.start),
+                    apps: self.scope(draft.apps, "apps", &name, place.start),
+                },
                 name,
                 proof,
-                scope: Scope {
-                    types: Allowed::or_all(draft.types),
-                    apps: Allowed::or_all(draft.apps),
-                },
                 streams_max: draft.streams_max,
                 created_at: draft.created_at,
                 expires_at: draft.expires_at,
@@ -241,17 +313,65 @@ impl Reader<'_> {
         })
     }
 
+    /// What a scope allows. One that was not written allows nothing, so that a file that is only
+    /// half there never allows more than the whole one.
+    fn scope(&mut self, written: Option<Allowed>, key: &str, name: &str, offset: usize) -> Allowed {
+        written.unwrap_or_else(|| {
+            self.warn(
+                offset,
+                &format!("the credential `{name}` has no `{key}`, so it gets no events"),
+                &format!("write `{key} = \"{ALL}\"`, or a list of those that it may get"),
+            );
+            Allowed::Only(Vec::new())
+        })
+    }
+
+    /// Where the last line begins; nothing if it is not what it has to be.
+    fn end(&mut self, place: Range<usize>, value: &DeValue<'_>) -> Option<usize> {
+        let before = self.text.get(..place.start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let is_header = before
+            .get(line_start..)
+            .is_some_and(|text| text.trim() == "[");
+        let (true, DeValue::Table(below)) = (is_header, value) else {
+            self.refuse(
+                place,
+                "`end` is not the line that ends the file",
+                "write `[end]` as the last line, and nothing below it",
+            );
+            return None;
+        };
+        for key in below.keys() {
+            self.refuse(
+                key.span(),
+                &unknown_key(key.get_ref()),
+                "nothing belongs below the line `[end]`, which ends the file",
+            );
+        }
+        Some(line_start)
+    }
+
+    fn warn(&mut self, offset: usize, message: &str, help: &str) {
+        self.warnings.push(Fault {
+            line: Some(line_at(self.text, offset)),
+            message: message.to_owned(),
+            help: help.to_owned(),
+        });
+    }
+
     fn key(&mut self, draft: &mut Draft, key: &str, place: Range<usize>, value: &DeValue<'_>) {
         let read = match key {
-            "name" => text(value, entry::name_problem).map(|name| draft.name = Some(name)),
-            "sha256" => digest(value).map(|digest| draft.digest = Some(digest)),
-            "certificate" => text(value, entry::identity_problem)
-                .map(|identity| draft.certificate = Some(identity)),
-            "types" => names(value, filter::type_problem).map(|types| draft.types = types),
-            "apps" => names(value, filter::text_problem).map(|apps| draft.apps = apps),
-            "streams_max" => count(value).map(|count| draft.streams_max = Some(count)),
-            "created_at" => timestamp(value).map(|at| draft.created_at = Some(at)),
-            "expires_at" => timestamp(value).map(|at| draft.expires_at = Some(at)),
+            "name" => value::text(value, entry::name_problem).map(|name| draft.name = Some(name)),
+            "sha256" => value::digest(value).map(|digest| draft.digest = Some(digest)),
+            "certificate" => value::text(value, entry::identity_problem)
+                .map(|name| draft.certificate = Some(CertificateName::parse(&name))),
+            "types" => {
+                value::allowed(value, filter::type_problem).map(|types| draft.types = Some(types))
+            }
+            "apps" => value::allowed(value, entry::app_problem).map(|apps| draft.apps = Some(apps)),
+            "streams_max" => value::count(value).map(|count| draft.streams_max = Some(count)),
+            "created_at" => value::timestamp(value).map(|at| draft.created_at = Some(at)),
+            "expires_at" => value::timestamp(value).map(|at| draft.expires_at = Some(at)),
             _ => {
                 let help = format!("the keys are {}", KEYS.join(", "));
                 return self.refuse(place, &unknown_key(key), &help);
@@ -273,7 +393,7 @@ impl Reader<'_> {
             }
             let proof = match &one.entry.proof {
                 Proof::Token(digest) => digest.to_string(),
-                Proof::Certificate(identity) => format!("certificate {identity}"),
+                Proof::Certificate(name) => name.identity().as_str().to_owned(),
             };
             if proofs.insert(proof, ()).is_some() {
                 let message = "a credential before this one is the same token or certificate";
@@ -295,84 +415,6 @@ impl Reader<'_> {
     }
 }
 
-/// What is wrong with a value, as a clause that follows its key, and what to do.
-type Problem = (&'static str, &'static str);
-
-fn text(value: &DeValue<'_>, problem: fn(&str) -> Option<&'static str>) -> Result<String, Problem> {
-    let DeValue::String(text) = value else {
-        return Err(("is no text", "write it in quotes"));
-    };
-    match problem(text) {
-        Some(problem) => Err((problem, "write printable text of sensible length")),
-        None => Ok(text.as_ref().to_owned()),
-    }
-}
-
-fn digest(value: &DeValue<'_>) -> Result<Digest, Problem> {
-    let digest = match value {
-        DeValue::String(text) => Digest::parse(text),
-        _ => None,
-    };
-    digest.ok_or((
-        "is not 64 hexadecimal digits",
-        "write the SHA-256 of the token, never the token: printf %s \"$TOKEN\" | sha256sum",
-    ))
-}
-
-fn names(
-    value: &DeValue<'_>,
-    problem: fn(&str) -> Option<&'static str>,
-) -> Result<Vec<String>, Problem> {
-    let help = "write a list of names in quotes, such as [\"user.created\", \"user.session.*\"]";
-    let DeValue::Array(items) = value else {
-        return Err(("is no list", help));
-    };
-    if items.len() > filter::ENTRIES_MAX {
-        return Err((
-            "has more than 256 entries",
-            "use patterns, or fewer entries",
-        ));
-    }
-    let mut names = Vec::with_capacity(items.len());
-    for item in items.iter() {
-        let DeValue::String(name) = item.get_ref() else {
-            return Err(("has an entry that is no text", help));
-        };
-        if let Some(problem) = problem(name) {
-            return Err(("has an entry that cannot be meant", problem));
-        }
-        names.push(name.as_ref().to_owned());
-    }
-    Ok(names)
-}
-
-fn count(value: &DeValue<'_>) -> Result<usize, Problem> {
-    let number = match value {
-        DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
-        _ => None,
-    };
-    number
-        .filter(|count| (1..=STREAMS_MAX).contains(count))
-        .ok_or((
-            "is no whole number from 1 to 10000000",
-            "write how many streams the credential may have open at once, or leave the key out",
-        ))
-}
-
-fn timestamp(value: &DeValue<'_>) -> Result<Timestamp, Problem> {
-    let text = match value {
-        DeValue::Datetime(datetime) => datetime.to_string(),
-        DeValue::String(text) => text.as_ref().to_owned(),
-        _ => String::new(),
-    };
-    text.parse().map_err(|_| {
-        (
-            "is no point in time",
-            "write it with its offset, such as 2027-01-31T12:00:00Z (RFC 3339)",
-        )
-    })
-}
-
 /// A credential as a section.
 fn section(entry: &Entry) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
@@ -386,13 +428,8 @@ fn section(entry: &Entry) -> String {
     ];
     lines.push(match &entry.proof {
         Proof::Token(digest) => format!("sha256 = \"{digest}\""),
-        Proof::Certificate(identity) => format!("certificate = {}", quoted(identity)),
+        Proof::Certificate(name) => format!("certificate = {}", quoted(&name.to_string())),
     });
-    for (key, allowed) in [("types", &entry.scope.types), ("apps", &entry.scope.apps)] {
-        if let Allowed::Only(names) = allowed {
-            lines.push(format!("{key} = {}", list(names)));
-        }
-    }
     let streams_max = entry.streams_max.map(|count| count.to_string());
     for (key, value) in [
         ("streams_max", streams_max),
@@ -400,6 +437,14 @@ fn section(entry: &Entry) -> String {
         ("expires_at", entry.expires_at.map(|at| at.to_string())),
     ] {
         lines.extend(value.map(|value| format!("{key} = {value}")));
+    }
+    // Last, as nothing is allowed without both: a section that is cut short allows no more than the
+    // whole one.
+    for (key, allowed) in [("types", &entry.scope.types), ("apps", &entry.scope.apps)] {
+        lines.push(match allowed {
+            Allowed::All => format!("{key} = \"{ALL}\""),
+            Allowed::Only(names) => format!("{key} = {}", list(names)),
+        });
     }
     lines.join("\n") + "\n"
 }
@@ -465,6 +510,19 @@ mod tests {
         }
     }
 
+    fn certificate(name: &str) -> Proof {
+        Proof::Certificate(CertificateName::parse(name))
+    }
+
+    fn add(text: &str, entry: &Entry) -> String {
+        with(text, entry).unwrap()
+    }
+
+    fn warnings(text: &str) -> Vec<String> {
+        let warnings = parse(text).unwrap().warnings;
+        warnings.iter().map(ToString::to_string).collect()
+    }
+
     fn faults(text: &str) -> Vec<String> {
         parse(text)
             .unwrap_err()
@@ -489,12 +547,15 @@ mod tests {
             ..token("billing")
         };
         let certificate = Entry {
-            proof: Proof::Certificate("spiffe://example.com/audit".to_owned()),
+            proof: certificate("spiffe://example.com/audit"),
             ..token("audit \u{e9}")
         };
-        let text = with(&with("", &full), &certificate);
-        assert_eq!(parse(&text), Ok(vec![full, certificate]));
-        assert!(text.starts_with(HEADER));
+        let text = add(&add("", &full), &certificate);
+        let document = parse(&text).unwrap();
+        assert_eq!(document.entries, [full, certificate]);
+        assert_eq!(document.warnings, []);
+        assert!(document.has_end && document.is_whole);
+        assert!(text.starts_with(HEADER) && text.ends_with("\n\n[end]\n"));
     }
 
     #[test]
@@ -509,9 +570,20 @@ mod tests {
             assert!(example.contains(&format!("{key} = ")), "{key}");
         }
         let of_token = example.replace("certificate =", "# certificate =");
-        let entries = parse(&of_token).unwrap();
-        assert_eq!(entries[0].streams_max, Some(10));
-        assert!(parse(HEADER).unwrap().is_empty());
+        let document = parse(&of_token).unwrap();
+        assert_eq!(document.entries[0].streams_max, Some(10));
+        assert!(document.is_whole);
+        assert_eq!(parse(HEADER).unwrap(), Document::default());
+    }
+
+    #[test]
+    fn the_example_of_the_guide_is_good() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        let example = &guide[guide.find("[[credentials]]").unwrap()..];
+        let document = parse(&example[..example.find("```").unwrap()]).unwrap();
+        assert_eq!((document.entries.len(), document.warnings), (1, Vec::new()));
+        assert!(document.is_whole);
     }
 
     #[test]
@@ -520,17 +592,108 @@ mod tests {
             "# ours\n\n# the first\n[[credentials]]\nname = 'one' # here\nsha256 = \"{HASH}\"\n\n\
              # the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n"
         );
-        let longer = with(&text, &token("three"));
+        let ended = format!("{text}\n[end]\n");
+        let longer = add(&text, &token("three"));
         assert!(longer.starts_with(&text));
-        assert_eq!(without(&longer, "three").unwrap().unwrap(), text);
+        assert_eq!(without(&longer, "three").unwrap().unwrap(), ended);
+        assert_eq!(add(&ended, &token("three")), longer);
 
         let without_one = without(&text, "one").unwrap().unwrap();
+        let two = "# the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n";
+        assert_eq!(without_one, format!("# ours\n\n{two}\n[end]\n"));
         assert_eq!(
-            without_one,
-            "# ours\n\n# the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n"
+            without(&without_one, "two").unwrap().unwrap(),
+            "# ours\n\n[end]\n"
         );
-        assert_eq!(without(&without_one, "two").unwrap().unwrap(), "# ours\n");
+        assert_eq!(without(two, "two").unwrap().unwrap(), "[end]\n");
         assert_eq!(without(&text, "four"), Ok(None));
+    }
+
+    #[test]
+    fn the_last_line_is_put_last_again_by_every_edit() {
+        let (one, two) = (section(&token("one")), section(&token("two")));
+        let text = format!("{one}\n# here [end]s it\n[end] # really\n\n{two}");
+        let document = parse(&text).unwrap();
+        assert_eq!(document.entries.len(), 2);
+        assert!(document.has_end && !document.is_whole);
+        for edited in [
+            add(&text, &token("three")),
+            without(&text, "one").unwrap().unwrap(),
+            without(&text, "two").unwrap().unwrap(),
+        ] {
+            let document = parse(&edited).unwrap();
+            assert!(
+                document.is_whole && edited.ends_with("\n\n[end]\n"),
+                "{edited}"
+            );
+            assert!(edited.contains("# here [end]s it"), "{edited}");
+            assert!(!edited.contains("really"), "{edited}");
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_the_last_line_is_refused() {
+        for text in ["end = true\n", "end = {}\n", "end.x = 1\n", "[[end]]\n"] {
+            let faults = faults(text);
+            assert!(
+                faults[0].contains("`end` is not the line"),
+                "{text}: {faults:?}"
+            );
+        }
+        let said = faults("[end]\nname = \"one\"\n[end.x]\n");
+        assert!(
+            said[0].starts_with("line 2: unknown key `name` (nothing"),
+            "{said:?}"
+        );
+        assert!(faults("[end.x]\n")[0].contains("unknown key `x`"));
+        for text in ["[end]", "[ end ]\n", "\n  [end] # whole\n"] {
+            assert!(parse(text).unwrap().is_whole, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_credential_gets_what_it_names_or_all_if_it_says_so_and_otherwise_nothing() {
+        let scope = |lines: &str| {
+            let text = format!("[[credentials]]\nname = \"one\"\nsha256 = \"{HASH}\"\n{lines}");
+            parse(&text).unwrap().entries[0].scope.clone()
+        };
+        let none = Allowed::Only(Vec::new());
+        assert_eq!(scope("types = \"all\"\napps = \"all\"\n"), Scope::default());
+        for lines in ["", "types = []\napps = []\n"] {
+            let Scope { types, apps } = scope(lines);
+            assert_eq!((types, apps), (none.clone(), none.clone()), "{lines}");
+        }
+        let everything = scope("types = [\"**\"]\napps = \"all\"\n");
+        let asked = crate::filter::Spec {
+            types: vec!["user.created".to_owned(), "**".to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(everything.narrow(asked.clone()), Ok(asked));
+
+        let text = format!("[[credentials]]\nname = \"one\"\nsha256 = \"{HASH}\"\n");
+        let said = warnings(&text);
+        assert_eq!(said.len(), 2, "{said:?}");
+        for (said, key) in said.iter().zip(["types", "apps"]) {
+            assert!(
+                said.starts_with("line 1: the credential `one` has no"),
+                "{said}"
+            );
+            assert!(said.contains(&format!("`{key} = \"all\"`")), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_a_kind_is_warned_of_unless_it_is_a_url() {
+        let said = |name: &str| {
+            warnings(&format!(
+                "[[credentials]]\nname = \"one\"\ncertificate = \"{name}\"\ntypes = \"all\"\n\
+                 apps = \"all\"\n"
+            ))
+        };
+        assert_eq!(said("spiffe://example.com/a"), Vec::<String>::new());
+        assert_eq!(said("cn:a"), Vec::<String>::new());
+        let warned = said("a.example.com").remove(0);
+        assert!(warned.contains("write \"dns:a.example.com\""), "{warned}");
     }
 
     #[test]
@@ -557,6 +720,14 @@ mod tests {
             (
                 "apps = [\"\"]",
                 "line 4: `apps` has an entry that cannot be meant (is empty",
+            ),
+            (
+                "apps = [\"*\"]",
+                "line 4: `apps` has an entry that cannot be meant (is a pattern",
+            ),
+            (
+                "types = \"All\"",
+                "line 4: `types` is no list (write a list",
             ),
             (
                 "streams_max = 0",
@@ -622,14 +793,15 @@ mod tests {
 
     #[test]
     fn names_tokens_and_certificates_are_there_once() {
-        let same_name = with(&with("", &token("one")), &token("one"));
+        let same_name = format!("{0}{0}", section(&token("one")));
         // The same token, too: both are said.
         assert_eq!(faults(&same_name).len(), 2);
         let certificate = |name: &str| Entry {
-            proof: Proof::Certificate("same".to_owned()),
+            proof: super::tests::certificate("dns:same"),
             ..token(name)
         };
-        let same_certificate = with(&with("", &certificate("one")), &certificate("two"));
+        let same_certificate =
+            section(&certificate("one")) + &section(&certificate("two")).replace("dns:", "");
         assert!(faults(&same_certificate)[0].contains("the same token or certificate"));
     }
 
@@ -656,7 +828,8 @@ mod tests {
             let entries = (0..count).map(|index| section(&token(&index.to_string())));
             entries.collect::<String>()
         };
-        assert_eq!(parse(&many(ENTRIES_MAX)).unwrap().len(), ENTRIES_MAX);
+        let document = parse(&many(ENTRIES_MAX)).unwrap();
+        assert_eq!(document.entries.len(), ENTRIES_MAX);
         assert!(faults(&many(ENTRIES_MAX + 1))[0].contains("more than 4096"));
         let types: Vec<String> = (0..=filter::ENTRIES_MAX)
             .map(|index| format!("\"t{index}\""))

@@ -5,7 +5,8 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use super::{scope::Scope, token::Digest};
+use super::{certificate::CertificateName, scope::Scope, token::Digest};
+use crate::{filter, net::tls::NameKind};
 
 /// The longest name, in bytes: it is in every log line about a stream.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -36,9 +37,8 @@ pub struct Entry {
 pub enum Proof {
     /// A bearer token with this hash.
     Token(Digest),
-    /// A client certificate with this identity: a URI or a DNS name of its subject alternative
-    /// names, or its common name.
-    Certificate(String),
+    /// A client certificate with this name.
+    Certificate(CertificateName),
 }
 
 /// One thing that is wrong with a credentials file. It repeats nothing that may be a secret.
@@ -86,10 +86,24 @@ pub fn name_problem(name: &str) -> Option<&'static str> {
     }
 }
 
+/// What is wrong with an app of a scope; `None` for a good one. Apps are named exactly, and no id
+/// looks like a pattern: a credential for one would get nothing.
+#[must_use]
+pub fn app_problem(app: &str) -> Option<&'static str> {
+    if app.contains('*') {
+        Some("is a pattern, and apps are named exactly")
+    } else {
+        filter::text_problem(app)
+    }
+}
+
 /// What is wrong with the identity of a certificate; `None` for a good one.
 #[must_use]
 pub fn identity_problem(identity: &str) -> Option<&'static str> {
-    if identity.is_empty() {
+    let is_kind_alone = NameKind::ALL
+        .into_iter()
+        .any(|kind| identity.strip_suffix(':') == Some(kind.as_str()));
+    if identity.is_empty() || is_kind_alone {
         Some("is empty")
     } else if identity.len() > IDENTITY_BYTES_MAX {
         Some("is longer than 2048 bytes")

@@ -12,9 +12,11 @@ use std::{
 use tempfile::NamedTempFile;
 
 use super::{
-    Error, document,
+    Error,
+    document::{self, Document},
     entry::{Entry, Proof},
 };
+use crate::permissions::{self, By};
 
 /// A thousand bytes for each of the most credentials there can be. A device or a log named by
 /// mistake is larger.
@@ -47,7 +49,17 @@ impl File {
     /// # Errors
     /// [`Error::Read`] and [`Error::Invalid`].
     pub fn read(&self) -> Result<Option<Vec<Entry>>, Error> {
-        let text = self.text().map_err(|source| self.unreadable(source))?;
+        Ok(self.document()?.map(|document| document.entries))
+    }
+
+    /// The same with what is probably not meant in it.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Invalid`].
+    pub fn document(&self) -> Result<Option<Document>, Error> {
+        let text = self
+            .text(By::Reader)
+            .map_err(|source| self.unreadable(source))?;
         text.map(|text| self.parse(&text)).transpose()
     }
 
@@ -58,7 +70,7 @@ impl File {
     /// be read or written. Nothing is changed then.
     pub fn add(&self, entry: &Entry) -> Result<(), Error> {
         self.change(|text| {
-            for other in self.parse(text)? {
+            for other in self.parse(text)?.entries {
                 let what = match (&other.proof, &entry.proof) {
                     _ if other.name == entry.name => "name",
                     (Proof::Certificate(one), Proof::Certificate(other)) if one == other => {
@@ -72,7 +84,7 @@ impl File {
                     name: other.name,
                 });
             }
-            Ok(document::with(text, entry))
+            document::with(text, entry).map_err(|faults| self.invalid(faults))
         })
     }
 
@@ -96,13 +108,27 @@ impl File {
         })
     }
 
-    /// The text of the file; `None` if there is no file.
-    pub(super) fn text(&self) -> io::Result<Option<String>> {
-        let file = match FsFile::open(&self.path) {
+    /// The text of the file; `None` if there is no file. Only a system that says so makes it missing:
+    /// one that is out of file descriptors, for example, tells nothing of the file.
+    pub(super) fn text(&self, by: By) -> io::Result<Option<String>> {
+        let file = match permissions::open(&self.path, by) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        Self::read_text(file).map(Some)
+    }
+
+    /// The text for a command that writes the file anew, with a mode that is right.
+    fn text_to_change(&self) -> io::Result<String> {
+        match FsFile::open(&self.path) {
+            Ok(file) => Self::read_text(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_text(file: FsFile) -> io::Result<String> {
         let mut text = String::new();
         let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
         if u64::try_from(read).is_ok_and(|read| read > FILE_BYTES_MAX) {
@@ -111,10 +137,10 @@ impl File {
                 format!("it is larger than {FILE_BYTES_MAX} bytes"),
             ));
         }
-        Ok(Some(text))
+        Ok(text)
     }
 
-    pub(super) fn parse(&self, text: &str) -> Result<Vec<Entry>, Error> {
+    pub(super) fn parse(&self, text: &str) -> Result<Document, Error> {
         document::parse(text).map_err(|faults| self.invalid(faults))
     }
 
@@ -122,6 +148,12 @@ impl File {
         Error::Read {
             path: self.path.clone(),
             source,
+        }
+    }
+
+    pub(super) fn cut_short(&self) -> Error {
+        Error::CutShort {
+            path: self.path.clone(),
         }
     }
 
@@ -144,8 +176,8 @@ impl File {
         make_private_directory(directory).map_err(unwritable)?;
         // Held until the end of this function.
         let _lock = self.lock()?;
-        let text = self.text().map_err(|source| self.unreadable(source))?;
-        let text = edit(text.as_deref().unwrap_or_default())?;
+        let text = self.text_to_change();
+        let text = edit(&text.map_err(|source| self.unreadable(source))?)?;
         // It is read as the bridge will: a file that it would refuse is not left behind.
         self.parse(&text)?;
         self.write(directory, &text).map_err(unwritable)
@@ -198,7 +230,7 @@ impl File {
 
 /// Only root can give a file away; for everybody else it is theirs already, or stays theirs.
 #[cfg(unix)]
-fn keep_owner(file: &FsFile, path: &Path, directory: &Path) {
+pub(super) fn keep_owner(file: &FsFile, path: &Path, directory: &Path) {
     use std::os::unix::fs::{MetadataExt as _, fchown};
     let before = fs::metadata(path).or_else(|_| fs::metadata(directory));
     if let (Ok(before), Ok(now)) = (before, file.metadata())
@@ -219,7 +251,7 @@ fn make_private_directory(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::{Scope, Token};
+    use crate::credentials::{CertificateName, Scope, Token};
 
     fn entry(name: &str) -> Entry {
         Entry {
@@ -266,7 +298,7 @@ mod tests {
             "{error}"
         );
         let certificate = |name: &str| Entry {
-            proof: Proof::Certificate("spiffe://e/1".to_owned()),
+            proof: Proof::Certificate(CertificateName::parse("spiffe://e/1")),
             ..entry(name)
         };
         file.add(&certificate("two")).unwrap();

@@ -16,19 +16,26 @@
 //! - A credential that is gone ends the streams under it ([`Ended::Revoked`]), one that means
 //!   something else ends them too ([`Ended::Changed`]): they come back with their cursor, and to
 //!   their new scope.
-//! - A file that cannot be read, or is wrong, changes nothing: the last good set stays in force,
-//!   and an error is logged. So a slip of the hand neither locks everybody out nor lets anybody in.
+//! - A file that cannot be read, is wrong, is still being written (`settle`) or was cut short
+//!   changes nothing: the last good set stays in force, and an error is logged. So a slip of the
+//!   hand neither locks everybody out nor lets anybody in.
 //! - A file that is deleted means nobody, as if all its credentials had been revoked: whoever
-//!   deletes it in alarm is right. It does not mean everybody, and neither does an empty one.
+//!   deletes it in alarm is right. It does not mean everybody, and neither does an empty one. That
+//!   holds after a restart too: a record in the data directory (`record`) says that credentials
+//!   were in force.
 
+mod certificate;
 mod document;
 mod entry;
 mod file;
 mod grant;
 pub mod jwt;
+mod record;
 mod scope;
 mod set;
+mod settle;
 mod token;
+mod value;
 mod watch;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
@@ -39,18 +46,25 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+use crate::net::tls::Identity;
+
 pub use self::{
-    document::ENTRIES_MAX,
-    entry::{Entry, Fault, NAME_BYTES_MAX, Proof, STREAMS_MAX, identity_problem, name_problem},
+    certificate::CertificateName,
+    document::{Document, ENTRIES_MAX},
+    entry::{
+        Entry, Fault, NAME_BYTES_MAX, Proof, STREAMS_MAX, app_problem, identity_problem,
+        name_problem,
+    },
     file::File,
     grant::{Ended, Grant, Kind, Place, QuotaReached},
+    record::{Record, Recorded},
     scope::{Allowed, Forbidden, Scope},
     token::{Digest, Token},
 };
 use self::{
     grant::{Clock, Holder, Quota},
     token::Bearer,
-    watch::{State, Watcher},
+    watch::{Recording, State, Watcher},
 };
 
 /// Where credentials are, and who needs none.
@@ -61,6 +75,9 @@ pub struct Options {
     pub file: Option<PathBuf>,
     /// Whether the operator named that file: then it counts as there even while it is missing.
     pub file_is_named: bool,
+    /// Where it is recorded that credentials were in force. Without a record, a file that is lost
+    /// while the bridge does not run cannot be told from one that never was.
+    pub record: Option<Record>,
     /// Whose JWTs are taken.
     pub jwt: Option<jwt::Options>,
     /// Whether callers without a credential are let in although others have one. Where there are
@@ -81,8 +98,8 @@ pub struct Credentials {
 pub struct Presented<'a> {
     /// The value of its `authorization` header. Where there is one, it alone is judged.
     pub authorization: Option<&'a [u8]>,
-    /// The identity in the client certificate that its connection was verified with.
-    pub certificate: Option<&'a str>,
+    /// The name in the client certificate that its connection was verified with.
+    pub certificate: Option<&'a Identity>,
     /// When that certificate ends. Whatever else the caller shows, its connection was let in by the
     /// certificate, so nothing is granted for longer.
     pub certificate_expires_at: Option<Timestamp>,
@@ -109,6 +126,13 @@ pub enum Refusal {
          from the operator of this bridge"
     )]
     Unknown,
+    /// Nobody has this certificate, and it has nothing but a common name, which an entry without a
+    /// kind does not mean.
+    #[error(
+        "the certificate is not known: it has no subject alternative name, and a common name counts \
+         only where the operator of this bridge has written it with its kind, as `cn:NAME`"
+    )]
+    UnknownCommonName,
     /// Its time is over.
     #[error("the credential has expired: get a new one from whoever issued it")]
     Expired,
@@ -138,6 +162,15 @@ pub enum Error {
         path: PathBuf,
         /// At least one.
         faults: Vec<Fault>,
+    },
+    /// The file had its last line, and has it no more.
+    #[error(
+        "the credentials file {} has lost its last line `[end]`, so it may be cut short: write the \
+         whole file, with that line", path.display()
+    )]
+    CutShort {
+        /// The file.
+        path: PathBuf,
     },
     /// The file cannot be written.
     #[error("the credentials file {} cannot be written: {source}", path.display())]
@@ -183,7 +216,7 @@ pub enum Error {
 pub struct Status {
     /// Credentials of the file.
     pub credentials: usize,
-    /// Why the file as it is now is not in force; `None` when it is.
+    /// Why the file as it is now is not in force, or that it is missing; `None` when all is well.
     pub fault: Option<String>,
     /// How many times the file was found changed and taken over.
     pub reloads: u64,
@@ -216,14 +249,18 @@ impl Credentials {
     }
 
     async fn open_with_clock(options: Options, clock: Clock) -> Result<Self, Error> {
-        let file = options.file.map(File::new);
-        let (watcher, state) = match file {
+        let (watcher, state) = match &options.file {
             Some(file) => {
-                let (watcher, state) = Watcher::open(file, options.file_is_named, &clock).await?;
+                let file = File::new(file.clone());
+                let (watcher, state) = Watcher::open(file, &options, &clock).await?;
                 (Some(watcher), state)
             }
             None => (None, State::default()),
         };
+        let mut recording = Recording::new(options.record);
+        if options.jwt.is_some() && recording.read().await.is_none() {
+            recording.write(Recorded::default()).await;
+        }
         let jwt = match options.jwt {
             Some(options) => Some(jwt::Verifier::open(options, Arc::clone(&clock)).await?),
             None => None,
@@ -270,8 +307,8 @@ impl Credentials {
         (credentials, stop)
     }
 
-    /// Whether there is anything to tell callers by: a file, even one without credentials, or an
-    /// issuer of JWTs. Once true it stays so.
+    /// Whether callers need a credential: there is a file, even one without credentials, or there was
+    /// one, or there is an issuer of JWTs. Once true it stays so, also over restarts.
     #[must_use]
     pub fn is_configured(&self) -> bool {
         self.shared.is_configured()
@@ -299,6 +336,14 @@ impl Credentials {
         self.shared.state.borrow().status()
     }
 
+    /// Has the keys of JWTs read now, without waiting for it. The file of credentials is read all
+    /// the time.
+    pub fn read_again(&self) {
+        if let Some(jwt) = &self.shared.jwt {
+            jwt.read_again();
+        }
+    }
+
     /// Stops watching, and waits for that. What is known goes on holding.
     pub async fn shutdown(&self) {
         self.stop.token().cancel();
@@ -311,7 +356,7 @@ impl Credentials {
 
 impl Shared {
     fn is_configured(&self) -> bool {
-        self.jwt.is_some() || self.state.borrow().has_file
+        self.jwt.is_some() || self.state.borrow().is_required
     }
 
     async fn find(&self, presented: Presented<'_>) -> Result<Arc<Holder>, Refusal> {
@@ -333,7 +378,11 @@ impl Shared {
             },
             (None, Some(identity)) => match set.of_certificate(identity) {
                 Some(holder) => Ok(Arc::clone(holder)),
-                None => self.anonymous().ok_or(Refusal::Unknown),
+                None => self.anonymous().ok_or(if identity.is_common_name() {
+                    Refusal::UnknownCommonName
+                } else {
+                    Refusal::Unknown
+                }),
             },
             (None, None) => self.anonymous().ok_or(Refusal::Missing),
         }
@@ -371,7 +420,7 @@ impl fmt::Debug for Presented<'_> {
         formatter
             .debug_struct("Presented")
             .field("authorization", &self.authorization.is_some())
-            .field("certificate", &self.certificate)
+            .field("certificate", &self.certificate.map(Identity::as_str))
             .field("certificate_expires_at", &self.certificate_expires_at)
             .finish()
     }

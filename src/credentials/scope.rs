@@ -57,7 +57,8 @@ impl Scope {
 }
 
 impl Allowed {
-    /// These names, or all if there are none: how it is written in files and flags.
+    /// These names, or all if there are none: how it is written in flags. In a file, nothing is
+    /// nothing.
     #[must_use]
     pub fn or_all(names: Vec<String>) -> Self {
         if names.is_empty() {

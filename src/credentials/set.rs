@@ -8,6 +8,7 @@ use super::{
     grant::{Clock, Ended, Holder, Kind, Quota},
     token::Digest,
 };
+use crate::net::tls::Identity;
 
 /// All credentials of a file.
 #[derive(Default)]
@@ -17,7 +18,7 @@ pub(super) struct Set {
     /// The hash of a token is spread evenly and nobody can aim at a part of it, so the time of a
     /// search by it tells nothing about any token.
     tokens: HashMap<Digest, Arc<Holder>>,
-    certificates: HashMap<Box<str>, Arc<Holder>>,
+    certificates: HashMap<Identity, Arc<Holder>>,
 }
 
 struct Member {
@@ -41,9 +42,9 @@ impl Set {
             };
             match &entry.proof {
                 Proof::Token(digest) => set.tokens.insert(*digest, Arc::clone(&holder)),
-                Proof::Certificate(identity) => set
+                Proof::Certificate(name) => set
                     .certificates
-                    .insert(identity.as_str().into(), Arc::clone(&holder)),
+                    .insert(name.identity().clone(), Arc::clone(&holder)),
             };
             let name = entry.name.as_str().into();
             set.members.insert(name, Member { entry, holder });
@@ -77,7 +78,7 @@ impl Set {
         found.matches(digest).then_some(holder)
     }
 
-    pub(super) fn of_certificate(&self, identity: &str) -> Option<&Arc<Holder>> {
+    pub(super) fn of_certificate(&self, identity: &Identity) -> Option<&Arc<Holder>> {
         self.certificates.get(identity)
     }
 

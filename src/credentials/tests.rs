@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
-use crate::filter::Spec;
+use crate::{filter::Spec, net::tls::NameKind};
 
 /// Long enough for a loaded machine, and never waited out when all is well.
 const SOON: Duration = Duration::from_secs(30);
@@ -163,6 +163,8 @@ async fn every_refusal_has_its_cause() {
     };
     let scene = Scene::new(&[&entry, &old]).await;
     let refusal = async |authorization: Option<&str>, certificate: Option<&str>| {
+        let certificate = certificate.map(|name| CertificateName::parse(name).identity().clone());
+        let certificate = certificate.as_ref();
         let presented = Presented {
             authorization: authorization.map(str::as_bytes),
             certificate,
@@ -176,6 +178,10 @@ async fn every_refusal_has_its_cause() {
     assert_eq!(refusal(Some(good.expose()), None).await, Refusal::Malformed);
     assert_eq!(refusal(Some("Bearer a.b.c"), None).await, Refusal::Unknown);
     assert_eq!(refusal(None, Some("spiffe://e/1")).await, Refusal::Unknown);
+    assert_eq!(
+        refusal(None, Some("cn:spiffe://e/1")).await,
+        Refusal::UnknownCommonName
+    );
     let other = Token::generate().unwrap();
     assert_eq!(scene.show(&other).await.unwrap_err(), Refusal::Unknown);
     assert_eq!(scene.show(&expired).await.unwrap_err(), Refusal::Expired);
@@ -186,12 +192,13 @@ async fn every_refusal_has_its_cause() {
 async fn a_certificate_of_the_file_gets_in_and_a_token_beside_it_decides() {
     let (_, entry) = token("audit");
     let entry = Entry {
-        proof: Proof::Certificate("spiffe://e/audit".to_owned()),
+        proof: Proof::Certificate(CertificateName::parse("spiffe://e/audit")),
         ..entry
     };
     let scene = Scene::new(&[&entry]).await;
+    let identity = Identity::new(NameKind::Uri, "spiffe://e/audit");
     let mut presented = Presented {
-        certificate: Some("spiffe://e/audit"),
+        certificate: Some(&identity),
         ..Presented::default()
     };
     let grant = scene.credentials.authenticate(presented).await.unwrap();
@@ -243,8 +250,9 @@ async fn who_may_be_anonymous_still_may_not_show_a_wrong_token() {
         ..Options::default()
     };
     let scene = Scene::with(&[&entry], options).await;
+    let identity = Identity::new(NameKind::Uri, "spiffe://e/stranger");
     let stranger = Presented {
-        certificate: Some("spiffe://e/stranger"),
+        certificate: Some(&identity),
         ..Presented::default()
     };
     for presented in [Presented::default(), stranger] {
@@ -271,7 +279,7 @@ async fn a_bridge_without_credentials_lets_everybody_in() {
 }
 
 #[tokio::test]
-async fn a_revoked_credential_ends_within_a_second_and_no_other_does() {
+async fn a_revoked_credential_ends_and_no_other_does() {
     let (revoked, one) = token("one");
     let (other, two) = token("two");
     let scene = Scene::new(&[&one, &two]).await;
@@ -280,14 +288,8 @@ async fn a_revoked_credential_ends_within_a_second_and_no_other_does() {
         scene.show(&other).await.unwrap(),
     );
     let same_grant = scene.show(&revoked).await.unwrap();
-    let begun = Instant::now();
     scene.file.remove("one").unwrap();
     assert_eq!(ended(&revoked_grant).await, Ended::Revoked);
-    assert!(
-        begun.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
-    );
     assert_eq!(ended(&same_grant).await, Ended::Revoked);
     assert_eq!(scene.show(&revoked).await.unwrap_err(), Refusal::Unknown);
     assert!(is_running(&other_grant).await);
@@ -298,16 +300,18 @@ async fn a_revoked_credential_ends_within_a_second_and_no_other_does() {
 async fn a_credential_that_means_something_else_ends_what_was_granted() {
     let (shown, entry) = token("one");
     let scene = Scene::new(&[&entry]).await;
-    for line in [
-        "types = [\"user.*\"]",
-        "apps = [\"a\"]",
-        "streams_max = 1",
-        "expires_at = 2099-01-01T00:00:00Z",
+    for (line, other) in [
+        ("types = \"all\"", "types = [\"user.*\"]"),
+        ("apps = \"all\"", "apps = [\"a\"]"),
+        ("[end]", "streams_max = 1\n[end]"),
+        ("[end]", "expires_at = 2099-01-01T00:00:00Z\n[end]"),
     ] {
         let grant = scene.show(&shown).await.unwrap();
-        let text = format!("{}{line}\n", scene.text());
+        let text = scene.text();
+        let (start, rest) = text.split_at(text.find("\n[[").unwrap());
+        let text = format!("{start}{}", rest.replace(line, other));
         scene.change(|_| scene.write(&text)).await;
-        assert_eq!(ended(&grant).await, Ended::Changed, "{line}");
+        assert_eq!(ended(&grant).await, Ended::Changed, "{other}");
         assert!(
             scene.show(&shown).await.is_ok(),
             "the same token gets the new"
@@ -317,7 +321,7 @@ async fn a_credential_that_means_something_else_ends_what_was_granted() {
     let grant = scene.show(&shown).await.unwrap();
     let (_, other) = token("one");
     scene
-        .change(|_| scene.write(&document::with("", &other)))
+        .change(|_| scene.write(&document::with("", &other).unwrap()))
         .await;
     assert_eq!(ended(&grant).await, Ended::Revoked);
 }
@@ -334,10 +338,10 @@ async fn what_means_the_same_goes_on_with_its_quota() {
     let place = grant.enter().unwrap();
     let (_, other) = token("two");
     scene.change(|file| file.add(&other).unwrap()).await;
-    let text = format!(
-        "# a comment\n{}created_at = 2026-01-01T00:00:00Z\n",
-        scene.text()
-    );
+    let created = "created_at = 2026-01-01T00:00:00Z\n[end]";
+    let text = scene.text().replace("\n[end]", &format!("\n{created}"));
+    assert_ne!(text, scene.text());
+    let text = format!("# a comment\n{text}");
     scene.change(|_| scene.write(&text)).await;
     assert!(is_running(&grant).await);
     let again = scene.show(&shown).await.unwrap();
@@ -478,15 +482,14 @@ async fn a_file_that_is_deleted_lets_nobody_in() {
     let (shown, entry) = token("one");
     let scene = Scene::new(&[&entry]).await;
     let grant = scene.show(&shown).await.unwrap();
-    let begun = Instant::now();
     scene
         .change(|file| fs::remove_file(file.path()).unwrap())
         .await;
     assert_eq!(ended(&grant).await, Ended::Revoked);
+    let fault = scene.credentials.status().fault.unwrap();
     assert!(
-        begun.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
+        fault.contains("is missing") && fault.contains("allow_anonymous"),
+        "{fault}"
     );
     assert!(
         scene.credentials.is_configured(),
@@ -520,7 +523,7 @@ async fn a_link_that_is_swapped_is_a_change() {
     scene.change(|_| link("v1")).await;
     let grant = scene.show(&shown).await.unwrap();
     fs::create_dir(directory.join("v2")).unwrap();
-    fs::write(directory.join("v2/credentials.toml"), "").unwrap();
+    fs::write(directory.join("v2/credentials.toml"), "[end]\n").unwrap();
     scene.change(|_| link("v2")).await;
     assert_eq!(ended(&grant).await, Ended::Revoked);
 }
@@ -618,4 +621,318 @@ async fn a_token_is_in_no_debug_output_and_no_refusal() {
     };
     assert!(!seen.contains(&digest.to_string()), "{seen}");
     assert!(!scene.text().contains(secret));
+}
+
+/// A bridge that is started again and again on one data directory.
+struct Restarted {
+    directory: TempDir,
+}
+
+impl Restarted {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn file(&self) -> File {
+        File::new(self.directory.path().join("credentials.toml"))
+    }
+
+    fn record(&self) -> Record {
+        Record::new(self.directory.path().to_owned())
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            file: Some(self.file().path().to_owned()),
+            record: Some(self.record()),
+            ..Options::default()
+        }
+    }
+
+    async fn start(&self) -> Credentials {
+        Credentials::open(self.options()).await.unwrap()
+    }
+}
+
+async fn show_nothing(credentials: &Credentials) -> Result<Grant, Refusal> {
+    credentials.authenticate(Presented::default()).await
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_after_a_restart_lets_nobody_in() {
+    let restarted = Restarted::new();
+    let credentials = restarted.start().await;
+    assert!(show_nothing(&credentials).await.is_ok());
+    assert_eq!(restarted.record().read(), None, "nothing was ever there");
+
+    let (shown, entry) = token("one");
+    restarted.file().add(&entry).unwrap();
+    let credentials = restarted.start().await;
+    assert!(show(&credentials, &shown).await.is_ok());
+    let text = fs::read_to_string(restarted.file().path()).unwrap();
+    fs::remove_file(restarted.file().path()).unwrap();
+    for _ in 0..2 {
+        let credentials = restarted.start().await;
+        assert!(credentials.is_configured());
+        let refusals = (
+            show_nothing(&credentials).await.unwrap_err(),
+            show(&credentials, &shown).await.unwrap_err(),
+        );
+        assert_eq!(refusals, (Refusal::Missing, Refusal::Unknown));
+        let fault = credentials.status().fault.unwrap();
+        for part in ["is missing", "token create", "allow_anonymous"] {
+            assert!(fault.contains(part), "{fault}");
+        }
+    }
+    // The way back on purpose.
+    let options = Options {
+        anonymous: true,
+        ..restarted.options()
+    };
+    let credentials = Credentials::open(options).await.unwrap();
+    assert!(show_nothing(&credentials).await.is_ok());
+    assert_eq!(credentials.status().fault, None);
+    // And the way back from that.
+    fs::write(restarted.file().path(), text).unwrap();
+    assert!(show(&restarted.start().await, &shown).await.is_ok());
+}
+
+#[tokio::test]
+async fn credentials_that_appear_while_the_bridge_runs_are_remembered() {
+    let restarted = Restarted::new();
+    let credentials = restarted.start().await;
+    let (shown, entry) = token("one");
+    restarted.file().add(&entry).unwrap();
+    let mut state = credentials.shared.state.subscribe();
+    let loaded = state.wait_for(|state| state.status().credentials == 1);
+    tokio::time::timeout(SOON, loaded).await.unwrap().unwrap();
+    let record = restarted.record();
+    while record.read().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(show(&credentials, &shown).await.is_ok());
+    credentials.shutdown().await;
+    fs::remove_file(restarted.file().path()).unwrap();
+    let refusal = show_nothing(&restarted.start().await).await.unwrap_err();
+    assert_eq!(refusal, Refusal::Missing);
+}
+
+#[tokio::test]
+async fn a_file_that_lost_its_last_line_is_refused_at_the_start_too() {
+    let restarted = Restarted::new();
+    for name in ["one", "two"] {
+        restarted.file().add(&token(name).1).unwrap();
+    }
+    restarted.start().await;
+    let text = fs::read_to_string(restarted.file().path()).unwrap();
+    let second = text.rfind("\n[[").unwrap();
+    for cut in [&text[..second], "", text.trim_end_matches("[end]\n")] {
+        fs::write(restarted.file().path(), cut).unwrap();
+        let error = Credentials::open(restarted.options()).await.unwrap_err();
+        assert!(matches!(error, Error::CutShort { .. }), "{error}");
+        assert!(error.to_string().contains("[end]"), "{error}");
+    }
+    // What never had the line needs none.
+    let other = Restarted::new();
+    fs::write(other.file().path(), text.trim_end_matches("[end]\n")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(other.start().await.status().credentials, 2);
+    }
+}
+
+#[tokio::test]
+async fn every_beginning_of_a_file_that_has_its_last_line_changes_nothing() {
+    let (one, two) = (token("one"), token("two"));
+    let scene = Scene::new(&[&one.1, &two.1]).await;
+    let grants = [
+        scene.show(&one.0).await.unwrap(),
+        scene.show(&two.0).await.unwrap(),
+    ];
+    let text = scene.text();
+    // What parses and stays is looked at until it would be believed; the rest passes.
+    let sections: Vec<usize> = text.match_indices("\n[[").map(|(at, _)| at).collect();
+    let stays = [0, sections[0] + 1, sections[1] + 1, text.len() - 6];
+    for length in stays {
+        scene
+            .change(|file| fs::write(file.path(), &text[..length]).unwrap())
+            .await;
+        let fault = scene.credentials.status().fault.unwrap();
+        assert!(fault.contains("`[end]`"), "{length}: {fault}");
+        for grant in &grants {
+            assert!(is_running(grant).await, "{length}");
+        }
+    }
+    for length in 0..text.len() {
+        fs::write(scene.file.path(), &text.as_bytes()[..length]).unwrap();
+        for grant in &grants {
+            assert!(is_running(grant).await, "{length}");
+        }
+    }
+    scene.change(|_| scene.write(&text)).await;
+    let status = scene.credentials.status();
+    assert_eq!((status.fault, status.credentials), (None, 2));
+    for (grant, token) in grants.iter().zip([&one.0, &two.0]) {
+        assert!(is_running(grant).await);
+        assert!(scene.show(token).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_moment_without_file_descriptors_is_no_deletion() {
+    let scene = Scene::new(&[]).await;
+    let nobody = show_nothing(&scene.credentials).await.unwrap();
+    // It cannot be read, and the system does not say that it is not there.
+    scene
+        .change(|file| fs::create_dir(file.path()).unwrap())
+        .await;
+    assert!(scene.credentials.status().fault.is_some());
+    fs::remove_dir(scene.file.path()).unwrap();
+    let mut state = scene.credentials.shared.state.subscribe();
+    let well = state.wait_for(|state| state.status().fault.is_none());
+    tokio::time::timeout(SOON, well).await.unwrap().unwrap();
+    assert!(is_running(&nobody).await);
+    assert!(!scene.credentials.is_configured());
+    assert!(show_nothing(&scene.credentials).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_file_that_others_can_write_is_not_taken_over_and_not_started_with() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (shown, entry) = token("one");
+    let scene = Scene::new(&[&entry]).await;
+    let grant = scene.show(&shown).await.unwrap();
+    let (_, other) = token("two");
+    let set = |mode: u32| {
+        fs::set_permissions(scene.file.path(), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    scene
+        .change(|file| {
+            file.add(&other).unwrap();
+            set(0o666);
+        })
+        .await;
+    let fault = scene.credentials.status().fault.unwrap();
+    assert!(fault.contains("chmod go-w"), "{fault}");
+    assert_eq!(scene.credentials.status().credentials, 1);
+    assert!(is_running(&grant).await);
+    let options = Options {
+        file: Some(scene.file.path().to_owned()),
+        ..Options::default()
+    };
+    let error = Credentials::open(options).await.unwrap_err();
+    assert!(error.to_string().contains("chmod go-w"), "{error}");
+    scene.change(|_| set(0o644)).await;
+    let status = scene.credentials.status();
+    assert_eq!((status.fault, status.credentials), (None, 2));
+}
+
+#[tokio::test]
+async fn names_of_other_kinds_are_other_callers() {
+    let names = ["uri:a", "dns:a", "email:a", "ip:a", "cn:a"];
+    let identities = NameKind::ALL.map(|kind| Identity::new(kind, "a"));
+    for (own, name) in names.into_iter().enumerate() {
+        let (_, entry) = token("only");
+        let entry = Entry {
+            proof: Proof::Certificate(CertificateName::parse(name)),
+            ..entry
+        };
+        let scene = Scene::new(&[&entry]).await;
+        for (index, identity) in identities.iter().enumerate() {
+            let presented = Presented {
+                certificate: Some(identity),
+                ..Presented::default()
+            };
+            let shown = scene.credentials.authenticate(presented).await;
+            assert_eq!(shown.is_ok(), index == own, "{name} {identity:?}");
+        }
+    }
+}
+
+mod prefixes {
+    //! What a file that is cut short can say at most.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn allowed() -> impl Strategy<Value = Allowed> {
+        let names = proptest::sample::subsequence(vec!["user.created", "user.*", "b"], 0..=3);
+        prop_oneof![
+            Just(Allowed::All),
+            names.prop_map(|names| {
+                Allowed::Only(names.into_iter().map(str::to_owned).collect())
+            }),
+        ]
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let scope = (allowed(), "app_[a-c]").prop_map(|(types, app)| Scope {
+            types,
+            apps: match app.as_str() {
+                "app_a" => Allowed::All,
+                _ => Allowed::Only(vec![app]),
+            },
+        });
+        let at = prop::option::of(0_i64..2_000_000_000);
+        (any::<bool>(), scope, prop::option::of(1_usize..=1000), at).prop_map(
+            |(is_token, scope, streams_max, expires_at)| Entry {
+                name: String::new(),
+                proof: if is_token {
+                    Proof::Token(Token::generate().unwrap().digest())
+                } else {
+                    Proof::Certificate(CertificateName::parse("uri:spiffe://e/"))
+                },
+                scope,
+                streams_max,
+                created_at: Timestamp::from_second(1).ok(),
+                expires_at: expires_at.and_then(|at| Timestamp::from_second(at).ok()),
+            },
+        )
+    }
+
+    fn is_nothing(allowed: &Allowed) -> bool {
+        *allowed == Allowed::Only(Vec::new())
+    }
+
+    /// Whether one allows nothing that the other does not.
+    fn grants_no_more(one: &Entry, full: &Entry) -> bool {
+        is_nothing(&one.scope.types)
+            || is_nothing(&one.scope.apps)
+            || (one.proof == full.proof && one.means_the_same(full))
+    }
+
+    proptest! {
+        #[test]
+        fn the_beginning_of_a_file_grants_no_more_than_the_whole(
+            entries in prop::collection::vec(entry(), 1..4),
+        ) {
+            let mut text = String::new();
+            let mut whole = Vec::new();
+            for (index, mut entry) in entries.into_iter().enumerate() {
+                entry.name = format!("entry {index}");
+                if let Proof::Certificate(_) = entry.proof {
+                    let name = format!("uri:spiffe://e/{index}");
+                    entry.proof = Proof::Certificate(CertificateName::parse(&name));
+                }
+                text = document::with(&text, &entry).unwrap();
+                whole.push(entry);
+            }
+            prop_assert_eq!(&document::parse(&text).unwrap().entries, &whole);
+            for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
+                let Ok(part) = document::parse(&text[..end]) else {
+                    continue;
+                };
+                if part.has_end {
+                    prop_assert_eq!(part.entries, whole.clone());
+                    continue;
+                }
+                for entry in part.entries {
+                    let full = whole.iter().find(|full| full.name == entry.name);
+                    prop_assert!(full.is_some_and(|full| grants_no_more(&entry, full)));
+                }
+            }
+        }
+    }
 }

@@ -1,31 +1,37 @@
-//! Owns the watch over the credentials file: when it is looked at, and what becomes of what is
-//! found there.
+//! Owns the watch over the credentials file: reading it, and what becomes of what is found there.
+//! When a change is believed is for `settle`.
 //!
-//! The file is read anew five times a second rather than listened to: that is portable, sees the
-//! swapped links of container platforms and edits on network disks, and a small file costs a few
+//! The file is read ten times a second rather than listened to: that is portable, sees the swapped
+//! links of container platforms and edits on network disks, and a small file costs a few
 //! microseconds. Its content tells whether it changed, as times and lengths can lie.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc};
 
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Error, Shared, Status,
+    Error, Options, Shared, Status,
+    document::Document,
+    entry::Fault,
     file::File,
     grant::{Clock, Ended},
+    record::{Record, Recorded},
     set::Set,
+    settle::{self, INTERVAL, Seen, Settling},
 };
-use crate::plain;
+use crate::{permissions::By, plain};
 
-/// A change has to end streams within a second, and a deletion is believed at the second look.
-const INTERVAL: Duration = Duration::from_millis(200);
+/// How often a start reads a file that may be half written, until two readings agree.
+const LOOKS_AT_START_MAX: u32 = 50;
+/// How many warnings of one file are logged.
+const WARNINGS_LOGGED_MAX: usize = 8;
 
 /// What is known of the file.
 #[derive(Clone, Default)]
 pub(super) struct State {
     pub(super) set: Arc<Set>,
-    /// Whether there is or was a file, so that callers need a credential.
-    pub(super) has_file: bool,
+    /// Whether credentials are or were in force, so that callers need one.
+    pub(super) is_required: bool,
     fault: Option<String>,
     reloads: u64,
     reloads_refused: u64,
@@ -42,64 +48,78 @@ impl State {
     }
 }
 
-/// Looks at one file.
+/// Reads one file again and again.
 pub(super) struct Watcher {
     file: File,
-    seen: Seen,
-    /// Whether the file was not there at the last look: some programs take a file away for a
-    /// moment to put another one in its place.
-    was_missing: bool,
-}
-
-/// What the last change was to.
-#[derive(PartialEq, Eq)]
-enum Seen {
-    Missing,
-    Text(String),
-    Unreadable(String),
+    settling: Settling,
+    /// Whether what the file says is in force.
+    is_in_force: bool,
+    /// Whether the file should be there: it was named, or it was there before.
+    is_expected: bool,
+    /// Whether the last good file had its last line, so that one without it is cut short.
+    needs_end: bool,
+    recording: Recording,
 }
 
 impl Watcher {
     /// Reads the file for the first time.
     pub(super) async fn open(
         file: File,
-        is_named: bool,
+        options: &Options,
         clock: &Clock,
     ) -> Result<(Self, State), Error> {
-        let text = read(&file)
-            .await
-            .map_err(|source| file.unreadable(source))?;
+        let mut recording = Recording::new(options.record.clone());
+        let recorded = recording.read().await;
         let mut state = State {
-            has_file: is_named,
+            is_required: options.file_is_named || recorded.is_some(),
             ..State::default()
         };
-        let seen = match text {
+        let recorded = recorded.unwrap_or_default();
+        let mut needs_end = recorded.needs_end(file.path());
+        let was_there = recorded.credentials_file.is_some();
+        let seen = read_settled(&file)
+            .await
+            .map_err(|source| file.unreadable(source))?;
+        match &seen {
             Some(text) => {
-                let set = Set::after(&Set::default(), file.parse(&text)?, clock);
+                let document = file.parse(text)?;
+                if needs_end && !document.has_end {
+                    return Err(file.cut_short());
+                }
+                needs_end = document.has_end;
+                warn(file.path(), &document.warnings);
+                let set = Set::after(&Set::default(), document.entries, clock);
                 tracing::info!(
-                    file = plain::words(file.path().display()),
+                    file = plain::configured(file.path().display()),
                     credentials = set.len(),
                     "credentials loaded"
                 );
                 state.set = Arc::new(set);
-                state.has_file = true;
-                Seen::Text(text)
+                state.is_required = true;
+                recording.write(Recorded::of(file.path(), needs_end)).await;
             }
-            None => {
-                if is_named {
-                    tracing::warn!(
-                        file = plain::words(file.path().display()),
-                        "there is no credentials file yet, so nobody has a token: make one with \
-                         `prelude-bridge token create`"
-                    );
-                }
-                Seen::Missing
+            None if was_there && !options.anonymous => {
+                let missing = missing(&file);
+                tracing::error!("{}", plain::configured(&missing));
+                state.fault = Some(missing);
             }
-        };
+            None if options.file_is_named => {
+                tracing::warn!(
+                    file = plain::configured(file.path().display()),
+                    "there is no credentials file yet, so nobody has a token: make one with \
+                     `prelude-bridge token create`"
+                );
+                state.fault = (!options.anonymous).then(|| missing(&file));
+            }
+            None => {}
+        }
         let watcher = Self {
+            is_in_force: seen.is_some(),
+            is_expected: seen.is_some() || was_there || options.file_is_named,
+            settling: Settling::new(seen.map_or(Seen::Missing, Seen::Text)),
             file,
-            seen,
-            was_missing: false,
+            needs_end,
+            recording,
         };
         Ok((watcher, state))
     }
@@ -115,50 +135,73 @@ impl Watcher {
                 Ok(None) => Seen::Missing,
                 Err(error) => Seen::Unreadable(error.to_string()),
             };
-            self.judge(seen, &shared);
+            if let Some(seen) = self.settling.look(seen) {
+                self.apply(seen, &shared);
+            }
+            self.recording.write_due().await;
         }
     }
 
-    fn judge(&mut self, seen: Seen, shared: &Shared) {
-        let is_missing = seen == Seen::Missing;
-        let is_believed = !is_missing || self.was_missing;
-        self.was_missing = is_missing;
-        if !is_believed || seen == self.seen {
-            return;
-        }
-        match &seen {
-            Seen::Missing => self.take_over(Set::default(), shared),
-            Seen::Text(text) => match self.file.parse(text) {
-                Ok(entries) => {
-                    let before = Arc::clone(&shared.state.borrow().set);
-                    self.take_over(Set::after(&before, entries, &shared.clock), shared);
+    /// Puts a change into force, or says why not.
+    fn apply(&mut self, seen: Seen, shared: &Shared) {
+        match seen {
+            Seen::Missing if self.is_in_force => self.take_away(shared),
+            // Nothing was lost: there was no file before, or it was missing before.
+            Seen::Missing => {
+                let is_missed = self.is_expected && !shared.anonymous_is_let;
+                let fault = is_missed.then(|| missing(&self.file));
+                shared.state.send_modify(|state| state.fault = fault);
+            }
+            Seen::Text(text) => match self.file.parse(&text) {
+                Ok(document) if self.needs_end && !document.has_end => {
+                    self.refuse(&self.file.cut_short(), shared);
                 }
-                Err(error) => refuse(&error, shared),
+                Ok(document) => self.take_over(text, document, shared),
+                Err(error) => self.refuse(&error, shared),
             },
             Seen::Unreadable(reason) => {
-                let source = io::Error::other(reason.clone());
-                refuse(&self.file.unreadable(source), shared);
+                self.refuse(&self.file.unreadable(io::Error::other(reason)), shared);
             }
         }
-        if is_missing {
-            tracing::warn!(
-                file = plain::words(self.file.path().display()),
-                "the credentials file was deleted: all its credentials count as revoked"
-            );
-        }
-        self.seen = seen;
     }
 
-    fn take_over(&self, set: Set, shared: &Shared) {
+    fn take_over(&mut self, text: String, document: Document, shared: &Shared) {
+        warn(self.file.path(), &document.warnings);
+        self.settling.set_in_force(Some(text));
+        self.is_in_force = true;
+        self.is_expected = true;
+        self.needs_end = document.has_end;
+        let before = Arc::clone(&shared.state.borrow().set);
+        let set = Set::after(&before, document.entries, &shared.clock);
+        self.replace(set, None, shared);
+    }
+
+    /// A file that was deleted: whoever does that in alarm means that nobody is to get in.
+    fn take_away(&mut self, shared: &Shared) {
+        self.settling.set_in_force(None);
+        self.is_in_force = false;
+        // Whoever writes a new file begins anew.
+        self.needs_end = false;
+        let missing = missing(&self.file);
+        tracing::error!(
+            "{}; all its credentials count as revoked",
+            plain::configured(&missing)
+        );
+        let fault = (!shared.anonymous_is_let).then_some(missing);
+        self.replace(Set::default(), fault, shared);
+    }
+
+    fn replace(&mut self, set: Set, fault: Option<String>, shared: &Shared) {
         let set = Arc::new(set);
         let mut before = Arc::default();
         let mut is_first = false;
         shared.state.send_modify(|state| {
             before = std::mem::replace(&mut state.set, Arc::clone(&set));
-            is_first = !std::mem::replace(&mut state.has_file, true);
-            state.fault = None;
+            is_first = !std::mem::replace(&mut state.is_required, true);
+            state.fault = fault;
             state.reloads += 1;
         });
+        self.recording.due = Some(Recorded::of(self.file.path(), self.needs_end));
         let ends = before.end_for(&set);
         if is_first && shared.jwt.is_none() && !shared.anonymous_is_let {
             tracing::warn!(
@@ -167,31 +210,141 @@ impl Watcher {
             shared.anonymous.end(Ended::Changed);
         }
         tracing::info!(
-            file = plain::words(self.file.path().display()),
+            file = plain::configured(self.file.path().display()),
             credentials = set.len(),
             revoked = ends.revoked,
             changed = ends.changed,
             "credentials loaded"
         );
     }
+
+    /// Keeps what is in force. It is said once: the same file is not applied again.
+    fn refuse(&self, error: &Error, shared: &Shared) {
+        if self.is_in_force {
+            tracing::error!(
+                error = plain::configured(error),
+                "the changed credentials are not taken over; those before stay in force"
+            );
+        } else {
+            tracing::error!(
+                error = plain::configured(error),
+                "the credentials are not taken over, and none were in force before"
+            );
+        }
+        shared.state.send_modify(|state| {
+            state.fault = Some(error.to_string());
+            state.reloads_refused += 1;
+        });
+    }
 }
 
-/// Keeps what holds. It is said once: the same file is not judged again.
-fn refuse(error: &Error, shared: &Shared) {
-    tracing::error!(
-        error = plain::words(error),
-        "the changed credentials are not taken over; those before stay in force"
-    );
-    shared.state.send_modify(|state| {
-        state.fault = Some(error.to_string());
-        state.reloads_refused += 1;
-    });
+/// Writes the record that credentials are in force.
+pub(super) struct Recording {
+    record: Option<Record>,
+    /// What is still to be written.
+    due: Option<Recorded>,
+    is_failure_logged: bool,
+}
+
+impl Recording {
+    pub(super) fn new(record: Option<Record>) -> Self {
+        Self {
+            record,
+            due: None,
+            is_failure_logged: false,
+        }
+    }
+
+    pub(super) async fn read(&self) -> Option<Recorded> {
+        let record = self.record.clone()?;
+        let read = tokio::task::spawn_blocking(move || record.read()).await;
+        // Reading does not panic. If it were not known, callers would need a credential.
+        read.unwrap_or_else(|_| Some(Recorded::default()))
+    }
+
+    /// Writes it, now or as soon as that works: a disk that is full is no reason to let nobody in.
+    pub(super) async fn write(&mut self, recorded: Recorded) {
+        self.due = Some(recorded);
+        self.write_due().await;
+    }
+
+    async fn write_due(&mut self) {
+        let Some(recorded) = self.due.take() else {
+            return;
+        };
+        let Some(record) = self.record.clone() else {
+            return;
+        };
+        let path = record.path();
+        let again = recorded.clone();
+        let written = tokio::task::spawn_blocking(move || record.write(&recorded)).await;
+        let error = match written {
+            Ok(Ok(())) => {
+                self.is_failure_logged = false;
+                return;
+            }
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::other("the runtime is shutting down"),
+        };
+        self.due = Some(again);
+        if !std::mem::replace(&mut self.is_failure_logged, true) {
+            tracing::error!(
+                file = plain::configured(path.display()),
+                error = plain::configured(error),
+                "it cannot be recorded that subscribers need a credential: until it is, a restart \
+                 without the credentials file lets everybody in"
+            );
+        }
+    }
+}
+
+/// What is said of a file that should be there. It names the ways out, also that to no credentials.
+pub(super) fn missing(file: &File) -> String {
+    format!(
+        "the credentials file {} is missing, so nobody with a token or certificate is let in: \
+         restore it, or make credentials with `prelude-bridge token create`; to let subscribers in \
+         without any on purpose, set `allow_anonymous`",
+        file.path().display()
+    )
+}
+
+fn warn(file: &Path, warnings: &[Fault]) {
+    for warning in warnings.iter().take(WARNINGS_LOGGED_MAX) {
+        tracing::warn!(
+            file = plain::configured(file.display()),
+            "{}",
+            plain::configured(warning)
+        );
+    }
+    if let Some(more @ 1..) = warnings.len().checked_sub(WARNINGS_LOGGED_MAX) {
+        tracing::warn!(
+            more,
+            "there are more such warnings: `prelude-bridge doctor` has them all"
+        );
+    }
 }
 
 async fn read(file: &File) -> io::Result<Option<String>> {
     let file = file.clone();
     // Reading does not panic; a runtime that is shutting down ends this task as well.
-    tokio::task::spawn_blocking(move || file.text())
+    tokio::task::spawn_blocking(move || file.text(By::Bridge))
         .await
         .unwrap_or_else(|_| Err(io::Error::other("the runtime is shutting down")))
+}
+
+/// The file as it is at the start. One that may be half written is read until it stays the same.
+async fn read_settled(file: &File) -> io::Result<Option<String>> {
+    let mut found = read(file).await?;
+    for _ in 0..LOOKS_AT_START_MAX {
+        if found.as_deref().is_none_or(settle::is_whole) {
+            break;
+        }
+        tokio::time::sleep(INTERVAL).await;
+        let again = read(file).await?;
+        if again == found {
+            break;
+        }
+        found = again;
+    }
+    Ok(found)
 }

@@ -12,13 +12,17 @@ use serde_json::value::RawValue;
 
 use super::{
     EVENTS_MAX, Error,
+    ambiguity::{Ambiguity, repeated},
     item::Item,
     json::{Name, Value},
 };
 
+/// The members that a usual body has at most; it has two.
+const MEMBERS_MAX: usize = 16;
+
 /// Calls `take` with each event and where it is, and returns the `app_id`. `None` where the body is
-/// wrong in any way, or not as usual: each event an object, each `payload` and `data` too. Some
-/// events may have been taken by then.
+/// wrong in any way, or not as usual: each event an object, each `payload` and `data` too, no member
+/// twice. Some events may have been taken by then.
 pub(super) fn walk<'a>(
     text: &'a str,
     mut take: impl FnMut(Range<usize>, Item<'a>),
@@ -26,22 +30,26 @@ pub(super) fn walk<'a>(
     let mut walk = Walk { text, at: 0 };
     let mut app_id = None;
     let mut has_events = false;
+    let mut names: Vec<Name<'_>> = Vec::new();
     walk.eat(b'{')?;
     loop {
         let name = walk.value::<&RawValue>()?;
         let is_name = name.get().starts_with('"');
         let name = is_name.then(|| Name::new(name))?;
+        if names.len() == MEMBERS_MAX || names.contains(&name) {
+            return None;
+        }
         walk.eat(b':')?;
         if name.is("events") {
-            // Of two lists the last one counts, and these are taken already.
-            let is_first = !std::mem::replace(&mut has_events, true);
-            is_first.then(|| walk.events(&mut take))??;
+            has_events = true;
+            walk.events(&mut take)?;
         } else {
             let value = walk.value::<&RawValue>()?;
             if name.is("app_id") {
                 app_id = Some(Value::new(value));
             }
         }
+        names.push(name);
         if walk.eat(b',').is_none() {
             break;
         }
@@ -139,6 +147,7 @@ impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let mut envelope = Envelope::default();
+        let mut names = Vec::new();
         while let Some(name) = members.next_key::<&RawValue>()? {
             let name = Name::new(name);
             if name.is("events") {
@@ -150,6 +159,11 @@ impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
                     envelope.app_id = Some(value);
                 }
             }
+            names.push(name);
+        }
+        if let Some(member) = repeated(names) {
+            *self.fault = Some(Error::Ambiguous(Ambiguity::repeated("body", member)));
+            return Err(serde::de::Error::custom("a member twice"));
         }
         Ok(envelope)
     }

@@ -3,19 +3,20 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
     ID_BYTES_MAX,
+    ambiguity::{Ambiguity, Seen, repeated},
     json::{self, Name, Value},
     payload::Fields,
 };
 
 /// The members of one event that matter, as far as they are there.
 ///
-/// It deserializes only from what is usual: an object, whose `payload` and `data` are objects.
-/// [`Item::read`] takes anything.
+/// It deserializes only from what is usual: an object, whose `payload` and `data` are objects, and in
+/// which nothing is ambiguous. [`Item::read`] takes anything, and says what is ambiguous.
 #[derive(Default)]
 pub(super) struct Item<'a> {
     id: Option<Value<'a>>,
@@ -28,7 +29,7 @@ pub(super) struct Item<'a> {
 }
 
 /// What a member is that fields may be in.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 enum Nested<'a> {
     /// Not there, or null.
     #[default]
@@ -39,9 +40,28 @@ enum Nested<'a> {
 
 impl<'a> Item<'a> {
     /// Reads any JSON. What is no object has no members.
-    pub(super) fn read(raw_json: &'a str) -> Self {
-        let AnyItem(item) = json::object(raw_json).unwrap_or_default();
-        item
+    pub(super) fn read(raw_json: &'a str) -> Result<Self, Ambiguity> {
+        match json::object(raw_json) {
+            Some(AnyItem(item)) => Ok(item),
+            // It is read again only to tell what is wrong with it.
+            None => ambiguity(raw_json).map_or_else(|| Ok(Self::default()), Err),
+        }
+    }
+
+    /// Two members that mean the same and say something else.
+    fn contradiction(&self) -> Option<Ambiguity> {
+        let text = |value: Option<Value<'a>>| value?.string().filter(|text| !text.is_empty());
+        if let (Some(one), Some(other)) = (text(self.r#type), text(self.event))
+            && one != other
+        {
+            return Some(Ambiguity::different("type", "event"));
+        }
+        match (&self.payload, &self.data) {
+            (Nested::Object(one), Nested::Object(other)) if one != other => {
+                Some(Ambiguity::different("payload", "data"))
+            }
+            _ => None,
+        }
     }
 
     /// The fields of the payload, wherever they are; `None` where there is no object for them.
@@ -77,6 +97,33 @@ impl<'a> Item<'a> {
     }
 }
 
+/// What is ambiguous in an event that could not be read.
+fn ambiguity(raw_json: &str) -> Option<Ambiguity> {
+    let (mut names, mut found) = (Vec::new(), None);
+    let mut item = Item::default();
+    json::members(raw_json, |name, value| {
+        let fields = || Fields::read(value.json()).map_or(Nested::None, Nested::Object);
+        match name.text() {
+            "payload" => {
+                item.payload = fields();
+                found = found.or_else(|| Fields::ambiguity("payload", value.json()));
+            }
+            "data" => {
+                item.data = fields();
+                found = found.or_else(|| Fields::ambiguity("data", value.json()));
+            }
+            "type" => item.r#type = value.not_null(),
+            "event" => item.event = value.not_null(),
+            "id" | "app_id" => {}
+            other if Fields::default().member(other).is_none() => return,
+            _ => {}
+        }
+        names.push(name);
+    })?;
+    let twice = repeated(names).map(|member| Ambiguity::repeated("event", member));
+    found.or(twice).or_else(|| item.contradiction())
+}
+
 fn bounded_id(value: Value<'_>) -> Option<Cow<'_, str>> {
     let text = value.string_or_number()?;
     (1..=ID_BYTES_MAX).contains(&text.len()).then_some(text)
@@ -99,6 +146,14 @@ impl<'de> Deserialize<'de> for AnyItem<'de> {
     }
 }
 
+/// The bits of an event's own members; those of its fields are below.
+const ID: u32 = 1 << 16;
+const TYPE: u32 = 1 << 17;
+const EVENT: u32 = 1 << 18;
+const PAYLOAD: u32 = 1 << 19;
+const DATA: u32 = 1 << 20;
+const APP_ID: u32 = 1 << 21;
+
 struct ItemVisitor {
     /// Whether a payload may be anything, which costs one more walk over it.
     any_payload: bool,
@@ -113,30 +168,43 @@ impl<'de> Visitor<'de> for ItemVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Item<'de>, A::Error> {
         let mut item = Item::default();
+        let mut seen = Seen::default();
         while let Some(name) = members.next_key::<&RawValue>()? {
             let name = Name::new(name);
             let member = match name.text() {
                 "payload" => {
+                    seen.first(PAYLOAD)?;
                     item.payload = self.nested(&mut members)?;
                     continue;
                 }
                 "data" => {
+                    seen.first(DATA)?;
                     item.data = self.nested(&mut members)?;
                     continue;
                 }
-                "id" => Some(&mut item.id),
-                "type" => Some(&mut item.r#type),
-                "event" => Some(&mut item.event),
+                "id" => Some((ID, &mut item.id)),
+                "type" => Some((TYPE, &mut item.r#type)),
+                "event" => Some((EVENT, &mut item.event)),
+                "app_id" => {
+                    seen.first(APP_ID)?;
+                    None
+                }
                 name => item.beside.member(name),
             };
             match member {
-                Some(member) => *member = Value::new(members.next_value()?).not_null(),
+                Some((bit, member)) => {
+                    seen.first(bit)?;
+                    *member = Value::new(members.next_value()?).not_null();
+                }
                 None => {
                     members.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        Ok(item)
+        match item.contradiction() {
+            None => Ok(item),
+            Some(_) => Err(A::Error::custom("contradictory")),
+        }
     }
 }
 
@@ -148,7 +216,12 @@ impl ItemVisitor {
         let Some(value) = Value::new(members.next_value()?).not_null() else {
             return Ok(Nested::None);
         };
-        let fields = Fields::read(value.json());
-        Ok(fields.map_or(Nested::Other, Nested::Object))
+        match Fields::read(value.json()) {
+            Some(fields) => Ok(Nested::Object(fields)),
+            None if Fields::ambiguity("payload", value.json()).is_some() => {
+                Err(A::Error::custom("ambiguous"))
+            }
+            None => Ok(Nested::Other),
+        }
     }
 }

@@ -47,13 +47,16 @@ impl<'de, F: FnMut(Name<'de>, Value<'de>)> Visitor<'de> for MembersVisitor<F> {
     }
 }
 
-/// The name of a member.
+/// The name of a member. Two are equal if they name the same member, however they are escaped.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name<'a>(Cow<'a, str>);
 
 impl<'a> Name<'a> {
     pub(super) fn new(quoted: &'a RawValue) -> Self {
-        // A name that is no Unicode (half of a surrogate pair) is none that anybody looks for.
-        Self(Value::new(quoted).string().unwrap_or_default())
+        // A name that is no Unicode (half of a surrogate pair) is none that anybody looks for: it
+        // stays as it is written, quotes included.
+        let text = Value::new(quoted).string();
+        Self(text.unwrap_or(Cow::Borrowed(quoted.get())))
     }
 
     pub(super) fn text(&self) -> &str {
@@ -66,7 +69,7 @@ impl<'a> Name<'a> {
 }
 
 /// A value as it stands in the body: valid JSON without space around it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Value<'a>(&'a str);
 
 impl<'a> Value<'a> {

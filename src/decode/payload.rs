@@ -9,7 +9,10 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 
-use super::json::{self, Name, Value};
+use super::{
+    ambiguity::{Ambiguity, Seen, UNKNOWN, repeated},
+    json::{self, Name, Value},
+};
 use crate::proto::{self, event::Payload};
 
 /// The types with a payload message.
@@ -36,7 +39,7 @@ const STRUCT_DEPTH_MAX: usize = 24;
 const STRUCT_VALUES_MAX: usize = 65_536;
 
 /// The members of any documented payload, as far as they are there and not null.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub(super) struct Fields<'a> {
     pub(super) user_id: Option<Value<'a>>,
     pub(super) correlation_id: Option<Value<'a>>,
@@ -58,27 +61,51 @@ type Date = Option<jiff::Timestamp>;
 /// A field is there but is not what is documented.
 pub(super) struct WrongShape;
 
+/// Why a payload has no message.
+enum NoMessage {
+    WrongShape,
+    /// An object in it has a member twice.
+    Ambiguous(Ambiguity),
+}
+
+impl From<WrongShape> for NoMessage {
+    fn from(WrongShape: WrongShape) -> Self {
+        Self::WrongShape
+    }
+}
+
 impl<'a> Fields<'a> {
-    /// Finds the fields in an object; `None` where it is none.
+    /// Finds the fields in an object; `None` where it is none, or has one of them twice.
     pub(super) fn read(object: &'a str) -> Option<Self> {
         json::object(object)
     }
 
-    /// The field with this name.
-    pub(super) fn member(&mut self, name: &str) -> Option<&mut Option<Value<'a>>> {
+    /// The field that an object has twice, if that is why it could not be read.
+    pub(super) fn ambiguity(name: &'static str, object: &str) -> Option<Ambiguity> {
+        let mut names = Vec::new();
+        json::members(object, |name, _| {
+            if Self::default().member(name.text()).is_some() {
+                names.push(name);
+            }
+        })?;
+        repeated(names).map(|member| Ambiguity::repeated(name, member))
+    }
+
+    /// The field with this name, and its bit.
+    pub(super) fn member(&mut self, name: &str) -> Option<(u32, &mut Option<Value<'a>>)> {
         Some(match name {
-            "user_id" => &mut self.user_id,
-            "correlation_id" => &mut self.correlation_id,
-            "source" => &mut self.source,
-            "session_id" => &mut self.session_id,
-            "identifier" => &mut self.identifier,
-            "identifiers" => &mut self.identifiers,
-            "profile" => &mut self.profile,
-            "metadata" => &mut self.metadata,
-            "created_at" => &mut self.created_at,
-            "updated_at" => &mut self.updated_at,
-            "deleted_at" => &mut self.deleted_at,
-            "revoked_at" => &mut self.revoked_at,
+            "user_id" => (1 << 0, &mut self.user_id),
+            "correlation_id" => (1 << 1, &mut self.correlation_id),
+            "source" => (1 << 2, &mut self.source),
+            "session_id" => (1 << 3, &mut self.session_id),
+            "identifier" => (1 << 4, &mut self.identifier),
+            "identifiers" => (1 << 5, &mut self.identifiers),
+            "profile" => (1 << 6, &mut self.profile),
+            "metadata" => (1 << 7, &mut self.metadata),
+            "created_at" => (1 << 8, &mut self.created_at),
+            "updated_at" => (1 << 9, &mut self.updated_at),
+            "deleted_at" => (1 << 10, &mut self.deleted_at),
+            "revoked_at" => (1 << 11, &mut self.revoked_at),
             _ => return None,
         })
     }
@@ -113,26 +140,33 @@ impl<'a> Fields<'a> {
     }
 
     /// Appends the payload message of a documented type, if the fields have the right shapes.
-    pub(super) fn encode(&self, event_type: &str, date: Date, buffer: &mut Vec<u8>) {
+    pub(super) fn encode(
+        &self,
+        event_type: &str,
+        date: Date,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Ambiguity> {
         match self.message(event_type, date.map(timestamp)) {
             Ok(Some(message)) if message.encoded_len() <= PAYLOAD_BYTES_MAX => {
                 message.encode(buffer);
             }
             // What has no message is whole in the event's JSON.
-            Ok(_) | Err(WrongShape) => {}
+            Ok(_) | Err(NoMessage::WrongShape) => {}
+            Err(NoMessage::Ambiguous(ambiguity)) => return Err(ambiguity),
         }
+        Ok(())
     }
 
     fn message(
         &self,
         event_type: &str,
         date: Option<Timestamp>,
-    ) -> Result<Option<Payload>, WrongShape> {
+    ) -> Result<Option<Payload>, NoMessage> {
         let message = match event_type {
             "user.created" => Payload::UserCreated(proto::UserCreated {
                 user_id: string(self.user_id)?,
                 identifiers: identifiers(self.identifiers)?,
-                profile: free_form(self.profile)?,
+                profile: free_form("profile", self.profile)?,
                 source: string(self.source)?,
                 created_at: date,
                 correlation_id: string(self.correlation_id)?,
@@ -144,7 +178,7 @@ impl<'a> Fields<'a> {
             }),
             "user.profile.updated" => Payload::UserProfileUpdated(proto::UserProfileUpdated {
                 user_id: string(self.user_id)?,
-                profile: free_form(self.profile)?,
+                profile: free_form("profile", self.profile)?,
                 updated_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
@@ -168,7 +202,7 @@ impl<'a> Fields<'a> {
                 user_id: string(self.user_id)?,
                 session_id: string(self.session_id)?,
                 identifier: self.identifier.map(identifier).transpose()?,
-                metadata: free_form(self.metadata)?,
+                metadata: free_form("metadata", self.metadata)?,
                 created_at: date,
                 correlation_id: string(self.correlation_id)?,
             }),
@@ -201,9 +235,13 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Fields<'de>, A::Error> {
         let mut fields = Fields::default();
+        let mut seen = Seen::default();
         while let Some(name) = members.next_key::<&RawValue>()? {
             match fields.member(Name::new(name).text()) {
-                Some(field) => *field = Value::new(members.next_value()?).not_null(),
+                Some((bit, field)) => {
+                    seen.first(bit)?;
+                    *field = Value::new(members.next_value()?).not_null();
+                }
                 None => {
                     members.next_value::<IgnoredAny>()?;
                 }
@@ -236,7 +274,7 @@ fn instant(value: Value<'_>) -> Option<jiff::Timestamp> {
     (at >= YEAR_ONE).then_some(at)
 }
 
-fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, WrongShape> {
+fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, NoMessage> {
     let Some(value) = value else {
         return Ok(Vec::new());
     };
@@ -244,54 +282,76 @@ fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, Wrong
     elements.into_iter().map(identifier).collect()
 }
 
-fn identifier(value: Value<'_>) -> Result<proto::Identifier, WrongShape> {
-    let (mut kind, mut text) = (None, None);
-    json::members(value.json(), |name, value| match name.text() {
-        "type" => kind = value.not_null(),
-        "value" => text = value.not_null(),
-        _ => {}
+fn identifier(value: Value<'_>) -> Result<proto::Identifier, NoMessage> {
+    let (mut kind, mut text, mut twice) = (None, None, None);
+    json::members(value.json(), |name, value| {
+        let (member, name) = match name.text() {
+            "type" => (&mut kind, "type"),
+            "value" => (&mut text, "value"),
+            _ => return,
+        };
+        if member.replace(value).is_some() {
+            twice = Some(Ambiguity::repeated("identifier", name));
+        }
     })
     .ok_or(WrongShape)?;
+    if let Some(ambiguity) = twice {
+        return Err(NoMessage::Ambiguous(ambiguity));
+    }
     Ok(proto::Identifier {
-        r#type: string(kind)?,
-        value: string(text)?,
+        r#type: string(kind.and_then(Value::not_null))?,
+        value: string(text.and_then(Value::not_null))?,
     })
 }
 
 /// Any object, as a `Struct`.
-fn free_form(value: Option<Value<'_>>) -> Result<Option<Struct>, WrongShape> {
+fn free_form(name: &'static str, value: Option<Value<'_>>) -> Result<Option<Struct>, NoMessage> {
     let Some(value) = value else {
         return Ok(None);
     };
-    let mut values_left = STRUCT_VALUES_MAX;
+    let mut bounds = Bounds {
+        values_left: STRUCT_VALUES_MAX,
+        is_repeated: false,
+    };
     let seed = FreeForm {
         depth_left: STRUCT_DEPTH_MAX,
-        values_left: &mut values_left,
+        bounds: &mut bounds,
     };
     let mut deserializer = serde_json::Deserializer::from_str(value.json());
     match seed.deserialize(&mut deserializer) {
+        _ if bounds.is_repeated => {
+            let ambiguity = Ambiguity::repeated(name, UNKNOWN);
+            Err(NoMessage::Ambiguous(ambiguity))
+        }
         Ok(Kind::StructValue(object)) => Ok(Some(object)),
-        Ok(_) | Err(_) => Err(WrongShape),
+        Ok(_) | Err(_) => Err(NoMessage::WrongShape),
     }
+}
+
+/// What all values of one free-form object share.
+struct Bounds {
+    values_left: usize,
+    /// Whether an object in it has a member twice.
+    is_repeated: bool,
 }
 
 struct FreeForm<'b> {
     depth_left: usize,
-    values_left: &'b mut usize,
+    bounds: &'b mut Bounds,
 }
 
 impl FreeForm<'_> {
     /// What stands inside of this value.
     fn inner<E: serde::de::Error>(&mut self) -> Result<FreeForm<'_>, E> {
         let depth_left = self.depth_left.checked_sub(1);
-        let values_left = self.values_left.checked_sub(1);
+        let values_left = self.bounds.values_left.checked_sub(1);
         let (Some(depth_left), Some(left)) = (depth_left, values_left) else {
             return Err(E::custom("too deep or too much"));
         };
-        *self.values_left = left;
+        self.bounds.values_left = left;
         Ok(FreeForm {
             depth_left,
-            values_left: self.values_left,
+            bounds: self.bounds,
         })
     }
 }
@@ -351,7 +411,8 @@ impl<'de> Visitor<'de> for FreeForm<'_> {
         let mut fields = BTreeMap::new();
         while let Some(name) = object.next_key::<String>()? {
             let kind = object.next_value_seed(self.inner()?)?;
-            fields.insert(name, prost_types::Value { kind: Some(kind) });
+            let value = prost_types::Value { kind: Some(kind) };
+            self.bounds.is_repeated |= fields.insert(name, value).is_some();
         }
         Ok(Kind::StructValue(Struct { fields }))
     }

@@ -2,18 +2,24 @@
 //! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
 //! as far as the next check can mean something without the last one.
 //!
-//! `disk` looks at the data directory and the log, `tls` at certificates, `outside` at everything over a socket. The words
-//! are made here; how they are shown is the command's business.
+//! `disk` looks at the data directory and the log, `credentials` at who may subscribe, `tls` at
+//! certificates, `readiness` at what a bridge that runs says of itself, `outside` at everything else
+//! over a socket. The words are made here; how they are shown is the command's business.
 
+mod credentials;
 mod disk;
 mod outside;
+mod readiness;
 mod tls;
 
 use serde::Serialize;
 
+pub use self::readiness::{Readiness, readiness};
+
 use crate::{
     client,
     config::{self, AllowedSources, Config, Resolved, Store},
+    plain,
     receiver::source::PRELUDE,
 };
 
@@ -26,6 +32,8 @@ pub struct Options {
     pub public_url: Option<String>,
     /// How the streams are to be reached; the URL comes from the configuration.
     pub client: client::Options,
+    /// Whose certificates are trusted beside those that the system trusts.
+    pub issuers: Vec<reqwest::Certificate>,
 }
 
 /// All checks, in their order.
@@ -72,7 +80,8 @@ impl Check {
             name,
             app: None,
             verdict,
-            found: found.into(),
+            // A URL with a query may be in it.
+            found: plain::configured(found.into()),
             remedies: Vec::new(),
         }
     }
@@ -107,17 +116,19 @@ pub async fn examine(options: Options) -> Report {
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
         checks.extend(disk.checks);
+        checks.extend(credentials::examine(&config));
         checks.extend(tls::examine(&config.tls));
         let head_at = disk.head_at;
-        outside::examine(
-            &config,
-            &options.public_url,
-            options.client,
+        let outside = outside::Outside {
+            config: &config,
+            public_url: options.public_url.as_deref(),
+            client: options.client,
+            issuers: &options.issuers,
             is_running,
             head_at,
-            &mut checks,
-        )
-        .await;
+        };
+        checks.extend(outside.examine().await);
+        checks.push(readiness::check(config.admin_listen, is_running).await);
     }
     Report {
         well: checks.iter().all(|check| check.verdict != Verdict::Fault),

@@ -17,7 +17,8 @@ use crate::{
         challenge::{self, Finding},
         is_loopback,
     },
-    signature,
+    net::tls::Trouble,
+    signature::{self, FetchFault},
 };
 
 /// A clock that is off by more gives events wrong times; by minutes, TLS certificates wrong dates.
@@ -31,52 +32,101 @@ const PORTS: &str = "ports";
 const PUBLIC_URL: &str = "public URL";
 const GRPC: &str = "gRPC";
 
-/// Looks at all of it, in order.
-pub(super) async fn examine(
-    config: &Config,
-    public_url: &Option<String>,
-    client: client::Options,
-    is_running: bool,
-    head_at: Option<UnixMicros>,
-    checks: &mut Vec<Check>,
-) {
-    for app in &config.apps {
-        checks.push(keys(app).await.of_app(&app.id));
-    }
-    checks.push(clock(&config.apps, head_at).await);
-    checks.extend(ports(config, is_running));
-    checks.push(match public_url {
-        Some(url) => challenge_through(url, &config.apps).await,
-        None => Check::skipped(PUBLIC_URL, "none was given; try it with --url"),
-    });
-    checks.push(grpc(config, client, is_running).await);
+/// What is looked at, and with what.
+pub(super) struct Outside<'a> {
+    pub(super) config: &'a Config,
+    pub(super) public_url: Option<&'a str>,
+    pub(super) client: client::Options,
+    /// Trusted beside those of the system.
+    pub(super) issuers: &'a [reqwest::Certificate],
+    pub(super) is_running: bool,
+    pub(super) head_at: Option<UnixMicros>,
 }
 
-async fn keys(app: &App) -> Check {
+impl Outside<'_> {
+    /// Looks at all of it, in order.
+    pub(super) async fn examine(self) -> Vec<Check> {
+        let mut checks = Vec::new();
+        for app in &self.config.apps {
+            checks.push(keys(app, self.issuers).await.of_app(&app.id));
+        }
+        checks.push(clock(&self.config.apps, self.head_at, self.issuers).await);
+        checks.extend(ports(self.config, self.is_running));
+        checks.push(match self.public_url {
+            Some(url) => challenge_through(url, &self.config.apps, self.issuers).await,
+            None => Check::skipped(PUBLIC_URL, "none was given; try it with --url"),
+        });
+        checks.push(grpc(self.config, self.client, self.is_running).await);
+        checks
+    }
+}
+
+async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
     let source = match &app.keys {
         KeySource::JwksUrl(url) => signature::KeySource::url(url),
         KeySource::JwksFile(path) => Ok(signature::KeySource::JwksFile(path.clone())),
         KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
     };
-    let fetched = match source {
-        Ok(source) => signature::fetch(&source, ANSWER_TIMEOUT).await,
-        Err(error) => Err(error),
+    let fetched = match &source {
+        // As `serve` does, which trusts no file.
+        Ok(source) => signature::fetch(source, ANSWER_TIMEOUT).await,
+        Err(error) => return Check::fault(KEYS, error.to_string(), "check the app's `jwks_url`"),
     };
-    let set = match fetched {
-        Ok(set) => set,
+    match fetched {
+        Ok(set) => usable(&set),
         Err(error) => {
-            let remedy = match &app.keys {
-                KeySource::JwksUrl(_) => {
-                    "check the app's id, `jwks_url` if it is set, and this machine's way there: \
-                     DNS, proxy, firewall"
+            let trusting = match (&source, is_untrusted(&error)) {
+                (Ok(source), true) if !issuers.is_empty() => {
+                    let fetched = signature::fetch_trusting(source, ANSWER_TIMEOUT, issuers);
+                    fetched.await.ok()
                 }
-                KeySource::JwksFile(_) | KeySource::PemFile(_) => {
-                    "check the file: a JWKS, or a public key in PEM"
-                }
+                _ => None,
             };
-            return Check::fault(KEYS, error.to_string(), remedy);
+            unfetched(app, &error, trusting.is_some())
+        }
+    }
+}
+
+fn is_untrusted(error: &signature::Error) -> bool {
+    matches!(
+        error,
+        signature::Error::Fetch(FetchFault::Tls {
+            trouble: Trouble::UnknownIssuer,
+            ..
+        })
+    )
+}
+
+fn unfetched(app: &App, error: &signature::Error, is_had_by_trusting: bool) -> Check {
+    let trust = "let this system trust the issuer of that certificate, for instance with \
+                 `update-ca-certificates`, or start `serve` with SSL_CERT_FILE naming a file of \
+                 issuers that has it";
+    let mut found = error.to_string();
+    let remedy = match (error, &app.keys) {
+        _ if is_had_by_trusting => {
+            found.push_str("; with --ca-file the set can be had, but `serve` trusts no such file");
+            trust.to_owned()
+        }
+        (signature::Error::Fetch(FetchFault::Tls { trouble, .. }), _) => match trouble.advice() {
+            Some(advice) => advice,
+            None if is_untrusted(error) => trust.to_owned(),
+            None => "check that `jwks_url` names the right host; its operator has to replace the \
+                     certificate, or this machine's clock is wrong"
+                .to_owned(),
+        },
+        (_, KeySource::JwksUrl(_)) => {
+            "check the app's id, `jwks_url` if it is set, and this machine's way there: DNS, \
+             proxy, firewall"
+                .to_owned()
+        }
+        (_, KeySource::JwksFile(_) | KeySource::PemFile(_)) => {
+            "check the file: a JWKS, or a public key in PEM".to_owned()
         }
     };
+    Check::fault(KEYS, found, remedy)
+}
+
+fn usable(set: &signature::KeySet) -> Check {
     let mut skipped = String::new();
     for key in set.skipped() {
         // Writing to a string cannot fail.
@@ -104,7 +154,11 @@ async fn keys(app: &App) -> Check {
 }
 
 /// Against the server of a key set, which tells the time in every answer, and against the log.
-async fn clock(apps: &[App], head_at: Option<UnixMicros>) -> Check {
+async fn clock(
+    apps: &[App],
+    head_at: Option<UnixMicros>,
+    issuers: &[reqwest::Certificate],
+) -> Check {
     let now = Timestamp::now();
     let remedy = "set the clock, and keep it right with NTP (`timedatectl set-ntp true`)";
     let newest = head_at.and_then(|at| Timestamp::from_microsecond(at.0).ok());
@@ -114,41 +168,68 @@ async fn clock(apps: &[App], head_at: Option<UnixMicros>) -> Check {
         let found = format!("the log's newest event is of {newest}, and it is only {now} here");
         return Check::fault(CLOCK, found, remedy);
     }
-    let mut urls = apps.iter().filter_map(|app| match &app.keys {
-        KeySource::JwksUrl(url) => Some(url),
-        KeySource::JwksFile(_) | KeySource::PemFile(_) => None,
-    });
-    let Some(url) = urls.next() else {
-        return Check::skipped(CLOCK, "no key set is fetched that could tell the time");
-    };
-    let Some(theirs) = time_of(url).await else {
-        return Check::skipped(CLOCK, "the server of the key set does not tell the time");
-    };
+    let mut found = "no key set is fetched that could tell the time";
+    for app in apps {
+        let KeySource::JwksUrl(url) = &app.keys else {
+            continue;
+        };
+        match time_of(url, issuers).await {
+            Told::Time(theirs) => return compared(theirs, remedy),
+            Told::Nothing => found = "no server of a key set tells the time",
+            Told::Unreachable => {
+                found = "it could not be compared: no server of a key set answers";
+            }
+        }
+    }
+    Check::skipped(CLOCK, found)
+}
+
+fn compared(theirs: Timestamp, remedy: &str) -> Check {
     let off = Timestamp::now().duration_since(theirs);
-    let seconds = off.as_secs();
+    let found = format!(
+        "it is {} s off from that of the key set's server",
+        off.as_secs()
+    );
     if off.abs() > CLOCK_OFF_MAX {
-        let found = format!("it is {seconds} s off from that of the key set's server");
         return Check::fault(CLOCK, found, remedy);
     }
-    Check::good(
-        CLOCK,
-        format!("it is {seconds} s off from that of the key set's server"),
-    )
+    Check::good(CLOCK, found)
+}
+
+/// What a server says of the time.
+enum Told {
+    Time(Timestamp),
+    /// It answers without a date.
+    Nothing,
+    /// It does not answer.
+    Unreachable,
 }
 
 /// The `Date` of an answer, which has the form of a mail's (RFC 9110 section 5.6.7).
-async fn time_of(url: &str) -> Option<Timestamp> {
-    let url = reqwest::Url::parse(url).ok()?;
-    let response = http_client(&url)?.get(url).send().await.ok()?;
-    let date = response.headers().get("date")?.to_str().ok()?;
-    Some(rfc2822::parse(date).ok()?.timestamp())
+async fn time_of(url: &str, issuers: &[reqwest::Certificate]) -> Told {
+    let Ok(url) = reqwest::Url::parse(url) else {
+        return Told::Unreachable;
+    };
+    let Some(client) = http_client(&url, issuers) else {
+        return Told::Unreachable;
+    };
+    let Ok(response) = client.get(url).send().await else {
+        return Told::Unreachable;
+    };
+    let date = response.headers().get("date");
+    let date = date.and_then(|date| rfc2822::parse(date.to_str().ok()?).ok());
+    date.map_or(Told::Nothing, |date| Told::Time(date.timestamp()))
 }
 
-fn http_client(url: &reqwest::Url) -> Option<reqwest::Client> {
+pub(super) fn http_client(
+    url: &reqwest::Url,
+    issuers: &[reqwest::Certificate],
+) -> Option<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         .timeout(ANSWER_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")));
+        .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")))
+        .tls_certs_merge(issuers.iter().cloned());
     if is_loopback(url) {
         builder = builder.no_proxy();
     }
@@ -198,7 +279,7 @@ fn port(key: &str, address: SocketAddr, is_running: bool) -> Check {
 }
 
 /// The activation challenge through the public URL: name, proxy, path, app and token in one.
-async fn challenge_through(url: &str, apps: &[App]) -> Check {
+async fn challenge_through(url: &str, apps: &[App], issuers: &[reqwest::Certificate]) -> Check {
     let last = url
         .split('?')
         .next()
@@ -208,15 +289,29 @@ async fn challenge_through(url: &str, apps: &[App]) -> Check {
         return Check::skipped(PUBLIC_URL, "there is no app to ask for");
     };
     let url = url.replace("{app}", &app.id);
-    let finding = challenge::ask(&url, &app.id, app.verification_token.expose()).await;
+    let token = app.verification_token.expose();
+    let mut finding = challenge::ask(&url, &app.id, token).await;
+    let mut note = "";
+    if finding == Finding::Tls(Trouble::UnknownIssuer) && !issuers.is_empty() {
+        finding = challenge::ask_trusting(&url, &app.id, token, issuers).await;
+        note = ", with the issuers of --ca-file, which Prelude does not know";
+    }
     let check = match &finding {
-        Finding::Met => Check::good(PUBLIC_URL, "the challenge is met through it"),
+        Finding::Met => Check::good(PUBLIC_URL, format!("the challenge is met through it{note}")),
         Finding::SourceRefused => Check::fault(
             PUBLIC_URL,
             finding.to_string(),
             "for this check, add this machine's address to `allowed_sources`; behind a proxy, set \
              `trusted_proxies`",
         ),
+        Finding::Tls(Trouble::UnknownIssuer) => {
+            let mut check = Check::fault(PUBLIC_URL, finding.to_string(), finding.remedy());
+            check.remedies.push(
+                "to look past it from this machine, give doctor the issuers with --ca-file"
+                    .to_owned(),
+            );
+            check
+        }
         _ => Check::fault(PUBLIC_URL, finding.to_string(), finding.remedy()),
     };
     check.of_app(&app.id)
@@ -236,6 +331,11 @@ async fn grpc(config: &Config, client: client::Options, is_running: bool) -> Che
         None => "http",
     };
     let url = format!("{scheme}://{}", reachable(listen));
+    // Certificates may have been given for the public URL alone.
+    let client = match &config.tls.grpc {
+        Some(_) => client,
+        None => client.without_certificates(),
+    };
     let mut options = client.with_url(&url).connect_timeout(ANSWER_TIMEOUT);
     // It is called by its address here, and its certificate is for a name.
     if let Some(name) = super::tls::name_of_grpc(&config.tls) {
@@ -279,7 +379,7 @@ pub(super) async fn answers(listen: SocketAddr) -> bool {
     let Ok(url) = reqwest::Url::parse(&url) else {
         return false;
     };
-    let Some(client) = http_client(&url) else {
+    let Some(client) = http_client(&url, &[]) else {
         return false;
     };
     match client.get(url).send().await {
@@ -292,7 +392,7 @@ pub(super) async fn answers(listen: SocketAddr) -> bool {
 }
 
 /// Where a listener is reached from this machine.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

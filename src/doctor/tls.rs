@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 
 use super::Check;
-use crate::{config::Tls, net::tls};
+use crate::{
+    config::Tls,
+    net::tls::{self, Leaf},
+};
 
 const TLS: &str = "TLS";
 
@@ -31,10 +34,10 @@ fn certificate(port: &str, options: &tls::Options) -> Check {
             );
         }
     };
-    let names = match leaf.names.as_slice() {
-        [] => "no name".to_owned(),
-        names => names.join(", "),
-    };
+    let names = leaf.names.join(", ");
+    if let Some(reason) = leaf.unfit() {
+        return Check::fault(TLS, format!("the {port} port: {reason}"), Leaf::fitting());
+    }
     match leaf.complaint(Timestamp::now()) {
         None => Check::good(
             TLS,

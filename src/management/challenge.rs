@@ -2,13 +2,14 @@
 //! it failed there. Owns the question and every way it can end; the words that follow from it are
 //! in [`Finding`]'s own methods, so that all commands say the same.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{innermost, is_loopback};
+use crate::net::tls::{self, Trouble};
 
 /// As long as Prelude waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +25,8 @@ pub enum Finding {
     Url(String),
     /// Nothing accepts connections there, or its name is not known.
     Unreachable(String),
+    /// Something is there, and no TLS with it came about.
+    Tls(Trouble),
     /// Something accepted the connection and did not answer in time.
     TimedOut,
     /// A bridge is there, with another verification token.
@@ -57,6 +60,7 @@ impl Finding {
             Self::Status { status, code } => code.is_none() && matches!(status, 502..=504),
             Self::Met
             | Self::Url(_)
+            | Self::Tls(_)
             | Self::OtherToken
             | Self::AppUnknown
             | Self::PathUnknown
@@ -68,8 +72,19 @@ impl Finding {
 
     /// What to do about it.
     #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
+    pub fn remedy(&self) -> Cow<'static, str> {
+        let remedy = match self {
+            Self::Tls(trouble) => {
+                return trouble.advice().map_or_else(
+                    || {
+                        "Prelude trusts the issuers that every system trusts, and no others: get a \
+                         certificate of such an issuer for the host of the URL, or put a proxy that \
+                         has one in front of the bridge"
+                            .into()
+                    },
+                    Cow::Owned,
+                );
+            }
             Self::Met => {
                 "Prelude may reach another place than this machine does (check DNS and firewalls), \
                  or the webhook was registered with another verification token: delete it, and run \
@@ -108,7 +123,8 @@ impl Finding {
                 "something else than a bridge answers: check where the URL leads, and what a proxy \
                  in between demands"
             }
-        }
+        };
+        remedy.into()
     }
 }
 
@@ -118,6 +134,7 @@ impl fmt::Display for Finding {
             Self::Met => formatter.write_str("the challenge is met, asked from this machine"),
             Self::Url(fault) => write!(formatter, "the URL cannot be called: {fault}"),
             Self::Unreachable(fault) => write!(formatter, "nothing answers at the URL: {fault}"),
+            Self::Tls(trouble) => write!(formatter, "{trouble}"),
             Self::TimedOut => {
                 let seconds = ANSWER_TIMEOUT.as_secs();
                 write!(formatter, "there is no answer within {seconds} s")
@@ -149,6 +166,17 @@ impl fmt::Display for Finding {
 
 /// Asks a URL as Prelude would for this app and token.
 pub async fn ask(url: &str, app_id: &str, verification_token: &str) -> Finding {
+    ask_trusting(url, app_id, verification_token, &[]).await
+}
+
+/// The same for a server with a certificate of one of these issuers, or of those that the system
+/// trusts. Prelude knows only the latter.
+pub async fn ask_trusting(
+    url: &str,
+    app_id: &str,
+    verification_token: &str,
+    issuers: &[reqwest::Certificate],
+) -> Finding {
     let mut parsed = match Url::parse(url) {
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") => parsed,
         Ok(_) => return Finding::Url("it is neither http nor https".to_owned()),
@@ -165,22 +193,38 @@ pub async fn ask(url: &str, app_id: &str, verification_token: &str) -> Finding {
         .append_pair("verification_token", verification_token)
         .append_pair("challenge", &number.to_string())
         .append_pair("app_id", app_id);
-    let mut builder = reqwest::Client::builder()
-        .timeout(ANSWER_TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(&parsed) {
-        builder = builder.no_proxy();
-    }
-    let answered = match builder.build() {
+    let answered = match client(&parsed, issuers) {
         Ok(client) => answer(&client, parsed).await,
         Err(fault) => Err(fault),
     };
     match answered {
         Ok((status, body)) => judge(status, &body, number),
         Err(fault) if fault.is_timeout() => Finding::TimedOut,
-        Err(fault) => Finding::Unreachable(innermost(&fault)),
+        Err(fault) => match tls::trouble(&fault) {
+            Some(trouble) => Finding::Tls(trouble),
+            None => Finding::Unreachable(innermost(&fault)),
+        },
     }
+}
+
+/// Whether a URL cannot be called because of TLS, and why.
+pub async fn trouble_at(url: &str, issuers: &[reqwest::Certificate]) -> Option<Trouble> {
+    let url = Url::parse(url).ok()?;
+    let client = client(&url, issuers).ok()?;
+    let fault = client.get(url).send().await.err()?;
+    tls::trouble(&fault)
+}
+
+fn client(url: &Url, issuers: &[reqwest::Certificate]) -> reqwest::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .timeout(ANSWER_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("prelude-bridge/", env!("CARGO_PKG_VERSION")))
+        .tls_certs_merge(issuers.iter().cloned());
+    if is_loopback(url) {
+        builder = builder.no_proxy();
+    }
+    builder.build()
 }
 
 async fn answer(client: &reqwest::Client, url: Url) -> reqwest::Result<(u16, Vec<u8>)> {

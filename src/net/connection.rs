@@ -14,13 +14,17 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::tls::{Acceptor, ClientCertificate};
+use super::{
+    slots::Standing,
+    tls::{Acceptor, ClientCertificate},
+};
 
 /// A connection that was accepted, and its handshake done.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
     certificate: Option<ClientCertificate>,
+    standing: Standing,
 }
 
 #[derive(Debug)]
@@ -35,10 +39,15 @@ impl Connection {
     pub(super) async fn open(
         stream: TcpStream,
         peer: SocketAddr,
+        standing: Standing,
         tls: Option<Acceptor>,
     ) -> Option<Self> {
         Some(match tls {
-            None => stream.into(),
+            None => Self {
+                stream: Stream::Plain(stream),
+                certificate: None,
+                standing,
+            },
             Some(acceptor) => {
                 // The handshake takes much more room than what comes of it.
                 let (stream, certificate) = Box::pin(acceptor.accept(stream, peer)).await?;
@@ -46,9 +55,17 @@ impl Connection {
                 Self {
                     stream,
                     certificate,
+                    standing,
                 }
             }
         })
+    }
+
+    /// Where the handler says that the client has proven something, so that its connection is not
+    /// evicted for a new one.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// What the client's certificate says, where it showed one.
@@ -63,6 +80,7 @@ impl From<TcpStream> for Connection {
         Self {
             stream: Stream::Plain(stream),
             certificate: None,
+            standing: Standing::default(),
         }
     }
 }

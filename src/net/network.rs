@@ -10,6 +10,12 @@ pub struct Network {
     prefix_bits: u8,
 }
 
+/// The prefix that all IPv4 addresses in IPv6 form have in common.
+const MAPPED_PREFIX_BITS: u8 = 96;
+
+/// The prefix of the network that an IPv6 host is given (RFC 7421).
+const CLIENT_PREFIX_BITS: u8 = 64;
+
 /// Why a text is no network, as the end of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
@@ -25,15 +31,29 @@ pub enum NetworkError {
 }
 
 impl Network {
-    /// The network of one address.
+    /// The network of one address. An IPv4 address in IPv6 form (RFC 4291 section 2.5.5.2) is the
+    /// IPv4 address, here and everywhere else in a network.
     #[must_use]
     pub const fn single(address: IpAddr) -> Self {
+        let address = address.to_canonical();
         Self {
             address,
             prefix_bits: match address {
                 IpAddr::V4(_) => 32,
                 IpAddr::V6(_) => 128,
             },
+        }
+    }
+
+    /// What one client has of which an address is known: the address, or the /64 around it, as an IPv6
+    /// host has 2^64 addresses.
+    #[must_use]
+    pub fn of_client(address: IpAddr) -> Self {
+        let single = Self::single(address);
+        let prefix_bits = single.prefix_bits.min(CLIENT_PREFIX_BITS);
+        Self {
+            address: masked(single.address, prefix_bits),
+            prefix_bits,
         }
     }
 
@@ -57,16 +77,22 @@ impl FromStr for Network {
         let address: IpAddr = address
             .parse()
             .map_err(|_| NetworkError::Address(text.to_owned()))?;
-        let whole = Self::single(address);
         let Some(prefix) = prefix else {
-            return Ok(Self::single(address.to_canonical()));
+            return Ok(Self::single(address));
         };
+        let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
-        let prefix_bits = prefix
+        let prefix_bits: u8 = prefix
             .parse()
             .ok()
-            .filter(|bits| is_number && *bits <= whole.prefix_bits)
-            .ok_or_else(|| NetworkError::Prefix(text.to_owned(), whole.prefix_bits))?;
+            .filter(|bits| is_number && *bits <= bits_max)
+            .ok_or_else(|| NetworkError::Prefix(text.to_owned(), bits_max))?;
+        // `::ffff:10.0.0.0/104` is `10.0.0.0/8`. A shorter prefix than that of all IPv4 addresses in
+        // IPv6 form leaves an IPv6 network.
+        let (address, prefix_bits) = match prefix_bits.checked_sub(MAPPED_PREFIX_BITS) {
+            Some(bits) if address.to_canonical() != address => (address.to_canonical(), bits),
+            _ => (address, prefix_bits),
+        };
         let network = Self {
             address: masked(address, prefix_bits),
             prefix_bits,
@@ -122,6 +148,14 @@ mod tests {
             ("34.252.67.209", "34.252.67.209", true),
             ("34.252.67.209", "34.252.67.208", false),
             ("::ffff:34.252.67.209", "34.252.67.209", true),
+            ("::ffff:34.252.67.209/128", "34.252.67.209", true),
+            ("::ffff:34.252.67.209/128", "34.252.67.208", false),
+            ("::ffff:10.0.0.0/104", "10.255.0.1", true),
+            ("::ffff:10.0.0.0/104", "::ffff:10.255.0.1", true),
+            ("::ffff:a00:0/104", "10.1.2.3", true),
+            ("::ffff:10.0.0.0/104", "11.0.0.0", false),
+            ("::ffff:0:0/96", "203.0.113.7", true),
+            ("::ffff:0:0/96", "2001:db8::1", false),
             ("0.0.0.0/0", "255.255.255.255", true),
             ("0.0.0.0/0", "::1", false),
             ("::/0", "2001:db8::1", true),
@@ -152,6 +186,10 @@ mod tests {
                 "10.1.0.0/8",
                 "`10.1.0.0/8` has bits after its prefix; the network is `10.0.0.0/8`",
             ),
+            (
+                "::ffff:10.1.0.0/104",
+                "`::ffff:10.1.0.0/104` has bits after its prefix; the network is `10.0.0.0/8`",
+            ),
         ] {
             let error = text.parse::<Network>().unwrap_err();
             assert_eq!(error.to_string(), reason);
@@ -169,5 +207,31 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_client_has_an_ipv4_address_or_an_ipv6_network() {
+        for (address, network) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ] {
+            let client = Network::of_client(address.parse().unwrap());
+            assert_eq!(client.to_string(), network);
+        }
+    }
+
+    #[test]
+    fn ipv4_in_ipv6_form_is_ipv4() {
+        for (text, network) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:10.0.0.1/128", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            assert_eq!(text.parse::<Network>().unwrap().to_string(), network);
+        }
+        let mapped = "::ffff:10.0.0.1".parse().unwrap();
+        assert!(Network::single(mapped).contains(mapped));
     }
 }

@@ -7,6 +7,7 @@
 //! | `material` | certificates and keys: reading, judging, and what is wrong with them |
 //! | `reload` | when the files are read again, and what is said about it |
 //! | `identity` | the name in a client's certificate, and its end |
+//! | `explain` | why a connection to a server failed, in words |
 
 mod identity;
 mod material;
@@ -27,8 +28,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
+pub use prelude_bridge_client::tls::{SELF_SIGNED, Trouble, is_tls, trouble};
+
 pub use self::{
-    identity::{ClientCertificate, Identity},
+    identity::{ClientCertificate, Identity, NameKind},
     material::{Error, Fault, Leaf, examine},
     reload::Watch,
 };

@@ -1,66 +1,32 @@
-//! Owns the memory that bodies take: how one is read under its limit, and all of them under a
-//! common budget. Knows nothing of what is in them.
+//! Owns how a body is read: under its limit, its least speed, and a common budget of memory. Knows
+//! nothing of what is in it.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::error::Error;
+use super::{
+    budget::{BYTES_PER_SECOND_MIN, Budget, Held, SMALL_BYTES},
+    error::Error,
+    source::Client,
+};
 
 /// The least that a body grows by. A usual batch fits at once.
 const STEP_BYTES: usize = 16 * 1024;
-/// The budget counts in this unit, as the semaphore's numbers are small.
-const UNIT_BYTES: usize = 1024;
+/// A larger one grows by this part of itself: so it is copied a few times, and takes little more than
+/// has arrived.
+const STEP_PART: usize = 4;
 /// How long and how far (in limits) a refused body is read, so that the caller, who may still be
 /// sending, gets the answer instead of a reset connection.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 const DISCARD_LIMITS: usize = 4;
 
-/// The memory that all bodies share.
-pub(super) struct Budget {
-    units: Arc<Semaphore>,
-    bytes_max: usize,
-}
-
 /// A body in memory, which counts against the budget until it is dropped.
 pub(super) struct Body {
     pub(super) bytes: Bytes,
     pub(super) held: Held,
-}
-
-/// A share of the budget.
-#[derive(Default)]
-pub(super) struct Held {
-    units: Option<OwnedSemaphorePermit>,
-}
-
-impl Budget {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        let units = (bytes_max / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
-        Self {
-            units: Arc::new(Semaphore::new(units)),
-            bytes_max,
-        }
-    }
-
-    fn extend(&self, held: &mut Held, bytes: usize) -> Result<(), Error> {
-        let full = Error::BodiesTooLarge {
-            bytes_max: self.bytes_max,
-        };
-        let Ok(units) = u32::try_from(bytes.div_ceil(UNIT_BYTES)) else {
-            return Err(full);
-        };
-        let Ok(more) = Arc::clone(&self.units).try_acquire_many_owned(units) else {
-            return Err(full);
-        };
-        match &mut held.units {
-            Some(units) => units.merge(more),
-            none => *none = Some(more),
-        }
-        Ok(())
-    }
 }
 
 /// Reads a body of at most `bytes_max`. Memory is taken as the bytes arrive: a caller who announces
@@ -69,28 +35,47 @@ pub(super) async fn read<B: Buf>(
     mut chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
     bytes_max: usize,
     announced: Option<usize>,
-    budget: &Budget,
+    budget: &Arc<Budget>,
+    client: Client,
 ) -> Result<Body, Error> {
     // Without an announcement the limit is what may come.
     let bytes_expected = announced.unwrap_or(bytes_max).min(bytes_max);
-    let mut held = Held::default();
+    let mut held = budget.begin(client);
     let mut body = Vec::new();
-    let mut capacity = 0;
-    while let Some(chunk) = chunks.next().await {
+    let mut lively_until = held.arrived(0);
+    loop {
+        let is_small = held.bytes() <= SMALL_BYTES;
+        let chunk = tokio::select! {
+            biased;
+            () = held.gave_way() => return Err(Error::BodyGaveWay),
+            chunk = chunks.next() => chunk,
+            () = too_slow(is_small, lively_until) => {
+                let bytes_per_second = BYTES_PER_SECOND_MIN;
+                return Err(Error::BodyStalled { bytes_per_second });
+            }
+        };
+        let Some(chunk) = chunk else {
+            break;
+        };
         let mut chunk = chunk?;
         let length = body.len() + chunk.remaining();
         if length > bytes_max {
+            drop((held, body));
             discard(chunks, bytes_max).await;
             return Err(Error::BodyTooLarge { bytes_max });
         }
-        if length > capacity {
-            let grown = (2 * capacity)
-                .max(STEP_BYTES)
-                .min(bytes_expected)
-                .max(length);
-            budget.extend(&mut held, grown - capacity)?;
+        lively_until = held.arrived(chunk.remaining());
+        if length > held.bytes() {
+            let step = (held.bytes() / STEP_PART).max(STEP_BYTES);
+            let grown = (held.bytes() + step).min(bytes_expected).max(length);
+            if let Err(error) = held.extend(grown).await {
+                drop((held, body));
+                discard(chunks, bytes_max).await;
+                return Err(error);
+            }
             body.reserve_exact(grown - body.len());
-            capacity = grown;
+            // It did not have to send while it waited for room.
+            lively_until = held.arrived(0);
         }
         while chunk.has_remaining() {
             let part = chunk.chunk();
@@ -99,10 +84,20 @@ pub(super) async fn read<B: Buf>(
             chunk.advance(part_bytes);
         }
     }
+    held.complete();
     Ok(Body {
         bytes: body.into(),
         held,
     })
+}
+
+/// Waits until a body has sent too little for too long. A small one may be as slow as it likes: it
+/// holds little, and its deadline is soon over.
+async fn too_slow(is_small: bool, lively_until: Instant) {
+    if is_small {
+        std::future::pending::<()>().await;
+    }
+    sleep_until(lively_until).await;
 }
 
 /// Reads a body that is refused anyway, for a moment, without keeping it. Returns its length as
@@ -126,16 +121,46 @@ pub(super) async fn discard<B: Buf>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::IpAddr;
 
-    fn chunks(sizes: &[usize]) -> impl Stream<Item = Result<Bytes, warp::Error>> + Unpin {
+    use super::{super::budget::Limits, *};
+    use crate::net::network::Network;
+
+    fn chunks(sizes: &[usize]) -> impl Stream<Item = Result<Bytes, warp::Error>> + Unpin + use<> {
         let chunks: Vec<_> = sizes.iter().map(|&size| Ok(vec![7; size].into())).collect();
         tokio_stream::iter(chunks)
     }
 
-    #[tokio::test]
+    fn budget(bytes_max: usize) -> Arc<Budget> {
+        Arc::new(Budget::new(Limits {
+            bytes_max,
+            bytes_per_client_max: bytes_max,
+            body_bytes_max: bytes_max,
+        }))
+    }
+
+    fn client() -> Client {
+        Client {
+            network: Network::single(IpAddr::from([192, 0, 2, 1])),
+            is_proxy: false,
+        }
+    }
+
+    async fn read<S>(
+        chunks: S,
+        bytes_max: usize,
+        announced: Option<usize>,
+        budget: &Arc<Budget>,
+    ) -> Result<Body, Error>
+    where
+        S: Stream<Item = Result<Bytes, warp::Error>> + Unpin,
+    {
+        super::read(chunks, bytes_max, announced, budget, client()).await
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_body_takes_its_share_of_the_budget_until_it_is_dropped() {
-        let budget = Budget::new(64 * 1024);
+        let budget = budget(64 * 1024);
         let first = read(chunks(&[20_000; 2]), 100_000, None, &budget)
             .await
             .unwrap();
@@ -146,32 +171,41 @@ mod tests {
             Err(Error::BodiesTooLarge { bytes_max: 65_536 })
         ));
         drop(first);
-        assert_eq!(budget.units.available_permits(), 64);
         read(chunks(&[20_000; 2]), 100_000, Some(40_000), &budget)
             .await
             .unwrap();
     }
 
     #[tokio::test]
+    async fn a_body_takes_little_more_than_has_arrived() {
+        let budget = budget(1 << 20);
+        let pieces = |bytes: usize| {
+            let mut sizes = vec![1_000; bytes / 1_000];
+            sizes.push(bytes % 1_000);
+            chunks(&sizes)
+        };
+        for bytes in [1, 5_000, 70_000, 524_289, 900_000] {
+            let body = read(pieces(bytes), 1 << 20, None, &budget).await.unwrap();
+            let most = (bytes + bytes / STEP_PART).max(STEP_BYTES) + STEP_BYTES;
+            assert!((bytes..=most).contains(&body.held.bytes()), "{bytes}");
+            drop(body);
+            let body = read(pieces(bytes), 1 << 20, Some(bytes), &budget);
+            assert_eq!(body.await.unwrap().held.bytes(), bytes);
+        }
+    }
+
+    #[tokio::test]
     async fn a_small_body_that_announces_itself_takes_little() {
-        let budget = Budget::new(64 * 1024);
-        let body = read(chunks(&[100]), 100_000, Some(100), &budget)
-            .await
-            .unwrap();
-        assert_eq!(budget.units.available_permits(), 63);
-        drop(body);
-        assert!(
-            read(chunks(&[]), 100_000, Some(100_000), &budget)
-                .await
-                .unwrap()
-                .bytes
-                .is_empty()
-        );
+        let budget = budget(64 * 1024);
+        let body = read(chunks(&[100]), 100_000, Some(100), &budget).await;
+        assert_eq!(body.unwrap().held.bytes(), 100);
+        let nothing = read(chunks(&[]), 100_000, Some(100_000), &budget).await;
+        assert!(nothing.unwrap().bytes.is_empty());
     }
 
     #[tokio::test]
     async fn a_body_is_limited_whatever_it_announced() {
-        let budget = Budget::new(64 * 1024);
+        let budget = budget(64 * 1024);
         for announced in [None, Some(10), Some(100)] {
             let exact = read(chunks(&[50, 50]), 100, announced, &budget)
                 .await
@@ -180,6 +214,53 @@ mod tests {
             let over = read(chunks(&[50, 51]), 100, announced, &budget).await;
             assert!(matches!(over, Err(Error::BodyTooLarge { bytes_max: 100 })));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_has_a_least_speed() {
+        let budget = budget(1 << 20);
+        let paced = |pieces: usize, bytes: usize| {
+            let first = chunks(&[2 * SMALL_BYTES]);
+            let pace = Duration::from_millis(100);
+            let rest = tokio_stream::iter(vec![bytes; pieces]).then(move |bytes| async move {
+                tokio::time::sleep(pace).await;
+                Ok(Bytes::from(vec![7; bytes]))
+            });
+            Box::pin(first.chain(rest))
+        };
+        let since = Instant::now();
+        let silent = chunks(&[2 * SMALL_BYTES]).chain(tokio_stream::pending());
+        let stalled = read(silent, 1 << 20, None, &budget).await;
+        assert!(matches!(stalled, Err(Error::BodyStalled { .. })));
+        assert_eq!(since.elapsed().as_secs(), 2);
+        // A tenth of a second's worth of bytes, a little more and a little less.
+        let least = BYTES_PER_SECOND_MIN as usize / 10;
+        let fast = read(paced(90, least + 100), 1 << 20, None, &budget).await;
+        assert_eq!(
+            fast.unwrap().bytes.len(),
+            2 * SMALL_BYTES + 90 * (least + 100)
+        );
+        let slow = read(paced(90, least / 2), 1 << 20, None, &budget).await;
+        assert!(matches!(slow, Err(Error::BodyStalled { .. })));
+        // Small ones have only their deadline.
+        let small = chunks(&[SMALL_BYTES]).chain(tokio_stream::pending());
+        let small = read(small, 1 << 20, Some(SMALL_BYTES + 1), &budget);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(60), small)
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_body_gives_way_to_one_that_comes() {
+        let budget = budget(200_000);
+        let silent = chunks(&[150_000]).chain(tokio_stream::pending());
+        let silent = read(silent, 200_000, None, &budget);
+        let coming = read(chunks(&[50_000; 3]), 200_000, None, &budget);
+        let (silent, coming) = tokio::join!(silent, coming);
+        assert!(matches!(silent, Err(Error::BodyGaveWay)));
+        assert_eq!(coming.unwrap().bytes.len(), 150_000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,19 +1,28 @@
 //! Owns the steps of a delivery, from its headers to the durable batch.
 
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
 use bytes::Buf;
 use http::{HeaderMap, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
 use super::{
     App, Shared,
     body::{self, Body},
+    budget::Held,
     error::Error,
+    forgeries::Trial,
+    source::Client,
+    status,
 };
 use crate::{
     decode,
     log::Appended,
-    signature::{self, HeaderFault, Signature},
+    signature::{self, HeaderFault, Signature, VerifiedBody},
 };
 
 const SIGNATURE: &str = "x-webhook-signature";
@@ -21,11 +30,22 @@ const SIGNATURE: &str = "x-webhook-signature";
 const KEY_ID: &str = "x-webhook-signature-key-id";
 const TRACEPARENT: &str = "traceparent";
 
+/// How many bytes of a body take as long to hash as one verification by a key of 2048 bits takes.
+const HASHED_BYTES: usize = 32 * 1024;
+
+/// Where a delivery comes from, and how long it has.
+pub(super) struct Arrival {
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) client: Client,
+    pub(super) deadline: Instant,
+}
+
 /// Takes a delivery to `/webhooks/{app_id}`, or to `/webhooks` where `path_app` is `None`.
 pub(super) async fn take<B: Buf>(
     shared: &Shared,
     path_app: Option<&str>,
     headers: &HeaderMap,
+    arrival: &Arrival,
     chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
 ) -> Result<Appended, Error> {
     let bytes_max = shared.options.body_bytes_max;
@@ -50,7 +70,8 @@ pub(super) async fn take<B: Buf>(
         }
     };
     let body_timeout = shared.options.body_timeout;
-    let reading = body::read(chunks, bytes_max, announced, &shared.bodies);
+    let client = arrival.client;
+    let reading = body::read(chunks, bytes_max, announced, &shared.bodies, client);
     let Body { bytes, held } = timeout(body_timeout, reading).await.map_err(|_| {
         let seconds = body_timeout.as_secs();
         Error::BodyTooSlow { seconds }
@@ -61,11 +82,8 @@ pub(super) async fn take<B: Buf>(
         Some(app) => app,
         None => app_of_body(shared, &bytes)?,
     };
-    let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
-    let verifying = app
-        .keyring
-        .verify_in_turn(bytes, &signature, key_id, &shared.verifications);
-    let verified = verifying.await?;
+    let body = Body { bytes, held };
+    let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
     let batch = decode::batch(verified, &app.id, traceparent(headers))?;
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);
@@ -76,6 +94,69 @@ pub(super) async fn take<B: Buf>(
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);
     Ok(appended)
+}
+
+/// Verifies a body in its turn.
+async fn verify(
+    shared: &Shared,
+    app: &App,
+    Body { bytes, held }: Body,
+    signature: &Signature,
+    headers: &HeaderMap,
+    arrival: &Arrival,
+) -> Result<(VerifiedBody, Held), Error> {
+    let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
+    let hashing = u32::try_from(bytes.len() / HASHED_BYTES).unwrap_or(u32::MAX);
+    let cost = app.keyring.cost(signature).saturating_add(hashing).max(1);
+    let network = arrival.client.network;
+    let mut attempt = Attempt {
+        shared,
+        app,
+        peer: arrival.peer,
+        trial: shared.forgeries.trial(network, cost, arrival.deadline),
+        tried: AtomicBool::new(false),
+    };
+    if let Some(turn) = attempt.trial.turn() {
+        // What most likely is forged holds no memory that others wait for.
+        held.idle(turn).await?;
+    }
+    let turns = &shared.verifications;
+    let verifying = app
+        .keyring
+        .verify_in_turn(bytes, signature, key_id, turns, &attempt.tried);
+    match verifying.await {
+        Ok(verified) => {
+            attempt.trial.genuine();
+            Ok((verified, held))
+        }
+        Err(signature::Error::Mismatch) => Err(Error::Forged {
+            answer_at: attempt.trial.forged(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A verification that is under way. Where the sender closes the connection before its outcome is known,
+/// this is dropped with everything else, and is what still counts the forgery.
+struct Attempt<'s> {
+    shared: &'s Shared,
+    app: &'s App,
+    peer: Option<SocketAddr>,
+    trial: Trial<'s>,
+    /// Whether a key has been tried in vain.
+    tried: AtomicBool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.trial.is_open() && self.tried.load(Ordering::Relaxed) {
+            self.trial.forged();
+            let error = Error::ForgedAndGone;
+            let code = status::code(&error);
+            let app = Some(&*self.app.id);
+            self.shared.note_refusal(&error, code, app, self.peer);
+        }
+    }
 }
 
 /// What can be said before the body is read: the app, where the path names it, and the length,

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use tokio::time::Instant;
+
 use crate::{decode, log, net::framing::Excess, signature};
 
 /// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
@@ -31,8 +33,15 @@ pub(super) enum Error {
     LengthMissing,
     #[error("the body has more than {bytes_max} bytes")]
     BodyTooLarge { bytes_max: usize },
-    #[error("the bodies in flight take all the memory that they may ({bytes_max} bytes)")]
+    #[error(
+        "the bodies in flight take all the memory that they may, or those of this address their \
+         share of it ({bytes_max} bytes in all)"
+    )]
     BodiesTooLarge { bytes_max: usize },
+    #[error("the body made less progress than another one that needed its memory")]
+    BodyGaveWay,
+    #[error("the body comes slower than {bytes_per_second} bytes a second")]
+    BodyStalled { bytes_per_second: u32 },
     #[error("there is more wrapping around the chunks of the body than content in them")]
     FramingTooLarge,
     #[error("the body broke off: {0}")]
@@ -47,6 +56,13 @@ pub(super) enum Error {
     SignatureRepeated,
     #[error("the body names no app, so there is no key to verify it with")]
     AppUnnamed,
+    #[error("{}", signature::Error::Mismatch)]
+    Forged { answer_at: Instant },
+    #[error(
+        "{}; the sender did not wait for the answer",
+        signature::Error::Mismatch
+    )]
+    ForgedAndGone,
     #[error(transparent)]
     Unverified(#[from] signature::Error),
     #[error("signed, but no batch: {0}")]

@@ -1,23 +1,44 @@
-//! Owns how fast forged deliveries are answered. What a forgery costs is known only once it has been
-//! paid for, so genuine deliveries never wait in front of the keys; who forges waits afterwards, for
-//! an answer that is worth nothing, and meanwhile cannot send the next one on that connection. So a
-//! flood of forgeries gets a few hundred verifications in a second and no more, whichever addresses
-//! it comes from, also when a proxy makes them all one.
+//! Owns what forged deliveries may cost: so many verifications in a second and no more, whichever
+//! addresses they come from, also when a proxy makes them all one, and however their senders behave.
+//!
+//! Verifying costs the same whether a delivery is forged or not, so it is paid for before it begins,
+//! and given back for what turns out to be genuine. While there is nothing left to pay with, a
+//! delivery waits for its turn:
+//!
+//! - **before it is verified**, for [`TURN_WAIT_MAX`] at most, unless the last delivery of its client
+//!   was genuine. Whoever closes the connection meanwhile has cost nothing; and a genuine delivery
+//!   whose client's last one was forged, because a proxy makes the two one, is kept only that long.
+//! - **before it is answered**, for the rest of that turn, if it was forged. The answer is worth nothing
+//!   to its sender, who cannot send the next one on that connection meanwhile.
+//!
+//! Knows nothing of keys and signatures.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// How many forged deliveries are answered.
+use crate::net::network::Network;
+
+/// How long a delivery waits before it is verified. Well below the time that a request has, as it may
+/// be genuine; and so the connections of a flood have one verification in a second each at most.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How many clients are known to have sent something genuine last. Only signed deliveries get a client
+/// among them, so strangers cannot fill it.
+const PROVEN_MAX: usize = 1024;
+
+/// How many forged deliveries are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Answered at once, after a time without any. Default 100: whoever sets a sender up and tries
-    /// wrong keys is never kept waiting.
+    /// Verified and answered at once, after a time without any. Default 100: whoever sets a sender up
+    /// and tries wrong keys is never kept waiting.
     pub at_once: u32,
-    /// Answered in a second after that. Default 500: some hundredths of a core.
+    /// Verified in a second after that. Default 500: some hundredths of a core. A delivery counts as
+    /// one if it is small and there is one key of 2048 bits to try, and for more where it costs more.
     pub per_second: u32,
 }
 
@@ -30,13 +51,37 @@ impl Default for Limits {
     }
 }
 
-/// The turns of the answers.
+/// The turns of all deliveries.
 pub(super) struct Forgeries {
-    /// Between two answers.
+    /// What a delivery that costs one pays with.
     interval: Duration,
     /// How far the turns may lie back without being lost.
     burst: Duration,
-    next: Mutex<Instant>,
+    turns: Mutex<Turns>,
+}
+
+struct Turns {
+    next: Instant,
+    /// The clients whose last delivery was genuine.
+    proven: HashSet<Network>,
+}
+
+/// A delivery that is about to be verified. Dropped before its outcome is known, it gives back what it
+/// paid.
+pub(super) struct Trial<'f> {
+    forgeries: &'f Forgeries,
+    client: Network,
+    cost: u32,
+    deadline: Instant,
+    /// `None` for a proven client, who pays only for a forgery.
+    turn: Option<Turn>,
+    is_open: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Turn {
+    at: Instant,
+    paid: Duration,
 }
 
 impl Forgeries {
@@ -47,32 +92,112 @@ impl Forgeries {
         Self {
             interval,
             burst,
-            next: Mutex::new(now.checked_sub(burst).unwrap_or(now)),
+            turns: Mutex::new(Turns {
+                next: now.checked_sub(burst).unwrap_or(now),
+                proven: HashSet::new(),
+            }),
         }
     }
 
-    /// Waits for the turn of an answer, but not beyond `deadline`: whoever has waited that long has
-    /// been slowed down enough.
-    pub(super) async fn turn(&self, deadline: Instant) {
-        tokio::time::sleep_until(self.reserve(Instant::now(), deadline)).await;
+    /// Begins with a delivery of this cost. No turn of it lies beyond `deadline`: whoever has waited
+    /// that long has been slowed down enough.
+    pub(super) fn trial(&self, client: Network, cost: u32, deadline: Instant) -> Trial<'_> {
+        let is_proven = self.lock().proven.contains(&client);
+        let now = Instant::now();
+        Trial {
+            forgeries: self,
+            client,
+            cost,
+            deadline,
+            turn: (!is_proven).then(|| self.reserve(now, cost, deadline)),
+            is_open: true,
+        }
     }
 
-    fn reserve(&self, now: Instant, deadline: Instant) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+    fn reserve(&self, now: Instant, cost: u32, deadline: Instant) -> Turn {
+        let mut turns = self.lock();
         // A burst is what was saved up in the time without forgeries.
         let saved = now.checked_sub(self.burst).unwrap_or(now);
-        let turn = (*next).max(saved) + self.interval;
-        if turn > deadline {
+        let paid = self.interval.saturating_mul(cost);
+        let at = turns.next.max(saved) + paid;
+        if at > deadline {
             // The turn stays for somebody else.
-            return deadline;
+            return Turn {
+                at: deadline,
+                paid: Duration::ZERO,
+            };
         }
-        *next = turn;
-        turn
+        turns.next = at;
+        Turn { at, paid }
+    }
+
+    fn give_back(&self, turn: Turn) {
+        let mut turns = self.lock();
+        turns.next = turns.next.checked_sub(turn.paid).unwrap_or(turns.next);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Trial<'_> {
+    /// Waits until the delivery may be verified. `None` where there is nothing to wait for.
+    pub(super) fn turn(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let now = Instant::now();
+        let at = self.turn.filter(|turn| turn.at > now)?.at;
+        Some(tokio::time::sleep_until(at.min(now + TURN_WAIT_MAX)))
+    }
+
+    /// The delivery was genuine.
+    pub(super) fn genuine(&mut self) {
+        self.close();
+        let mut turns = self.forgeries.lock();
+        if turns.proven.len() >= PROVEN_MAX {
+            // Whoever goes on sending what is genuine is soon back.
+            turns.proven.clear();
+        }
+        turns.proven.insert(self.client);
+    }
+
+    /// The delivery was forged, or its sender did not wait for the outcome. Returns when it may be
+    /// answered.
+    pub(super) fn forged(&mut self) -> Instant {
+        self.is_open = false;
+        self.forgeries.lock().proven.remove(&self.client);
+        let now = Instant::now();
+        let reserve = || self.forgeries.reserve(now, self.cost, self.deadline);
+        self.turn.unwrap_or_else(reserve).at
+    }
+
+    /// Whether the outcome is not known yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// What was paid is given back.
+    fn close(&mut self) {
+        self.is_open = false;
+        if let Some(turn) = self.turn.take() {
+            self.forgeries.give_back(turn);
+        }
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            self.close();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const LIMITS: Limits = Limits {
@@ -80,34 +205,136 @@ mod tests {
         per_second: 100,
     };
 
+    fn client(number: u8) -> Network {
+        Network::single(IpAddr::from([192, 0, 2, number]))
+    }
+
+    /// How long a delivery waits before it is verified.
+    fn wait(trial: &Trial<'_>) -> impl Future<Output = Duration> + use<> {
+        let turn = trial.turn();
+        async {
+            let since = Instant::now();
+            if let Some(turn) = turn {
+                turn.await;
+            }
+            since.elapsed()
+        }
+    }
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn some_are_answered_at_once_and_then_so_many_in_a_second() {
+    async fn some_are_taken_at_once_and_then_so_many_in_a_second() {
         let forgeries = Forgeries::new(LIMITS);
         tokio::time::advance(Duration::from_secs(60)).await;
         let since = Instant::now();
-        let deadline = since + Duration::from_secs(8);
         for _ in 0..10 {
-            forgeries.turn(deadline).await;
+            let mut trial = forgeries.trial(client(1), 1, in_a_minute());
+            assert!(trial.turn().is_none());
+            assert!(trial.forged() <= since);
         }
-        assert_eq!(since.elapsed(), Duration::ZERO);
-        for _ in 0..200 {
-            forgeries.turn(deadline).await;
+        for number in 0..200 {
+            // From wherever they come.
+            let mut trial = forgeries.trial(client(number), 1, in_a_minute());
+            wait(&trial).await;
+            tokio::time::sleep_until(trial.forged()).await;
         }
         assert_eq!(since.elapsed().as_secs(), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_beyond_the_deadline_or_pushes_others_back_for_ever() {
+    async fn nobody_waits_long_before_or_beyond_the_deadline_after() {
         let forgeries = Forgeries::new(LIMITS);
         let since = Instant::now();
-        let deadline = since + Duration::from_secs(1);
-        let turns: Vec<_> = (0..10_000)
-            .map(|_| forgeries.reserve(since, deadline))
-            .collect();
-        assert!(turns.iter().all(|turn| *turn <= deadline));
+        let deadline = since + Duration::from_secs(8);
+        for _ in 0..10_000 {
+            let mut trial = forgeries.trial(client(1), 1, deadline);
+            assert!(
+                wait(&trial)
+                    .now_or_never()
+                    .is_none_or(|wait| wait.is_zero())
+            );
+            assert!(trial.forged() <= deadline);
+        }
+        let trial = forgeries.trial(client(2), 1, deadline);
+        assert_eq!(wait(&trial).await, TURN_WAIT_MAX);
+        drop(trial);
         // The turns that were given reach as far as the deadline and no further.
-        let later = since + Duration::from_secs(2);
-        let next = forgeries.reserve(later, later + Duration::from_secs(1));
-        assert!(next <= later, "{:?}", next - later);
+        tokio::time::sleep_until(deadline).await;
+        let trial = forgeries.trial(client(2), 1, in_a_minute());
+        assert!(wait(&trial).await <= forgeries.interval);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_genuine_last_does_not_wait_and_pays_for_a_forgery() {
+        let forgeries = Forgeries::new(LIMITS);
+        forgeries.trial(client(1), 1, in_a_minute()).genuine();
+        for _ in 0..30 {
+            forgeries.trial(client(2), 1, in_a_minute()).forged();
+        }
+        let mut proven = forgeries.trial(client(1), 1, in_a_minute());
+        assert!(proven.turn().is_none());
+        let at = proven.forged();
+        assert!(at > Instant::now());
+        // And waits like the others from then on, until the next genuine one.
+        let mut again = forgeries.trial(client(1), 1, in_a_minute());
+        assert!(again.turn.unwrap().at > at);
+        assert!(!wait(&again).await.is_zero());
+        again.genuine();
+        for _ in 0..30 {
+            forgeries.trial(client(2), 1, in_a_minute()).forged();
+        }
+        assert!(
+            forgeries
+                .trial(client(1), 1, in_a_minute())
+                .turn()
+                .is_none()
+        );
+        assert!(
+            forgeries
+                .trial(client(2), 1, in_a_minute())
+                .turn()
+                .is_some()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_genuine_or_given_up_before_it_is_verified_costs_nothing() {
+        let forgeries = Forgeries::new(LIMITS);
+        for number in 0..100 {
+            forgeries.trial(client(number), 5, in_a_minute()).genuine();
+            drop(forgeries.trial(client(200), 5, in_a_minute()));
+        }
+        assert!(
+            forgeries
+                .trial(client(201), 10, in_a_minute())
+                .turn()
+                .is_none()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_costs_more_pays_more() {
+        let forgeries = Forgeries::new(LIMITS);
+        let since = Instant::now();
+        for _ in 0..20 {
+            forgeries.trial(client(1), 6, in_a_minute()).forged();
+        }
+        // Of 120, 10 were saved up.
+        let turn = forgeries.trial(client(1), 1, in_a_minute()).turn.unwrap();
+        assert_eq!((turn.at - since).as_millis(), 1_110);
+    }
+
+    #[tokio::test]
+    async fn the_proven_are_bounded() {
+        let forgeries = Forgeries::new(LIMITS);
+        for number in 0..=PROVEN_MAX as u32 {
+            let client = Network::single(IpAddr::from(number.to_be_bytes()));
+            forgeries.trial(client, 1, in_a_minute()).genuine();
+            assert!(forgeries.lock().proven.len() <= PROVEN_MAX);
+        }
+        assert!(!forgeries.lock().proven.is_empty());
     }
 }

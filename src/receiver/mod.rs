@@ -14,10 +14,13 @@
 //! It knows the log only by its trait and nothing of who reads the events.
 
 mod body;
+mod budget;
 mod challenge;
 mod delivery;
 mod error;
 pub mod forgeries;
+mod forwarded;
+mod refusals;
 mod routes;
 pub mod source;
 mod status;
@@ -29,7 +32,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{body::Budget, forgeries::Forgeries, source::Sources};
+use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
     log::Log,
     metrics::Metrics,
@@ -51,12 +54,16 @@ pub struct Options {
     /// Bytes of all bodies that are being read or processed. Default 64 MiB. A body counts from
     /// its first bytes to its answer, by what has arrived and not by what was announced.
     pub bodies_bytes_max: usize,
+    /// Of these, bytes of the bodies of one IPv4 address or one IPv6 /64, by whoever a trusted proxy
+    /// names; a proxy that names nobody has all. Default 16 MiB: three thousand usual batches at once.
+    /// Never less than one body.
+    pub bodies_bytes_per_address_max: usize,
     /// Deliveries that are being verified at once; others wait their turn. Default 1,024. One
     /// attempt takes a thread for tens of microseconds, so this bounds how long a genuine delivery
     /// waits behind a flood of forged ones. One that waits for newer keys does not
     /// count meanwhile.
     pub verifications_max: usize,
-    /// How many forged deliveries are answered; the others wait for their turn.
+    /// How many forged deliveries are verified and answered; the others wait for their turn.
     pub forgeries: forgeries::Limits,
     /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
     /// comes after.
@@ -78,6 +85,7 @@ impl Default for Options {
             sources: Sources::default(),
             body_bytes_max: 1024 * 1024,
             bodies_bytes_max: 64 * 1024 * 1024,
+            bodies_bytes_per_address_max: 16 * 1024 * 1024,
             verifications_max: 1024,
             forgeries: forgeries::Limits::default(),
             body_timeout: Duration::from_secs(5),
@@ -140,7 +148,7 @@ struct Shared {
     apps: HashMap<Arc<str>, App>,
     log: Arc<dyn Log>,
     metrics: Arc<Metrics>,
-    bodies: Budget,
+    bodies: Arc<Budget>,
     verifications: Semaphore,
     forgeries: Forgeries,
     quiet: Quiet,
@@ -159,7 +167,11 @@ impl Receiver {
                 apps,
                 log,
                 metrics,
-                bodies: Budget::new(options.bodies_bytes_max),
+                bodies: Arc::new(Budget::new(budget::Limits {
+                    bytes_max: options.bodies_bytes_max,
+                    bytes_per_client_max: options.bodies_bytes_per_address_max,
+                    body_bytes_max: options.body_bytes_max,
+                })),
                 quiet: Quiet::new(options.quiet),
                 verifications: Semaphore::new(options.verifications_max),
                 forgeries: Forgeries::new(options.forgeries),

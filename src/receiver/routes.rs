@@ -1,25 +1,22 @@
 //! Owns the warp routes: which path and method leads where, the deadline over everything, and the
 //! counting and logging of what came of it.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use bytes::Buf;
 use http::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use tokio_stream::Stream;
-use tracing::Level;
 use warp::{Filter, Rejection, reply::Response};
 
 use super::{
-    Shared, challenge, delivery,
+    Shared, challenge,
+    delivery::{self, Arrival},
     error::Error,
-    status::{self, Outcome},
+    status::Outcome,
 };
-use crate::{
-    net::{http1::Peer, quiet::Admitted},
-    signature,
-};
+use crate::net::http1::Peer;
 
 /// All routes of the webhook port. Nothing is rejected: whatever is asked has its answer.
 pub(super) fn routes(
@@ -79,13 +76,21 @@ async fn answer<B: Buf>(
         Some(segment) => percent_decode_str(segment).decode_utf8().map(Some),
         None => Ok(None),
     };
+    let peer = peer.map(|Peer(address)| address);
     let timeout = shared.options.request_timeout;
     // What is not UTF-8 is no app id.
     let handled = match &decoded {
         Ok(app) => {
             tokio::time::timeout(
                 timeout,
-                handle(shared, app.as_deref(), &request, peer, body),
+                handle(
+                    shared,
+                    app.as_deref(),
+                    &request,
+                    peer,
+                    since + timeout,
+                    body,
+                ),
             )
             .await
         }
@@ -98,28 +103,36 @@ async fn answer<B: Buf>(
             seconds: timeout.as_secs(),
         }),
     };
-    if let Outcome::Refused(Error::Unverified(signature::Error::Mismatch)) = outcome {
-        // After all that was held for it has been given back.
-        shared.forgeries.turn(since + timeout).await;
-    }
     let app = decoded.ok().flatten();
-    conclude(shared, &outcome, app.as_deref(), peer, since)
+    // Counted and logged before anything is waited for: the caller may close the connection meanwhile,
+    // and then nothing goes on here.
+    let response = conclude(shared, &outcome, app.as_deref(), peer, since);
+    if let Outcome::Refused(Error::Forged { answer_at }) = outcome {
+        // After all that was held for it has been given back.
+        tokio::time::sleep_until(answer_at).await;
+    }
+    response
 }
 
 async fn handle<B: Buf>(
     shared: &Shared,
     app: Option<&str>,
     request: &Request,
-    peer: Option<Peer>,
+    peer: Option<SocketAddr>,
+    deadline: Instant,
     body: impl Stream<Item = Result<B, warp::Error>> + Send,
 ) -> Result<Outcome, Error> {
-    let peer = peer.map(|Peer(address)| address);
     shared.options.sources.admit(peer, &request.headers)?;
     match request.method {
         Method::GET => challenge::answer(shared, app, &request.query).map(Outcome::Challenge),
         Method::POST => {
             let body = std::pin::pin!(body);
-            let appended = delivery::take(shared, app, &request.headers, body).await?;
+            let arrival = Arrival {
+                peer,
+                client: shared.options.sources.client(peer, &request.headers),
+                deadline,
+            };
+            let appended = delivery::take(shared, app, &request.headers, &arrival, body).await?;
             Ok(Outcome::Accepted(appended))
         }
         _ => Err(Error::MethodUnknown),
@@ -131,7 +144,7 @@ fn conclude(
     shared: &Shared,
     outcome: &Outcome,
     app: Option<&str>,
-    peer: Option<Peer>,
+    peer: Option<SocketAddr>,
     since: Instant,
 ) -> Response {
     let answer = outcome.answer();
@@ -139,44 +152,19 @@ fn conclude(
     shared.metrics.request(answer.code, status, since.elapsed());
     // Only a configured id: a stranger's words stay out of the log.
     let app = app.and_then(|app| shared.apps.get(app)).map(|app| &*app.id);
-    let peer = peer.map(|Peer(address)| tracing::field::display(address));
+    let shown_peer = peer.map(tracing::field::display);
     match outcome {
         Outcome::Challenge(_) => {
-            tracing::info!(app, peer, "activation challenge answered");
+            tracing::info!(app, peer = shown_peer, "activation challenge answered");
         }
         Outcome::Accepted(appended) => tracing::debug!(
             app,
-            peer,
+            peer = shown_peer,
             accepted = appended.accepted,
             duplicates = appended.duplicates,
             "batch accepted"
         ),
-        Outcome::Refused(error) => {
-            if let Some(reason) = verification_failure(error) {
-                shared.metrics.verification_failed(reason);
-            }
-            let code = answer.code;
-            let Some(Admitted { unlogged }) = shared.quiet.admit(code) else {
-                return answer.response;
-            };
-            match status::level(error) {
-                Level::ERROR => {
-                    tracing::error!(app, peer, code, unlogged, %error, "request refused");
-                }
-                Level::WARN => tracing::warn!(app, peer, code, unlogged, %error, "request refused"),
-                _ => tracing::info!(app, peer, code, unlogged, %error, "request refused"),
-            }
-        }
+        Outcome::Refused(error) => shared.note_refusal(error, answer.code, app, peer),
     }
     answer.response
-}
-
-fn verification_failure(error: &Error) -> Option<&'static str> {
-    match error {
-        Error::SignatureMissing => Some("header_missing"),
-        Error::SignatureRepeated => Some("header_repeated"),
-        Error::AppUnnamed => Some("app_unnamed"),
-        Error::Unverified(error) => Some(error.reason()),
-        _ => None,
-    }
 }

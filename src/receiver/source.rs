@@ -9,9 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
-use super::error::Error;
+use super::{error::Error, forwarded};
 use crate::net::network::Network;
 
 /// The addresses that Prelude sends from. Source:
@@ -25,6 +25,15 @@ pub const PRELUDE: [IpAddr; 3] = [
 /// <https://www.rfc-editor.org/rfc/rfc7239>
 const FORWARDED: &str = "forwarded";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Who a request comes from, as far as shares go: one IPv4 address, or the /64 that one host has of
+/// IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Client {
+    pub(super) network: Network,
+    /// Whether it is a trusted proxy that does not say for whom it speaks.
+    pub(super) is_proxy: bool,
+}
 
 /// Who may speak to the webhook port. By default everybody: signatures decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +76,20 @@ impl Sources {
         }
     }
 
+    /// Who a request counts for where clients share something.
+    pub(super) fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Client {
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        let peer = peer.to_canonical();
+        // Headers that name nobody could be a stranger's doing: they count for the proxy, but as one
+        // client of many. A proxy that sets no header at all speaks for everybody behind it.
+        let source = self.source(peer, headers);
+        let named = source.unwrap_or(peer);
+        Client {
+            network: Network::of_client(named),
+            is_proxy: source.is_some_and(|source| self.is_proxy(source)),
+        }
+    }
+
     /// Where a request comes from, as far as it can be believed; `None` if the headers of a trusted
     /// proxy name no address, or two.
     fn source(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
@@ -76,13 +99,13 @@ impl Sources {
         let has = |name| headers.contains_key(name);
         match (has(X_FORWARDED_FOR), has(FORWARDED)) {
             (false, false) => Some(peer),
-            (true, false) => self.walk(peer, headers, X_FORWARDED_FOR, listed),
-            (false, true) => self.walk(peer, headers, FORWARDED, forwarded_for),
+            (true, false) => self.walk(peer, headers, X_FORWARDED_FOR),
+            (false, true) => self.walk(peer, headers, FORWARDED),
             // A proxy writes one of them and may pass the other on as a stranger wrote it. Which is
             // which cannot be told, so they have to agree.
             (true, true) => {
-                let one = self.walk(peer, headers, X_FORWARDED_FOR, listed)?;
-                let other = self.walk(peer, headers, FORWARDED, forwarded_for)?;
+                let one = self.walk(peer, headers, X_FORWARDED_FOR)?;
+                let other = self.walk(peer, headers, FORWARDED)?;
                 (one == other).then_some(one)
             }
         }
@@ -90,25 +113,22 @@ impl Sources {
 
     /// From the right, hop by hop, to the first address that is no trusted proxy. The elements of
     /// several headers of one name follow one another (RFC 9110 section 5.3).
-    fn walk(
-        &self,
-        peer: IpAddr,
-        headers: &HeaderMap,
-        name: &str,
-        read: fn(&str) -> Option<IpAddr>,
-    ) -> Option<IpAddr> {
+    fn walk(&self, peer: IpAddr, headers: &HeaderMap, name: &str) -> Option<IpAddr> {
         let mut source = peer;
-        let values: Vec<&http::HeaderValue> = headers.get_all(name).iter().collect();
-        for value in values.into_iter().rev() {
-            for element in value.to_str().ok()?.rsplit(',') {
+        let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+        for line in lines.into_iter().rev() {
+            if !self.is_proxy(source) {
+                break;
+            }
+            let addresses = match name {
+                FORWARDED => forwarded::addresses(line.as_bytes())?,
+                _ => listed(line)?,
+            };
+            for address in addresses.into_iter().rev() {
                 if !self.is_proxy(source) {
-                    return Some(source);
+                    break;
                 }
-                // Empty elements are nobody's (RFC 9110 section 5.6.1).
-                if element.trim().is_empty() {
-                    continue;
-                }
-                source = read(element.trim())?.to_canonical();
+                source = address?.to_canonical();
             }
         }
         Some(source)
@@ -119,31 +139,22 @@ impl Sources {
     }
 }
 
+/// The addresses of a line of `X-Forwarded-For`; `None` among them for what is none. Empty elements
+/// are nobody's (RFC 9110 section 5.6.1).
+fn listed(line: &HeaderValue) -> Option<Vec<Option<IpAddr>>> {
+    let elements = line.to_str().ok()?.split(',').map(str::trim);
+    let elements = elements.filter(|element| !element.is_empty());
+    Some(elements.map(address).collect())
+}
+
 /// An element of `X-Forwarded-For`: an address, with some proxies a port too.
-fn listed(element: &str) -> Option<IpAddr> {
+fn address(element: &str) -> Option<IpAddr> {
     let address = element.parse().ok();
     let address = address.or_else(|| Some(element.parse::<SocketAddr>().ok()?.ip()));
     address.or_else(|| {
         let inner = element.strip_prefix('[')?.strip_suffix(']')?;
         inner.parse().ok()
     })
-}
-
-/// An element of `Forwarded`: pairs of which one is `for`. Names that hide an address (`unknown`,
-/// `_hidden`) are none.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut nodes = element.split(';').filter_map(|pair| {
-        let (name, node) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then_some(node)
-    });
-    let node = nodes.next()?.trim();
-    if nodes.next().is_some() {
-        return None;
-    }
-    let quoted = node
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'));
-    listed(quoted.unwrap_or(node))
 }
 
 #[cfg(test)]
@@ -235,6 +246,19 @@ mod tests {
             ("for=unknown", false),
             ("proto=https", false),
             ("for=34.252.67.209;for=203.0.113.7", false),
+            ("for=\"[::ffff:34.252.67.209]\"", true),
+            ("for=34.252.67.209, for=\"[::ffff:10.0.0.9]\"", true),
+            ("for=34.252.67.209,, for=10.0.0.9,", true),
+            ("", false),
+            // A stranger's `Host` in the element of a proxy that trusts it to have no quotes.
+            (
+                "for=203.0.113.7;host=\"x,for=34.252.67.209;y=\";proto=http",
+                false,
+            ),
+            ("for=34.252.67.209;host=\"x,for=203.0.113.7;y=\"", true),
+            // A fault to the left is a fault of the line.
+            ("for=\"34.252.67.209, for=34.252.67.209", false),
+            ("for=34.252.67.209:80, for=34.252.67.209", false),
         ] {
             let headers = [("forwarded", value)];
             assert_eq!(admits("10.0.0.1", &headers), is_admitted, "{value}");
@@ -242,10 +266,73 @@ mod tests {
     }
 
     #[test]
+    fn each_line_of_the_standard_header_is_read_by_itself() {
+        let theirs = "for=34.252.67.209";
+        let proxys = "for=203.0.113.7";
+        let lines = |lines: &[&str]| {
+            let headers: Vec<_> = lines.iter().map(|line| ("forwarded", *line)).collect();
+            admits("10.0.0.1", &headers)
+        };
+        assert!(lines(&[proxys, theirs]));
+        assert!(!lines(&[theirs, proxys]));
+        assert!(lines(&[theirs, "for=10.0.0.9"]));
+        // A quoted string that a stranger begins does not swallow what the proxy says.
+        assert!(!lines(&["for=34.252.67.209;host=\"x", proxys]));
+        assert!(!lines(&["for=34.252.67.209;host=\"x", "y\", for=10.0.0.9"]));
+        assert!(!lines(&[theirs, "for=10.0.0.9;host=\"x"]));
+        // What stands left of the sender is nobody's business, whatever it is.
+        assert!(lines(&["for=\"", theirs]));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_name_nobody_unless_they_are_quoted() {
+        let admits = |value: &[u8]| {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(FORWARDED), value)]);
+            let peer = SocketAddr::from(([10, 0, 0, 1], 4711));
+            sources().admit(Some(peer), &headers).is_ok()
+        };
+        assert!(admits(b"for=34.252.67.209;host=\"\xfc\""));
+        assert!(!admits(b"for=34.252.67.209;host=\xfc"));
+        assert!(!admits(b"for=\xb2.252.67.209"));
+    }
+
+    #[test]
     fn two_headers_that_disagree_name_nobody() {
         let claimed = ("forwarded", "for=34.252.67.209");
         assert!(!admits("10.0.0.1", &[(XFF, "203.0.113.7"), claimed]));
         assert!(admits("10.0.0.1", &[(XFF, "34.252.67.209"), claimed]));
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_the_network_of_one_host_or_a_proxy() {
+        let client = |peer: &str, headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                let value = HeaderValue::from_str(value).unwrap();
+                (HeaderName::from_static(name), value)
+            });
+            let peer = SocketAddr::new(peer.parse().unwrap(), 4711);
+            let client = sources().client(Some(peer), &headers.collect());
+            (client.network.to_string(), client.is_proxy)
+        };
+        let of = |network: &str, is_proxy| (network.to_owned(), is_proxy);
+        let named = [(XFF, "198.51.100.1")];
+        assert_eq!(client("203.0.113.7", &named), of("203.0.113.7", false));
+        assert_eq!(client("::ffff:203.0.113.7", &[]), of("203.0.113.7", false));
+        assert_eq!(client("2a00::1:2:3", &[]), of("2a00::/64", false));
+        assert_eq!(client("10.0.0.1", &named), of("198.51.100.1", false));
+        let named = [(FORWARDED, "for=\"[2a00:0:0:1::1]:80\"")];
+        assert_eq!(client("10.0.0.1", &named), of("2a00:0:0:1::/64", false));
+        assert_eq!(client("10.0.0.1", &[]), of("10.0.0.1", true));
+        assert_eq!(
+            client("10.0.0.1", &[(XFF, "10.0.0.2")]),
+            of("10.0.0.2", true)
+        );
+        for nobody in [(XFF, "unknown"), (FORWARDED, "for=\"")] {
+            assert_eq!(client("10.0.0.1", &[nobody]), of("10.0.0.1", false));
+        }
+        let nowhere = sources().client(None, &HeaderMap::new());
+        assert!(!nowhere.is_proxy);
     }
 
     #[test]

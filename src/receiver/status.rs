@@ -12,9 +12,9 @@
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks are all wrapping |
 //! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
-//! | 422 | signed, but not a batch of this app |
-//! | 429 | more bodies at once than there is memory for |
-//! | 503 | no keys yet, no answer within the time, or the log cannot take the batch now |
+//! | 422 | signed, but not a batch of this app, or one that can be read in two ways |
+//! | 429 | more bodies at once than there is memory for; it came slower than others who waited for it |
+//! | 503 | no keys yet, too slow a body, no answer within the time, or the log cannot take the batch now |
 
 use std::{borrow::Cow, time::Duration};
 
@@ -78,12 +78,16 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::TokenMismatch
         | Error::BodyTooLarge { .. }
         | Error::BodiesTooLarge { .. }
+        | Error::BodyGaveWay
+        | Error::BodyStalled { .. }
         | Error::FramingTooLarge
         | Error::BodyTooSlow { .. }
         | Error::TooSlow { .. }
         | Error::SignatureMissing
         | Error::SignatureRepeated
         | Error::AppUnnamed
+        | Error::Forged { .. }
+        | Error::ForgedAndGone
         | Error::Unverified(_)
         | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
         // Scanners of the internet.
@@ -106,6 +110,11 @@ struct Row {
     message: Cow<'static, str>,
     /// When the same request may succeed; `None` where it never will.
     retry_after: Option<Duration>,
+}
+
+/// The word for a refusal in metrics and logs.
+pub(super) fn code(error: &Error) -> &'static str {
+    row(error).code
 }
 
 fn refuse(error: &Error) -> Answer {
@@ -186,7 +195,7 @@ fn row(error: &Error) -> Row {
             "framing_too_large",
             "send the body in larger chunks, or with its length and not in chunks",
         ),
-        Error::BodiesTooLarge { .. } => later(
+        Error::BodiesTooLarge { .. } | Error::BodyGaveWay => later(
             StatusCode::TOO_MANY_REQUESTS,
             "too_many_bodies",
             "too many deliveries at once",
@@ -203,6 +212,12 @@ fn row(error: &Error) -> Row {
             StatusCode::SERVICE_UNAVAILABLE,
             "deadline_exceeded",
             format!("the body was not there within {seconds} s"),
+            Duration::from_secs(5),
+        ),
+        Error::BodyStalled { bytes_per_second } => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "deadline_exceeded",
+            format!("the body comes slower than {bytes_per_second} bytes a second"),
             Duration::from_secs(5),
         ),
         Error::TooSlow { seconds } => later(
@@ -226,6 +241,7 @@ fn row(error: &Error) -> Row {
             "signature_unverifiable",
             "the body names no app whose keys could verify it",
         ),
+        Error::Forged { .. } | Error::ForgedAndGone => unverified(&signature::Error::Mismatch),
         Error::Unverified(error) => unverified(error),
         Error::NoBatch(error) => no_batch(*error),
         Error::NotAppended(error) => not_appended(error),
@@ -262,6 +278,7 @@ fn no_batch(error: decode::Error) -> Row {
     let code = match error {
         decode::Error::NotUtf8 { .. } | decode::Error::NotJson { .. } => "body_not_json",
         decode::Error::OtherApp => "app_mismatch",
+        decode::Error::Ambiguous(_) => "body_ambiguous",
         decode::Error::NotObject
         | decode::Error::NoAppId
         | decode::Error::NoEvents

@@ -111,29 +111,7 @@ impl Bridge {
 
     /// All apps have the same key; `keyless` has none.
     async fn start_with(options: Options, apps: &[&str]) -> Self {
-        let keys = tempfile::tempdir().unwrap();
-        let path = keys.path().join("jwks.json");
-        let jwks = serde_json::json!({ "keys": [key().public_jwk(AlgLabel::default())] });
-        std::fs::write(&path, jwks.to_string()).unwrap();
-        let app = |id: &&str| {
-            let source = match *id {
-                // Nobody listens on port 1.
-                "keyless" => KeySource::url("http://127.0.0.1:1/jwks.json").unwrap(),
-                _ => KeySource::JwksFile(path.clone()),
-            };
-            App {
-                id: (*id).into(),
-                verification_token: VerificationToken::new(TOKEN),
-                keyring: Keyring::open(id, source, Default::default(), None).unwrap(),
-            }
-        };
-        let log = Arc::new(TestLog {
-            inner: memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
-            fault: Mutex::new(Fault::None),
-        });
-        let metrics = Arc::new(Metrics::new());
-        let apps = apps.iter().map(app).collect();
-        let receiver = Receiver::new(options, apps, Arc::clone(&log) as _, Arc::clone(&metrics));
+        let (receiver, log, metrics, keys) = receiver(options, apps);
         let any = (Ipv4Addr::LOCALHOST, 0).into();
         let listener = net::Listener::bind("webhook", "--webhook-listen", any)
             .await
@@ -166,6 +144,38 @@ impl Bridge {
     fn events(&self) -> u64 {
         self.log.range().event_count()
     }
+}
+
+/// A receiver that is not run, with its log, its metrics, and where its keys are. All apps have the
+/// same key; `keyless` has none.
+fn receiver(
+    options: Options,
+    apps: &[&str],
+) -> (Receiver, Arc<TestLog>, Arc<Metrics>, tempfile::TempDir) {
+    let keys = tempfile::tempdir().unwrap();
+    let path = keys.path().join("jwks.json");
+    let jwks = serde_json::json!({ "keys": [key().public_jwk(AlgLabel::default())] });
+    std::fs::write(&path, jwks.to_string()).unwrap();
+    let app = |id: &&str| {
+        let source = match *id {
+            // Nobody listens on port 1.
+            "keyless" => KeySource::url("http://127.0.0.1:1/jwks.json").unwrap(),
+            _ => KeySource::JwksFile(path.clone()),
+        };
+        App {
+            id: (*id).into(),
+            verification_token: VerificationToken::new(TOKEN),
+            keyring: Keyring::open(id, source, Default::default(), None).unwrap(),
+        }
+    };
+    let log = Arc::new(TestLog {
+        inner: memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
+        fault: Mutex::new(Fault::None),
+    });
+    let metrics = Arc::new(Metrics::new());
+    let apps = apps.iter().map(app).collect();
+    let receiver = Receiver::new(options, apps, Arc::clone(&log) as _, Arc::clone(&metrics));
+    (receiver, log, metrics, keys)
 }
 
 struct Client {

@@ -10,11 +10,31 @@ use crate::{
     log::{self, Log, embedded, memory},
     metrics::Metrics,
     net::{Listener, tls},
+    permissions::{self, By},
+    plain,
     signature::{self, KeySource, Keyring},
 };
 
 /// Where key sets outlive a restart, below the data directory.
 const KEY_CACHE_DIRECTORY: &str = "keys";
+
+/// Refuses a data directory and files that others can change, and warns of secrets that they can
+/// read. Each file is checked again where it is opened.
+pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
+    if config.store == Store::Embedded {
+        permissions::directory(&config.data_dir, By::Bridge)?;
+        if let Some(shared) = permissions::shared(&config.data_dir) {
+            tracing::warn!("{}", plain::words(shared));
+        }
+    }
+    for file in config.trusted_files() {
+        permissions::file(&file, By::Bridge)?;
+    }
+    for exposed in config.secret_files().filter_map(permissions::exposed) {
+        tracing::warn!("{}", plain::words(exposed));
+    }
+    Ok(())
+}
 
 pub(super) fn log(
     config: &Config,
@@ -68,7 +88,7 @@ pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
     config.apps.iter().map(open).collect()
 }
 
-fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
+pub(super) fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
     let source = match &app.keys {
         config::KeySource::JwksUrl(url) => KeySource::url(url),
         config::KeySource::JwksFile(path) => Ok(KeySource::JwksFile(path.clone())),

@@ -1,10 +1,10 @@
 //! Owns what of the configuration each part is given.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use crate::{
     config::Config,
-    net::{self, http1, quiet},
+    net::{self, http1, network::Network, quiet},
     receiver::{self, VerificationToken, source::Sources},
     signature::Keyring,
     stream,
@@ -27,6 +27,7 @@ pub(super) fn of_receiver(config: &Config) -> receiver::Options {
         sources: sources(config),
         body_bytes_max: limits.body_bytes_max.as_usize(),
         bodies_bytes_max: limits.bodies_bytes_max.as_usize(),
+        bodies_bytes_per_address_max: limits.bodies_bytes_per_address_max.as_usize(),
         verifications_max: limits.verifications_max,
         forgeries: receiver::forgeries::Limits {
             at_once: u32::try_from(limits.forgeries_at_once).unwrap_or(u32::MAX),
@@ -62,7 +63,15 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
     let streams_max = limits.streams_per_connection_max;
     stream::Options {
         streams_max: limits.streams_max,
+        streams_per_address_max: limits.streams_per_address_max,
         calls_max: limits.calls_max,
+        calls_per_address_max: limits.calls_per_address_max,
+        checks_max: limits.checks_max,
+        watches_max: limits.watches_max,
+        watches_per_address_max: limits.watches_per_address_max,
+        proxies: config.grpc_proxies.clone(),
+        credential_timeout: limits.credential_timeout,
+        idle_timeout: limits.idle_timeout,
         local_error_resets_max: limits.local_error_resets_max,
         pending_accept_resets_max: limits.pending_accept_resets_max,
         streams_per_connection_max: u32::try_from(streams_max).unwrap_or(u32::MAX),
@@ -90,7 +99,22 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
     }
 }
 
-fn quiet(config: &Config) -> quiet::Limits {
+/// What the gRPC port's listener holds.
+pub(super) fn of_grpc_listener(config: &Config) -> net::Limits {
+    net::Limits {
+        connections_max: config.grpc_limits.connections_max,
+        connections_per_address_max: config.grpc_limits.connections_per_address_max,
+        drain_timeout: connections_drain_timeout(config.drain_timeout),
+    }
+}
+
+/// Whether an address is in one of these networks.
+pub(super) fn is_in(networks: &[Network]) -> impl Fn(IpAddr) -> bool + Send + Sync + use<> {
+    let networks = networks.to_vec();
+    move |address| networks.iter().any(|network| network.contains(address))
+}
+
+pub(super) fn quiet(config: &Config) -> quiet::Limits {
     let limits = config.refusal_limits;
     quiet::Limits {
         lines_at_once: u32::try_from(limits.lines_at_once).unwrap_or(u32::MAX),

@@ -74,9 +74,9 @@ impl Cache {
             jwks: String::from_utf8_lossy(document).into_owned(),
         };
         let directory = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
+        make_private_directory(directory)?;
         let fresh = self.path.with_extension("new");
-        let mut file = std::fs::File::create(&fresh)?;
+        let mut file = create_private(&fresh)?;
         file.write_all(&serde_json::to_vec(&content)?)?;
         file.sync_all()?;
         std::fs::rename(&fresh, &self.path)?;
@@ -86,6 +86,42 @@ impl Cache {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// For this user alone, also where an earlier version or another program made it for everybody.
+fn make_private_directory(directory: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)?;
+    restrict(&std::fs::File::open(directory)?, 0o700)
+}
+
+fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    restrict(&file, 0o600)?;
+    Ok(file)
+}
+
+/// Takes away what is allowed to others. A mode given at creation does nothing where the file is
+/// there already.
+fn restrict(file: &std::fs::File, mode: u32) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let now = file.metadata()?.permissions().mode();
+        if now & 0o077 != 0 {
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (file, mode);
+    Ok(())
 }
 
 /// App ids are text of the operator's: what could leave the directory or collide is spelt in hex.
@@ -137,6 +173,29 @@ mod tests {
             ..cache
         };
         assert_eq!(elsewhere.load(DAY), None, "of another URL");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_directory_and_its_files_are_for_this_user_alone_also_where_they_were_not() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let allow_all = |path: &Path, mode: u32| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("keys");
+        let cache = Cache::new(&directory, "app", "https://a/");
+        cache.store(b"{}", SystemTime::now()).unwrap();
+        assert_eq!((mode(&directory), mode(cache.path())), (0o700, 0o600));
+
+        allow_all(&directory, 0o755);
+        allow_all(cache.path(), 0o644);
+        let left_over = cache.path().with_extension("new");
+        std::fs::write(&left_over, "").unwrap();
+        allow_all(&left_over, 0o666);
+        cache.store(b"{}", SystemTime::now()).unwrap();
+        assert_eq!((mode(&directory), mode(cache.path())), (0o700, 0o600));
     }
 
     #[test]

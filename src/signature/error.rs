@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::{net::tls::Trouble, plain};
+
 /// Why a body was not verified, or why a keyring could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +48,20 @@ impl Error {
             Self::KeySet(_) => "key_set_malformed",
             Self::Fetch(_) => "key_source_unreadable",
             Self::NoRuntime => "no_runtime",
+        }
+    }
+
+    /// The text for a log: what the operator configured, such as a URL, is shown, and what the
+    /// source of the keys wrote is withheld where it could be private.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Self::KeySet(_) => plain::words(self),
+            Self::Fetch(_)
+            | Self::Header(_)
+            | Self::NoKeys { .. }
+            | Self::Mismatch
+            | Self::Key(_)
+            | Self::NoRuntime => plain::configured(self),
         }
     }
 
@@ -186,7 +202,15 @@ pub enum FetchFault {
         /// The limit.
         timeout: Duration,
     },
-    /// Name, connection, TLS or a broken answer.
+    /// No connection over TLS.
+    #[error("{url} could not be fetched: {trouble}")]
+    Tls {
+        /// What was asked.
+        url: String,
+        /// Why.
+        trouble: Trouble,
+    },
+    /// Name, connection or a broken answer.
     #[error("{url} could not be fetched: {detail}")]
     Transport {
         /// What was asked.

@@ -103,6 +103,22 @@ impl PublicKey {
         self.numbers.n().bits()
     }
 
+    /// What an attempt costs to verify this signature, in attempts with a key of 2048 bits: as measured,
+    /// 29 µs with 2048 bits and 178 µs with 8192. A signature of another length than the key's is
+    /// refused for nothing.
+    pub(super) fn cost(&self, signature: &Signature) -> u32 {
+        let bits = self.bits();
+        if bits.div_ceil(8) != signature.as_bytes().len() {
+            return 0;
+        }
+        match bits {
+            ..=2048 => 1,
+            2049..=3072 => 2,
+            3073..=4096 => 3,
+            _ => 6,
+        }
+    }
+
     pub(super) fn shared_id(&self) -> Option<Arc<str>> {
         self.id.clone()
     }
@@ -177,6 +193,20 @@ mod tests {
             import(&[], &E).unwrap_err(),
             KeyFault::ModulusTooSmall { bits: 0 }
         );
+    }
+
+    #[test]
+    fn larger_keys_cost_more_and_those_of_another_length_nothing() {
+        for (bits, cost) in [(2048, 1), (2049, 2), (3072, 2), (4096, 3), (8192, 6)] {
+            let key = import(&odd(bits), &E).unwrap();
+            let signature = |bytes: usize| {
+                let text = URL_SAFE_NO_PAD.encode(vec![1; bytes]);
+                Signature::parse(&format!("{}{text}", super::super::SCHEME)).unwrap()
+            };
+            let bytes = bits.div_ceil(8);
+            assert_eq!(key.cost(&signature(bytes)), cost, "{bits}");
+            assert_eq!(key.cost(&signature(bytes - 1)), 0, "{bits}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -100,12 +101,14 @@ impl Keyring {
         signature: &Signature,
         key_id: Option<&str>,
     ) -> Result<VerifiedBody, Error> {
-        let alone = Semaphore::new(1);
-        self.verify_in_turn(body, signature, key_id, &alone).await
+        let (alone, tried) = (Semaphore::new(1), AtomicBool::new(false));
+        self.verify_in_turn(body, signature, key_id, &alone, &tried)
+            .await
     }
 
     /// The same, where the attempts take turns with others. Who waits for newer keys has no turn
-    /// meanwhile, so that a crowd of those keeps nobody waiting.
+    /// meanwhile, so that a crowd of those keeps nobody waiting. `tried` is set as soon as a key has
+    /// been tried in vain, for a caller who drops the future.
     ///
     /// # Errors
     /// As [`Keyring::verify`].
@@ -115,12 +118,13 @@ impl Keyring {
         signature: &Signature,
         key_id: Option<&str>,
         turns: &Semaphore,
+        tried: &AtomicBool,
     ) -> Result<VerifiedBody, Error> {
         // Closed never, so an error cannot be.
         let turn = turns.acquire().await.ok();
         let digest = pss::BodyDigest::of(&body);
         let (keys, attempts) = self.snapshot();
-        if let Some(key) = find(keys.in_order(key_id), &digest, signature).await {
+        if let Some(key) = find(keys.in_order(key_id), &digest, signature, tried).await {
             return Ok(VerifiedBody::new(body, key));
         }
         drop(turn);
@@ -128,7 +132,7 @@ impl Keyring {
         let _turn = turns.acquire().await.ok();
         let (newer, _) = self.snapshot();
         let unknown = newer.in_order(key_id).filter(|key| !keys.contains(key));
-        if let Some(key) = find(unknown, &digest, signature).await {
+        if let Some(key) = find(unknown, &digest, signature, tried).await {
             return Ok(VerifiedBody::new(body, key));
         }
         if newer.is_empty() {
@@ -137,6 +141,14 @@ impl Keyring {
             });
         }
         Err(Error::Mismatch)
+    }
+
+    /// What it costs to try all keys on a signature, in attempts with a key of 2048 bits.
+    #[must_use]
+    pub fn cost(&self, signature: &Signature) -> u32 {
+        let state = self.shared.state.borrow();
+        let costs = state.keys.keys().iter().map(|key| key.cost(signature));
+        costs.sum()
     }
 
     /// The app whose keys these are.
@@ -166,6 +178,17 @@ impl Keyring {
         let _ = state.wait_for(is_settled).await;
     }
 
+    /// Has the source read now, without waiting for it: for an operator who says that it changed.
+    pub fn read_again(&self) {
+        let (done, _) = oneshot::channel();
+        // Full: then the source is about to be read for others.
+        let _ = self.shared.demands.try_send(Demand {
+            attempts_seen: 0,
+            is_ordered: true,
+            done,
+        });
+    }
+
     /// Stops the background service and waits for its end. The keys known so far go on verifying.
     pub async fn shutdown(&self) {
         self.shared.stop.token().cancel();
@@ -186,6 +209,7 @@ impl Keyring {
             .demands
             .try_send(Demand {
                 attempts_seen,
+                is_ordered: false,
                 done,
             })
             .is_ok()
@@ -201,11 +225,13 @@ async fn find<'a>(
     keys: impl Iterator<Item = &'a PublicKey>,
     digest: &pss::BodyDigest,
     signature: &Signature,
+    tried: &AtomicBool,
 ) -> Option<&'a PublicKey> {
     for key in keys {
         if key.verify_digest(digest, signature) {
             return Some(key);
         }
+        tried.store(true, Ordering::Relaxed);
         tokio::task::yield_now().await;
     }
     None

@@ -31,7 +31,7 @@ pub use key_set::{KEYS_MAX, KeySet, Skipped};
 pub use keyring::{Keyring, VerifiedBody};
 pub use refresh::{KeyStatus, Origin, Status};
 pub(crate) use source::fetch_document;
-pub use source::{DOCUMENT_BYTES_MAX, KeySource, Options, fetch};
+pub use source::{DOCUMENT_BYTES_MAX, KeySource, Options, fetch, fetch_trusting};
 
 #[cfg(test)]
 mod testing;

@@ -102,6 +102,8 @@ impl State {
 pub(super) struct Demand {
     /// The attempts that the asker knew of: any later one answers it without another fetch.
     pub(super) attempts_seen: u64,
+    /// Whether a person asked: then the source is read, whatever was read before.
+    pub(super) is_ordered: bool,
     /// Answered as soon as nothing newer is to be expected.
     pub(super) done: oneshot::Sender<()>,
 }
@@ -201,6 +203,9 @@ impl Refresher {
     /// One fetch serves all who were waiting: those who come after it have seen fewer attempts than
     /// there are now. And however many come, unknown signatures cause one fetch in a while only.
     async fn answer(&mut self, demand: Demand) {
+        if demand.is_ordered {
+            return self.refresh(false).await;
+        }
         let news = self.state.borrow().attempts > demand.attempts_seen;
         let allowed = self
             .demanded
@@ -282,15 +287,27 @@ impl Refresher {
     /// Keeps the last good set while it may be kept.
     fn publish_failure(&mut self, fault: &Error) {
         let now = Instant::now();
-        let expired = now >= self.expires && !self.state.borrow().keys.is_empty();
-        tracing::warn!(
-            app = %self.app_id, source = plain::words(&self.source), error = plain::words(fault),
-            keys = if expired { 0 } else { self.state.borrow().keys.keys().len() },
-            "the signing keys could not be refreshed; the last good ones stay in use for now"
-        );
+        let keys = self.state.borrow().keys.keys().len();
+        let expired = now >= self.expires && keys > 0;
+        let (source, error) = (plain::configured(&self.source), fault.shown());
         if expired {
-            tracing::error!(app = %self.app_id, "the signing keys are too old and no longer trusted");
+            tracing::error!(
+                app = %self.app_id, source, error,
+                "the signing keys could not be refreshed; those in use are too old and no longer \
+                 trusted: deliveries are answered 503 until the source can be read"
+            );
             self.document.clear();
+        } else if keys > 0 {
+            tracing::warn!(
+                app = %self.app_id, source, error, keys,
+                "the signing keys could not be refreshed; the last good ones stay in use for now"
+            );
+        } else {
+            tracing::warn!(
+                app = %self.app_id, source, error, keys,
+                "the signing keys could not be read, and none are known: deliveries are answered \
+                 503 until the source can be read"
+            );
         }
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(self.options.retry_interval_max);
@@ -340,7 +357,7 @@ impl Refresher {
         let stored = blocking(move || Ok(writer.store(&document, SystemTime::now()))).await;
         if let Ok(Err(fault)) = stored {
             tracing::warn!(
-                app = %self.app_id, path = plain::words(cache.path().display()), error = %fault,
+                app = %self.app_id, path = plain::configured(cache.path().display()), error = %fault,
                 "the signing keys could not be kept on disk for the next start"
             );
         }
@@ -357,7 +374,7 @@ impl Refresher {
             })
             .collect();
         tracing::info!(
-            app = %self.app_id, source = plain::words(&self.source), keys = ?ids, skipped = keys.skipped_count(),
+            app = %self.app_id, source = plain::configured(&self.source), keys = ?ids, skipped = keys.skipped_count(),
             "signing keys loaded"
         );
         for skipped in keys.skipped() {

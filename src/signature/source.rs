@@ -11,6 +11,10 @@ use std::time::{Duration, SystemTime};
 use reqwest::redirect;
 
 use super::{Error, FetchFault, KeySet, KeySetFault};
+use crate::{
+    net::tls,
+    permissions::{self, By},
+};
 
 /// The largest key document that is read: hundreds of times an honest one.
 pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
@@ -116,7 +120,23 @@ impl Default for Options {
 /// # Errors
 /// [`Error::Fetch`] or [`Error::KeySet`]. A set without a usable key is no error here.
 pub async fn fetch(source: &KeySource, timeout: Duration) -> Result<KeySet, Error> {
-    let document = fetch_document(source, timeout).await?;
+    fetch_trusting(source, timeout, &[]).await
+}
+
+/// The same for a server with a certificate of one of these issuers, or of those that the system
+/// trusts.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn fetch_trusting(
+    source: &KeySource,
+    timeout: Duration,
+    issuers: &[reqwest::Certificate],
+) -> Result<KeySet, Error> {
+    let document = match source {
+        KeySource::Url(url) => Client::trusting(url, timeout, issuers)?.get().await?,
+        KeySource::JwksFile(_) | KeySource::PemFile(_) => fetch_document(source, timeout).await?,
+    };
     Ok(source.read(&document)?)
 }
 
@@ -147,6 +167,15 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(url: &reqwest::Url, timeout: Duration) -> Result<Self, Error> {
+        Self::trusting(url, timeout, &[])
+    }
+
+    /// One that trusts these issuers beside those of the system.
+    fn trusting(
+        url: &reqwest::Url,
+        timeout: Duration,
+        issuers: &[reqwest::Certificate],
+    ) -> Result<Self, Error> {
         check_transport(url)?;
         let mut builder = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
@@ -158,7 +187,9 @@ impl Client {
             // Loopback: a proxy would not find it.
             builder = builder.no_proxy();
         } else {
-            builder = builder.https_only(true);
+            builder = builder
+                .https_only(true)
+                .tls_certs_merge(issuers.iter().cloned());
         }
         let http = builder.build().map_err(|fault| transport(url, &fault))?;
         Ok(Self {
@@ -215,7 +246,8 @@ pub(super) struct KeyFile {
 /// A file's time and length: enough to see an edit, a replaced file, or a swapped mount.
 pub(super) type Stamp = (Option<SystemTime>, u64);
 
-/// Reads a key file, no more of it than a key document may have.
+/// Reads a key file, no more of it than a key document may have. One that others can write is
+/// refused: whoever writes it decides which deliveries are genuine.
 pub(super) fn read_file(path: &Path) -> Result<KeyFile, Error> {
     let fault = |source| FetchFault::File {
         path: path.to_owned(),
@@ -224,7 +256,7 @@ pub(super) fn read_file(path: &Path) -> Result<KeyFile, Error> {
     // Stamped first: a change during the read is then seen as one later.
     let stamp = stamp(path).map_err(fault)?;
     let mut document = Vec::new();
-    std::fs::File::open(path)
+    permissions::open(path, By::Reader)
         .and_then(|file| {
             file.take(DOCUMENT_BYTES_MAX as u64 + 1)
                 .read_to_end(&mut document)
@@ -262,6 +294,10 @@ fn check_transport(url: &reqwest::Url) -> Result<(), FetchFault> {
 /// The whole chain of causes: the outermost says only that sending failed. The URL is in our own
 /// sentence already.
 fn transport(url: &reqwest::Url, fault: &reqwest::Error) -> FetchFault {
+    if let Some(trouble) = tls::trouble(fault) {
+        let url = url.to_string();
+        return FetchFault::Tls { url, trouble };
+    }
     let mut causes = Vec::new();
     let mut cause = fault.source();
     while let Some(fault) = cause {

@@ -11,20 +11,19 @@ use std::{
 use futures_util::future::{BoxFuture, poll_immediate};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body_util::BodyExt as _;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 use tower_service::Service;
 
 use super::{
     Caller,
-    service::Peer,
-    shared::{Refused, Shared},
+    calls::{self, Held, NoSlot},
+    shared::Shared,
     status::Failure,
 };
 use crate::{
-    credentials::{Ended, Grant, Place, Presented, Refusal},
-    net::tls::Identity,
+    credentials::{self, Ended, Grant, Place, Presented, Refusal},
+    net::slots::{Slot, Standing},
 };
 
 /// Who may make a call.
@@ -62,6 +61,8 @@ pub(super) const TABLE: [(&str, Access); 6] = [
     ),
 ];
 
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+
 /// What the services begin with that others have written: health and reflection.
 const OTHERS_SERVICES: &str = "/grpc.";
 
@@ -97,14 +98,14 @@ impl Service<Request<Body>> for Gate {
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let is_ours = !parts.uri.path().starts_with(OTHERS_SERVICES);
-            let (grant, place) = match admit(&shared, &parts).await {
+            let caller = parts.extensions.get::<Caller>().cloned();
+            let refuse = |failure: &Failure| {
+                shared.refused_call(caller.as_ref(), failure);
+                Status::from(failure).into_http()
+            };
+            let Admitted { grant, slot } = match admit(&shared, &parts).await {
                 Ok(admitted) => admitted,
-                Err(failure) => {
-                    let peer = parts.extensions.get::<Peer>();
-                    let peer = peer.map(|Peer(peer)| &**peer);
-                    shared.refused(Refused::Call, peer, &failure);
-                    return Ok(Status::from(&failure).into_http());
-                }
+                Err(failure) => return Ok(refuse(&failure)),
             };
             // No header of a request is believed to be a grant, and no credential goes further.
             parts.headers.remove(header::AUTHORIZATION);
@@ -112,10 +113,12 @@ impl Service<Request<Body>> for Gate {
                 parts.extensions.insert(grant.clone());
             }
             let request = Request::from_parts(parts, body);
-            let mut response = match routes.oneshot(request).await {
-                Ok(response) => response,
+            let answer = unless_evicted(slot.as_ref(), routes.oneshot(request));
+            let mut response = match answer.await {
+                Ok(Ok(response)) => response,
                 // The router itself cannot fail; its error type is only wider.
-                Err(error) => Status::internal(error.to_string()).into_http(),
+                Ok(Err(error)) => Status::internal(error.to_string()).into_http(),
+                Err(failure) => return Ok(refuse(&failure)),
             };
             // Whoever sends the response has to end it with the credential.
             if let Some(grant) = grant {
@@ -123,17 +126,19 @@ impl Service<Request<Body>> for Gate {
             }
             if !is_ours {
                 hush(response.headers_mut());
+                response = response.map(|body| {
+                    Body::new(body.map_frame(|mut frame| {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            hush(trailers);
+                        }
+                        frame
+                    }))
+                });
             }
-            Ok(response.map(|body| {
-                Body::new(body.map_frame(move |mut frame| {
-                    // The place is given back with the body.
-                    let _held = &place;
-                    if !is_ours && let Some(trailers) = frame.trailers_mut() {
-                        hush(trailers);
-                    }
-                    frame
-                }))
-            }))
+            Ok(match slot {
+                None => response,
+                Some(slot) => response.map(|body| Body::new(Held::new(body, slot, shared, caller))),
+            })
         })
     }
 }
@@ -153,28 +158,66 @@ fn hush(headers: &mut HeaderMap) {
     headers.insert(MESSAGE, HeaderValue::from_static(text));
 }
 
-/// Decides about a call. What is no subscription takes one of a limited number of places: a watch
-/// on the health is a stream that anybody may open.
-async fn admit(
-    shared: &Shared,
-    request: &Parts,
-) -> Result<(Option<Grant>, Option<OwnedSemaphorePermit>), Failure> {
-    let access = access(request.uri.path());
-    let grant = match access {
-        Access::Anyone => None,
-        Access::Credential | Access::Scope => Some(authenticate(shared, request).await?),
-    };
-    let place = match access {
+/// What a call was let in with.
+struct Admitted {
+    grant: Option<Grant>,
+    /// Nothing for subscriptions, which are counted elsewhere.
+    slot: Option<Slot>,
+}
+
+/// Decides about a call. What is no subscription takes a slot. The connection of a caller who is let
+/// in by a credential keeps its place from then on, and so does its call.
+async fn admit(shared: &Shared, request: &Parts) -> Result<Admitted, Failure> {
+    let path = request.uri.path();
+    let access = access(path);
+    let caller = request.extensions.get::<Caller>();
+    let connection = caller.map(|caller| caller.standing.clone());
+    let call = Standing::default();
+    let (kind, standing) = match access {
         // The registry counts these.
-        Access::Scope => None,
-        Access::Anyone | Access::Credential => {
-            let place = Arc::clone(&shared.calls).try_acquire_owned();
-            Some(place.map_err(|_| Failure::Streams {
-                streams_max: shared.options.calls_max,
-            })?)
+        Access::Scope => (None, call.clone()),
+        Access::Credential => (Some(calls::Kind::Other), call.clone()),
+        Access::Anyone if path == CHECK => (Some(calls::Kind::Check), call.clone()),
+        // It lasts, so whoever has shown something on its connection keeps it.
+        Access::Anyone => {
+            let standing = connection.clone().unwrap_or_default();
+            (Some(calls::Kind::Watch), standing)
         }
     };
-    Ok((grant, place))
+    let slot = kind
+        .map(|kind| shared.calls.enter(kind, caller, Some(standing)))
+        .transpose()?;
+    let grant = match access {
+        Access::Anyone => None,
+        Access::Credential | Access::Scope => {
+            let authenticated = authenticate(shared, request);
+            Some(unless_evicted(slot.as_ref(), authenticated).await??)
+        }
+    };
+    if let Some(grant) = &grant {
+        if let Some(connection) = connection {
+            connection.prove();
+        }
+        if grant.kind() != credentials::Kind::Anonymous {
+            call.prove();
+        }
+    }
+    Ok(Admitted { grant, slot })
+}
+
+/// Goes on until the slot is lost.
+async fn unless_evicted<T>(
+    slot: Option<&Slot>,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let Some(slot) = slot else {
+        return Ok(work.await);
+    };
+    tokio::select! {
+        biased;
+        () = slot.evicted() => Err(Failure::NoSlot(NoSlot::Evicted)),
+        done = work => Ok(done),
+    }
 }
 
 async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure> {
@@ -185,7 +228,7 @@ async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure
     let authorization = values.next();
     let presented = Presented {
         authorization: authorization.map(HeaderValue::as_bytes),
-        certificate: identity.map(Identity::as_str),
+        certificate: identity,
         certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
     };
     let authenticated = match values.next() {
@@ -200,21 +243,35 @@ async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure
 /// its end.
 pub(super) struct Permit {
     _place: Place,
+    _slot: Option<Slot>,
     ended: BoxFuture<'static, Ended>,
 }
 
 impl Permit {
-    /// Takes a place.
+    /// Takes a place. Who has no credential also takes a slot of its address.
     ///
     /// # Errors
-    /// The credential's quota is used up.
-    pub(super) fn new(grant: &Grant) -> Result<Self, Failure> {
+    /// The credential's quota is used up, or the share of the address.
+    pub(super) fn new(
+        shared: &Shared,
+        caller: Option<&Caller>,
+        grant: &Grant,
+    ) -> Result<Self, Failure> {
         let place = grant.enter().map_err(Failure::Quota)?;
+        let slot = match grant.kind() {
+            credentials::Kind::Anonymous => {
+                Some(shared.calls.enter(calls::Kind::Anonymous, caller, None)?)
+            }
+            credentials::Kind::Token | credentials::Kind::Certificate | credentials::Kind::Jwt => {
+                None
+            }
+        };
         let grant = grant.clone();
         // Made once and kept: waking thousands of streams must not register thousands of timers.
         let ended = Box::pin(async move { grant.ended().await });
         Ok(Self {
             _place: place,
+            _slot: slot,
             ended,
         })
     }

@@ -73,6 +73,7 @@ async fn next(mut session: Session) -> (Option<Frame<Bytes>>, Option<Session>) {
             None => {}
             Some(Step::Response(mut response)) => {
                 let bytes = response.copy_to_bytes(response.remaining());
+                session.sent(response.events, bytes.len());
                 return (Some(Frame::data(bytes)), Some(session));
             }
             Some(Step::End(end)) => {

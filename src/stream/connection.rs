@@ -1,33 +1,31 @@
 //! Owns the connections of subscribers: HTTP/2 for gRPC, HTTP/1.1 for gRPC-Web. HTTP/2 is spoken
-//! with h2 directly, because only there can a stream see how much room its client has: responses
-//! are made to fit, nothing is buffered for a client that does not read, and such a client still
-//! gets a status with its cursor.
+//! with h2 directly, because only there can a stream see how much room its client has
+//! (`sending.rs`).
 
-use std::{future::poll_fn, io::Cursor, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, io::Cursor, pin::pin, time::Duration};
 
-use bytes::{Buf as _, Bytes};
-use h2::{Ping, PingPong, Reason, SendStream, server::SendResponse};
+use h2::{Ping, PingPong, Reason, server::SendResponse};
 use http::{HeaderMap, Request, header};
 use http_body::Body as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 
 use super::{
     Caller, Options,
-    body::{Patient, RequestBody, trailers},
+    body::{Patient, RequestBody},
     frame_budget::FrameBudget,
     gather::{Flusher, Shelf, gather},
     response::Response,
+    sending::{Gone, Sender},
     service::{Outlet, Peer},
     services::Services,
-    session::{Session, Step},
-    status::Failure,
-    unsent::{Share, Unsent},
+    tenure::{OpenCall, Tenure},
+    unsent::Unsent,
 };
 use crate::{
     credentials::Grant,
@@ -37,12 +35,6 @@ use crate::{
         write_deadline::WriteDeadline,
     },
 };
-
-/// How long a client without room keeps the blocks that it was about to get in memory.
-const PARK_AFTER: Duration = Duration::from_secs(1);
-
-/// How long a client without room gets to make some once the server drains.
-const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a connection that is closed for a flood may take to hear why.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -117,6 +109,8 @@ impl Connections {
             }
         };
         let unsent = Unsent::new(options.unsent_bytes_max);
+        let tenure = self.tenure(&origin);
+        let mut told: Option<(Closure, Instant)> = None;
         let mut dead = pin!(dead(connection.ping_pong(), options));
         let mut going_away = false;
         loop {
@@ -128,6 +122,7 @@ impl Connections {
                             origin: origin.clone(),
                             unsent: unsent.clone(),
                             shelf: shelf.clone(),
+                            _open: tenure.call(),
                         };
                         self.streams.spawn(stream.serve(request, respond));
                     }
@@ -135,7 +130,7 @@ impl Connections {
                         tracing::debug!(peer = %origin.peer.0, %error, "connection failed");
                         return closure(&error);
                     }
-                    None => return None,
+                    None => return told.map(|(closure, _)| closure),
                 },
                 () = &mut dead => {
                     if let Some(Admitted { unlogged }) = self.services.shared().quiet.admit("unanswered") {
@@ -153,12 +148,29 @@ impl Connections {
                     let _ = timeout(FAREWELL_TIMEOUT, farewell).await;
                     return Some(Closure::Flood);
                 }
+                closure = tenure.over(told.map(|(_, at)| at)) => {
+                    if told.is_some() {
+                        return Some(closure);
+                    }
+                    told = Some((closure, Instant::now()));
+                    connection.graceful_shutdown();
+                }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.graceful_shutdown();
                 }
             }
         }
+    }
+
+    /// How long a connection may stay.
+    fn tenure(&self, origin: &Origin) -> Tenure {
+        let shared = self.services.shared();
+        Tenure::new(
+            shared.timeouts(),
+            origin.caller.standing.clone(),
+            shared.credentials.clone(),
+        )
     }
 
     /// How long the messages of a request may take to come. Reflection takes one after the other
@@ -177,6 +189,10 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let services = self.services.clone();
+        let tenure = self.tenure(&origin);
+        // Between requests the limit for headers is its limit.
+        let _open = tenure.call();
+        let mut told: Option<(Closure, Instant)> = None;
         let patience = self.options.header_timeout;
         let buffer_bytes = self.options.header_bytes_max as usize;
         let buffer_bytes = buffer_bytes.max(http1::BUFFER_BYTES_MIN);
@@ -201,7 +217,17 @@ impl Connections {
         let mut going_away = false;
         loop {
             tokio::select! {
-                ended = &mut connection => return http1::closure(&ended.err()?),
+                ended = &mut connection => return match (ended, told) {
+                    (Err(error), _) => http1::closure(&error),
+                    (Ok(()), told) => told.map(|(closure, _)| closure),
+                },
+                closure = tenure.over(told.map(|(_, at)| at)) => {
+                    if told.is_some() {
+                        return Some(closure);
+                    }
+                    told = Some((closure, Instant::now()));
+                    connection.as_mut().graceful_shutdown();
+                }
                 () = self.draining.cancelled(), if !going_away => {
                     going_away = true;
                     connection.as_mut().graceful_shutdown();
@@ -281,17 +307,7 @@ struct Stream {
     origin: Origin,
     unsent: Unsent,
     shelf: Shelf,
-}
-
-/// The client reset the stream, or the connection is gone: there is nobody to tell anything.
-struct Gone;
-
-/// What waiting for room came to.
-enum Room {
-    /// So many bytes, and the share of what may be unsent that they are to hold.
-    Bytes(usize, Share),
-    /// The session has ended meanwhile.
-    Over,
+    _open: OpenCall,
 }
 
 impl Stream {
@@ -325,226 +341,21 @@ impl Stream {
         let Ok(mut send) = respond.send_response(head, ends) else {
             return;
         };
+        let mut sender = Sender {
+            options: &self.connections.options,
+            draining: &self.connections.draining,
+            unsent: &self.unsent,
+            shelf: &self.shelf,
+            send: &mut send,
+        };
         let sent = match session {
-            Some(session) => self.send_session(session, &mut send).await,
+            Some(session) => sender.session(session).await,
             None if ends => Ok(()),
-            None => Box::pin(self.send_body(body, grant, &mut send)).await,
+            None => Box::pin(sender.body(body, grant)).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;
     }
-
-    /// Sends the responses of a session, each as large as the client has room for.
-    async fn send_session(
-        &self,
-        mut session: Session,
-        send: &mut SendStream<Response>,
-    ) -> Result<(), Gone> {
-        let mut window_seen = 0;
-        loop {
-            tokio::select! {
-                () = session.ready() => {}
-                _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
-            }
-            let wanted = session.response_bytes_min();
-            let (bytes_max, mut share) = match wanted {
-                // Only the end is left, and trailers need no room.
-                0 => (0, None),
-                _ => match self
-                    .room(&mut session, send, wanted, &mut window_seen)
-                    .await?
-                {
-                    Room::Bytes(bytes, share) => (bytes, Some(share)),
-                    Room::Over => return farewell(session, send),
-                },
-            };
-            match session.take(bytes_max) {
-                // It had to let go of what it had found, and finds it again.
-                None => {}
-                Some(Step::Response(mut response)) => {
-                    if let Some(share) = &mut share {
-                        share.shrink_to(response.remaining());
-                    }
-                    response.share = share;
-                    response.shelf = Some(self.shelf.clone());
-                    while response.remaining() > send.capacity() {
-                        // One event that is larger than the window.
-                        let piece = response.split_to(send.capacity());
-                        send.send_data(piece, false).map_err(|_| Gone)?;
-                        match self.room(&mut session, send, 1, &mut window_seen).await? {
-                            Room::Bytes(_, share) => response.share = Some(share),
-                            Room::Over => return farewell(session, send),
-                        }
-                    }
-                    send.send_data(response, false).map_err(|_| Gone)?;
-                    // What is held back from the connection's other streams is given back.
-                    send.reserve_capacity(0);
-                    if session.reads_history() {
-                        // Who has a lot to read lets what is live go first, after each response.
-                        tokio::task::yield_now().await;
-                    }
-                }
-                Some(Step::End(end)) => return end_stream(send, &end),
-            }
-        }
-    }
-
-    /// Waits until the client has room for `wanted` bytes, or for as many as it ever had.
-    async fn room(
-        &self,
-        session: &mut Session,
-        send: &mut SendStream<Response>,
-        wanted: usize,
-        window_seen: &mut usize,
-    ) -> Result<Room, Gone> {
-        let bytes_max = self.connections.options.response_bytes_max.max(wanted);
-        send.reserve_capacity(bytes_max);
-        let mut share = None;
-        let draining = session.draining().clone();
-        let mut parked = pin!(sleep(PARK_AFTER));
-        let mut is_parked = false;
-        let mut deadline = Instant::now() + self.connections.options.slow_consumer_timeout;
-        let mut hurried = false;
-        loop {
-            let capacity = send.capacity();
-            *window_seen = capacity.max(*window_seen);
-            // A message that never fits is sent in pieces; any other is sent whole, so that the
-            // stream can always be ended between messages.
-            let fits = capacity >= wanted || (capacity > 0 && *window_seen < wanted);
-            if fits {
-                let bytes = capacity.min(bytes_max);
-                share = share.or_else(|| self.unsent.try_hold(wanted.min(bytes), bytes));
-                if let Some(share) = share {
-                    return Ok(Room::Bytes(bytes.min(share.bytes()), share));
-                }
-            }
-            tokio::select! {
-                more = more_room(send, !fits) => more?,
-                held = self.unsent.hold(wanted.min(capacity)), if fits => share = Some(held),
-                () = &mut parked, if !is_parked => {
-                    is_parked = true;
-                    session.park();
-                }
-                () = draining.cancelled(), if !hurried => {
-                    hurried = true;
-                    deadline = deadline.min(Instant::now() + DRAIN_ROOM_TIMEOUT);
-                }
-                () = session.revoked() => return Ok(Room::Over),
-                () = sleep_until(deadline) => {
-                    session.give_up(self.connections.options.slow_consumer_timeout);
-                    return Ok(Room::Over);
-                }
-            }
-        }
-    }
-
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
-    /// caller's credential, and when the server drains, a moment after it could say so.
-    async fn send_body(
-        &self,
-        body: Body,
-        grant: Option<Grant>,
-        send: &mut SendStream<Response>,
-    ) -> Result<(), Gone> {
-        let mut body = pin!(body);
-        let draining = self.connections.draining.clone();
-        let mut over = pin!(async {
-            draining.cancelled().await;
-            sleep(DRAIN_ROOM_TIMEOUT).await;
-        });
-        let mut revoked = pin!(async {
-            match grant {
-                Some(grant) => grant.ended().await,
-                None => std::future::pending().await,
-            }
-        });
-        loop {
-            let frame = tokio::select! {
-                ended = &mut revoked => {
-                    let failure = Failure::CredentialEnded { ended, cursor: None };
-                    return end_stream(send, &Err(failure));
-                }
-                () = &mut over => {
-                    let retry_after = self.connections.options.drain_retry_after();
-                    let failure = Failure::Draining { retry_after, cursor: None };
-                    return end_stream(send, &Err(failure));
-                }
-                frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
-                _ = poll_fn(|context| send.poll_reset(context)) => return Err(Gone),
-            };
-            let frame = match frame {
-                None => return send.send_data(Bytes::new().into(), true).map_err(|_| Gone),
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "a response failed");
-                    send.send_reset(Reason::INTERNAL_ERROR);
-                    return Err(Gone);
-                }
-            };
-            match frame.into_data() {
-                Ok(bytes) => self.send_bytes(bytes, send).await?,
-                Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    return send.send_trailers(trailers).map_err(|_| Gone);
-                }
-            }
-        }
-    }
-
-    async fn send_bytes(
-        &self,
-        mut bytes: Bytes,
-        send: &mut SendStream<Response>,
-    ) -> Result<(), Gone> {
-        while !bytes.is_empty() {
-            send.reserve_capacity(bytes.len());
-            while send.capacity() == 0 {
-                let limit = self.connections.options.slow_consumer_timeout;
-                if let Ok(more) = timeout(limit, more_room(send, true)).await {
-                    more?;
-                } else {
-                    send.send_reset(Reason::CANCEL);
-                    return Err(Gone);
-                }
-            }
-            let piece = bytes.split_to(bytes.len().min(send.capacity()));
-            send.send_data(piece.into(), false).map_err(|_| Gone)?;
-        }
-        Ok(())
-    }
-}
-
-/// Resolves when the client has made room, if that is wanted, or fails when it has reset the stream.
-async fn more_room(send: &mut SendStream<Response>, wanted: bool) -> Result<(), Gone> {
-    poll_fn(|context| {
-        if send.poll_reset(context).is_ready() {
-            return Poll::Ready(Err(Gone));
-        }
-        if !wanted {
-            return Poll::Pending;
-        }
-        send.poll_capacity(context).map(|more| match more {
-            Some(Ok(_)) => Ok(()),
-            Some(Err(_)) | None => Err(Gone),
-        })
-    })
-    .await
-}
-
-/// Ends a stream whose session has ended.
-fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-    match session.take(0) {
-        Some(Step::End(end)) => end_stream(send, &end),
-        Some(Step::Response(_)) | None => Err(Gone),
-    }
-}
-
-fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {
-    let status = match end {
-        Ok(()) => Status::ok(""),
-        Err(failure) => Status::from(failure),
-    };
-    send.send_trailers(trailers(&status)).map_err(|_| Gone)
 }
 
 /// gRPC itself, not gRPC-Web, which also begins like this.

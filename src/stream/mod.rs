@@ -3,6 +3,7 @@
 
 mod access;
 mod body;
+mod calls;
 mod connection;
 mod frame_budget;
 mod gather;
@@ -11,11 +12,14 @@ mod pace;
 mod registry;
 mod request;
 mod response;
+mod rest;
+mod sending;
 mod service;
 mod services;
 mod session;
 mod shared;
 mod status;
+mod tenure;
 #[cfg(test)]
 mod tests;
 mod unsent;
@@ -32,7 +36,12 @@ use crate::{
     credentials::Credentials,
     log::Log,
     metrics::{Closure, Metrics},
-    net::{quiet, tls::ClientCertificate},
+    net::{
+        network::Network,
+        quiet,
+        slots::{Full, Standing},
+        tls::ClientCertificate,
+    },
 };
 
 /// The limits of the subscribers' port.
@@ -40,9 +49,25 @@ use crate::{
 pub struct Options {
     /// How many streams may be open in all.
     pub streams_max: usize,
-    /// How many calls that are no subscriptions may be in progress: checks and watches of the
-    /// health, which anybody may make, and reflection.
+    /// How many of them may be of callers of one address who show no credential.
+    pub streams_per_address_max: usize,
+    /// How many calls may be in progress that are neither subscriptions nor about the health.
     pub calls_max: usize,
+    /// How many of them may be of one address.
+    pub calls_per_address_max: usize,
+    /// How many checks of the health may be in progress. There always is room for another: the
+    /// oldest that never sent its message goes.
+    pub checks_max: usize,
+    /// How many watches on the health may be open, which anybody may begin.
+    pub watches_max: usize,
+    /// How many of them may be of one address.
+    pub watches_per_address_max: usize,
+    /// Addresses that many clients share, for which there is no share.
+    pub proxies: Vec<Network>,
+    /// How long a connection may take to show a credential, where there are credentials.
+    pub credential_timeout: Duration,
+    /// How long a connection may stay on which nothing is called.
+    pub idle_timeout: Duration,
     /// How many streams of a connection the server may have to reset because of the client.
     pub local_error_resets_max: usize,
     /// How many streams a client may reset before the server has looked at them.
@@ -65,7 +90,7 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long it has to answer.
     pub ping_timeout: Duration,
-    /// How long a client may go without reading while there is something for it.
+    /// How long a client may take for a message, or for 1 KiB of it, before it counts as slow.
     pub slow_consumer_timeout: Duration,
     /// Over how long the reconnections of all clients are spread when the server drains.
     pub drain_retry_spread: Duration,
@@ -80,7 +105,15 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             streams_max: 10_000,
+            streams_per_address_max: 2_500,
             calls_max: 1_024,
+            calls_per_address_max: 256,
+            checks_max: 1_024,
+            watches_max: 4_096,
+            watches_per_address_max: 1_024,
+            proxies: Vec::new(),
+            credential_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(900),
             local_error_resets_max: 128,
             pending_accept_resets_max: 20,
             streams_per_connection_max: 100,
@@ -115,6 +148,8 @@ pub struct Caller {
     pub address: SocketAddr,
     /// What its certificate says, where it showed one.
     pub certificate: Option<ClientCertificate>,
+    /// Whether its connection keeps its place when there is no room for a new one.
+    pub standing: Standing,
 }
 
 impl From<SocketAddr> for Caller {
@@ -123,8 +158,41 @@ impl From<SocketAddr> for Caller {
         Self {
             address,
             certificate: None,
+            standing: Standing::default(),
         }
     }
+}
+
+/// What a plain connection is told for which there is no room: settings, with which a server has to
+/// begin (RFC 9113, section 3.4), and a GOAWAY (section 6.8) with the reason in words, which most
+/// clients put into their error.
+#[must_use]
+pub fn refusal(full: Full) -> Vec<u8> {
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: u8 = 7;
+    const NO_FLAGS: u8 = 0;
+    const NO_STREAM: [u8; 4] = [0; 4];
+    const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
+    let reason: &[u8] = match full {
+        Full::Total => b"the server has its maximum of connections; retry later",
+        Full::Address => {
+            b"your address has its maximum of connections; close some, or ask the operator to raise \
+              limits.grpc.connections_per_address_max or to name a shared proxy in grpc_proxies"
+        }
+    };
+    let length = NO_STREAM.len() + ENHANCE_YOUR_CALM.len() + reason.len();
+    let [_, length @ ..] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [
+        &EMPTY_SETTINGS[..],
+        &length,
+        &[GOAWAY, NO_FLAGS],
+        // The connection as a whole, and that no stream was looked at.
+        &NO_STREAM,
+        &NO_STREAM,
+        &ENHANCE_YOUR_CALM,
+        reason,
+    ]
+    .concat()
 }
 
 /// The gRPC server, without its listener.

@@ -5,13 +5,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use bytes::Buf as _;
 use dashmap::DashMap;
 
-use super::{request::Plan, response::Response, status::Failure};
+use super::{request::Plan, status::Failure};
 use crate::{event::Sequence, metrics::Metrics, plain};
 
 /// All open streams.
@@ -129,13 +128,12 @@ impl Registration {
         self.registry.streams.insert(self.id, progress);
     }
 
-    pub(super) fn told(&mut self, position: Sequence, response: &Response) {
-        self.events += response.events as u64;
+    /// Counts a response of so many events and bytes, after which the stream is at `position`.
+    pub(super) fn told(&mut self, position: Sequence, events: usize, bytes: usize) {
+        self.events += events as u64;
         self.progress.position.store(position.0, Ordering::Relaxed);
         self.progress.idle.store(false, Ordering::Relaxed);
-        self.registry
-            .metrics
-            .delivered(response.events, response.remaining());
+        self.registry.metrics.delivered(events, bytes);
     }
 
     pub(super) fn waiting(&self, position: Sequence) {
@@ -161,8 +159,33 @@ impl Drop for Registration {
             reason,
             events = self.events,
             position = self.progress.position.load(Ordering::Relaxed),
-            seconds = self.opened_at.elapsed().as_secs_f64(),
+            seconds = seconds(self.opened_at.elapsed()),
             "stream ended"
         );
+    }
+}
+
+/// To the millisecond: numbers below 0.00001 would be written with an exponent.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_without_an_exponent() {
+        for (nanos, written) in [
+            (0, "0.0"),
+            (54_562, "0.0"),
+            (500_000, "0.001"),
+            (1_234_567_890, "1.235"),
+            (86_400_000_000_000, "86400.0"),
+        ] {
+            let shown = seconds(Duration::from_nanos(nanos));
+            assert_eq!(format!("{shown:?}"), written);
+            assert_eq!(serde_json::to_string(&shown).unwrap(), written);
+        }
     }
 }

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::{gather::Shelf, unsent::Share};
 use crate::{
-    event::{CURSOR_TEXT_BYTES, Cursor},
+    event::{CURSOR_TEXT_BYTES, Cursor, Sequence},
     log::block::View,
     wire,
 };
@@ -26,6 +26,8 @@ pub(super) struct Response {
     remaining: usize,
     /// How many events it carries.
     pub(super) events: usize,
+    /// The first of them.
+    pub(super) first: Option<Sequence>,
     /// What it holds of the connection's room until it is sent.
     pub(super) share: Option<Share>,
     /// Where the connection that it is sent over looks for its shared parts.
@@ -50,15 +52,16 @@ impl Response {
         }
     }
 
+    /// Puts bytes at its end.
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.remaining += bytes.len();
+        self.parts.push_back(bytes);
+    }
+
     /// The first `bytes` as a response of their own; the rest stays.
     #[must_use]
     pub(super) fn split_to(&mut self, bytes: usize) -> Self {
-        let mut front = Self {
-            events: self.events,
-            share: self.share.clone(),
-            shelf: self.shelf.clone(),
-            ..Self::default()
-        };
+        let mut front = Self::default();
         while front.remaining < bytes
             && let Some(mut part) = self.parts.pop_front()
         {
@@ -196,8 +199,7 @@ impl Writer {
             parts,
             remaining: HEAD_BYTES + self.events_bytes,
             events: self.events,
-            share: None,
-            shelf: None,
+            ..Response::default()
         }
     }
 }

@@ -21,6 +21,7 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::{
+    Caller,
     access::Permit,
     body::{SessionBody, trailers},
     notice,
@@ -99,7 +100,8 @@ async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Sessio
         let grant = parts.extensions.get::<Grant>();
         let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
         let plan = Plan::new(message(&shared, body).await?, grant)?;
-        let permit = Permit::new(grant)?;
+        let caller = parts.extensions.get::<Caller>();
+        let permit = Permit::new(&shared, caller, grant)?;
         let registration = shared.registry.admit(&plan, peer, grant.name())?;
         Session::open(Arc::clone(&shared), plan, permit, registration).await
     };

@@ -3,6 +3,8 @@
 //! two meet without gap or repeat. Knows nothing of connections: whoever has one asks
 //! [`Session::ready`] and then takes as much as the client has room for.
 
+mod pieces;
+
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
@@ -14,6 +16,7 @@ use super::{
     registry::Registration,
     request::{OnExpired, Plan, StartAt, StopAt},
     response::{Response, Writer},
+    rest::Rest,
     shared::Shared,
     status::Failure,
 };
@@ -46,7 +49,7 @@ pub(super) struct Session {
     draining: CancellationToken,
     /// Every event up to here was delivered or did not match.
     position: Sequence,
-    /// The cursor of the last response.
+    /// The cursor of the last response that was sent whole.
     told: Sequence,
     phase: Phase,
     bounds: Bounds,
@@ -54,6 +57,8 @@ pub(super) struct Session {
     history: VecDeque<Arc<Block>>,
     /// A run of matching events right after the place.
     found: Option<Found>,
+    /// What is still to be sent of a response that goes out in pieces.
+    rest: Option<Box<Rest>>,
     notices: VecDeque<Vec<u8>>,
     progress_at: Instant,
     /// When the last response was taken.
@@ -149,6 +154,7 @@ impl Session {
             bounds: start.bounds,
             history: VecDeque::new(),
             found: None,
+            rest: None,
             notices: start.notices,
             progress_at: Instant::now() + plan.progress_interval,
             sent_at: Instant::now(),
@@ -230,7 +236,8 @@ impl Session {
     }
 
     /// The next response, of at most `bytes_max` unless a single event is larger; or the end.
-    /// `None` when there is neither: ask [`ready`](Self::ready) first.
+    /// `None` when there is neither: ask [`ready`](Self::ready) first. Say [`sent`](Self::sent) once
+    /// a response is on its way.
     pub(super) fn take(&mut self, bytes_max: usize) -> Option<Step> {
         let response = if let Some(notice) = self.notices.pop_front() {
             Response::of_notice(self.cursor(), &notice)
@@ -241,16 +248,25 @@ impl Session {
             self.registration.ended(&end);
             return Some(Step::End(end));
         };
+        Some(Step::Response(response))
+    }
+
+    /// The whole of the response that was taken last, of so many events and bytes, was sent.
+    pub(super) fn sent(&mut self, events: usize, bytes: usize) {
         self.told = self.position;
         self.sent_at = Instant::now();
         self.progress_at = self.sent_at + self.plan.progress_interval;
-        self.registration.told(self.position, &response);
-        Some(Step::Response(response))
+        self.registration.told(self.position, events, bytes);
+    }
+
+    fn unreadable(&self, error: &ReadError) -> Failure {
+        self.shared.unreadable(error, Some(self.told_cursor()))
     }
 
     /// Resolves when the stream has ended because its credential has.
     pub(super) async fn revoked(&mut self) {
-        if self.end.is_some() {
+        // Within a message, its end is not near.
+        if self.end.is_some() && self.rest.is_none() {
             return std::future::pending().await;
         }
         let ended = self.permit.ended().await;
@@ -283,6 +299,7 @@ impl Session {
 
     fn end_now(&mut self, failure: Failure) {
         self.park();
+        self.rest = None;
         self.notices.clear();
         self.end = Some(Err(failure));
     }
@@ -292,6 +309,15 @@ impl Session {
     pub(super) fn park(&mut self) {
         self.history.clear();
         self.found = None;
+        if let Some(rest) = &mut self.rest {
+            rest.park();
+        }
+    }
+
+    /// What is under way by now is still sent once the server drains, but not for long.
+    pub(super) fn begin_draining(&mut self) {
+        self.drain_by
+            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX);
     }
 
     /// Whether it has not come to the end of the log yet, or has fallen behind since.
@@ -307,6 +333,7 @@ impl Session {
     }
 
     fn take_events(&mut self, bytes_max: usize) -> Response {
+        let first = self.position.plus(1);
         let mut writer = Writer::new(bytes_max);
         while let Some(found) = self.found.take() {
             self.found = self.take_block(found, &mut writer);
@@ -319,7 +346,9 @@ impl Session {
                 break;
             }
         }
-        writer.finish(self.cursor())
+        let mut response = writer.finish(self.cursor());
+        response.first = Some(first);
+        response
     }
 
     /// Adds the matching events of a block. Returns what of it did not fit.
@@ -460,10 +489,7 @@ impl Session {
                     Err(failure) => self.end = Some(Err(failure)),
                 }
             }
-            Err(error @ ReadError::Failed(_)) => {
-                let cursor = self.told_cursor();
-                self.end = Some(Err(self.shared.unreadable(&error, Some(cursor))));
-            }
+            Err(error @ ReadError::Failed(_)) => self.end = Some(Err(self.unreadable(&error))),
         }
     }
 
@@ -489,7 +515,7 @@ impl Session {
     /// How long it is until nothing more can come that was received before the stop time.
     fn stop_time_left(&self) -> Option<Duration> {
         let before = self.bounds.before?;
-        let left = before.0.saturating_sub(UnixMicros::now().0);
+        let left = before.0.saturating_sub(self.shared.log.now().0);
         let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
         Some(Duration::from_micros(
             left.saturating_add(grace).try_into().unwrap_or(0),
@@ -605,14 +631,17 @@ fn skip(
     on_expired: OnExpired,
 ) -> Result<(Sequence, Vec<u8>), Failure> {
     let position = match on_expired {
-        OnExpired::Fail => {
-            return Err(Failure::CursorExpired {
-                earliest: shared.log.lineage().cursor(range.earliest.before()),
-                head: shared.log.lineage().cursor(range.head),
-            });
-        }
+        OnExpired::Fail => return Err(expired(shared, range)),
         OnExpired::Earliest => range.earliest.before(),
         OnExpired::Latest => range.head,
     };
     Ok((position, notice::skipped(after.plus(1), position)))
+}
+
+/// What to answer when retention has passed a place.
+fn expired(shared: &Shared, range: &log::Range) -> Failure {
+    Failure::CursorExpired {
+        earliest: shared.log.lineage().cursor(range.earliest.before()),
+        head: shared.log.lineage().cursor(range.head),
+    }
 }

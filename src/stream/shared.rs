@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Options, pace::Pace, registry::Registry, status::Failure};
+use super::{
+    Caller, Options, calls::Calls, pace::Pace, registry::Registry, status::Failure, tenure,
+};
 use crate::{
     bus::Bus,
     credentials::Credentials,
@@ -29,8 +30,8 @@ pub(super) struct Shared {
     pub(super) log: Arc<dyn Log>,
     pub(super) bus: Arc<Bus>,
     pub(super) registry: Arc<Registry>,
-    /// Places for calls that are no subscriptions.
-    pub(super) calls: Arc<Semaphore>,
+    /// The slots of calls.
+    pub(super) calls: Calls,
     pub(super) pace: Pace,
     /// Which refusals are still said in the log.
     pub(super) quiet: Quiet,
@@ -49,7 +50,7 @@ impl Shared {
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
         Arc::new(Self {
-            calls: Arc::new(Semaphore::new(options.calls_max)),
+            calls: Calls::new(&options),
             quiet: Quiet::new(options.quiet),
             options,
             credentials,
@@ -84,6 +85,20 @@ impl Shared {
                 fault,
                 head: lineage.cursor(range.head),
             })
+    }
+
+    /// How long connections may stay.
+    pub(super) fn timeouts(&self) -> tenure::Timeouts {
+        tenure::Timeouts {
+            credential: self.options.credential_timeout,
+            idle: self.options.idle_timeout,
+        }
+    }
+
+    /// The same as [`Shared::refused`] for a call of whoever is on that connection.
+    pub(super) fn refused_call(&self, caller: Option<&Caller>, failure: &Failure) {
+        let peer = caller.map(|caller| caller.address.to_string());
+        self.refused(Refused::Call, peer.as_deref(), failure);
     }
 
     /// Counts a call that is answered with a failure, and says so in the log, unless that was said

@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+use super::calls::NoSlot;
 use crate::{
     credentials::{Ended, Forbidden, QuotaReached, Refusal},
     event::{Cursor, CursorError},
@@ -87,7 +88,9 @@ pub(super) enum Failure {
         /// The limit.
         streams_max: usize,
     },
-    /// The client did not read for too long.
+    /// There is no slot for a call.
+    NoSlot(NoSlot),
+    /// The client read too little for too long.
     SlowConsumer {
         /// How long.
         waited: Duration,
@@ -124,9 +127,11 @@ impl Failure {
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
             Self::Credential(refusal) => match refusal {
-                Refusal::Missing | Refusal::Malformed | Refusal::Unknown | Refusal::Jwt(_) => {
-                    "TOKEN_INVALID"
-                }
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_) => "TOKEN_INVALID",
                 Refusal::Expired => "TOKEN_EXPIRED",
                 Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
             },
@@ -137,7 +142,7 @@ impl Failure {
             },
             Self::Forbidden(Forbidden::Types(_)) => "TYPE_FORBIDDEN",
             Self::Forbidden(Forbidden::Apps(_)) => "APP_FORBIDDEN",
-            Self::Streams { .. } | Self::Quota(_) => "LIMIT_STREAMS",
+            Self::Streams { .. } | Self::NoSlot(_) | Self::Quota(_) => "LIMIT_STREAMS",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::Draining { .. } => "DRAINING",
             Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
@@ -160,6 +165,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired => Code::Unauthenticated,
                 Refusal::Unavailable => Code::Unavailable,
@@ -170,7 +176,7 @@ impl Failure {
                 Ended::Changed => Code::Unavailable,
             },
             Self::Forbidden(_) => Code::PermissionDenied,
-            Self::Streams { .. } | Self::Quota(_) | Self::SlowConsumer { .. } => {
+            Self::Streams { .. } | Self::NoSlot(_) | Self::Quota(_) | Self::SlowConsumer { .. } => {
                 Code::ResourceExhausted
             }
             Self::Draining { .. } | Self::LogUnavailable { .. } => Code::Unavailable,
@@ -211,8 +217,9 @@ impl Failure {
             Self::Streams { streams_max } => {
                 format!("the server has its maximum of {streams_max} streams; retry later")
             }
+            Self::NoSlot(why) => why.to_string(),
             Self::SlowConsumer { waited, .. } => format!(
-                "the client did not read for {} s; resume from the cursor in the metadata",
+                "the client read too little for {} s; resume from the cursor in the metadata",
                 waited.as_secs()
             ),
             Self::Draining { .. } => {
@@ -243,6 +250,7 @@ impl Failure {
             | Self::Credential(_)
             | Self::Forbidden(_)
             | Self::Quota(_)
+            | Self::NoSlot(_)
             | Self::Streams { .. } => Vec::new(),
         };
         cursors
@@ -283,6 +291,7 @@ impl Failure {
             | Self::CredentialEnded { .. }
             | Self::Quota(_)
             | Self::Streams { .. }
+            | Self::NoSlot(_)
             | Self::SlowConsumer { .. }
             | Self::Draining { .. }
             | Self::LogUnavailable { .. } => Vec::new(),
@@ -295,7 +304,7 @@ impl Failure {
             Self::Draining { retry_after, .. } => Some(*retry_after),
             Self::LogUnavailable { .. } => Some(Duration::from_secs(5)),
             Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
-            Self::Streams { .. } => Some(Duration::from_secs(1)),
+            Self::Streams { .. } | Self::NoSlot(_) => Some(Duration::from_secs(1)),
             Self::CredentialEnded {
                 ended: Ended::Changed,
                 ..
@@ -312,6 +321,7 @@ impl Failure {
                 Refusal::Missing
                 | Refusal::Malformed
                 | Refusal::Unknown
+                | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired,
             )

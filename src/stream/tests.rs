@@ -1,6 +1,7 @@
 //! Streams over a real socket, a memory log, and the generated client.
 
 mod access;
+mod windows;
 
 use std::collections::HashSet;
 

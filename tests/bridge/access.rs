@@ -274,7 +274,7 @@ async fn every_call_with_every_credential(setup: Setup, authority: Option<&Autho
 
     for protocol in [Protocol::Grpc, Protocol::GrpcWeb] {
         let caller = Caller::new(&bridge, protocol, authority);
-        // The file is looked at five times a second, and one second has to pass.
+        // The file is read ten times a second, and one second has to pass.
         let range = GetRangeRequest {}.encode_to_vec();
         let rpc = "/prelude.bridge.v1.EventService/GetRange";
         for gone in [&invalid[invalid.len() - 1], &expired] {
@@ -383,7 +383,7 @@ async fn client(bridge: &Bridge, authority: &Authority, token: &str) -> Client {
 }
 
 /// The reason that a credential was refused for.
-fn reason_of(error: &Error) -> &str {
+pub(crate) fn reason_of(error: &Error) -> &str {
     match error {
         Error::Refused { reason, .. } => reason.as_deref().unwrap_or_default(),
         other => unreachable!("{other}"),

@@ -9,6 +9,7 @@ use tokio::{
 
 use crate::support::{
     APP, Bridge, KEY, OTHER_APP, Request, SOON, Setup, item, jwks,
+    sender::eventually,
     stream::{Received, history},
 };
 
@@ -38,7 +39,7 @@ async fn a_bridge_with_keys_is_up_and_ready() {
 async fn a_bridge_without_keys_is_not_ready_until_they_come() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
-    let bridge = Setup::default().jwks_url(&url).start().await;
+    let bridge = Setup::default().jwks_url(&url).start_listening().await;
     // The first fetch is held back until readiness was asked.
     let (mut first, _) = listener.accept().await.unwrap();
     let waiting = bridge.admin("/readyz").await;
@@ -55,6 +56,14 @@ async fn a_bridge_without_keys_is_not_ready_until_they_come() {
         .collect();
     assert_eq!(faults, [format!(r#""keys" "{APP}""#)]);
     assert_eq!(bridge.admin("/healthz").await.status, 200);
+    let said = |message: &str| {
+        bridge
+            .stderr()
+            .contains(&format!(r#""message":"{message}""#))
+    };
+    let missing = format!(r#""missing":"keys of {APP}: no usable key is known yet""#);
+    assert!(said("listening") && bridge.stderr().contains(&missing));
+    assert!(!said("ready"), "{}", bridge.stderr());
 
     let keys = jwks(&KEY);
     let answer = format!(
@@ -68,6 +77,7 @@ async fn a_bridge_without_keys_is_not_ready_until_they_come() {
     drop(first);
     let ready = async { while bridge.admin("/readyz").await.status != 200 {} };
     tokio::time::timeout(SOON, ready).await.unwrap();
+    eventually(async || said("ready").then_some(())).await;
     bridge
         .append(&[item("evt_1", "user.created", "usr_1")])
         .await;

@@ -8,6 +8,8 @@ use std::{
 
 use tempfile::tempdir;
 
+use crate::support::{KEY, jwks};
+
 /// The built program with an environment of its own: nothing of whoever runs the tests leaks in.
 /// Names another build of the program to test, such as one with optimisations, for figures.
 const PROGRAM_VARIABLE: &str = "PRELUDE_BRIDGE_TEST_PROGRAM";
@@ -98,13 +100,22 @@ fn help_of_every_command_teaches_by_example() {
 }
 
 #[test]
-fn the_version_is_data() {
+fn the_version_is_data_and_names_what_was_built() {
+    let short = format!("prelude-bridge {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&run(&["-V"])).trim_end(), short);
     let output = run(&["--version"]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(
-        stdout(&output),
-        format!("prelude-bridge {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    let text = stdout(&output);
+    let (version, built) = text.trim_end().split_once(" (").unwrap();
+    assert_eq!(version, short);
+    let (source, target) = built.strip_suffix(')').unwrap().split_once(", ").unwrap();
+    assert!(target.contains(std::env::consts::ARCH), "{text}");
+    let (commit, date) = source.split_once(' ').unwrap();
+    // Without a repository and without the variables of a package build neither is known.
+    let is_commit = commit.len() == 12 && commit.chars().all(|c| c.is_ascii_hexdigit());
+    assert!(is_commit || commit == "unknown", "{text}");
+    let is_date = date.len() == 10 && date.split('-').count() == 3;
+    assert!(is_date || date == "unknown", "{text}");
 }
 
 #[test]
@@ -126,6 +137,13 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
             &["tail", "--since", "2026-11-20T08:30"],
             "not an RFC 3339 time",
         ),
+        (
+            &["tail", "--since", "yesterday"],
+            "or a time with its offset such as `2026-11-20T08:30:00Z`",
+        ),
+        (&["tail", "--since", "yesterday"], "'yesterday'"),
+        (&["tail", "--since", "20261120"], "`20261120` has no unit"),
+        (&["demo", "--count", "1234567x"], "'1234567x'"),
         (
             &["tail", "--since", "10m", "--last", "5"],
             "cannot be used with",
@@ -176,6 +194,133 @@ fn bash_understands_its_completions() {
     fs::write(&path, script).unwrap();
     let checked = Command::new("bash").arg("-n").arg(&path).output().unwrap();
     assert!(checked.status.success(), "{}", stderr(&checked));
+}
+
+/// What bash offers after these words, asked as it asks when somebody presses Tab at their end.
+fn offered(words: &[&str]) -> Vec<String> {
+    let script = r#"
+        source "$SCRIPT"
+        COMP_WORDS=("$@")
+        COMP_CWORD=$(($# - 1))
+        completer=$(complete -p prelude-bridge | sed 's/.*-F \([^ ]*\) .*/\1/')
+        "$completer" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("script");
+    fs::write(&path, run(&["completions", "bash"]).stdout).unwrap();
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script, "bash", "prelude-bridge"])
+        .args(words)
+        .env("SCRIPT", &path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    stdout(&output).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_offers_subcommands_flags_and_values_at_every_depth() {
+    for (words, expected) in [
+        (&[""][..], "serve"),
+        (&["co"], "config"),
+        (&["serve", "--"], "--webhook-listen"),
+        (&["tail", "--until"], "--until-caught-up"),
+        (&["config", ""], "check"),
+        (&["config", "show", "--out"], "--output"),
+        (&["config", "show", "--output", ""], "json"),
+        (&["webhook", "a"], "add-event"),
+        (&["webhook", "add-event", "--api-u"], "--api-url"),
+        (&["bench", "fanout", "--"], "--help"),
+        (&["serve", "--store", "memory", "--log-f"], "--log-format"),
+    ] {
+        let offered = offered(words);
+        assert!(
+            offered.iter().any(|word| word == expected),
+            "{words:?}: {expected} is not in {offered:?}"
+        );
+    }
+    assert!(!offered(&["serve", "--"]).contains(&"--server".to_owned()));
+}
+
+#[test]
+fn verify_says_which_of_its_inputs_is_missing() {
+    let directory = tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let body = file("body", "{}");
+    let keys = file("jwks.json", &jwks(&KEY));
+    let head = "POST /webhooks/54e9ujn HTTP/1.1\r\nHost: bridge\r\n";
+    let unsigned = file(
+        "unsigned",
+        &format!("{head}Content-Type: application/json\r\n"),
+    );
+    let one_line = file("one-line", "Content-Type: application/json\n");
+    let blank = file("blank", &format!("{head}x-webhook-signature: \r\n"));
+    let empty = file("empty", "\n");
+    let value = file("value", "rsassa-pss-sha256=AAAA\n");
+    for (flags, cause, remedies) in [
+        (
+            &["--header-file", &unsigned, "--jwks", &keys][..],
+            "unsigned has no header X-Webhook-Signature",
+            &["was not signed by Prelude", "save all headers"][..],
+        ),
+        (
+            &["--header-file", &one_line, "--jwks", &keys],
+            "one-line has no header X-Webhook-Signature",
+            &["save all headers"],
+        ),
+        (
+            &["--header-file", &blank, "--jwks", &keys],
+            "blank is empty",
+            &["save all headers"],
+        ),
+        (
+            &["--header-file", &empty, "--jwks", &keys],
+            "empty is empty",
+            &["save all headers"],
+        ),
+        (
+            &["--header-file", &value],
+            "there are no keys to verify with",
+            &["--jwks", "--pem"],
+        ),
+        (
+            &["--pem", "key.pem"],
+            "there is no signature to verify",
+            &["--signature", "--header-file"],
+        ),
+    ] {
+        let output = run(&[&["verify", "--body", &body], flags].concat());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
+        assert!(said.contains(cause), "{flags:?}: {cause}: {said}");
+        for remedy in remedies {
+            assert!(said.contains(remedy), "{flags:?}: {remedy}: {said}");
+        }
+        assert!(!said.contains("does not begin with"), "{flags:?}: {said}");
+    }
+    // A value that is there and wrong is judged.
+    let wrong = file("wrong", "sha256=00ff\n");
+    let output = run(&[
+        "verify",
+        "--body",
+        &body,
+        "--header-file",
+        &wrong,
+        "--jwks",
+        &keys,
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("is an HMAC"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[test]

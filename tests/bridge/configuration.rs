@@ -1,11 +1,17 @@
 //! The configuration from outside: what `serve` refuses, what `config show` and `config check`
 //! say, and which source wins.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tempfile::{TempDir, tempdir};
 
-use crate::cli::{program, run, stderr, stdout};
+use crate::{
+    cli::{program, run, stderr, stdout},
+    support::{Bridge, KEY, certificates::Authority, jwks},
+};
 
 const GOOD: &str = "[[apps]]\nid = \"54e9ujn\"\nverification_token_file = \"token.txt\"\n";
 const TOKEN: &str = "tok-secret-1";
@@ -199,4 +205,236 @@ fn a_misspelt_variable_is_warned_of() {
         stderr(&output),
         "warning: the variable `PRELUDE_BRIDGE_DATADIR` is not known; did you mean `PRELUDE_BRIDGE_DATA_DIR`?\n"
     );
+}
+
+/// A configuration with one thing wrong that only its files show.
+struct Case {
+    name: &'static str,
+    settings: String,
+    words: Vec<String>,
+    /// A bridge starts with it all the same.
+    is_warning_of_serve: bool,
+}
+
+fn cases(directory: &Path, authority: &Authority) -> Vec<Case> {
+    let file = |name: &str, content: &str| {
+        let path = directory.join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (one, other) = (authority.server("one"), authority.server("other"));
+    let expired = authority.expired_server("expired");
+    let tls = |port: &str, certificate: &Path, key: &Path| {
+        format!(
+            "[tls.{port}]\ncertificate_file = \"{}\"\nkey_file = \"{}\"\n",
+            certificate.display(),
+            key.display()
+        )
+    };
+    let case = |name, settings: String, words: &[&str]| Case {
+        name,
+        settings,
+        words: words.iter().map(ToString::to_string).collect(),
+        is_warning_of_serve: false,
+    };
+    let missing = directory.join("missing.crt");
+    let empty = file("empty.json", r#"{"keys":[]}"#);
+    let no_set = file("no-set.json", "[]");
+    let credentials = file("bad-credentials.toml", "[[credentials]]\nname = 7\n");
+    let blocked = directory.join("file");
+    fs::write(&blocked, "").unwrap();
+    let data = blocked.join("data");
+    let no_log = directory.join("no-log");
+    fs::create_dir(&no_log).unwrap();
+    fs::write(no_log.join("log.sqlite3"), "something else ".repeat(1_000)).unwrap();
+    vec![
+        case(
+            "a certificate that is not there",
+            tls("webhook", &missing, &one.key),
+            &["TLS of the webhook port", "missing.crt", "cannot be read"],
+        ),
+        case(
+            "the key of another certificate",
+            tls("grpc", &one.certificate, &other.key),
+            &["TLS of the grpc port", "other.key", "does not belong"],
+        ),
+        case(
+            "a key in the place of a certificate",
+            tls("grpc", &one.key, &one.key),
+            &["TLS of the grpc port", "no PEM section CERTIFICATE"],
+        ),
+        Case {
+            is_warning_of_serve: true,
+            ..case(
+                "a certificate whose time is over",
+                tls("webhook", &expired.certificate, &expired.key),
+                &[
+                    "TLS of the webhook port",
+                    "expired at 2020-02-01",
+                    "expired.crt",
+                ],
+            )
+        },
+        case(
+            "credentials that are none",
+            format!("credentials_file = \"{credentials}\"\n"),
+            &["bad-credentials.toml", "is not usable"],
+        ),
+        case(
+            "keys of JWTs that are none",
+            format!("[jwt]\njwks_file = \"{no_set}\"\nissuer = \"a\"\naudience = \"b\"\n"),
+            &["the keys of the JWT issuer"],
+        ),
+        case(
+            "a key set without a key",
+            format!("# app: jwks_file = \"{empty}\"\n"),
+            &["the keys of app 54e9ujn", "no usable RSA key"],
+        ),
+        case(
+            "a data directory below a file",
+            format!("data_dir = \"{}\"\n", data.display()),
+            &["file/data", "ot a directory"],
+        ),
+        case(
+            "a data directory with something else in it",
+            format!("data_dir = \"{}\"\n", no_log.display()),
+            &["is not a log of prelude-bridge"],
+        ),
+        case(
+            "a port that is open to everybody",
+            "grpc_listen = \"0.0.0.0:0\"\n".to_owned(),
+            &["would be open to everybody", "token create"],
+        ),
+    ]
+}
+
+/// The file of a case, with ports that are free and an app whose keys are on this machine.
+fn file_of(directory: &Path, case: &Case) -> String {
+    let app = case.settings.strip_prefix("# app: ");
+    let keys = match app {
+        Some(keys) => keys.to_owned(),
+        None => "jwks_file = \"jwks.json\"\n".to_owned(),
+    };
+    let mut top = "webhook_listen = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n".to_owned();
+    if !case.settings.contains("grpc_listen") {
+        top.push_str("grpc_listen = \"127.0.0.1:0\"\n");
+    }
+    if !case.settings.contains("data_dir") {
+        top.push_str("data_dir = \"data\"\n");
+    }
+    let settings = app.map_or(case.settings.as_str(), |_| "");
+    let content = format!("{top}{settings}{GOOD}{keys}");
+    let path = directory.join("bridge.toml");
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn check_finds_what_a_start_would_find() {
+    let authority = Authority::new();
+    let directory = tempdir().unwrap();
+    fs::write(directory.path().join("token.txt"), TOKEN).unwrap();
+    fs::write(directory.path().join("jwks.json"), jwks(&KEY)).unwrap();
+    let cases = cases(directory.path(), &authority);
+    for case in &cases {
+        let path = file_of(directory.path(), case);
+        let check = run(&["config", "check", &path]);
+        let said = stderr(&check);
+        assert_eq!(check.status.code(), Some(2), "{}: {said}", case.name);
+        assert_eq!(stdout(&check), "", "{}", case.name);
+        for word in &case.words {
+            assert!(
+                said.contains(word.as_str()),
+                "{}: {word}: {said}",
+                case.name
+            );
+        }
+        assert!(!said.contains(TOKEN), "{}: {said}", case.name);
+    }
+    // It made nothing.
+    assert!(!directory.path().join("data").exists());
+    for case in cases.iter().filter(|case| !case.is_warning_of_serve) {
+        let path = file_of(directory.path(), case);
+        let serve = run(&["serve", "--config", &path]);
+        let said = stderr(&serve);
+        assert!(!serve.status.success(), "{}", case.name);
+        for word in &case.words {
+            assert!(
+                said.contains(word.as_str()),
+                "{}: {word}: {said}",
+                case.name
+            );
+        }
+    }
+}
+
+#[test]
+fn check_names_all_faults_at_once_and_leaves_everything_as_it_was() {
+    let authority = Authority::new();
+    let server = authority.server("server");
+    let (directory, path) = file("");
+    let content = format!(
+        "credentials_file = \"no.toml\"\ndata_dir = \"data\"\n\
+         [tls.webhook]\ncertificate_file = \"no.crt\"\nkey_file = \"no.key\"\n\
+         [tls.grpc]\ncertificate_file = \"{}\"\nkey_file = \"{}\"\n{GOOD}\
+         jwks_file = \"jwks.json\"\n",
+        server.certificate.display(),
+        authority.itself().key.display(),
+    );
+    fs::write(&path, content).unwrap();
+    fs::write(directory.path().join("jwks.json"), "{}").unwrap();
+    fs::write(directory.path().join("no.toml"), "x").unwrap();
+    let before = fs::read_dir(directory.path()).unwrap().count();
+    let check = run(&["config", "check", path.to_str().unwrap()]);
+    let said = stderr(&check);
+    assert_eq!(check.status.code(), Some(2), "{said}");
+    for word in ["no.crt", "ca.key", "no.toml", "the keys of app 54e9ujn"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), before);
+}
+
+#[test]
+fn check_warns_of_a_certificate_that_clients_refuse() {
+    let authority = Authority::new();
+    let (directory, path) = file("");
+    for (issued, words) in [
+        (&authority.itself(), "CaUsedAsEndEntity"),
+        (
+            &authority.client("no-name-of-a-server"),
+            "has no subjectAltName",
+        ),
+    ] {
+        let content = format!(
+            "data_dir = \"data\"\n[tls.grpc]\ncertificate_file = \"{}\"\nkey_file = \"{}\"\n{GOOD}\
+             jwks_file = \"jwks.json\"\n",
+            issued.certificate.display(),
+            issued.key.display(),
+        );
+        fs::write(&path, content).unwrap();
+        fs::write(directory.path().join("jwks.json"), jwks(&KEY)).unwrap();
+        let check = run(&["config", "check", path.to_str().unwrap()]);
+        let said = stderr(&check);
+        assert_eq!(check.status.code(), Some(0), "{said}");
+        for part in [
+            "warning: TLS of the grpc port",
+            words,
+            "CA:FALSE",
+            "subjectAltName",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_is_good_beside_the_bridge_that_runs() {
+    let bridge = Bridge::start().await;
+    let path = bridge.data_dir().with_file_name("bridge.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("data_dir = \"data\"\n{text}")).unwrap();
+    let check = run(&["config", "check", path.to_str().unwrap()]);
+    assert_eq!(check.status.code(), Some(0), "{}", stderr(&check));
+    assert!(stdout(&check).contains("is good"), "{}", stdout(&check));
+    bridge.finish().await;
 }

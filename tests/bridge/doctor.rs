@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{program, run, stdout},
-    setup::{APP, Bridge, Scene, TOKEN, free_port, output},
+    setup::{APP, Bridge, SOON, Scene, TOKEN, free_port, output},
 };
 
 /// What `doctor` says of a scene, with these changes to its environment and flags.
@@ -208,6 +208,77 @@ async fn a_key_set_without_a_usable_key_says_why_each_is_not_used() {
     let url = server_that_says("", keys);
     let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
     visit.finds(&["keys:", "no usable key", "ec-1", "RSA keys"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_server_that_is_not_there_says_nothing_of_the_clock() {
+    let scene = scene().await;
+    for url in [
+        "https://prelude.invalid/jwks.json",
+        "http://127.0.0.1:1/jwks.json",
+    ] {
+        let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", url)], &[]).await;
+        visit.finds(&["keys:", url, "DNS"]);
+        let skipped = visit.of("skipped").join("\n");
+        let words = "clock: it could not be compared: no server of a key set answers";
+        assert!(skipped.contains(words), "{skipped}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_issuers_is_read_before_anything_is_looked_at() {
+    let scene = scene().await;
+    for (path, cause) in [
+        (scene.directory.path().join("nowhere"), "cannot be read"),
+        (
+            scene
+                .directory
+                .path()
+                .join("tokens")
+                .join(format!("{APP}.txt")),
+            "no certificate",
+        ),
+    ] {
+        let mut doctor = program(&["doctor", "--ca-file", path.to_str().unwrap()]);
+        let output = output(&mut doctor).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--ca-file") && said.contains(cause), "{said}");
+        assert!(!said.contains(TOKEN), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_runs_and_is_not_ready_is_named() {
+    let scene = scene().await;
+    scene.simulator.set_jwks_up(APP, false).unwrap();
+    let bridge = scene.bridge_until("listening", &[]);
+    let environment = [("PRELUDE_BRIDGE_ADMIN_LISTEN", bridge.admin.as_str())];
+    let visit = Visit::to(&scene, &environment, &[]).await;
+    let faults = visit.of("fault");
+    let words = "readiness: the bridge that runs is not ready, so it answers deliveries with 503";
+    assert!(
+        faults.iter().any(|fault| fault.contains(words)),
+        "{faults:?}"
+    );
+    assert!(
+        faults.iter().any(|fault| fault.starts_with("keys:")),
+        "{faults:?}"
+    );
+    scene.simulator.set_jwks_up(APP, true).unwrap();
+    until(async || {
+        Visit::to(&scene, &environment, &[])
+            .await
+            .of("fault")
+            .is_empty()
+    })
+    .await;
+}
+
+/// Waits until something holds that another process brings about.
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async { while !holds().await {} };
+    tokio::time::timeout(SOON, waiting).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

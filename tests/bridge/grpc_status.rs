@@ -400,7 +400,9 @@ async fn an_expired_cursor_is_told_what_is_left_and_goes_on_as_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_limit_are_refused_until_one_ends() {
-    let setup = Setup::default().with("limits.grpc.streams_max", "2");
+    let setup = Setup::default()
+        .with("limits.grpc.streams_max", "2")
+        .with("limits.grpc.streams_per_address_max", "2");
     let bridge = setup.start().await;
     let first = subscribe(&bridge, SubscribeRequest::default())
         .await

@@ -54,6 +54,23 @@ fn small(id: &str) -> Delivery {
     Delivery::of_ids([id])
 }
 
+/// Without a handler, SIGHUP ends a process at once: no drain, no last words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hang_up_has_the_keys_read_again_and_ends_nothing() {
+    let simulator = simulator().await;
+    let mut bridge = setup(&simulator).start().await;
+    is_ready(&bridge).await;
+    for fetches in 2..=4 {
+        bridge.signal("HUP");
+        let fetched = async || (simulator.jwks_fetches(APP).unwrap() == fetches).then_some(());
+        eventually(fetched).await;
+    }
+    assert!(bridge.stderr().contains("SIGHUP: reading credentials"));
+    assert_eq!(deliver(&simulator, &bridge).await, (200, false));
+    assert!(bridge.terminate().await.success(), "{}", bridge.stderr());
+    assert!(bridge.stderr().contains("stopped"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_fetched_when_it_is_first_seen_and_the_old_one_stays_good_while_published() {
     let simulator = simulator().await;
@@ -137,7 +154,7 @@ async fn the_last_good_keys_survive_an_outage_of_the_key_server_and_a_restart_in
 async fn without_any_keys_it_asks_to_come_back_until_the_key_server_answers() {
     let simulator = simulator().await;
     simulator.set_jwks_up(APP, false).unwrap();
-    let bridge = setup(&simulator).start().await;
+    let bridge = setup(&simulator).start_listening().await;
     assert_eq!(deliver(&simulator, &bridge).await, (503, true));
     let sender = Sender::to(bridge.addresses.webhook);
     let refused = sender.send(&small("evt_1")).await;

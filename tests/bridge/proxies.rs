@@ -1,10 +1,12 @@
 //! Streams through the proxies that stand before bridges, with the settings of `examples/proxies`:
 //! an idle stream outlives the proxy's patience, the last words of a drain come through, and a
-//! client that resumes is led to the next process. `make tools` installs the proxies; the test of
+//! client that resumes is led to the next process. And deliveries through nginx, which says where they
+//! come from. `make tools` installs the proxies; the test of
 //! one that is missing says so, and with `CI=true` fails.
 
 use std::{
     env, fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -14,13 +16,17 @@ use prelude_bridge::proto::{
     subscribe_response::Notice,
 };
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     support::{
-        Bridge, item,
+        APP, Bridge, Setup, batch, item,
         sender::eventually,
+        sign,
         stream::{Earliest, Received, after, from, reason},
     },
     tools::tool,
@@ -31,6 +37,15 @@ const PATIENCE_SECONDS: u32 = 2;
 /// Together they take twice as long as that.
 const PROGRESS_INTERVAL_MILLISECONDS: i32 = 500;
 const PROGRESS_NOTICES: usize = 8;
+
+/// nginx ends with its test only as a single process, and writes below its own directory.
+const NGINX_ARGUMENTS: [&str; 5] = [
+    "-p",
+    ".",
+    "-g",
+    "daemon off; master_process off; pid nginx.pid; error_log stderr;",
+    "-c",
+];
 
 /// A proxy in a process of its own before a bridge.
 struct Proxy {
@@ -57,10 +72,7 @@ impl Proxy {
         patience: (&str, &str),
         bridge: &Bridge,
     ) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = free_port().await;
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/proxies");
         let mut settings = fs::read_to_string(file.join(name)).unwrap();
         let bridge_port = bridge.addresses.grpc.port().to_string();
@@ -72,7 +84,13 @@ impl Proxy {
             assert!(settings.contains(of_example), "{of_example} is not in it");
             settings = settings.replace(of_example, here);
         }
-        let path = home.path().join(name);
+        Self::start_with(program, arguments, &settings, port).await
+    }
+
+    /// Starts `program` with these settings, by which it listens on `port`.
+    async fn start_with(program: &Path, arguments: &[&str], settings: &str, port: u16) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("settings");
         fs::write(&path, settings).unwrap();
         let log = fs::File::create(home.path().join("log")).unwrap();
         let child = Command::new(program)
@@ -101,6 +119,11 @@ impl Proxy {
     fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap()
     }
+}
+
+async fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// Where a program of the system is. `None` says, loudly, that its test proves nothing here.
@@ -215,12 +238,9 @@ async fn nginx_carries_idle_streams_and_drains() {
         return;
     };
     let mut bridge = Bridge::start().await;
-    // It ends with its test only as a single process, and writes below its own directory.
-    let process = "daemon off; master_process off; pid nginx.pid; error_log stderr;";
-    let arguments = ["-p", ".", "-g", process, "-c"];
     let timeout = format!("grpc_read_timeout {PATIENCE_SECONDS}s; access_log off");
     let patience = ("grpc_read_timeout 1h", timeout.as_str());
-    let proxy = Proxy::start(&nginx, &arguments, "nginx.conf", patience, &bridge).await;
+    let proxy = Proxy::start(&nginx, &NGINX_ARGUMENTS, "nginx.conf", patience, &bridge).await;
     carries_streams(&proxy, &mut bridge).await;
 }
 
@@ -252,4 +272,86 @@ async fn envoy_carries_idle_streams_and_drains() {
     ];
     let proxy = Proxy::start(&envoy, &arguments, "envoy.yaml", patience, &bridge).await;
     carries_streams(&proxy, &mut bridge).await;
+}
+
+/// Where the sender comes from whom the bridge takes deliveries from; strangers are at 127.0.0.1.
+const SENDER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
+
+/// The status of a delivery that comes to the proxy from this address with this `Host`.
+async fn delivered(proxy: &Proxy, from: Ipv4Addr, host: &str, more: &str) -> u16 {
+    let body = batch(APP, &[item("evt_1", "user.created", "usr_1")]);
+    let request = format!(
+        "POST /webhooks/{APP} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\
+         X-Webhook-Signature: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        sign(body.as_bytes()),
+        body.len()
+    );
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let address = proxy.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_behind_nginx_cannot_name_another_address() {
+    let Some(nginx) = installed("nginx") else {
+        return;
+    };
+    let setup = Setup::default()
+        .with("allowed_sources", "127.0.0.66")
+        .with("trusted_proxies", "127.0.0.1");
+    let bridge = setup.start().await;
+    let port = free_port().await;
+    let settings = |forwarded: &str| {
+        format!(
+            "events {{}}
+             http {{
+                 access_log off;
+                 server {{
+                     listen 127.0.0.1:{port};
+                     location / {{
+                         proxy_pass http://{};
+                         {forwarded}
+                     }}
+                 }}
+             }}",
+            bridge.addresses.webhook
+        )
+    };
+    // As it is found in many guides: the stranger's `Host` in a quoted string.
+    let whole = r#"proxy_set_header Forwarded "for=$remote_addr;host=\"$http_host\";proto=http";"#;
+    let proxy = Proxy::start_with(&nginx, &NGINX_ARGUMENTS, &settings(whole), port).await;
+    let stranger = Ipv4Addr::LOCALHOST;
+    for host in [
+        "bridge",
+        "x,for=127.0.0.66;y=",
+        "x;for=127.0.0.66",
+        "x,for=127.0.0.66",
+        // Quotes end what nginx quoted; what is then left is a fault, or a pair twice.
+        "x\",for=127.0.0.66;y=",
+        "x\\",
+        "x\";for=127.0.0.66;y=\"",
+    ] {
+        let (theirs, senders) = (
+            delivered(&proxy, stranger, host, "").await,
+            delivered(&proxy, SENDER, "bridge", "").await,
+        );
+        assert_eq!((theirs, senders), (403, 200), "{host}; {}", proxy.log());
+    }
+    // nginx replaces what a client says of itself.
+    let claim = "Forwarded: for=127.0.0.66\r\n";
+    assert_eq!(delivered(&proxy, stranger, "bridge", claim).await, 403);
+    drop(proxy);
+
+    // With a proxy that sets X-Forwarded-For and lets the other header through, they have to agree.
+    let other = "proxy_set_header X-Forwarded-For $remote_addr;";
+    let proxy = Proxy::start_with(&nginx, &NGINX_ARGUMENTS, &settings(other), port).await;
+    assert_eq!(delivered(&proxy, stranger, "bridge", claim).await, 403);
+    assert_eq!(delivered(&proxy, SENDER, "bridge", claim).await, 200);
+    assert_eq!(delivered(&proxy, SENDER, "bridge", "").await, 200);
+    bridge.finish().await;
 }

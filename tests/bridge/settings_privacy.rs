@@ -1,8 +1,17 @@
 //! What is pasted where it does not belong: a person's number or address, a token, an escape sequence,
 //! in each setting, flag and file of the configuration. None of it may come out on stderr, which is
-//! what becomes a log: neither in the words of a refusal nor while a bridge runs with it.
+//! what becomes a log: neither in the words of a refusal nor while a bridge runs with it. What is
+//! mistyped, on the other hand, has to be readable there.
 
-use std::{fs, path::Path, process::Output, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::Output,
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
@@ -236,7 +245,7 @@ async fn started(log_format: &str, directory: &Path) -> Bridge {
         .jwks_url(&format!(
             "http://127.0.0.1:1/{PHONE}/jwks.json?key={BEARER}"
         ));
-    setup.start().await
+    setup.start_listening().await
 }
 
 /// Waits until the log has this in it.
@@ -248,6 +257,72 @@ async fn hears(bridge: &Bridge, said: &str) {
     };
     let heard = tokio::time::timeout(SOON, heard).await;
     assert!(heard.is_ok(), "no {said:?} in {}", bridge.stderr());
+}
+
+/// Paths, URLs, ids and flags of every form that is nobody's secret.
+#[test]
+fn what_is_mistyped_is_repeated_as_it_was_typed() {
+    let home = tempdir().unwrap();
+    let directory = home.path().join("20261130-0012025550142/54e9ujn1234567");
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("bridge.toml");
+    let content = format!(
+        "drain_timeout = \"4915112345678 parsecs\"\n[[apps]]\nid = \"54e9ujn\"\n\
+         verification_token_env = \"PATH\"\n\
+         jwks_file = \"keys/550e8400-e29b-41d4-a716-446655440aaa.json\"\n"
+    );
+    fs::write(&path, content).unwrap();
+    let path = path.to_str().unwrap();
+    let key_file = directory.join("keys/550e8400-e29b-41d4-a716-446655440aaa.json");
+    for (arguments, repeated) in [
+        (&["config", "check", path][..], &format!("{path}:1: ")[..]),
+        (&["config", "check", path], "4915112345678 parsecs"),
+        (&["config", "check", path], key_file.to_str().unwrap()),
+        (
+            &["serve", "--webhook-listen", "bridge:8080"],
+            "`bridge:8080`",
+        ),
+        (&["tail", "--since", "yesterday"], "2026-11-20T08:30:00Z"),
+        (&["tail", "--since", "2026-11-20 8:30"], "2026-11-20 8:30"),
+        (
+            &["bench", "ingest", "--runs", "4915112345678"],
+            "4915112345678",
+        ),
+        (&["4915112345678"], "4915112345678"),
+    ] {
+        let output = program(arguments).env("PATH", "x").output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(repeated), "{arguments:?}: {repeated}: {said}");
+        assert!(!said.contains("(withheld)"), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistyped_key_url_is_in_the_log_without_the_secrets_in_it() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    // Ends with the process of the test.
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    for log_format in ["text", "json"] {
+        let url = format!("http://{address}/apps/54e9ujn1234567890/jwks.json");
+        let setup = Setup::default().with("log_format", log_format);
+        let typed = format!("{url}?key=hunter2");
+        let mut bridge = setup.jwks_url(&typed).start_listening().await;
+        hears(&bridge, "could not be read").await;
+        assert!(bridge.terminate().await.success());
+        let log = bridge.stderr();
+        let answered = format!("{url}?key=(withheld) answered with status 404");
+        assert!(log.contains(&answered), "{log}");
+        assert!(!log.contains("hunter2"), "{log}");
+        assert!(!log.contains("last good ones"), "{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,7 +348,7 @@ async fn a_bridge_that_runs_with_it_says_nothing_of_it() {
         }
         assert!(bridge.terminate().await.success());
         let log = bridge.stderr();
-        for heard in ["could not be refreshed", "are not taken over", "(withheld)"] {
+        for heard in ["could not be read", "are not taken over", "(withheld)"] {
             assert!(log.contains(heard), "no {heard:?} in {log}");
         }
         assert_clean("log", &log);

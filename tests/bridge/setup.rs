@@ -56,6 +56,16 @@ pub(crate) struct Bridge {
 impl Bridge {
     /// Starts it and waits for its `ready` line.
     pub(crate) fn start(port: u16, data_dir: &Path, environment: &[(&str, &str)]) -> Self {
+        Self::start_until("ready", port, data_dir, environment)
+    }
+
+    /// The same, and waits for the line with this message: `listening` or `ready`.
+    fn start_until(
+        message: &'static str,
+        port: u16,
+        data_dir: &Path,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let webhook = format!("127.0.0.1:{port}");
         let mut child = program(&["serve", "--log-format", "json"])
             .args(["--webhook-listen", &webhook])
@@ -74,7 +84,7 @@ impl Bridge {
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if let Ok(line) = serde_json::from_str::<Value>(&line)
-                    && line["message"] == "ready"
+                    && line["message"] == message
                 {
                     let address = |name: &str| line[name].as_str().unwrap().to_owned();
                     let _ = found.send((address("grpc"), address("admin")));
@@ -133,13 +143,22 @@ impl Scene {
     }
 
     pub(crate) fn bridge(&self, environment: &[(&str, &str)]) -> Bridge {
+        self.bridge_until("ready", environment)
+    }
+
+    /// The same, and waits for the line with this message: `listening` or `ready`.
+    pub(crate) fn bridge_until(
+        &self,
+        message: &'static str,
+        environment: &[(&str, &str)],
+    ) -> Bridge {
         let jwks_url = self.simulator.jwks_url(APP);
         let mut all = vec![
             ("PRELUDE_BRIDGE_APP_ID", APP),
             ("PRELUDE_BRIDGE_JWKS_URL", jwks_url.as_str()),
         ];
         all.extend(environment);
-        Bridge::start(self.port, self.directory.path(), &all)
+        Bridge::start_until(message, self.port, self.directory.path(), &all)
     }
 
     pub(crate) fn write_token(&self, app: &str, token: &str) {
@@ -247,6 +266,56 @@ async fn a_bridge_that_is_not_there_is_named_and_mended_by_starting_it() {
     assert_eq!(setup.status.code(), Some(0), "{}", stderr(&setup));
     // The webhook of the first attempt is the one that is active now.
     assert!(!stderr(&setup).contains("created"), "{}", stderr(&setup));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_without_keys_is_no_success_although_its_webhook_is_active() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    scene.simulator.set_jwks_up(APP, false).unwrap();
+    let bridge = scene.bridge_until("listening", &[]);
+    let admin = bridge.admin.clone();
+    let url = scene.url();
+    let setup = |admin: &str| {
+        let mut command = scene.webhook(&["setup", "--wait", "0s", "--url", &url]);
+        command
+            .args(["--output", "json"])
+            .env("PRELUDE_BRIDGE_ADMIN_LISTEN", admin);
+        async move { output(&mut command).await }
+    };
+    let report = |output: &Output| serde_json::from_str::<Value>(&stdout(output)).unwrap();
+    let not_ready = setup(&admin).await;
+    let told = stderr(&not_ready);
+    assert_eq!(not_ready.status.code(), Some(1), "{told}");
+    for part in [
+        "the webhook is active, but the bridge is not ready",
+        "no usable key is known yet",
+        "503",
+        "prelude-bridge doctor",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let shown = report(&not_ready);
+    assert_eq!(shown["webhook"]["active"], true);
+    assert_eq!(shown["bridge_ready"], false);
+
+    // Where it cannot be asked, that is said.
+    let unknown = setup("127.0.0.1:0").await;
+    assert_eq!(unknown.status.code(), Some(0), "{}", stderr(&unknown));
+    assert!(
+        stderr(&unknown).contains("was not checked"),
+        "{}",
+        stderr(&unknown)
+    );
+    assert_eq!(report(&unknown)["bridge_ready"], Value::Null);
+
+    scene.simulator.set_jwks_up(APP, true).unwrap();
+    let readyz = format!("http://{admin}/readyz");
+    let waiting = async { while reqwest::get(&readyz).await.unwrap().status() != 200 {} };
+    tokio::time::timeout(SOON, waiting).await.unwrap();
+    let ready = setup(&admin).await;
+    assert_eq!(ready.status.code(), Some(0), "{}", stderr(&ready));
+    assert_eq!(report(&ready)["bridge_ready"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -805,6 +805,15 @@ async fn simulate_refuses_flags_that_cannot_be_meant() {
             "--rate",
         ),
         (
+            &[
+                "--scenario",
+                "examples/scenarios/outage.toml",
+                "--app",
+                "one",
+            ],
+            "--app",
+        ),
+        (
             &["--scenario", "rustfmt.toml"],
             "line 1: `edition`: unknown field",
         ),
@@ -814,6 +823,32 @@ async fn simulate_refuses_flags_that_cannot_be_meant() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
         assert!(told.contains(expected), "{arguments:?}: {told}");
     }
+}
+
+/// The variables of a bridge without a file are exported in the terminal that `simulate` runs in.
+#[tokio::test]
+async fn the_variables_of_a_bridge_do_not_conflict_with_a_scenario() {
+    let receiver = Receiver::start([]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = directory.path().join("short.toml");
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/keys");
+    let text = format!("[[apps]]\nid = 'one'\nkey_files = ['{keys}/test-key-2048-a.pem']\n");
+    std::fs::write(&scenario, text + "[[steps]]\nsend = { events = 4 }").unwrap();
+    let mut command = program(&["simulate", "--listen", "127.0.0.1:0", "--output", "json"]);
+    command.args(["--to", &receiver.url, "--scenario"]);
+    command.arg(&scenario);
+    command
+        .env("PRELUDE_BRIDGE_APP_ID", "another")
+        .env("PRELUDE_BRIDGE_VERIFICATION_TOKEN", TOKEN)
+        .env("PRELUDE_API_TOKEN", "management")
+        .env("PRELUDE_BRIDGE_JWKS_URL", "http://127.0.0.1:1/");
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = output.await.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    let lines = ledger_lines(&output);
+    assert_eq!(lines.len(), 4);
+    assert!(lines.iter().all(|line| line["app_id"] == "one"));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `tail` from outside: the built program against the real streams over a log in memory.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     process::{Child, Command, Output, Stdio},
@@ -331,23 +332,159 @@ async fn last_counts_the_events_that_match() {
     }
 }
 
+/// In a log that is too large to be read whole for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn last_counts_back_over_as_many_slices_as_it_takes() {
+    let mut bridge = Bridge::start().await;
+    for _ in 0..100 {
+        bridge.append(50).await;
+    }
+    let last = ["--until-caught-up", "--last"];
+    let (rare, revoked) = (
+        ["--type", "user.created", "--user", "usr_0"],
+        ["--type", "user.session.revoked"],
+    );
+    let matching = |wanted: fn(u64) -> bool, count: usize| {
+        let all: Vec<u64> = (1..=5_000).filter(|&n| wanted(n)).collect();
+        all[all.len().saturating_sub(count)..].to_vec()
+    };
+    for (count, filter, wanted) in [
+        (3, &[][..], (|_| true) as fn(u64) -> bool),
+        (49, &[], |_| true),
+        (50, &[], |_| true),
+        (51, &[], |_| true),
+        (2_000, &[], |_| true),
+        (4_999, &[], |_| true),
+        (3, &revoked[..], |n| n % 3 == 2),
+        (1_000, &revoked, |n| n % 3 == 2),
+        (100, &rare, |n| n % 15 == 0),
+        (333, &rare, |n| n % 15 == 0),
+        (334, &rare, |n| n % 15 == 0),
+        (5, &["--app", "another"], |_| false),
+    ] {
+        let text = count.to_string();
+        let output = bridge.run(&[&last[..], &[&text], filter].concat()).await;
+        assert_eq!(
+            sequences(&output),
+            matching(wanted, count),
+            "{count} {filter:?} {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_prints_what_it_sends_and_takes_the_ports_that_it_is_given() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ports = |grpc| {
+        let mut command = program(&["demo", "--count", "20", "--grpc-listen", grpc]);
+        command.args([
+            "--webhook-listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+        ]);
+        command
+    };
+    let run = output(ports(&address)).await;
+    assert_eq!(run.status.code(), Some(2));
+    assert!(stderr(&run).contains(&format!("{address} (--grpc-listen)")));
+
+    let mut command = ports("127.0.0.1:0");
+    command.env("TZ", "UTC");
+    let run = output(command).await;
+    let (text, said) = (stdout(&run), stderr(&run));
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    assert!(said.contains("20 received, 20 delivered, 0 lost"), "{said}");
+    assert!(!said.contains("Taken here"), "{said}");
+    // In a pipe each line has the whole time with its offset.
+    assert_eq!(text.lines().count(), 20);
+    for line in text.lines() {
+        let (time, _) = line.split_once("  ").unwrap();
+        assert!(time.len() == 29 && time.ends_with("+00:00"), "{line}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn raw_is_what_was_signed_and_human_is_one_line_each() {
     let mut bridge = Bridge::start().await;
     bridge.append(2).await;
     let all = ["--since", "1h", "--until-caught-up", "--output"];
-    let output = bridge.run(&[&all[..], &["raw"]].concat()).await;
+    let run = bridge.run(&[&all[..], &["raw"]].concat()).await;
     let expected = format!("{}\n{}\n", raw_json(1, TYPES[1]), raw_json(2, TYPES[2]));
-    assert_eq!(stdout(&output), expected);
+    assert_eq!(stdout(&run), expected);
 
-    let output = bridge.run(&[&all[..], &["human"]].concat()).await;
-    let text = stdout(&output);
+    let run = bridge.run(&[&all[..], &["human"]].concat()).await;
+    let text = stdout(&run);
     assert_eq!(text.lines().count(), 2);
     assert!(!text.contains('\u{1b}'), "no colours in a pipe");
     assert!(
         text.contains("user.session.revoked     54e9ujn  usr_2  ses_2  #2\n"),
         "{text}"
     );
+
+    let arguments = [&all[..], &["human", "--color", "always", "--utc"]].concat();
+    let mut command = bridge.tail(&arguments);
+    command.env("TZ", "Asia/Kolkata").env("NO_COLOR", "1");
+    let text = stdout(&output(command).await);
+    assert!(text.contains('\u{1b}') && text.contains("+00:00"), "{text}");
+}
+
+/// A terminal with so many columns: the end that a program is given, and the one that shows what it
+/// printed.
+fn terminal(columns: u16) -> (File, File) {
+    use rustix::{pty, termios};
+    let flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY;
+    let screen = pty::openpt(flags).unwrap();
+    pty::grantpt(&screen).unwrap();
+    pty::unlockpt(&screen).unwrap();
+    let name = pty::ptsname(&screen, Vec::new()).unwrap();
+    let path = name.into_string().unwrap();
+    let theirs = File::options().read(true).write(true).open(path).unwrap();
+    let size = termios::Winsize {
+        ws_col: columns,
+        ws_row: 24,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    termios::tcsetwinsize(&theirs, size).unwrap();
+    (theirs, File::from(screen))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_no_line_wraps_and_the_zone_is_named() {
+    let mut bridge = Bridge::start().await;
+    bridge.append(3).await;
+    for columns in [80, 120] {
+        let (theirs, mut screen) = terminal(columns);
+        let mut command = bridge.tail(&["--since", "1h", "--until-caught-up"]);
+        command.env("TERM", "xterm").env("TZ", "UTC");
+        let mut child = command
+            .stdout(theirs)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It holds the terminal open, too.
+        drop(command);
+        let shown = tokio::task::spawn_blocking(move || {
+            let mut shown = Vec::new();
+            // Ends in an error when the program has ended.
+            let _ = screen.read_to_end(&mut shown);
+            assert!(child.wait().unwrap().success());
+            String::from_utf8(shown).unwrap()
+        });
+        let shown = tokio::time::timeout(SOON, shown).await.unwrap().unwrap();
+        assert!(shown.contains("\u{1b}[31m"), "colours: {shown:?}");
+        let text = anstream::adapter::strip_str(&shown).to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[0].ends_with(", UTC"), "{text}");
+        assert!(lines[1].contains("user.session.created     54e9ujn  usr_1  ses_1"));
+        for line in lines {
+            assert!(line.chars().count() <= usize::from(columns), "{line}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

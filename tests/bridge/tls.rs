@@ -20,9 +20,9 @@ use tokio_stream::StreamExt as _;
 use crate::{
     cli::{program, stderr, stdout},
     support::{
-        APP, Bridge, SOON, Setup, batch,
+        APP, Bridge, KEY, SOON, Setup, batch,
         certificates::{Authority, Issued, replace},
-        item,
+        item, jwks,
         sender::eventually,
         sign,
     },
@@ -495,5 +495,219 @@ async fn doctor_looks_at_certificates_and_calls_over_tls() {
     }
     let untrusting = stdout(&doctor(&[]).await);
     assert!(untrusting.contains("--ca-file"), "{untrusting}");
+
+    let url = format!("https://{}/webhooks/{{app}}", bridge.addresses.webhook);
+    let well = stdout(&doctor(&["--ca-file", text(&ca), "--url", &url]).await);
+    let met = "the challenge is met through it, with the issuers of --ca-file, which Prelude does";
+    assert!(
+        well.contains(met) && well.contains("\nall is well\n"),
+        "{well}"
+    );
+    let untrusting = stdout(&doctor(&["--url", &url]).await);
+    let fault = untrusting
+        .lines()
+        .position(|line| line.contains("public URL"))
+        .unwrap();
+    let said: Vec<&str> = untrusting.lines().skip(fault).take(3).collect();
+    let said = said.join("\n");
+    for part in ["FAULT", "UnknownIssuer", "Prelude trusts", "--ca-file"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    assert!(!said.contains("`prelude-bridge serve`"), "{said}");
+    // The other way round: a URL without TLS for a port with it.
+    let plain = url.replace("https", "http");
+    let said = stdout(&doctor(&["--ca-file", text(&ca), "--url", &plain]).await);
+    assert!(said.contains("write https://"), "{said}");
     bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn issuers_for_the_public_url_do_not_keep_doctor_from_a_port_without_tls() {
+    let authority = Authority::new();
+    let setup = Setup::default().secured("webhook", &authority.server("server"));
+    let bridge = setup.start().await;
+    let url = format!("https://{}/webhooks/{{app}}", bridge.addresses.webhook);
+    let mut doctor = bridge.command_of("doctor");
+    doctor
+        .args(["--url", &url, "--ca-file"])
+        .arg(authority.certificate());
+    let doctor = output(doctor).await;
+    let said = stdout(&doctor);
+    assert!(said.contains("the log's newest event is"), "{said}");
+    assert_eq!(doctor.status.code(), Some(0), "{said}");
+    bridge.finish().await;
+}
+
+/// A server of key sets with a certificate, which is the `openssl` command line.
+struct KeyServer {
+    child: std::process::Child,
+    url: String,
+    _directory: tempfile::TempDir,
+}
+
+impl KeyServer {
+    fn start(issued: &Issued) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("jwks.json"), jwks(&KEY)).unwrap();
+        let mut child = Command::new("openssl")
+            .args(["s_server", "-WWW", "-accept", "127.0.0.1:0", "-cert"])
+            .arg(&issued.certificate)
+            .arg("-key")
+            .arg(&issued.key)
+            .current_dir(&directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = lines.map_while(Result::ok);
+        let address = lines.find_map(|line| Some(line.strip_prefix("ACCEPT ")?.to_owned()));
+        let url = format!("https://{}/jwks.json", address.unwrap());
+        // So that it never waits for somebody to read.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            child,
+            url,
+            _directory: directory,
+        }
+    }
+}
+
+impl Drop for KeyServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_trusts_the_server_of_a_key_set_no_more_than_serve_does() {
+    let authority = Authority::new();
+    let server = KeyServer::start(&authority.server("server"));
+    let bridge = Setup::default().jwks_url(&server.url).prepare();
+    let ca = authority.certificate();
+    let doctor = |flags: &[&str], trusted: Option<&Path>| {
+        let mut command = bridge.command_of("doctor");
+        command.args(flags);
+        if let Some(path) = trusted {
+            command.env("SSL_CERT_FILE", path);
+        }
+        output(command)
+    };
+    let untrusting = stdout(&doctor(&[], None).await);
+    for part in [
+        "FAULT  keys of 54e9ujn",
+        "not trusted here (UnknownIssuer)",
+        "SSL_CERT_FILE",
+    ] {
+        assert!(untrusting.contains(part), "{part} is not in: {untrusting}");
+    }
+    let with_file = stdout(&doctor(&["--ca-file", text(&ca)], None).await);
+    for part in [
+        "FAULT  keys of 54e9ujn",
+        "with --ca-file the set can be had, but `serve` trusts no such file",
+    ] {
+        assert!(with_file.contains(part), "{part} is not in: {with_file}");
+    }
+    // What it advises helps.
+    let trusting = stdout(&doctor(&[], Some(&ca)).await);
+    assert!(trusting.contains("keys of 54e9ujn: 1 usable"), "{trusting}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuers_certificate_on_a_port_is_explained_by_all_who_see_it() {
+    let authority = Authority::new();
+    let setup = Setup::default().secured("grpc", &authority.itself());
+    let bridge = setup.start().await;
+    let ca = authority.certificate();
+    let tail = output(tail(&bridge, &["--ca-file", text(&ca)])).await;
+    assert_eq!(tail.status.code(), Some(3), "{}", stderr(&tail));
+    let mut doctor = bridge.command_of("doctor");
+    doctor.arg("--ca-file").arg(&ca);
+    let doctor = output(doctor).await;
+    assert_eq!(doctor.status.code(), Some(1));
+    let said = [
+        ("tail", stderr(&tail)),
+        ("doctor", stdout(&doctor)),
+        ("serve", bridge.stderr()),
+    ];
+    for (who, said) in said {
+        for part in [
+            "CaUsedAsEndEntity",
+            "for an issuer and not for a server",
+            "-addext basicConstraints=critical,CA:FALSE",
+            "-addext subjectAltName=DNS:NAME",
+        ] {
+            assert!(said.contains(part), "{who}: {part} is not in: {said}");
+        }
+    }
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_that_is_advised_is_one_that_clients_take() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = prelude_bridge::net::tls::SELF_SIGNED.replace("NAME", "localhost");
+    let mut openssl = Command::new("sh");
+    openssl.args(["-c", &line]).current_dir(&directory);
+    let made = output(openssl).await;
+    assert!(made.status.success(), "{}", stderr(&made));
+    let issued = Issued {
+        certificate: directory.path().join("tls.crt"),
+        key: directory.path().join("tls.key"),
+    };
+    let bridge = Setup::default().secured("grpc", &issued).start().await;
+    append(&bridge, "evt_1").await;
+    let server = format!("https://localhost:{}", bridge.addresses.grpc.port());
+    let mut tail = program(&["tail", "--server", &server, "--last", "1", "--count", "1"]);
+    tail.arg("--ca-file").arg(&issued.certificate);
+    let read = output(tail).await;
+    assert_eq!(read.status.code(), Some(0), "{}", stderr(&read));
+    assert!(stdout(&read).contains("evt_1"));
+    assert!(!bridge.stderr().contains("CaUsedAsEndEntity"));
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_with_the_wrong_scheme_is_recognised_at_both_kinds_of_port() {
+    let authority = Authority::new();
+    let setup = Setup::default().secured("grpc", &authority.server("server"));
+    let (secured, plain) = (setup.start().await, Bridge::start().await);
+    for (scheme, bridge, flags, code, words) in [
+        (
+            "http",
+            &secured,
+            &["--count", "1"],
+            2,
+            ["speaks TLS", "write https://"],
+        ),
+        (
+            "http",
+            &secured,
+            &["--last", "1"],
+            2,
+            ["speaks TLS", "write https://"],
+        ),
+        (
+            "https",
+            &plain,
+            &["--count", "1"],
+            3,
+            ["does not speak TLS", "write http://"],
+        ),
+    ] {
+        let server = format!("{scheme}://{}", bridge.addresses.grpc);
+        let mut tail = program(&["tail", "--server", &server]);
+        tail.args(flags);
+        let tail = output(tail).await;
+        let said = stderr(&tail);
+        assert_eq!(tail.status.code(), Some(code), "{scheme}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{scheme}: {word} is not in: {said}");
+        }
+        assert!(!said.contains("invalid size"), "{said}");
+    }
+    secured.finish().await;
+    plain.finish().await;
 }

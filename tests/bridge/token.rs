@@ -205,6 +205,68 @@ fn what_cannot_be_meant_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn the_first_credential_is_told_to_end_the_time_without() {
+    let told = |output: &Output| stderr(output).contains("this is the first credential");
+    let scene = Scene::new();
+    assert!(told(&scene.token(&["create", "one"])));
+    assert!(!told(&scene.token(&["create", "two"])));
+    scene.token(&["revoke", "one"]);
+    scene.token(&["revoke", "two"]);
+    // The file is still there, so nobody was let in without a credential.
+    assert!(!told(&scene.token(&["create", "three"])));
+
+    let scene = Scene::new();
+    let certificate = ["create", "one", "--certificate", "spiffe://example.com/one"];
+    assert!(told(&scene.token(&certificate)));
+
+    // Bridges that this changes nothing for.
+    for settings in [
+        "credentials_file = \"who.toml\"",
+        "allow_anonymous = true",
+        "[jwt]\njwks_url = \"https://example.com/jwks\"\nissuer = \"me\"\naudience = \"you\"",
+    ] {
+        let scene = Scene::new();
+        let config = scene.directory.path().join("bridge.toml");
+        fs::write(&config, settings).unwrap();
+        let config = config.to_str().unwrap();
+        let output = scene.token(&["create", "one", "--config", config]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(!told(&output), "{settings}");
+    }
+}
+
+#[test]
+fn a_misspelt_type_or_app_is_told_and_taken() {
+    let scene = Scene::new();
+    let config = scene.directory.path().join("bridge.toml");
+    fs::write(&config, "[[apps]]\nid = \"54e9ujn\"\n").unwrap();
+    let config = config.to_str().unwrap();
+    let create = |name: &str, arguments: &[&str]| {
+        let output = scene.token(&[&["create", name, "--config", config], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let said = create("a", &["--type", "user.craeted,user.session.*"]);
+    assert!(said.contains("did you mean `user.created`?"), "{said}");
+    assert!(!said.contains("`--type user.session.*`"), "{said}");
+    let said = create("b", &["--app", "54e9unj"]);
+    assert!(said.contains("did you mean `54e9ujn`?"), "{said}");
+    let said = create("c", &["--app", "54e9ujn", "--type", "user.**"]);
+    assert!(
+        !said.contains("--app") && !said.contains("--type"),
+        "{said}"
+    );
+    assert_eq!(scene.list().len(), 3);
+
+    let mut command = program(&["token", "create", "d", "--app", "7k2mzqb", "--data-dir"]);
+    command
+        .arg(scene.data_dir())
+        .env("PRELUDE_BRIDGE_APP_ID", "7k2mzqa");
+    let said = stderr(&command.output().unwrap());
+    assert!(said.contains("did you mean `7k2mzqa`?"), "{said}");
+}
+
+#[test]
 fn tokens_created_at_once_are_all_kept() {
     let scene = Scene::new();
     let children: Vec<_> = (0..8)

@@ -4,7 +4,7 @@
 
 use std::{
     env,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::JoinHandle,
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{program, stderr, stdout},
-    support::Bridge,
+    support::{Bridge, SOON, Setup},
+    windows::{bridge_with, event},
 };
 
 const SERVICE: &str = "prelude.bridge.v1.EventService";
@@ -66,7 +67,11 @@ struct Demo {
 
 impl Demo {
     fn start() -> Self {
-        let mut child = program(&["demo", "--rate", "100"])
+        let mut command = program(&["demo", "--rate", "100"]);
+        for flag in ["--webhook-listen", "--grpc-listen", "--admin-listen"] {
+            command.args([flag, "127.0.0.1:0"]);
+        }
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -92,6 +97,15 @@ impl Demo {
     fn line(&self, beginning: &str) -> &str {
         let mut lines = self.introduction.lines().map(str::trim);
         lines.find(|line| line.starts_with(beginning)).unwrap()
+    }
+
+    /// A command, with the lines that it goes on over.
+    fn command(&self, beginning: &str) -> &str {
+        let (_, text) = self.introduction.split_once(beginning).unwrap();
+        let start = self.introduction.len() - text.len() - beginning.len();
+        let text = &self.introduction[start..];
+        let mut ends = text.match_indices('\n').map(|(at, _)| &text[..at]);
+        ends.find(|command| !command.ends_with('\\')).unwrap()
     }
 
     /// Where the streams are: host and port.
@@ -148,7 +162,7 @@ fn the_grpcurl_line_that_the_demo_prints_works() {
     let grpcurl = tool("bin/grpcurl");
     let demo = Demo::start();
     let output = Command::new("/bin/sh")
-        .args(["-c", demo.line("grpcurl ")])
+        .args(["-c", demo.command("grpcurl ")])
         .env("PATH", grpcurl.parent().unwrap())
         .output()
         .unwrap();
@@ -327,4 +341,79 @@ fn a_python_client_reads_resumes_and_learns_why_it_is_refused() {
     assert_eq!(seen["earliest"], 1);
     assert!(seen["head"].as_u64().unwrap() >= 5);
     demo.end();
+}
+
+/// Sizes from a byte to almost a MiB, 60 MB in all.
+fn sizes() -> Vec<usize> {
+    (0..1_000)
+        .map(|number| match number % 25 {
+            0 => 1_048_000 - 137 * number,
+            5 | 10 | 15 | 20 => 100_000 + number,
+            other => [1, 20, 300, 4_000, 16_000][other % 5] + other,
+        })
+        .collect()
+}
+
+/// The client in Python, with options of its channel.
+fn python_client(bridge: &Bridge, stubs: &Path, options: &Value, pace: &str) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = python();
+    command
+        .arg(root.join("tests/data/tools/windows.py"))
+        .arg(root.join("proto"))
+        .arg(stubs)
+        .arg(bridge.addresses.grpc.to_string())
+        .args([&options.to_string(), pace]);
+    command
+}
+
+/// grpcio opens its windows as it measures its connection, unless that is switched off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_client_that_does_not_measure_its_connection_gets_events_of_all_sizes() {
+    let sizes = sizes();
+    let (bridge, expected) = bridge_with(&sizes).await;
+    let lengths: Vec<usize> = expected.iter().map(String::len).collect();
+    let stubs = tempfile::tempdir().unwrap();
+    for options in [
+        json!({ "grpc.http2.bdp_probe": 0 }),
+        json!({ "grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1_024 }),
+        json!({}),
+    ] {
+        let mut command = python_client(&bridge, stubs.path(), &options, "read");
+        let running = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let printed = objects(&running.await.unwrap());
+        assert_eq!(printed[0]["error"], Value::Null, "{options}");
+        assert_eq!(printed[0]["lengths"], json!(lengths), "{options}");
+    }
+    bridge.finish().await;
+}
+
+/// Its stream is ended within a message, and all the same it learns why and where to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_client_that_does_not_read_is_told_so_with_its_cursor() {
+    let setup = Setup::default().with("limits.grpc.slow_consumer_timeout", "1s");
+    let bridge = setup.start().await;
+    for number in 0..3 {
+        bridge.append(&[event(number, 100_000)]).await;
+    }
+    let stubs = tempfile::tempdir().unwrap();
+    let options = json!({ "grpc.http2.bdp_probe": 0 });
+    let mut client = python_client(&bridge, stubs.path(), &options, "wait")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ended = r#"prelude_bridge_streams_ended_total{reason="SLOW_CONSUMER"}"#;
+    let counted = async { while bridge.metric(ended).await != Some(1.0) {} };
+    let counted = tokio::time::timeout(SOON, counted).await;
+    client.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    let running = tokio::task::spawn_blocking(move || client.wait_with_output().unwrap());
+    let printed = objects(&running.await.unwrap());
+    assert!(counted.is_ok(), "{printed:?}");
+    let error = &printed[0]["error"];
+    assert_eq!(error["code"], "RESOURCE_EXHAUSTED", "{printed:?}");
+    assert_eq!(error["reason"], "SLOW_CONSUMER");
+    assert_eq!(error["cursor"], printed[0]["cursor"]);
+    bridge.finish().await;
 }

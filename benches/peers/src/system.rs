@@ -269,7 +269,8 @@ fn bridge(programs: &Programs, home: &Path, store: &str) -> Result<Command> {
         format!(
             "store = \"{store}\"\n\
              [[apps]]\nid = \"{APP}\"\nverification_token_file = \"token.txt\"\npem_file = \"key.pem\"\n\
-             [limits.grpc]\nconnections_max = 20000\nstreams_max = 20000\n"
+             [limits.grpc]\nconnections_max = 20000\nstreams_max = 20000\n\
+             connections_per_address_max = 20000\nstreams_per_address_max = 20000\n"
         ),
     )?;
     let mut command = Command::new(&programs.bridge);

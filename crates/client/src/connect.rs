@@ -94,6 +94,13 @@ impl Options {
         self
     }
 
+    /// Forgets issuers and certificates, which mean nothing over plain text.
+    #[must_use]
+    pub fn without_certificates(mut self) -> Self {
+        self.trust = Trust::default();
+        self
+    }
+
     /// Shows this certificate, with those of its intermediate issuers after it, for which the
     /// client has the key; both as PEM (mTLS).
     #[must_use]

@@ -5,7 +5,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -22,6 +22,8 @@ use tokio_rustls::{
     rustls::{self, AlertDescription, pki_types::ServerName},
 };
 use tower_service::Service;
+
+use crate::tls::{self, Trouble};
 
 /// Makes connections to one bridge.
 #[derive(Clone)]
@@ -65,34 +67,58 @@ impl Service<Uri> for Connector {
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
             let Some((connector, name)) = tls else {
-                return Ok(TokioIo::new(Connection::Plain(stream)));
+                let beginning = Beginning::new(refusal);
+                return Ok(TokioIo::new(Connection::Plain(stream, beginning)));
             };
             refusal.forget();
             let connected = connector.connect(name, stream).await;
-            let stream = connected.inspect_err(|error| refusal.notice(error))?;
+            let stream = connected.map_err(|error| {
+                refusal.notice(&error);
+                match tls::trouble(&error) {
+                    Some(trouble) => io::Error::other(trouble.sentence()),
+                    None => error,
+                }
+            })?;
             let stream = Box::new(stream);
             Ok(TokioIo::new(Connection::Tls(stream, refusal)))
         })
     }
 }
 
-/// What the server said of the client's certificate on the newest connection. In TLS 1.3 it judges
-/// after the client has begun to speak, so it is not the connecting that fails but what follows,
-/// and for whoever waits for that the connection is just gone.
+/// What the server said on the newest connection that whoever waits for an answer does not learn: for
+/// them the connection is just gone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Refusal(Arc<Mutex<Option<String>>>);
+pub(super) struct Refusal(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+struct Said {
+    /// Of the client's certificate. In TLS 1.3 the server judges it after the client has begun to
+    /// speak, so it is not the connecting that fails but what follows.
+    of_certificate: Option<String>,
+    /// It answered in TLS where it was called without.
+    speaks_tls: bool,
+    /// It once spoke without TLS, on this connection or an earlier one.
+    has_spoken_plainly: bool,
+}
 
 impl Refusal {
-    /// What it said, if it did.
+    /// What it said of the certificate, if it did.
     pub(super) fn told(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.said().of_certificate.clone()
+    }
+
+    /// Whether the URL is wrong: a server that never spoke without TLS answers in TLS.
+    pub(super) fn asks_for_tls(&self) -> bool {
+        let said = self.said();
+        said.speaks_tls && !said.has_spoken_plainly
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.said().of_certificate = None;
     }
 
     fn notice(&self, error: &io::Error) {
@@ -100,8 +126,14 @@ impl Refusal {
         if let Some(rustls::Error::AlertReceived(alert)) = cause
             && let Some(words) = words(*alert)
         {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+            self.said().of_certificate = Some(words);
         }
+    }
+
+    fn notice_beginning(&self, is_tls: bool) {
+        let mut said = self.said();
+        said.speaks_tls = is_tls;
+        said.has_spoken_plainly |= !is_tls;
     }
 }
 
@@ -125,8 +157,72 @@ fn words(alert: AlertDescription) -> Option<String> {
 
 /// A connection to a bridge.
 pub(super) enum Connection {
-    Plain(TcpStream),
+    Plain(TcpStream, Beginning),
     Tls(Box<TlsStream<TcpStream>>, Refusal),
+}
+
+/// The first two bytes that came, as far as they did.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    bytes: [u8; 2],
+    length: usize,
+    refusal: Refusal,
+}
+
+impl Beginning {
+    fn new(refusal: Refusal) -> Self {
+        Self {
+            bytes: [0; 2],
+            length: 0,
+            refusal,
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.length == self.bytes.len()
+    }
+
+    /// A server of TLS answers HTTP/2 with an alert, which HTTP/2 takes for an oversized frame and
+    /// calls by that name.
+    ///
+    /// # Errors
+    /// It is one.
+    fn inspect(&mut self, read: &[u8]) -> io::Result<()> {
+        if self.is_known() {
+            return Ok(());
+        }
+        for (byte, read) in self.bytes.iter_mut().skip(self.length).zip(read) {
+            *byte = *read;
+            self.length += 1;
+        }
+        if self.is_known() {
+            let is_tls = tls::is_tls(&self.bytes);
+            self.refusal.notice_beginning(is_tls);
+            if is_tls {
+                return Err(io::Error::other(Trouble::Tls.sentence()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The outcome of writing so many bytes. A server that has said why it closed the connection
+    /// has to be heard first: until then what cannot be written counts as written, and reading finds
+    /// the reason, or the end.
+    fn written(&self, outcome: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        match outcome {
+            Poll::Ready(Err(error)) if is_closed(&error) && !self.is_known() => {
+                Poll::Ready(Ok(length))
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 impl AsyncRead for Connection {
@@ -136,7 +232,12 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Plain(stream, beginning) => {
+                let filled = buffer.filled().len();
+                ready!(Pin::new(stream).poll_read(context, buffer))?;
+                let read = buffer.filled().get(filled..).unwrap_or_default();
+                Poll::Ready(beginning.inspect(read))
+            }
             Self::Tls(stream, refusal) => {
                 let read = ready!(Pin::new(stream).poll_read(context, buffer));
                 Poll::Ready(read.inspect_err(|error| refusal.notice(error)))
@@ -152,7 +253,10 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Plain(stream, beginning) => {
+                let outcome = Pin::new(stream).poll_write(context, bytes);
+                beginning.written(outcome, bytes.len())
+            }
             Self::Tls(stream, _) => Pin::new(stream).poll_write(context, bytes),
         }
     }
@@ -163,28 +267,32 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Plain(stream, beginning) => {
+                let outcome = Pin::new(stream).poll_write_vectored(context, slices);
+                let length = slices.iter().map(|slice| slice.len()).sum();
+                beginning.written(outcome, length)
+            }
             Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Plain(stream, _) => stream.is_write_vectored(),
             Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Plain(stream, _) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream, _) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(context),
         }
     }
@@ -193,6 +301,48 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_in_tls_is_recognised_however_it_arrives() {
+        let told = |reads: &[&[u8]]| {
+            let mut beginning = Beginning::new(Refusal::default());
+            let mut results = reads.iter().map(|read| beginning.inspect(read));
+            results.find_map(Result::err).map(|error| error.to_string())
+        };
+        let alert = [0x15, 3, 3, 0, 2, 2, 0x46];
+        let (first, rest) = alert.split_at(1);
+        for reads in [&[&alert[..]][..], &[first, rest], &[&[], first, &[], rest]] {
+            assert!(told(reads).unwrap().contains("write https://"), "{reads:?}");
+        }
+        // Later in a stream the same bytes are a part of an event.
+        for reads in [&[&[0, 0, 6, 4][..], &alert][..], &[&[0], &alert], &[first]] {
+            assert_eq!(told(reads), None, "{reads:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_wrong_only_for_a_server_that_never_spoke_without_tls() {
+        let refusal = Refusal::default();
+        let connection = |bytes: &[u8]| Beginning::new(refusal.clone()).inspect(bytes).is_ok();
+        assert!(!refusal.asks_for_tls());
+        assert!(!connection(&[0x15, 3, 3]) && refusal.asks_for_tls());
+        // Whoever was served once comes back when the server is itself again.
+        assert!(connection(&[0, 0, 6, 4]) && !refusal.asks_for_tls());
+        assert!(!connection(&[0x16, 3, 1]) && !refusal.asks_for_tls());
+    }
+
+    #[test]
+    fn what_a_server_says_before_it_closes_is_heard_before_the_close() {
+        let broken = || Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        let mut beginning = Beginning::new(Refusal::default());
+        let written = beginning.written(broken(), 7);
+        assert!(matches!(written, Poll::Ready(Ok(7))), "{written:?}");
+        let failed = beginning.written(Poll::Ready(Err(io::ErrorKind::TimedOut.into())), 7);
+        assert!(matches!(failed, Poll::Ready(Err(_))), "{failed:?}");
+        beginning.inspect(&[0, 0]).unwrap();
+        let written = beginning.written(broken(), 7);
+        assert!(matches!(written, Poll::Ready(Err(_))), "{written:?}");
+    }
 
     #[test]
     fn only_alerts_about_the_certificate_count_and_only_until_the_next_connection() {

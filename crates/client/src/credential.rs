@@ -22,6 +22,7 @@ use tonic::{
 };
 
 use super::{connector::Refusal, error::Error};
+use crate::tls::Trouble;
 
 /// More than any token has; a server takes 16 KiB of headers.
 const TOKEN_BYTES_MAX: usize = 12 * 1024;
@@ -84,6 +85,13 @@ impl Credential {
     /// Why a call or a connection really failed: the connection's end says nothing of a certificate
     /// that was not accepted.
     pub(super) fn explain(&self, error: Error) -> Error {
+        let is_of_connection = matches!(
+            error,
+            Error::Unreachable(_) | Error::Interrupted { reason: None, .. }
+        );
+        if is_of_connection && self.refusal.asks_for_tls() {
+            return Error::Url(Trouble::Tls.sentence());
+        }
         match (&error, self.refusal.told()) {
             (Error::Unreachable(_) | Error::Interrupted { reason: None, .. }, Some(message)) => {
                 Error::Refused {

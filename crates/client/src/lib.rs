@@ -42,6 +42,7 @@ mod request;
 mod subscription;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tls;
 
 /// The contract: what requests and events are made of.
 pub use prelude_bridge_contract as proto;

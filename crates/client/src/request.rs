@@ -142,7 +142,7 @@ impl Request {
         self
     }
 
-    /// A name for this client in the operator's logs and metrics.
+    /// A name for this client in the operator's log.
     #[must_use]
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.0.client_name = name.into();

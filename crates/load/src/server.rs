@@ -31,10 +31,13 @@ const LAST_LINES: usize = 5;
 const VERIFICATION_TOKEN: &str = "bench-verification-token";
 
 /// Connections and streams beyond the defaults: the load of a whole machine comes from one address.
-const LIMITS: [(&str, &str); 4] = [
+const LIMITS: [(&str, &str); 6] = [
     ("LIMITS_WEBHOOK_CONNECTIONS_PER_ADDRESS_MAX", "10000"),
     ("LIMITS_GRPC_CONNECTIONS_MAX", "100000"),
     ("LIMITS_GRPC_STREAMS_MAX", "100000"),
+    // All subscribers are on this machine.
+    ("LIMITS_GRPC_CONNECTIONS_PER_ADDRESS_MAX", "100000"),
+    ("LIMITS_GRPC_STREAMS_PER_ADDRESS_MAX", "100000"),
     ("LIMITS_GRPC_SLOW_CONSUMER_TIMEOUT", "300s"),
 ];
 

@@ -22,7 +22,9 @@ use super::{
     frames::{self, Frames},
     responses::{Counts, Messages, Responses},
 };
-use prelude_bridge_contract::{Earliest, Latest, StartPosition, SubscribeRequest, start_position::Position};
+use prelude_bridge_contract::{
+    Earliest, Latest, StartPosition, SubscribeRequest, start_position::Position,
+};
 
 const PATH: &str = "/prelude.bridge.v1.EventService/Subscribe";
 

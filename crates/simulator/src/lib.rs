@@ -507,6 +507,7 @@ fn client(options: &Options) -> Result<reqwest::Client, Error> {
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(options.answer_timeout)
+        .tls_certs_merge(options.issuers.iter().cloned())
         .pool_max_idle_per_host(options.requests_max)
         .build()
         .map_err(Error::Client)

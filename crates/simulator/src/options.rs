@@ -169,6 +169,8 @@ pub struct Options {
     pub requests_max: usize,
     /// How many deliveries the ledger lists.
     pub ledger_deliveries_max: usize,
+    /// Whose certificates are trusted beside those that the system trusts. Default none.
+    pub issuers: Vec<reqwest::Certificate>,
 }
 
 impl Default for Options {
@@ -188,6 +190,7 @@ impl Default for Options {
             requests_max: 64,
             // About 2 KB for ten events: 200 MB at most.
             ledger_deliveries_max: 100_000,
+            issuers: Vec::new(),
         }
     }
 }

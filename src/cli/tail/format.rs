@@ -6,19 +6,34 @@
 use std::borrow::Cow;
 
 use anstyle::{AnsiColor, Color, Effects, Style};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{
+    Timestamp, Zoned,
+    civil::Date,
+    tz::{Offset, TimeZone},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Output;
+use crate::cli::terminal::{self, Width};
 use crate::proto::{Event, Identifier, PayloadFormat, event::Payload};
 
 /// The longest documented type, `user.identifier.created`.
 const TYPE_WIDTH: usize = 23;
 /// Columns grow with what they hold, up to here.
 const COLUMN_WIDTH_MAX: usize = 32;
-/// The details of an event are cut here, in characters: a line is for glancing at.
-const DETAIL_CHARS_MAX: usize = 160;
+/// The same on a terminal, where ids are shortened.
+const SHORT_ID_WIDTH_MAX: usize = 12;
+/// So many of an id's last characters tell it from others: the first ones are often its time.
+const SHORT_ID_END: usize = 7;
+/// The details of an event are cut here, in columns: a line is for glancing at.
+const DETAIL_COLUMNS_MAX: usize = 160;
+/// Below this a terminal has no room for fractions of seconds and sequence numbers beside details.
+const ROOMY_COLUMNS: usize = 100;
+/// Details that would get fewer columns say nothing.
+const DETAIL_COLUMNS_MIN: usize = 8;
+/// What separates two cells.
+const GAP: &str = "  ";
 /// How many identifiers of a new user are shown.
 const IDENTIFIERS_MAX: usize = 3;
 
@@ -28,21 +43,34 @@ const DIM: Style = Style::new().effects(Effects::DIMMED);
 pub(in crate::cli) struct Formatter {
     output: Output,
     has_colour: bool,
+    width: Width,
     zone: TimeZone,
+    /// What the last heading said.
+    day: Option<(Date, Offset)>,
     app_width: usize,
     user_width: usize,
 }
 
-impl Formatter {
-    pub(in crate::cli) fn new(output: Output, has_colour: bool) -> Self {
-        Self::in_zone(output, has_colour, TimeZone::system())
-    }
+/// One part of a line.
+struct Cell<'a> {
+    text: Cow<'a, str>,
+    style: Style,
+    width: usize,
+}
 
-    fn in_zone(output: Output, has_colour: bool, zone: TimeZone) -> Self {
+impl Formatter {
+    pub(in crate::cli) fn new(
+        output: Output,
+        has_colour: bool,
+        width: Width,
+        zone: TimeZone,
+    ) -> Self {
         Self {
             output,
             has_colour,
+            width,
             zone,
+            day: None,
             app_width: 0,
             user_width: 0,
         }
@@ -60,7 +88,8 @@ impl Formatter {
         }
     }
 
-    /// The event with a newline at its end.
+    /// The event with a newline at its end. On a terminal a line with the day comes before it where
+    /// that has changed.
     pub(in crate::cli) fn line(&mut self, event: &Event) -> Vec<u8> {
         let mut line = match self.output {
             Output::Human => self.human(event).into_bytes(),
@@ -72,50 +101,149 @@ impl Formatter {
     }
 
     fn human(&mut self, event: &Event) -> String {
-        let received_at = timestamp(event.received_at.as_ref()).map_or_else(String::new, |at| {
-            let local = at.to_zoned(self.zone.clone());
-            local.strftime("%b %d %H:%M:%S%.3f").to_string()
-        });
-        let app = escape(&event.app_id);
-        let user = escape(&event.user_id);
-        self.app_width = column_width(self.app_width, &app);
-        self.user_width = column_width(self.user_width, &user);
-        let detail = event.payload.as_ref().map_or_else(String::new, detail);
-        let cells = [
-            (received_at.into(), DIM, 0),
-            (escape(&event.r#type), type_style(&event.r#type), TYPE_WIDTH),
-            (app, Style::new(), self.app_width),
-            (user, Style::new(), self.user_width),
-            (cut(escape(&detail)), Style::new(), 0),
-            (format!("#{}", event.sequence).into(), DIM, 0),
-        ];
-        let mut line = String::new();
-        for (text, style, width) in cells {
-            self.put_cell(&mut line, &text, style, width);
+        let columns = self.width.columns();
+        let at = timestamp(event.received_at.as_ref()).map(|at| at.to_zoned(self.zone.clone()));
+        match columns {
+            None => self.whole(event, at.as_ref()),
+            Some(columns) => {
+                let heading = at.as_ref().and_then(|at| self.heading(at, columns));
+                heading.unwrap_or_default() + &self.fitted(event, at.as_ref(), columns)
+            }
         }
-        line
+    }
+
+    /// For files and other programs: a line that is understood alone.
+    fn whole(&mut self, event: &Event, at: Option<&Zoned>) -> String {
+        let received_at = at.map_or_else(String::new, |at| {
+            at.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+        });
+        let (app, user) = (escape(&event.app_id), escape(&event.user_id));
+        self.app_width = column_width(self.app_width, &app, COLUMN_WIDTH_MAX);
+        self.user_width = column_width(self.user_width, &user, COLUMN_WIDTH_MAX);
+        let detail = event
+            .payload
+            .as_ref()
+            .map_or_else(String::new, |payload| detail(payload, false));
+        self.put(&[
+            cell(received_at, DIM, 0),
+            type_cell(event),
+            cell(app, Style::new(), self.app_width),
+            cell(user, Style::new(), self.user_width),
+            // After escaping, so that no escape makes it long again.
+            cell(
+                terminal::cut(&escape(&detail), DETAIL_COLUMNS_MAX),
+                Style::new(),
+                0,
+            ),
+            cell(format!("#{}", event.sequence), DIM, 0),
+        ])
+    }
+
+    /// For a terminal: a line that does not wrap.
+    fn fitted(&mut self, event: &Event, at: Option<&Zoned>, columns: usize) -> String {
+        let is_roomy = columns >= ROOMY_COLUMNS;
+        let time = if is_roomy { "%H:%M:%S%.3f" } else { "%H:%M:%S" };
+        let received_at = at.map_or_else(String::new, |at| at.strftime(time).to_string());
+        let (app, user) = (short(&event.app_id), short(&event.user_id));
+        let (app, user) = (escape(&app), escape(&user));
+        self.app_width = column_width(self.app_width, &app, SHORT_ID_WIDTH_MAX);
+        self.user_width = column_width(self.user_width, &user, SHORT_ID_WIDTH_MAX);
+        let mut cells = vec![
+            cell(received_at, DIM, 0),
+            type_cell(event),
+            cell(app, Style::new(), self.app_width),
+            cell(user, Style::new(), self.user_width),
+        ];
+        let sequence = is_roomy.then(|| cell(format!("#{}", event.sequence), DIM, 0));
+        let taken = |cell: &Cell<'_>| terminal::columns(&cell.text).max(cell.width) + GAP.len();
+        let taken: usize = cells.iter().chain(&sequence).map(taken).sum();
+        let left = columns.saturating_sub(taken).min(DETAIL_COLUMNS_MAX);
+        if left >= DETAIL_COLUMNS_MIN {
+            let detail = event
+                .payload
+                .as_ref()
+                .map_or_else(String::new, |payload| detail(payload, !is_roomy));
+            cells.push(cell(terminal::cut(&escape(&detail), left), Style::new(), 0));
+        }
+        cells.extend(sequence);
+        // Types and ids that are longer than documented ones.
+        let mut left = columns;
+        for cell in &mut cells {
+            cell.width = cell.width.min(left);
+            cell.text = terminal::cut(&cell.text, left).into();
+            let taken = terminal::columns(&cell.text).max(cell.width);
+            left = left.saturating_sub(taken + GAP.len());
+        }
+        self.put(&cells)
+    }
+
+    /// The day and the zone, in which all times below are.
+    fn heading(&mut self, at: &Zoned, columns: usize) -> Option<String> {
+        let day = (at.date(), at.offset());
+        if self.day.replace(day) == Some(day) {
+            return None;
+        }
+        let text = at.strftime("%a, %b %d %Y, UTC%:z").to_string();
+        let text = text.strip_suffix("+00:00").unwrap_or(&text);
+        let text = terminal::cut(text, columns);
+        Some(self.put(&[cell(text, DIM, 0)]) + "\n")
     }
 
     /// Empty cells keep their column, if they have one.
-    fn put_cell(&self, line: &mut String, text: &str, style: Style, width: usize) {
-        let padding = width.saturating_sub(text.chars().count());
-        if text.is_empty() && padding == 0 {
-            return;
+    fn put(&self, cells: &[Cell<'_>]) -> String {
+        let mut line = String::new();
+        for Cell { text, style, width } in cells {
+            let padding = width.saturating_sub(terminal::columns(text));
+            if text.is_empty() && padding == 0 {
+                continue;
+            }
+            if !line.is_empty() {
+                line.push_str(GAP);
+            }
+            if self.has_colour {
+                line.push_str(&format!("{style}{text}{style:#}"));
+            } else {
+                line.push_str(text);
+            }
+            line.extend(std::iter::repeat_n(' ', padding));
         }
-        if !line.is_empty() {
-            line.push_str("  ");
-        }
-        if self.has_colour {
-            line.push_str(&format!("{style}{text}{style:#}"));
-        } else {
-            line.push_str(text);
-        }
-        line.extend(std::iter::repeat_n(' ', padding));
+        // Blanks at the end say nothing, and a terminal may wrap them.
+        line.truncate(line.trim_end_matches(' ').len());
+        line
     }
 }
 
-fn column_width(width: usize, text: &str) -> usize {
-    width.max(text.chars().count()).min(COLUMN_WIDTH_MAX)
+fn cell<'a>(text: impl Into<Cow<'a, str>>, style: Style, width: usize) -> Cell<'a> {
+    Cell {
+        text: text.into(),
+        style,
+        width,
+    }
+}
+
+fn type_cell(event: &Event) -> Cell<'_> {
+    let style = type_style(&event.r#type);
+    cell(escape(&event.r#type), style, TYPE_WIDTH)
+}
+
+/// An id with its middle left out: `usr_…rfsgt1x` says which kind it is of, and which of them.
+fn short(id: &str) -> String {
+    let count = id.chars().count();
+    if count <= SHORT_ID_WIDTH_MAX {
+        return id.to_owned();
+    }
+    let end: String = id.chars().skip(count - SHORT_ID_END).collect();
+    let kind_chars = SHORT_ID_WIDTH_MAX - SHORT_ID_END - 1;
+    let kind = id
+        .char_indices()
+        .take(kind_chars)
+        .find(|(_, character)| *character == '_')
+        .map(|(at, _)| id.split_at(at + 1).0);
+    format!("{}…{end}", kind.unwrap_or_default())
+}
+
+fn column_width(width: usize, text: &str, width_max: usize) -> usize {
+    width.max(terminal::columns(text)).min(width_max)
 }
 
 /// The colour says what became of the subject: new, gone or changed.
@@ -129,8 +257,14 @@ fn type_style(event_type: &str) -> Style {
     Style::new().fg_color(Some(Color::Ansi(colour)))
 }
 
-/// What is particular about an event, in a few words.
-fn detail(payload: &Payload) -> String {
+/// What is particular about an event, in a few words, or in fewer.
+fn detail(payload: &Payload, is_short: bool) -> String {
+    let id = |id: &str| if is_short { short(id) } else { id.to_owned() };
+    let identifier = |identifier: &Identifier| match is_short {
+        // What it is can be seen.
+        true => identifier.value.clone(),
+        false => format!("{} {}", identifier.r#type, identifier.value),
+    };
     match payload {
         Payload::UserCreated(created) => {
             let mut parts: Vec<String> = created
@@ -158,24 +292,20 @@ fn detail(payload: &Payload) -> String {
                 .collect();
             names.join(", ")
         }
-        Payload::UserIdentifierCreated(created) => created
-            .identifier
-            .as_ref()
-            .map_or_else(String::new, identifier),
-        Payload::UserIdentifierDeleted(deleted) => deleted
-            .identifier
-            .as_ref()
-            .map_or_else(String::new, identifier),
+        Payload::UserIdentifierCreated(created) => {
+            let identifier = created.identifier.as_ref().map(identifier);
+            identifier.unwrap_or_default()
+        }
+        Payload::UserIdentifierDeleted(deleted) => {
+            let identifier = deleted.identifier.as_ref().map(identifier);
+            identifier.unwrap_or_default()
+        }
         Payload::UserSessionCreated(created) => match &created.identifier {
-            Some(used) => format!("{} with {}", created.session_id, identifier(used)),
-            None => created.session_id.clone(),
+            Some(used) => format!("{} with {}", id(&created.session_id), identifier(used)),
+            None => id(&created.session_id),
         },
-        Payload::UserSessionRevoked(revoked) => revoked.session_id.clone(),
+        Payload::UserSessionRevoked(revoked) => id(&revoked.session_id),
     }
-}
-
-fn identifier(identifier: &Identifier) -> String {
-    format!("{} {}", identifier.r#type, identifier.value)
 }
 
 /// Writes what could steer a terminal, or turn around how its text reads, as an escape.
@@ -199,14 +329,6 @@ fn escape(text: &str) -> Cow<'_, str> {
         }
     }
     escaped.into()
-}
-
-/// Shortens after escaping, so that no escape makes it long again.
-fn cut(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text.char_indices().nth(DETAIL_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()).into(),
-        None => text,
-    }
 }
 
 /// An event as a JSON object: the contract's fields, and the payload as it was signed.
@@ -296,8 +418,12 @@ mod tests {
         }
     }
 
+    fn formatter(width: Width) -> Formatter {
+        Formatter::new(Output::Human, false, width, TimeZone::UTC)
+    }
+
     fn human(event: &Event) -> String {
-        let mut formatter = Formatter::in_zone(Output::Human, false, TimeZone::UTC);
+        let mut formatter = formatter(Width::Unlimited);
         String::from_utf8(formatter.line(event)).unwrap()
     }
 
@@ -306,7 +432,8 @@ mod tests {
             raw_json: raw.to_owned().into(),
             ..event("user.created", None)
         };
-        let line = Formatter::in_zone(Output::Json, true, TimeZone::UTC).line(&event);
+        let line =
+            Formatter::new(Output::Json, true, Width::Columns(20), TimeZone::UTC).line(&event);
         let text = String::from_utf8(line).unwrap();
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         serde_json::from_str(&text).unwrap()
@@ -325,7 +452,7 @@ mod tests {
         );
         assert_eq!(
             human(&event),
-            "Nov 14 22:13:20.123  user.session.created     54e9ujn  usr_1  \
+            "2023-11-14T22:13:20.123+00:00  user.session.created     54e9ujn  usr_1  \
              ses_1 with email_address alice@example.com  #42\n"
         );
     }
@@ -369,7 +496,7 @@ mod tests {
     fn colours_are_used_only_where_they_are_wanted() {
         let event = event("user.created", None);
         assert!(!human(&event).contains('\u{1b}'));
-        let mut coloured = Formatter::in_zone(Output::Human, true, TimeZone::UTC);
+        let mut coloured = Formatter::new(Output::Human, true, Width::Unlimited, TimeZone::UTC);
         let line = String::from_utf8(coloured.line(&event)).unwrap();
         assert!(line.contains("\u{1b}[32muser.created\u{1b}[0m"), "{line:?}");
     }
@@ -414,14 +541,14 @@ mod tests {
         };
         let line = human(&event("user.created", Some(Payload::UserCreated(created))));
         assert!(
-            line.contains(&format!("{}…  #42", "é".repeat(DETAIL_CHARS_MAX))),
+            line.contains(&format!("  {}…  #42", "é".repeat(DETAIL_COLUMNS_MAX - 1))),
             "{line}"
         );
     }
 
     #[test]
     fn columns_stay_in_line() {
-        let mut formatter = Formatter::in_zone(Output::Human, false, TimeZone::UTC);
+        let mut formatter = formatter(Width::Unlimited);
         let mut end_of = |user: &str| {
             let event = Event {
                 user_id: user.into(),
@@ -432,6 +559,111 @@ mod tests {
         let long = end_of("usr_1234567");
         assert_eq!(end_of("usr_1"), long);
         assert_eq!(end_of(""), long);
+    }
+
+    fn session(app: &str, user: &str, session: &str) -> Event {
+        let payload = UserSessionCreated {
+            session_id: session.into(),
+            identifier: Some(email()),
+            ..UserSessionCreated::default()
+        };
+        Event {
+            app_id: app.into(),
+            user_id: user.into(),
+            ..event(
+                "user.session.created",
+                Some(Payload::UserSessionCreated(payload)),
+            )
+        }
+    }
+
+    fn text(line: Vec<u8>) -> String {
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn a_terminal_names_the_day_and_the_zone_when_they_change() {
+        let mut formatter = formatter(Width::Columns(120));
+        let at = |seconds| Event {
+            received_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..event("user.deleted", None)
+        };
+        assert_eq!(
+            text(formatter.line(&at(1_700_000_000))),
+            "Tue, Nov 14 2023, UTC\n\
+             22:13:20.000  user.deleted             54e9ujn  usr_1  #42\n"
+        );
+        let line = text(formatter.line(&at(1_700_000_001)));
+        assert!(line.starts_with("22:13:21.000  user.deleted"), "{line}");
+        let line = text(formatter.line(&at(1_700_010_000)));
+        assert!(
+            line.starts_with("Wed, Nov 15 2023, UTC\n01:00:00.000"),
+            "{line}"
+        );
+
+        // The hour that comes twice: the offset tells which.
+        let zone = TimeZone::get("Europe/Paris").unwrap();
+        let mut formatter = Formatter::new(Output::Human, false, Width::Columns(120), zone);
+        let line = text(formatter.line(&at(1_698_539_400)));
+        assert!(
+            line.starts_with("Sun, Oct 29 2023, UTC+02:00\n02:30:00"),
+            "{line}"
+        );
+        let line = text(formatter.line(&at(1_698_543_000)));
+        assert!(
+            line.starts_with("Sun, Oct 29 2023, UTC+01:00\n02:30:00"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn ids_are_short_on_a_terminal() {
+        let long = session(
+            "54e9ujn",
+            "usr_01jqebhswje9ka1z7ahr8rfsgt",
+            "ses_01jqebhswje9ka1z7ahr8rfxyz",
+        );
+        let mut formatter = formatter(Width::Columns(80));
+        let lines = text(formatter.line(&long));
+        assert_eq!(
+            lines.lines().nth(1).unwrap(),
+            "22:13:20  user.session.created     54e9ujn  usr_…r8rfsgt  ses_…r8rfxyz with ali…"
+        );
+        assert_eq!(short("usr_1234"), "usr_1234");
+        assert_eq!(short("0123456789abc"), "…6789abc");
+        assert_eq!(short("日本語日本語日本語日本語日本語"), "…語日本語日本語");
+    }
+
+    #[test]
+    fn no_line_wraps() {
+        let wide = "日本語".repeat(40);
+        let long = "x".repeat(256);
+        let mut events = vec![
+            session("54e9ujn", "usr_1", "ses_1"),
+            session(&long, &long, &long),
+            session(&wide, &wide, &wide),
+            event(&long, None),
+            event(&wide, None),
+            event("user.created", None),
+        ];
+        // In each order, as columns grow.
+        for _ in 0..events.len() {
+            events.rotate_left(1);
+            for columns in [20, 21, 40, 60, 79, 80, 81, 99, 100, 120, 300] {
+                for has_colour in [false, true] {
+                    let width = Width::Columns(columns);
+                    let zone = TimeZone::UTC;
+                    let mut formatter = Formatter::new(Output::Human, has_colour, width, zone);
+                    for event in &events {
+                        let shown = formatter.line(event);
+                        let shown = anstream::adapter::strip_bytes(&shown).into_vec();
+                        for line in text(shown).lines() {
+                            assert!(terminal::columns(line) <= columns, "{columns}: {line}");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -477,7 +709,8 @@ mod tests {
             raw_json: raw.into(),
             ..event("user.created", None)
         };
-        let line = Formatter::in_zone(Output::Raw, true, TimeZone::UTC).line(&event);
+        let line =
+            Formatter::new(Output::Raw, true, Width::Columns(20), TimeZone::UTC).line(&event);
         assert_eq!(line, format!("{raw}\n").into_bytes());
     }
 }

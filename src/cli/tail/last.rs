@@ -1,6 +1,7 @@
-//! Owns where `--last N` begins. The contract can start at a time but not at a number of events
-//! from the end, as a filter decides which events count; so this looks back over windows of time
-//! that grow until one has enough of them.
+//! Owns where `--last N` begins. The contract can start at a time or a cursor, but not at a number of
+//! events from the end, as a filter decides which events count. So this looks back from the head,
+//! slice by slice, and reads no slice twice. The place that a stream starts after is told in its
+//! first response, so a slice of about the right number of events is found by asking for times.
 
 use std::{
     collections::VecDeque,
@@ -12,12 +13,18 @@ use tokio_stream::StreamExt as _;
 use crate::{
     cli::exit,
     client::{Client, Error, Item, Notice, Request, Start, Stop},
-    proto::LogEnd,
+    proto::{LogEnd, PayloadFormat},
 };
 
-const WINDOW_FIRST: Duration = Duration::from_secs(60);
-/// Six steps lead from a minute to half a year, and what is read again is an eighth.
-const WINDOW_FACTOR: u32 = 8;
+/// A slice is not made smaller than this: reading some events costs less than asking again.
+const EXCESS_EVENTS: u64 = 100;
+/// How much larger the next slice is when the last one had too few matches, at least.
+const SLICE_FACTOR: u64 = 8;
+const SLICE_EVENTS_MIN: u64 = 1_000;
+/// Halving half a year as often leads to a minute, and every other question is a better guess.
+const QUESTIONS_MAX: u32 = 32;
+/// What the log's times are precise to.
+const TICK: Duration = Duration::from_micros(1);
 
 /// Finds the place from which on `count` events match, or the earliest if there are fewer.
 ///
@@ -26,70 +33,165 @@ const WINDOW_FACTOR: u32 = 8;
 pub(super) async fn find(client: &Client, request: &Request, count: u64) -> Result<Start, Error> {
     let range = client.range().await?;
     let head = range.head.unwrap_or_default();
-    let (Some(head_at), Some(earliest_at)) = (
-        received_at(&head),
-        range.earliest.as_ref().and_then(received_at),
-    ) else {
+    let earliest = range.earliest.unwrap_or_default();
+    let (Some(head_at), Some(earliest_at)) = (received_at(&head), received_at(&earliest)) else {
         return Ok(Start::After(head.cursor));
     };
-    let mut window = WINDOW_FIRST;
+    let search = Search {
+        client,
+        // The smallest form that there is.
+        request: request
+            .clone()
+            .payload_format(PayloadFormat::Typed)
+            .events_max(0),
+        earliest,
+        earliest_at,
+    };
+    let mut upper = Edge {
+        cursor: head.cursor,
+        sequence: head.sequence,
+        at: head_at + TICK,
+    };
+    let (mut needed, mut slice) = (count, count);
     loop {
-        let from = head_at
-            .checked_sub(window)
-            .filter(|from| *from > earliest_at);
-        let Some(from) = from else {
-            let found = look(client, request, Start::Earliest, &head, count).await?;
-            return Ok(found.map_or(Start::Earliest, Start::After));
-        };
-        if let Some(cursor) = look(client, request, Start::At(from), &head, count).await? {
-            return Ok(Start::After(cursor));
+        let lower = search.lower_edge(&upper, slice).await?;
+        let mut places = search.read(lower.as_ref(), &upper, needed).await?;
+        let matches = (places.len() as u64).saturating_sub(1);
+        if matches >= needed {
+            return Ok(places.pop_front().map_or(Start::Earliest, Start::After));
         }
-        window = window.saturating_mul(WINDOW_FACTOR);
+        let Some(lower) = lower else {
+            return Ok(Start::Earliest);
+        };
+        needed -= matches;
+        slice = slice.saturating_mul(SLICE_FACTOR).max(SLICE_EVENTS_MIN);
+        upper = lower;
     }
 }
 
-/// Reads from `start` to the head and returns the cursor before the newest `count` matches, if
-/// there are as many.
-async fn look(
-    client: &Client,
-    request: &Request,
-    start: Start,
-    head: &LogEnd,
-    count: u64,
-) -> Result<Option<String>, Error> {
-    let request = request
-        .clone()
-        .start(start)
-        .stop(Stop::AtCursor(head.cursor.clone()))
-        .events_max(0);
-    let mut subscription = client.subscribe(request);
-    // The place before the first event that counts, and the places after each.
-    let mut places = VecDeque::new();
-    while let Some(item) = subscription.next().await {
-        match item? {
-            Item::Event(event) => {
-                places.push_back(event.cursor);
-                if places.len() as u64 > count + 1 {
-                    places.pop_front();
-                }
+/// A place between two events.
+struct Edge {
+    cursor: String,
+    /// Of the event before it.
+    sequence: u64,
+    /// A time that leads there.
+    at: SystemTime,
+}
+
+struct Search<'a> {
+    client: &'a Client,
+    request: Request,
+    earliest: LogEnd,
+    earliest_at: SystemTime,
+}
+
+impl Search<'_> {
+    /// A place with at least `wanted` events between it and `upper`, and not many more; `None` for
+    /// the earliest end.
+    async fn lower_edge(&self, upper: &Edge, wanted: u64) -> Result<Option<Edge>, Error> {
+        let enough = wanted.saturating_mul(2).saturating_add(EXCESS_EVENTS);
+        // How many events there are from two times on, one of them too many and one too few.
+        let (mut low, mut many) = (
+            self.earliest_at,
+            (upper.sequence + 1).saturating_sub(self.earliest.sequence),
+        );
+        let (mut high, mut few) = (upper.at, 0);
+        let mut found = None;
+        for question in 0..QUESTIONS_MAX {
+            let span = high.duration_since(low).unwrap_or_default();
+            if many <= enough || span <= TICK {
+                break;
             }
-            Item::Notice(Notice::Started(started)) => {
-                if places.is_empty() {
-                    if head.sequence.saturating_sub(started.after_sequence) < count {
-                        // Even if all of them match, they are not enough.
-                        return Ok(None);
+            let share = match question % 2 {
+                // As if events came evenly.
+                0 => share(wanted.saturating_add(enough) / 2 - few, many - few),
+                _ => 0.5,
+            };
+            let edge = self.edge_at(high - span.mul_f64(share)).await?;
+            let events = upper.sequence.saturating_sub(edge.sequence);
+            if events < wanted {
+                (high, few) = (edge.at, events);
+            } else {
+                (low, many) = (edge.at, events);
+                found = Some(edge);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where a stream from a time on starts. Its stop position is behind it, so it ends at once.
+    async fn edge_at(&self, at: SystemTime) -> Result<Edge, Error> {
+        let request = self
+            .request
+            .clone()
+            .start(Start::At(at))
+            .stop(Stop::AtCursor(self.earliest.cursor.clone()));
+        let mut subscription = self.client.subscribe(request);
+        let mut edge = Edge {
+            cursor: self.earliest.cursor.clone(),
+            sequence: self.earliest.sequence.saturating_sub(1),
+            at,
+        };
+        while let Some(item) = subscription.next().await {
+            match item? {
+                Item::Notice(Notice::Started(started)) => {
+                    edge.sequence = started.after_sequence;
+                    if let Some(cursor) = subscription.cursor() {
+                        cursor.clone_into(&mut edge.cursor);
                     }
+                }
+                Item::Notice(notice) => warn_of(&notice),
+                Item::Event(_) => {}
+            }
+        }
+        Ok(edge)
+    }
+
+    /// The places around the newest `count` matches of a slice: the one before the first, and those
+    /// after each.
+    async fn read(
+        &self,
+        lower: Option<&Edge>,
+        upper: &Edge,
+        count: u64,
+    ) -> Result<VecDeque<String>, Error> {
+        let start = lower.map_or(Start::Earliest, |lower| Start::After(lower.cursor.clone()));
+        let request = self
+            .request
+            .clone()
+            .start(start)
+            .stop(Stop::AtCursor(upper.cursor.clone()));
+        let mut subscription = self.client.subscribe(request);
+        let mut places = VecDeque::new();
+        while let Some(item) = subscription.next().await {
+            match item? {
+                Item::Event(event) => {
+                    places.push_back(event.cursor);
+                    if places.len() as u64 > count + 1 {
+                        places.pop_front();
+                    }
+                }
+                Item::Notice(Notice::Started(_)) if places.is_empty() => {
                     places.extend(subscription.cursor().map(str::to_owned));
                 }
+                Item::Notice(notice) => warn_of(&notice),
             }
-            Item::Notice(notice @ (Notice::Reconnecting { .. } | Notice::Skipped(_))) => {
-                exit::warn(&notice.to_string());
-            }
-            Item::Notice(_) => {}
         }
+        Ok(places)
     }
-    let is_enough = places.len() as u64 == count + 1;
-    Ok(places.pop_front().filter(|_| is_enough))
+}
+
+fn warn_of(notice: &Notice) {
+    if let Notice::Reconnecting { .. } | Notice::Skipped(_) = notice {
+        exit::warn(&notice.to_string());
+    }
+}
+
+/// Never all and never nothing, so that every question narrows the span.
+fn share(part: u64, whole: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a guess")]
+    let share = part as f64 / whole.max(1) as f64;
+    share.clamp(1e-9, 0.999)
 }
 
 fn received_at(end: &LogEnd) -> Option<SystemTime> {
@@ -102,14 +204,33 @@ mod tests {
     use crate::{
         client::{
             Options,
-            testing::{Fake, Step, cursor, events, range, started},
+            testing::{Fake, cursor, events, range, started},
         },
-        proto::{LogRange, start_position::Position},
+        proto::{LogRange, SubscribeRequest, start_position, stop_position},
     };
 
     async fn found(fake: &Fake, count: u64) -> Start {
         let client = Client::connect(&Options::new(&fake.url)).await.unwrap();
         find(&client, &Request::new(), count).await.unwrap()
+    }
+
+    /// Where each call started, with times in seconds after that of event 0.
+    fn starts(fake: &Fake) -> Vec<String> {
+        let start = |request: SubscribeRequest| match request.start.unwrap().position.unwrap() {
+            start_position::Position::AtTime(at) => format!("at {}", at.seconds - 1_700_000_000),
+            start_position::Position::AfterCursor(cursor) => cursor,
+            start_position::Position::Earliest(_) => "earliest".to_owned(),
+            start_position::Position::Latest(_) => "latest".to_owned(),
+        };
+        fake.requests().into_iter().map(start).collect()
+    }
+
+    fn stops(fake: &Fake) -> Vec<String> {
+        let stop = |request: SubscribeRequest| match request.stop.unwrap().position.unwrap() {
+            stop_position::Position::AtCursor(cursor) => cursor,
+            other => format!("{other:?}"),
+        };
+        fake.requests().into_iter().map(stop).collect()
     }
 
     #[tokio::test]
@@ -129,46 +250,83 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_events_of_a_window_are_counted_from_its_end() {
-        // Event n was received at second n: the first window begins with event 940.
-        let script = vec![started(939, 1000), events(940..=960), events(961..=1000)];
-        let fake = Fake::start(vec![script]).with_range(range(1, 1000));
-        assert_eq!(found(&fake, 3).await, Start::After(cursor(997)));
-        let stop = fake.requests()[0].stop.clone().unwrap();
-        assert_eq!((stop.max_events, stop.position.is_some()), (0, true));
+    async fn a_log_with_few_events_is_read_whole() {
+        let fake = Fake::start(vec![vec![started(0, 50), events(1..=50)]]);
+        let fake = fake.with_range(range(1, 50));
+        assert_eq!(found(&fake, 3).await, Start::After(cursor(47)));
+        let fake = Fake::start(vec![vec![started(0, 50), events(48..=50)]]);
+        let fake = fake.with_range(range(1, 50));
+        assert_eq!(found(&fake, 3).await, Start::After(cursor(0)), "exactly");
+        let fake = Fake::start(vec![vec![started(0, 50), events(49..=50)]]);
+        let fake = fake.with_range(range(1, 50));
+        assert_eq!(found(&fake, 3).await, Start::Earliest);
+        assert_eq!(starts(&fake), ["earliest"]);
+        assert_eq!(stops(&fake), ["cursor-50"]);
     }
 
     #[tokio::test]
-    async fn a_window_with_exactly_enough_begins_before_its_first() {
-        let script = vec![started(939, 1000), events(940..=942)];
-        let fake = Fake::start(vec![script]).with_range(range(1, 1000));
-        assert_eq!(found(&fake, 3).await, Start::After(cursor(939)));
-    }
-
-    #[tokio::test]
-    async fn windows_grow_until_they_have_enough_and_end_with_everything() {
+    async fn of_a_large_log_only_a_slice_near_the_end_is_read() {
+        // Event n was received at second n.
         let fake = Fake::start(vec![
-            // Too few events: not even read.
-            vec![started(1939, 2000), Step::Hang],
-            // Enough events, but too few matches.
-            vec![started(1519, 2000), events(1600..=1650)],
-            // Everything there is.
-            vec![started(0, 2000), events(1..=99)],
+            vec![started(999_945, 1_000_000)],
+            vec![
+                started(999_945, 1_000_000),
+                events(999_946..=999_990),
+                events(999_991..=1_000_000),
+            ],
         ])
-        .with_range(range(1, 2000));
-        assert_eq!(found(&fake, 100).await, Start::Earliest);
-        let starts: Vec<_> = fake
-            .requests()
-            .into_iter()
-            .map(|request| request.start.unwrap().position.unwrap())
-            .collect();
-        assert!(
-            matches!(
-                starts.as_slice(),
-                [Position::AtTime(first), Position::AtTime(second), Position::Earliest(_)]
-                    if first.seconds == 1_700_001_940 && second.seconds == 1_700_001_520
-            ),
-            "{starts:?}"
+        .with_range(range(1, 1_000_000));
+        assert_eq!(found(&fake, 3).await, Start::After(cursor(999_997)));
+        assert_eq!(starts(&fake), ["at 999946", "cursor-999945"]);
+        // The first is behind its start, so it ends at once.
+        assert_eq!(stops(&fake), ["cursor-0", "cursor-1000000"]);
+    }
+
+    #[tokio::test]
+    async fn a_burst_is_cut_by_asking_for_later_times() {
+        let fake = Fake::start(vec![
+            // Nearly all came in the last seconds.
+            vec![started(50, 1_000_000)],
+            vec![started(70, 1_000_000)],
+            // And nothing after this.
+            vec![started(1_000_000, 1_000_000)],
+            vec![started(999_950, 1_000_000)],
+            vec![started(999_950, 1_000_000), events(999_951..=1_000_000)],
+        ])
+        .with_range(range(1, 1_000_000));
+        assert_eq!(found(&fake, 2).await, Start::After(cursor(999_998)));
+        let starts = starts(&fake);
+        assert_eq!(starts.len(), 5);
+        assert_eq!(starts[4], "cursor-999950");
+    }
+
+    #[tokio::test]
+    async fn slices_grow_backwards_until_enough_match_and_none_is_read_twice() {
+        let fake = Fake::start(vec![
+            vec![started(9_900, 10_000)],
+            vec![started(9_900, 10_000), events(9_999..=9_999)],
+            vec![started(8_500, 10_000)],
+            vec![started(8_500, 10_000), events(8_600..=8_601)],
+            // What is left is no more than a slice.
+            vec![started(0, 10_000), events(11..=20)],
+        ])
+        .with_range(range(1, 10_000));
+        assert_eq!(found(&fake, 5).await, Start::After(cursor(18)));
+        let starts = starts(&fake);
+        assert!(starts[0].starts_with("at ") && starts[2].starts_with("at "));
+        assert_eq!(starts[1], "cursor-9900");
+        assert_eq!(starts[3], "cursor-8500");
+        assert_eq!(starts[4], "earliest");
+        let stops = stops(&fake);
+        assert_eq!(
+            stops,
+            [
+                "cursor-0",
+                "cursor-10000",
+                "cursor-0",
+                "cursor-9900",
+                "cursor-8500"
+            ]
         );
     }
 }

@@ -42,6 +42,14 @@ pub(super) fn command(args: &Args, place: &Place) -> Option<String> {
     if args.client_name != super::CLIENT_NAME {
         flag("--client-name", &args.client_name);
     }
+    if args.color != super::Color::Auto
+        && let Some(color) = args.color.to_possible_value()
+    {
+        flag("--color", color.get_name());
+    }
+    if args.utc {
+        words.push("--utc".to_owned());
+    }
     if args.until_caught_up {
         words.push("--until-caught-up".to_owned());
     }
@@ -98,6 +106,8 @@ mod tests {
             "--until-caught-up",
             "--output=json",
             "--client-name=audit",
+            "--color=never",
+            "--utc",
         ]);
         assert_eq!(
             command(&args, &place(4)).unwrap(),
@@ -105,7 +115,7 @@ mod tests {
              --token-file t.txt --token-over-plain-text --type 'user.session.*' \
              --type user.created --exclude-type user.session.revoked --app 54e9ujn \
              --user 'it'\\''s me' --from AQcursor --count 6 --output json --client-name audit \
-             --until-caught-up"
+             --color never --utc --until-caught-up"
         );
     }
 

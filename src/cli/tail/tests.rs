@@ -23,6 +23,23 @@ fn since_is_a_duration_or_a_time() {
 }
 
 #[test]
+fn what_is_no_time_is_told_with_what_to_write() {
+    for (text, reason) in [
+        ("yesterday", "neither a duration nor a time"),
+        ("", "neither a duration nor a time"),
+        ("10", "`10` has no unit"),
+        ("10 parsecs", "unknown unit `parsecs`"),
+        ("2026-11-20", "not an RFC 3339 time"),
+        ("2026-11-20T08:30:00", "not an RFC 3339 time"),
+        ("08:30", "not an RFC 3339 time"),
+    ] {
+        let told = parse_since(text).unwrap_err();
+        assert!(told.contains(reason), "{text}: {told}");
+        assert!(told.ends_with("such as `2026-11-20T08:30:00Z`"), "{told}");
+    }
+}
+
+#[test]
 fn a_server_is_a_url_or_a_host_with_a_port() {
     assert_eq!(
         server_url("http://bridge:50051").unwrap(),
@@ -122,11 +139,15 @@ impl Write for Stdout {
     }
 }
 
+fn json() -> Formatter {
+    Formatter::new(Output::Json, false, Width::Unlimited, TimeZone::UTC)
+}
+
 /// What is printed as JSON, by sequence, and how it ends.
 async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
     let (out, place) = (Stdout::default(), Arc::default());
     let printer = Printer::start(out.clone(), Arc::clone(&place)).unwrap();
-    let result = follow(args, Formatter::new(Output::Json, false), &printer).await;
+    let result = follow(args, json(), &printer).await;
     printer.finish().await.unwrap();
     let sequences = out
         .text()
@@ -214,6 +235,29 @@ async fn from_continues_after_a_cursor_and_last_after_the_one_it_finds() {
 }
 
 #[tokio::test]
+async fn from_takes_the_oldest_event_by_its_name() {
+    let fake = Fake::start(vec![vec![started(0, 9), events(1..=2)]]);
+    let (sequences, _, _) = printed(&args(&fake, &["--from=earliest", "-n", "2"])).await;
+    assert_eq!(sequences, [1, 2]);
+    let start = fake.requests()[0].start.clone().unwrap();
+    assert!(matches!(
+        start.position,
+        Some(start_position::Position::Earliest(_))
+    ));
+}
+
+#[test]
+fn what_is_probably_misspelt_is_told() {
+    let fake = Fake::start(Vec::new());
+    let words = ["--type=user.craeted", "--exclude-type=user.sesion.*"];
+    let doubts = args(&fake, &words).doubts();
+    assert_eq!(doubts.len(), 2);
+    assert!(doubts[0].starts_with("`--type user.craeted`"), "{doubts:?}");
+    assert!(doubts[1].starts_with("`--exclude-type user.sesion.*`"));
+    assert!(args(&fake, &["--type=user.**"]).doubts().is_empty());
+}
+
+#[tokio::test]
 async fn what_was_received_before_a_failure_is_printed() {
     let refused = tonic::Status::unauthenticated("the token has expired");
     let fake = Fake::start(vec![vec![
@@ -232,7 +276,7 @@ async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
     let words = args(&fake, &["--count=2"]);
     let place: Arc<Mutex<Place>> = Arc::default();
     let printer = Printer::start(Stdout::default(), Arc::clone(&place)).unwrap();
-    let follow = follow(&words, Formatter::new(Output::Json, false), &printer);
+    let follow = follow(&words, json(), &printer);
     let mut follow = std::pin::pin!(follow);
     // Until the first event is printed.
     while locked(&place).events == 0 {
@@ -267,7 +311,7 @@ impl Write for Closed {
 async fn a_closed_stdout_ends_it_well_even_when_no_more_events_come() {
     let fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
     let printer = Printer::start(Closed, Arc::default()).unwrap();
-    let formatter = Formatter::new(Output::Raw, false);
+    let formatter = json();
     let result = follow(&args(&fake, &[]), formatter, &printer).await;
     assert_eq!(result, Ok(()));
     assert_eq!(finish_stdout(printer.finish().await), Ok(()));

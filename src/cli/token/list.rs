@@ -48,7 +48,7 @@ pub(super) fn table(entries: Option<&[Entry]>, now: Timestamp) -> String {
     lines.collect()
 }
 
-/// One array. Empty `types` and `apps` mean all, as they do in the file.
+/// One array. `types` and `apps` are a list, or the text `all`, as they are in the file.
 pub(super) fn json(entries: &[Entry], now: Timestamp) -> String {
     let entries: Vec<Value> = entries.iter().map(|entry| object(entry, now)).collect();
     format!("{:#}\n", Value::from(entries))
@@ -58,15 +58,19 @@ fn object(entry: &Entry, now: Timestamp) -> Value {
     let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
     let (kind, sha256_prefix, certificate) = match &entry.proof {
         Proof::Token(_) => ("token", prefix(entry), None),
-        Proof::Certificate(identity) => ("certificate", None, Some(identity)),
+        Proof::Certificate(name) => ("certificate", None, Some(name.to_string())),
+    };
+    let allowed = |allowed: &Allowed| match allowed {
+        Allowed::All => Value::from("all"),
+        Allowed::Only(names) => names.clone().into(),
     };
     json!({
         "name": entry.name,
         "kind": kind,
         "sha256_prefix": sha256_prefix,
         "certificate": certificate,
-        "types": entry.scope.types.names(),
-        "apps": entry.scope.apps.names(),
+        "types": allowed(&entry.scope.types),
+        "apps": allowed(&entry.scope.apps),
         "streams_max": entry.streams_max,
         "created_at": time(entry.created_at),
         "expires_at": time(entry.expires_at),
@@ -77,6 +81,7 @@ fn object(entry: &Entry, now: Timestamp) -> Value {
 fn row(entry: &Entry, now: Timestamp) -> [String; HEAD.len()] {
     let allowed = |allowed: &Allowed| match allowed {
         Allowed::All => "all".to_owned(),
+        Allowed::Only(names) if names.is_empty() => "none".to_owned(),
         Allowed::Only(names) => one_line(&names.join(",")),
     };
     let time = |at: Option<Timestamp>, none: &str| match at {
@@ -85,7 +90,7 @@ fn row(entry: &Entry, now: Timestamp) -> [String; HEAD.len()] {
     };
     let kind = match &entry.proof {
         Proof::Token(_) => format!("token {}…", prefix(entry).unwrap_or_default()),
-        Proof::Certificate(identity) => format!("certificate {}", one_line(identity)),
+        Proof::Certificate(name) => format!("certificate {}", one_line(&name.to_string())),
     };
     [
         one_line(&entry.name),
@@ -118,7 +123,7 @@ fn prefix(entry: &Entry) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::{Scope, Token};
+    use crate::credentials::{CertificateName, Scope, Token};
 
     fn entries() -> Vec<Entry> {
         let entry = Entry {
@@ -137,7 +142,7 @@ mod tests {
         };
         let other = Entry {
             name: "audit".to_owned(),
-            proof: Proof::Certificate("spiffe://e.com/\u{1b}[2J".to_owned()),
+            proof: Proof::Certificate(CertificateName::parse("spiffe://e.com/\u{1b}[2J")),
             scope: Scope::default(),
             streams_max: None,
             created_at: None,

@@ -6,7 +6,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Access, App, Output, Wanted, is_failed_challenge, not_activated, refused, table, token,
+    Access, App, Output, Wanted, is_failed_challenge, not_activated, readiness, refused, table,
+    token,
 };
 use crate::{
     cli::exit::{self, Exit, Failure},
@@ -45,8 +46,8 @@ Examples:
   Against the simulator:
     PRELUDE_API_TOKEN=simulated-management-key prelude-bridge webhook setup --api-url http://127.0.0.1:7070 --app 54e9ujn --url http://127.0.0.1:8080/webhooks/54e9ujn
 
-Exit codes: 0 the webhook is active, 1 Prelude refused or could not activate it, 2 bad usage or
-configuration, 3 Prelude's API cannot be reached, 4 it refused the management key.";
+Exit codes: 0 the webhook is active, 1 Prelude refused or could not activate it, or the bridge is
+not ready, 2 bad usage or configuration, 3 Prelude's API cannot be reached, 4 it refused the management key.";
 
 /// Runs the command.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -71,7 +72,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let webhook = setup.register(&events, &mut changes).await?;
     let webhook = setup.activate(webhook, wait, &mut changes).await?;
-    report(&access, &webhook, &changes.0)
+    let deadline = Instant::now() + wait.min(readiness::PATIENCE);
+    let ready = readiness::confirm(&setup.app, deadline).await;
+    // Shown also where the bridge is not ready: the webhook is active.
+    let is_ready = ready.as_ref().ok().copied().unwrap_or(Some(false));
+    report(&access, &webhook, &changes.0, is_ready)?;
+    ready.map(drop)
 }
 
 /// The token, made if there is none, and only now the whole configuration: it names the token.
@@ -218,7 +224,12 @@ impl Setup {
     }
 }
 
-fn report(access: &Access, webhook: &Webhook, changes: &[String]) -> Result<(), Failure> {
+fn report(
+    access: &Access,
+    webhook: &Webhook,
+    changes: &[String],
+    is_ready: Option<bool>,
+) -> Result<(), Failure> {
     if changes.is_empty() {
         exit::note("all was set up already; nothing was changed");
     }
@@ -228,6 +239,8 @@ fn report(access: &Access, webhook: &Webhook, changes: &[String]) -> Result<(), 
                 "changed": !changes.is_empty(),
                 "changes": changes,
                 "webhook": webhook,
+                // Null where the bridge could not be asked.
+                "bridge_ready": is_ready,
             });
             exit::print(&format!("{whole}\n"))
         }

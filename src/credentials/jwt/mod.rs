@@ -28,7 +28,10 @@ use super::{
     Refusal,
     grant::{Clock, Holder, Kind, Quota},
 };
-use crate::signature::{self, KeySource};
+use crate::{
+    plain,
+    signature::{self, KeySource},
+};
 
 /// How far the issuer's clock may be ahead of ours.
 const LEEWAY_SECONDS: u64 = 60;
@@ -95,6 +98,17 @@ pub enum Error {
     KeySet(#[from] keys::Fault),
 }
 
+impl Error {
+    /// The text for a log: what the operator configured is shown, and what the issuer wrote is
+    /// withheld where it could be private.
+    fn shown(&self) -> String {
+        match self {
+            Self::Source(error) => format!("the keys of the JWT issuer: {}", error.shown()),
+            Self::KeySet(_) => plain::words(self),
+        }
+    }
+}
+
 /// Verifies the JWTs of one issuer.
 pub(super) struct Verifier {
     options: Options,
@@ -114,6 +128,10 @@ impl Verifier {
             clock,
             quotas: Mutex::default(),
         })
+    }
+
+    pub(super) fn read_again(&self) {
+        self.keys.read_again();
     }
 
     pub(super) async fn shutdown(&self) {

@@ -42,6 +42,8 @@ struct State {
 struct Demand {
     /// The attempts that it knew of: any later one answers it without another fetch.
     attempts_seen: u64,
+    /// Whether a person asked: then the source is read, whatever was read before.
+    is_ordered: bool,
     done: oneshot::Sender<()>,
 }
 
@@ -111,12 +113,24 @@ impl Keys {
         let (done, answered) = oneshot::channel();
         let demand = Demand {
             attempts_seen,
+            is_ordered: false,
             done,
         };
         // Full, or shut down: nothing newer is to be had.
         if self.demands.try_send(demand).is_ok() {
             let _ = timeout(self.fetch_timeout, answered).await;
         }
+    }
+
+    /// Has the source read now, without waiting for it.
+    pub(super) fn read_again(&self) {
+        let (done, _) = oneshot::channel();
+        // Full: then the source is about to be read for others.
+        let _ = self.demands.try_send(Demand {
+            attempts_seen: 0,
+            is_ordered: true,
+            done,
+        });
     }
 
     pub(super) async fn shutdown(&self) {
@@ -139,6 +153,9 @@ impl Refresher {
     }
 
     async fn answer(&mut self, demand: Demand) {
+        if demand.is_ordered {
+            return self.refresh().await;
+        }
         let has_news = self.state.borrow().attempts > demand.attempts_seen;
         let is_allowed = self
             .demanded
@@ -184,7 +201,7 @@ impl Refresher {
             };
         let keys = news.map(|(document, keys)| {
             tracing::info!(
-                source = plain::words(&self.source),
+                source = plain::configured(&self.source),
                 keys = keys.len(),
                 "keys of JWTs loaded"
             );
@@ -203,12 +220,32 @@ impl Refresher {
     fn fail(&mut self, error: &Error) {
         let now = Instant::now();
         let is_expired = now >= self.expires;
-        tracing::warn!(
-            source = plain::words(&self.source),
-            error = plain::words(error),
-            keys = self.state.borrow().keys.len(),
-            "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
-        );
+        let keys = self.state.borrow().keys.len();
+        let (source, error) = (plain::configured(&self.source), error.shown());
+        if keys == 0 {
+            tracing::warn!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be read, and none are known: callers with a JWT are \
+                 asked to try again later"
+            );
+        } else if is_expired {
+            tracing::error!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be refreshed; those in use are too old and no longer \
+                 trusted"
+            );
+        } else {
+            tracing::warn!(
+                source,
+                error,
+                keys,
+                "the keys of JWTs could not be refreshed; the last good ones stay in use for now"
+            );
+        }
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(self.options.retry_interval_max);
         if is_expired {
@@ -216,8 +253,7 @@ impl Refresher {
         }
         self.state.send_modify(|state| {
             state.attempts += 1;
-            if is_expired && !state.keys.is_empty() {
-                tracing::error!("the keys of JWTs are too old and no longer trusted");
+            if is_expired {
                 state.keys = Arc::default();
             }
         });

@@ -47,15 +47,75 @@ fn expires_at(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
     Some(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX))
 }
 
-/// Who a client's certificate says it is: a name that its issuer vouches for.
+/// Who a client's certificate says it is: a name that its issuer vouches for, with its kind. Names of
+/// different kinds are different, also where their text is the same: issuers check what they put
+/// into one kind of name by other rules than for the next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity(Arc<str>);
 
+/// The kinds of names. They are written before a name, with a colon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NameKind {
+    /// A URI among the subject alternative names, such as a SPIFFE id.
+    Uri,
+    /// A DNS name there.
+    Dns,
+    /// An e-mail address there.
+    Email,
+    /// An IP address there.
+    Ip,
+    /// The common name of the subject, of a certificate without any of the names above.
+    CommonName,
+}
+
+impl NameKind {
+    /// All of them, those that count first before the others.
+    pub const ALL: [Self; 5] = [
+        Self::Uri,
+        Self::Dns,
+        Self::Email,
+        Self::Ip,
+        Self::CommonName,
+    ];
+
+    /// How it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Uri => "uri",
+            Self::Dns => "dns",
+            Self::Email => "email",
+            Self::Ip => "ip",
+            Self::CommonName => "cn",
+        }
+    }
+}
+
 impl Identity {
-    /// The name, as it was in the certificate: one line of printable text.
+    /// A name of a kind. The case of a DNS name does not matter (RFC 4343).
+    #[must_use]
+    pub fn new(kind: NameKind, name: &str) -> Self {
+        let prefix = kind.as_str();
+        let text = match kind {
+            NameKind::Dns => format!("{prefix}:{}", name.to_ascii_lowercase()),
+            NameKind::Uri | NameKind::Email | NameKind::Ip | NameKind::CommonName => {
+                format!("{prefix}:{name}")
+            }
+        };
+        Self(text.into())
+    }
+
+    /// The kind, a colon, and the name as it was in the certificate: one line of printable text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is a common name.
+    #[must_use]
+    pub fn is_common_name(&self) -> bool {
+        let kind = self.0.split(':').next();
+        kind == Some(NameKind::CommonName.as_str())
     }
 
     /// The name in a certificate: of its subject alternative names the first URI, else the first
@@ -70,36 +130,32 @@ impl Identity {
         // Names that cannot be read do not make way for others that nobody meant to be used.
         let names = subject.get_extension::<SubjectAltName>().ok()?;
         let alternative = names.and_then(|(_, SubjectAltName(names))| alternative(&names));
-        let name = match alternative {
-            Some(name) => name,
-            None => subject.subject().common_name().ok()??.value().into_owned(),
+        let (kind, name) = match alternative {
+            Some(named) => named,
+            None => {
+                let name = subject.subject().common_name().ok()??.value().into_owned();
+                (NameKind::CommonName, name)
+            }
         };
         let is_printable = !name.is_empty() && !name.chars().any(char::is_control);
-        (is_printable && name.len() <= NAME_BYTES_MAX).then(|| Self(name.into()))
+        (is_printable && name.len() <= NAME_BYTES_MAX).then(|| Self::new(kind, &name))
     }
 }
 
-impl From<&str> for Identity {
-    fn from(name: &str) -> Self {
-        Self(name.into())
-    }
-}
-
-/// The name that counts among several, and as text.
-fn alternative(names: &[GeneralName]) -> Option<String> {
-    let ranked = names.iter().filter_map(|name| match name {
-        GeneralName::UniformResourceIdentifier(uri) => Some((0, uri.to_string())),
-        GeneralName::DnsName(name) => Some((1, name.to_string())),
-        GeneralName::Rfc822Name(address) => Some((2, address.to_string())),
-        GeneralName::IpAddress(bytes) => Some((3, address(bytes.as_bytes())?)),
+/// The name that counts among several, with its kind.
+fn alternative(names: &[GeneralName]) -> Option<(NameKind, String)> {
+    let named = names.iter().filter_map(|name| match name {
+        GeneralName::UniformResourceIdentifier(uri) => Some((NameKind::Uri, uri.to_string())),
+        GeneralName::DnsName(name) => Some((NameKind::Dns, name.to_string())),
+        GeneralName::Rfc822Name(address) => Some((NameKind::Email, address.to_string())),
+        GeneralName::IpAddress(bytes) => Some((NameKind::Ip, address(bytes.as_bytes())?)),
         GeneralName::OtherName(_)
         | GeneralName::DirectoryName(_)
         | GeneralName::EdiPartyName(_)
         | GeneralName::RegisteredId(_) => None,
     });
     // The first of equals.
-    let name = ranked.min_by_key(|(rank, _)| *rank);
-    name.map(|(_, name)| name)
+    named.min_by_key(|(kind, _)| NameKind::ALL.iter().position(|one| one == kind))
 }
 
 /// An IP address in a certificate as text.

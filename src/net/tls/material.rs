@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,10 +19,11 @@ use tokio_rustls::rustls::{
 use x509_cert::{
     Certificate,
     der::Decode as _,
-    ext::pkix::{SubjectAltName, name::GeneralName},
+    ext::pkix::{BasicConstraints, SubjectAltName, name::GeneralName},
 };
 
-use super::{ClientCertificates, Options};
+use super::{ClientCertificates, Options, SELF_SIGNED};
+use crate::permissions::{self, By};
 
 /// More than the bundle of a whole operating system has: a larger file is some other file.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -119,6 +119,9 @@ impl fmt::Display for Role {
 pub struct Leaf {
     /// The names that clients may call the port by.
     pub names: Vec<String>,
+    /// Whether it is for issuing others (RFC 5280 section 4.2.1.9), as `openssl req -x509` makes
+    /// them.
+    pub is_issuer: bool,
     /// From when on it is valid.
     pub not_before: Timestamp,
     /// Until when.
@@ -138,6 +141,28 @@ impl Leaf {
             return Some(format!("the certificate expired at {not_after}"));
         }
         (now < *not_before).then(|| format!("the certificate is not valid before {not_before}"))
+    }
+
+    /// Why clients refuse it whatever the time is, if they do. A server can show it all the same,
+    /// and some clients take it.
+    #[must_use]
+    pub fn unfit(&self) -> Option<&'static str> {
+        if self.is_issuer {
+            return Some(
+                "the certificate is for an issuer and not for a server (its basicConstraints say \
+                 CA:TRUE), so clients refuse it with CaUsedAsEndEntity",
+            );
+        }
+        self.names.is_empty().then_some(
+            "the certificate has no subjectAltName, so clients refuse it whatever they call the \
+             port by",
+        )
+    }
+
+    /// What to do about [`Leaf::unfit`].
+    #[must_use]
+    pub fn fitting() -> String {
+        format!("make one for a server, with the name that clients call it by: {SELF_SIGNED}")
     }
 }
 
@@ -238,7 +263,7 @@ impl Contents {
 
 fn read(role: Role, path: &Path) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
-    let read = File::open(path)
+    let read = permissions::open(path, By::Reader)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
         .and_then(|_| {
             if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -344,10 +369,12 @@ fn leaf(chain: &[CertificateDer<'_>], path: &Path) -> Result<Leaf, Fault> {
     };
     let validity = subject.validity();
     let names = subject.get_extension::<SubjectAltName>().ok().flatten();
+    let constraints = subject.get_extension::<BasicConstraints>().ok().flatten();
     Ok(Leaf {
         names: names.map_or_else(Vec::new, |(_, SubjectAltName(names))| {
             names.iter().filter_map(server_name).collect()
         }),
+        is_issuer: constraints.is_some_and(|(_, constraints)| constraints.ca),
         not_before: time(validity.not_before)?,
         not_after: time(validity.not_after)?,
     })

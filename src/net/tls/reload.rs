@@ -57,6 +57,7 @@ impl Watch {
         };
         watch.measure();
         watch.warn_of_expiry();
+        watch.warn_of_misfit();
         watch
     }
 
@@ -123,6 +124,7 @@ impl Watch {
         self.shared.replace(config);
         (self.digest, self.leaf, self.is_expiry_told) = (digest, leaf, false);
         self.measure();
+        self.warn_of_misfit();
         tracing::info!(
             listener = self.shared.listener,
             not_after = %self.leaf.not_after,
@@ -138,7 +140,7 @@ impl Watch {
                     trouble.is_told = true;
                     tracing::error!(
                         listener = self.shared.listener,
-                        error = plain::words(&message),
+                        error = plain::configured(&message),
                         "the TLS files changed and cannot be used; the old ones stay in use"
                     );
                 }
@@ -168,6 +170,16 @@ impl Watch {
             listener, metrics, ..
         } = &*self.shared;
         metrics.certificate_used(listener, not_after);
+    }
+
+    fn warn_of_misfit(&self) {
+        if let Some(reason) = self.leaf.unfit() {
+            tracing::warn!(
+                listener = self.shared.listener,
+                "{reason}; {}",
+                Leaf::fitting()
+            );
+        }
     }
 
     fn warn_of_expiry(&mut self) {

@@ -225,7 +225,10 @@ async fn a_client_is_who_its_certificate_says() {
     let pair = files.authority.client("billing");
     let (accepted, _connected) = port.shake(&files.connector(Some(&pair))).await;
     let certificate = accepted.unwrap().1.unwrap();
-    assert_eq!(certificate.identity, Some(Identity::from("billing")));
+    assert_eq!(
+        certificate.identity,
+        Some(Identity::new(NameKind::CommonName, "billing"))
+    );
     assert!(certificate.expires_at > Timestamp::now());
 }
 
@@ -508,15 +511,15 @@ fn alternative_names_come_before_the_common_name_and_in_their_order() {
         uri("spiffe://a/b"),
         uri("spiffe://c"),
     ];
-    assert_eq!(of(all).as_deref(), Some("spiffe://a/b"));
+    assert_eq!(of(all).as_deref(), Some("uri:spiffe://a/b"));
     let some = vec![address(), email(), dns("a.example"), dns("b.example")];
-    assert_eq!(of(some).as_deref(), Some("a.example"));
+    assert_eq!(of(some).as_deref(), Some("dns:a.example"));
     assert_eq!(
         of(vec![address(), email()]).as_deref(),
-        Some("a@example.com")
+        Some("email:a@example.com")
     );
-    assert_eq!(of(vec![address()]).as_deref(), Some("2001:db8::1"));
-    assert_eq!(of(vec![]).as_deref(), Some("common"));
+    assert_eq!(of(vec![address()]).as_deref(), Some("ip:2001:db8::1"));
+    assert_eq!(of(vec![]).as_deref(), Some("cn:common"));
 }
 
 #[test]

@@ -205,12 +205,21 @@ async fn a_signed_body_that_is_no_batch_is_unprocessable() {
         (r#"{"app_id":"54e9ujn"}"#, "body_not_a_batch"),
         (r#"{"app_id":"54e9ujn","events":{}}"#, "body_not_a_batch"),
         (r#"{"app_id":"other","events":[]}"#, "app_mismatch"),
+        (
+            r#"{"app_id":"54e9ujn","events":[1],"events":[2,3]}"#,
+            "body_ambiguous",
+        ),
+        (
+            r#"{"app_id":"54e9ujn","events":[1,{"id":"a","id":"b"}]}"#,
+            "body_ambiguous",
+        ),
     ] {
         bridge
             .ask(delivery("/webhooks/54e9ujn", body))
             .await
             .assert_refused(422, code);
     }
+    assert_eq!(bridge.events(), 0);
     // With two apps nobody can say whose keys a body without an app should be held against.
     bridge
         .ask(delivery("/webhooks", "{}"))

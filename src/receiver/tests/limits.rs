@@ -1,4 +1,9 @@
-use super::*;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderName};
+use tokio::net::TcpSocket;
+
+use super::{delivery::Arrival, *};
 
 const MIB: usize = 1024 * 1024;
 
@@ -56,23 +61,41 @@ async fn bodies_share_a_bounded_memory() {
         ..Options::default()
     };
     let bridge = Bridge::start_with(options, &[APP]).await;
-    let body = batch_of_bytes(200_000);
-    let request = delivery("/webhooks/54e9ujn", &body);
+    let request = delivery("/webhooks/54e9ujn", &batch_of_bytes(200_000));
+    // One body is whole, and keeps its memory until the log has it.
+    *bridge.log.fault.lock().unwrap() = Fault::NeverAnswers;
+    let mut first = bridge.client().await;
+    first.send(&request).await;
+    let is_read = "prelude_bridge_webhook_body_bytes_total 200000";
+    while !bridge.metrics.render().contains(is_read) {
+        tokio::task::yield_now().await;
+    }
+    let answer = bridge.ask(&request).await;
+    answer.assert_refused(429, "too_many_bodies");
+    drop(first);
+    *bridge.log.fault.lock().unwrap() = Fault::None;
+    bridge.ask(&request).await.assert_accepted(1, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_gives_way_to_one_that_waits_for_its_memory() {
+    let options = Options {
+        bodies_bytes_max: 256 * 1024,
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let request = delivery("/webhooks/54e9ujn", &batch_of_bytes(200_000));
     // One body is here but for its last byte.
     let mut slow = bridge.client().await;
     slow.send(&request[..request.len() - 1]).await;
-    loop {
-        let answer = bridge.ask(&request).await;
-        if answer.status == 429 {
-            answer.assert_refused(429, "too_many_bodies");
-            break;
+    let mut slow = std::pin::pin!(slow.answer());
+    let answer = loop {
+        tokio::select! {
+            answer = &mut slow => break answer.unwrap(),
+            answer = bridge.ask(&request) => assert_eq!(answer.status, 200),
         }
-        // The slow body had not arrived yet.
-        assert_eq!(answer.status, 200);
-    }
-    slow.send(&request[request.len() - 1..]).await;
-    assert_eq!(slow.answer().await.unwrap().status, 200);
-    assert_eq!(bridge.ask(&request).await.status, 200);
+    };
+    answer.assert_refused(429, "too_many_bodies");
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,4 +318,136 @@ async fn many_forged_deliveries_do_not_keep_a_genuine_one_out() {
             .unwrap()
             .assert_refused(401, "signature_mismatch");
     }
+}
+
+/// A delivery under the signature of another one.
+fn forged() -> Vec<u8> {
+    let signature = format!("X-Webhook-Signature: {}", signature(b"something else"));
+    post_with("/webhooks/54e9ujn", &[&signature], TWO.as_bytes())
+}
+
+/// Sends it from an address of its own, and closes the connection without waiting for anything.
+async fn send_and_go(bridge: &Bridge, request: &[u8]) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 66], 0).into()).unwrap();
+    let mut stream = socket.connect(bridge.address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+}
+
+/// Waits until nobody is connected.
+async fn all_are_gone(bridge: &Bridge) {
+    let none = "prelude_bridge_connections_open{listener=\"webhook\"} 0";
+    while !bridge.metrics.render().contains(none) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How many forgeries were counted.
+fn forgeries(bridge: &Bridge) -> u64 {
+    let page = bridge.metrics.render();
+    let name = "prelude_bridge_webhook_verification_failures_total{reason=\"mismatch\"} ";
+    let count = page.lines().find_map(|line| line.strip_prefix(name));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+/// A connection that is closed drops the future of its request, wherever that is.
+#[tokio::test]
+async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
+    let (receiver, log, metrics, _keys) = receiver(Options::default(), &[APP]);
+    let headers = |signed: &[u8]| {
+        [
+            ("x-webhook-signature", signature(signed)),
+            ("content-length", TWO.len().to_string()),
+        ]
+        .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+        .into_iter()
+        .collect::<HeaderMap>()
+    };
+    let arrival = Arrival {
+        peer: None,
+        client: receiver
+            .shared
+            .options
+            .sources
+            .client(None, &HeaderMap::new()),
+        deadline: tokio::time::Instant::now() + Duration::from_secs(8),
+    };
+    let counted = || {
+        let page = metrics.render();
+        page.contains("verification_failures_total{reason=\"mismatch\"} 1")
+    };
+    let chunks = || tokio_stream::iter([Ok::<_, warp::Error>(TWO.as_bytes())]);
+    let forged = headers(b"something else");
+    let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, chunks());
+    // It gives way to others after a key that does not fit.
+    assert!(taking.now_or_never().is_none());
+    assert!(counted());
+    // A genuine one is done, and one that is dropped before it was tried was nothing.
+    let good = headers(TWO.as_bytes());
+    let held_back = tokio_stream::pending::<Result<&[u8], warp::Error>>();
+    let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, held_back);
+    assert!(taking.now_or_never().is_none());
+    let taking = delivery::take(&receiver.shared, Some(APP), &good, &arrival, chunks());
+    assert_eq!(taking.await.unwrap().accepted, 2);
+    assert!(counted());
+    assert_eq!(log.range().event_count(), 2);
+}
+
+#[tokio::test]
+async fn forgeries_whose_senders_do_not_wait_have_their_turns_like_the_others() {
+    let options = Options {
+        forgeries: forgeries::Limits {
+            at_once: 5,
+            per_second: 1,
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let request = forged();
+    let since = Instant::now();
+    for _ in 0..60 {
+        send_and_go(&bridge, &request).await;
+    }
+    all_are_gone(&bridge).await;
+    let most = 5 + since.elapsed().as_secs() + 1;
+    assert!(forgeries(&bridge) <= most, "{}", forgeries(&bridge));
+    bridge
+        .ask(delivery("/webhooks/54e9ujn", TWO))
+        .await
+        .assert_accepted(2, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_genuine_delivery_from_where_forgeries_come_from_is_kept_a_second_at_most() {
+    let options = Options {
+        forgeries: forgeries::Limits {
+            at_once: 1,
+            per_second: 1,
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let request = forged();
+    let mut forgers = Vec::new();
+    for _ in 0..100 {
+        let mut client = bridge.client().await;
+        client.send(&request).await;
+        forgers.push(client);
+    }
+    let first = forgers.remove(0).answer().await.unwrap();
+    first.assert_refused(401, "signature_mismatch");
+    let since = tokio::time::Instant::now();
+    bridge
+        .ask(delivery("/webhooks/54e9ujn", TWO))
+        .await
+        .assert_accepted(2, 0);
+    assert!(since.elapsed() <= Duration::from_secs(2));
+    for forger in &mut forgers {
+        forger
+            .answer()
+            .await
+            .unwrap()
+            .assert_refused(401, "signature_mismatch");
+    }
+    assert_eq!(forgeries(&bridge), 100);
 }

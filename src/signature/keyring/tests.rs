@@ -212,6 +212,24 @@ async fn unknown_signatures_cause_one_fetch_in_a_while() {
 }
 
 #[tokio::test]
+async fn an_operator_has_the_source_read_whatever_was_read_before() {
+    let server = KeyServer::start(serving(signer())).await;
+    let options = Options {
+        unknown_interval_min: FOREVER,
+        ..still()
+    };
+    let keyring = open(&server, options).await;
+    // Uses up what unknown signatures may cause.
+    assert!(keyring.verify(BODY.into(), &unknown(), None).await.is_err());
+    for attempts in [3, 4] {
+        keyring.read_again();
+        eventually(|| keyring.status().attempts == attempts).await;
+    }
+    assert_eq!(server.requests(), 4);
+    assert_eq!(keyring.status().attempts_for_unknown, 1);
+}
+
+#[tokio::test]
 async fn many_waiting_deliveries_share_one_fetch() {
     let server = KeyServer::start(serving(signer())).await;
     let keyring = open(&server, still()).await;

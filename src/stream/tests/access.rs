@@ -202,12 +202,23 @@ async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors()
     let narrow = Channel::builder(guarded.bridge.url().parse().unwrap());
     let narrow = narrow.initial_stream_window_size(65_535).connect().await;
     let narrow = EventServiceClient::new(narrow.unwrap());
-    let stalled = guarded.subscribe_by(narrow, &token, types(&[])).await;
+    let stalled = guarded
+        .subscribe_by(narrow.clone(), &token, types(&[]))
+        .await;
     let stalled = stalled.unwrap();
+    // And this one not its last event, which is larger than that.
+    let last = SubscribeRequest {
+        stop: max_events(1),
+        ..types(&["user.padded"])
+    };
+    let last = guarded.subscribe_by(narrow, &token, last).await.unwrap();
     let mut kept = guarded.subscribe(&kept, types(&[])).await.unwrap();
     kept.next().await;
     let busy = tokio::spawn(busy.collect());
 
+    let user = "x".repeat(100_000);
+    let padded = fixtures::batch("odd", &[("evt_padded", "user.padded", &user)]);
+    guarded.bridge.log.append(padded).await.unwrap();
     guarded.bridge.append(1, 2_000).await;
     guarded.file.remove("revoked").unwrap();
     // Events go on coming meanwhile.
@@ -220,6 +231,7 @@ async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors()
         idle.collect().await,
         busy.await.unwrap(),
         stalled.collect().await,
+        last.collect().await,
     ] {
         let status = collected.end.clone().expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
@@ -288,25 +300,62 @@ async fn an_expired_token_says_so_before_and_during_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_for_everybody_but_not_without_end() {
+async fn a_watch_gives_way_to_a_newer_one_and_to_nobody_else() {
     let token = Token::generate().unwrap();
     let options = Options {
-        calls_max: 2,
+        watches_per_address_max: 2,
         ..Options::default()
     };
     let guarded = Guarded::start(options, &[entry("a", &token)]).await;
     let channel = Channel::builder(guarded.bridge.url().parse().unwrap());
     let mut health = HealthClient::new(channel.connect().await.unwrap());
-    let watch = || HealthCheckRequest::default();
-    let one = health.watch(watch()).await.unwrap();
-    let _other = health.watch(watch()).await.unwrap();
-    let status = health.watch(watch()).await.unwrap_err();
+    let watch = HealthCheckRequest::default;
+    let mut oldest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(oldest.message().await.unwrap().is_some());
+    let mut second = health.watch(watch()).await.unwrap().into_inner();
+    assert!(second.message().await.unwrap().is_some());
+    let mut newest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(newest.message().await.unwrap().is_some());
+    let status = oldest.message().await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(reason(&status), "LIMIT_STREAMS");
-    // They take nothing from subscribers.
+    // They take nothing from anybody else.
+    assert!(health.check(watch()).await.is_ok());
     assert!(guarded.subscribe(&token, types(&[])).await.is_ok());
-    drop(one);
-    while health.check(watch()).await.is_err() {
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_streams_without_a_credential_share_what_their_address_has() {
+    let options = Options {
+        streams_per_address_max: 2,
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(
+        options.clone(),
+        bus::Options::default(),
+        memory::Options::default(),
+    )
+    .await;
+    let subscribe = || bridge.subscribe(SubscribeRequest::default());
+    let first = subscribe().await.unwrap();
+    let _second = subscribe().await.unwrap();
+    let status = subscribe().await.err().unwrap();
+    assert_eq!(reason(&status), "LIMIT_STREAMS");
+    assert!(
+        status
+            .message()
+            .contains("`limits.grpc.streams_per_address_max`"),
+        "{status:?}"
+    );
+    drop(first);
+    while subscribe().await.is_err() {
         tokio::task::yield_now().await;
+    }
+
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(options, &[entry("a", &token)]).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(guarded.subscribe(&token, types(&[])).await.unwrap());
     }
 }

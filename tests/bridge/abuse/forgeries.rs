@@ -32,14 +32,24 @@ fn forged() -> Arc<[u8]> {
 
 /// From so many connections, each sending its next one when the last one is answered, for so long.
 async fn flood(bridge: &Bridge, connections: usize, lasting: Duration) -> usize {
+    // Below what one address may have.
+    let source =
+        |number: usize| Ipv4Addr::new(127, 0, 0, u8::try_from(100 + number / 200).unwrap());
+    flood_from(bridge, source, connections, lasting).await
+}
+
+async fn flood_from(
+    bridge: &Bridge,
+    source: impl Fn(usize) -> Ipv4Addr,
+    connections: usize,
+    lasting: Duration,
+) -> usize {
     let forged = forged();
     let answered = Arc::new(AtomicUsize::new(0));
     let until = Instant::now() + lasting;
     let mut forgers = JoinSet::new();
     for number in 0..connections {
-        let host = u8::try_from(100 + number / 200).unwrap();
-        let source = Ipv4Addr::new(127, 0, 0, host);
-        let stream = sockets::connect_from(source, bridge.addresses.webhook).await;
+        let stream = sockets::connect_from(source(number), bridge.addresses.webhook).await;
         let (mut stream, forged) = (stream.unwrap(), Arc::clone(&forged));
         let answered = Arc::clone(&answered);
         forgers.spawn(async move {
@@ -116,4 +126,68 @@ async fn forged_batches_that_wait_for_newer_keys_keep_nobody_waiting() {
     eprintln!("{name}: {answered} refused");
     serving.abort();
     guarded.finish().await;
+}
+
+/// Sends forgeries, each on a connection of its own that is closed at once, for so long. Returns how
+/// many.
+async fn send_and_go(bridge: &Bridge, source: Ipv4Addr, lasting: Duration) -> usize {
+    let forged = forged();
+    let until = Instant::now() + lasting;
+    let mut forgers = JoinSet::new();
+    for _ in 0..20 {
+        let (address, forged) = (bridge.addresses.webhook, Arc::clone(&forged));
+        forgers.spawn(async move {
+            let mut sent = 0;
+            while Instant::now() < until {
+                // Those who are still being closed may fill the address's share of connections.
+                if let Ok(mut stream) = sockets::connect_from(source, address).await
+                    && stream.write_all(&forged).await.is_ok()
+                {
+                    sent += 1;
+                }
+            }
+            sent
+        });
+    }
+    forgers.join_all().await.into_iter().sum()
+}
+
+const COUNTED: &str = r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forgers_who_do_not_wait_for_the_answer_do_not_pass_the_throttle() {
+    let guarded = Guarded::start(Setup::default()).await;
+    let since = Instant::now();
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 100);
+    let attack = async || send_and_go(&guarded.bridge, elsewhere, Duration::from_secs(2)).await;
+    let sent: usize = guarded.under("forged and gone", attack).await.iter().sum();
+    let counted = guarded.bridge.metric(COUNTED).await.unwrap_or(0.0);
+    let most = 100.0 + 500.0 * since.elapsed().as_secs_f64();
+    eprintln!("forged and gone: {sent} sent, {counted} verified and counted");
+    // Of many the end is noticed before there is anything to verify.
+    assert!(sent > 100 && counted <= most, "{counted} of {sent}");
+    guarded.finish().await;
+}
+
+/// As behind a proxy that does not say for whom it speaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn real_batches_from_the_address_of_the_forgers_are_acknowledged_in_time() {
+    let bridge = Setup::default().with("store", "memory").start().await;
+    let lasting = Duration::from_secs(3);
+    let waiting = flood_from(&bridge, |_| Ipv4Addr::LOCALHOST, 100, lasting);
+    let gone = send_and_go(&bridge, Ipv4Addr::LOCALHOST, lasting);
+    let real = async {
+        let (since, mut sent) = (Instant::now(), 0);
+        while since.elapsed() < lasting {
+            let id = format!("evt_{sent}");
+            // No answer within its deadline is none.
+            bridge.append(&[item(&id, "user.created", "usr_1")]).await;
+            sent += 1;
+        }
+        sent
+    };
+    let (answered, gone, sent) = tokio::join!(waiting, gone, real);
+    eprintln!("beside {answered} forgers who waited and {gone} who did not: {sent} acknowledged");
+    assert!(sent > 0);
+    bridge.finish().await;
 }

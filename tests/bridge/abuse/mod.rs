@@ -11,8 +11,9 @@
 mod crowds;
 mod floods;
 mod forgeries;
-mod frames;
+pub(crate) mod frames;
 mod healthy;
+mod newcomers;
 mod requests;
 mod sockets;
 mod stalls;

@@ -1,7 +1,10 @@
 //! The port that faces the internet: those who are slow, those who never end, and those who do not
 //! listen.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     io::AsyncWriteExt as _,
@@ -155,6 +158,57 @@ async fn who_is_slow_is_cut_at_the_deadline() {
     };
     for answers in guarded.under("slow chunks", slow_chunks).await {
         assert_eq!(statuses(&answers), [Some(503); SOCKETS]);
+    }
+    guarded.finish().await;
+}
+
+/// Bodies of this size begin to be large: half of what one may have, and a little.
+const BODY_BYTES: usize = 513 * 1024;
+
+/// Sends all of a body but its last byte, and then nothing. Returns what was answered.
+async fn all_but_the_end(source: Ipv4Addr, address: SocketAddr) -> Option<u16> {
+    let mut stream = sockets::connect_from(source, address).await.ok()?;
+    let head = head(&format!("Content-Length: {BODY_BYTES}"));
+    let body = vec![b' '; BODY_BYTES - 1];
+    // An end while this is written is an answer, too.
+    let _ = stream.write_all(&[head.as_bytes(), &body].concat()).await;
+    status(&read_to_end(&mut stream).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_begun_and_not_ended_keep_nobody_out() {
+    let guarded = Guarded::start(Setup::default()).await;
+    let address = guarded.bridge.addresses.webhook;
+    // A batch that is as large as what the attackers begin.
+    let padding = "x".repeat(BODY_BYTES);
+    let large = format!(r#"{{"app_id":"{APP}","events":[],"padding":"{padding}"}}"#);
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 66);
+    for (name, source) in [
+        ("bodies without an end", elsewhere),
+        ("the same from the sender's address", Ipv4Addr::LOCALHOST),
+    ] {
+        let attack = async || {
+            let mut attacks = JoinSet::new();
+            for _ in 0..64 {
+                attacks.spawn(all_but_the_end(source, address));
+            }
+            let mut answers = Vec::new();
+            let mut acknowledged = 0;
+            while !attacks.is_empty() {
+                let answer = guarded.bridge.post(large.as_bytes()).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                acknowledged += 1;
+                while let Some(answer) = attacks.try_join_next() {
+                    answers.push(answer.unwrap());
+                }
+            }
+            (answers, acknowledged)
+        };
+        for (answers, acknowledged) in guarded.under(name, attack).await {
+            assert!(acknowledged > 0);
+            let told = |status: &Option<u16>| matches!(status, None | Some(429 | 503));
+            assert!(answers.iter().all(told), "{answers:?}");
+        }
     }
     guarded.finish().await;
 }

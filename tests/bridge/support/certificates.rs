@@ -66,6 +66,21 @@ impl Authority {
         self.issue(name, &["rsa:2048"], &extensions, ALWAYS)
     }
 
+    /// For a server of this machine, but its time is over.
+    pub(crate) fn expired_server(&self, name: &str) -> Issued {
+        let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+        let past = ["20200101000000Z", "20200201000000Z"];
+        self.issue(name, &["rsa:2048"], extensions, past)
+    }
+
+    /// The issuer's own certificate and key, as one who knows no better gives them to a server.
+    pub(crate) fn itself(&self) -> Issued {
+        Issued {
+            certificate: self.certificate(),
+            key: self.directory.path().join("ca.key"),
+        }
+    }
+
     /// For a client with this URI.
     pub(crate) fn client(&self, name: &str) -> Issued {
         self.client_at(name, ALWAYS[0], ALWAYS[1])
@@ -82,6 +97,17 @@ impl Authority {
         self.client_at(name, ALWAYS[0], &end.strftime("%Y%m%d%H%M%SZ").to_string())
     }
 
+    /// For a client with this common name and this subject alternative name, if any.
+    pub(crate) fn client_called(&self, name: &str, common: &str, other: Option<&str>) -> Issued {
+        let usage = "extendedKeyUsage=clientAuth";
+        let extensions = match other {
+            Some(other) => format!("subjectAltName={other}\n{usage}"),
+            None => usage.to_owned(),
+        };
+        let algorithm = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+        self.issue_to(name, common, &algorithm, &extensions, ALWAYS)
+    }
+
     fn client_at(&self, name: &str, from: &str, to: &str) -> Issued {
         let uri = format!("subjectAltName=URI:spiffe://example.com/{name}");
         let extensions = format!("{uri}\nextendedKeyUsage=clientAuth");
@@ -89,9 +115,14 @@ impl Authority {
         self.issue(name, &algorithm, &extensions, [from, to])
     }
 
-    fn issue(
+    fn issue(&self, name: &str, algorithm: &[&str], extensions: &str, valid: [&str; 2]) -> Issued {
+        self.issue_to(name, name, algorithm, extensions, valid)
+    }
+
+    fn issue_to(
         &self,
         name: &str,
+        common: &str,
         algorithm: &[&str],
         extensions: &str,
         [from, to]: [&str; 2],
@@ -100,7 +131,7 @@ impl Authority {
         let (key, request, certificate) = (file("key"), file("csr"), file("crt"));
         let extension_file = file("ext");
         fs::write(&extension_file, extensions).unwrap();
-        let subject = format!("/CN={name}");
+        let subject = format!("/CN={}", common.replace('/', "\\/"));
         let new = ["req", "-new", "-noenc", "-subj", &subject, "-newkey"];
         openssl(&[&new, algorithm, &["-keyout", &key, "-out", &request]].concat());
         let configuration = self.path("ca.cnf");

@@ -96,6 +96,14 @@ impl Setup {
         bridge
     }
 
+    /// Starts it and waits only until its ports answer: for a bridge that has no keys yet.
+    pub(crate) async fn start_listening(self) -> Bridge {
+        let mut bridge = self.prepare();
+        let command = bridge.command();
+        bridge.run_until("listening", command).await;
+        bridge
+    }
+
     /// Writes its files and starts nothing yet.
     pub(crate) fn prepare(self) -> Bridge {
         let home = tempfile::tempdir().unwrap();
@@ -231,18 +239,31 @@ impl Bridge {
 
     fn spawn(&mut self, command: Command) -> mpsc::Receiver<Value> {
         assert!(self.process.is_none(), "it runs already");
-        let (process, ready) = spawn(command, Arc::clone(&self.stderr));
+        let (process, started) = spawn(command, Arc::clone(&self.stderr));
         self.process = Some(process);
-        ready
+        started
     }
 
     /// Starts it in a way of the test's own, and waits until it is ready.
     pub(crate) async fn run(&mut self, command: Command) {
-        let ready = self.spawn(command);
-        let waiting = tokio::task::spawn_blocking(move || ready.recv_timeout(SOON));
+        self.run_until("ready", command).await;
+    }
+
+    /// The same, and waits until it says this: `listening` or `ready`.
+    async fn run_until(&mut self, message: &'static str, command: Command) {
+        let started = self.spawn(command);
+        let waiting = tokio::task::spawn_blocking(move || {
+            loop {
+                match started.recv_timeout(SOON) {
+                    Ok(line) if line["message"] == message => return Ok(line),
+                    Ok(_) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        });
         let Ok(ready) = waiting.await.unwrap() else {
             // With the reason that it gave.
-            unreachable!("not ready: {}", self.stderr());
+            unreachable!("not {message}: {}", self.stderr());
         };
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
         self.addresses = Addresses {
@@ -257,6 +278,11 @@ impl Bridge {
     pub(crate) async fn restart_elsewhere(&mut self) {
         self.addresses = Addresses::ANYWHERE;
         self.restart().await;
+    }
+
+    /// Lets it take deliveries that are signed with the keys of this set, from its next start on.
+    pub(crate) fn use_keys(&self, jwks: &str) {
+        fs::write(self.home.path().join("jwks.json"), jwks).unwrap();
     }
 
     /// Where its log is. Touch it only while the bridge does not run.
@@ -373,7 +399,8 @@ impl Bridge {
     }
 }
 
-/// Starts the program. Its `ready` line comes through the channel, which closes when it ends.
+/// Starts the program. Its `listening` and `ready` lines come through the channel, which closes when
+/// it ends.
 fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Receiver<Value>) {
     let mut child = command
         .stdout(Stdio::null())
@@ -390,9 +417,11 @@ fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Re
                 stderr.push_str(&line);
                 stderr.push('\n');
             }
-            if let Some(ready) = ready_line(&line) {
-                // Nobody waits for it any more where a start took too long.
-                let _ = sender.send(ready);
+            for message in ["listening", "ready"] {
+                if let Some(fields) = fields_of(message, &line) {
+                    // Nobody waits for it any more where a start took too long.
+                    let _ = sender.send(fields);
+                }
             }
         }
     });
@@ -400,13 +429,14 @@ fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Re
     (Process { child, reader }, ready)
 }
 
-/// The fields of the line that says that all is ready, in either format of the log.
-fn ready_line(line: &str) -> Option<Value> {
+/// The fields of a line with this message, in either format of the log.
+fn fields_of(message: &str, line: &str) -> Option<Value> {
     if let Ok(object) = serde_json::from_str::<Value>(line) {
-        return (object["message"] == "ready").then_some(object);
+        return (object["message"] == message).then_some(object);
     }
-    let (_, fields) = line.split_once(" ready ")?;
+    let (_, fields) = line.split_once(&format!(" INFO {message} "))?;
     let pairs = fields.split(' ').filter_map(|field| field.split_once('='));
+    let pairs = pairs.chain([("message", message)]);
     let object = pairs.map(|(name, value)| (name.to_owned(), Value::from(value)));
     Some(Value::Object(object.collect()))
 }

@@ -1,0 +1,135 @@
+//! Owns what is said of a name that was probably misspelt: an event type that none of the known
+//! ones is, an app that is not configured. It is said and not refused: new types need no release of
+//! this program, and an app may be configured later. Pure.
+
+use std::collections::BTreeSet;
+
+use crate::{filter, management::EVENT_TYPES};
+
+/// How alike two names have to be for one to be taken for the other, from 0 to 1.
+const LIKENESS_MIN: f64 = 0.6;
+
+/// What to say of a type or pattern that fits no known type; `None` where one fits, and for what is
+/// no pattern, which is refused anyway.
+pub(super) fn doubt_of_type(flag: &str, pattern: &str) -> Option<String> {
+    let is_known = || {
+        EVENT_TYPES
+            .iter()
+            .any(|known| filter::covers(pattern, known))
+    };
+    if filter::type_problem(pattern).is_some() || is_known() {
+        return None;
+    }
+    let known = EVENT_TYPES
+        .iter()
+        .map(|known| with_wildcards(pattern, known));
+    let known: BTreeSet<String> = known.collect();
+    let doubt =
+        format!("`{flag} {pattern}` matches none of the event types that Prelude documents");
+    Some(match nearest(pattern, &known) {
+        Some(near) => format!("{doubt}; did you mean `{near}`?"),
+        None => format!("{doubt}: check it for typing errors"),
+    })
+}
+
+/// What to say of an app that is none of those that are known; `None` where it is, and where none
+/// are known.
+pub(super) fn doubt_of_app(flag: &str, id: &str, known: &BTreeSet<String>) -> Option<String> {
+    if known.is_empty() || known.contains(id) {
+        return None;
+    }
+    let doubt = format!("`{flag} {id}` is none of the apps that the bridge is configured for");
+    Some(match nearest(id, known) {
+        Some(near) => format!("{doubt}; did you mean `{near}`?"),
+        None => {
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            format!("{doubt}: {}", known.join(", "))
+        }
+    })
+}
+
+fn nearest<'a>(typed: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(typed, known);
+    known
+        .iter()
+        .map(|known| (likeness(known), known.as_str()))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|(left, _), (right, _)| left.total_cmp(right))
+        .map(|(_, known)| known)
+}
+
+/// A known type with the wildcards of a pattern, so that a suggestion is as wide as what was typed:
+/// `user.sesion.*` is near to `user.session.*`, and not to `user.session.created`.
+fn with_wildcards(pattern: &str, known: &str) -> String {
+    let mut wanted = pattern.split('.');
+    let mut segments = Vec::new();
+    for segment in known.split('.') {
+        match wanted.next() {
+            Some("**") => {
+                segments.push("**");
+                break;
+            }
+            Some("*") => segments.push("*"),
+            Some(_) | None => segments.push(segment),
+        }
+    }
+    segments.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_that_is_known_or_a_pattern_that_matches_one_raises_no_doubt() {
+        for pattern in EVENT_TYPES {
+            assert_eq!(doubt_of_type("--type", pattern), None);
+        }
+        for pattern in ["**", "user.*", "user.**", "user.*.created", "*.session.*"] {
+            assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
+        }
+        // Refused, with a reason of its own.
+        for pattern in ["", "user..created", "user.cr*"] {
+            assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_is_near_to_a_known_type_is_told_with_it() {
+        for (typed, near) in [
+            ("user.craeted", "user.created"),
+            ("User.Created", "user.created"),
+            ("user.create", "user.created"),
+            ("user.sesion.revoked", "user.session.revoked"),
+            ("session.revoked", "user.session.revoked"),
+            ("user.sesion.*", "user.session.*"),
+            ("usr.**", "user.**"),
+            ("user.profil.*", "user.profile.*"),
+        ] {
+            let doubt = doubt_of_type("--type", typed).unwrap();
+            assert!(
+                doubt.contains(&format!("`--type {typed}`"))
+                    && doubt.ends_with(&format!("; did you mean `{near}`?")),
+                "{doubt}"
+            );
+        }
+        let doubt = doubt_of_type("--exclude-type", "order.paid.in.full").unwrap();
+        assert!(
+            doubt.starts_with("`--exclude-type order.paid.in.full`")
+                && !doubt.contains("did you mean"),
+            "{doubt}"
+        );
+    }
+
+    #[test]
+    fn an_app_is_doubted_only_where_apps_are_known() {
+        let none = BTreeSet::new();
+        assert_eq!(doubt_of_app("--app", "54e9ujn", &none), None);
+        let known = ["54e9ujn", "7k2mzqa"].map(str::to_owned).into();
+        assert_eq!(doubt_of_app("--app", "54e9ujn", &known), None);
+        let doubt = doubt_of_app("--app", "54e9unj", &known).unwrap();
+        assert!(doubt.ends_with("did you mean `54e9ujn`?"), "{doubt}");
+        let doubt = doubt_of_app("--app", "another", &known).unwrap();
+        assert!(doubt.ends_with(": 54e9ujn, 7k2mzqa"), "{doubt}");
+    }
+}

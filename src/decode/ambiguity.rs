@@ -1,0 +1,130 @@
+//! Owns what makes JSON mean one thing to one reader and another to the next: a member that an object
+//! has twice (RFC 8259 section 4 leaves open which one counts), and two members that are names for
+//! the same thing and disagree. The bridge filters by what it reads, and passes the JSON on as it is:
+//! a consumer that takes the other one would be given what the filter and its scope leave out.
+
+use std::fmt;
+
+use super::json::Name;
+
+/// What is ambiguous, and where. Never a value, and no name but those that the bridge knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ambiguity {
+    /// The event, counted from 0; none for the body around the events.
+    pub event: Option<usize>,
+    /// The object that has the members.
+    pub object: &'static str,
+    /// Which members.
+    pub members: Members,
+}
+
+/// The members that are ambiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// A member that is there twice.
+    Repeated(&'static str),
+    /// Two members for one thing with different values.
+    Different(&'static str, &'static str),
+}
+
+/// Stands for a name that the bridge does not know.
+pub(super) const UNKNOWN: &str = "(another)";
+
+/// The names of members that may be shown.
+const KNOWN: [&str; 20] = [
+    "app_id",
+    "correlation_id",
+    "created_at",
+    "data",
+    "deleted_at",
+    "event",
+    "events",
+    "id",
+    "identifier",
+    "identifiers",
+    "metadata",
+    "payload",
+    "profile",
+    "revoked_at",
+    "session_id",
+    "source",
+    "type",
+    "updated_at",
+    "user_id",
+    "value",
+];
+
+impl Ambiguity {
+    /// Of a member that an object has twice.
+    pub(super) fn repeated(object: &'static str, member: &'static str) -> Self {
+        Self {
+            event: None,
+            object,
+            members: Members::Repeated(member),
+        }
+    }
+
+    /// Of two members of an event that mean the same.
+    pub(super) fn different(one: &'static str, other: &'static str) -> Self {
+        Self {
+            event: None,
+            object: "event",
+            members: Members::Different(one, other),
+        }
+    }
+
+    /// The same, in this event.
+    pub(super) fn in_event(self, index: usize) -> Self {
+        Self {
+            event: Some(index),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Ambiguity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.event {
+            Some(index) if self.object == "event" => write!(formatter, "events[{index}]")?,
+            Some(index) => write!(formatter, "the {} of events[{index}]", self.object)?,
+            None => write!(formatter, "the {}", self.object)?,
+        }
+        match self.members {
+            Members::Repeated(member) => write!(formatter, " has its member {member} twice"),
+            Members::Different(one, other) => {
+                write!(formatter, " has {one} and {other}, which are not the same")
+            }
+        }
+    }
+}
+
+/// The members of an object that were there so far, each by a bit of its own.
+#[derive(Default)]
+pub(super) struct Seen(u32);
+
+impl Seen {
+    /// Notes a member. An error if it was noted before.
+    pub(super) fn first<E: serde::de::Error>(&mut self, bit: u32) -> Result<(), E> {
+        if self.0 & bit != 0 {
+            // Whoever reads on finds out which one it is.
+            return Err(E::custom("a member twice"));
+        }
+        self.0 |= bit;
+        Ok(())
+    }
+}
+
+/// A name that occurs twice among these.
+pub(super) fn repeated(mut names: Vec<Name<'_>>) -> Option<&'static str> {
+    names.sort_unstable();
+    let pairs = names.iter().zip(names.iter().skip(1));
+    let mut repeated = pairs.filter(|(one, other)| one == other);
+    let (name, _) = repeated.next()?;
+    Some(known(name.text()))
+}
+
+/// The name, as far as it may be shown.
+fn known(name: &str) -> &'static str {
+    let known = KNOWN.into_iter().find(|known| *known == name);
+    known.unwrap_or(UNKNOWN)
+}

@@ -1,0 +1,97 @@
+//! Who may subscribe, as the files say: the credentials file, the record that there was one, and who
+//! else can change what the bridge trusts.
+
+use super::Check;
+use crate::{
+    config::{Config, Store},
+    credentials::{Error, File},
+    permissions::{self, By},
+};
+
+const CREDENTIALS: &str = "credentials";
+const PERMISSIONS: &str = "permissions";
+
+/// Looks at both.
+pub(super) fn examine(config: &Config) -> Vec<Check> {
+    vec![permissions(config), credentials(config)]
+}
+
+fn permissions(config: &Config) -> Check {
+    if config.store == Store::Embedded
+        && let Err(error) = permissions::directory(&config.data_dir, By::Reader)
+    {
+        let remedy =
+            "run that command as the owner or as root; `serve` refuses to start until then";
+        return Check::fault(PERMISSIONS, error.to_string(), remedy);
+    }
+    let mut found = "only root and this user can change what is in the data directory".to_owned();
+    let exposed = config.secret_files().filter_map(permissions::exposed);
+    for exposed in permissions::shared(&config.data_dir)
+        .into_iter()
+        .chain(exposed)
+    {
+        found.push_str(&format!(" (warning: {exposed})"));
+    }
+    Check::good(PERMISSIONS, found)
+}
+
+fn credentials(config: &Config) -> Check {
+    let options = config.credentials_options();
+    let Some(path) = options.file else {
+        return Check::skipped(CREDENTIALS, "no credentials file is configured");
+    };
+    let shown = path.display().to_string();
+    let recorded = options.record.and_then(|record| record.read());
+    let file = File::new(path.clone());
+    let document = match file.document() {
+        Ok(document) => document,
+        Err(error) => {
+            let remedy = match error {
+                Error::Invalid { .. } => "correct the file",
+                _ => "check the path, and who may read and write there",
+            };
+            return Check::fault(CREDENTIALS, error.to_string(), remedy);
+        }
+    };
+    let Some(document) = document else {
+        let is_missed = options.file_is_named
+            || recorded.is_some_and(|recorded| recorded.credentials_file.is_some());
+        return if options.anonymous {
+            Check::good(CREDENTIALS, "`allow_anonymous` lets everybody in")
+        } else if is_missed {
+            Check::fault(
+                CREDENTIALS,
+                format!("{shown} is missing, so nobody with a token or certificate is let in"),
+                "restore it, or make credentials with `prelude-bridge token create NAME`; to let \
+                 subscribers in without any on purpose, set `allow_anonymous`",
+            )
+        } else {
+            Check::good(CREDENTIALS, format!("there is no {shown}"))
+        };
+    };
+    if recorded.is_some_and(|recorded| recorded.needs_end(&path)) && !document.has_end {
+        return Check::fault(
+            CREDENTIALS,
+            format!("{shown} has lost its last line, so it may be cut short"),
+            "write the whole file, with the last line `[end]`",
+        );
+    }
+    let mut warnings = document.warnings.into_iter();
+    if let Some(first) = warnings.next() {
+        let found = format!(
+            "{shown}: line {}: {}",
+            first.line.unwrap_or(1),
+            first.message
+        );
+        let mut check = Check::fault(CREDENTIALS, found, first.help);
+        check
+            .remedies
+            .extend(warnings.map(|warning| warning.to_string()));
+        return check;
+    }
+    let count = document.entries.len();
+    Check::good(
+        CREDENTIALS,
+        format!("{shown} is good; credentials: {count}"),
+    )
+}

@@ -1,0 +1,131 @@
+//! What a bridge that runs says of itself at `/readyz`: the one place where all is known that it
+//! needs.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::Deserialize;
+
+use super::{
+    Check,
+    outside::{http_client, reachable},
+};
+
+const READINESS: &str = "readiness";
+
+/// What a bridge said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It takes and serves events.
+    Ready {
+        /// The apps that it takes them of.
+        apps: Vec<String>,
+    },
+    /// It does not, and this is why.
+    Missing {
+        /// The apps that it is configured for.
+        apps: Vec<String>,
+        /// Each reason.
+        reasons: Vec<String>,
+    },
+    /// Nobody answered who could be a bridge, for this reason.
+    Unknown(String),
+}
+
+#[derive(Deserialize)]
+struct Page {
+    ready: bool,
+    checks: Vec<Line>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    name: String,
+    app: Option<String>,
+    fault: Option<String>,
+}
+
+/// Asks the bridge whose admin port is there.
+pub async fn readiness(listen: SocketAddr) -> Readiness {
+    if listen.port() == 0 {
+        let reason = "the port of `admin_listen` was chosen when the bridge started";
+        return Readiness::Unknown(reason.to_owned());
+    }
+    let url = format!("http://{}/readyz", reachable(listen));
+    let page = async {
+        let parsed = reqwest::Url::parse(&url).ok()?;
+        let client = http_client(&parsed, &[])?;
+        let answer = client.get(parsed).timeout(Duration::from_secs(5)).send();
+        answer.await.ok()?.json::<Page>().await.ok()
+    };
+    match page.await {
+        Some(page) => judge(page),
+        None => Readiness::Unknown(format!("no bridge answers at {url}")),
+    }
+}
+
+fn judge(page: Page) -> Readiness {
+    let apps = page.checks.iter().filter_map(|line| line.app.clone());
+    let apps = apps.collect();
+    if page.ready {
+        return Readiness::Ready { apps };
+    }
+    let reasons = page.checks.into_iter().filter_map(|line| {
+        let fault = line.fault?;
+        Some(match line.app {
+            Some(app) => format!("{} of {app}: {fault}", line.name),
+            None => format!("{}: {fault}", line.name),
+        })
+    });
+    let reasons = reasons.collect();
+    Readiness::Missing { apps, reasons }
+}
+
+/// Whether the bridge that runs is ready.
+pub(super) async fn check(listen: SocketAddr, is_running: bool) -> Check {
+    if !is_running {
+        return Check::skipped(READINESS, "no bridge is running");
+    }
+    match readiness(listen).await {
+        Readiness::Ready { .. } => Check::good(READINESS, "the bridge that runs is ready"),
+        Readiness::Missing { reasons, .. } => Check::fault(
+            READINESS,
+            format!(
+                "the bridge that runs is not ready, so it answers deliveries with 503: {}",
+                reasons.join("; ")
+            ),
+            "mend what it names; it is tried again by itself",
+        ),
+        Readiness::Unknown(reason) => Check::skipped(READINESS, reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_that_is_not_ready_says_what_is_missing() {
+        let page = |text: &str| judge(serde_json::from_str(text).unwrap());
+        let apps = vec!["54e9ujn".to_owned()];
+        let missing = page(
+            r#"{"ready":false,"checks":[{"name":"log","fault":null},
+                {"name":"keys","app":"54e9ujn","fault":"none"},{"name":"serving","fault":"no"}]}"#,
+        );
+        let reasons = ["keys of 54e9ujn: none", "serving: no"].map(str::to_owned);
+        let expected = Readiness::Missing {
+            apps: apps.clone(),
+            reasons: reasons.into(),
+        };
+        assert_eq!(missing, expected);
+        let ready = page(r#"{"ready":true,"checks":[{"name":"keys","app":"54e9ujn"}]}"#);
+        assert_eq!(ready, Readiness::Ready { apps });
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_no_bridge_that_is_not_ready() {
+        for address in ["127.0.0.1:0", "127.0.0.1:1"] {
+            let said = readiness(address.parse().unwrap()).await;
+            assert!(matches!(said, Readiness::Unknown(_)), "{said:?}");
+        }
+    }
+}

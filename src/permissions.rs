@@ -1,0 +1,323 @@
+//! Owns the question who can change a file or directory that this process trusts: only root and the
+//! user that the process runs as may. Whoever can write a credentials file, a key or the data
+//! directory decides who gets events and which events are genuine, whatever else is checked. Knows
+//! modes and owners; what a file is for is known by whoever opens it.
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+const ROOT: u32 = 0;
+const PERMISSIONS: u32 = 0o7777;
+const GROUP_WRITES: u32 = 0o020;
+const OTHERS_WRITE: u32 = 0o002;
+const OTHERS_READ: u32 = 0o004;
+const FILE_TYPE: u32 = 0o170_000;
+const DIRECTORY: u32 = 0o040_000;
+/// In such a directory nobody can replace what is another's.
+const STICKY: u32 = 0o1000;
+
+/// Who trusts a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The bridge itself: it trusts the files of root and of the user that it runs as.
+    Bridge,
+    /// Whatever reads a file: the same, but root may look after the files of the user that the
+    /// bridge runs as.
+    Reader,
+}
+
+/// Why a file or directory cannot be trusted. The text says which command corrects it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Its mode lets others write.
+    #[error(
+        "other users of this machine can write to {} (mode {mode:04o}): run `chmod {change} {}`",
+        path.display(), path.display()
+    )]
+    Writable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// What `chmod` has to be told.
+        change: &'static str,
+    },
+    /// It belongs to somebody else, who can change its mode and write.
+    #[error(
+        "{} belongs to the user with id {owner}, and this process runs as {process}: run `chown \
+         {process} {}`",
+        path.display(), path.display()
+    )]
+    Owned {
+        /// The file or directory.
+        path: PathBuf,
+        /// The id of its owner.
+        owner: u32,
+        /// The id of the user that this process runs as.
+        process: u32,
+    },
+}
+
+/// Opens a file that is trusted: as [`File::open`], but a file that others can change is refused.
+/// The open file is checked, so nobody can put another one in its place after that.
+///
+/// # Errors
+/// Those of the file system; `PermissionDenied` with a [`Fault`] inside.
+pub fn open(path: &Path, by: By) -> io::Result<File> {
+    let file = File::open(path)?;
+    check_file(path, &file.metadata()?, by)
+        .map_err(|fault| io::Error::new(io::ErrorKind::PermissionDenied, fault))?;
+    Ok(file)
+}
+
+/// Whether others can read a file that is a secret; the text says which command corrects it. `None`
+/// also where there is no such file.
+#[must_use]
+pub fn exposed(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok()?;
+    let mode = metadata.mode() & PERMISSIONS;
+    let is_exposed = metadata.is_file() && mode & OTHERS_READ != 0;
+    is_exposed.then(|| {
+        format!(
+            "every user of this machine can read {} (mode {mode:04o}): run `chmod o-r {}`",
+            path.display(),
+            path.display()
+        )
+    })
+}
+
+/// Whether others can make files in a directory of our own, though not change those that are there;
+/// the text says which command corrects it.
+#[must_use]
+pub fn shared(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok()?;
+    let mode = metadata.mode() & PERMISSIONS;
+    let is_shared = metadata.is_dir() && mode & (GROUP_WRITES | OTHERS_WRITE) != 0;
+    is_shared.then(|| {
+        format!(
+            "other users of this machine can make files in {} (mode {mode:04o}): run `chmod go-w {}`",
+            path.display(),
+            path.display()
+        )
+    })
+}
+
+/// Checks a file that will be trusted. One that is not there, or cannot be inspected, passes: whoever
+/// opens it knows more about that.
+///
+/// # Errors
+/// Others can change it.
+pub fn file(path: &Path, by: By) -> Result<(), Fault> {
+    match fs::metadata(path) {
+        Ok(metadata) => check_file(path, &metadata, by),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Checks a directory of our own and what is in it, down to the files of its directories. What is
+/// not there, or cannot be inspected, passes here too.
+///
+/// # Errors
+/// The first thing that others can change.
+pub fn directory(path: &Path, by: By) -> Result<(), Fault> {
+    tree(path, by, 1)
+}
+
+fn tree(path: &Path, by: By, levels: u32) -> Result<(), Fault> {
+    let Ok(metadata) = fs::metadata(path) else {
+        return Ok(());
+    };
+    check_metadata(path, &metadata, by)?;
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() && levels > 0 => tree(&path, by, levels - 1)?,
+            Ok(metadata) if metadata.is_dir() || metadata.is_file() => {
+                check_metadata(&path, &metadata, by)?;
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
+    // Pipes and devices have no content that somebody could have left there.
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    check_metadata(path, metadata, by).and_then(|()| check_parent(path))
+}
+
+fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
+    let process = rustix::process::geteuid().as_raw();
+    check_mode(path, metadata.mode(), metadata.uid(), process, by)
+}
+
+fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Result<(), Fault> {
+    let is_directory = mode & FILE_TYPE == DIRECTORY;
+    let mode = mode & PERMISSIONS;
+    // In a sticky directory others can make files of theirs, which are not trusted, and touch no
+    // other's.
+    let is_sticky = is_directory && mode & STICKY != 0;
+    if mode & (GROUP_WRITES | OTHERS_WRITE) != 0 && !is_sticky {
+        return Err(Fault::Writable {
+            path: path.to_owned(),
+            mode,
+            change: "go-w",
+        });
+    }
+    let is_looked_after = process == ROOT && by == By::Reader;
+    if owner == ROOT || owner == process || is_looked_after {
+        return Ok(());
+    }
+    Err(Fault::Owned {
+        path: path.to_owned(),
+        owner,
+        process,
+    })
+}
+
+/// Whoever can write to a directory can put another file in the place of one that is in it. A
+/// directory of a group passes: many systems share projects that way.
+fn check_parent(path: &Path) -> Result<(), Fault> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let Ok(metadata) = fs::metadata(parent) else {
+        return Ok(());
+    };
+    let mode = metadata.mode() & PERMISSIONS;
+    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+        return Err(Fault::Writable {
+            path: parent.to_owned(),
+            mode,
+            change: "o-w",
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn set(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn file(mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::write(&path, "x").unwrap();
+        set(&path, mode);
+        (directory, path)
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_not_opened_and_the_command_is_named() {
+        for mode in [0o600, 0o640, 0o644, 0o755] {
+            let (_directory, path) = file(mode);
+            assert!(open(&path, By::Reader).is_ok(), "{mode:o}");
+            assert!(super::file(&path, By::Bridge).is_ok(), "{mode:o}");
+        }
+        for mode in [0o620, 0o602, 0o664, 0o666, 0o777] {
+            let (_directory, path) = file(mode);
+            assert!(super::file(&path, By::Bridge).is_err(), "{mode:o}");
+            let error = open(&path, By::Bridge).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            let said = error.to_string();
+            let command = format!("chmod go-w {}", path.display());
+            assert!(said.contains(&command), "{said}");
+            assert!(said.contains(&format!("{mode:04o}")), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_directory_in_which_everybody_can_replace_the_file_is_refused_unless_it_is_sticky() {
+        let (directory, path) = file(0o600);
+        for (mode, is_refused) in [(0o777, true), (0o1777, false), (0o775, false)] {
+            set(directory.path(), mode);
+            assert_eq!(open(&path, By::Reader).is_err(), is_refused, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_checked() {
+        // Everybody can write to it.
+        assert!(open(Path::new("/dev/null"), By::Bridge).is_ok());
+    }
+
+    #[test]
+    fn only_root_and_this_user_may_own_what_is_trusted() {
+        let check =
+            |owner, process, by| check_mode(Path::new("/x/key"), 0o100_600, owner, process, by);
+        for by in [By::Bridge, By::Reader] {
+            for owner in [0, 1000] {
+                assert_eq!(check(owner, 1000, by), Ok(()));
+            }
+            let fault = check(1001, 1000, by).unwrap_err();
+            assert!(fault.to_string().contains("chown 1000 /x/key"), "{fault}");
+        }
+        assert!(check(1000, 0, By::Bridge).is_err());
+        assert_eq!(check(1000, 0, By::Reader), Ok(()), "root looks after it");
+    }
+
+    #[test]
+    fn a_directory_is_checked_with_its_files_and_those_of_its_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let within = |name: &str| directory.path().join(name);
+        assert!(super::directory(&within("missing"), By::Bridge).is_ok());
+        fs::create_dir(within("keys")).unwrap();
+        for name in ["log", "keys/app"] {
+            fs::write(within(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", within("link")).unwrap();
+        super::directory(directory.path(), By::Bridge).unwrap();
+        for name in ["", "log", "keys", "keys/app"] {
+            let path = if name.is_empty() {
+                directory.path().to_owned()
+            } else {
+                within(name)
+            };
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            set(&path, mode | 0o002);
+            let error = super::directory(directory.path(), By::Bridge).unwrap_err();
+            let command = format!("chmod go-w {}`", path.display());
+            assert!(error.to_string().ends_with(&command), "{error}");
+            set(&path, mode);
+        }
+        super::directory(directory.path(), By::Bridge).unwrap();
+        assert_eq!(shared(directory.path()), None);
+    }
+
+    #[test]
+    fn a_sticky_directory_passes_and_is_pointed_out() {
+        let directory = tempfile::tempdir().unwrap();
+        set(directory.path(), 0o1777);
+        super::directory(directory.path(), By::Bridge).unwrap();
+        let said = shared(directory.path()).unwrap();
+        assert!(said.contains("chmod go-w"), "{said}");
+        // The bit means nothing on a file.
+        let path = directory.path().join("key");
+        fs::write(&path, "").unwrap();
+        set(&path, 0o1666);
+        assert!(super::directory(directory.path(), By::Bridge).is_err());
+    }
+
+    #[test]
+    fn a_secret_that_everybody_can_read_is_pointed_out() {
+        for (mode, is_exposed) in [(0o600, false), (0o640, false), (0o644, true)] {
+            let (_directory, path) = file(mode);
+            assert_eq!(exposed(&path).is_some(), is_exposed, "{mode:o}");
+        }
+        assert_eq!(exposed(Path::new("/nowhere/key")), None);
+    }
+}

@@ -1,0 +1,167 @@
+//! Finds out whether a bridge would start, with the code that starts it, and takes nothing that a
+//! bridge that runs needs: no port, no lock for longer than a look, nothing on the network. Names
+//! everything that is wrong, where a start ends at the first of it.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use rustix::fs::Access;
+
+use super::{Error, open, refuse_exposure};
+use crate::{
+    config::{Config, KeySource, Store},
+    credentials::{self, Credentials},
+    log::embedded::{self, OpenError},
+    net::tls::{self, Leaf},
+    permissions::{self, By},
+};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What would keep the bridge from starting, or its clients from connecting.
+    pub faults: Vec<Error>,
+    /// What looks wrong and keeps nobody from starting it.
+    pub warnings: Vec<String>,
+}
+
+/// Judges everything that a start judges, except whether the ports are free and what is fetched.
+pub async fn check(config: &Config) -> Findings {
+    let mut findings = Findings::default();
+    permissions(config, &mut findings);
+    if !findings.faults.is_empty() {
+        // Whatever is in such a file, it is not used.
+        return findings;
+    }
+    certificates(config, &mut findings);
+    if config.store == Store::Embedded {
+        data_dir(&config.data_dir, &mut findings);
+    }
+    if let Err(error) = credentials(config, &mut findings.warnings).await {
+        findings.faults.push(error);
+    }
+    for app in &config.apps {
+        let keyring = match &app.keys {
+            KeySource::JwksFile(_) | KeySource::PemFile(_) => open::keyring(app, None),
+            // It would be fetched at once.
+            KeySource::JwksUrl(_) => continue,
+        };
+        match keyring {
+            Ok(keyring) => keyring.shutdown().await,
+            Err(error) => findings.faults.push(error),
+        }
+    }
+    findings
+}
+
+/// Who else can write or read what the bridge trusts.
+fn permissions(config: &Config, findings: &mut Findings) {
+    let mut results = Vec::new();
+    if config.store == Store::Embedded {
+        results.push(permissions::directory(&config.data_dir, By::Reader));
+        findings
+            .warnings
+            .extend(permissions::shared(&config.data_dir));
+    }
+    let files = config.trusted_files();
+    results.extend(files.iter().map(|file| permissions::file(file, By::Reader)));
+    let faults = results.into_iter().filter_map(Result::err);
+    findings.faults.extend(faults.map(Error::from));
+    let exposed = config.secret_files().filter_map(permissions::exposed);
+    findings.warnings.extend(exposed);
+}
+
+fn certificates(config: &Config, findings: &mut Findings) {
+    let ports = [
+        ("webhook", config.tls.of_webhook()),
+        ("grpc", config.tls.of_grpc()),
+    ];
+    for (listener, options) in ports {
+        let Some(options) = options else {
+            continue;
+        };
+        let leaf = match tls::examine(&options) {
+            Ok(leaf) => leaf,
+            Err(fault) => {
+                findings.faults.push(tls::Error { listener, fault }.into());
+                continue;
+            }
+        };
+        if let Some(complaint) = leaf.complaint(Timestamp::now()) {
+            findings.faults.push(Error::Certificate {
+                listener,
+                complaint,
+                path: options.certificate,
+            });
+        } else if let Some(reason) = leaf.unfit() {
+            let remedy = Leaf::fitting();
+            let warning = format!("TLS of the {listener} port: {reason}; {remedy}");
+            findings.warnings.push(warning);
+        }
+    }
+}
+
+/// The directory and the log in it.
+fn data_dir(path: &Path, findings: &mut Findings) {
+    match embedded::inspect(path) {
+        // The bridge that runs, and is to be started anew.
+        Ok(_) | Err(OpenError::InUse { .. }) => {}
+        Err(error) => return findings.faults.push(error.into()),
+    }
+    let mut above = path.ancestors();
+    let existing = above.find(|path| path.symlink_metadata().is_ok());
+    // Nothing of a relative path is there: it begins in the working directory.
+    let existing = existing.unwrap_or(Path::new("."));
+    let problem: Option<std::io::Error> = if existing.is_dir() {
+        let wanted = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::access(existing, wanted).err().map(Into::into)
+    } else {
+        Some(std::io::ErrorKind::NotADirectory.into())
+    };
+    let Some(source) = problem else {
+        return;
+    };
+    let error = Error::Open(OpenError::Directory {
+        path: path.to_owned(),
+        source,
+    });
+    if path.is_absolute() {
+        findings.faults.push(error);
+    } else {
+        // `serve` may be started elsewhere.
+        let warning = format!("{error}; it is looked for in the working directory of `serve`");
+        findings.warnings.push(warning);
+    }
+}
+
+/// The file with credentials, the key file of JWTs, and whether the port would be open to everybody.
+async fn credentials(config: &Config, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let mut options = config.credentials_options();
+    // A look records nothing, but what is recorded counts.
+    let recorded = options.record.take().and_then(|record| record.read());
+    options.file_is_named |= recorded.is_some();
+    if let Some(path) = &options.file
+        && let Some(document) = credentials::File::new(path.clone()).document()?
+    {
+        if recorded.is_some_and(|recorded| recorded.needs_end(path)) && !document.has_end {
+            let path = path.clone();
+            return Err(credentials::Error::CutShort { path }.into());
+        }
+        let shown = path.display();
+        let found = document.warnings.iter();
+        warnings.extend(found.map(|warning| format!("{shown}: {warning}")));
+    }
+    let has_jwt = options.jwt.is_some();
+    // Keys behind a URL would be fetched at once.
+    options.jwt = options
+        .jwt
+        .filter(|jwt| !matches!(jwt.keys, crate::signature::KeySource::Url(_)));
+    let credentials = Credentials::open(options).await?;
+    let exposed = if has_jwt {
+        Ok(())
+    } else {
+        refuse_exposure(config, config.grpc_listen, &credentials)
+    };
+    credentials.shutdown().await;
+    exposed
+}
