@@ -592,6 +592,7 @@ mod tests {
         metrics.watch_log(|| Log {
             stored_bytes: 77,
             queued_batches: 4,
+            clock_jumps: 3,
             ..Log::default()
         });
         metrics.watch_bus(Bus::default);
@@ -619,6 +620,7 @@ mod tests {
             "prelude_bridge_log_commit_bytes_sum 900.0",
             "prelude_bridge_log_stored_bytes 77.0",
             "prelude_bridge_log_queue_batches 4.0",
+            "prelude_bridge_clock_jumps_total 3",
             "prelude_bridge_stream_delivered_events_total 5",
             "prelude_bridge_stream_delivered_bytes_total 1000",
             r#"prelude_bridge_streams_ended_total{reason="draining"} 1"#,

@@ -14,7 +14,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{
-    Appended, Block, Error, Log, ReadError, Tail, embedded, fixtures, group::Clock, memory,
+    Appended, Block, Error, Log, ReadError, Tail,
+    clock::{Boot, Clock, Reading},
+    embedded, fixtures, memory,
 };
 use crate::event::{Sequence, UnixMicros};
 
@@ -121,7 +123,17 @@ fn before_earliest(log: &dyn Log) -> Sequence {
 
 fn clock(now: &Arc<AtomicI64>) -> Clock {
     let now = Arc::clone(now);
-    Arc::new(move || UnixMicros(now.load(Ordering::SeqCst)))
+    let read = move || {
+        let now = now.load(Ordering::SeqCst);
+        Reading {
+            wall: UnixMicros(now),
+            steady: now,
+        }
+    };
+    Clock {
+        read: Arc::new(read),
+        boot: Some(Boot::default()),
+    }
 }
 
 fn recording_tail() -> (Tail, Arc<Mutex<Vec<Arc<Block>>>>) {

@@ -6,31 +6,26 @@ use std::sync::Arc;
 use super::block::{Block, Builder};
 use crate::event::{Batch, Draft, LogId, Sequence, Term, UnixMicros};
 
-/// Tells the time. The system's clock outside of tests.
-pub(super) type Clock = Arc<dyn Fn() -> UnixMicros + Send + Sync>;
-
-/// The clock of the system.
-pub(super) fn system_clock() -> Clock {
-    Arc::new(UnixMicros::now)
-}
-
 /// Stamps blocks: the time of the clock, or the last stamp where the clock went back, so that a
 /// place can be found by its time.
 pub(super) struct Stamps {
-    clock: Clock,
     last: UnixMicros,
 }
 
 impl Stamps {
     /// Goes on after the last stamp of a log.
-    pub(super) fn new(clock: Clock, last: UnixMicros) -> Self {
-        Self { clock, last }
+    pub(super) fn new(last: UnixMicros) -> Self {
+        Self { last }
     }
 
     /// The stamp for what is committed now.
-    pub(super) fn next(&mut self) -> UnixMicros {
-        self.last = self.last.max((self.clock)());
-        self.last
+    pub(super) fn next(&self, now: UnixMicros) -> UnixMicros {
+        self.last.max(now)
+    }
+
+    /// A commit got this stamp. A time at which nothing was committed leaves no trace.
+    pub(super) fn used(&mut self, stamp: UnixMicros) {
+        self.last = self.last.max(stamp);
     }
 }
 

@@ -11,7 +11,9 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
-    group::{self, Clock, Place, Stamps},
+    ages::Ages,
+    clock::{self, Clock, LogClock, RetentionTime},
+    group::{self, Place, Stamps},
 };
 use crate::event::{Batch, EventKey, Sequence, Term, UnixMicros};
 
@@ -43,7 +45,7 @@ impl Default for Options {
 /// # Errors
 /// When the system gives no random bytes for the log's identity.
 pub fn open(options: Options, tail: Tail) -> Result<Arc<Memory>, getrandom::Error> {
-    open_with_clock(options, tail, group::system_clock())
+    open_with_clock(options, tail, clock::system_clock())
 }
 
 /// The same with a clock of one's own.
@@ -54,13 +56,17 @@ pub(super) fn open_with_clock(
 ) -> Result<Arc<Memory>, getrandom::Error> {
     let term = group::new_term()?;
     let lineage = Lineage::new(group::new_log_id()?, vec![(Sequence(1), term)]);
+    let clock = LogClock::new(clock, RetentionTime::default());
     Ok(Arc::new(Memory {
         lineage,
+        clock: clock.watch(),
         writer: Mutex::new(Writer {
+            ages: Ages::new(options.retention_age),
             options,
             tail,
             term,
-            stamps: Stamps::new(clock, UnixMicros(0)),
+            clock,
+            stamps: Stamps::new(UnixMicros(0)),
             ids: Ids::default(),
             closed: false,
         }),
@@ -75,6 +81,7 @@ pub(super) fn open_with_clock(
 /// A [`Log`] in memory.
 pub struct Memory {
     lineage: Lineage,
+    clock: Arc<clock::Watch>,
     /// Held for a whole append, so that appends and the calls of the tail are in one order.
     writer: Mutex<Writer>,
     /// Held for moments only, so that reading never waits for the tail.
@@ -85,7 +92,9 @@ struct Writer {
     options: Options,
     tail: Tail,
     term: Term,
+    clock: LogClock,
     stamps: Stamps,
+    ages: Ages,
     ids: Ids,
     closed: bool,
 }
@@ -142,24 +151,26 @@ impl Memory {
             accepted: fresh.len(),
             duplicates: batch.drafts.len() - fresh.len(),
         };
+        let now = writer.clock.now();
         let place = Place {
             log: self.lineage.log(),
             term: writer.term,
             first_sequence: self.kept().head.plus(1),
-            received_at: writer.stamps.next(),
+            received_at: writer.stamps.next(now.wall),
         };
         let blocks = group::lay_out(place, fresh.into_iter().map(|draft| (batch, draft)));
         for block in blocks {
             // Nothing can be read that the tail has not seen, as with the log on disk.
             (writer.tail)(Arc::clone(&block));
+            writer.stamps.used(block.received_at());
+            writer.ages.note(block.last_sequence(), now.retention.time);
             self.kept_mut().push(block);
         }
-        let oldest = place
-            .received_at
-            .0
-            .saturating_sub(micros(writer.options.retention_age));
-        self.kept_mut()
-            .trim(UnixMicros(oldest), writer.options.retention_bytes);
+        let expired = writer.ages.expired(&now.retention);
+        let earliest = self
+            .kept_mut()
+            .trim(expired.unwrap_or_default(), writer.options.retention_bytes);
+        writer.ages.forget_before(earliest);
         Ok(appended)
     }
 }
@@ -171,16 +182,18 @@ impl Kept {
         self.blocks.push_back(block);
     }
 
-    /// Removes blocks from before `oldest`, and while there are more than `bytes_max`.
-    fn trim(&mut self, oldest: UnixMicros, bytes_max: u64) {
+    /// Removes blocks up to `expired`, and while there are more than `bytes_max`. Returns the oldest
+    /// event that is left.
+    fn trim(&mut self, expired: Sequence, bytes_max: u64) -> Sequence {
         while let Some(first) = self.blocks.front() {
             let too_many = self.bytes > bytes_max && self.blocks.len() > 1;
-            if first.received_at() >= oldest && !too_many {
+            if first.last_sequence() > expired && !too_many {
                 break;
             }
             self.bytes -= first.memory_bytes() as u64;
             self.blocks.pop_front();
         }
+        self.range().earliest
     }
 
     fn range(&self) -> Range {
@@ -251,7 +264,12 @@ impl Log for Memory {
         Usage {
             stored_bytes: self.kept().bytes,
             queued_batches: 0,
+            clock_jumps: self.clock.jumps(),
         }
+    }
+
+    fn now(&self) -> UnixMicros {
+        self.clock.now()
     }
 
     fn health(&self) -> Result<(), Error> {
@@ -264,10 +282,6 @@ impl Log for Memory {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move { self.writer().closed = true })
     }
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

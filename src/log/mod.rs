@@ -2,7 +2,9 @@
 //! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
 //! Knows nothing of HTTP, gRPC and subscribers.
 
+mod ages;
 pub mod block;
+mod clock;
 pub mod embedded;
 mod group;
 mod lineage;
@@ -51,6 +53,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// What the log occupies, and what waits to be written. Cheap.
     fn usage(&self) -> Usage;
+
+    /// The time that an event would be stamped with which is appended now, unless the newest event
+    /// has a later one: a jump of the system's clock changes it only when it lasts.
+    fn now(&self) -> UnixMicros {
+        UnixMicros::now()
+    }
 
     /// Why nothing can be appended, if so. After a [`Error::Failed`] this never recovers: the
     /// process should end, and with a new start read back what is really there.
@@ -110,6 +118,8 @@ pub struct Usage {
     pub stored_bytes: u64,
     /// Batches that wait to be written.
     pub queued_batches: usize,
+    /// How often the system's clock jumped since the log was opened.
+    pub clock_jumps: u64,
 }
 
 /// Why a batch was not appended. Nothing of it was.
@@ -146,6 +156,9 @@ pub enum ReadError {
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+
+#[cfg(test)]
+mod clock_tests;
 
 #[cfg(test)]
 mod contract_tests;

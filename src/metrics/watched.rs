@@ -10,7 +10,7 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::gauge::ConstGauge,
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 
@@ -25,6 +25,8 @@ pub struct Log {
     pub head_sequence: u64,
     /// Sequence number of the oldest event.
     pub earliest_sequence: u64,
+    /// How often the system's clock jumped.
+    pub clock_jumps: u64,
 }
 
 /// The window of the newest blocks in memory, as of a scrape.
@@ -82,7 +84,8 @@ impl Collector for Watched {
             let metric_type = gauge.metric_type();
             gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?)
         };
-        if let Some(log) = self.log.get().map(|read| read()) {
+        let log = self.log.get().map(|read| read());
+        if let Some(log) = log {
             let bytes = Some(Unit::Bytes);
             gauge(
                 "log_stored",
@@ -129,6 +132,12 @@ impl Collector for Watched {
         }
         if let Some(keys) = self.keys.get().map(|read| read()) {
             encode_keys(&keys, &mut encoder)?;
+        }
+        if let Some(log) = log {
+            let jumps = ConstCounter::new(log.clock_jumps);
+            let help = "How often the system's clock jumped.";
+            let metric_type = jumps.metric_type();
+            jumps.encode(encoder.encode_descriptor("clock_jumps", help, None, metric_type)?)?;
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub(super) fn everything(
                 queued_batches: usage.queued_batches,
                 head_sequence: range.head.0,
                 earliest_sequence: range.earliest.0,
+                clock_jumps: usage.clock_jumps,
             }
         })
     });

@@ -489,7 +489,7 @@ impl Session {
     /// How long it is until nothing more can come that was received before the stop time.
     fn stop_time_left(&self) -> Option<Duration> {
         let before = self.bounds.before?;
-        let left = before.0.saturating_sub(UnixMicros::now().0);
+        let left = before.0.saturating_sub(self.shared.log.now().0);
         let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
         Some(Duration::from_micros(
             left.saturating_add(grace).try_into().unwrap_or(0),

@@ -7,6 +7,8 @@ mod admin;
 mod bench;
 mod catch_up;
 mod cli;
+#[cfg(target_os = "linux")]
+mod clock;
 mod configuration;
 mod disk;
 mod doctor;

@@ -8,6 +8,7 @@
 //! to wait for; the next segment (`preparation`) is a part of it.
 
 mod active;
+mod clock_row;
 mod frame;
 mod ids;
 mod inspect;
@@ -47,7 +48,8 @@ pub use self::{
 };
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
-    group::{self, Clock, Stamps},
+    clock::{self, Clock},
+    group::{self, Stamps},
 };
 use crate::event::{Batch, Sequence, UnixMicros};
 
@@ -157,7 +159,7 @@ pub(super) enum Stage {
 impl Default for Seams {
     fn default() -> Self {
         Self {
-            clock: group::system_clock(),
+            clock: clock::system_clock(),
             fault: Box::new(|_| Ok(())),
             ids_limits: None,
         }
@@ -184,8 +186,13 @@ pub(super) fn open_with_seams(
     let ids_limits = seams.ids_limits;
     let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
     let mut ids = Ids::open(&connection, ids_limits).map_err(database_error)?;
-    for (at, keys) in &found.unindexed {
-        ids.restore(keys, *at);
+    let source = seams.clock.clone();
+    let resumed = clock_row::resume(&connection, source, options.retention_age, &found);
+    let (mut clock, ages) = resumed.map_err(database_error)?;
+    let now = clock.now().retention.time;
+    for (_, keys) in &found.unindexed {
+        // Later than they came, so that none is forgotten too early.
+        ids.restore(keys, now);
     }
     keeper::remove(data_dir, &found.leftover).map_err(directory_error)?;
     let active = Active::open(data_dir, state.log, found.tip, options.retention_bytes);
@@ -202,6 +209,7 @@ pub(super) fn open_with_seams(
         segments: Arc::new(found.segments),
         range: RwLock::new(found.range),
         index_bytes: AtomicU64::new(0),
+        clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         done,
@@ -230,12 +238,14 @@ pub(super) fn open_with_seams(
         log: state.log,
         term: state.term,
         builder: group::new_builder(),
-        stamps: Stamps::new(Arc::clone(&seams.clock), found.last_at),
+        clock,
+        stamps: Stamps::new(found.last_at),
+        ages,
         ids,
         active,
         unsealed: found.unsealed,
         behind: writer::Behind::default(),
-        retention: Retention::new(options.retention_age, options.retention_bytes),
+        retention: Retention::new(options.retention_bytes),
         seams,
     };
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
@@ -277,6 +287,7 @@ struct Shared {
     range: RwLock<Range>,
     /// What the index occupies, without free pages and its write-ahead log.
     index_bytes: AtomicU64,
+    clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
     done: watch::Sender<bool>,
@@ -360,7 +371,12 @@ impl Log for Embedded {
         Usage {
             stored_bytes: self.shared.segments.bytes() + self.shared.index_bytes(),
             queued_batches: self.shared.queue.len(),
+            clock_jumps: self.shared.clock.jumps(),
         }
+    }
+
+    fn now(&self) -> UnixMicros {
+        self.shared.clock.now()
     }
 
     fn health(&self) -> Result<(), Error> {

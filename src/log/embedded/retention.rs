@@ -1,7 +1,6 @@
 //! Owns the decision which events are too old or too many. By age they go to the event; by size a
-//! segment at a time, as that is what gives room back. Removes nothing itself.
-
-use std::time::Duration;
+//! segment at a time, as that is what gives room back. Removes nothing itself, and knows no clock:
+//! which events are too old is told.
 
 use super::{
     readers::{self, Fault},
@@ -12,11 +11,7 @@ use crate::{
     log::Range,
 };
 
-/// Events are removed when the oldest is over its age by this part of it: so not with each commit.
-const SLACK_DIVISOR: i64 = 64;
-
 pub(super) struct Retention {
-    age_micros: i64,
     bytes_max: u64,
 }
 
@@ -25,54 +20,46 @@ pub(super) struct Retention {
 pub(super) struct Due {
     /// The newest event that goes, …
     pub(super) through: Sequence,
-    /// … and a time at or before which it was received, and all that stays, after.
+    /// … and a time at or before which it was received, and at or after which all that stays was.
     pub(super) through_at: UnixMicros,
     /// When the oldest event that stays was received; `None` when none stays.
     pub(super) earliest_at: Option<UnixMicros>,
 }
 
 impl Retention {
-    pub(super) fn new(age: Duration, bytes_max: u64) -> Self {
-        Self {
-            age_micros: i64::try_from(age.as_micros()).unwrap_or(i64::MAX),
-            bytes_max,
-        }
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Self { bytes_max }
     }
 
-    /// What is to go now; the index occupies `index_bytes`.
+    /// What is to go now; the index occupies `index_bytes`, and the events up to `expired` are too
+    /// old.
     pub(super) fn due(
         &self,
         segments: &Segments,
         range: &Range,
         index_bytes: u64,
-        now: UnixMicros,
+        expired: Option<Sequence>,
     ) -> Result<Option<Due>, Fault> {
         let (Some(earliest_at), Some(head_at)) = (range.earliest_at, range.head_at) else {
             return Ok(None);
         };
-        let age_max = self
-            .age_micros
-            .saturating_add(self.age_micros / SLACK_DIVISOR);
-        if now.0.saturating_sub(earliest_at.0) > age_max {
-            let oldest = UnixMicros(now.0.saturating_sub(self.age_micros));
-            return match readers::seek(segments, range.head, oldest) {
-                Ok(Some((through, earliest_at))) => Ok(Some(Due {
+        if let Some(through) = expired.filter(|&through| through >= range.earliest) {
+            let through = through.min(range.head);
+            let due = match readers::time_after(segments, range.head, through) {
+                Ok(earliest_at) => Due {
                     through,
-                    through_at: oldest.min(earliest_at),
+                    through_at: earliest_at.unwrap_or(head_at),
+                    earliest_at,
+                },
+                // Damage keeps nothing: what is left was received no earlier than what goes.
+                Err(Fault::Damaged(_)) => Due {
+                    through,
+                    through_at: earliest_at,
                     earliest_at: Some(earliest_at),
-                })),
-                Ok(None) => Ok(Some(Due {
-                    through: range.head,
-                    through_at: head_at,
-                    earliest_at: None,
-                })),
-                // What is damaged ends no log: it goes when its segment does.
-                Err(Fault::Damaged(_)) => {
-                    let segment = segments.oldest_of_several();
-                    Ok(segment.filter(|&(_, at)| at < oldest).map(whole_segment))
-                }
-                Err(fault) => Err(fault),
+                },
+                Err(fault) => return Err(fault),
             };
+            return Ok(Some(due));
         }
         if segments.bytes() + index_bytes <= self.bytes_max {
             return Ok(None);

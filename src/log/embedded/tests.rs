@@ -14,7 +14,13 @@ use super::{
     frame::{Frames, Header, SEGMENT_HEADER_BYTES},
     *,
 };
-use crate::{event::Term, log::fixtures};
+use crate::{
+    event::Term,
+    log::{
+        clock::{Boot, Reading},
+        fixtures,
+    },
+};
 
 const ALL: usize = usize::MAX;
 const DATABASE: &str = "log.sqlite3";
@@ -59,7 +65,17 @@ async fn waits_until(condition: impl Fn() -> bool) {
 
 fn clock(now: &Arc<AtomicI64>) -> Clock {
     let now = Arc::clone(now);
-    Arc::new(move || UnixMicros(now.load(Ordering::SeqCst)))
+    let read = move || {
+        let now = now.load(Ordering::SeqCst);
+        Reading {
+            wall: UnixMicros(now),
+            steady: now,
+        }
+    };
+    Clock {
+        read: Arc::new(read),
+        boot: Some(Boot::default()),
+    }
 }
 
 /// The newest segment with events in it.
@@ -316,7 +332,22 @@ async fn a_missing_segment_is_named() {
 
 /// So many segments of small size, closed well: a hundred events in each.
 async fn write_segments(path: &Path, count: u64) {
-    let log = open(path, small_segments(), no_tail()).unwrap();
+    write_segments_at(path, count, small_segments(), clock::system_clock(), || ()).await;
+}
+
+/// The same by a clock, and with something after each of them.
+async fn write_segments_at(
+    path: &Path,
+    count: u64,
+    options: Options,
+    clock: Clock,
+    after_each: impl Fn(),
+) {
+    let seams = Seams {
+        clock,
+        ..Seams::default()
+    };
+    let log = open_with_seams(path, options, no_tail(), seams).unwrap();
     for n in 0..count {
         let events: Vec<(String, String)> = (n * 100..n * 100 + 100)
             .map(|n| (format!("evt_{n}"), format!("usr_{n}_{}", "x".repeat(500))))
@@ -331,6 +362,7 @@ async fn write_segments(path: &Path, count: u64) {
             ordinals.last().is_some_and(|&last| last >= n + 2)
         })
         .await;
+        after_each();
     }
     log.close().await;
 }
@@ -346,15 +378,20 @@ fn small_segments() -> Options {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_passes_what_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
-    write_segments(dir.path(), 4).await;
-    let frames = [2, 3, 4].map(|ordinal| frames_of(&segments::path(dir.path(), ordinal)));
-    let [second, third, fourth] = frames.map(|frames| frames[0].1.received_at.0);
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    // One each hundred seconds.
+    let pass = || {
+        now.fetch_add(100_000_000, Ordering::SeqCst);
+    };
+    let options = Options {
+        retention_age: Duration::from_secs(450),
+        ..small_segments()
+    };
+    write_segments_at(dir.path(), 4, options, clock(&now), pass).await;
     damage(&segments::path(dir.path(), 2), SEGMENT_HEADER_BYTES + 20);
     // Everything before the second one is too old now, and then everything before the third.
-    let age = Duration::from_micros(fourth.abs_diff(second));
-    let now = Arc::new(AtomicI64::new(fourth));
     let options = Options {
-        retention_age: age,
+        retention_age: Duration::from_secs(350),
         ..small_segments()
     };
     let seams = Seams {
@@ -365,7 +402,7 @@ async fn retention_passes_what_is_damaged() {
     waits_until(|| log.range().earliest == Sequence(101)).await;
     let read = log.read(Sequence(100), ALL).await;
     assert!(matches!(read, Err(ReadError::Failed(_))), "{read:?}");
-    now.fetch_add(third - second, Ordering::SeqCst);
+    pass();
     waits_until(|| log.range().earliest == Sequence(201)).await;
     assert_eq!(log.health(), Ok(()));
     let rest = log.read(Sequence(200), ALL).await.unwrap();

@@ -18,6 +18,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::{
     Commit, OnCommit, Seams, Shared, Stage,
     active::{Active, Stored},
+    clock_row,
     ids::{Effort, Ids},
     keeper,
     queue::{Job, Taken},
@@ -28,7 +29,9 @@ use crate::{
     event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
     log::{
         Appended, Block, Error, Tail,
+        ages::Ages,
         block::Builder,
+        clock::LogClock,
         group::{self, Place, Stamps},
     },
 };
@@ -57,7 +60,9 @@ pub(super) struct Writer {
     pub(super) term: Term,
     /// Kept for its memory.
     pub(super) builder: Builder,
+    pub(super) clock: LogClock,
     pub(super) stamps: Stamps,
+    pub(super) ages: Ages,
     pub(super) ids: Ids,
     pub(super) active: Active,
     /// Segments that the index does not know to be sealed, of which the last one is not.
@@ -163,7 +168,8 @@ impl Writer {
         let caught_up = self.catch_up();
         let sifted = self.ids.sift(&self.connection, &keys);
         let fresh = sifted.map_err(|error| self.shared.fail(&error.to_string()))?;
-        let received_at = self.stamps.next();
+        let now = self.clock.now();
+        let received_at = self.stamps.next(now.wall);
         let place = Place {
             log: self.log,
             term: self.term,
@@ -188,7 +194,10 @@ impl Writer {
             );
             let stored = stored.map_err(|error| self.judge(&error))?;
             self.note(&stored);
-            self.ids.keep(received_at);
+            self.stamps.used(received_at);
+            let head = self.shared.segments.last_sequence();
+            self.ages.note(head, now.retention.time);
+            self.ids.keep(now.retention.time);
         }
         let mut fresh = fresh.into_iter();
         let appended = batches
@@ -271,10 +280,12 @@ impl Writer {
                 .filter_map(|&ordinal| shared.segments.get(ordinal))
                 .collect(),
         };
-        let now = self.stamps.next();
+        let now = self.clock.now().retention;
+        let clock = self.clock.snapshot();
         let done = self.transact(|writer| {
             notes.write(&writer.connection)?;
-            writer.ids.write_behind(&writer.connection, now, effort)?;
+            writer.ids.write_behind(&writer.connection, &now, effort)?;
+            clock_row::store(&writer.connection, &clock, writer.ages.marks())?;
             writer.measure()
         });
         let Err(error) = done else {
@@ -358,13 +369,13 @@ impl Writer {
         if self.shared.failure().is_some() {
             return MAINTENANCE_INTERVAL;
         }
-        let now = self.stamps.next();
+        let now = self.clock.now().retention;
         let range = self.shared.range();
         let due = self.retention.due(
             &self.shared.segments,
             &range,
             self.shared.index_bytes(),
-            now,
+            self.ages.expired(&now),
         );
         match due {
             Ok(Some(due)) => self.give_up(&due),
@@ -375,7 +386,7 @@ impl Writer {
             }
         }
         let has_news = self.ids.unwritten() > 0 || self.behind.trimmed.is_some();
-        let is_untidy = has_news || self.ids.is_untidy(now);
+        let is_untidy = has_news || self.ids.is_untidy(&now) || self.clock.store_is_due();
         let is_time = self.is_behind(1) || idle && is_untidy;
         if is_time && self.index_is_free() {
             let effort = if idle { Effort::Idle } else { Effort::Due };
@@ -407,6 +418,7 @@ impl Writer {
             range.head_at = None;
         }
         drop(range);
+        self.ages.forget_before(due.through.plus(1));
         self.behind.trimmed = Some((due.through, due.through_at));
         let given_up = self.shared.segments.forget(due.through);
         self.behind.given_up.extend(given_up);

@@ -32,7 +32,10 @@ use self::{
     recent::Recent,
     run::{Run, prefix_range},
 };
-use crate::event::{EventKey, UnixMicros};
+use crate::{
+    event::EventKey,
+    log::clock::{RetentionNow, RetentionTime},
+};
 
 /// An [`EventKey`] as a number, in the same order.
 type Key = u128;
@@ -113,7 +116,7 @@ pub(super) struct Ids {
     /// Keys of commits that are durable, and are not in the index.
     unwritten: Vec<Key>,
     /// When the newest of them were appended.
-    unwritten_at: Option<UnixMicros>,
+    unwritten_at: Option<RetentionTime>,
     /// What the running transaction of the index does.
     effects: Vec<Effect>,
 }
@@ -196,8 +199,8 @@ impl Ids {
                 level: row.get(2)?,
                 slice_bits: row.get(3)?,
                 keys: row.get::<_, i64>(4)?.cast_unsigned(),
-                oldest_at: UnixMicros(row.get(5)?),
-                newest_at: UnixMicros(row.get(6)?),
+                oldest_at: RetentionTime(row.get(5)?),
+                newest_at: RetentionTime(row.get(6)?),
                 filters: Filters::default(),
             };
             self.next_run = output.id + 1;
@@ -241,7 +244,7 @@ impl Ids {
                 freezing = None;
             }
             self.log_last = place;
-            self.young.note(UnixMicros(row.get(1)?));
+            self.young.note(RetentionTime(row.get(1)?));
             let (keys, _) = row.get_ref(2)?.as_blob()?.as_chunks();
             for &key in keys {
                 self.young.insert(Key::from_be_bytes(key));
@@ -289,7 +292,7 @@ impl Ids {
     }
 
     /// The commit with the new keys is durable.
-    pub(super) fn keep(&mut self, at: UnixMicros) {
+    pub(super) fn keep(&mut self, at: RetentionTime) {
         if !self.tentative.is_empty() {
             self.young.note(at);
             self.unwritten_at = Some(at);
@@ -305,7 +308,7 @@ impl Ids {
     }
 
     /// Remembers keys of commits that the index has not got.
-    pub(super) fn restore(&mut self, keys: &[EventKey], at: UnixMicros) {
+    pub(super) fn restore(&mut self, keys: &[EventKey], at: RetentionTime) {
         let keys = keys.iter().map(|key| Key::from_be_bytes(key.0));
         for key in keys {
             if self.young.insert(key) {
@@ -325,7 +328,7 @@ impl Ids {
     pub(super) fn write_behind(
         &mut self,
         connection: &Connection,
-        now: UnixMicros,
+        now: &RetentionNow,
         effort: Effort,
     ) -> rusqlite::Result<()> {
         if let Some(at) = self.unwritten_at {
@@ -389,7 +392,7 @@ impl Ids {
     }
 
     /// Whether an idle log has something to tidy up, with [`Effort::Idle`].
-    pub(super) fn is_untidy(&self, now: UnixMicros) -> bool {
+    pub(super) fn is_untidy(&self, now: &RetentionNow) -> bool {
         self.log_is_untrimmed
             || !self.jobs.is_empty()
             || !self.dead.is_empty()
@@ -402,7 +405,7 @@ impl Ids {
     fn work(
         &mut self,
         connection: &Connection,
-        now: UnixMicros,
+        now: &RetentionNow,
         effort: Effort,
     ) -> rusqlite::Result<()> {
         let mut effects = Vec::new();
@@ -435,7 +438,11 @@ impl Ids {
     }
 
     /// Begins the first thing that is due to begin.
-    fn begin(&self, connection: &Connection, now: UnixMicros) -> rusqlite::Result<Option<Effect>> {
+    fn begin(
+        &self,
+        connection: &Connection,
+        now: &RetentionNow,
+    ) -> rusqlite::Result<Option<Effect>> {
         if let Some(run) = self.runs.iter().find(|run| self.is_expired(run, now)) {
             set_state(connection, run.id, State::DEAD)?;
             return Ok(Some(Effect::Expired(run.id)));
@@ -462,7 +469,13 @@ impl Ids {
         start(connection, output, source).map(Some)
     }
 
-    fn new_run(&self, level: u32, keys: u64, oldest_at: UnixMicros, newest_at: UnixMicros) -> Run {
+    fn new_run(
+        &self,
+        level: u32,
+        keys: u64,
+        oldest_at: RetentionTime,
+        newest_at: RetentionTime,
+    ) -> Run {
         Run {
             id: self.next_run,
             level,
@@ -474,19 +487,19 @@ impl Ids {
         }
     }
 
-    fn freeze_is_due(&self, now: UnixMicros) -> bool {
+    fn freeze_is_due(&self, now: &RetentionNow) -> bool {
         let Some((oldest_at, _)) = self.young.times() else {
             return false;
         };
-        let age = now.0.saturating_sub(oldest_at.0);
+        let age = now.age_of(oldest_at);
         let is_old = age > self.limits.age_micros / RECENT_AGE_DIVISOR;
         let is_full = self.young.len() as u64 >= self.limits.recent_keys;
         self.frozen.is_none() && (is_full || is_old)
     }
 
     /// A run that is being merged is needed until it is in another one.
-    fn is_expired(&self, run: &Run, now: UnixMicros) -> bool {
-        now.0.saturating_sub(run.newest_at.0) > self.limits.age_micros && !self.is_input(run.id)
+    fn is_expired(&self, run: &Run, now: &RetentionNow) -> bool {
+        now.age_of(run.newest_at) > self.limits.age_micros && !self.is_input(run.id)
     }
 
     fn is_input(&self, id: i64) -> bool {

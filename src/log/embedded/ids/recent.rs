@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Key, run::prefix_range};
-use crate::event::UnixMicros;
+use crate::log::clock::RetentionTime;
 
 /// The set is divided by the first six bits of the keys: a slice of it is sorted in little time,
 /// and no part grows so large that growing it would hold up a commit.
@@ -38,7 +38,7 @@ impl Hasher for KeyHasher {
 pub(super) struct Recent {
     shards: Box<[HashSet<Key, BuildHasherDefault<KeyHasher>>]>,
     len: usize,
-    times: Option<(UnixMicros, UnixMicros)>,
+    times: Option<(RetentionTime, RetentionTime)>,
 }
 
 impl Recent {
@@ -75,7 +75,7 @@ impl Recent {
     }
 
     /// Keys of this time are among them.
-    pub(super) fn note(&mut self, at: UnixMicros) {
+    pub(super) fn note(&mut self, at: RetentionTime) {
         let (oldest, newest) = self.times.unwrap_or((at, at));
         self.times = Some((oldest.min(at), newest.max(at)));
     }
@@ -85,7 +85,7 @@ impl Recent {
     }
 
     /// The times of the oldest and the newest key; `None` when there is none.
-    pub(super) fn times(&self) -> Option<(UnixMicros, UnixMicros)> {
+    pub(super) fn times(&self) -> Option<(RetentionTime, RetentionTime)> {
         self.times.filter(|_| self.len > 0)
     }
 

@@ -10,7 +10,7 @@ use super::{
     Key,
     filter::{Filter, Filters},
 };
-use crate::{event::UnixMicros, log::embedded::schema::PAGE_BYTES};
+use crate::log::{clock::RetentionTime, embedded::schema::PAGE_BYTES};
 
 /// Pages of a slice, as a power of two.
 const SLICE_PAGES_BITS: u32 = 4;
@@ -30,8 +30,8 @@ pub(super) struct Run {
     /// There are two to the power of this many slices.
     pub(super) slice_bits: u32,
     pub(super) keys: u64,
-    pub(super) oldest_at: UnixMicros,
-    pub(super) newest_at: UnixMicros,
+    pub(super) oldest_at: RetentionTime,
+    pub(super) newest_at: RetentionTime,
     pub(super) filters: Filters,
 }
 

@@ -79,9 +79,9 @@ impl Rig {
 
     /// A transaction of the index.
     fn index(&mut self, commit: bool, effort: Effort) -> rusqlite::Result<()> {
-        let now = UnixMicros(self.now);
+        let now = RetentionNow::at(self.now);
         let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
-        let worked = begun.and_then(|()| self.ids.write_behind(&self.connection, now, effort));
+        let worked = begun.and_then(|()| self.ids.write_behind(&self.connection, &now, effort));
         let done = worked.and_then(|()| {
             let end = if commit { "COMMIT" } else { "ROLLBACK" };
             self.connection.execute_batch(end)
@@ -104,7 +104,7 @@ impl Rig {
     fn append(&mut self, numbers: &[u64]) -> Vec<bool> {
         let keys = event_keys(numbers);
         let fresh = self.ids.sift(&self.connection, &keys).unwrap();
-        self.ids.keep(UnixMicros(self.now));
+        self.ids.keep(RetentionTime(self.now));
         fresh
     }
 
@@ -117,7 +117,7 @@ impl Rig {
     /// Tidies up until there is nothing to do, at most `steps` times.
     fn tidy(&mut self, steps: usize) {
         for _ in 0..steps {
-            if !self.ids.is_untidy(UnixMicros(self.now)) {
+            if !self.ids.is_untidy(&RetentionNow::at(self.now)) {
                 break;
             }
             self.index(true, Effort::Idle).unwrap();
