@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn an_event_goes_when_it_and_all_of_its_slot_are_too_old() {
         let mut ages = Ages::new(AGE);
-        for n in 0..100 {
+        for n in 0..100_u64 {
             ages.note(Sequence(n + 1), RetentionTime(n.cast_signed() * 10));
         }
         // The first ten were written within a slot of 100, the last of them at 90.
@@ -167,7 +167,7 @@ mod tests {
             through: Sequence(1),
             at: RetentionTime(0),
         }];
-        for n in 2..2_000 {
+        for n in 2..2_000_u64 {
             let now = RetentionTime(n.cast_signed());
             let ages = Ages::resume(AGE, &marks, Sequence(n), now);
             marks = ages.marks().collect();

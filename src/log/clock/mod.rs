@@ -250,7 +250,7 @@ impl LogClock {
     }
 
     /// What has to be kept for [`resume`](Self::resume).
-    pub(super) fn to_store(&mut self) -> Stored {
+    pub(super) fn snapshot(&mut self) -> Stored {
         let now = self.now();
         self.stored_at = self.retention.steady();
         self.retention.to_store(now.wall, self.source.boot)

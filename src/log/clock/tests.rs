@@ -27,7 +27,7 @@ fn new_clock(machine: &Machine) -> LogClock {
 
 /// As it is when the process ends now and another one starts after `meanwhile`.
 fn restarted(machine: &Machine, clock: &mut LogClock, meanwhile: impl FnOnce()) -> LogClock {
-    let bytes = clock.to_store().encode(std::iter::empty());
+    let bytes = clock.snapshot().encode(std::iter::empty());
     meanwhile();
     let (stored, _) = Stored::decode(&bytes).unwrap();
     LogClock::resume(machine.clock(), &stored)
@@ -152,7 +152,7 @@ fn within_a_boot_a_restart_knows_what_time_has_passed() {
         assert_eq!(clock.now().wall.0, machine.time());
         assert_eq!(clock.watch().jumps(), 0);
         // A state that was stored long ago is as good.
-        let old = clock.to_store();
+        let old = clock.snapshot();
         run(&machine, &mut clock, 10 * DAY, HOUR);
         let mut clock = LogClock::resume(machine.clock(), &old);
         let passed = machine.time() - START;
@@ -288,7 +288,7 @@ fn without_a_boot_to_compare_with_a_restart_is_as_a_reboot() {
     let mut clock = LogClock::new(elsewhere(), RetentionTime::default());
     let first = clock.now().retention.time;
     run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
-    let stored = clock.to_store();
+    let stored = clock.snapshot();
     machine.pass(10 * DAY);
     let mut clock = LogClock::resume(elsewhere(), &stored);
     assert_eq!(clock.now().retention.age_of(first) / DAY, 3);
@@ -307,7 +307,7 @@ fn what_is_kept_of_reboots_is_bounded_and_dropping_some_makes_nothing_older() {
         clock = restarted(&machine, &mut clock, || machine.reboot(HOUR));
     }
     run(&machine, &mut clock, 2 * CONFIRMED_AFTER, HOUR);
-    assert_eq!(clock.to_store().credits.len(), CREDITS_MAX);
+    assert_eq!(clock.snapshot().credits.len(), CREDITS_MAX);
     let passed = machine.time() - START;
     let age = clock.now().retention.age_of(first);
     assert!(age <= passed && passed - age < 11 * HOUR + 600 * SECOND);
@@ -318,7 +318,7 @@ fn what_is_stored_is_read_again_unless_a_bit_of_it_has_changed() {
     let (machine, mut clock, _) = down_for_ten_days();
     run(&machine, &mut clock, 2 * DAY, HOUR);
     let mut clock = restarted(&machine, &mut clock, || machine.reboot(DAY));
-    let stored = clock.to_store();
+    let stored = clock.snapshot();
     assert!(stored.claim.is_some() && stored.confirmed.is_some() && !stored.credits.is_empty());
     let marks = [3, 9].map(|n| Mark {
         through: Sequence(n),
@@ -355,6 +355,7 @@ fn logged(work: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
     tracing::subscriber::with_default(subscriber, work);
@@ -389,15 +390,16 @@ fn each_jump_is_logged_but_not_without_bound() {
 
 #[test]
 fn a_start_says_what_a_gap_means_and_when_the_clock_is_behind() {
+    let after_a_reboot_of = |down| {
+        let machine = Machine::new();
+        let mut clock = new_clock(&machine);
+        logged(|| drop(restarted(&machine, &mut clock, || machine.reboot(down))))
+    };
+    assert_eq!(after_a_reboot_of(HOUR / 2), "");
+    let said = after_a_reboot_of(34 * DAY);
+    assert!(said.contains("down_for=816h"), "{said}");
+    assert!(said.contains("Check the clock"), "{said}");
     let machine = Machine::new();
-    let mut clock = new_clock(&machine);
-    let said = logged(|| drop(restarted(&machine, &mut clock, || machine.reboot(HOUR / 2))));
-    assert_eq!(said, "");
-    let said = logged(|| drop(restarted(&machine, &mut clock, || machine.reboot(34 * DAY))));
-    assert!(
-        said.contains("down_for=816h") && said.contains("Check the clock"),
-        "{said}"
-    );
     let newest = UnixMicros(machine.time() + DAY);
     let said = logged(|| new_clock(&machine).compare_with_newest_event(newest));
     assert!(said.contains("behind the newest event"), "{said}");

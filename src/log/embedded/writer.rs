@@ -281,7 +281,7 @@ impl Writer {
                 .collect(),
         };
         let now = self.clock.now().retention;
-        let clock = self.clock.to_store();
+        let clock = self.clock.snapshot();
         let done = self.transact(|writer| {
             notes.write(&writer.connection)?;
             writer.ids.write_behind(&writer.connection, &now, effort)?;
