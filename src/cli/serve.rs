@@ -130,7 +130,9 @@ impl Signals {
 /// damaged log has lost are to be read in full.
 fn told(error: &server::Error) -> String {
     match error {
-        server::Error::Open(OpenError::Damaged { path, .. }) => {
+        server::Error::Open(
+            OpenError::Damaged { path, .. } | OpenError::DamagedIndex { path, .. },
+        ) => {
             let path = path.display().to_string();
             error.to_string().replace(&path, &plain::words(&path))
         }
