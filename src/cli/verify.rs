@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 use serde::Serialize;
 
 use crate::signature::{self, Attempt, Explanation, FetchFault, Finding, KeySource, Options};
@@ -34,18 +34,23 @@ Exit codes: 0 valid, 1 not valid, 2 unreadable input, 3 key server unreachable."
 
 /// `verify`
 #[derive(Debug, clap::Args)]
+// As groups, so that whoever gives neither is told of both.
+#[command(
+    group = ArgGroup::new("header").args(["signature", "header_file"]).required(true),
+    group = ArgGroup::new("keys").args(["jwks", "pem"]).required(true),
+)]
 pub struct Args {
     /// The raw body of the request; - reads standard input
     #[arg(long, value_name = "FILE|-")]
     body: PathBuf,
     /// The value of the X-Webhook-Signature header; or give --header-file
-    #[arg(long, value_name = "TEXT", conflicts_with = "header_file")]
+    #[arg(long, value_name = "TEXT")]
     signature: Option<String>,
     /// A file with that value, or with the whole head of the request
     #[arg(long, value_name = "FILE")]
     header_file: Option<PathBuf>,
     /// The key set: a JWKS file or its URL; or give --pem
-    #[arg(long, value_name = "FILE|URL", conflicts_with = "pem")]
+    #[arg(long, value_name = "FILE|URL")]
     jwks: Option<String>,
     /// The public keys as a PEM file
     #[arg(long, value_name = "FILE")]
@@ -82,13 +87,7 @@ pub async fn report(args: &Args, stdin: &mut impl Read) -> Result<(Exit, String)
     let header = match (&args.signature, &args.header_file) {
         (Some(text), _) => header_value(text).to_owned(),
         (None, Some(path)) => read_header(path)?,
-        (None, None) => {
-            let cause = "there is no signature to verify";
-            let failure = Failure::new(Exit::Usage, cause)
-                .help("give the value of X-Webhook-Signature with --signature")
-                .help("or a file with it, or with all headers of the delivery, with --header-file");
-            return Err(failure);
-        }
+        (None, None) => return Err(usage("give --signature or --header-file")),
     };
     // Before the body, which may come from a terminal.
     let source = key_source(args)?;
@@ -114,9 +113,7 @@ fn key_source(args: &Args) -> Result<KeySource, Failure> {
         (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
         (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
         (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
-        (None, None) => Err(Failure::new(Exit::Usage, "there are no keys to verify with")
-            .help("give a key set, as a file or its URL, with --jwks: https://APP_ID.session.prelude.dev/.well-known/jwks.json")
-            .help("or public keys in a PEM file with --pem")),
+        (None, None) => Err(usage("give --jwks or --pem")),
     }
 }
 

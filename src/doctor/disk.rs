@@ -152,6 +152,9 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
         OpenError::Damaged { .. } => {
             "restore it from a backup, or begin anew in another directory and let consumers know"
         }
+        OpenError::DamagedIndex { .. } => {
+            "start the bridge: it makes the index anew from the segments, and keeps the damaged one"
+        }
         OpenError::Directory { .. }
         | OpenError::Database { .. }
         | OpenError::InUse { .. }

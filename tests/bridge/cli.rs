@@ -286,13 +286,13 @@ fn verify_says_which_of_its_inputs_is_missing() {
         ),
         (
             &["--header-file", &value],
-            "there are no keys to verify with",
-            &["--jwks", "--pem"],
+            "<--jwks <FILE|URL>|--pem <FILE>>",
+            &["required arguments were not provided"],
         ),
         (
             &["--pem", "key.pem"],
-            "there is no signature to verify",
-            &["--signature", "--header-file"],
+            "<--signature <TEXT>|--header-file <FILE>>",
+            &["required arguments were not provided"],
         ),
     ] {
         let output = run(&[&["verify", "--body", &body], flags].concat());

@@ -266,11 +266,9 @@ fn what_is_mistyped_is_repeated_as_it_was_typed() {
     let directory = home.path().join("20261130-0012025550142/54e9ujn1234567");
     fs::create_dir_all(&directory).unwrap();
     let path = directory.join("bridge.toml");
-    let content = format!(
-        "drain_timeout = \"4915112345678 parsecs\"\n[[apps]]\nid = \"54e9ujn\"\n\
+    let content = "drain_timeout = \"4915112345678 parsecs\"\n[[apps]]\nid = \"54e9ujn\"\n\
          verification_token_env = \"PATH\"\n\
-         jwks_file = \"keys/550e8400-e29b-41d4-a716-446655440aaa.json\"\n"
-    );
+         jwks_file = \"keys/550e8400-e29b-41d4-a716-446655440aaa.json\"\n";
     fs::write(&path, content).unwrap();
     let path = path.to_str().unwrap();
     let key_file = directory.join("keys/550e8400-e29b-41d4-a716-446655440aaa.json");

@@ -149,12 +149,12 @@ impl Terminal {
         thread::spawn(move || {
             stdout
                 .map_while(Result::ok)
-                .for_each(|l| drop(sender.send(l)))
+                .for_each(|line| drop(sender.send(line)));
         });
         thread::spawn(move || {
             stderr
                 .map_while(Result::ok)
-                .for_each(|l| drop(errors.send(l)))
+                .for_each(|line| drop(errors.send(line)));
         });
         Self {
             child,

@@ -304,6 +304,13 @@ impl Block {
             .map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0))
     }
 
+    /// The term that a stored block was written in; 0 if it is cut short.
+    #[must_use]
+    pub fn carried_term(bytes: &[u8]) -> Term {
+        let term = bytes.get(CHECKED_FROM..);
+        Term(term.map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0)))
+    }
+
     /// Whether that is the checksum of what a stored block has.
     #[must_use]
     pub fn is_whole(bytes: &[u8]) -> bool {

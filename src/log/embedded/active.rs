@@ -5,7 +5,7 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use super::{
     Stage,
-    frame::{Header, SEGMENT_HEADER_BYTES},
+    frame::{Header, Part, SEGMENT_HEADER_BYTES},
     keeper::Keeper,
     preparation::{Order, Preparation, Ready},
     recovery::Tip,
@@ -41,6 +41,8 @@ pub(super) struct Active {
     /// Whether the next segment was asked for.
     is_ordered: bool,
     buffer: Vec<u8>,
+    /// The number of the next commit. They begin anywhere, and each attempt has one of its own.
+    next_commit: u64,
 }
 
 /// A commit that is durable.
@@ -52,17 +54,17 @@ pub(super) struct Stored {
 }
 
 impl Active {
-    /// Goes on at the tip, or begins the first segment.
+    /// Goes on at the tip, or begins the first segment, which is to have this number.
     pub(super) fn open(
         directory: &Path,
         log: LogId,
-        tip: Option<Tip>,
+        place: Result<Tip, u64>,
         log_bytes_max: u64,
     ) -> io::Result<Self> {
         let size_max = (log_bytes_max / SEGMENTS_MIN).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let first_size = FIRST_BYTES.min(size_max);
-        let (ready, end) = match tip {
-            Some(tip) => {
+        let (ready, end) = match place {
+            Ok(tip) => {
                 let file = schema::open_private(&segments::path(directory, tip.ordinal))?;
                 make_durable(&file, &tip)?;
                 let bytes = file.metadata()?.len();
@@ -73,9 +75,9 @@ impl Active {
                 };
                 (ready, tip.end)
             }
-            None => {
+            Err(ordinal) => {
                 let order = Order {
-                    ordinal: 1,
+                    ordinal,
                     bytes: first_size,
                 };
                 let mut first = Preparation::begin(directory, log, order)?;
@@ -92,6 +94,7 @@ impl Active {
             size_max,
             is_ordered: false,
             buffer: Vec::new(),
+            next_commit: getrandom::u64().map_err(io::Error::other)?,
         })
     }
 
@@ -118,14 +121,20 @@ impl Active {
         let (mut offset, mut keys) = (self.end, keys);
         let mut headers = Vec::with_capacity(blocks.len());
         let mut events_before = 0;
+        let commit = self.next_commit;
+        self.next_commit = commit.wrapping_add(1);
         for (frames_after, block) in (0..blocks.len()).rev().zip(blocks) {
             let (of_block, others) = keys
                 .split_at_checked(block.entries().len())
                 .unwrap_or((keys, &[]));
             keys = others;
             let frames_after = u32::try_from(frames_after).unwrap_or(u32::MAX);
-            let header =
-                self.write_frame(offset, block, of_block, (frames_after, events_before))?;
+            let part = Part {
+                commit,
+                frames_after,
+                events_before,
+            };
+            let header = self.write_frame(offset, block, of_block, part)?;
             events_before += header.events;
             offset += header.frame_bytes();
             headers.push(header);
@@ -147,10 +156,10 @@ impl Active {
         offset: u64,
         block: &Block,
         keys: &[EventKey],
-        (frames_after, events_before): (u32, u32),
+        part: Part,
     ) -> io::Result<Header> {
         let keys: Vec<u8> = keys.iter().flat_map(|key| key.0).collect();
-        let header = Header::new(self.log, block, &keys, frames_after, events_before);
+        let header = Header::new(self.log, block, &keys, part);
         self.buffer.clear();
         header.put(&mut self.buffer);
         self.buffer.extend_from_slice(&keys);

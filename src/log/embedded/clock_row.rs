@@ -2,13 +2,10 @@
 //! be read there is no reason not to open the log: then everything in it counts as new, and is kept
 //! for longer than it has to be.
 
-use std::time::Duration;
-
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::recovery::Found;
 use crate::log::{
-    ages::{Ages, Mark},
+    ages::Mark,
     clock::{Clock, LogClock, RetentionTime, Stored},
 };
 
@@ -19,22 +16,11 @@ const TABLE: &str = "
     ) STRICT;
 ";
 
-/// Takes up the clocks where they were left, with the ages of the events that are there.
-pub(super) fn resume(
+/// Takes up the clocks where they were left, with the marks of the events' ages.
+pub(super) fn load(
     connection: &Connection,
     source: Clock,
-    age_max: Duration,
-    found: &Found,
-) -> rusqlite::Result<(LogClock, Ages)> {
-    let (mut clock, marks) = load(connection, source)?;
-    clock.compare_with_newest_event(found.last_at);
-    let now = clock.now().retention.time;
-    let mut ages = Ages::resume(age_max, &marks, found.range.head, now);
-    ages.forget_before(found.range.earliest);
-    Ok((clock, ages))
-}
-
-fn load(connection: &Connection, source: Clock) -> rusqlite::Result<(LogClock, Vec<Mark>)> {
+) -> rusqlite::Result<(LogClock, Vec<Mark>)> {
     connection.execute_batch(TABLE)?;
     let bytes: Option<Vec<u8>> = connection
         .query_row("SELECT state FROM clock", [], |row| row.get(0))

@@ -4,13 +4,15 @@
 //!
 //! All numbers little-endian:
 //! ```text
-//! segment   magic "PBSEG\0\0\x01" · log u64 · ordinal u64 · crc32c of these u32 · zero u32
-//! frame     magic "PBF1" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
+//! segment   magic "PBSEG\0\0\x02" · log u64 · ordinal u64 · crc32c of these u32 · zero u32
+//! frame     magic "PBF2" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
 //!           received_at i64 (µs) · events u32 · block bytes u32 · crc32c of the keys u32 ·
 //!           crc32c of the block u32 · frames of its commit after it u32 ·
-//!           events of its commit before it u32
+//!           events of its commit before it u32 · number of its commit u64
 //!           keys of its events, 16 bytes each · block · up to a multiple of 8: anything
 //! ```
+//! Frames of one commit have its number, which no other commit has: pieces of two commits that were
+//! interrupted at the same place are never taken for one.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
@@ -21,13 +23,13 @@ use crate::{
     log::{Block, block::Damaged},
 };
 
-const SEGMENT_MAGIC: [u8; 8] = *b"PBSEG\0\0\x01";
+const SEGMENT_MAGIC: [u8; 8] = *b"PBSEG\0\0\x02";
 /// Where the first frame is.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-const FRAME_MAGIC: [u8; 4] = *b"PBF1";
-pub(super) const HEADER_BYTES: usize = 56;
+const FRAME_MAGIC: [u8; 4] = *b"PBF2";
+pub(super) const HEADER_BYTES: usize = 64;
 const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
 /// Each frame begins at a multiple of this.
@@ -43,6 +45,28 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.resize(SEGMENT_HEADER_BYTES as usize, 0);
     bytes
+}
+
+/// Chunks overlap by so much, in which a header that begins in one of them ends.
+const MARGIN_BYTES: usize = 64;
+const _: () =
+    assert!(MARGIN_BYTES >= HEADER_BYTES && MARGIN_BYTES.is_multiple_of(ALIGNMENT as usize));
+
+/// What there is behind the last commit of a segment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// From the first byte that is not zero (rounded down to where a frame could begin) to behind the
+    /// last one.
+    pub(super) written: Option<(u64, u64)>,
+    /// The header that was looked for, and where it is.
+    pub(super) found: Option<(u64, Header)>,
+}
+
+impl Rest {
+    fn note(&mut self, from: u64, to: u64) {
+        let (first, _) = self.written.unwrap_or((from, to));
+        self.written = Some((first, to));
+    }
 }
 
 /// What a file turns out to be.
@@ -81,6 +105,23 @@ pub(super) fn identify(file: &File, log: LogId, ordinal: u64) -> io::Result<Kind
     })
 }
 
+/// The log that a file is a segment of, as its header or its first frame says.
+pub(super) fn log_of(file: &File) -> io::Result<Option<LogId>> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize + HEADER_BYTES];
+    read_at_most(file, &mut bytes, 0)?;
+    let (header, frame) = bytes.split_at(SEGMENT_HEADER_BYTES as usize);
+    let mut log = header.get(SEGMENT_MAGIC.len()..).unwrap_or_default();
+    let log = LogId(log.try_get_u64_le().unwrap_or(0));
+    let mut ordinal = header.get(SEGMENT_MAGIC.len() + 8..).unwrap_or_default();
+    let ordinal = ordinal.try_get_u64_le().unwrap_or(0);
+    if identify(file, log, ordinal)? == Kind::Segment {
+        return Ok(Some(log));
+    }
+    let mut log = frame.get(CHECKED_FROM..).unwrap_or_default();
+    let log = LogId(log.try_get_u64_le().unwrap_or(0));
+    Ok(Header::parse(frame, log).map(|_| log))
+}
+
 /// What a frame says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -96,17 +137,22 @@ pub(super) struct Header {
     pub(super) frames_after: u32,
     /// How many events of the same commit come before.
     pub(super) events_before: u32,
+    /// The number of its commit.
+    commit: u64,
+}
+
+/// Which part of its commit a frame is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// A number that no other commit has.
+    pub(super) commit: u64,
+    pub(super) frames_after: u32,
+    pub(super) events_before: u32,
 }
 
 impl Header {
     /// The header of a block's frame.
-    pub(super) fn new(
-        log: LogId,
-        block: &Block,
-        keys: &[u8],
-        frames_after: u32,
-        events_before: u32,
-    ) -> Self {
+    pub(super) fn new(log: LogId, block: &Block, keys: &[u8], part: Part) -> Self {
         Self {
             log,
             first_sequence: block.first_sequence(),
@@ -115,8 +161,9 @@ impl Header {
             block_bytes: saturated(block.as_bytes().len()),
             keys_checksum: crc32c::crc32c(keys),
             block_checksum: Block::carried_checksum(block.as_bytes()),
-            frames_after,
-            events_before,
+            frames_after: part.frames_after,
+            events_before: part.events_before,
+            commit: part.commit,
         }
     }
 
@@ -137,6 +184,7 @@ impl Header {
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
+        bytes.extend_from_slice(&self.commit.to_le_bytes());
         let checksum = crc32c::crc32c(bytes.get(start + CHECKED_FROM..).unwrap_or_default());
         if let Some(place) = bytes.get_mut(start + 4..start + CHECKED_FROM) {
             place.copy_from_slice(&checksum.to_le_bytes());
@@ -163,6 +211,7 @@ impl Header {
             block_checksum: rest.get_u32_le(),
             frames_after: rest.get_u32_le(),
             events_before: rest.get_u32_le(),
+            commit: rest.get_u64_le(),
         };
         (header.events > 0).then_some(header)
     }
@@ -174,6 +223,13 @@ impl Header {
     /// The first event of the commit that the frame is a part of.
     pub(super) fn commit_first(&self) -> Sequence {
         Sequence((self.first_sequence.0).saturating_sub(u64::from(self.events_before)))
+    }
+
+    /// Whether this frame belongs to the same commit as the one before it.
+    pub(super) fn is_of_commit_of(&self, before: &Self) -> bool {
+        self.commit == before.commit
+            && before.events_before.checked_add(before.events) == Some(self.events_before)
+            && before.frames_after.checked_sub(1) == Some(self.frames_after)
     }
 
     pub(super) fn block_bytes(&self) -> usize {
@@ -273,34 +329,52 @@ impl Frames {
         self.offset += header.frame_bytes();
     }
 
-    /// The first header within the next bytes that is of a commit after an event. What a commit
-    /// has left behind that was interrupted is not: nothing is written after it.
-    pub(super) fn find_later(&mut self, after: Sequence, bytes: u64) -> io::Result<Option<Header>> {
-        let end = self.offset + bytes;
-        let mut at = self.offset;
-        while at < end {
-            let log = self.log;
-            let step = self.chunk_bytes.max(2 * HEADER_BYTES);
-            let mut length = step;
-            // The last chunk of the file is shorter.
-            let file_bytes = self.file.metadata()?.len();
-            if at + length as u64 > file_bytes {
-                length = usize::try_from(file_bytes.saturating_sub(at)).unwrap_or(0);
-            }
-            let Some(chunk) = self.window(at, length)? else {
+    /// Looks through everything from a place on, to the end of the file: where bytes were written
+    /// that are not zero, and the first header there that is `wanted`.
+    pub(super) fn rest(
+        &mut self,
+        from: u64,
+        wanted: impl Fn(u64, &Header) -> bool,
+    ) -> io::Result<Rest> {
+        let (log, step) = (
+            self.log,
+            self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1),
+        );
+        let file_bytes = self.file.metadata()?.len();
+        let mut rest = Rest::default();
+        let mut at = from;
+        while at < file_bytes {
+            let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
+            let Some(chunk) = self.window(at, step.min(left))? else {
                 break;
             };
-            let places = chunk.windows(HEADER_BYTES).step_by(ALIGNMENT as usize);
-            let found = places
-                .filter(|place| place.starts_with(&FRAME_MAGIC))
-                .filter_map(|place| Header::parse(place, log))
-                .find(|header| header.commit_first() > after);
-            if found.is_some() || length < step {
-                return Ok(found);
+            // A header may begin in one chunk and end in the next: those of the margin are left to it.
+            let is_last = left <= step;
+            let own = if is_last {
+                chunk.len()
+            } else {
+                step - MARGIN_BYTES
+            };
+            for (index, word) in chunk.chunks(ALIGNMENT as usize).enumerate() {
+                let offset = index * ALIGNMENT as usize;
+                if offset >= own {
+                    break;
+                }
+                if word.iter().all(|&byte| byte == 0) {
+                    continue;
+                }
+                let place = at + offset as u64;
+                rest.note(place, place + word.len() as u64);
+                if !word.starts_with(&FRAME_MAGIC) || rest.found.is_some() {
+                    continue;
+                }
+                let bytes = chunk.get(offset..).unwrap_or_default();
+                let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
+                rest.found = header.map(|header| (place, header));
             }
-            at += (step - HEADER_BYTES) as u64 & !(ALIGNMENT - 1);
+            at += own as u64;
         }
-        Ok(None)
+        Ok(rest)
     }
 
     /// These bytes of the file, if it has them all.
@@ -350,7 +424,12 @@ mod tests {
     fn frame(first: u64, events_before: u32) -> (Header, Vec<u8>) {
         let block = fixtures::block(Sequence(first), 3);
         let keys = [first as u8; 3 * KEY_BYTES];
-        let header = Header::new(LOG, &block, &keys, 0, events_before);
+        let part = Part {
+            commit: 77,
+            frames_after: 0,
+            events_before,
+        };
+        let header = Header::new(LOG, &block, &keys, part);
         let mut bytes = Vec::new();
         header.put(&mut bytes);
         bytes.extend_from_slice(&keys);
@@ -406,20 +485,30 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_after_a_place_is_found() {
-        let mut bytes = vec![0; 70_000];
+    fn what_was_written_after_a_place_is_found_however_far_away() {
         let (later, frame_bytes) = frame(10, 0);
-        let at = 65_528;
-        bytes[at..at + frame_bytes.len()].copy_from_slice(&frame_bytes);
-        for chunk_bytes in [1, 200, 65_536, 1 << 20] {
-            let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
-            let mut find = |after| frames.find_later(Sequence(after), 1 << 20).unwrap();
-            assert_eq!(find(9), Some(later), "chunks of {chunk_bytes}");
-            assert_eq!(find(10), None, "it is this one itself");
+        for at in [8, 65_472, 65_480, 65_528, 300_000] {
+            let mut bytes = vec![0; 400_000];
+            bytes[at..at + frame_bytes.len()].copy_from_slice(&frame_bytes);
+            for chunk_bytes in [1, 200, 65_536, 1 << 20] {
+                let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
+                let mut find = |after| {
+                    let wanted = |_, header: &Header| header.first_sequence > Sequence(after);
+                    frames.rest(0, wanted).unwrap()
+                };
+                let rest = find(9);
+                let found = Some((at as u64, later));
+                assert_eq!(rest.found, found, "at {at}, chunks of {chunk_bytes}");
+                let (from, to) = rest.written.unwrap();
+                assert_eq!(from, at as u64);
+                assert_eq!(to, (at + frame_bytes.len()) as u64);
+                assert_eq!(find(10).found, None);
+            }
         }
-        let (_, part) = frame(10, 5);
-        let mut frames = Frames::new(file_of(&part), LOG, 0, 4_096);
-        assert_eq!(frames.find_later(Sequence(5), 1 << 20).unwrap(), None);
+        let mut frames = Frames::new(file_of(&[0; 5_003]), LOG, 0, 4_096);
+        assert_eq!(frames.rest(0, |_, _| true).unwrap(), Rest::default());
+        let mut frames = Frames::new(file_of(&[0, 0, 0, 7, 1]), LOG, 0, 4_096);
+        assert_eq!(frames.rest(0, |_, _| true).unwrap().written, Some((0, 5)));
     }
 
     #[test]

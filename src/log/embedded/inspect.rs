@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    recovery,
-    schema::{self, DATABASE_FILE, LOCK_FILE, OpenError},
+    open_error::{OpenError, database_error},
+    rebuild, recovery,
+    schema::{self, DATABASE_FILE, LOCK_FILE},
 };
 use crate::{event::LogId, log::Range};
 
@@ -31,14 +32,20 @@ pub struct Inspection {
 pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
     let path = data_dir.join(DATABASE_FILE);
     let _lock = lock(data_dir)?;
-    match path.metadata() {
-        Ok(metadata) if metadata.len() > 0 => {}
+    let is_empty = match path.metadata() {
         // A file without content is one that was to become a log.
-        Ok(_) => return Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(metadata) => metadata.len() == 0,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
         Err(source) => return Err(OpenError::Directory { path, source }),
+    };
+    if is_empty {
+        if !data_dir.is_dir() || !rebuild::is_possible(data_dir)? {
+            return Ok(None);
+        }
+        let reason = "there is none, though there are segments".to_owned();
+        return Err(OpenError::DamagedIndex { path, reason });
     }
-    let error = |source| schema::database_error(&path, source);
+    let error = |source| database_error(&path, source);
     let connection = schema::open_reader(&path).map_err(error)?;
     schema::check_version(&connection, &path)?;
     let terms: i64 = connection
@@ -46,7 +53,7 @@ pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
         .map_err(error)?;
     let facts = schema::facts(&connection).map_err(error)?;
     let log = facts.log;
-    let found = recovery::look(data_dir, facts)?;
+    let found = recovery::look(data_dir, facts, &mut |_| Ok(()))?;
     Ok(Some(Inspection {
         log,
         terms: terms.cast_unsigned(),

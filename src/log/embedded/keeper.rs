@@ -16,7 +16,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode};
 
 use super::{
-    Shared,
+    Shared, disk_error,
     preparation::{Order, Preparation, Ready},
     schema::{DATABASE_FILE, PAGE_BYTES},
     segments,
@@ -27,6 +27,8 @@ use crate::event::LogId;
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 /// … if it has so many pages: a start has less to read.
 const IDLE_PAGES_MIN: u64 = 16;
+/// The index is flushed at most so often for the sake of the last commit.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the writer leaves its wishes, and finds what came of them.
 pub(super) struct Keeper {
@@ -52,6 +54,11 @@ struct State {
     /// Segments whose end is in the index, though it may not have been flushed.
     given_up: Vec<u64>,
     carry_over: bool,
+    /// When the index's write-ahead log is to be flushed.
+    confirm_at: Option<Instant>,
+    /// That is news.
+    confirm_is_new: bool,
+    confirmed_at: Option<Instant>,
     stopped: bool,
     ended: bool,
 }
@@ -65,6 +72,7 @@ struct Chores {
     is_enough: bool,
     given_up: Vec<u64>,
     carry_over: bool,
+    confirm: bool,
 }
 
 impl Keeper {
@@ -118,6 +126,18 @@ impl Keeper {
         }
     }
 
+    /// Has the index flushed soon, so that it knows of the last commit also after a loss of power.
+    pub(super) fn confirm(&self) {
+        let mut state = self.state();
+        if state.confirm_at.is_none() {
+            let rested = state.confirmed_at.map(|at| at + CONFIRM_INTERVAL);
+            let now = Instant::now();
+            state.confirm_at = Some(rested.map_or(now, |rested| rested.max(now)));
+            state.confirm_is_new = true;
+            self.changed.notify_all();
+        }
+    }
+
     /// Called by SQLite after each transaction.
     pub(super) fn set_wal_pages(&self, pages: u64) {
         self.wal_pages.store(pages, Ordering::Relaxed);
@@ -141,19 +161,27 @@ impl Keeper {
     /// Waits until there is something to do; `None` when nothing more will be. When a segment is
     /// being made there is, from the end of the rest on.
     fn wait(&self, rest_ends_at: Option<Instant>) -> Option<Chores> {
-        let moment =
-            rest_ends_at.map_or(IDLE_WAIT, |at| at.saturating_duration_since(Instant::now()));
+        let state = self.state();
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let moment = rest_ends_at.map_or(IDLE_WAIT, until);
+        let moment = moment.min(state.confirm_at.map_or(IDLE_WAIT, until));
         let nothing = |state: &mut State| {
             let is_urgent = state.making && (state.is_late || state.hurry);
             let idle = state.order.is_none() && state.given_up.is_empty() && !is_urgent;
-            idle && !state.carry_over && !state.stopped
+            idle && !state.carry_over && !state.confirm_is_new && !state.stopped
         };
-        let waited = self
-            .changed
-            .wait_timeout_while(self.state(), moment, nothing);
+        let waited = self.changed.wait_timeout_while(state, moment, nothing);
         let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         let idle_pages = self.wal_pages.load(Ordering::Relaxed);
+        let now = Instant::now();
+        let confirm = state.confirm_at.take_if(|at| *at <= now).is_some();
+        if confirm {
+            state.confirmed_at = Some(now);
+        }
+        state.confirm_is_new = false;
         let is_idle = !state.making && timeout.timed_out() && idle_pages >= IDLE_PAGES_MIN;
+        let is_idle = is_idle && !confirm;
         state.making |= state.order.is_some();
         (!state.stopped).then(|| Chores {
             order: state.order.take(),
@@ -161,6 +189,7 @@ impl Keeper {
             is_enough: state.hurry,
             given_up: std::mem::take(&mut state.given_up),
             carry_over: std::mem::take(&mut state.carry_over) || is_idle,
+            confirm,
         })
     }
 
@@ -184,6 +213,7 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
     let keeper = &shared.keeper;
     let _ended = Ended(keeper);
     let mut making: Option<Preparation> = None;
+    let mut given_up = Vec::new();
     while let Some(chores) = keeper.wait(making.as_ref().map(Preparation::rest_ends_at)) {
         // First, as a commit may wait for it.
         if let Some(order) = chores.order {
@@ -212,15 +242,27 @@ pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, lo
                 Err(error) if is_harmless(&error) => {}
                 // What was flushed is unknown.
                 Err(error) => {
-                    shared.fail(&format!("checkpoint: {error}"));
+                    shared.fail_index(&error);
                 }
             }
             drop(index);
         }
-        if !chores.given_up.is_empty()
-            && let Err(error) = remove(directory, &chores.given_up)
+        if chores.confirm
+            && let Err(error) = flush_wal(directory)
+            && !disk_error::is_no_descriptor(&error)
         {
-            shared.fail(&format!("removal of old events: {error}"));
+            shared.fail(&format!("flush of the index: {error}"));
+        }
+        given_up.extend(chores.given_up);
+        if !given_up.is_empty() {
+            match remove(directory, &given_up) {
+                Ok(()) => given_up.clear(),
+                // They go with the next ones.
+                Err(error) if disk_error::is_no_descriptor(&error) => {}
+                Err(error) => {
+                    shared.fail(&format!("removal of old events: {error}"));
+                }
+            }
         }
     }
     // Zeros that nobody wrote over. Where that fails, the next start removes them.
@@ -242,13 +284,10 @@ impl Drop for Ended<'_> {
 
 /// Removes segments, oldest first. That they were given up has to be durable before.
 pub(super) fn remove(directory: &Path, ordinals: &[u64]) -> io::Result<()> {
-    let mut wal = directory.join(DATABASE_FILE).into_os_string();
-    wal.push("-wal");
-    match File::open(wal) {
-        Ok(wal) => wal.sync_data()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    if ordinals.is_empty() {
+        return Ok(());
     }
+    flush_wal(directory)?;
     for &ordinal in ordinals {
         match std::fs::remove_file(segments::path(directory, ordinal)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -258,9 +297,18 @@ pub(super) fn remove(directory: &Path, ordinals: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes what is in the index durable.
+fn flush_wal(directory: &Path) -> io::Result<()> {
+    match File::open(directory.join(format!("{DATABASE_FILE}-wal"))) {
+        Ok(wal) => wal.sync_data(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Carries the whole write-ahead log over, so that the next transaction begins it anew. False when
 /// somebody still reads in it.
-fn carry_over(connection: &Connection) -> rusqlite::Result<bool> {
+pub(super) fn carry_over(connection: &Connection) -> rusqlite::Result<bool> {
     checkpoint(connection, "PASSIVE")
 }
 
@@ -316,6 +364,19 @@ mod tests {
         keeper.stop();
         assert!(keeper.wait(rest).is_none());
     }
+    #[test]
+    fn the_index_is_confirmed_at_once_and_then_after_an_interval() {
+        let keeper = Keeper::new(10 * PAGE_BYTES);
+        keeper.confirm();
+        let first = Instant::now();
+        assert!(keeper.wait(None).unwrap().confirm);
+        keeper.confirm();
+        let chores = keeper.wait(None).unwrap();
+        assert!(!chores.confirm, "it is only told of it");
+        assert!(keeper.wait(None).unwrap().confirm);
+        assert!(first.elapsed() >= CONFIRM_INTERVAL);
+    }
+
     #[test]
     fn what_is_demanded_comes_as_it_is() {
         let dir = tempfile::tempdir().unwrap();

@@ -4,18 +4,27 @@
 //! durable when its frames are (`frame` knows their bytes), with one write and one flush of space
 //! that was made ready. The index is a SQLite database (`schema`): it remembers the ids of weeks,
 //! and what is true of the log as a whole. It may be behind the segments, never ahead of them; a
-//! start reads in the segments (`recovery`) what it has not got. The `keeper` does what no commit is
+//! start (`opening`) reads in the segments (`recovery`) what it has not got, and makes a damaged index
+//! anew from them (`rebuild`). What is taken out of the log goes to the `quarantine`. The `keeper` does what no commit is
 //! to wait for; the next segment (`preparation`) is a part of it.
 
 mod active;
+mod checksum;
 mod clock_row;
+#[cfg(test)]
+mod damage_tests;
+mod disk_error;
 mod frame;
 mod ids;
 mod inspect;
 mod keeper;
+mod open_error;
+mod opening;
 mod preparation;
+mod quarantine;
 mod queue;
 mod readers;
+mod rebuild;
 mod recovery;
 mod retention;
 mod schema;
@@ -39,12 +48,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, ids::Ids, keeper::Keeper, queue::Queue, readers::Readers, retention::Retention,
+    active::Active, keeper::Keeper, queue::Queue, readers::Readers, retention::Retention,
     schema::Directory, segments::Segments, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
-    schema::OpenError,
+    open_error::OpenError,
 };
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
@@ -175,27 +184,18 @@ pub(super) fn open_with_seams(
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
     let path = directory.database();
-    let database_error = |source| schema::database_error(path, source);
+    let database_error = |source| open_error::database_error(path, source);
     let directory_error = |source| OpenError::Directory {
         path: data_dir.to_owned(),
         source,
     };
-    let (mut connection, state) = schema::open_writer(&directory)?;
-    let found = state.found;
     let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
     let ids_limits = seams.ids_limits;
     let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
-    let mut ids = Ids::open(&connection, ids_limits).map_err(database_error)?;
-    let source = seams.clock.clone();
-    let resumed = clock_row::resume(&connection, source, options.retention_age, &found);
-    let (mut clock, ages) = resumed.map_err(database_error)?;
-    let now = clock.now().retention.time;
-    for (_, keys) in &found.unindexed {
-        // Later than they came, so that none is forgotten too early.
-        ids.restore(keys, now);
-    }
-    keeper::remove(data_dir, &found.leftover).map_err(directory_error)?;
-    let active = Active::open(data_dir, state.log, found.tip, options.retention_bytes);
+    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
+    let (log, found, mut connection) = (opened.log, opened.found, opened.connection);
+    let place = found.tip.ok_or(found.next_ordinal);
+    let active = Active::open(data_dir, log, place, options.retention_bytes);
     let active = active.map_err(directory_error)?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
@@ -209,7 +209,7 @@ pub(super) fn open_with_seams(
         segments: Arc::new(found.segments),
         range: RwLock::new(found.range),
         index_bytes: AtomicU64::new(0),
-        clock: clock.watch(),
+        clock: opened.clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         done,
@@ -226,7 +226,7 @@ pub(super) fn open_with_seams(
         let (shared, directory) = (Arc::clone(&shared), data_dir.to_owned());
         let connection = schema::open_keeper(path).map_err(database_error)?;
         spawn("log-keeper", move || {
-            keeper::run(&shared, &connection, &directory, state.log);
+            keeper::run(&shared, &connection, &directory, log);
         })?
     };
     let writer = Writer {
@@ -235,13 +235,13 @@ pub(super) fn open_with_seams(
         keeper,
         tail,
         on_commit: options.on_commit,
-        log: state.log,
-        term: state.term,
+        log,
+        term: opened.term,
         builder: group::new_builder(),
-        clock,
+        clock: opened.clock,
         stamps: Stamps::new(found.last_at),
-        ages,
-        ids,
+        ages: opened.ages,
+        ids: opened.ids,
         active,
         unsealed: found.unsealed,
         behind: writer::Behind::default(),
@@ -252,7 +252,7 @@ pub(super) fn open_with_seams(
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     Ok(Arc::new(Embedded {
-        lineage: Lineage::new(state.log, state.terms),
+        lineage: Lineage::new(log, opened.terms),
         shared,
         readers,
         thread: Mutex::new(Some(thread)),
@@ -311,6 +311,14 @@ impl Shared {
         let error = Error::Failed(Arc::clone(reason));
         self.queue.fail(&error);
         error
+    }
+
+    /// The same for what SQLite says. A damaged index is made anew by the next start.
+    fn fail_index(&self, error: &rusqlite::Error) -> Error {
+        if self.failure.get().is_none() {
+            opening::mark_if_damaged(self.segments.directory(), error);
+        }
+        self.fail(&error.to_string())
     }
 
     fn set_no_space(&self, no_space: bool) {

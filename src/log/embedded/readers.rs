@@ -9,6 +9,7 @@ use std::{
 use tokio::{runtime, sync::Semaphore};
 
 use super::{
+    disk_error,
     frame::{Frames, Header},
     segments::{Place, Segments},
 };
@@ -55,6 +56,13 @@ pub(super) enum Fault {
     Damaged(String),
     #[error(transparent)]
     Io(io::Error),
+}
+
+impl Fault {
+    /// Whether there was no file descriptor to read with, which passes.
+    pub(super) fn is_no_descriptor(&self) -> bool {
+        matches!(self, Self::Io(error) if disk_error::is_no_descriptor(error))
+    }
 }
 
 impl From<io::Error> for Fault {
@@ -190,7 +198,7 @@ pub(super) fn read(
     while next <= head && !is_enough(&blocks, bytes) {
         let place = segments.place_after(next.before()).ok_or(Fault::Gone)?;
         let mut frames = segments.open(&place, chunk_bytes)?;
-        let mut expected = place.sequence;
+        let (began_at, mut expected) = (next, place.sequence);
         while expected <= place.through && next <= head && !is_enough(&blocks, bytes) {
             let header = header_of(&mut frames, &place, expected)?;
             let last = header.last_sequence();
@@ -213,6 +221,11 @@ pub(super) fn read(
             }
             frames.skip(&header);
             expected = last.plus(1);
+        }
+        if next == began_at {
+            // A mark that leads to another place than it says.
+            let reason = format!("event {next} is not where the index says");
+            return Err(Fault::Damaged(reason));
         }
     }
     Ok(blocks)

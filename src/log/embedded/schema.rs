@@ -8,25 +8,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
-    recovery::{self, Facts, Found},
+    checksum, ids,
+    open_error::{OpenError, database_error},
+    recovery::Facts,
     segments::Segment,
 };
-use crate::{
-    event::{LogId, Sequence, Term, UnixMicros},
-    log::group,
-};
+use crate::event::{LogId, Sequence, Term, UnixMicros};
 
 /// The database in the data directory.
 pub(super) const DATABASE_FILE: &str = "log.sqlite3";
 /// Locked while a process uses the directory.
 pub(super) const LOCK_FILE: &str = "lock";
+/// There when a running bridge found that the index is damaged.
+const DAMAGED_FILE: &str = "index-is-damaged";
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// Pages of 8 KiB: what is written at once is a few times this.
 pub(super) const PAGE_BYTES: u64 = 8192;
 /// What the writer's page cache may take. The upper levels of the tables stay in it.
@@ -41,6 +42,11 @@ const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// The others belong to `ids`. A row of `id_log` has new keys, in the order in which they came;
 /// those up to `ids_in_runs` are in a run as well. The pages and filters of a run have its id in the
 /// upper half of their place.
+///
+/// SQLite has no checksums of its own, so the rows have them. Those of `id_runs` and `terms`, which
+/// are few, have one together, in the row of `log`, which also tells how far `id_log` goes: so a row
+/// that is missing is noticed too. Of `id_pages`, each row of `id_filters` tells which there are, and
+/// of `segments` the files do.
 pub(super) const TABLES: &str = "
     CREATE TABLE log (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -49,7 +55,11 @@ pub(super) const TABLES: &str = "
         trimmed_at INTEGER NOT NULL,
         first_segment INTEGER NOT NULL,
         indexed_through INTEGER NOT NULL,
-        ids_in_runs INTEGER NOT NULL
+        ids_in_runs INTEGER NOT NULL,
+        ids_last INTEGER NOT NULL DEFAULT 0,
+        runs_checksum INTEGER NOT NULL DEFAULT 0,
+        terms_checksum INTEGER NOT NULL DEFAULT 0,
+        checksum INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE TABLE terms (
         first_sequence INTEGER PRIMARY KEY,
@@ -61,12 +71,14 @@ pub(super) const TABLES: &str = "
         last_sequence INTEGER NOT NULL,
         last_at INTEGER NOT NULL,
         bytes INTEGER NOT NULL,
-        marks BLOB NOT NULL
+        marks BLOB NOT NULL,
+        checksum INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE id_log (
         place INTEGER PRIMARY KEY,
         at INTEGER NOT NULL,
-        keys BLOB NOT NULL
+        keys BLOB NOT NULL,
+        checksum INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE id_runs (
         id INTEGER PRIMARY KEY,
@@ -79,96 +91,18 @@ pub(super) const TABLES: &str = "
         log_through INTEGER,
         merged_into INTEGER
     ) STRICT;
-    CREATE TABLE id_pages (place INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
-    CREATE TABLE id_filters (place INTEGER PRIMARY KEY, words BLOB NOT NULL) STRICT;
+    CREATE TABLE id_pages (
+        place INTEGER PRIMARY KEY,
+        keys BLOB NOT NULL,
+        checksum INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE id_filters (
+        place INTEGER PRIMARY KEY,
+        words BLOB NOT NULL,
+        pages INTEGER NOT NULL,
+        checksum INTEGER NOT NULL
+    ) STRICT;
 ";
-
-/// Why a log cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory or a file in it cannot be created, locked or flushed.
-    #[error(
-        "cannot use the data directory {}: {source}; make it a directory that this user may write \
-         to, or choose another with --data-dir",
-        path.display()
-    )]
-    Directory {
-        /// What could not be used.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Another process has the directory.
-    #[error(
-        "another prelude-bridge uses the data directory {}: stop it, or choose another with \
-         --data-dir",
-        path.display()
-    )]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The file is something else.
-    #[error(
-        "{} is not a log of prelude-bridge: choose another directory with --data-dir",
-        path.display()
-    )]
-    NotALog {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file was written by a later release.
-    #[error(
-        "{} has version {found}, but this release reads version {known} at most: upgrade \
-         prelude-bridge",
-        path.display()
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// The version of this release.
-        known: i64,
-    },
-    /// The file was written before the first release.
-    #[error(
-        "{} has version {found} of before the first release, and this release reads version \
-         {known}: choose another directory with --data-dir, or remove this one if its events are \
-         no longer needed",
-        path.display()
-    )]
-    Older {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// The version of this release.
-        known: i64,
-    },
-    /// The log contradicts itself.
-    #[error("{} is damaged: {reason}; restore it from a backup", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
-    },
-    /// SQLite could not read or write it.
-    #[error("cannot open {}: {source}", path.display())]
-    Database {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// The system gives no random bytes for the log's identity.
-    #[error("cannot make an identity for the log: {0}")]
-    Random(#[from] getrandom::Error),
-    /// The system gives no thread.
-    #[error("cannot start the log's threads: {0}")]
-    Thread(io::Error),
-}
 
 /// The data directory, which is ours as long as this lives.
 pub(super) struct Directory {
@@ -216,9 +150,28 @@ impl Directory {
     pub(super) fn database(&self) -> &Path {
         &self.database
     }
+
+    /// Whether the index was found to be damaged while a bridge ran.
+    pub(super) fn is_marked_damaged(&self) -> bool {
+        self.path.join(DAMAGED_FILE).exists()
+    }
+
+    /// It is a new one.
+    pub(super) fn clear_damage_mark(&self) -> io::Result<()> {
+        match fs::remove_file(self.path.join(DAMAGED_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => sync_directory(&self.path),
+        }
+    }
 }
 
-fn create_directory(path: &Path) -> io::Result<()> {
+/// Has the next start make the index anew.
+pub(super) fn mark_damaged(data_dir: &Path) -> io::Result<()> {
+    open_private(&data_dir.join(DAMAGED_FILE))?.sync_all()?;
+    sync_directory(data_dir)
+}
+
+pub(super) fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -255,42 +208,55 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What a log knows of itself right after it was opened.
-pub(super) struct State {
+/// What a new index says.
+pub(super) struct Beginning {
     pub(super) log: LogId,
-    /// All terms; the last one is that of this run.
+    pub(super) trimmed: Sequence,
+    pub(super) trimmed_at: UnixMicros,
+    pub(super) first_ordinal: u64,
     pub(super) terms: Vec<(Sequence, Term)>,
-    pub(super) term: Term,
-    pub(super) found: Found,
 }
 
-/// Opens the index for writing, creates what is missing, and begins a new term.
-pub(super) fn open_writer(directory: &Directory) -> Result<(Connection, State), OpenError> {
+impl Beginning {
+    /// That of a log without events.
+    pub(super) fn new(log: LogId) -> Self {
+        Self {
+            log,
+            trimmed: Sequence::ZERO,
+            trimmed_at: UnixMicros(0),
+            first_ordinal: 1,
+            terms: Vec::new(),
+        }
+    }
+}
+
+/// Whether the index has no content yet.
+pub(super) fn is_empty(path: &Path) -> Result<bool, OpenError> {
+    let error = |source| database_error(path, source);
+    if path.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+        return Ok(true);
+    }
+    let connection = open_reader(path).map_err(error)?;
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let tables: i64 = connection
+        .query_row(tables, [], |row| row.get(0))
+        .map_err(error)?;
+    Ok(tables == 0)
+}
+
+/// Opens the index for writing, and creates it where there is none.
+pub(super) fn open_writer(
+    directory: &Directory,
+    beginning: &Beginning,
+) -> Result<Connection, OpenError> {
     let path = directory.database();
     let error = |source| database_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(error)?;
     check_version(&connection, path)?;
     configure_writer(&connection).map_err(error)?;
-    let new_log = group::new_log_id()?;
-    let term = group::new_term()?;
-    create_tables(&mut connection, new_log).map_err(error)?;
-    let facts = facts(&connection).map_err(error)?;
-    let log = facts.log;
-    let found = recovery::look(directory.path(), facts)?;
-    let terms = begin_term(&mut connection, found.range.head, term).map_err(error)?;
-    // From now on a commit is durable without the index, which follows, and is flushed by the
-    // keeper. What it loses in a crash, it gets again from the segments.
-    connection
-        .pragma_update(None, "synchronous", "NORMAL")
-        .map_err(error)?;
-    let state = State {
-        log,
-        terms,
-        term,
-        found,
-    };
-    Ok((connection, state))
+    create_tables(&mut connection, beginning).map_err(error)?;
+    Ok(connection)
 }
 
 /// Opens one more connection for checkpoints.
@@ -310,18 +276,6 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
-}
-
-pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
-    let path = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotALog { path },
-        Some(ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
-            path,
-            reason: source.to_string(),
-        },
-        _ => OpenError::Database { path, source },
-    }
 }
 
 /// Refuses what is not ours before anything is changed.
@@ -367,62 +321,203 @@ fn configure_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)
 }
 
-fn create_tables(connection: &mut Connection, new_log: LogId) -> rusqlite::Result<()> {
+fn create_tables(connection: &mut Connection, beginning: &Beginning) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let tables: i64 =
         transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if tables == 0 {
         transaction.execute_batch(TABLES)?;
         transaction.execute(
-            "INSERT INTO log VALUES (1, ?1, 0, 0, 1, 0, 0)",
-            [new_log.0.cast_signed()],
+            "INSERT INTO log (one, id, trimmed_sequence, trimmed_at, first_segment, \
+             indexed_through, ids_in_runs) VALUES (1, ?1, ?2, ?3, ?4, 0, 0)",
+            [
+                beginning.log.0.cast_signed(),
+                beginning.trimmed.0.cast_signed(),
+                beginning.trimmed_at.0,
+                beginning.first_ordinal.cast_signed(),
+            ],
         )?;
+        for (first, term) in &beginning.terms {
+            let first = first.0.cast_signed();
+            transaction.execute("INSERT INTO terms VALUES (?1, ?2)", params![first, term.0])?;
+        }
+        seal_terms(&transaction)?;
+        seal(&transaction)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
     transaction.commit()
 }
 
-/// Reads what the index knows of the log.
-pub(super) fn facts(connection: &Connection) -> rusqlite::Result<Facts> {
-    let mut facts = connection.query_row(
-        "SELECT id, trimmed_sequence, trimmed_at, first_segment, indexed_through FROM log",
-        [],
-        |row| {
-            Ok(Facts {
-                log: LogId(row.get::<_, i64>(0)?.cast_unsigned()),
-                trimmed: Sequence(row.get::<_, i64>(1)?.cast_unsigned()),
-                trimmed_at: UnixMicros(row.get(2)?),
-                first_ordinal: row.get::<_, i64>(3)?.cast_unsigned(),
-                indexed_through: Sequence(row.get::<_, i64>(4)?.cast_unsigned()),
-                sealed: Vec::new(),
-            })
-        },
-    )?;
-    facts.sealed = connection
-        .prepare(
-            "SELECT ordinal, first_sequence, last_sequence, last_at, bytes, marks FROM segments \
-             ORDER BY ordinal",
-        )?
+/// The row of `log`, without its checksum.
+struct LogRow([i64; 10]);
+
+impl LogRow {
+    fn read(connection: &Connection) -> rusqlite::Result<(Self, i64)> {
+        connection.query_row(
+            "SELECT one, id, trimmed_sequence, trimmed_at, first_segment, indexed_through, \
+             ids_in_runs, ids_last, runs_checksum, terms_checksum, checksum FROM log",
+            [],
+            |row| {
+                let mut numbers = [0; 10];
+                for (column, number) in numbers.iter_mut().enumerate() {
+                    *number = row.get(column)?;
+                }
+                Ok((Self(numbers), row.get(10)?))
+            },
+        )
+    }
+
+    fn checksum(&self) -> i64 {
+        checksum::of_row("log", &self.0, &[])
+    }
+}
+
+/// Gives the row of `log` its checksum, with what it tells of other tables. The last thing in each
+/// transaction that changes it, `id_log` or `id_runs`.
+pub(super) fn seal(connection: &Connection) -> rusqlite::Result<()> {
+    let (ids_last, runs_checksum) = ids::summary(connection)?;
+    connection
+        .prepare_cached("UPDATE log SET ids_last = ?1, runs_checksum = ?2")?
+        .execute([ids_last, runs_checksum])?;
+    let (row, _) = LogRow::read(connection)?;
+    connection
+        .prepare_cached("UPDATE log SET checksum = ?1")?
+        .execute([row.checksum()])?;
+    Ok(())
+}
+
+/// Notes the checksum of the terms; [`seal`] has to follow.
+fn seal_terms(connection: &Connection) -> rusqlite::Result<()> {
+    let checksum = terms_checksum(&terms(connection)?);
+    connection.execute("UPDATE log SET terms_checksum = ?1", [checksum])?;
+    Ok(())
+}
+
+fn terms_checksum(terms: &[(Sequence, Term)]) -> i64 {
+    let numbers = terms
+        .iter()
+        .flat_map(|(first, term)| [first.0.cast_signed(), i64::from(term.0)]);
+    checksum::of_row("terms", &numbers.collect::<Vec<_>>(), &[])
+}
+
+/// Each term with the first event that it wrote or will write.
+fn terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+    connection
+        .prepare("SELECT first_sequence, term FROM terms ORDER BY first_sequence")?
         .query_map([], |row| {
-            let number = |index| row.get::<_, i64>(index).map(i64::cast_unsigned);
-            let sequences = (Sequence(number(1)?), Sequence(number(2)?));
-            let marks = row.get_ref(5)?.as_blob()?;
-            let last_at = UnixMicros(row.get(3)?);
-            Ok(Segment::stored(
-                number(0)?,
-                sequences,
-                last_at,
-                number(4)?,
-                marks,
-            ))
+            let first = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
+            Ok((first, Term(row.get(1)?)))
         })?
-        .collect::<Result<_, _>>()?;
+        .collect()
+}
+
+/// What the row of `log` says, if it fits its checksum.
+pub(super) fn log_facts(connection: &Connection) -> rusqlite::Result<Facts> {
+    let (row, found) = LogRow::read(connection)?;
+    checksum::check(row.checksum() == found, || {
+        "what it says of the log as a whole does not fit its checksum".to_owned()
+    })?;
+    let [_, id, trimmed, trimmed_at, first, indexed_through, ..] = row.0;
+    Ok(Facts {
+        log: LogId(id.cast_unsigned()),
+        trimmed: Sequence(trimmed.cast_unsigned()),
+        trimmed_at: UnixMicros(trimmed_at),
+        first_ordinal: first.cast_unsigned(),
+        indexed_through: Sequence(indexed_through.cast_unsigned()),
+        sealed: Vec::new(),
+        sealed_is_damaged: false,
+    })
+}
+
+/// Reads what the index knows of the log, and checks it against its checksums. What it knows of the
+/// segments is left out as soon as it is damaged: it is found in them again.
+pub(super) fn facts(connection: &Connection) -> rusqlite::Result<Facts> {
+    let mut facts = log_facts(connection)?;
+    let (row, _) = LogRow::read(connection)?;
+    let [.., in_runs, ids_last, runs, _] = row.0;
+    let (found_last, found_runs) = ids::summary(connection)?;
+    // Rows that are in runs as well may have been deleted.
+    let fits = found_last == ids_last || ids_last <= in_runs && found_last <= in_runs;
+    checksum::check(fits, || {
+        format!("its newest ids end with row {found_last}, not {ids_last}")
+    })?;
+    checksum::check(found_runs == runs, || {
+        "its list of the runs of ids does not fit its checksum".to_owned()
+    })?;
+    checked_terms(connection)?;
+    (facts.sealed, facts.sealed_is_damaged) = sealed(connection)?;
+    if facts.sealed_is_damaged {
+        let after = facts.sealed.last().map_or(0, |segment| segment.ordinal);
+        tracing::error!(
+            after,
+            "what the index says of the segments after this one is damaged, and is read from them \
+             again"
+        );
+    }
     Ok(facts)
 }
 
+/// The terms, if they fit their checksum.
+pub(super) fn checked_terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+    let (row, _) = LogRow::read(connection)?;
+    let [.., expected] = row.0;
+    let terms = terms(connection)?;
+    checksum::check(terms_checksum(&terms) == expected, || {
+        "its epochs do not fit their checksum".to_owned()
+    })?;
+    Ok(terms)
+}
+
+/// Removes what is said of the segments after one.
+pub(super) fn forget_sealed(connection: &Connection, after: Option<u64>) -> rusqlite::Result<()> {
+    let after = after.map_or(i64::MIN, u64::cast_signed);
+    connection.execute("DELETE FROM segments WHERE ordinal > ?1", [after])?;
+    Ok(())
+}
+
+/// The segments that are not written to any more, oldest first, up to the first damaged row, and
+/// whether there is one.
+pub(super) fn sealed(connection: &Connection) -> rusqlite::Result<(Vec<Segment>, bool)> {
+    let mut statement = connection.prepare(
+        "SELECT ordinal, first_sequence, last_sequence, last_at, bytes, marks, checksum \
+         FROM segments ORDER BY ordinal",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut sealed: Vec<Segment> = Vec::new();
+    while let Some(row) = rows.next()? {
+        match segment(row).filter(|next| sealed.last().is_none_or(|last| last.precedes(next))) {
+            Some(segment) => sealed.push(segment),
+            None => return Ok((sealed, true)),
+        }
+    }
+    Ok((sealed, false))
+}
+
+/// A row of `segments`; `None` if it is damaged.
+fn segment(row: &rusqlite::Row<'_>) -> Option<Segment> {
+    let number = |index| row.get::<_, i64>(index).ok();
+    let numbers = [number(0)?, number(1)?, number(2)?, number(3)?, number(4)?];
+    let marks = row.get_ref(5).ok()?.as_blob().ok()?;
+    if number(6)? != checksum::of_row("segments", &numbers, marks) {
+        return None;
+    }
+    let [ordinal, first, last, last_at, end] = numbers;
+    let segment = Segment::stored(
+        ordinal.cast_unsigned(),
+        (
+            Sequence(first.cast_unsigned()),
+            Sequence(last.cast_unsigned()),
+        ),
+        UnixMicros(last_at),
+        end.cast_unsigned(),
+        marks,
+    );
+    segment.is_plausible().then_some(segment)
+}
+
 /// Begins a term after the head, and returns all of them.
-fn begin_term(
+pub(super) fn begin_term(
     connection: &mut Connection,
     head: Sequence,
     term: Term,
@@ -437,13 +532,9 @@ fn begin_term(
         "INSERT INTO terms VALUES (?1, ?2)",
         params![head.plus(1).0.cast_signed(), term.0],
     )?;
-    let terms = transaction
-        .prepare("SELECT first_sequence, term FROM terms")?
-        .query_map([], |row| {
-            let first = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-            Ok((first, Term(row.get(1)?)))
-        })?
-        .collect::<Result<_, _>>()?;
+    seal_terms(&transaction)?;
+    seal(&transaction)?;
+    let terms = terms(&transaction)?;
     transaction.commit()?;
     Ok(terms)
 }
@@ -461,22 +552,27 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    /// Writes them. Part of a transaction.
+    /// Writes them. Part of a transaction, in which [`seal`] has to follow.
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection
             .prepare_cached("UPDATE log SET indexed_through = ?1")?
             .execute([self.indexed_through.0.cast_signed()])?;
         for segment in &self.sealed {
+            let numbers = [
+                segment.ordinal.cast_signed(),
+                segment.first_sequence.0.cast_signed(),
+                segment.last_sequence.0.cast_signed(),
+                segment.last_at.0,
+                segment.end.cast_signed(),
+            ];
+            let marks = segment.marks_to_store();
+            let checksum = checksum::of_row("segments", &numbers, &marks);
+            let [ordinal, first, last, last_at, end] = numbers;
             connection
-                .prepare_cached("INSERT OR REPLACE INTO segments VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-                .execute(params![
-                    segment.ordinal.cast_signed(),
-                    segment.first_sequence.0.cast_signed(),
-                    segment.last_sequence.0.cast_signed(),
-                    segment.last_at.0,
-                    segment.end.cast_signed(),
-                    segment.marks_to_store(),
-                ])?;
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO segments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                )?
+                .execute(params![ordinal, first, last, last_at, end, marks, checksum])?;
         }
         if let Some((through, at, first_segment)) = self.trimmed {
             connection

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Buf as _;
 
-use super::frame::{Frames, Header};
+use super::frame::{Frames, Header, SEGMENT_HEADER_BYTES};
 use crate::event::{LogId, Sequence, UnixMicros};
 
 /// Between two marks there is at most so much, and the frame that goes beyond. 256 KiB: read in
@@ -119,6 +119,27 @@ impl Segment {
             end,
             marks: marks.collect(),
         }
+    }
+
+    /// Whether everything that is known of it can be true together.
+    pub(super) fn is_plausible(&self) -> bool {
+        let ascend = self
+            .marks
+            .is_sorted_by(|a, b| a.sequence < b.sequence && a.offset < b.offset && a.at <= b.at);
+        let (Some(first), Some(last)) = (self.marks.first(), self.marks.last()) else {
+            return false;
+        };
+        ascend
+            && first.sequence == self.first_sequence
+            && first.offset >= SEGMENT_HEADER_BYTES
+            && last.sequence <= self.last_sequence
+            && last.at <= self.last_at
+            && last.offset < self.end
+    }
+
+    /// Whether another one comes next.
+    pub(super) fn precedes(&self, next: &Self) -> bool {
+        self.ordinal < next.ordinal && self.last_sequence.plus(1) == next.first_sequence
     }
 
     /// The marks, as they are stored.

@@ -18,12 +18,12 @@ use rusqlite::{Connection, ErrorCode};
 use super::{
     Commit, OnCommit, Seams, Shared, Stage,
     active::{Active, Stored},
-    clock_row,
+    clock_row, disk_error,
     ids::{Effort, Ids},
     keeper,
     queue::{Job, Taken},
     retention::{Due, Retention},
-    schema::{Notes, PAGE_BYTES},
+    schema::{self, Notes, PAGE_BYTES},
 };
 use crate::{
     event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
@@ -45,8 +45,10 @@ const IDLE_AFTER: Duration = Duration::from_millis(20);
 /// The index is brought up to date when it is behind by so many ids: some tenths of a millisecond
 /// of work, …
 const BEHIND_IDS: usize = 1_024;
-/// … or by so many bytes of events, which a start would have to read.
+/// … or by so many bytes of events, which a start would have to read, …
 const BEHIND_BYTES: u64 = 16 * 1024 * 1024;
+/// … or for so long.
+const BEHIND_TIME: Duration = Duration::from_secs(1);
 /// While the keeper has the index for itself, it may fall behind by so many times that.
 const BEHIND_TIMES_MAX: usize = 64;
 
@@ -76,6 +78,8 @@ pub(super) struct Writer {
 #[derive(Default)]
 pub(super) struct Behind {
     bytes: u64,
+    /// When the first of these commits was written.
+    since: Option<Instant>,
     trimmed: Option<(Sequence, UnixMicros)>,
     given_up: Vec<u64>,
 }
@@ -93,7 +97,7 @@ impl Writer {
         let _ended = Ended(Arc::clone(&self.shared));
         let opened = self.ids.read_filters(&self.connection);
         if let Err(error) = opened.and_then(|()| self.measure()) {
-            self.shared.fail(&error.to_string());
+            self.shared.fail_index(&error);
         }
         let mut wait = Duration::ZERO;
         let mut idle = false;
@@ -167,7 +171,7 @@ impl Writer {
         // Before the keys are looked at: what moves them must not meet those that are tentative.
         let caught_up = self.catch_up();
         let sifted = self.ids.sift(&self.connection, &keys);
-        let fresh = sifted.map_err(|error| self.shared.fail(&error.to_string()))?;
+        let fresh = sifted.map_err(|error| self.shared.fail_index(&error))?;
         let now = self.clock.now();
         let received_at = self.stamps.next(now.wall);
         let place = Place {
@@ -216,10 +220,14 @@ impl Writer {
 
     /// What a failure of the disk means for those who wait.
     fn judge(&self, error: &io::Error) -> Error {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        if matches!(error.kind(), StorageFull | QuotaExceeded) {
+        if disk_error::is_no_space(error) {
             self.shared.set_no_space(true);
             return Error::NoSpace;
+        }
+        // Only what opens a file fails so, which is before anything is written.
+        if disk_error::is_no_descriptor(error) {
+            tracing::error!(%error, "no file can be opened: events are refused until one can");
+            return Error::Overloaded;
         }
         self.shared.fail(&error.to_string())
     }
@@ -237,12 +245,20 @@ impl Writer {
         }
         let bytes = headers.iter().map(super::frame::Header::frame_bytes);
         self.behind.bytes += bytes.sum::<u64>();
+        self.behind.since.get_or_insert_with(Instant::now);
     }
 
     /// Whether the index is behind, and it is worth the while.
     fn is_behind(&self, times: usize) -> bool {
         self.ids.unwritten() >= BEHIND_IDS * times
             || self.behind.bytes >= BEHIND_BYTES * times as u64
+    }
+
+    /// Whether the index has not got a commit for too long. What it has got is known to have been
+    /// whole: so it cannot be taken for torn when it is damaged later.
+    fn is_overdue(&self) -> bool {
+        let since = self.behind.since;
+        since.is_some_and(|since| since.elapsed() >= BEHIND_TIME)
     }
 
     /// Does not let the index fall behind any further.
@@ -286,6 +302,7 @@ impl Writer {
             notes.write(&writer.connection)?;
             writer.ids.write_behind(&writer.connection, &now, effort)?;
             clock_row::store(&writer.connection, &clock, writer.ages.marks())?;
+            schema::seal(&writer.connection)?;
             writer.measure()
         });
         let Err(error) = done else {
@@ -305,7 +322,7 @@ impl Writer {
             shared.set_no_space(true);
             return Err(Error::NoSpace);
         }
-        Err(shared.fail(&error.to_string()))
+        Err(shared.fail_index(&error))
     }
 
     fn transact(
@@ -380,6 +397,8 @@ impl Writer {
         match due {
             Ok(Some(due)) => self.give_up(&due),
             Ok(None) => {}
+            // It is tried again in a while.
+            Err(error) if error.is_no_descriptor() => {}
             Err(error) => {
                 self.shared.fail(&format!("retention: {error}"));
                 return MAINTENANCE_INTERVAL;
@@ -387,11 +406,16 @@ impl Writer {
         }
         let has_news = self.ids.unwritten() > 0 || self.behind.trimmed.is_some();
         let is_untidy = has_news || self.ids.is_untidy(&now) || self.clock.store_is_due();
-        let is_time = self.is_behind(1) || idle && is_untidy;
+        let is_time = self.is_behind(1) || self.is_overdue() || idle && is_untidy;
         if is_time && self.index_is_free() {
             let effort = if idle { Effort::Idle } else { Effort::Due };
             return match self.index(effort) {
-                Ok(()) => Duration::ZERO,
+                Ok(()) => {
+                    if idle && has_news {
+                        self.shared.keeper.confirm();
+                    }
+                    Duration::ZERO
+                }
                 // A full disk is tried again in a while.
                 Err(_) => MAINTENANCE_INTERVAL,
             };

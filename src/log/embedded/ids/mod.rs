@@ -30,8 +30,9 @@ use rusqlite::{Connection, params};
 use self::{
     filter::{Filter, Filters},
     recent::Recent,
-    run::{Run, prefix_range},
+    run::{Pages, Run, prefix_range},
 };
+use super::checksum;
 use crate::{
     event::EventKey,
     log::clock::{RetentionNow, RetentionTime},
@@ -234,18 +235,23 @@ impl Ids {
             Source::Frozen { log_through } => Some(log_through),
             Source::Runs(_) => None,
         });
-        let mut statement = connection
-            .prepare("SELECT place, at, keys FROM id_log WHERE place > ?1 ORDER BY place")?;
+        let mut statement = connection.prepare(
+            "SELECT place, at, keys, checksum FROM id_log WHERE place > ?1 ORDER BY place",
+        )?;
         let mut rows = statement.query([in_runs])?;
         while let Some(row) = rows.next()? {
             let place = row.get(0)?;
+            let (at, bytes): (i64, _) = (row.get(1)?, row.get_ref(2)?.as_blob()?);
+            let fits = place == self.log_last + 1
+                && row.get::<_, i64>(3)? == row_checksum(place, at, bytes);
+            checksum::check(fits, || format!("row {place} of the newest ids is damaged"))?;
             if freezing.is_some_and(|through| place > through) {
                 self.frozen = Some(std::mem::replace(&mut self.young, Recent::new()));
                 freezing = None;
             }
             self.log_last = place;
-            self.young.note(RetentionTime(row.get(1)?));
-            let (keys, _) = row.get_ref(2)?.as_blob()?.as_chunks();
+            self.young.note(RetentionTime(at));
+            let (keys, _) = bytes.as_chunks();
             for &key in keys {
                 self.young.insert(Key::from_be_bytes(key));
             }
@@ -258,11 +264,12 @@ impl Ids {
 
     /// Reads the filters. Until then everything is looked up on disk.
     pub(super) fn read_filters(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let outputs = self.jobs.iter().map(|job| job.output.id);
-        let ids: Vec<i64> = self.runs.iter().map(|run| run.id).chain(outputs).collect();
-        for id in ids {
+        let outputs = self.jobs.iter().map(|job| (job.output.id, job.written));
+        let runs = self.runs.iter().map(|run| (run.id, run.slices()));
+        let ids: Vec<(i64, u64)> = runs.chain(outputs).collect();
+        for (id, slices) in ids {
             let mut slice = 0;
-            Run::read_filters(connection, id, |filter| {
+            Run::read_filters(connection, id, slices, |filter| {
                 self.add_filter(id, slice, filter);
                 slice += 1;
             })?;
@@ -334,9 +341,11 @@ impl Ids {
         if let Some(at) = self.unwritten_at {
             let keys = self.unwritten.iter();
             let bytes: Vec<u8> = keys.flat_map(|key| key.to_be_bytes()).collect();
+            let place = self.log_last + 1;
+            let checksum = row_checksum(place, at.0, &bytes);
             connection
-                .prepare_cached("INSERT INTO id_log VALUES (?1, ?2, ?3)")?
-                .execute(params![self.log_last + 1, at.0, bytes])?;
+                .prepare_cached("INSERT INTO id_log VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![place, at.0, bytes, checksum])?;
         }
         self.work(connection, now, effort)
     }
@@ -354,7 +363,7 @@ impl Ids {
         }
         // Without a transaction around them, each look would take SQLite's locks anew.
         let transaction = connection.unchecked_transaction()?;
-        let mut page = Run::page_statement(&transaction)?;
+        let mut page = Pages::new(&transaction)?;
         let mut found = Vec::new();
         for (index, key, run) in suspects {
             if run.holds(&mut page, key)? {
@@ -414,7 +423,7 @@ impl Ids {
                 Effort::Due => job.debt / self.limits.slice_keys,
                 Effort::Idle => 1,
             };
-            let slices = slices.min(job.output.slices() - job.written);
+            let slices = slices.min(job.output.slices().saturating_sub(job.written));
             if slices > 0 {
                 effects.push(self.write(connection, job, slices)?);
             }
@@ -730,6 +739,30 @@ fn inputs(connection: &Connection, output: i64) -> rusqlite::Result<Vec<i64>> {
         .prepare("SELECT id FROM id_runs WHERE merged_into = ?1 ORDER BY id")?
         .query_map([output], |row| row.get(0))?
         .collect()
+}
+
+fn row_checksum(place: i64, at: i64, keys: &[u8]) -> i64 {
+    checksum::of_row("id_log", &[place, at], keys)
+}
+
+/// What the row of the log keeps of the ids: the newest row of `id_log`, and a checksum of all runs.
+pub(super) fn summary(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let last = connection
+        .prepare_cached("SELECT max(place) FROM id_log")?
+        .query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id, state, level, slice_bits, keys, oldest_at, newest_at, \
+         ifnull(log_through, -1), ifnull(merged_into, -1) FROM id_runs ORDER BY id",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut numbers = Vec::new();
+    while let Some(row) = rows.next()? {
+        for column in 0..9 {
+            numbers.push(row.get(column)?);
+        }
+    }
+    let checksum = checksum::of_row("id_runs", &numbers, &[]);
+    Ok((last.unwrap_or(0), checksum))
 }
 
 /// Notes that a run will be written.

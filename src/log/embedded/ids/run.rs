@@ -10,7 +10,10 @@ use super::{
     Key,
     filter::{Filter, Filters},
 };
-use crate::log::{clock::RetentionTime, embedded::schema::PAGE_BYTES};
+use crate::log::{
+    clock::RetentionTime,
+    embedded::{checksum, schema::PAGE_BYTES},
+};
 
 /// Pages of a slice, as a power of two.
 const SLICE_PAGES_BITS: u32 = 4;
@@ -69,21 +72,28 @@ impl Run {
         self.filters.retire(output_slices >> finer)
     }
 
-    /// Looks at the page of a key.
-    pub(super) fn holds(&self, page: &mut CachedStatement<'_>, key: Key) -> rusqlite::Result<bool> {
-        let place = place(self.id, prefix(key, self.page_bits()));
-        let found = page
+    /// Looks at the page of a key. A page that is missing though it was written is an error.
+    pub(super) fn holds(&self, pages: &mut Pages<'_>, key: Key) -> rusqlite::Result<bool> {
+        let page = prefix(key, self.page_bits());
+        let place = place(self.id, page);
+        let found = pages
+            .page
             .query_row([place], |row| {
-                let (keys, _) = row.get_ref(0)?.as_blob()?.as_chunks();
+                let bytes = row.get_ref(0)?.as_blob()?;
+                check_page(place, bytes, row.get(1)?)?;
+                let (keys, _) = bytes.as_chunks();
                 Ok(keys.binary_search(&key.to_be_bytes()).is_ok())
             })
             .optional()?;
+        if found.is_none() {
+            let slice = self::place(self.id, page >> SLICE_PAGES_BITS);
+            let written: i64 = pages.slice.query_row([slice], |row| row.get(0))?;
+            let was_written = written & page_bit(page) != 0;
+            checksum::check(!was_written, || {
+                format!("page {place} of the ids is missing")
+            })?;
+        }
         Ok(found.unwrap_or(false))
-    }
-
-    /// The statement for [`holds`](Self::holds).
-    pub(super) fn page_statement(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
-        connection.prepare_cached("SELECT keys FROM id_pages WHERE place = ?1")
     }
 
     /// Adds the keys that begin with these bits, in order.
@@ -94,19 +104,54 @@ impl Run {
         into: &mut Vec<Key>,
     ) -> rusqlite::Result<()> {
         let bits = self.page_bits();
+        let (first, last) = (prefix(*range.start(), bits), prefix(*range.end(), bits));
         let mut pages = connection.prepare_cached(
-            "SELECT keys FROM id_pages WHERE place BETWEEN ?1 AND ?2 ORDER BY place",
+            "SELECT keys, checksum, place FROM id_pages WHERE place BETWEEN ?1 AND ?2 \
+             ORDER BY place",
         )?;
-        let mut rows = pages.query(params![
-            place(self.id, prefix(*range.start(), bits)),
-            place(self.id, prefix(*range.end(), bits)),
-        ])?;
+        let mut rows = pages.query([place(self.id, first), place(self.id, last)])?;
+        let mut found = 0;
         while let Some(row) = rows.next()? {
-            let (keys, _) = row.get_ref(0)?.as_blob()?.as_chunks();
+            let bytes = row.get_ref(0)?.as_blob()?;
+            check_page(row.get(2)?, bytes, row.get(1)?)?;
+            let (keys, _) = bytes.as_chunks();
             let keys = keys.iter().map(|&key| Key::from_be_bytes(key));
             into.extend(keys.filter(|key| range.contains(key)));
+            found += 1;
         }
-        Ok(())
+        let written = self.pages_written(connection, first..=last)?;
+        checksum::check(found == written, || {
+            format!(
+                "run {} of the ids has {found} pages, not {written}",
+                self.id
+            )
+        })
+    }
+
+    /// How many of these pages were written: those without keys were not.
+    fn pages_written(
+        &self,
+        connection: &Connection,
+        pages: RangeInclusive<u64>,
+    ) -> rusqlite::Result<u32> {
+        let slice_of = |page: u64| page >> SLICE_PAGES_BITS;
+        let mut slices = connection
+            .prepare_cached("SELECT place, pages FROM id_filters WHERE place BETWEEN ?1 AND ?2")?;
+        let mut rows = slices.query([
+            place(self.id, slice_of(*pages.start())),
+            place(self.id, slice_of(*pages.end())),
+        ])?;
+        let mut written = 0;
+        while let Some(row) = rows.next()? {
+            let slice = row.get::<_, i64>(0)? - place(self.id, 0);
+            let bits: i64 = row.get(1)?;
+            let first = slice.cast_unsigned() << SLICE_PAGES_BITS;
+            let of_slice = first..first + (1 << SLICE_PAGES_BITS);
+            let wanted =
+                of_slice.filter(|page| pages.contains(page) && bits & page_bit(*page) != 0);
+            written += u32::try_from(wanted.count()).unwrap_or(u32::MAX);
+        }
+        Ok(written)
     }
 
     /// Writes the keys of a slice, which are in order.
@@ -118,20 +163,29 @@ impl Run {
         bits_per_key: usize,
     ) -> rusqlite::Result<Filter> {
         let bits = self.page_bits();
-        let mut insert = connection.prepare_cached("INSERT INTO id_pages VALUES (?1, ?2)")?;
+        let mut insert = connection.prepare_cached("INSERT INTO id_pages VALUES (?1, ?2, ?3)")?;
         let mut bytes = Vec::with_capacity(PAGE_BYTES as usize);
+        let mut pages = 0;
         for page in keys.chunk_by(|&a, &b| prefix(a, bits) == prefix(b, bits)) {
             bytes.clear();
             page.iter()
                 .for_each(|key| bytes.extend_from_slice(&key.to_be_bytes()));
             let page = page.first().map_or(0, |&key| prefix(key, bits));
-            insert.execute(params![place(self.id, page), bytes])?;
+            pages |= page_bit(page);
+            let place = place(self.id, page);
+            insert.execute(params![place, bytes, page_checksum(place, &bytes)])?;
         }
         // This row is also what tells, after a crash, that the slice is there.
         let filter = Filter::new(keys, bits_per_key);
+        let (place, words) = (place(self.id, slice), filter.to_bytes());
         connection
-            .prepare_cached("INSERT INTO id_filters VALUES (?1, ?2)")?
-            .execute(params![place(self.id, slice), filter.to_bytes()])?;
+            .prepare_cached("INSERT INTO id_filters VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+                place,
+                words,
+                pages,
+                slice_checksum(place, pages, &words)
+            ])?;
         Ok(filter)
     }
 
@@ -145,25 +199,73 @@ impl Run {
         Ok(last.map_or(0, |last| (last - place(self.id, 0)).cast_unsigned() + 1))
     }
 
-    /// Reads the filters, and passes them on one by one.
+    /// Reads the filters of so many slices, and passes them on one by one.
     pub(super) fn read_filters(
         connection: &Connection,
         id: i64,
+        slices: u64,
         mut each: impl FnMut(Filter),
     ) -> rusqlite::Result<()> {
         let mut filters = connection.prepare_cached(
-            "SELECT words FROM id_filters WHERE place BETWEEN ?1 AND ?2 ORDER BY place",
+            "SELECT place, words, pages, checksum FROM id_filters \
+             WHERE place BETWEEN ?1 AND ?2 ORDER BY place",
         )?;
         let mut rows = filters.query([place(id, 0), place(id, u64::MAX)])?;
+        let mut slice = 0;
         while let Some(row) = rows.next()? {
-            each(Filter::from_bytes(row.get_ref(0)?.as_blob()?));
+            let (found, pages): (i64, i64) = (row.get(0)?, row.get(2)?);
+            let words = row.get_ref(1)?.as_blob()?;
+            let fits = found == place(id, slice)
+                && row.get::<_, i64>(3)? == slice_checksum(found, pages, words);
+            checksum::check(fits, || {
+                format!("slice {slice} of run {id} of the ids is damaged")
+            })?;
+            each(Filter::from_bytes(words));
+            slice += 1;
         }
-        Ok(())
+        checksum::check(slice == slices, || {
+            format!("run {id} of the ids has {slice} slices, not {slices}")
+        })
     }
 
     fn page_bits(&self) -> u32 {
         self.slice_bits + SLICE_PAGES_BITS
     }
+}
+
+/// The statements for [`Run::holds`].
+pub(super) struct Pages<'a> {
+    page: CachedStatement<'a>,
+    slice: CachedStatement<'a>,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(connection: &'a Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            page: connection
+                .prepare_cached("SELECT keys, checksum FROM id_pages WHERE place = ?1")?,
+            slice: connection.prepare_cached("SELECT pages FROM id_filters WHERE place = ?1")?,
+        })
+    }
+}
+
+fn page_checksum(place: i64, keys: &[u8]) -> i64 {
+    checksum::of_row("id_pages", &[place], keys)
+}
+
+fn check_page(place: i64, keys: &[u8], found: i64) -> rusqlite::Result<()> {
+    checksum::check(found == page_checksum(place, keys), || {
+        format!("page {place} of the ids is damaged")
+    })
+}
+
+fn slice_checksum(place: i64, pages: i64, words: &[u8]) -> i64 {
+    checksum::of_row("id_filters", &[place, pages], words)
+}
+
+/// Which bit says that a page was written, in the row of its slice.
+fn page_bit(page: u64) -> i64 {
+    1 << (page & ((1 << SLICE_PAGES_BITS) - 1))
 }
 
 /// Deletes some slices of a run, from its end, and with the first of them all trace of it. True when

@@ -49,7 +49,11 @@ impl Rig {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(schema::TABLES).unwrap();
         connection
-            .execute("INSERT INTO log VALUES (1, 1, 0, 0, 1, 0, 0)", [])
+            .execute(
+                "INSERT INTO log (one, id, trimmed_sequence, trimmed_at, first_segment, \
+                 indexed_through, ids_in_runs) VALUES (1, 1, 0, 0, 1, 0, 0)",
+                [],
+            )
             .unwrap();
         let ids = Ids::open(&connection, limits).unwrap();
         Self {
@@ -83,6 +87,8 @@ impl Rig {
         let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
         let worked = begun.and_then(|()| self.ids.write_behind(&self.connection, &now, effort));
         let done = worked.and_then(|()| {
+            // What is interrupted when it has committed already would count as a failure.
+            self.connection.progress_handler(1, None::<fn() -> bool>)?;
             let end = if commit { "COMMIT" } else { "ROLLBACK" };
             self.connection.execute_batch(end)
         });

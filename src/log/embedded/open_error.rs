@@ -1,0 +1,122 @@
+//! Owns the reasons why a log cannot be opened, each with what to do.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::ErrorCode;
+
+use super::checksum;
+
+/// Why a log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or a file in it cannot be created, locked or flushed.
+    #[error(
+        "cannot use the data directory {}: {source}; make it a directory that this user may write \
+         to, or choose another with --data-dir",
+        path.display()
+    )]
+    Directory {
+        /// What could not be used.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another process has the directory.
+    #[error(
+        "another prelude-bridge uses the data directory {}: stop it, or choose another with \
+         --data-dir",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The file is something else.
+    #[error(
+        "{} is not a log of prelude-bridge: choose another directory with --data-dir",
+        path.display()
+    )]
+    NotALog {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file was written by a later release.
+    #[error(
+        "{} has version {found}, but this release reads version {known} at most: upgrade \
+         prelude-bridge",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version of this release.
+        known: i64,
+    },
+    /// The file was written before the first release.
+    #[error(
+        "{} has version {found} of before the first release, and this release reads version \
+         {known}: choose another directory with --data-dir, or remove this one if its events are \
+         no longer needed",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version of this release.
+        known: i64,
+    },
+    /// The log contradicts itself.
+    #[error("{} is damaged: {reason}; restore it from a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The index contradicts itself or the segments. Opening the log makes it anew from the segments,
+    /// so this is what only an inspection says, and an opening whose second attempt fails too.
+    #[error(
+        "the index {} is damaged: {reason}; a start of the bridge makes it anew from the segments",
+        path.display()
+    )]
+    DamagedIndex {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// SQLite could not read or write it.
+    #[error("cannot open {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// The system gives no random bytes for the log's identity.
+    #[error("cannot make an identity for the log: {0}")]
+    Random(#[from] getrandom::Error),
+    /// The system gives no thread.
+    #[error("cannot start the log's threads: {0}")]
+    Thread(io::Error),
+}
+
+/// What an error of SQLite means for the opening of a log.
+pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => OpenError::NotALog { path },
+        _ if checksum::is_damage(&source) => OpenError::DamagedIndex {
+            path,
+            reason: source.to_string(),
+        },
+        _ => OpenError::Database { path, source },
+    }
+}
