@@ -7,7 +7,7 @@ use http::Uri;
 
 use super::{
     apps::{
-        APP_ID_CHARS_MAX, App, KeySource, Placed, TOKEN_CHARS_MAX, TokenSource, Typed,
+        self, APP_ID_CHARS_MAX, App, KeySource, Placed, TOKEN_CHARS_MAX, TokenSource, Typed,
         default_jwks_url, default_token_file,
     },
     fault::{Fault, Origin},
@@ -20,8 +20,16 @@ use crate::permissions::{self, By};
 /// Room for the longest token in the widest characters, and for line ends.
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 
+/// All apps that can be meant. The faults of the others are recorded.
+pub(super) fn take(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<App> {
+    apps::typed(resolver)
+        .into_iter()
+        .filter_map(|(place, app)| check(resolver, place, app, data_dir))
+        .collect()
+}
+
 /// Judges one app. Its faults are recorded; without any it is an app.
-pub(super) fn check(
+fn check(
     resolver: &mut Resolver<'_>,
     place: Origin,
     mut app: Typed,

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    app_checks,
     fault::{Fault, Origin},
     file::{self, AppTable, Entry, Kind},
     resolver::{Resolver, nearest},
@@ -133,16 +132,9 @@ pub(super) struct Placed {
     pub(super) origin: Origin,
 }
 
-/// All apps: those of the file, and the one of the environment. The latter wins over an app of the
-/// file with the same id, value by value.
-pub(super) fn take(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<App> {
-    typed(resolver)
-        .into_iter()
-        .filter_map(|(place, app)| app_checks::check(resolver, place, app, data_dir))
-        .collect()
-}
-
-fn typed(resolver: &mut Resolver<'_>) -> Vec<(Origin, Typed)> {
+/// What was typed for all apps: those of the file, and the one of the environment. The latter wins
+/// over an app of the file with the same id, value by value.
+pub(super) fn typed(resolver: &mut Resolver<'_>) -> Vec<(Origin, Typed)> {
     let mut typed = apps_of_file(resolver);
     refuse_repeated_ids(resolver, &typed);
     add_app_of_environment(resolver, &mut typed);

@@ -272,7 +272,7 @@ fn build(take: &mut Resolver<'_>) -> Config {
             jwt: credentials::take_jwt(take),
             ..credentials
         },
-        apps: apps::take(take, &data_dir),
+        apps: app_checks::take(take, &data_dir),
         data_dir,
         allowed_sources,
         trusted_proxies,

@@ -11,8 +11,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
-    ages::Ages,
-    clock::{self, Clock, LogClock, RetentionTime},
+    clock::{self, Ages, Clock, LogClock, RetentionTime},
     group::{self, Place, Stamps},
 };
 use crate::event::{Batch, EventKey, Sequence, Term, UnixMicros};

@@ -2,7 +2,6 @@
 //! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
 //! Knows nothing of HTTP, gRPC and subscribers.
 
-mod ages;
 mod clock;
 pub mod embedded;
 mod group;

@@ -17,7 +17,8 @@ use tower_service::Service;
 
 use super::{
     Caller,
-    calls::{self, Held, NoSlot},
+    calls::{self, NoSlot},
+    held::Held,
     shared::Shared,
     status::Failure,
 };
@@ -186,7 +187,8 @@ async fn admit(shared: &Shared, request: &Parts) -> Result<Admitted, Failure> {
     };
     let slot = kind
         .map(|kind| shared.calls.enter(kind, caller, Some(standing)))
-        .transpose()?;
+        .transpose()
+        .map_err(Failure::NoSlot)?;
     let grant = match access {
         Access::Anyone => None,
         Access::Credential | Access::Scope => {
@@ -260,7 +262,8 @@ impl Permit {
         let place = grant.enter().map_err(Failure::Quota)?;
         let slot = match grant.kind() {
             credentials::Kind::Anonymous => {
-                Some(shared.calls.enter(calls::Kind::Anonymous, caller, None)?)
+                let slot = shared.calls.enter(calls::Kind::Anonymous, caller, None);
+                Some(slot.map_err(Failure::NoSlot)?)
             }
             credentials::Kind::Token | credentials::Kind::Certificate | credentials::Kind::Jwt => {
                 None

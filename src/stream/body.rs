@@ -3,22 +3,36 @@
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use futures_util::future::BoxFuture;
-use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use super::{
-    service::Outlet,
     session::{Session, Step},
-    status::Failure,
+    status::{Failure, trailers},
 };
+
+/// A response's extension: the session behind its body, for a connection that can send responses
+/// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
+#[derive(Clone)]
+pub(super) struct Outlet(Arc<Mutex<Option<Session>>>);
+
+impl Outlet {
+    pub(super) fn new(session: Session) -> Self {
+        Self(Arc::new(Mutex::new(Some(session))))
+    }
+
+    pub(super) fn take(&self) -> Option<Session> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// A session as a body. Takes the session when it is first polled.
 pub(super) struct SessionBody(State);
@@ -82,14 +96,6 @@ async fn next(mut session: Session) -> (Option<Frame<Bytes>>, Option<Session>) {
             }
         }
     }
-}
-
-/// The trailers that end a gRPC stream.
-pub(super) fn trailers(status: &Status) -> HeaderMap {
-    let mut trailers = HeaderMap::new();
-    // Fails only for a message that no header can carry, and that is percent-encoded before.
-    let _ = status.add_header(&mut trailers);
-    trailers
 }
 
 /// The body of a request on an HTTP/2 connection.

@@ -5,16 +5,10 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
 };
 
-use http_body::{Body, Frame, SizeHint};
-use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::Status;
-
-use super::{Caller, Options, body::trailers, shared::Shared, status::Failure};
+use super::{Caller, Options};
 use crate::net::{
     network::Network,
     slots::{self, Full, Slot, Slots, Standing},
@@ -89,7 +83,7 @@ impl Calls {
         kind: Kind,
         caller: Option<&Caller>,
         standing: Option<Standing>,
-    ) -> Result<Slot, Failure> {
+    ) -> Result<Slot, NoSlot> {
         // Callers that come by no address are of one that nobody has.
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let address = caller.map_or(nobody, |caller| caller.address.ip());
@@ -103,7 +97,7 @@ impl Calls {
         match slots.enter(address, is_exempt, standing) {
             // The one that was evicted says so itself.
             Ok((slot, _evicted)) => Ok(slot),
-            Err(full) => Err(Failure::NoSlot(match full {
+            Err(full) => Err(match full {
                 Full::Total => NoSlot::Total {
                     kind,
                     calls_max: limits.slots_max,
@@ -112,7 +106,7 @@ impl Calls {
                     kind,
                     calls_max: limits.slots_per_address_max,
                 },
-            })),
+            }),
         }
     }
 }
@@ -170,59 +164,5 @@ impl fmt::Display for NoSlot {
                 "the call came without a credential and gave its place to a newer one; retry later",
             ),
         }
-    }
-}
-
-/// The body of an answer, with the slot of its call: given back with the body, and the end of the
-/// body when somebody else takes it.
-pub(super) struct Held<B> {
-    body: B,
-    _slot: Slot,
-    evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    shared: Arc<Shared>,
-    caller: Option<Caller>,
-    is_over: bool,
-}
-
-impl<B> Held<B> {
-    pub(super) fn new(body: B, slot: Slot, shared: Arc<Shared>, caller: Option<Caller>) -> Self {
-        Self {
-            body,
-            evicted: Box::pin(slot.evicted()),
-            _slot: slot,
-            shared,
-            caller,
-            is_over: false,
-        }
-    }
-}
-
-impl<B: Body + Unpin> Body for Held<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        if self.is_over {
-            return Poll::Ready(None);
-        }
-        if self.evicted.as_mut().poll(context).is_ready() {
-            self.is_over = true;
-            let failure = Failure::NoSlot(NoSlot::Evicted);
-            self.shared.refused_call(self.caller.as_ref(), &failure);
-            let trailers = trailers(&Status::from(&failure));
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-        }
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_over || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

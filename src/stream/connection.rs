@@ -17,12 +17,12 @@ use tonic::body::Body;
 
 use super::{
     Caller, Options,
-    body::{Patient, RequestBody},
+    body::{Outlet, Patient, RequestBody},
     frame_budget::FrameBudget,
     gather::{Flusher, Shelf, gather},
     response::Response,
     sending::{Gone, Sender},
-    service::{Outlet, Peer},
+    service::Peer,
     services::Services,
     tenure::{OpenCall, Tenure},
     unsent::Unsent,

@@ -7,6 +7,7 @@ mod calls;
 mod connection;
 mod frame_budget;
 mod gather;
+mod held;
 mod notice;
 mod pace;
 mod registry;

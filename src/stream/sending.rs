@@ -15,11 +15,10 @@ use tonic::{Status, body::Body};
 
 use super::{
     Options,
-    body::trailers,
     gather::Shelf,
     response::Response,
     session::{Session, Step},
-    status::Failure,
+    status::{Failure, trailers},
     unsent::{Share, Unsent},
 };
 use crate::credentials::Grant;

@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -23,12 +23,12 @@ use tower_service::Service;
 use super::{
     Caller,
     access::Permit,
-    body::{SessionBody, trailers},
+    body::{Outlet, SessionBody},
     notice,
     request::Plan,
     session::Session,
     shared::{Refused, Shared},
-    status::Failure,
+    status::{Failure, trailers},
 };
 use crate::{
     credentials::{Grant, Refusal},
@@ -45,17 +45,6 @@ pub(super) struct EventService(pub(super) Arc<Shared>);
 
 impl NamedService for EventService {
     const NAME: &'static str = "prelude.bridge.v1.EventService";
-}
-
-/// A response's extension: the session behind its body, for a connection that can send responses
-/// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
-#[derive(Clone)]
-pub(super) struct Outlet(pub(super) Arc<Mutex<Option<Session>>>);
-
-impl Outlet {
-    pub(super) fn take(&self) -> Option<Session> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
 }
 
 /// A request's extension: where it came from, for the operator's log.
@@ -170,7 +159,7 @@ fn answer(body: Body) -> Response<Body> {
 }
 
 fn stream(session: Session) -> Response<Body> {
-    let outlet = Outlet(Arc::new(Mutex::new(Some(session))));
+    let outlet = Outlet::new(session);
     let mut response = answer(Body::new(SessionBody::new(outlet.clone())));
     response.extensions_mut().insert(outlet);
     response

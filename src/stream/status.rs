@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
@@ -349,6 +350,14 @@ impl From<&Failure> for Status {
         }
         Self::with_error_details(failure.code(), failure.message(), details)
     }
+}
+
+/// The trailers that end a gRPC stream.
+pub(super) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // Fails only for a message that no header can carry, and that is percent-encoded before.
+    let _ = status.add_header(&mut trailers);
+    trailers
 }
 
 #[cfg(test)]

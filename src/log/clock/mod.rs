@@ -8,6 +8,7 @@
 //!
 //! Knows nothing of events and files; what has to outlive the process is a [`Stored`].
 
+mod ages;
 #[cfg(test)]
 pub(super) mod machine;
 mod retention;
@@ -24,13 +25,14 @@ use std::sync::{
 use jiff::SignedDuration;
 use sha2::{Digest as _, Sha256};
 
+pub(super) use self::{
+    ages::{Ages, Mark},
+    retention::{RetentionNow, RetentionTime},
+    stored::Stored,
+};
 use self::{
     retention::Retention,
     wall::{Change, Wall},
-};
-pub(super) use self::{
-    retention::{RetentionNow, RetentionTime},
-    stored::Stored,
 };
 use crate::event::UnixMicros;
 

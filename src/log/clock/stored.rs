@@ -3,11 +3,8 @@
 
 use bytes::{Buf as _, BufMut as _, TryGetError};
 
-use super::{Boot, RetentionTime, retention::Credit};
-use crate::{
-    event::{Sequence, UnixMicros},
-    log::ages::Mark,
-};
+use super::{Boot, RetentionTime, ages::Mark, retention::Credit};
+use crate::event::{Sequence, UnixMicros};
 
 const VERSION: u8 = 1;
 /// Longer ones were not written by this program: a log has some hundred marks.

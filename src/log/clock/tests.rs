@@ -2,12 +2,13 @@
 
 use proptest::prelude::*;
 
+use super::Mark;
 use super::{
     machine::{DAY, HOUR, Machine, SECOND, START},
     retention::{CONFIRMED_AFTER, CREDITS_MAX},
     *,
 };
-use crate::{event::Sequence, log::ages::Mark};
+use crate::event::Sequence;
 
 /// Errors of a wall clock: both ways, from an hour to a battery that was empty.
 const ERRORS: [i64; 8] = [

@@ -4,10 +4,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _};
 
-use crate::log::{
-    ages::Mark,
-    clock::{Clock, LogClock, RetentionTime, Stored},
-};
+use crate::log::clock::{Clock, LogClock, Mark, RetentionTime, Stored};
 
 const TABLE: &str = "
     CREATE TABLE IF NOT EXISTS clock (

@@ -17,8 +17,9 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::{
     Shared, disk_error,
+    ids::PAGE_BYTES,
     preparation::{Order, Preparation, Ready},
-    schema::{DATABASE_FILE, PAGE_BYTES},
+    schema::DATABASE_FILE,
     segments,
 };
 use crate::event::LogId;

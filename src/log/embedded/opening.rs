@@ -19,8 +19,7 @@ use super::{
 use crate::{
     event::{LogId, Sequence, Term},
     log::{
-        ages::Ages,
-        clock::{Clock, LogClock, RetentionNow},
+        clock::{Ages, Clock, LogClock, RetentionNow},
         group,
     },
 };

@@ -8,8 +8,8 @@ use super::{
     frame::{self, Frames, SEGMENT_HEADER_BYTES},
     open_error::OpenError,
     quarantine,
-    recovery::{self, Facts, Found},
-    schema::{self, Beginning, DATABASE_FILE, Directory},
+    recovery::{self, Found},
+    schema::{self, Beginning, DATABASE_FILE, Directory, Facts},
     segments::{self, Segment},
 };
 use crate::event::{LogId, Sequence, Term, UnixMicros};

@@ -13,6 +13,7 @@ use super::{
     frame::{self, ALIGNMENT, Frames, Header, Kind, SEGMENT_HEADER_BYTES},
     open_error::OpenError,
     readers,
+    schema::{DATABASE_FILE, Facts},
     segments::{self, Segment, Segments},
 };
 use crate::{
@@ -22,22 +23,6 @@ use crate::{
 
 /// Read at once.
 const CHUNK_BYTES: usize = 1024 * 1024;
-
-/// What the index says.
-pub(super) struct Facts {
-    pub(super) log: LogId,
-    /// The newest event that retention has removed, and its time.
-    pub(super) trimmed: Sequence,
-    pub(super) trimmed_at: UnixMicros,
-    /// The index has the keys of the events up to this one.
-    pub(super) indexed_through: Sequence,
-    /// Those before this one were given up.
-    pub(super) first_ordinal: u64,
-    /// The segments that are not written to any more, oldest first.
-    pub(super) sealed: Vec<Segment>,
-    /// There is something else about segments, which is damaged.
-    pub(super) sealed_is_damaged: bool,
-}
 
 /// What there is.
 pub(super) struct Found {
@@ -446,7 +431,7 @@ impl Scanner<'_> {
     fn contradiction(&self, ordinal: u64, reason: &str) -> OpenError {
         let segment = segments::path(self.directory, ordinal);
         OpenError::DamagedIndex {
-            path: self.directory.join(super::schema::DATABASE_FILE),
+            path: self.directory.join(DATABASE_FILE),
             reason: format!("of {}, {reason}", segment.display()),
         }
     }

@@ -11,9 +11,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
-    checksum, ids,
+    checksum,
+    ids::{self, PAGE_BYTES},
     open_error::{OpenError, database_error},
-    recovery::Facts,
     segments::Segment,
 };
 use crate::event::{LogId, Sequence, Term, UnixMicros};
@@ -28,12 +28,26 @@ const DAMAGED_FILE: &str = "index-is-damaged";
 const APPLICATION_ID: i64 = 0x5042_4c47;
 /// The version of the tables that this release reads and writes.
 const SCHEMA_VERSION: i64 = 4;
-/// Pages of 8 KiB: what is written at once is a few times this.
-pub(super) const PAGE_BYTES: u64 = 8192;
 /// What the writer's page cache may take. The upper levels of the tables stay in it.
 const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// How long a connection waits for another one's short locks.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the index says.
+pub(super) struct Facts {
+    pub(super) log: LogId,
+    /// The newest event that retention has removed, and its time.
+    pub(super) trimmed: Sequence,
+    pub(super) trimmed_at: UnixMicros,
+    /// The index has the keys of the events up to this one.
+    pub(super) indexed_through: Sequence,
+    /// Those before this one were given up.
+    pub(super) first_ordinal: u64,
+    /// The segments that are not written to any more, oldest first.
+    pub(super) sealed: Vec<Segment>,
+    /// There is something else about segments, which is damaged.
+    pub(super) sealed_is_damaged: bool,
+}
 
 /// `log` has one row. `trimmed_…` is the newest event that retention has removed, with its time;
 /// segments before `first_segment` are given up with it. The keys of the events up to

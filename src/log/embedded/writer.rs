@@ -19,19 +19,18 @@ use super::{
     Commit, OnCommit, Seams, Shared, Stage,
     active::{Active, Stored},
     clock_row, disk_error,
-    ids::{Effort, Ids},
+    ids::{Effort, Ids, PAGE_BYTES},
     keeper,
     queue::{Job, Taken},
     retention::{Due, Retention},
-    schema::{self, Notes, PAGE_BYTES},
+    schema::{self, Notes},
 };
 use crate::{
     event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
     log::{
         Appended, Block, Error, Tail,
-        ages::Ages,
         block::Builder,
-        clock::LogClock,
+        clock::{Ages, LogClock},
         group::{self, Place, Stamps},
     },
 };

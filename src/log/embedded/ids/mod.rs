@@ -27,6 +27,7 @@ mod tests;
 
 use rusqlite::{Connection, params};
 
+pub(super) use self::run::PAGE_BYTES;
 use self::{
     filter::{Filter, Filters},
     recent::Recent,

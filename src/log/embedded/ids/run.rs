@@ -10,10 +10,10 @@ use super::{
     Key,
     filter::{Filter, Filters},
 };
-use crate::log::{
-    clock::RetentionTime,
-    embedded::{checksum, schema::PAGE_BYTES},
-};
+use crate::log::{clock::RetentionTime, embedded::checksum};
+
+/// Pages of the database, in bytes: what is written at once is a few times this.
+pub(in crate::log::embedded) const PAGE_BYTES: u64 = 8192;
 
 /// Pages of a slice, as a power of two.
 const SLICE_PAGES_BITS: u32 = 4;

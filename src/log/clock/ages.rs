@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::clock::{RetentionNow, RetentionTime};
+use super::{RetentionNow, RetentionTime};
 use crate::event::Sequence;
 
 /// Events are told apart by this part of the age at which they are removed: so they are removed by
@@ -16,13 +16,13 @@ const MARKS_MAX: usize = 256;
 
 /// The events up to one had been written by this time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) through: Sequence,
-    pub(super) at: RetentionTime,
+pub(in crate::log) struct Mark {
+    pub(in crate::log) through: Sequence,
+    pub(in crate::log) at: RetentionTime,
 }
 
 /// When the events of a log become too old.
-pub(super) struct Ages {
+pub(in crate::log) struct Ages {
     age_micros: i64,
     slot_micros: i64,
     /// Ascending in both.
@@ -33,7 +33,7 @@ pub(super) struct Ages {
 
 impl Ages {
     /// For events that are removed at this age.
-    pub(super) fn new(age: Duration) -> Self {
+    pub(in crate::log) fn new(age: Duration) -> Self {
         let age_micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         Self {
             age_micros,
@@ -45,7 +45,7 @@ impl Ages {
 
     /// The same for a log with events up to `head`, of which this is known. What is not known of
     /// an event's age is counted from now on.
-    pub(super) fn resume(
+    pub(in crate::log) fn resume(
         age: Duration,
         known: &[Mark],
         head: Sequence,
@@ -66,7 +66,7 @@ impl Ages {
     }
 
     /// Events up to this one were written now.
-    pub(super) fn note(&mut self, through: Sequence, now: RetentionTime) {
+    pub(in crate::log) fn note(&mut self, through: Sequence, now: RetentionTime) {
         let slot = |at: RetentionTime| at.0.div_euclid(self.slot_micros);
         let mark = Mark { through, at: now };
         match self.marks.back_mut() {
@@ -80,7 +80,7 @@ impl Ages {
     }
 
     /// The newest event that is too old now.
-    pub(super) fn expired(&self, now: &RetentionNow) -> Option<Sequence> {
+    pub(in crate::log) fn expired(&self, now: &RetentionNow) -> Option<Sequence> {
         let is_expired = |mark: &Mark| now.age_of(mark.at) > self.age_micros;
         let expired = self.marks.partition_point(is_expired);
         let last = expired.checked_sub(1)?;
@@ -88,7 +88,7 @@ impl Ages {
     }
 
     /// Events before this one are gone.
-    pub(super) fn forget_before(&mut self, earliest: Sequence) {
+    pub(in crate::log) fn forget_before(&mut self, earliest: Sequence) {
         while self
             .marks
             .front()
@@ -99,7 +99,7 @@ impl Ages {
     }
 
     /// What has to be kept for [`resume`](Self::resume).
-    pub(super) fn marks(&self) -> impl Iterator<Item = Mark> {
+    pub(in crate::log) fn marks(&self) -> impl Iterator<Item = Mark> {
         self.marks.iter().copied()
     }
 }
