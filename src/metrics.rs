@@ -6,6 +6,8 @@
 //! the remaining labels are words of the code or ids of configured apps. So the number of series
 //! is bounded.
 
+mod families;
+mod reasons;
 mod text;
 mod watched;
 
@@ -16,19 +18,22 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-        info::Info,
-    },
+    encoding::text::encode,
+    metrics::{gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use self::watched::Watched;
-pub use self::watched::{Bus, Keys, Log, Streams};
+use self::{
+    families::{
+        Connections, Events, ListenerLabel, LogWrites, ReasonLabel, RefusedLabels, RequestLabels,
+        StreamWrites, Webhook,
+    },
+    watched::Watched,
+};
+pub use self::{
+    reasons::{Closure, Eviction, Handshake, Refusal},
+    watched::{Bus, Keys, Log, Streams},
+};
 
 /// The event types that have a series of their own; all others are counted as `other`.
 pub const COUNTED_TYPES: [&str; 7] = [
@@ -52,96 +57,6 @@ pub struct Metrics {
     streams: StreamWrites,
     connections: Connections,
     watched: Arc<Watched>,
-}
-
-/// Why a connection was turned away at the door.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The listener holds as many as it may.
-    Full,
-    /// The client's address holds as many as one address may.
-    AddressFull,
-    /// The client's address is none of those that may connect.
-    Source,
-}
-
-impl Refusal {
-    /// The word that it is counted under.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Full => "listener_full",
-            Self::AddressFull => "address_full",
-            Self::Source => "source",
-        }
-    }
-}
-
-/// Why a connection that had proven nothing was closed for a new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Eviction {
-    /// The listener held as many as it may.
-    Full,
-    /// The address held as many as one address may.
-    AddressFull,
-}
-
-impl Eviction {
-    /// The word that it is counted under.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Full => "evicted_listener_full",
-            Self::AddressFull => "evicted_address_full",
-        }
-    }
-}
-
-/// Why a TLS handshake failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handshake {
-    /// The client took too long.
-    Timeout,
-    /// The client gave up, mostly because it does not trust the certificate, or went away.
-    Aborted,
-    /// The client's certificate is missing, expired, or of another issuer.
-    ClientCertificate,
-    /// What the client sent is no TLS, such as HTTP.
-    NotTls,
-    /// Client and port have no version, cipher or protocol in common, or the client broke the
-    /// rules.
-    Protocol,
-}
-
-impl Handshake {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::Aborted => "aborted",
-            Self::ClientCertificate => "client_certificate",
-            Self::NotTls => "not_tls",
-            Self::Protocol => "protocol",
-        }
-    }
-}
-
-/// Why a connection was closed that its client would have kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closure {
-    /// The client did not begin, or did not go on, to ask anything in time.
-    Silent,
-    /// What it sent was not the protocol, or broke its rules.
-    Protocol,
-    /// It sent far more than it had reason to.
-    Flood,
-    /// It did not read what it was sent.
-    Unread,
-    /// It did not answer a ping.
-    Unanswered,
-    /// It showed no credential in time.
-    NoCredential,
-    /// It made no call for a long time.
-    Idle,
 }
 
 impl Metrics {
@@ -256,15 +171,7 @@ impl Metrics {
 
     /// A listener's connection was closed for what its client did.
     pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
-        let reason = match closure {
-            Closure::Silent => "silent",
-            Closure::Protocol => "protocol_error",
-            Closure::Flood => "flood",
-            Closure::Unread => "unread",
-            Closure::Unanswered => "ping_unanswered",
-            Closure::NoCredential => "no_credential",
-            Closure::Idle => "idle",
-        };
+        let reason = closure.reason();
         self.connections
             .closed
             .get_or_create(&RefusedLabels { listener, reason })
@@ -368,248 +275,6 @@ pub struct OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.open.dec();
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    outcome: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ListenerLabel {
-    listener: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusedLabels {
-    listener: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TypeLabel {
-    r#type: &'static str,
-}
-
-struct Webhook {
-    requests: Family<RequestLabels, Counter>,
-    durations: Histogram,
-    body_bytes: Counter,
-    verification_failures: Family<ReasonLabel, Counter>,
-}
-
-impl Webhook {
-    fn register(registry: &mut Registry) -> Self {
-        // 100 µs to 13 s: one request takes little over a signature, the deadline is 8 s.
-        let durations = Histogram::new(exponential_buckets(0.000_1, 2.0, 18));
-        let these = Self {
-            requests: Family::default(),
-            durations,
-            body_bytes: Counter::default(),
-            verification_failures: Family::default(),
-        };
-        registry.register(
-            "webhook_requests",
-            "Requests on the webhook port by outcome and status",
-            these.requests.clone(),
-        );
-        registry.register_with_unit(
-            "webhook_request_duration",
-            "From the end of a request's header to its answer",
-            Unit::Seconds,
-            these.durations.clone(),
-        );
-        registry.register_with_unit(
-            "webhook_body",
-            "Bytes read of deliveries' bodies",
-            Unit::Bytes,
-            these.body_bytes.clone(),
-        );
-        registry.register(
-            "webhook_verification_failures",
-            "Deliveries that were not verified, by reason",
-            these.verification_failures.clone(),
-        );
-        these
-    }
-}
-
-struct Events {
-    received: [Counter; COUNTED_TYPES.len()],
-    received_other: Counter,
-    accepted: Counter,
-    duplicates: Counter,
-}
-
-impl Events {
-    fn register(registry: &mut Registry) -> Self {
-        // All series are there from the start, so that a rate can be taken of the first event.
-        let received = Family::<TypeLabel, Counter>::default();
-        let of = |r#type| received.get_or_create_owned(&TypeLabel { r#type });
-        let these = Self {
-            received: COUNTED_TYPES.map(of),
-            received_other: of(OTHER),
-            accepted: Counter::default(),
-            duplicates: Counter::default(),
-        };
-        registry.register(
-            "events_received",
-            "Events of verified batches by type, repetitions included",
-            received,
-        );
-        registry.register(
-            "events_accepted",
-            "Events that were new and are durable",
-            these.accepted.clone(),
-        );
-        registry.register(
-            "events_duplicate",
-            "Events that the log had already",
-            these.duplicates.clone(),
-        );
-        these
-    }
-}
-
-struct LogWrites {
-    events: Histogram,
-    bytes: Histogram,
-    durations: Histogram,
-}
-
-impl LogWrites {
-    fn register(registry: &mut Registry) -> Self {
-        let these = Self {
-            events: Histogram::new(exponential_buckets(1.0, 2.0, 15)),
-            bytes: Histogram::new(exponential_buckets(512.0, 4.0, 10)),
-            durations: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
-        };
-        registry.register(
-            "log_commit_events",
-            "Events of one commit of the log",
-            these.events.clone(),
-        );
-        registry.register_with_unit(
-            "log_commit",
-            "Size of one commit of the log",
-            Unit::Bytes,
-            these.bytes.clone(),
-        );
-        registry.register_with_unit(
-            "log_commit_duration",
-            "Duration of one commit of the log, flush included",
-            Unit::Seconds,
-            these.durations.clone(),
-        );
-        these
-    }
-}
-
-struct StreamWrites {
-    events: Counter,
-    responses: Counter,
-    bytes: Counter,
-    ended: Family<ReasonLabel, Counter>,
-}
-
-impl StreamWrites {
-    fn register(registry: &mut Registry) -> Self {
-        let these = Self {
-            events: Counter::default(),
-            responses: Counter::default(),
-            bytes: Counter::default(),
-            ended: Family::default(),
-        };
-        registry.register(
-            "stream_delivered_events",
-            "Events handed to subscribers' connections",
-            these.events.clone(),
-        );
-        registry.register(
-            "stream_responses",
-            "Responses handed to subscribers' connections",
-            these.responses.clone(),
-        );
-        registry.register_with_unit(
-            "stream_delivered",
-            "Bytes handed to subscribers' connections",
-            Unit::Bytes,
-            these.bytes.clone(),
-        );
-        registry.register(
-            "streams_ended",
-            "Subscribers' streams that ended, by reason",
-            these.ended.clone(),
-        );
-        these
-    }
-}
-
-struct Connections {
-    open: Family<ListenerLabel, Gauge>,
-    accepted: Family<ListenerLabel, Counter>,
-    refused: Family<RefusedLabels, Counter>,
-    closed: Family<RefusedLabels, Counter>,
-    accept_errors: Family<ListenerLabel, Counter>,
-    handshake_failures: Family<RefusedLabels, Counter>,
-    certificate_expiry: Family<ListenerLabel, Gauge<f64, AtomicU64>>,
-}
-
-impl Connections {
-    fn register(registry: &mut Registry) -> Self {
-        let these = Self {
-            open: Family::default(),
-            accepted: Family::default(),
-            refused: Family::default(),
-            closed: Family::default(),
-            accept_errors: Family::default(),
-            handshake_failures: Family::default(),
-            certificate_expiry: Family::default(),
-        };
-        registry.register(
-            "connections_open",
-            "Open connections by listener",
-            these.open.clone(),
-        );
-        registry.register(
-            "connections_accepted",
-            "Connections that were taken, by listener",
-            these.accepted.clone(),
-        );
-        registry.register(
-            "connections_refused",
-            "Connections that were closed at once, by listener and reason",
-            these.refused.clone(),
-        );
-        registry.register(
-            "connections_closed",
-            "Connections that were closed for what their clients did or did not do, by listener and reason",
-            these.closed.clone(),
-        );
-        registry.register(
-            "connections_accept_errors",
-            "Failures of the system to hand over a connection, by listener",
-            these.accept_errors.clone(),
-        );
-        registry.register(
-            "tls_handshake_failures",
-            "Clients that did not get through the TLS handshake, by listener and reason",
-            these.handshake_failures.clone(),
-        );
-        registry.register_with_unit(
-            "tls_certificate_expiry",
-            "Until when the certificate in use is valid, since the Unix epoch",
-            Unit::Seconds,
-            these.certificate_expiry.clone(),
-        );
-        these
     }
 }
 

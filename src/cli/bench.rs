@@ -1,26 +1,20 @@
 //! `bench`: load tests of this very program on this machine. Owns the flags, the sizes that they
 //! default to, and what the person at the terminal sees; all measuring is done by `bench`.
 
-use std::{
-    fmt::Display,
-    io::{self, Write as _},
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-    thread,
-    time::{Duration, Instant},
-};
+mod terminal;
 
-use anstyle::{Effects, Style};
+use std::{path::PathBuf, thread, time::Duration};
+
 use clap::{Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exit::{self, Exit, Failure};
 use prelude_bridge_load::{
-    self, Bench, CONNECTIONS, Catchup, EVENT_BYTES, Error, FRAME_BYTES, Fanout, Idle, Ingest,
-    Latency, Line, Observer, RATE, RUNS_MAX, SUBSCRIBERS, Settings, Shape, Stop, Store, Table,
+    Bench, CONNECTIONS, Catchup, EVENT_BYTES, Error, FRAME_BYTES, Fanout, Idle, Ingest, Latency,
+    RATE, RUNS_MAX, SUBSCRIBERS, Settings, Shape, Stop, Store,
 };
 
-const DIM: Style = Style::new().effects(Effects::DIMMED);
+use self::terminal::Terminal;
+use super::exit::{Exit, Failure};
 
 /// How long a measurement may take to notice that it is to end. Its server is gone by then.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -486,59 +480,6 @@ fn to_usize(number: u64) -> usize {
 
 fn to_u32(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// Progress to stderr, figures to stdout.
-struct Terminal {
-    output: Output,
-    started: Instant,
-    table: Mutex<Table>,
-}
-
-impl Terminal {
-    fn new(output: Output) -> Self {
-        Self {
-            output,
-            started: Instant::now(),
-            table: Mutex::default(),
-        }
-    }
-}
-
-impl Observer for Terminal {
-    fn progress(&self, text: &str) {
-        let seconds = self.started.elapsed().as_secs();
-        // A stderr that is gone changes nothing.
-        let _ = writeln!(anstream::stderr(), "{DIM}{seconds:>4} s  {text}{DIM:#}");
-    }
-
-    fn warn(&self, text: &str) {
-        exit::warn(text);
-    }
-
-    fn line(&self, line: &Line) -> Result<(), Error> {
-        let text = match self.output {
-            Output::Human => self
-                .table
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .line(line),
-            Output::Json => {
-                let json = serde_json::to_string(line);
-                json.map_err(|error| output_error(&error))? + "\n"
-            }
-        };
-        let mut out = anstream::stdout().lock();
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        written.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Error::Unread,
-            _ => output_error(&error),
-        })
-    }
-}
-
-fn output_error(error: &dyn Display) -> Error {
-    Error::Output(format!("stdout cannot be written to: {error}"))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //! person at the terminal, and when it ends; all playing is done by `simulator`.
 
 mod flags;
+mod narration;
 
 use std::{
-    convert::Infallible,
     env, fs,
     io::{self, Write},
     net::SocketAddr,
@@ -16,15 +16,17 @@ use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::simulator::{
     AppOptions, Error, EventType, Options, RetrySchedule, SigningKey, Simulator, activation,
-    ledger::{AttemptResult, Totals},
     options::{DEFAULT_APP_ID, DEFAULT_MANAGEMENT_TOKEN, parse_duration},
     scenario::{Connection, Scenario, Target},
     traffic::Traffic,
 };
 
-use self::flags::{FaultArgs, TrafficArgs, WireArgs};
+use self::{
+    flags::{FaultArgs, TrafficArgs, WireArgs},
+    narration::{hint, introduce, progress, say},
+};
 use super::{
-    exit::{Exit, Failure, finish_stdout, warn},
+    exit::{Exit, Failure, finish_stdout},
     signing_key,
 };
 
@@ -36,9 +38,6 @@ const APP_VARIABLE: &str = "PRELUDE_BRIDGE_APP_ID";
 
 /// How often a bridge that is not there yet is called.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
-
-/// How often a run says how it goes.
-const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
 
 /// `simulate`
 #[derive(Clone, clap::Args)]
@@ -372,33 +371,6 @@ async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), F
     }
 }
 
-/// Says now and then how it goes, for as long as it is asked to.
-async fn progress(simulator: &Simulator) -> Infallible {
-    let mut before = Totals::default();
-    loop {
-        tokio::time::sleep(PROGRESS_PAUSE).await;
-        let now = simulator.totals();
-        if now == before {
-            continue;
-        }
-        let (sent, acknowledged) = (now.events, now.events_acknowledged);
-        let waiting = simulator.outstanding();
-        say(&format!(
-            "{sent} events sent, {acknowledged} acknowledged, {waiting} batches on their way"
-        ));
-        if now.failed_attempts > before.failed_attempts
-            && let Some(failure) = now.latest_failure
-        {
-            let failed = now.failed_attempts - before.failed_attempts;
-            warn(&format!(
-                "{failed} attempts failed, the latest: {failure}. {}",
-                hint(failure)
-            ));
-        }
-        before = now;
-    }
-}
-
 /// Waits for Ctrl-C or SIGTERM.
 async fn interruption() {
     #[cfg(unix)]
@@ -416,76 +388,6 @@ async fn interruption() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// What a failed attempt most likely means.
-fn hint(result: AttemptResult) -> &'static str {
-    match result {
-        AttemptResult::Status(401) => {
-            "the receiver does not trust this simulator's key: start it with the command above"
-        }
-        AttemptResult::Status(404) => {
-            "the receiver does not know this app, or the path is another one"
-        }
-        AttemptResult::Status(422) => "the receiver cannot read the batch as one",
-        AttemptResult::Status(429 | 503) => {
-            "the receiver asks to be tried again later; its log says why"
-        }
-        AttemptResult::Status(_) => "the receiver's log says why",
-        AttemptResult::AnswerLost(_) => "the simulator lost the answer on purpose",
-        AttemptResult::TimedOut => "the receiver took longer than Prelude waits",
-        AttemptResult::Unreachable => "check that the receiver is running",
-        AttemptResult::Broken => "the connection ended early: was the receiver restarted?",
-    }
-}
-
-fn introduce(args: &Args, simulator: &Simulator) {
-    let mut text = format!(
-        "A stand-in for Prelude, seed {}. Management API: {}\n",
-        simulator.seed(),
-        simulator.api_url()
-    );
-    for app in simulator.app_ids() {
-        text.push_str(&format!(
-            "Key set of app {app}: {}\n",
-            simulator.jwks_url(app)
-        ));
-    }
-    text.push_str("A bridge that trusts it is started with\n\n");
-    text.push_str(&serve_command(args, simulator));
-    say(&text);
-}
-
-/// The command that starts a bridge for this simulator. A token that was given is not repeated.
-fn serve_command(args: &Args, simulator: &Simulator) -> String {
-    let token = if args.token == DEFAULT_TOKEN {
-        DEFAULT_TOKEN
-    } else {
-        "…"
-    };
-    let apps: Vec<&str> = simulator.app_ids().collect();
-    if let [app] = apps.as_slice() {
-        return format!(
-            "  PRELUDE_BRIDGE_APP_ID={app} \\\n  PRELUDE_BRIDGE_VERIFICATION_TOKEN={token} \\\n  \
-             PRELUDE_BRIDGE_JWKS_URL={} \\\n  prelude-bridge serve\n",
-            simulator.jwks_url(app)
-        );
-    }
-    let mut text =
-        format!("  SIMULATED_TOKEN={token} prelude-bridge serve --config FILE\n\nand this FILE\n");
-    for app in apps {
-        text.push_str(&format!(
-            "\n  [[apps]]\n  id = \"{app}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
-             jwks_url = \"{}\"\n",
-            simulator.jwks_url(app)
-        ));
-    }
-    text
-}
-
-/// A line for the person at the terminal. A stderr that is gone changes nothing.
-fn say(text: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
 fn write_ledger(output: Output, simulator: &Simulator) -> Result<(), Failure> {

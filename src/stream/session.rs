@@ -4,17 +4,19 @@
 //! [`Session::ready`] and then takes as much as the client has room for.
 
 mod pieces;
+mod start;
 
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::start::{Start, expired, skip};
 use super::{
     access::Permit,
     notice,
     registry::Registration,
-    request::{OnExpired, Plan, StartAt, StopAt},
+    request::Plan,
     response::{Response, Writer},
     rest::Rest,
     shared::Shared,
@@ -24,7 +26,7 @@ use crate::{
     bus::{self, Extract},
     credentials::Ended,
     event::{Cursor, Sequence, UnixMicros},
-    log::{self, Block, Format, ReadError, block::View},
+    log::{Block, Format, ReadError, block::View},
 };
 
 /// How long after its stop time a stream waits for events that were stamped before it and are still
@@ -559,89 +561,8 @@ impl Session {
     }
 }
 
-/// Where a stream starts, and what its client is told first.
-struct Start {
-    position: Sequence,
-    bounds: Bounds,
-    notices: VecDeque<Vec<u8>>,
-}
-
-impl Start {
-    async fn find(shared: &Shared, plan: &Plan) -> Result<Self, Failure> {
-        let range = shared.range();
-        let mut not_before = UnixMicros(i64::MIN);
-        let mut before = None;
-        let wanted = match plan.start {
-            StartAt::Latest => range.head,
-            StartAt::Earliest => range.earliest.before(),
-            StartAt::After(cursor) => shared.check("start.after_cursor", cursor, &range)?,
-            StartAt::Time(at) => {
-                not_before = at;
-                shared
-                    .log
-                    .seek(at)
-                    .await
-                    .map_err(|error| shared.unreadable(&error, None))?
-            }
-        };
-        let last = match plan.stop {
-            StopAt::Never => Sequence(u64::MAX),
-            StopAt::Head => range.head,
-            StopAt::Cursor(cursor) => shared.check("stop.at_cursor", cursor, &range)?,
-            StopAt::Time(at) => {
-                before = Some(at);
-                Sequence(u64::MAX)
-            }
-        };
-        let mut notices = VecDeque::new();
-        let position = if range.reaches(wanted) {
-            wanted
-        } else {
-            let (position, notice) = skip(shared, &range, wanted, plan.on_expired)?;
-            notices.push_back(notice);
-            position
-        };
-        notices.push_front(notice::started(shared, &plan.filter, &range, position));
-        let events_left = plan.events_max.unwrap_or(u64::MAX);
-        let bounds = Bounds {
-            last,
-            not_before,
-            before,
-            events_left,
-        };
-        Ok(Self {
-            position,
-            bounds,
-            notices,
-        })
-    }
-}
-
 /// The part of a run before `end`, if there is any.
 fn clip(run: Option<Range<usize>>, end: usize) -> Option<Range<usize>> {
     run.map(|run| run.start..run.end.min(end))
         .filter(|run| !run.is_empty())
-}
-
-/// Decides where to go on when retention has passed a place.
-fn skip(
-    shared: &Shared,
-    range: &log::Range,
-    after: Sequence,
-    on_expired: OnExpired,
-) -> Result<(Sequence, Vec<u8>), Failure> {
-    let position = match on_expired {
-        OnExpired::Fail => return Err(expired(shared, range)),
-        OnExpired::Earliest => range.earliest.before(),
-        OnExpired::Latest => range.head,
-    };
-    Ok((position, notice::skipped(after.plus(1), position)))
-}
-
-/// What to answer when retention has passed a place.
-fn expired(shared: &Shared, range: &log::Range) -> Failure {
-    Failure::CursorExpired {
-        earliest: shared.log.lineage().cursor(range.earliest.before()),
-        head: shared.log.lineage().cursor(range.head),
-    }
 }

@@ -397,7 +397,7 @@ async fn raw_json_is_every_item_byte_for_byte_whatever_it_is() {
         "{\n\t\"type\": \"user.deleted\",\r\n \"id\": \"\\u0065vt\\/2\"}",
         r#"{"id":"evt_3","type":"a type \u0000 of its own","payload":"\ud83d\ude00 😀 \ud800"}"#,
         r#"{"id":12345678901234567890123,"event":"user.created","data":{"user_id":null}}"#,
-        r#"{"id":"evt_5","id":"evt_6","type":"user.created","payload":[[[[]]]]}"#,
+        r#"{"id":"evt_6","note":1,"note":2,"type":"user.created","payload":[[[[]]]]}"#,
         "null",
         "-0.0",
         "\"text\"",

@@ -4,7 +4,7 @@
 //! WRITE_GENERATED=1 cargo test -p prelude-bridge-contract
 //! ```
 
-use std::{env, fs, path::Path};
+use std::{env, error::Error, fs, path::Path};
 
 use prost::Message as _;
 
@@ -23,7 +23,7 @@ fn the_committed_code_is_what_the_contract_generates() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let committed = root.join("src/generated");
     let made = tempfile::tempdir().unwrap();
-    generate(&root.join("../../proto"), made.path());
+    generate(&root.join("../../proto"), made.path()).unwrap();
     for name in [RUST, DESCRIPTORS] {
         let fresh = fs::read(made.path().join(name)).unwrap();
         if env::var_os("WRITE_GENERATED").is_some() {
@@ -53,9 +53,9 @@ fn every_file_of_the_contract_is_generated_from() {
 }
 
 /// Writes the Rust code and the descriptors of the contract into a directory.
-fn generate(proto: &Path, directory: &Path) {
-    let descriptors = protox::compile(PROTO_FILES, [proto]).unwrap();
-    fs::write(directory.join(DESCRIPTORS), descriptors.encode_to_vec()).unwrap();
+fn generate(proto: &Path, directory: &Path) -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile(PROTO_FILES, [proto])?;
+    fs::write(directory.join(DESCRIPTORS), descriptors.encode_to_vec())?;
     // The bridge's server is written by hand: its responses are encoded before anybody asks.
     tonic_prost_build::configure()
         .build_server(false)
@@ -63,6 +63,6 @@ fn generate(proto: &Path, directory: &Path) {
         .build_transport(false)
         .bytes(".prelude.bridge.v1.Event.raw_json")
         .out_dir(directory)
-        .compile_fds(descriptors)
-        .unwrap();
+        .compile_fds(descriptors)?;
+    Ok(())
 }

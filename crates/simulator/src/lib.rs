@@ -38,6 +38,7 @@ use tokio_util::sync::DropGuard;
 pub mod activation;
 pub mod batch;
 pub mod delivery;
+mod error;
 pub mod events;
 mod host;
 pub mod keys;
@@ -54,6 +55,7 @@ pub mod webhooks;
 pub use self::{
     batch::Batch,
     delivery::{Answer, Ticket},
+    error::Error,
     events::{Event, EventType},
     keys::SigningKey,
     ledger::{Ledger, Outcome},
@@ -62,7 +64,6 @@ pub use self::{
 };
 use self::{
     delivery::AttemptFailure,
-    ledger::AttemptResult,
     state::{App, Shared, lock},
     webhooks::Draft,
 };
@@ -72,57 +73,6 @@ pub const BATCH_EVENTS_MAX: usize = 1_000;
 
 /// How long a stop waits for connections and requests to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why the simulator could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An option makes no sense.
-    #[error("{0}")]
-    Options(#[from] options::Invalid),
-    /// The address cannot be listened on.
-    #[error(
-        "cannot listen on {address}: {source} (choose another address, or port 0 for a free one)"
-    )]
-    Listen {
-        /// The address asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A key cannot be made or used.
-    #[error(transparent)]
-    Key(#[from] keys::Error),
-    /// The HTTP client cannot be set up.
-    #[error("the HTTP client cannot be set up: {0}")]
-    Client(reqwest::Error),
-    /// The system gave no seed.
-    #[error("the system gave no random seed: {0}")]
-    Seed(getrandom::Error),
-    /// No such app.
-    #[error("the simulator plays no app `{0}`")]
-    UnknownApp(String),
-    /// No such webhook.
-    #[error("the simulator knows no webhook `{0}`")]
-    UnknownWebhook(String),
-    /// The registry refused.
-    #[error(transparent)]
-    Webhook(#[from] webhooks::Error),
-    /// The receiver did not meet the activation challenge.
-    #[error("activation failed: {0}")]
-    Activation(#[from] activation::Failure),
-    /// A POST had no answer.
-    #[error("the delivery had no answer: {0}")]
-    NoAnswer(AttemptResult),
-    /// Events could not be written as JSON.
-    #[error("the events cannot be written as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// More events than a batch may hold.
-    #[error("a batch of {0} events is too large: at most {BATCH_EVENTS_MAX}")]
-    BatchSize(usize),
-    /// The simulator was stopped meanwhile.
-    #[error("the simulator was stopped")]
-    Stopped,
-}
 
 /// What [`Simulator::emit`] sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

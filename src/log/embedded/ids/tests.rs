@@ -402,7 +402,7 @@ fn runs_of_the_usual_size_fit_their_pages() {
     }
     rig.tidy(usize::MAX);
     assert_eq!(rig.ids.runs.len(), 1);
-    let page_bytes = schema::PAGE_BYTES;
+    let page_bytes = PAGE_BYTES;
     let (all, mean, over): (i64, f64, i64) = rig
         .connection
         .query_row(

@@ -1,0 +1,56 @@
+//! Owns why the simulator could not do what it was asked.
+
+use std::net::SocketAddr;
+
+use super::{BATCH_EVENTS_MAX, activation, keys, ledger::AttemptResult, options, webhooks};
+
+/// Why the simulator could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option makes no sense.
+    #[error("{0}")]
+    Options(#[from] options::Invalid),
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {source} (choose another address, or port 0 for a free one)"
+    )]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key cannot be made or used.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(reqwest::Error),
+    /// The system gave no seed.
+    #[error("the system gave no random seed: {0}")]
+    Seed(getrandom::Error),
+    /// No such app.
+    #[error("the simulator plays no app `{0}`")]
+    UnknownApp(String),
+    /// No such webhook.
+    #[error("the simulator knows no webhook `{0}`")]
+    UnknownWebhook(String),
+    /// The registry refused.
+    #[error(transparent)]
+    Webhook(#[from] webhooks::Error),
+    /// The receiver did not meet the activation challenge.
+    #[error("activation failed: {0}")]
+    Activation(#[from] activation::Failure),
+    /// A POST had no answer.
+    #[error("the delivery had no answer: {0}")]
+    NoAnswer(AttemptResult),
+    /// Events could not be written as JSON.
+    #[error("the events cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// More events than a batch may hold.
+    #[error("a batch of {0} events is too large: at most {BATCH_EVENTS_MAX}")]
+    BatchSize(usize),
+    /// The simulator was stopped meanwhile.
+    #[error("the simulator was stopped")]
+    Stopped,
+}

@@ -1,0 +1,97 @@
+//! Owns where a stream starts: the place that its plan names, what retention has left of it, and what
+//! the client is told of that.
+
+use std::collections::VecDeque;
+
+use super::Bounds;
+use crate::{
+    event::{Sequence, UnixMicros},
+    log,
+    stream::{
+        notice,
+        request::{OnExpired, Plan, StartAt, StopAt},
+        shared::Shared,
+        status::Failure,
+    },
+};
+
+/// Where a stream starts, and what its client is told first.
+pub(super) struct Start {
+    pub(super) position: Sequence,
+    pub(super) bounds: Bounds,
+    pub(super) notices: VecDeque<Vec<u8>>,
+}
+
+impl Start {
+    pub(super) async fn find(shared: &Shared, plan: &Plan) -> Result<Self, Failure> {
+        let range = shared.range();
+        let mut not_before = UnixMicros(i64::MIN);
+        let mut before = None;
+        let wanted = match plan.start {
+            StartAt::Latest => range.head,
+            StartAt::Earliest => range.earliest.before(),
+            StartAt::After(cursor) => shared.check("start.after_cursor", cursor, &range)?,
+            StartAt::Time(at) => {
+                not_before = at;
+                shared
+                    .log
+                    .seek(at)
+                    .await
+                    .map_err(|error| shared.unreadable(&error, None))?
+            }
+        };
+        let last = match plan.stop {
+            StopAt::Never => Sequence(u64::MAX),
+            StopAt::Head => range.head,
+            StopAt::Cursor(cursor) => shared.check("stop.at_cursor", cursor, &range)?,
+            StopAt::Time(at) => {
+                before = Some(at);
+                Sequence(u64::MAX)
+            }
+        };
+        let mut notices = VecDeque::new();
+        let position = if range.reaches(wanted) {
+            wanted
+        } else {
+            let (position, notice) = skip(shared, &range, wanted, plan.on_expired)?;
+            notices.push_back(notice);
+            position
+        };
+        notices.push_front(notice::started(shared, &plan.filter, &range, position));
+        let events_left = plan.events_max.unwrap_or(u64::MAX);
+        let bounds = Bounds {
+            last,
+            not_before,
+            before,
+            events_left,
+        };
+        Ok(Self {
+            position,
+            bounds,
+            notices,
+        })
+    }
+}
+
+/// Decides where to go on when retention has passed a place.
+pub(super) fn skip(
+    shared: &Shared,
+    range: &log::Range,
+    after: Sequence,
+    on_expired: OnExpired,
+) -> Result<(Sequence, Vec<u8>), Failure> {
+    let position = match on_expired {
+        OnExpired::Fail => return Err(expired(shared, range)),
+        OnExpired::Earliest => range.earliest.before(),
+        OnExpired::Latest => range.head,
+    };
+    Ok((position, notice::skipped(after.plus(1), position)))
+}
+
+/// What to answer when retention has passed a place.
+pub(super) fn expired(shared: &Shared, range: &log::Range) -> Failure {
+    Failure::CursorExpired {
+        earliest: shared.log.lineage().cursor(range.earliest.before()),
+        head: shared.log.lineage().cursor(range.head),
+    }
+}
