@@ -3,6 +3,7 @@
 //! two meet without gap or repeat. Knows nothing of connections: whoever has one asks
 //! [`Session::ready`] and then takes as much as the client has room for.
 
+mod movement;
 mod pieces;
 mod start;
 
@@ -11,7 +12,10 @@ use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::start::{Start, expired, skip};
+use self::{
+    movement::clip,
+    start::{Start, expired, skip},
+};
 use super::{
     access::Permit,
     notice,
@@ -391,110 +395,6 @@ impl Session {
         }
     }
 
-    /// One step along the log. Never waits.
-    fn step(&mut self) -> Moved {
-        if self.position >= self.bounds.last {
-            return self.finish();
-        }
-        if let Some(block) = self.history.pop_front() {
-            return self.examine(block, None);
-        }
-        match self.subscriber.next(self.position) {
-            bus::Next::Block(block) => {
-                let extract = self.subscriber.extract(&block, self.plan.format);
-                self.examine(block, extract)
-            }
-            bus::Next::AtHead(head) if head > self.position => {
-                self.position = head.min(self.bounds.last);
-                Moved::On
-            }
-            bus::Next::AtHead(_) => self.at_head(),
-            bus::Next::Behind => {
-                if self.phase == Phase::Live {
-                    self.phase = Phase::History;
-                    self.notices
-                        .push_back(notice::fell_behind(self.position, self.head()));
-                    return Moved::Ready;
-                }
-                Moved::Read
-            }
-        }
-    }
-
-    /// Looks for matching events in a block, after the place and within bounds.
-    fn examine(&mut self, block: Arc<Block>, extract: Option<Arc<Extract>>) -> Moved {
-        if self
-            .bounds
-            .before
-            .is_some_and(|before| block.received_at() >= before)
-        {
-            return self.finish();
-        }
-        let last = block.last_sequence().min(self.bounds.last);
-        let first = block.first_sequence();
-        let index = |sequence: Sequence| {
-            usize::try_from(sequence.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
-        };
-        let end = index(last.plus(1));
-        let from = index(self.position.plus(1));
-        // An extract is of the whole block.
-        let extract = extract.filter(|_| from == 0 && last == block.last_sequence());
-        let run = if block.received_at() < self.bounds.not_before {
-            None
-        } else if let Some(extract) = &extract {
-            Some(0..extract.view().len()).filter(|run| !run.is_empty())
-        } else {
-            clip(self.plan.filter.select(&block).next_run(from), end)
-        };
-        let Some(run) = run else {
-            self.position = self.position.max(last);
-            return Moved::On;
-        };
-        let index = match &extract {
-            Some(extract) => extract.index(run.start).unwrap_or(end),
-            None => run.start,
-        };
-        self.position = first.plus(index as u64).before();
-        self.found = Some(Found {
-            block,
-            run,
-            end,
-            extract,
-        });
-        Moved::Ready
-    }
-
-    fn at_head(&mut self) -> Moved {
-        if self.phase == Phase::History {
-            self.phase = Phase::Live;
-            self.notices.push_back(notice::caught_up(self.position));
-            return Moved::Ready;
-        }
-        if self.stop_time_left().is_some_and(|left| left.is_zero()) {
-            return self.finish();
-        }
-        Moved::Wait
-    }
-
-    async fn read(&mut self) {
-        match self.shared.log.read(self.position, READ_BYTES_MAX).await {
-            // Not to be expected below the head. Waiting keeps it from becoming a busy loop.
-            Ok(blocks) if blocks.is_empty() => self.wait().await,
-            Ok(blocks) => self.history.extend(blocks),
-            Err(ReadError::Expired { .. }) => {
-                let range = self.shared.range();
-                match skip(&self.shared, &range, self.position, self.plan.on_expired) {
-                    Ok((position, notice)) => {
-                        self.position = position;
-                        self.notices.push_back(notice);
-                    }
-                    Err(failure) => self.end = Some(Err(failure)),
-                }
-            }
-            Err(error @ ReadError::Failed(_)) => self.end = Some(Err(self.unreadable(&error))),
-        }
-    }
-
     async fn wait(&mut self) {
         self.registration.waiting(self.position);
         let stop_time = self.stop_time_left();
@@ -559,10 +459,4 @@ impl Session {
     fn told_cursor(&self) -> Cursor {
         self.shared.log.lineage().cursor(self.told)
     }
-}
-
-/// The part of a run before `end`, if there is any.
-fn clip(run: Option<Range<usize>>, end: usize) -> Option<Range<usize>> {
-    run.map(|run| run.start..run.end.min(end))
-        .filter(|run| !run.is_empty())
 }

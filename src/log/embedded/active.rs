@@ -4,12 +4,12 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use super::{
-    Stage,
+    Stage, directory,
     frame::{Header, Part, SEGMENT_HEADER_BYTES},
     keeper::Keeper,
     preparation::{Order, Preparation, Ready},
     recovery::Tip,
-    schema, segments,
+    segments,
 };
 use crate::{
     event::{EventKey, LogId},
@@ -65,7 +65,7 @@ impl Active {
         let first_size = FIRST_BYTES.min(size_max);
         let (ready, end) = match place {
             Ok(tip) => {
-                let file = schema::open_private(&segments::path(directory, tip.ordinal))?;
+                let file = directory::open_private(&segments::path(directory, tip.ordinal))?;
                 make_durable(&file, &tip)?;
                 let bytes = file.metadata()?.len();
                 let ready = Ready {

@@ -19,7 +19,7 @@ use crate::log::{
     fixtures,
 };
 
-const DATABASE: &str = schema::DATABASE_FILE;
+const DATABASE: &str = directory::DATABASE_FILE;
 const START: i64 = 1_700_000_000_000_000;
 const BATCHES: u64 = 4;
 const BATCH_EVENTS: u64 = 100;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
+    directory::{DATABASE_FILE, LOCK_FILE},
     open_error::{OpenError, database_error},
-    rebuild, recovery,
-    schema::{self, DATABASE_FILE, LOCK_FILE},
+    rebuild, recovery, schema,
 };
 use crate::{event::LogId, log::Range};
 

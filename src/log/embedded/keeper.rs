@@ -16,10 +16,11 @@ use std::{
 use rusqlite::{Connection, ErrorCode};
 
 use super::{
-    Shared, disk_error,
+    Shared,
+    directory::DATABASE_FILE,
+    disk_error,
     ids::PAGE_BYTES,
     preparation::{Order, Preparation, Ready},
-    schema::DATABASE_FILE,
     segments,
 };
 use crate::event::LogId;

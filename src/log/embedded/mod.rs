@@ -13,6 +13,7 @@ mod checksum;
 mod clock_row;
 #[cfg(test)]
 mod damage_tests;
+mod directory;
 mod disk_error;
 mod frame;
 mod ids;
@@ -48,8 +49,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, keeper::Keeper, queue::Queue, readers::Readers, retention::Retention,
-    schema::Directory, segments::Segments, writer::Writer,
+    active::Active, directory::Directory, keeper::Keeper, queue::Queue, readers::Readers,
+    retention::Retention, segments::Segments, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},

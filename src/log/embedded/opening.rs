@@ -7,13 +7,15 @@ use std::{path::Path, time::Duration};
 use rusqlite::Connection;
 
 use super::{
-    checksum, clock_row, disk_error,
+    checksum, clock_row,
+    directory::{self, Directory},
+    disk_error,
     ids::{self, Effort, Ids},
     keeper,
     open_error::{OpenError, database_error},
     quarantine, rebuild,
     recovery::{self, Found, Unindexed},
-    schema::{self, Beginning, Directory, Notes},
+    schema::{self, Beginning, Notes},
     segments,
 };
 use crate::{
@@ -202,7 +204,7 @@ pub(super) fn mark_if_damaged(data_dir: &Path, error: &rusqlite::Error) {
     if !checksum::is_damage(error) {
         return;
     }
-    match schema::mark_damaged(data_dir) {
+    match directory::mark_damaged(data_dir) {
         Ok(()) => tracing::error!(
             %error,
             "the index of the log is damaged: the next start makes it anew from the segments"

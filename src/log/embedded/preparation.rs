@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use super::{frame, schema, segments};
+use super::{directory, frame, segments};
 use crate::event::LogId;
 
 /// A segment is made ready in pieces of this size, each flushed: a commit that flushes at the same
@@ -48,11 +48,11 @@ pub(super) struct Preparation {
 impl Preparation {
     /// Creates the file. What an earlier attempt has left of it goes.
     pub(super) fn begin(directory: &Path, log: LogId, order: Order) -> io::Result<Self> {
-        let mut file = schema::open_private(&segments::path(directory, order.ordinal))?;
+        let mut file = directory::open_private(&segments::path(directory, order.ordinal))?;
         file.set_len(0)?;
         file.write_all(&frame::segment_header(log, order.ordinal))?;
         file.sync_all()?;
-        schema::sync_directory(directory)?;
+        directory::sync_directory(directory)?;
         let bytes = frame::SEGMENT_HEADER_BYTES;
         let bytes_goal = if has_room(&file, order.bytes) {
             order.bytes

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::schema;
+use super::directory;
 use crate::event::UnixMicros;
 
 /// The directory, in the data directory.
@@ -34,9 +34,9 @@ pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {
 pub(super) fn take_bytes(data_dir: &Path, path: &Path, from: u64, to: u64) -> io::Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let kept = place(data_dir, &format!("{name}-from-{from}"))?;
-    let mut source = schema::open_private(path)?;
+    let mut source = directory::open_private(path)?;
     source.seek(io::SeekFrom::Start(from))?;
-    let mut copy = schema::open_private(&kept)?;
+    let mut copy = directory::open_private(&kept)?;
     let length = to.saturating_sub(from);
     io::copy(&mut (&mut source).take(length), &mut copy)?;
     copy.sync_all()?;
@@ -51,7 +51,7 @@ pub(super) fn take_bytes(data_dir: &Path, path: &Path, from: u64, to: u64) -> io
 /// A free name: with the time, so that they sort by age.
 fn place(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
     let directory = data_dir.join(DIRECTORY);
-    schema::create_directory(&directory)?;
+    directory::create_directory(&directory)?;
     let now = UnixMicros::now().0;
     let mut count = 0;
     loop {
@@ -65,9 +65,9 @@ fn place(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
 
 fn finish(data_dir: &Path, kept: &Path) -> io::Result<()> {
     let directory = data_dir.join(DIRECTORY);
-    schema::sync_directory(&directory)?;
-    schema::sync_directory(data_dir)?;
-    let is_index = |path: &Path| path.to_string_lossy().contains(schema::DATABASE_FILE);
+    directory::sync_directory(&directory)?;
+    directory::sync_directory(data_dir)?;
+    let is_index = |path: &Path| path.to_string_lossy().contains(directory::DATABASE_FILE);
     let (files_max, bytes_max) = if is_index(kept) {
         (INDEX_FILES_MAX, u64::MAX)
     } else {

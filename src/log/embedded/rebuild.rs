@@ -5,11 +5,12 @@
 use std::{fs::File, io, path::Path};
 
 use super::{
+    directory::{self, DATABASE_FILE, Directory},
     frame::{self, Frames, SEGMENT_HEADER_BYTES},
     open_error::OpenError,
     quarantine,
     recovery::{self, Found},
-    schema::{self, Beginning, DATABASE_FILE, Directory, Facts},
+    schema::{self, Beginning, Facts},
     segments::{self, Segment},
 };
 use crate::event::{LogId, Sequence, Term, UnixMicros};
@@ -93,8 +94,8 @@ fn replace(directory: &Directory, beginning: &Beginning) -> Result<(), OpenError
             tracing::warn!(kept = %kept.display(), "the damaged index is kept");
         }
     }
-    drop(schema::open_private(directory.database()).map_err(failed)?);
-    schema::sync_directory(data_dir).map_err(failed)?;
+    drop(directory::open_private(directory.database()).map_err(failed)?);
+    directory::sync_directory(data_dir).map_err(failed)?;
     schema::open_writer(directory, beginning)?;
     directory.clear_damage_mark().map_err(failed)
 }

@@ -10,10 +10,11 @@
 use std::{collections::VecDeque, fs::File, io, path::Path};
 
 use super::{
+    directory::DATABASE_FILE,
     frame::{self, ALIGNMENT, Frames, Header, Kind, SEGMENT_HEADER_BYTES},
     open_error::OpenError,
     readers,
-    schema::{DATABASE_FILE, Facts},
+    schema::Facts,
     segments::{self, Segment, Segments},
 };
 use crate::{

@@ -7,7 +7,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{run::prefix_range, *};
 use crate::log::embedded::schema;
 
 const AGE: i64 = 1_000;
