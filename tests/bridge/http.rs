@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{
     APP, Answer, Bridge, EMAIL, KEY, OTHER_APP, OTHER_KEY, PHONE, Request, Setup, TOKEN, batch,
-    item, sign,
+    item, sender::eventually, sign,
 };
 
 const SIGNATURE: &str = "X-Webhook-Signature";
@@ -325,9 +325,15 @@ async fn a_batch_that_can_be_read_in_two_ways_is_refused_loudly() {
         let answer = bridge.post(body.as_bytes()).await;
         assert_refused(&answer, 422, "body_ambiguous");
         assert!(answer.text().contains(said), "{}", answer.text());
-        let log = bridge.stderr();
-        let line = log.lines().find(|line| line.contains(said)).expect(said);
+        let line = eventually(async || {
+            let log = bridge.stderr();
+            log.lines()
+                .find(|line| line.contains(said))
+                .map(str::to_owned)
+        });
+        let line = line.await;
         assert!(line.contains("ERROR"), "{line}");
+        let log = bridge.stderr();
         assert!(!log.contains(EMAIL) && !log.contains(PHONE));
     }
     assert_eq!(bridge.head().await, 0);

@@ -84,13 +84,19 @@ impl Proxy {
             assert!(settings.contains(of_example), "{of_example} is not in it");
             settings = settings.replace(of_example, here);
         }
-        Self::start_with(program, arguments, &settings, port).await
+        Self::start_with(program, arguments, (name, &settings), port).await
     }
 
-    /// Starts `program` with these settings, by which it listens on `port`.
-    async fn start_with(program: &Path, arguments: &[&str], settings: &str, port: u16) -> Self {
+    /// Starts `program` with these settings, by which it listens on `port`. They are in a file of
+    /// this name: Envoy reads YAML only where the name says so.
+    async fn start_with(
+        program: &Path,
+        arguments: &[&str],
+        (name, settings): (&str, &str),
+        port: u16,
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("settings");
+        let path = home.path().join(name);
         fs::write(&path, settings).unwrap();
         let log = fs::File::create(home.path().join("log")).unwrap();
         let child = Command::new(program)
@@ -102,12 +108,17 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .unwrap();
-        let proxy = Self {
+        let mut proxy = Self {
             child,
             url: format!("http://127.0.0.1:{port}"),
             home,
         };
-        eventually(async || TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
+        eventually(async || {
+            let ended = proxy.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", proxy.log());
+            TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
         proxy
     }
 
@@ -324,7 +335,13 @@ async fn a_stranger_behind_nginx_cannot_name_another_address() {
     };
     // As it is found in many guides: the stranger's `Host` in a quoted string.
     let whole = r#"proxy_set_header Forwarded "for=$remote_addr;host=\"$http_host\";proto=http";"#;
-    let proxy = Proxy::start_with(&nginx, &NGINX_ARGUMENTS, &settings(whole), port).await;
+    let proxy = Proxy::start_with(
+        &nginx,
+        &NGINX_ARGUMENTS,
+        ("nginx.conf", &settings(whole)),
+        port,
+    )
+    .await;
     let stranger = Ipv4Addr::LOCALHOST;
     for host in [
         "bridge",
@@ -349,7 +366,13 @@ async fn a_stranger_behind_nginx_cannot_name_another_address() {
 
     // With a proxy that sets X-Forwarded-For and lets the other header through, they have to agree.
     let other = "proxy_set_header X-Forwarded-For $remote_addr;";
-    let proxy = Proxy::start_with(&nginx, &NGINX_ARGUMENTS, &settings(other), port).await;
+    let proxy = Proxy::start_with(
+        &nginx,
+        &NGINX_ARGUMENTS,
+        ("nginx.conf", &settings(other)),
+        port,
+    )
+    .await;
     assert_eq!(delivered(&proxy, stranger, "bridge", claim).await, 403);
     assert_eq!(delivered(&proxy, SENDER, "bridge", claim).await, 200);
     assert_eq!(delivered(&proxy, SENDER, "bridge", "").await, 200);

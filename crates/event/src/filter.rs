@@ -8,7 +8,7 @@
 //!
 //! Most of the work is done once a block, on its few type and app names:
 //! ```
-//! use prelude_bridge::filter::{Filter, Spec};
+//! use prelude_bridge_event::filter::{Filter, Spec};
 //!
 //! let filter = Filter::compile(&Spec {
 //!     types: vec!["user.session.*".to_owned()],
