@@ -5,7 +5,7 @@
 //! and given back for what turns out to be genuine. While there is nothing left to pay with, a
 //! delivery waits for its turn:
 //!
-//! - **before it is verified**, for [`TURN_WAIT_MAX`] at most, unless the last delivery of its client
+//! - **before it is verified**, for a second at most, unless the last delivery of its client
 //!   was genuine. Whoever closes the connection meanwhile has cost nothing; and a genuine delivery
 //!   whose client's last one was forged, because a proxy makes the two one, is kept only that long.
 //! - **before it is answered**, for the rest of that turn, if it was forged. The answer is worth nothing
