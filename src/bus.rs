@@ -417,7 +417,7 @@ impl Drop for Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{filter::Spec, log::fixtures};
+    use crate::{event::testing as fixtures, filter::Spec};
 
     fn filter(types: &[&str]) -> Filter {
         let types = types.iter().map(ToString::to_string).collect();

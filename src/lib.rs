@@ -42,7 +42,7 @@ pub mod signature;
 pub mod decode;
 
 // The promise that an acknowledged event is kept: embedded, memory.
-pub mod log;
+pub use prelude_bridge_log as log;
 
 // Who may subscribe to what: tokens, certificates, JWTs, and their end.
 pub mod credentials;

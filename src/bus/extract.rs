@@ -124,7 +124,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{filter::Spec, log::fixtures};
+    use crate::{event::testing as fixtures, filter::Spec};
 
     fn filter(event_type: &str) -> Filter {
         let types = vec![event_type.to_owned()];

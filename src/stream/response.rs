@@ -210,8 +210,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        event::testing as fixtures,
         event::{LogId, Sequence, Term},
-        log::{Format, fixtures},
+        log::Format,
         proto::SubscribeResponse,
     };
 

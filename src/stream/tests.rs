@@ -14,8 +14,9 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     bus,
+    event::testing as fixtures,
     event::{Cursor, Sequence, UnixMicros},
-    log::{self, fixtures, memory},
+    log::{self, memory},
     proto::{
         self, Earliest, Event, ExpiredCursorPolicy, Filter, GetRangeRequest, Head, Latest,
         PayloadFormat, StartPosition, StopPosition, SubscribeRequest, SubscribeResponse,

@@ -1,0 +1,522 @@
+//! Owns the bytes of a segment file: a header, and after it frames, each a block with the keys of
+//! its events. A frame says where it belongs, so that what is left of another one is never taken
+//! for it. Knows nothing of which segments there are.
+//!
+//! All numbers little-endian:
+//! ```text
+//! segment   magic "PBSEG\0\0\x02" · log u64 · ordinal u64 · crc32c of these u32 · zero u32
+//! frame     magic "PBF2" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
+//!           received_at i64 (µs) · events u32 · block bytes u32 · crc32c of the keys u32 ·
+//!           crc32c of the block u32 · frames of its commit after it u32 ·
+//!           events of its commit before it u32 · number of its commit u64
+//!           keys of its events, 16 bytes each · block · up to a multiple of 8: anything
+//! ```
+//! Frames of one commit have its number, which no other commit has: pieces of two commits that were
+//! interrupted at the same place are never taken for one.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+use bytes::{Buf, Bytes};
+
+use crate::{Block, block::Damaged};
+use prelude_bridge_event::{EventKey, LogId, Sequence, UnixMicros};
+
+const SEGMENT_MAGIC: [u8; 8] = *b"PBSEG\0\0\x02";
+/// Where the first frame is.
+pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
+const SEGMENT_CHECKED_BYTES: usize = 24;
+
+const FRAME_MAGIC: [u8; 4] = *b"PBF2";
+pub(super) const HEADER_BYTES: usize = 64;
+const CHECKED_FROM: usize = 8;
+const KEY_BYTES: usize = size_of::<EventKey>();
+/// Each frame begins at a multiple of this.
+pub(super) const ALIGNMENT: u64 = 8;
+
+/// The first bytes of a segment.
+pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SEGMENT_HEADER_BYTES as usize);
+    bytes.extend_from_slice(&SEGMENT_MAGIC);
+    bytes.extend_from_slice(&log.0.to_le_bytes());
+    bytes.extend_from_slice(&ordinal.to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.resize(SEGMENT_HEADER_BYTES as usize, 0);
+    bytes
+}
+
+/// Chunks overlap by so much, in which a header that begins in one of them ends.
+const MARGIN_BYTES: usize = 64;
+const _: () =
+    assert!(MARGIN_BYTES >= HEADER_BYTES && MARGIN_BYTES.is_multiple_of(ALIGNMENT as usize));
+
+/// What there is behind the last commit of a segment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// From the first byte that is not zero (rounded down to where a frame could begin) to behind the
+    /// last one.
+    pub(super) written: Option<(u64, u64)>,
+    /// The header that was looked for, and where it is.
+    pub(super) found: Option<(u64, Header)>,
+}
+
+impl Rest {
+    fn note(&mut self, from: u64, to: u64) {
+        let (first, _) = self.written.unwrap_or((from, to));
+        self.written = Some((first, to));
+    }
+}
+
+/// What a file turns out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The segment that was looked for.
+    Segment,
+    /// A file that was to become one: it has no content.
+    Nothing,
+    /// Of another log, or of another place in this one.
+    Stranger,
+    /// No segment at all.
+    Other,
+}
+
+/// Looks at the first bytes of a file.
+pub(super) fn identify(file: &File, log: LogId, ordinal: u64) -> io::Result<Kind> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+    let found = read_at_most(file, &mut bytes, 0)?;
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(Kind::Nothing);
+    }
+    let mut rest = &bytes[..];
+    let checksum = bytes.get(..SEGMENT_CHECKED_BYTES).map(crc32c::crc32c);
+    let (checked, mut after) = rest.split_at(SEGMENT_CHECKED_BYTES);
+    let is_whole = found == bytes.len() && checksum == Some(after.get_u32_le());
+    if !is_whole || !checked.starts_with(&SEGMENT_MAGIC) {
+        return Ok(Kind::Other);
+    }
+    rest.advance(SEGMENT_MAGIC.len());
+    let is_ours = rest.get_u64_le() == log.0 && rest.get_u64_le() == ordinal;
+    Ok(if is_ours {
+        Kind::Segment
+    } else {
+        Kind::Stranger
+    })
+}
+
+/// The log that a file is a segment of, as its header or its first frame says.
+pub(super) fn log_of(file: &File) -> io::Result<Option<LogId>> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize + HEADER_BYTES];
+    read_at_most(file, &mut bytes, 0)?;
+    let (header, frame) = bytes.split_at(SEGMENT_HEADER_BYTES as usize);
+    let mut log = header.get(SEGMENT_MAGIC.len()..).unwrap_or_default();
+    let log = LogId(log.try_get_u64_le().unwrap_or(0));
+    let mut ordinal = header.get(SEGMENT_MAGIC.len() + 8..).unwrap_or_default();
+    let ordinal = ordinal.try_get_u64_le().unwrap_or(0);
+    if identify(file, log, ordinal)? == Kind::Segment {
+        return Ok(Some(log));
+    }
+    let mut log = frame.get(CHECKED_FROM..).unwrap_or_default();
+    let log = LogId(log.try_get_u64_le().unwrap_or(0));
+    Ok(Header::parse(frame, log).map(|_| log))
+}
+
+/// What a frame says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) log: LogId,
+    pub(super) first_sequence: Sequence,
+    pub(super) received_at: UnixMicros,
+    /// How many events, at least one.
+    pub(super) events: u32,
+    block_bytes: u32,
+    keys_checksum: u32,
+    block_checksum: u32,
+    /// How many frames of the same commit follow.
+    pub(super) frames_after: u32,
+    /// How many events of the same commit come before.
+    pub(super) events_before: u32,
+    /// The number of its commit.
+    commit: u64,
+}
+
+/// Which part of its commit a frame is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// A number that no other commit has.
+    pub(super) commit: u64,
+    pub(super) frames_after: u32,
+    pub(super) events_before: u32,
+}
+
+impl Header {
+    /// The header of a block's frame.
+    pub(super) fn new(log: LogId, block: &Block, keys: &[u8], part: Part) -> Self {
+        Self {
+            log,
+            first_sequence: block.first_sequence(),
+            received_at: block.received_at(),
+            events: saturated(block.entries().len()),
+            block_bytes: saturated(block.as_bytes().len()),
+            keys_checksum: crc32c::crc32c(keys),
+            block_checksum: Block::carried_checksum(block.as_bytes()),
+            frames_after: part.frames_after,
+            events_before: part.events_before,
+            commit: part.commit,
+        }
+    }
+
+    pub(super) fn put(&self, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
+        bytes.extend_from_slice(&FRAME_MAGIC);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.log.0.to_le_bytes());
+        bytes.extend_from_slice(&self.first_sequence.0.to_le_bytes());
+        bytes.extend_from_slice(&self.received_at.0.to_le_bytes());
+        for number in [
+            self.events,
+            self.block_bytes,
+            self.keys_checksum,
+            self.block_checksum,
+            self.frames_after,
+            self.events_before,
+        ] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.commit.to_le_bytes());
+        let checksum = crc32c::crc32c(bytes.get(start + CHECKED_FROM..).unwrap_or_default());
+        if let Some(place) = bytes.get_mut(start + 4..start + CHECKED_FROM) {
+            place.copy_from_slice(&checksum.to_le_bytes());
+        }
+    }
+
+    /// Reads a header; `None` if there is none of this log.
+    pub(super) fn parse(bytes: &[u8], log: LogId) -> Option<Self> {
+        let mut rest = bytes.get(..HEADER_BYTES)?;
+        if !rest.starts_with(&FRAME_MAGIC) {
+            return None;
+        }
+        rest.advance(FRAME_MAGIC.len());
+        if rest.get_u32_le() != crc32c::crc32c(rest) || rest.get_u64_le() != log.0 {
+            return None;
+        }
+        let header = Self {
+            log,
+            first_sequence: Sequence(rest.get_u64_le()),
+            received_at: UnixMicros(rest.get_i64_le()),
+            events: rest.get_u32_le(),
+            block_bytes: rest.get_u32_le(),
+            keys_checksum: rest.get_u32_le(),
+            block_checksum: rest.get_u32_le(),
+            frames_after: rest.get_u32_le(),
+            events_before: rest.get_u32_le(),
+            commit: rest.get_u64_le(),
+        };
+        (header.events > 0).then_some(header)
+    }
+
+    pub(super) fn last_sequence(&self) -> Sequence {
+        self.first_sequence.plus(u64::from(self.events)).before()
+    }
+
+    /// The first event of the commit that the frame is a part of.
+    pub(super) fn commit_first(&self) -> Sequence {
+        Sequence((self.first_sequence.0).saturating_sub(u64::from(self.events_before)))
+    }
+
+    /// Whether this frame belongs to the same commit as the one before it.
+    pub(super) fn is_of_commit_of(&self, before: &Self) -> bool {
+        self.commit == before.commit
+            && before.events_before.checked_add(before.events) == Some(self.events_before)
+            && before.frames_after.checked_sub(1) == Some(self.frames_after)
+    }
+
+    pub(super) fn block_bytes(&self) -> usize {
+        self.block_bytes as usize
+    }
+
+    fn keys_bytes(&self) -> usize {
+        self.events as usize * KEY_BYTES
+    }
+
+    /// From the beginning of this frame to that of the next.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        let bytes = HEADER_BYTES + self.keys_bytes() + self.block_bytes();
+        (bytes as u64).next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// A block is closed long before 4 GiB.
+fn saturated(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// What follows a header.
+pub(super) struct Body<'a> {
+    pub(super) keys: &'a [u8],
+    pub(super) block: &'a [u8],
+}
+
+impl Body<'_> {
+    /// Whether these are the bytes that were written.
+    pub(super) fn is_whole(&self, header: &Header) -> bool {
+        crc32c::crc32c(self.keys) == header.keys_checksum
+            && Block::carried_checksum(self.block) == header.block_checksum
+            && Block::is_whole(self.block)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = EventKey> {
+        let (keys, _) = self.keys.as_chunks::<KEY_BYTES>();
+        keys.iter().map(|&key| EventKey(key))
+    }
+
+    /// The block, in memory of its own.
+    pub(super) fn to_block(&self) -> Result<Block, Damaged> {
+        Block::parse(Bytes::copy_from_slice(self.block))
+    }
+}
+
+/// Passes over the frames of a segment, reading them a chunk at a time.
+pub(super) struct Frames {
+    file: File,
+    log: LogId,
+    offset: u64,
+    chunk_bytes: usize,
+    buffer: Vec<u8>,
+    buffer_at: u64,
+    buffered: usize,
+}
+
+impl Frames {
+    pub(super) fn new(file: File, log: LogId, offset: u64, chunk_bytes: usize) -> Self {
+        Self {
+            file,
+            log,
+            offset,
+            chunk_bytes,
+            buffer: Vec::new(),
+            buffer_at: 0,
+            buffered: 0,
+        }
+    }
+
+    /// Where it is: at the beginning of a frame.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The header of the frame here; `None` if there is none.
+    pub(super) fn header(&mut self) -> io::Result<Option<Header>> {
+        let log = self.log;
+        let bytes = self.window(self.offset, HEADER_BYTES)?;
+        Ok(bytes.and_then(|bytes| Header::parse(bytes, log)))
+    }
+
+    /// The rest of the frame here; `None` if the file ends before it does.
+    pub(super) fn body(&mut self, header: &Header) -> io::Result<Option<Body<'_>>> {
+        let keys_bytes = header.keys_bytes();
+        let from = self.offset + HEADER_BYTES as u64;
+        let bytes = self.window(from, keys_bytes + header.block_bytes())?;
+        Ok(bytes.map(|bytes| {
+            let (keys, block) = bytes.split_at(keys_bytes);
+            Body { keys, block }
+        }))
+    }
+
+    /// Goes on to the next frame.
+    pub(super) fn skip(&mut self, header: &Header) {
+        self.offset += header.frame_bytes();
+    }
+
+    /// Looks through everything from a place on, to the end of the file: where bytes were written
+    /// that are not zero, and the first header there that is `wanted`.
+    pub(super) fn rest(
+        &mut self,
+        from: u64,
+        wanted: impl Fn(u64, &Header) -> bool,
+    ) -> io::Result<Rest> {
+        let (log, step) = (
+            self.log,
+            self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1),
+        );
+        let file_bytes = self.file.metadata()?.len();
+        let mut rest = Rest::default();
+        let mut at = from;
+        while at < file_bytes {
+            let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
+            let Some(chunk) = self.window(at, step.min(left))? else {
+                break;
+            };
+            // A header may begin in one chunk and end in the next: those of the margin are left to it.
+            let is_last = left <= step;
+            let own = if is_last {
+                chunk.len()
+            } else {
+                step - MARGIN_BYTES
+            };
+            for (index, word) in chunk.chunks(ALIGNMENT as usize).enumerate() {
+                let offset = index * ALIGNMENT as usize;
+                if offset >= own {
+                    break;
+                }
+                if word.iter().all(|&byte| byte == 0) {
+                    continue;
+                }
+                let place = at + offset as u64;
+                rest.note(place, place + word.len() as u64);
+                if !word.starts_with(&FRAME_MAGIC) || rest.found.is_some() {
+                    continue;
+                }
+                let bytes = chunk.get(offset..).unwrap_or_default();
+                let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
+                rest.found = header.map(|header| (place, header));
+            }
+            at += own as u64;
+        }
+        Ok(rest)
+    }
+
+    /// These bytes of the file, if it has them all.
+    fn window(&mut self, from: u64, bytes: usize) -> io::Result<Option<&[u8]>> {
+        let start = from
+            .checked_sub(self.buffer_at)
+            .and_then(|start| usize::try_from(start).ok());
+        let held = start.filter(|start| start.saturating_add(bytes) <= self.buffered);
+        let start = match held {
+            Some(start) => start,
+            None => {
+                let wanted = bytes.max(self.chunk_bytes);
+                if self.buffer.len() < wanted {
+                    self.buffer.resize(wanted, 0);
+                }
+                self.buffered = read_at_most(&self.file, &mut self.buffer, from)?;
+                self.buffer_at = from;
+                0
+            }
+        };
+        let held = self.buffer.get(..self.buffered).unwrap_or_default();
+        Ok(held.get(start..start.saturating_add(bytes)))
+    }
+}
+
+/// Fills the buffer, unless the file ends before.
+fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, from + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    const LOG: LogId = LogId(7);
+
+    fn frame(first: u64, events_before: u32) -> (Header, Vec<u8>) {
+        let block = fixtures::block(Sequence(first), 3);
+        let keys = [first as u8; 3 * KEY_BYTES];
+        let part = Part {
+            commit: 77,
+            frames_after: 0,
+            events_before,
+        };
+        let header = Header::new(LOG, &block, &keys, part);
+        let mut bytes = Vec::new();
+        header.put(&mut bytes);
+        bytes.extend_from_slice(&keys);
+        bytes.extend_from_slice(block.as_bytes());
+        bytes.resize(header.frame_bytes() as usize, 0xff);
+        (header, bytes)
+    }
+
+    fn file_of(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn frames_are_read_as_they_were_written_whatever_the_chunks() {
+        let written = [frame(1, 0), frame(4, 0), frame(7, 3)];
+        let bytes = written.each_ref().map(|(_, bytes)| bytes.clone()).concat();
+        for chunk_bytes in [1, 60, 300, 100_000] {
+            let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
+            for (header, _) in &written {
+                assert_eq!(frames.header().unwrap().as_ref(), Some(header));
+                let body = frames.body(header).unwrap().unwrap();
+                assert!(body.is_whole(header));
+                assert_eq!(body.keys().count(), 3);
+                let block = body.to_block().unwrap();
+                assert_eq!(block.last_sequence(), header.last_sequence());
+                frames.skip(header);
+            }
+            assert_eq!(frames.header().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn no_changed_byte_goes_unnoticed() {
+        let (header, bytes) = frame(1, 0);
+        for index in 0..HEADER_BYTES + header.keys_bytes() + header.block_bytes() {
+            let mut bytes = bytes.clone();
+            bytes[index] ^= 0x10;
+            let mut frames = Frames::new(file_of(&bytes), LOG, 0, 4_096);
+            let found = frames.header().unwrap();
+            let is_whole = found.is_some_and(|header| {
+                let body = frames.body(&header).unwrap();
+                body.is_some_and(|body| body.is_whole(&header))
+            });
+            assert!(!is_whole, "byte {index}");
+        }
+        let cut = &bytes[..bytes.len() - 20];
+        let mut frames = Frames::new(file_of(cut), LOG, 0, 4_096);
+        assert!(frames.body(&header).unwrap().is_none());
+        let mut other = Frames::new(file_of(&bytes), LogId(8), 0, 4_096);
+        assert_eq!(other.header().unwrap(), None, "of another log");
+    }
+
+    #[test]
+    fn what_was_written_after_a_place_is_found_however_far_away() {
+        let (later, frame_bytes) = frame(10, 0);
+        for at in [8, 65_472, 65_480, 65_528, 300_000] {
+            let mut bytes = vec![0; 400_000];
+            bytes[at..at + frame_bytes.len()].copy_from_slice(&frame_bytes);
+            for chunk_bytes in [1, 200, 65_536, 1 << 20] {
+                let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
+                let mut find = |after| {
+                    let wanted = |_, header: &Header| header.first_sequence > Sequence(after);
+                    frames.rest(0, wanted).unwrap()
+                };
+                let rest = find(9);
+                let found = Some((at as u64, later));
+                assert_eq!(rest.found, found, "at {at}, chunks of {chunk_bytes}");
+                let (from, to) = rest.written.unwrap();
+                assert_eq!(from, at as u64);
+                assert_eq!(to, (at + frame_bytes.len()) as u64);
+                assert_eq!(find(10).found, None);
+            }
+        }
+        let mut frames = Frames::new(file_of(&[0; 5_003]), LOG, 0, 4_096);
+        assert_eq!(frames.rest(0, |_, _| true).unwrap(), Rest::default());
+        let mut frames = Frames::new(file_of(&[0, 0, 0, 7, 1]), LOG, 0, 4_096);
+        assert_eq!(frames.rest(0, |_, _| true).unwrap().written, Some((0, 5)));
+    }
+
+    #[test]
+    fn a_segment_is_told_from_other_files() {
+        let kind = |bytes: &[u8]| identify(&file_of(bytes), LOG, 3).unwrap();
+        assert_eq!(kind(&segment_header(LOG, 3)), Kind::Segment);
+        assert_eq!(kind(&segment_header(LOG, 4)), Kind::Stranger);
+        assert_eq!(kind(&segment_header(LogId(8), 3)), Kind::Stranger);
+        assert_eq!(kind(b""), Kind::Nothing);
+        assert_eq!(kind(&[0; 100]), Kind::Nothing);
+        assert_eq!(kind(b"Dear diary"), Kind::Other);
+    }
+}

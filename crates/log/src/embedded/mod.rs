@@ -1,0 +1,426 @@
+//! Owns the log on disk: segment files, to which one thread appends, and an index that follows them.
+//!
+//! `queue` → `writer` (with `ids` and `retention`) → the `active` segment → `readers`. A commit is
+//! durable when its frames are (`frame` knows their bytes), with one write and one flush of space
+//! that was made ready. The index is a SQLite database (`schema`): it remembers the ids of weeks,
+//! and what is true of the log as a whole. It may be behind the segments, never ahead of them; a
+//! start (`opening`) reads in the segments (`recovery`) what it has not got, and makes a damaged index
+//! anew from them (`rebuild`). What is taken out of the log goes to the `quarantine`. The `keeper` does what no commit is
+//! to wait for; the next segment (`preparation`) is a part of it.
+
+mod active;
+mod checksum;
+mod clock_row;
+#[cfg(test)]
+mod damage_tests;
+mod directory;
+mod disk_error;
+mod frame;
+mod ids;
+mod inspect;
+mod keeper;
+mod open_error;
+mod opening;
+mod preparation;
+mod quarantine;
+mod queue;
+mod readers;
+mod rebuild;
+mod recovery;
+mod retention;
+mod schema;
+mod segments;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use self::{
+    active::Active, directory::Directory, keeper::Keeper, queue::Queue, readers::Readers,
+    retention::Retention, segments::Segments, writer::Writer,
+};
+pub use self::{
+    inspect::{Inspection, inspect},
+    open_error::OpenError,
+};
+use super::{
+    Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
+    clock::{self, Clock},
+    group::{self, Stamps},
+};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+
+/// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
+/// that somebody tries again.
+const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
+
+/// What the log keeps, and what it may take.
+#[derive(Clone)]
+pub struct Options {
+    /// Blocks older than this are removed. 30 days: twice as long as the sender retries, so that
+    /// whoever was offline for as long as that still finds everything.
+    pub retention_age: Duration,
+    /// The oldest segment is removed when the log, its ids included, occupies more than this. The
+    /// newest segment always stays. 10 GiB: some twenty million events of usual size.
+    pub retention_bytes: u64,
+    /// For how long a repetition of an event is recognised, at least; up to twice as long. 15 days:
+    /// the sender retries for 14.
+    pub ids_age: Duration,
+    /// How many batches may wait for the disk. 1,024: a second's worth on a slow disk, after which
+    /// the sender had better come back later.
+    pub queue_batches_max: usize,
+    /// How many bytes of batches may wait, in memory. 64 MiB.
+    pub queue_bytes_max: usize,
+    /// How many events are committed together, at most (a larger batch is committed alone). 8,192:
+    /// one block.
+    pub group_events_max: usize,
+    /// How many bytes of batches are committed together, at most. 4 MiB: a few milliseconds.
+    pub group_bytes_max: usize,
+    /// What the index's write-ahead log may take before it is carried over. 4 MiB: written in some
+    /// ten milliseconds.
+    pub wal_bytes_max: u64,
+    /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
+    /// enough.
+    pub readers: usize,
+    /// Told of each commit, from the writer's thread. Must not block.
+    pub on_commit: Option<OnCommit>,
+}
+
+/// Told of each commit that added events.
+pub type OnCommit = Arc<dyn Fn(Commit) + Send + Sync>;
+
+/// A commit that added events, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Commit {
+    /// Batches that were committed together.
+    pub batches: usize,
+    /// Events that were new.
+    pub events: u64,
+    /// What their blocks have, in bytes.
+    pub bytes: u64,
+    /// How long it took, from taking the batches to durability.
+    pub duration: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            retention_age: Duration::from_secs(30 * 24 * 60 * 60),
+            retention_bytes: 10 * 1024 * 1024 * 1024,
+            ids_age: Duration::from_secs(15 * 24 * 60 * 60),
+            queue_batches_max: 1_024,
+            queue_bytes_max: 64 * 1024 * 1024,
+            group_events_max: 8_192,
+            group_bytes_max: 4 * 1024 * 1024,
+            wal_bytes_max: 4 * 1024 * 1024,
+            readers: 4,
+            on_commit: None,
+        }
+    }
+}
+
+/// Opens the log in a directory, which is created if need be, and passes what is appended to
+/// `tail`. Blocks for some milliseconds, and for as long as it takes to read the
+/// last segment.
+///
+/// # Errors
+/// [`OpenError`], which says what to do.
+pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedded>, OpenError> {
+    open_with_seams(data_dir, options, tail, Seams::default())
+}
+
+/// Where tests take the place of the clock and of the disk.
+pub(super) struct Seams {
+    pub(super) clock: Clock,
+    pub(super) fault: Fault,
+    /// Smaller ones, so that there is more to see.
+    pub(super) ids_limits: Option<ids::Limits>,
+}
+
+/// May fail in the place of the disk.
+pub(super) type Fault = Box<dyn FnMut(Stage) -> io::Result<()> + Send>;
+
+/// What the writer is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Begin with a group.
+    Begin,
+    /// Write a commit.
+    Write,
+    /// Make it durable.
+    Flush,
+    /// Bring the index up to date.
+    Index,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self {
+            clock: clock::system_clock(),
+            fault: Box::new(|_| Ok(())),
+            ids_limits: None,
+        }
+    }
+}
+
+/// The same with seams.
+pub(super) fn open_with_seams(
+    data_dir: &Path,
+    options: Options,
+    tail: Tail,
+    seams: Seams,
+) -> Result<Arc<Embedded>, OpenError> {
+    let directory = Directory::open(data_dir)?;
+    let path = directory.database();
+    let database_error = |source| open_error::database_error(path, source);
+    let directory_error = |source| OpenError::Directory {
+        path: data_dir.to_owned(),
+        source,
+    };
+    let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
+    let ids_limits = seams.ids_limits;
+    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
+    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
+    let (log, found, mut connection) = (opened.log, opened.found, opened.connection);
+    let place = found.tip.ok_or(found.next_ordinal);
+    let active = Active::open(data_dir, log, place, options.retention_bytes);
+    let active = active.map_err(directory_error)?;
+    let (done, ended) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        queue: Queue::new(queue::Limits {
+            queue_batches_max: options.queue_batches_max,
+            queue_bytes_max: options.queue_bytes_max,
+            group_events_max: options.group_events_max,
+            group_bytes_max: options.group_bytes_max,
+        }),
+        keeper: Keeper::new(options.wal_bytes_max),
+        segments: Arc::new(found.segments),
+        range: RwLock::new(found.range),
+        index_bytes: AtomicU64::new(0),
+        clock: opened.clock.watch(),
+        failure: OnceLock::new(),
+        no_space_at: Mutex::new(None),
+        done,
+    });
+    let hooked = Arc::clone(&shared);
+    let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
+        hooked
+            .keeper
+            .set_wal_pages(u64::try_from(pages).unwrap_or(0));
+        Ok(())
+    };
+    connection.wal_hook(Some(on_wal)).map_err(database_error)?;
+    let keeper = {
+        let (shared, directory) = (Arc::clone(&shared), data_dir.to_owned());
+        let connection = schema::open_keeper(path).map_err(database_error)?;
+        spawn("log-keeper", move || {
+            keeper::run(&shared, &connection, &directory, log);
+        })?
+    };
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        connection,
+        keeper,
+        tail,
+        on_commit: options.on_commit,
+        log,
+        term: opened.term,
+        builder: group::new_builder(),
+        clock: opened.clock,
+        stamps: Stamps::new(found.last_at),
+        ages: opened.ages,
+        ids: opened.ids,
+        active,
+        unsealed: found.unsealed,
+        behind: writer::Behind::default(),
+        retention: Retention::new(options.retention_bytes),
+        seams,
+    };
+    let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
+    let readers = readers.inspect_err(|_| shared.keeper.stop())?;
+    let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
+    Ok(Arc::new(Embedded {
+        lineage: Lineage::new(log, opened.terms),
+        shared,
+        readers,
+        thread: Mutex::new(Some(thread)),
+        ended,
+        _directory: directory,
+    }))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(OpenError::Thread)
+}
+
+/// A [`Log`] on disk.
+pub struct Embedded {
+    lineage: Lineage,
+    shared: Arc<Shared>,
+    readers: Readers,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    ended: watch::Receiver<bool>,
+    /// Last, so that the directory is given up when everything else is closed.
+    _directory: Directory,
+}
+
+/// What the threads of a log and its handles have in common.
+struct Shared {
+    queue: Queue,
+    keeper: Keeper,
+    segments: Arc<Segments>,
+    range: RwLock<Range>,
+    /// What the index occupies, without free pages and its write-ahead log.
+    index_bytes: AtomicU64,
+    clock: Arc<clock::Watch>,
+    failure: OnceLock<Arc<str>>,
+    no_space_at: Mutex<Option<Instant>>,
+    done: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn range(&self) -> Range {
+        *self.range.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.failure.get().cloned().map(Error::Failed)
+    }
+
+    /// Ends the log for good; the first reason counts.
+    fn fail(&self, reason: &str) -> Error {
+        let reason = self.failure.get_or_init(|| {
+            tracing::error!(reason, "the log failed: restart the bridge");
+            reason.into()
+        });
+        let error = Error::Failed(Arc::clone(reason));
+        self.queue.fail(&error);
+        error
+    }
+
+    /// The same for what SQLite says. A damaged index is made anew by the next start.
+    fn fail_index(&self, error: &rusqlite::Error) -> Error {
+        if self.failure.get().is_none() {
+            opening::mark_if_damaged(self.segments.directory(), error);
+        }
+        self.fail(&error.to_string())
+    }
+
+    fn set_no_space(&self, no_space: bool) {
+        let mut at = self
+            .no_space_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if no_space && at.is_none() {
+            tracing::error!("the disk of the data directory is full: events are refused");
+        }
+        *at = no_space.then(Instant::now);
+    }
+
+    fn has_no_space(&self) -> bool {
+        self.no_space_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|at| at.elapsed() < NO_SPACE_MEMORY)
+    }
+
+    fn index_bytes(&self) -> u64 {
+        self.index_bytes.load(Ordering::Relaxed) + self.keeper.wal_bytes()
+    }
+}
+
+impl Log for Embedded {
+    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
+        // In line from now on, whatever becomes of the future.
+        let pushed = self.shared.queue.push(batch);
+        Box::pin(async move {
+            let fate = pushed?.await;
+            // A writer that ends without an answer has failed, and says why.
+            fate.unwrap_or_else(|_| Err(self.shared.failure().unwrap_or(Error::Closed)))
+        })
+    }
+
+    fn read(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
+        Box::pin(self.readers.read(&self.shared.range, after, bytes_max))
+    }
+
+    fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
+        Box::pin(self.readers.seek(&self.shared.range, at))
+    }
+
+    fn range(&self) -> Range {
+        self.shared.range()
+    }
+
+    fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            stored_bytes: self.shared.segments.bytes() + self.shared.index_bytes(),
+            queued_batches: self.shared.queue.len(),
+            clock_jumps: self.shared.clock.jumps(),
+        }
+    }
+
+    fn now(&self) -> UnixMicros {
+        self.shared.clock.now()
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        match self.shared.failure().or(self.shared.queue.refusal()) {
+            Some(error) => Err(error),
+            None if self.shared.has_no_space() => Err(Error::NoSpace),
+            None => Ok(()),
+        }
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.shared.queue.close();
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            // The sender lives as long as `shared`, so this ends with the writer.
+            let _ = ended.wait_for(|&ended| ended).await;
+        })
+    }
+}
+
+/// Writes what is queued, and gives the directory up. Blocks for as long as that takes:
+/// [`Log::close`] first, where that matters.
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take()
+            // The tail may hold the last handle.
+            && thread.thread().id() != thread::current().id()
+        {
+            // Its panic, if any, was noted as the log's failure.
+            let _ = thread.join();
+        }
+    }
+}

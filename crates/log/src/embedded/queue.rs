@@ -1,0 +1,233 @@
+//! Owns the bounded line of batches between the senders' requests and the writer's thread. Knows
+//! nothing of how they are written.
+
+use std::{
+    collections::VecDeque,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use crate::{Appended, Error};
+use prelude_bridge_event::Batch;
+
+/// A batch with the place where its fate is awaited.
+pub(super) struct Job {
+    pub(super) batch: Batch,
+    pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
+}
+
+/// How much may wait, and how much is taken at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) queue_batches_max: usize,
+    pub(super) queue_bytes_max: usize,
+    pub(super) group_events_max: usize,
+    pub(super) group_bytes_max: usize,
+}
+
+/// A bounded queue of one consumer.
+pub(super) struct Queue {
+    limits: Limits,
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    bytes: usize,
+    refusal: Option<Error>,
+}
+
+/// What the consumer is to do.
+pub(super) enum Taken {
+    /// Write these, in this order.
+    Group(Vec<Job>),
+    /// Nothing has come within the time.
+    Nothing,
+    /// Nothing is left, and nothing more will come.
+    End,
+}
+
+impl Queue {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+        }
+    }
+
+    /// Puts a batch in line, or says at once why not.
+    pub(super) fn push(
+        &self,
+        batch: Batch,
+    ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
+        let bytes = batch.memory_bytes();
+        let mut state = self.state();
+        if let Some(refusal) = &state.refusal {
+            return Err(refusal.clone());
+        }
+        // A single batch may be larger than all that may wait: then it waits alone.
+        let fits = state.jobs.is_empty() || state.bytes + bytes <= self.limits.queue_bytes_max;
+        if !fits || state.jobs.len() >= self.limits.queue_batches_max {
+            return Err(Error::Overloaded);
+        }
+        let (reply, fate) = oneshot::channel();
+        state.bytes += bytes;
+        state.jobs.push_back(Job { batch, reply });
+        drop(state);
+        self.arrived.notify_one();
+        Ok(fate)
+    }
+
+    /// Takes everything that waits, up to the limits of a group but at least one batch; waits for
+    /// it no longer than `wait`.
+    pub(super) fn take(&self, wait: Duration) -> Taken {
+        let state = self.state();
+        let (mut state, _) = self
+            .arrived
+            .wait_timeout_while(state, wait, |state| {
+                state.jobs.is_empty() && state.refusal.is_none()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mut group, mut events, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(job) = state.jobs.front() {
+            events += job.batch.drafts.len();
+            bytes += job.batch.memory_bytes();
+            let fits =
+                events <= self.limits.group_events_max && bytes <= self.limits.group_bytes_max;
+            if !fits && !group.is_empty() {
+                break;
+            }
+            let Some(job) = state.jobs.pop_front() else {
+                break;
+            };
+            state.bytes = state.bytes.saturating_sub(job.batch.memory_bytes());
+            group.push(job);
+        }
+        if !group.is_empty() {
+            Taken::Group(group)
+        } else if state.refusal.is_some() {
+            Taken::End
+        } else {
+            Taken::Nothing
+        }
+    }
+
+    /// Refuses what comes from now on; what waits is still taken.
+    pub(super) fn close(&self) {
+        self.state().refusal.get_or_insert(Error::Closed);
+        self.arrived.notify_all();
+    }
+
+    /// Refuses everything with `error`, also what waits.
+    pub(super) fn fail(&self, error: &Error) {
+        let mut state = self.state();
+        state.refusal = Some(error.clone());
+        state.bytes = 0;
+        let jobs = std::mem::take(&mut state.jobs);
+        drop(state);
+        for job in jobs {
+            // Nobody may be waiting any more.
+            let _ = job.reply.send(Err(error.clone()));
+        }
+        self.arrived.notify_all();
+    }
+
+    /// How many batches wait.
+    pub(super) fn len(&self) -> usize {
+        self.state().jobs.len()
+    }
+
+    /// Why nothing is accepted, if so.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        self.state().refusal.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is whole before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    fn limits() -> Limits {
+        Limits {
+            queue_batches_max: 3,
+            queue_bytes_max: 1_000_000,
+            group_events_max: 10,
+            group_bytes_max: 1_000_000,
+        }
+    }
+
+    fn push(queue: &Queue, events: u64) -> Result<(), Error> {
+        queue.push(fixtures::numbered("app_1", 0..events)).map(drop)
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
+        let queue = Queue::new(limits());
+        for _ in 0..3 {
+            push(&queue, 1).unwrap();
+        }
+        assert_eq!(push(&queue, 1), Err(Error::Overloaded));
+        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 3));
+        push(&queue, 1).unwrap();
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_bytes_too_but_takes_one_batch_of_any_size() {
+        let queue = Queue::new(Limits {
+            queue_bytes_max: 100,
+            ..limits()
+        });
+        push(&queue, 50).unwrap();
+        assert_eq!(push(&queue, 1), Err(Error::Overloaded));
+        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(_)));
+        push(&queue, 1).unwrap();
+    }
+
+    #[test]
+    fn a_group_ends_at_its_limits_but_has_at_least_one_batch() {
+        let queue = Queue::new(limits());
+        push(&queue, 6).unwrap();
+        push(&queue, 6).unwrap();
+        push(&queue, 60).unwrap();
+        for _ in 0..3 {
+            assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 1));
+        }
+        assert!(matches!(queue.take(Duration::ZERO), Taken::Nothing));
+    }
+
+    #[test]
+    fn a_closed_queue_is_emptied_first() {
+        let queue = Queue::new(limits());
+        push(&queue, 1).unwrap();
+        queue.close();
+        assert_eq!(push(&queue, 1), Err(Error::Closed));
+        assert!(matches!(
+            queue.take(Duration::from_secs(9)),
+            Taken::Group(_)
+        ));
+        assert!(matches!(queue.take(Duration::from_secs(9)), Taken::End));
+    }
+
+    #[test]
+    fn a_failure_reaches_what_waits_and_what_comes() {
+        let queue = Queue::new(limits());
+        let mut fate = queue.push(fixtures::numbered("app_1", 0..1)).unwrap();
+        let error = Error::Failed("disk on fire".into());
+        queue.fail(&error);
+        assert_eq!(fate.try_recv().unwrap(), Err(error.clone()));
+        assert_eq!(push(&queue, 1), Err(error.clone()));
+        queue.close();
+        assert_eq!(queue.refusal(), Some(error));
+    }
+}

@@ -1,0 +1,299 @@
+//! Owns the list of segments: files of frames, one after another, the last of which is written to.
+//! Of each it knows the ends, and some places in between (marks), so that any event is found by
+//! reading little. Knows nothing of SQLite.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Buf as _;
+
+use super::frame::{Frames, Header, SEGMENT_HEADER_BYTES};
+use prelude_bridge_event::{LogId, Sequence, UnixMicros};
+
+/// Between two marks there is at most so much, and the frame that goes beyond. 256 KiB: read in
+/// some fifty microseconds; and the marks of 10 GiB take 1 MB of memory.
+const MARK_BYTES: u64 = 256 * 1024;
+const MARK_STORED_BYTES: usize = 24;
+const NAME_PREFIX: &str = "events-";
+
+/// The name of a segment's file. Longer numbers are taken for a person's in what the program says.
+pub(super) fn path(directory: &Path, ordinal: u64) -> PathBuf {
+    directory.join(format!("{NAME_PREFIX}{ordinal:05}"))
+}
+
+/// The segments that there are files of, in order.
+pub(super) fn ordinals(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut ordinals = Vec::new();
+    for entry in directory.read_dir()? {
+        let name = entry?.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(NAME_PREFIX));
+        ordinals.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    ordinals.sort_unstable();
+    Ok(ordinals)
+}
+
+/// A frame's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    sequence: Sequence,
+    at: UnixMicros,
+    offset: u64,
+}
+
+/// A segment with events in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) ordinal: u64,
+    pub(super) first_sequence: Sequence,
+    pub(super) last_sequence: Sequence,
+    /// When the last of them was received.
+    pub(super) last_at: UnixMicros,
+    /// Where the last frame ends.
+    pub(super) end: u64,
+    marks: Vec<Mark>,
+}
+
+impl Segment {
+    /// A segment with one frame.
+    pub(super) fn new(ordinal: u64, header: &Header, offset: u64) -> Self {
+        let mut segment = Self {
+            ordinal,
+            first_sequence: header.first_sequence,
+            last_sequence: header.last_sequence(),
+            last_at: header.received_at,
+            end: offset,
+            marks: Vec::new(),
+        };
+        segment.add(header);
+        segment
+    }
+
+    /// Takes note of one more frame, at the end.
+    pub(super) fn add(&mut self, header: &Header) {
+        let last = self.marks.last();
+        if last.is_none_or(|mark| self.end >= mark.offset + MARK_BYTES) {
+            self.marks.push(Mark {
+                sequence: header.first_sequence,
+                at: header.received_at,
+                offset: self.end,
+            });
+        }
+        self.last_sequence = header.last_sequence();
+        self.last_at = header.received_at;
+        self.end += header.frame_bytes();
+    }
+
+    /// What was stored of a segment.
+    pub(super) fn stored(
+        ordinal: u64,
+        sequences: (Sequence, Sequence),
+        last_at: UnixMicros,
+        end: u64,
+        marks: &[u8],
+    ) -> Self {
+        let (marks, _) = marks.as_chunks::<MARK_STORED_BYTES>();
+        let marks = marks.iter().map(|mark| {
+            let mut mark = &mark[..];
+            Mark {
+                sequence: Sequence(mark.get_u64_le()),
+                at: UnixMicros(mark.get_i64_le()),
+                offset: mark.get_u64_le(),
+            }
+        });
+        Self {
+            ordinal,
+            first_sequence: sequences.0,
+            last_sequence: sequences.1,
+            last_at,
+            end,
+            marks: marks.collect(),
+        }
+    }
+
+    /// Whether everything that is known of it can be true together.
+    pub(super) fn is_plausible(&self) -> bool {
+        let ascend = self
+            .marks
+            .is_sorted_by(|a, b| a.sequence < b.sequence && a.offset < b.offset && a.at <= b.at);
+        let (Some(first), Some(last)) = (self.marks.first(), self.marks.last()) else {
+            return false;
+        };
+        ascend
+            && first.sequence == self.first_sequence
+            && first.offset >= SEGMENT_HEADER_BYTES
+            && last.sequence <= self.last_sequence
+            && last.at <= self.last_at
+            && last.offset < self.end
+    }
+
+    /// Whether another one comes next.
+    pub(super) fn precedes(&self, next: &Self) -> bool {
+        self.ordinal < next.ordinal && self.last_sequence.plus(1) == next.first_sequence
+    }
+
+    /// The marks, as they are stored.
+    pub(super) fn marks_to_store(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.marks.len() * MARK_STORED_BYTES);
+        for mark in &self.marks {
+            bytes.extend_from_slice(&mark.sequence.0.to_le_bytes());
+            bytes.extend_from_slice(&mark.at.0.to_le_bytes());
+            bytes.extend_from_slice(&mark.offset.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The place at the last mark for which this holds, or at the first.
+    fn place(&self, is_before: impl Fn(&Mark) -> bool) -> Option<Place> {
+        let index = self.marks.partition_point(is_before).saturating_sub(1);
+        let mark = self.marks.get(index)?;
+        Some(Place {
+            ordinal: self.ordinal,
+            offset: mark.offset,
+            sequence: mark.sequence,
+            end: self.end,
+            through: self.last_sequence,
+        })
+    }
+}
+
+/// Where to begin reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) ordinal: u64,
+    /// Here is a frame …
+    pub(super) offset: u64,
+    /// … that begins with this event.
+    pub(super) sequence: Sequence,
+    /// The frames of the segment go on to here …
+    pub(super) end: u64,
+    /// … and end with this event.
+    pub(super) through: Sequence,
+}
+
+/// All segments with events in them, oldest first.
+pub(super) struct Segments {
+    directory: PathBuf,
+    log: LogId,
+    list: RwLock<VecDeque<Segment>>,
+    /// Of frames, in all of them.
+    bytes: AtomicU64,
+}
+
+impl Segments {
+    pub(super) fn new(directory: &Path, log: LogId, list: VecDeque<Segment>) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            log,
+            bytes: AtomicU64::new(list.iter().map(|segment| segment.end).sum()),
+            list: RwLock::new(list),
+        }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where to begin reading for what is after an event; `None` if it is not there (any more).
+    pub(super) fn place_after(&self, after: Sequence) -> Option<Place> {
+        let list = self.list();
+        let index = list.partition_point(|segment| segment.last_sequence <= after);
+        let segment = list.get(index)?;
+        let next = after.plus(1);
+        if segment.first_sequence > next {
+            return None;
+        }
+        segment.place(|mark| mark.sequence <= next)
+    }
+
+    /// Where to begin reading for the first event of this time or later.
+    pub(super) fn place_of_time(&self, at: UnixMicros) -> Option<Place> {
+        let list = self.list();
+        let index = list.partition_point(|segment| segment.last_at < at);
+        list.get(index)?.place(|mark| mark.at < at)
+    }
+
+    /// Opens a place to read from it.
+    pub(super) fn open(&self, place: &Place, chunk_bytes: usize) -> io::Result<Frames> {
+        let file = File::open(path(&self.directory, place.ordinal))?;
+        Ok(Frames::new(file, self.log, place.offset, chunk_bytes))
+    }
+
+    /// Bytes of frames in all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The oldest one, if it is not the only one.
+    pub(super) fn oldest_of_several(&self) -> Option<(Sequence, UnixMicros)> {
+        let list = self.list();
+        let oldest = list.front().filter(|_| list.len() > 1);
+        oldest.map(|segment| (segment.last_sequence, segment.last_at))
+    }
+
+    pub(super) fn get(&self, ordinal: u64) -> Option<Segment> {
+        let list = self.list();
+        let found = list.iter().find(|segment| segment.ordinal == ordinal);
+        found.cloned()
+    }
+
+    /// Takes note of frames that were written into the last segment, or into a new one.
+    pub(super) fn add(&self, ordinal: u64, offset: u64, headers: &[Header]) {
+        let mut list = self.list_mut();
+        let mut headers = headers.iter();
+        let is_new = list.back().is_none_or(|last| last.ordinal != ordinal);
+        if is_new && let Some(first) = headers.next() {
+            list.push_back(Segment::new(ordinal, first, offset));
+        }
+        if let Some(last) = list.back_mut() {
+            headers.for_each(|header| last.add(header));
+            let added = last.end - offset + if is_new { offset } else { 0 };
+            self.bytes.fetch_add(added, Ordering::Relaxed);
+        }
+    }
+
+    /// The newest event in them; 0 if there never was one.
+    pub(super) fn last_sequence(&self) -> Sequence {
+        let list = self.list();
+        list.back()
+            .map_or(Sequence::ZERO, |last| last.last_sequence)
+    }
+
+    /// The oldest segment.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.list().front().map(|segment| segment.ordinal)
+    }
+
+    /// Takes those off the list in which everything is at or before an event, except the last.
+    pub(super) fn forget(&self, through: Sequence) -> Vec<u64> {
+        let mut list = self.list_mut();
+        let mut forgotten = Vec::new();
+        while list.len() > 1
+            && let Some(oldest) = list.front()
+            && oldest.last_sequence <= through
+        {
+            forgotten.push(oldest.ordinal);
+            self.bytes.fetch_sub(oldest.end, Ordering::Relaxed);
+            list.pop_front();
+        }
+        forgotten
+    }
+
+    fn list(&self) -> RwLockReadGuard<'_, VecDeque<Segment>> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Segment>> {
+        self.list.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

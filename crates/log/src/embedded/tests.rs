@@ -1,0 +1,962 @@
+//! What only the log on disk promises: reopening, failures of the disk, bounds, and `kill -9`.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicI64},
+};
+
+use rusqlite::Connection;
+
+use super::{
+    frame::{Frames, Header, SEGMENT_HEADER_BYTES},
+    *,
+};
+use crate::{
+    clock::{Boot, Reading},
+    fixtures,
+};
+use prelude_bridge_event::Term;
+
+const ALL: usize = usize::MAX;
+const DATABASE: &str = "log.sqlite3";
+
+fn no_tail() -> Tail {
+    Box::new(|_| {})
+}
+
+fn open_default(path: &Path) -> Arc<Embedded> {
+    open(path, Options::default(), no_tail()).unwrap()
+}
+
+fn open_error(path: &Path) -> OpenError {
+    match open(path, Options::default(), no_tail()) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error,
+    }
+}
+
+async fn append(log: &Embedded, numbers: std::ops::Range<u64>) -> Result<Appended, Error> {
+    log.append(fixtures::numbered("app_1", numbers)).await
+}
+
+async fn events(log: &Embedded) -> Vec<(u64, String)> {
+    let after = log.range().earliest.before();
+    fixtures::events(&log.read(after, ALL).await.unwrap())
+}
+
+fn in_order(numbers: std::ops::Range<u64>) -> Vec<(u64, String)> {
+    (1..).zip(numbers.map(|n| format!("evt_{n}"))).collect()
+}
+
+async fn waits_until(condition: impl Fn() -> bool) {
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .expect("the condition comes true");
+}
+
+fn clock(now: &Arc<AtomicI64>) -> Clock {
+    let now = Arc::clone(now);
+    let read = move || {
+        let now = now.load(Ordering::SeqCst);
+        Reading {
+            wall: UnixMicros(now),
+            steady: now,
+        }
+    };
+    Clock {
+        read: Arc::new(read),
+        boot: Some(Boot::default()),
+    }
+}
+
+/// The newest segment with events in it.
+fn last_segment(path: &Path) -> PathBuf {
+    let ordinals = segments::ordinals(path).unwrap();
+    let mut paths = ordinals
+        .iter()
+        .rev()
+        .map(|&ordinal| segments::path(path, ordinal));
+    let has_events = |path: &PathBuf| !frames_of(path).is_empty();
+    paths.find(has_events).unwrap()
+}
+
+/// The frames of a segment: where they begin, and their headers.
+fn frames_of(path: &Path) -> Vec<(u64, Header)> {
+    let bytes = fs::read(path).unwrap();
+    let log = prelude_bridge_event::LogId(u64::from_le_bytes(bytes[8..16].try_into().unwrap()));
+    let file = fs::File::open(path).unwrap();
+    let mut frames = Frames::new(file, log, SEGMENT_HEADER_BYTES, 65_536);
+    let mut found = Vec::new();
+    while let Some(header) = frames.header().unwrap() {
+        found.push((frames.offset(), header));
+        frames.skip(&header);
+    }
+    found
+}
+
+/// Changes a byte of a file.
+fn damage(path: &Path, offset: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[usize::try_from(offset).unwrap()] ^= 0xff;
+    fs::write(path, bytes).unwrap();
+}
+
+/// As the index was at an earlier time, in a log that is not open.
+fn with_index_of(dir: &Path, earlier: &[u8]) {
+    fs::write(dir.join(DATABASE), earlier).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reopened_log_goes_on_where_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_default(dir.path());
+    append(&log, 0..5).await.unwrap();
+    let range = log.range();
+    drop(log);
+    let log = open_default(dir.path());
+    assert_eq!(log.range(), range);
+    let appended = append(&log, 3..8).await.unwrap();
+    assert_eq!((appended.accepted, appended.duplicates), (3, 2));
+    assert_eq!(events(&log).await, in_order(0..8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_opening_is_a_term_and_those_without_events_leave_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open_default(dir.path());
+    append(&first, 0..2).await.unwrap();
+    let cursors = [1, 2].map(|n| first.lineage().cursor(Sequence(n)));
+    let would_be_third = first.lineage().cursor(Sequence(3));
+    drop(first);
+    for _ in 0..3 {
+        drop(open_default(dir.path()));
+    }
+    let last = open_default(dir.path());
+    append(&last, 2..3).await.unwrap();
+    for cursor in cursors {
+        assert!(last.lineage().check(cursor, Sequence(3)).is_ok());
+    }
+    assert!(last.lineage().check(would_be_third, Sequence(3)).is_err());
+    drop(last);
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    let terms: i64 = connection
+        .query_row("SELECT count(*) FROM terms", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(terms, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_expired_whole_keeps_its_place_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    let open_log = || {
+        let options = Options {
+            retention_age: Duration::from_secs(10),
+            ..Options::default()
+        };
+        let seams = Seams {
+            clock: clock(&now),
+            ..Seams::default()
+        };
+        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+    };
+    let log = open_log();
+    append(&log, 0..3).await.unwrap();
+    now.fetch_add(100_000_000, Ordering::SeqCst);
+    waits_until(|| log.range().event_count() == 0).await;
+    drop(log);
+    // Not even with a clock that went back does time go back.
+    now.fetch_sub(1_000_000_000, Ordering::SeqCst);
+    let log = open_log();
+    assert_eq!(log.range().earliest, Sequence(4));
+    append(&log, 3..4).await.unwrap();
+    assert_eq!(log.range().head, Sequence(4));
+    assert!(log.range().head_at >= Some(UnixMicros(1_700_000_000_000_000)));
+}
+
+#[test]
+fn a_second_process_is_told_that_the_directory_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_default(dir.path());
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::InUse { .. }));
+    assert!(error.to_string().contains("another prelude-bridge uses"));
+    drop(log);
+    drop(open_default(dir.path()));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn directory_and_files_are_for_the_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("new").join("data");
+    let log = open_default(&data_dir);
+    append(&log, 0..1).await.unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data_dir), 0o700);
+    let files: Vec<_> = fs::read_dir(&data_dir).unwrap().collect();
+    assert!(files.len() >= 3);
+    for file in files {
+        let path = file.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[test]
+fn what_is_no_log_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join(DATABASE);
+    let text = "Dear diary, this is no database.".repeat(100);
+    fs::write(&database, &text).unwrap();
+    assert!(matches!(open_error(dir.path()), OpenError::NotALog { .. }));
+    assert_eq!(fs::read_to_string(&database).unwrap(), text);
+
+    fs::remove_file(&database).unwrap();
+    let other = Connection::open(&database).unwrap();
+    other.execute_batch("CREATE TABLE recipes (a)").unwrap();
+    drop(other);
+    assert!(matches!(open_error(dir.path()), OpenError::NotALog { .. }));
+}
+
+#[test]
+fn a_log_of_a_later_release_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_default(dir.path()));
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    connection.pragma_update(None, "user_version", 9).unwrap();
+    drop(connection);
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::Newer { found: 9, .. }));
+    assert!(error.to_string().contains("upgrade prelude-bridge"));
+}
+
+#[test]
+fn a_log_of_before_the_first_release_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_default(dir.path()));
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::Older { found: 1, .. }));
+    assert!(error.to_string().contains("--data-dir"));
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = open_error(&file.join("data"));
+    assert!(matches!(error, OpenError::Directory { .. }));
+    assert!(error.to_string().contains("data directory"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_end_is_noticed_at_the_start() {
+    type Damage = fn(&Path, &[(u64, Header)]);
+    let damages: [(&str, Damage); 4] = [
+        ("the last block", |path, frames| {
+            damage(path, frames[2].0 + 200);
+        }),
+        ("the last header", |path, frames| {
+            damage(path, frames[2].0 + 20);
+        }),
+        ("the first header", |path, frames| {
+            damage(path, frames[0].0 + 20);
+        }),
+        ("a segment that is cut", |path, frames| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(frames[2].0).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let dir = tempfile::tempdir().unwrap();
+        write_three_blocks(dir.path()).await;
+        let path = last_segment(dir.path());
+        damage(&path, &frames_of(&path));
+        let error = open_error(dir.path());
+        assert!(
+            matches!(error, OpenError::Damaged { .. }),
+            "{what}: {error}"
+        );
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_is_named_and_never_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    write_three_blocks(dir.path()).await;
+    let path = last_segment(dir.path());
+    damage(&path, frames_of(&path)[1].0 + 200);
+    let log = open_default(dir.path());
+    match log.read(Sequence(0), ALL).await {
+        Err(ReadError::Failed(reason)) => assert!(reason.contains("events 3 to 4"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let rest = log.read(Sequence(4), ALL).await.unwrap();
+    assert_eq!(fixtures::events(&rest).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_segment_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write_segments(dir.path(), 4).await;
+    for ordinal in segments::ordinals(dir.path()).unwrap() {
+        let path = segments::path(dir.path(), ordinal);
+        let bytes = fs::read(&path).unwrap();
+        if frames_of(&path).is_empty() {
+            continue;
+        }
+        fs::remove_file(&path).unwrap();
+        let error = open_error(dir.path());
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+        fs::write(&path, bytes).unwrap();
+    }
+    assert_eq!(events(&open_default(dir.path())).await.len(), 400);
+}
+
+/// So many segments of small size, closed well: a hundred events in each.
+async fn write_segments(path: &Path, count: u64) {
+    write_segments_at(path, count, small_segments(), clock::system_clock(), || ()).await;
+}
+
+/// The same by a clock, and with something after each of them.
+async fn write_segments_at(
+    path: &Path,
+    count: u64,
+    options: Options,
+    clock: Clock,
+    after_each: impl Fn(),
+) {
+    let seams = Seams {
+        clock,
+        ..Seams::default()
+    };
+    let log = open_with_seams(path, options, no_tail(), seams).unwrap();
+    for n in 0..count {
+        let events: Vec<(String, String)> = (n * 100..n * 100 + 100)
+            .map(|n| (format!("evt_{n}"), format!("usr_{n}_{}", "x".repeat(500))))
+            .collect();
+        let events: Vec<(&str, &str, &str)> = (events.iter())
+            .map(|(id, user)| (id.as_str(), "user.created", user.as_str()))
+            .collect();
+        log.append(fixtures::batch("app_1", &events)).await.unwrap();
+        // The next one is to be ready, so that there is one for each batch.
+        waits_until(|| {
+            let ordinals = segments::ordinals(path).unwrap();
+            ordinals.last().is_some_and(|&last| last >= n + 2)
+        })
+        .await;
+        after_each();
+    }
+    log.close().await;
+}
+
+/// Segments of 64 KiB.
+fn small_segments() -> Options {
+    Options {
+        retention_bytes: 1024 * 1024,
+        ..Options::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_passes_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    // One each hundred seconds.
+    let pass = || {
+        now.fetch_add(100_000_000, Ordering::SeqCst);
+    };
+    let options = Options {
+        retention_age: Duration::from_secs(450),
+        ..small_segments()
+    };
+    write_segments_at(dir.path(), 4, options, clock(&now), pass).await;
+    damage(&segments::path(dir.path(), 2), SEGMENT_HEADER_BYTES + 20);
+    // Everything before the second one is too old now, and then everything before the third.
+    let options = Options {
+        retention_age: Duration::from_secs(350),
+        ..small_segments()
+    };
+    let seams = Seams {
+        clock: clock(&now),
+        ..Seams::default()
+    };
+    let log = open_with_seams(dir.path(), options, no_tail(), seams).unwrap();
+    waits_until(|| log.range().earliest == Sequence(101)).await;
+    let read = log.read(Sequence(100), ALL).await;
+    assert!(matches!(read, Err(ReadError::Failed(_))), "{read:?}");
+    pass();
+    waits_until(|| log.range().earliest == Sequence(201)).await;
+    assert_eq!(log.health(), Ok(()));
+    let rest = log.read(Sequence(200), ALL).await.unwrap();
+    assert_eq!(fixtures::events(&rest).len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_commit_at_the_end_is_passed_over_and_what_was_acknowledged_is_kept() {
+    // One block, and so many that they need the next segment.
+    for end in [6, 10_004] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open_default(dir.path());
+        append(&log, 0..2).await.unwrap();
+        drop(log);
+        let index = fs::read(dir.path().join(DATABASE)).unwrap();
+        let log = open_default(dir.path());
+        append(&log, 2..4).await.unwrap();
+        append(&log, 4..end).await.unwrap();
+        drop(log);
+        let path = last_segment(dir.path());
+        let whole = fs::read(&path).unwrap();
+        let mut frames = frames_of(&path);
+        frames.retain(|(_, header)| header.first_sequence > Sequence(4));
+        let tears = frames
+            .iter()
+            .flat_map(|&(at, header)| [at + 1, at + 30, at + 60, at + header.frame_bytes() - 12]);
+        for (tear, cut) in tears.flat_map(|tear| [(tear, false), (tear, true)]) {
+            let mut torn = whole.clone();
+            if cut {
+                torn.truncate(usize::try_from(tear).unwrap());
+            } else {
+                torn[usize::try_from(tear).unwrap()] ^= 0xff;
+            }
+            for ordinal in segments::ordinals(dir.path()).unwrap() {
+                if segments::path(dir.path(), ordinal) > path {
+                    fs::remove_file(segments::path(dir.path(), ordinal)).unwrap();
+                }
+            }
+            fs::write(&path, &torn).unwrap();
+            // As if the power had gone before the index was brought up to date.
+            with_index_of(dir.path(), &index);
+            let looked = inspect(dir.path()).unwrap().unwrap();
+            assert_eq!(
+                looked.range.head,
+                Sequence(4),
+                "torn at {tear} of {frames:?}"
+            );
+            let log = open_default(dir.path());
+            assert_eq!(events(&log).await, in_order(0..4));
+            assert_eq!(append(&log, 0..4).await.unwrap().duplicates, 4);
+            // What was torn comes again, and then something else.
+            let again = append(&log, 4..end).await.unwrap();
+            assert_eq!(again.accepted as u64, end - 4);
+            append(&log, end..end + 2).await.unwrap();
+            drop(log);
+            let log = open_default(dir.path());
+            assert_eq!(events(&log).await, in_order(0..end + 2));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_damaged_and_not_torn_if_another_one_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_default(dir.path()));
+    let index = fs::read(dir.path().join(DATABASE)).unwrap();
+    write_three_blocks(dir.path()).await;
+    let path = last_segment(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let frames = frames_of(&path);
+    for (frame, byte) in [(1, 3), (1, 20), (1, 200)] {
+        damage(&path, frames[frame].0 + byte);
+        with_index_of(dir.path(), &index);
+        let error = open_error(dir.path());
+        assert!(
+            error.to_string().contains("events 3 to 4 are damaged"),
+            "{error}"
+        );
+        fs::write(&path, &whole).unwrap();
+    }
+    with_index_of(dir.path(), &index);
+    assert_eq!(events(&open_default(dir.path())).await, in_order(0..6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_lost_its_end_gets_it_again_from_the_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), small_segments(), no_tail()).unwrap());
+    let index = fs::read(dir.path().join(DATABASE)).unwrap();
+    write_segments(dir.path(), 4).await;
+    let full = fs::read(dir.path().join(DATABASE)).unwrap();
+    for (index, restarts) in [(&index, 1), (&index, 3), (&full, 2)] {
+        with_index_of(dir.path(), index);
+        for _ in 0..restarts {
+            let log = open(dir.path(), small_segments(), no_tail()).unwrap();
+            assert_eq!(log.range().head, Sequence(400));
+            assert_eq!(events(&log).await, in_order(0..400));
+            assert_eq!(append(&log, 0..400).await.unwrap().duplicates, 400);
+            let middle = fixtures::events(&log.read(Sequence(250), 1).await.unwrap());
+            assert_eq!(middle[0].0, 201);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_is_ahead_of_the_segments_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_default(dir.path());
+    append(&log, 0..2).await.unwrap();
+    drop(log);
+    let path = last_segment(dir.path());
+    let earlier = fs::read(&path).unwrap();
+    let log = open_default(dir.path());
+    append(&log, 2..4).await.unwrap();
+    drop(log);
+    // A backup of the segments that is older than that of the index.
+    fs::write(&path, earlier).unwrap();
+    let error = open_error(dir.path());
+    assert!(
+        error.to_string().contains("ends with event 2, not 4"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_of_another_log_is_refused() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    for dir in &dirs {
+        write_three_blocks(dir.path()).await;
+    }
+    fs::copy(last_segment(dirs[0].path()), last_segment(dirs[1].path())).unwrap();
+    let error = open_error(dirs[1].path());
+    assert!(error.to_string().contains("of another log"), "{error}");
+}
+
+async fn write_three_blocks(path: &Path) {
+    let log = open_default(path);
+    for n in 0..3 {
+        append(&log, n * 2..n * 2 + 2).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_flush_ends_the_log_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = Arc::new(AtomicBool::new(false));
+    let seams = {
+        let broken = Arc::clone(&broken);
+        Seams {
+            fault: Box::new(move |stage| {
+                if stage == Stage::Flush && broken.swap(false, Ordering::SeqCst) {
+                    return Err(io::Error::from(io::ErrorKind::StorageFull));
+                }
+                Ok(())
+            }),
+            ..Seams::default()
+        }
+    };
+    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    append(&log, 0..2).await.unwrap();
+    broken.store(true, Ordering::SeqCst);
+    let failed = append(&log, 2..4).await.unwrap_err();
+    assert!(matches!(failed, Error::Failed(_)));
+    // The disk would work again, but what was flushed is unknown.
+    assert_eq!(append(&log, 4..6).await, Err(failed.clone()));
+    assert_eq!(log.health(), Err(failed));
+    assert_eq!(log.range().head, Sequence(2));
+    assert_eq!(events(&log).await, in_order(0..2), "it can still be read");
+    log.close().await;
+    drop(log);
+    // What was refused may be there all the same; then it is made durable before anything else.
+    let log = open_default(dir.path());
+    assert_eq!(append(&log, 0..6).await.unwrap().accepted, 2);
+    assert_eq!(events(&log).await, in_order(0..6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_panics_leaves_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let tail: Tail = Box::new(|_| panic!("a bug"));
+    let log = open(dir.path(), Options::default(), tail).unwrap();
+    assert!(append(&log, 0..1).await.is_err());
+    waits_until(|| matches!(log.health(), Err(Error::Failed(_)))).await;
+    log.close().await;
+}
+
+/// A disk without room at a stage, as long as that is wanted.
+fn full_disk(at: Stage, full: &Arc<AtomicBool>) -> Seams {
+    let full = Arc::clone(full);
+    Seams {
+        fault: Box::new(move |stage| {
+            if stage == at && full.load(Ordering::SeqCst) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            Ok(())
+        }),
+        ..Seams::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let seams = full_disk(Stage::Write, &full);
+    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    append(&log, 0..10).await.unwrap();
+    full.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(append(&log, 10..3_000).await, Err(Error::NoSpace));
+    }
+    let known = append(&log, 0..10).await.unwrap();
+    assert_eq!(known.duplicates, 10, "what is known needs no room");
+    assert_eq!(log.health(), Err(Error::NoSpace));
+    assert_eq!(log.range().head, Sequence(10));
+    full.store(false, Ordering::SeqCst);
+    let appended = append(&log, 0..3_000).await.unwrap();
+    assert_eq!((appended.accepted, appended.duplicates), (2_990, 10));
+    assert_eq!(log.health(), Ok(()));
+    assert_eq!(events(&log).await, in_order(0..3_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_without_room_falls_behind_only_so_far() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = full_disk(Stage::Index, &full);
+    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    let mut taken = 0;
+    while let Ok(appended) = append(&log, taken..taken + 8_000).await {
+        assert_eq!(appended.accepted, 8_000);
+        taken += 8_000;
+        assert!(taken < 1_000_000, "it stops at some time");
+    }
+    assert_eq!(append(&log, taken..taken + 1).await, Err(Error::NoSpace));
+    assert_eq!(append(&log, 0..taken).await.unwrap().accepted, 0);
+    full.store(false, Ordering::SeqCst);
+    assert_eq!(append(&log, 0..taken + 2).await.unwrap().accepted, 2);
+    full.store(true, Ordering::SeqCst);
+    append(&log, taken + 2..taken + 4).await.unwrap();
+    drop(log);
+    let log = open_default(dir.path());
+    assert_eq!(append(&log, 0..taken + 5).await.unwrap().accepted, 1);
+    assert_eq!(events(&log).await, in_order(0..taken + 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_said_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (resume, resumed) = std::sync::mpsc::channel::<()>();
+    let options = Options {
+        queue_batches_max: 2,
+        ..Options::default()
+    };
+    let seams = Seams {
+        fault: Box::new(move |stage| {
+            if stage == Stage::Begin {
+                let _ = resumed.recv();
+            }
+            Ok(())
+        }),
+        ..Seams::default()
+    };
+    let log = open_with_seams(dir.path(), options, no_tail(), seams).unwrap();
+    let writing = append_soon(&log, 0);
+    waits_until(|| log.usage().queued_batches == 0).await;
+    let waiting = [append_soon(&log, 1), append_soon(&log, 2)];
+    assert_eq!(append(&log, 3..4).await, Err(Error::Overloaded));
+    drop(resume);
+    assert_eq!(writing.await.unwrap().accepted, 1);
+    for append in waiting {
+        assert_eq!(append.await.unwrap().accepted, 1);
+    }
+    assert_eq!(append(&log, 3..4).await.unwrap().accepted, 1);
+}
+
+fn append_soon(log: &Embedded, n: u64) -> BoxFuture<'_, Result<Appended, Error>> {
+    log.append(fixtures::numbered("app_1", n..n + 1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_remembered_for_their_time_and_forgotten_after_twice_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let day = 24 * 3_600 * 1_000_000;
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    let open_log = || {
+        let seams = Seams {
+            clock: clock(&now),
+            ..Seams::default()
+        };
+        let options = Options {
+            // The events go long before their ids.
+            retention_age: Duration::from_secs(3_600),
+            ..Options::default()
+        };
+        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+    };
+    for restart in [false, true] {
+        let mut log = open_log();
+        let numbers = if restart { 10_000..15_000 } else { 0..5_000 };
+        append(&log, numbers.clone()).await.unwrap();
+        for _ in 0..3 {
+            now.fetch_add(5 * day, Ordering::SeqCst);
+            if restart {
+                drop(log);
+                log = open_log();
+            }
+            let again = append(&log, numbers.clone()).await.unwrap();
+            assert_eq!(again.accepted, 0, "15 days");
+        }
+        now.fetch_add(16 * day, Ordering::SeqCst);
+        waits_until(|| id_count(dir.path()) == 0).await;
+        assert_eq!(append(&log, numbers).await.unwrap().accepted, 5_000);
+    }
+}
+
+fn query(path: &Path, sql: &str) -> i64 {
+    let connection = schema::open_reader(&path.join(DATABASE)).unwrap();
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+fn id_count(path: &Path) -> i64 {
+    query(
+        path,
+        "SELECT (SELECT count(*) FROM id_log) + (SELECT count(*) FROM id_runs) \
+         + (SELECT count(*) FROM id_pages) + (SELECT count(*) FROM id_filters)",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_removes_to_the_event_and_its_segments_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    let open_log = || {
+        let options = Options {
+            retention_age: Duration::from_secs(100),
+            ..small_segments()
+        };
+        let seams = Seams {
+            clock: clock(&now),
+            ..Seams::default()
+        };
+        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+    };
+    let mut log = open_log();
+    // Two events each second, some hundred seconds a segment.
+    let appended = 3_000;
+    for n in 0..appended / 2 {
+        append(&log, n * 2..n * 2 + 2).await.unwrap();
+        now.fetch_add(1_000_000, Ordering::SeqCst);
+        if n % 400 == 300 {
+            log.close().await;
+            drop(log);
+            log = open_log();
+        }
+    }
+    // The slack passes too.
+    now.fetch_add(1_600_000, Ordering::SeqCst);
+    waits_until(|| log.range().earliest > Sequence(appended - 200)).await;
+    let range = log.range();
+    assert!(range.earliest.0 <= appended - 200 + 5, "{range:?}");
+    let earliest_at = range.earliest_at.unwrap().0;
+    assert!(
+        now.load(Ordering::SeqCst) - earliest_at <= 102_000_000,
+        "{range:?}"
+    );
+    let (first, _) = events(&log).await[0];
+    assert_eq!(first, range.earliest.0);
+    waits_until(|| segments::ordinals(dir.path()).unwrap()[0] > 3).await;
+    log.close().await;
+    drop(log);
+    let log = open_log();
+    assert_eq!(log.range(), range);
+    assert_eq!(append(&log, 0..appended).await.unwrap().duplicates, 3_000);
+}
+
+fn directory_bytes(path: &Path) -> u64 {
+    let files = fs::read_dir(path).unwrap();
+    // One may go while we look.
+    let sizes = files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len()));
+    sizes.sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_are_bounded_when_events_come_and_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        retention_bytes: 2_000_000,
+        wal_bytes_max: 1_000_000,
+        ..Options::default()
+    };
+    let log = open(dir.path(), options, no_tail()).unwrap();
+    for n in 0..150 {
+        // The same ids each time would be repetitions: an app of its own for each batch.
+        let batch = fixtures::numbered(&format!("app_{n}"), 0..500);
+        log.append(batch).await.unwrap();
+    }
+    assert!(log.range().event_count() >= 500);
+    // 75,000 events of some 200 bytes, and ids of some 30: without retention 17 MB.
+    waits_until(|| directory_bytes(dir.path()) < 8_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_write_ahead_log_of_the_index_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        wal_bytes_max: 1_000_000,
+        ..Options::default()
+    };
+    let log = open(dir.path(), options, no_tail()).unwrap();
+    let wal = dir.path().join(format!("{DATABASE}-wal"));
+    let mut largest = 0;
+    for n in 0..150 {
+        append(&log, n * 2_000..n * 2_000 + 2_000).await.unwrap();
+        largest = largest.max(fs::metadata(&wal).unwrap().len());
+    }
+    // Without being begun anew it would have some 20 MB by now.
+    assert!(largest < 6_000_000, "{largest} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_commit_is_reported_with_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let commits: Arc<Mutex<Vec<Commit>>> = Arc::default();
+    let options = {
+        let commits = Arc::clone(&commits);
+        Options {
+            on_commit: Some(Arc::new(move |commit| commits.lock().unwrap().push(commit))),
+            ..Options::default()
+        }
+    };
+    let log = open(dir.path(), options, no_tail()).unwrap();
+    append(&log, 0..3).await.unwrap();
+    append(&log, 0..3).await.unwrap();
+    let commits = commits.lock().unwrap();
+    assert_eq!(commits.len(), 1, "repetitions commit nothing");
+    assert_eq!((commits[0].batches, commits[0].events), (1, 3));
+    assert!(commits[0].bytes > 0);
+}
+
+const CHILD_DIR: &str = "PRELUDE_BRIDGE_TEST_CHILD_DIR";
+
+/// The part of the next test that is killed: appends events from the head on in batches of changing
+/// sizes, several at once, and prints the numbers of those that were acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_that_appends_until_it_is_killed() {
+    let Ok(dir) = std::env::var(CHILD_DIR) else {
+        return;
+    };
+    let options = Options {
+        wal_bytes_max: 300_000,
+        ..Options::default()
+    };
+    let seams = Seams {
+        // So small that runs are written, merged and deleted all the time.
+        ids_limits: Some(ids::Limits {
+            recent_keys: 200,
+            slice_keys: 20,
+            fan_in: 3,
+            ..ids::Limits::new(i64::MAX)
+        }),
+        ..Seams::default()
+    };
+    let log = open_with_seams(Path::new(&dir), options, no_tail(), seams).unwrap();
+    let start = log.range().head.0 * 10;
+    let next = Arc::new(AtomicU64::new(start));
+    let tasks: Vec<_> = (1..=4)
+        .map(|size| {
+            let (log, next) = (Arc::clone(&log), Arc::clone(&next));
+            tokio::spawn(async move {
+                loop {
+                    let first = next.fetch_add(size * 7, Ordering::SeqCst);
+                    let numbers = first..first + size * 7;
+                    if append(&log, numbers.clone()).await.is_err() {
+                        break;
+                    }
+                    // A line in one write, so that what the parent reads is whole.
+                    let line = format!("\nacknowledged {} {}\n", numbers.start, numbers.end);
+                    std::io::stderr().write_all(line.as_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut acknowledged: Vec<std::ops::Range<u64>> = Vec::new();
+    for kill_after in [1, 40, 3, 200, 17, 90] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("log::embedded::tests::child_that_appends_until_it_is_killed")
+            .env(CHILD_DIR, dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut acknowledge = |line: &str| {
+            let mut words = line.strip_prefix("acknowledged ")?.split(' ');
+            let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+            acknowledged.push(number()..number());
+            Some(())
+        };
+        let mut count = 0;
+        while count < kill_after {
+            let line = lines.next().expect("the child goes on").unwrap();
+            count += usize::from(acknowledge(&line).is_some());
+        }
+        child.kill().unwrap();
+        // What it said before it was killed counts too.
+        lines.map_while(Result::ok).for_each(|line| {
+            acknowledge(&line);
+        });
+        child.wait().unwrap();
+
+        let log = open_default(dir.path());
+        let events = runtime.block_on(events(&log));
+        assert!(
+            events
+                .iter()
+                .map(|&(sequence, _)| sequence)
+                .eq(1..=events.len() as u64)
+        );
+        let places: std::collections::HashMap<&str, u64> = events
+            .iter()
+            .map(|(sequence, id)| (id.as_str(), *sequence))
+            .collect();
+        assert_eq!(places.len(), events.len(), "each once");
+        for batch in &acknowledged {
+            let first = places[format!("evt_{}", batch.start).as_str()];
+            for (offset, n) in (0..).zip(batch.clone()) {
+                assert_eq!(places[format!("evt_{n}").as_str()], first + offset);
+            }
+        }
+        let newest = acknowledged.last().unwrap().clone();
+        let again = runtime.block_on(append(&log, newest)).unwrap();
+        assert_eq!(again.accepted, 0);
+    }
+}
+
+#[test]
+fn an_opened_log_is_no_older_term() {
+    let dir = tempfile::tempdir().unwrap();
+    let terms = [(); 2].map(|()| {
+        let log = open_default(dir.path());
+        log.lineage().cursor(Sequence(1)).term
+    });
+    assert_ne!(terms[0], terms[1]);
+    assert!(!terms.contains(&Term(0)));
+}
