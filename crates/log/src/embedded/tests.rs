@@ -900,7 +900,7 @@ fn what_was_acknowledged_survives_a_kill_once_and_in_order() {
     for kill_after in [1, 40, 3, 200, 17, 90] {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("log::embedded::tests::child_that_appends_until_it_is_killed")
+            .arg("embedded::tests::child_that_appends_until_it_is_killed")
             .env(CHILD_DIR, dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
