@@ -56,3 +56,8 @@ pub use self::{
     request::{Request, Start, Stop},
     subscription::{Item, Notice, Subscription},
 };
+
+/// The page's example is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
