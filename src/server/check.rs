@@ -13,7 +13,7 @@ use crate::{
     credentials::{self, Credentials},
     log::embedded::{self, OpenError},
     net::tls::{self, Leaf},
-    permissions::{self, By},
+    permissions::By,
 };
 
 /// What was found.
@@ -28,7 +28,11 @@ pub struct Findings {
 /// Judges everything that a start judges, except whether the ports are free and what is fetched.
 pub async fn check(config: &Config) -> Findings {
     let mut findings = Findings::default();
-    permissions(config, &mut findings);
+    let permissions = open::permissions(config, By::Reader);
+    findings.warnings.extend(permissions.warnings);
+    findings
+        .faults
+        .extend(permissions.faults.into_iter().map(Error::from));
     if !findings.faults.is_empty() {
         // Whatever is in such a file, it is not used.
         return findings;
@@ -52,23 +56,6 @@ pub async fn check(config: &Config) -> Findings {
         }
     }
     findings
-}
-
-/// Who else can write or read what the bridge trusts.
-fn permissions(config: &Config, findings: &mut Findings) {
-    let mut results = Vec::new();
-    if config.store == Store::Embedded {
-        results.push(permissions::directory(&config.data_dir, By::Reader));
-        findings
-            .warnings
-            .extend(permissions::shared(&config.data_dir));
-    }
-    let files = config.trusted_files();
-    results.extend(files.iter().map(|file| permissions::file(file, By::Reader)));
-    let faults = results.into_iter().filter_map(Result::err);
-    findings.faults.extend(faults.map(Error::from));
-    let exposed = config.secret_files().filter_map(permissions::exposed);
-    findings.warnings.extend(exposed);
 }
 
 fn certificates(config: &Config, findings: &mut Findings) {

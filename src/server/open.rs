@@ -21,19 +21,41 @@ const KEY_CACHE_DIRECTORY: &str = "keys";
 /// Refuses a data directory and files that others can change, and warns of secrets that they can
 /// read. Each file is checked again where it is opened.
 pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
-    if config.store == Store::Embedded {
-        permissions::directory(&config.data_dir, By::Bridge)?;
-        if let Some(shared) = permissions::shared(&config.data_dir) {
-            tracing::warn!("{}", plain::words(shared));
-        }
+    let Permissions { faults, warnings } = permissions(config, By::Bridge);
+    if let Some(fault) = faults.into_iter().next() {
+        return Err(fault);
     }
-    for file in config.trusted_files() {
-        permissions::file(&file, By::Bridge)?;
-    }
-    for exposed in config.secret_files().filter_map(permissions::exposed) {
-        tracing::warn!("{}", plain::words(exposed));
+    for warning in warnings {
+        tracing::warn!("{}", plain::configured(warning));
     }
     Ok(())
+}
+
+/// Who else can change or read what the bridge trusts.
+pub(super) struct Permissions {
+    /// What others can change.
+    pub(super) faults: Vec<permissions::Fault>,
+    /// Secrets that others can read, and a directory of our own in which others can make files.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Looks at the data directory and the files that are trusted.
+pub(super) fn permissions(config: &Config, by: By) -> Permissions {
+    let mut found = Permissions {
+        faults: Vec::new(),
+        warnings: Vec::new(),
+    };
+    if config.store == Store::Embedded {
+        let directory = permissions::directory(&config.data_dir, by);
+        found.faults.extend(directory.err());
+        found.warnings.extend(permissions::shared(&config.data_dir));
+    }
+    for file in config.trusted_files() {
+        found.faults.extend(permissions::file(&file, by).err());
+    }
+    let exposed = config.secret_files().filter_map(permissions::exposed);
+    found.warnings.extend(exposed);
+    found
 }
 
 pub(super) fn log(
