@@ -72,6 +72,7 @@ pub(crate) fn jwks(key: &SigningKey) -> String {
 pub(crate) struct Setup {
     variables: Vec<(String, String)>,
     jwks_url: Option<String>,
+    in_memory: bool,
 }
 
 impl Setup {
@@ -86,6 +87,13 @@ impl Setup {
     /// Fetches the keys of [`APP`] here instead of reading them from a file.
     pub(crate) fn jwks_url(mut self, url: &str) -> Self {
         self.jwks_url = Some(url.to_owned());
+        self
+    }
+
+    /// Keeps its files in a file system in memory, where there is one: all is done as on a disk, and no
+    /// other program that uses the disk makes a flush take long.
+    pub(crate) fn in_memory(mut self) -> Self {
+        self.in_memory = true;
         self
     }
 
@@ -106,7 +114,9 @@ impl Setup {
 
     /// Writes its files and starts nothing yet.
     pub(crate) fn prepare(self) -> Bridge {
-        let home = tempfile::tempdir().unwrap();
+        let in_memory = || tempfile::tempdir_in("/dev/shm").ok();
+        let home = self.in_memory.then(in_memory).flatten();
+        let home = home.unwrap_or_else(|| tempfile::tempdir().unwrap());
         let keys = match &self.jwks_url {
             Some(url) => format!("jwks_url = \"{url}\""),
             None => "jwks_file = \"jwks.json\"".to_owned(),
