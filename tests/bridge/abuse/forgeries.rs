@@ -75,6 +75,7 @@ async fn real_batches_are_acknowledged_during_a_flood_of_forged_ones() {
     // meanwhile is not part of it: one flush that they hold up for 100 ms is in more than a hundredth
     // of what is sent in two seconds.
     let guarded = Guarded::of(Setup::default().in_memory().start().await).await;
+    let since = Instant::now();
     for connections in [20, 200] {
         let attack = async || flood(&guarded.bridge, connections, Duration::from_secs(2)).await;
         let name = format!("forged by {connections}");
@@ -82,13 +83,14 @@ async fn real_batches_are_acknowledged_during_a_flood_of_forged_ones() {
         eprintln!("{name}: {answered} refused");
         assert!(answered > connections);
     }
-    // Strangers must not fill the disk with log lines either.
+    // Strangers must not fill the disk with log lines either: a hundred, and then ten in a second.
+    let lines_max = 111 + 10 * since.elapsed().as_secs() as usize;
     let refusals = guarded
         .bridge
         .stderr()
         .matches("signature_mismatch")
         .count();
-    assert!((100..300).contains(&refusals), "{refusals} lines");
+    assert!((100..lines_max).contains(&refusals), "{refusals} lines");
     let counted = r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"}"#;
     guarded.counted(counted, 220.0).await;
     guarded.finish().await;

@@ -112,6 +112,14 @@ impl Healthy {
         }
     }
 
+    /// How many deliveries were sent since then.
+    pub(super) fn sent_since(&self, since: Instant) -> usize {
+        assert!(!self.sender.is_finished() && !self.subscriber.is_finished());
+        let ledger = self.ledger.lock().unwrap();
+        let entries = ledger.entries.iter().rev();
+        entries.take_while(|entry| entry.sent >= since).count()
+    }
+
     /// The times of what was sent within these phases, once all of it has come.
     pub(super) async fn within(&self, phases: &[(Instant, Instant)]) -> Latencies {
         eventually(async || {

@@ -41,19 +41,23 @@ const GROWTH_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long an attack goes on at least: what is over sooner is done again.
 const ATTACK: Duration = Duration::from_secs(2);
 
-/// How long it is quiet before each attack, and after the last one. All the quiet times of a bridge
-/// are looked at together, so that noise of the machine is in them as it is in the attacks.
+/// How long it is quiet before each attack. All the quiet times of a bridge are looked at together, so
+/// that noise of the machine is in them as it is in the attacks.
 const QUIET: Duration = Duration::from_millis(1_000);
 
-/// What a healthy client may wait at its 99th percentile whatever the quiet time was, when nothing
-/// else runs on the machine. The promise is twice the quiet time, which is a few milliseconds; but a
-/// thread that is scheduled late waits for the rest of another's slice, and between a delivery and
-/// its `200` there are several threads to be scheduled. The quiet times of the bridges of one run were
-/// seen to go from 1 to 26 ms. This is four times the longest, as machines differ.
-const LATENCY_NOISE_ALONE: Duration = Duration::from_millis(100);
+/// Deliveries in a quiet time or an attack at least: one goes on until it has seen so many.
+const DELIVERIES_MIN: usize = 100;
+
+/// A healthy client's 99th percentile under an attack is at most twice that of the quiet times and this,
+/// when nothing else runs on the machine.
+const LATENCY_MARGIN_ALONE: Duration = Duration::from_millis(20);
 /// The same while other tests have the cores too, some for hundreds of milliseconds. A bridge that
 /// lets an attack through keeps clients waiting for seconds.
-const LATENCY_NOISE_AMONG_OTHERS: Duration = Duration::from_millis(750);
+const LATENCY_MARGIN_AMONG_OTHERS: Duration = Duration::from_millis(750);
+/// An attack is measured again when the healthy waited longer, so many times in all. What it does to
+/// them, it does each time; what else happens on the machine (a flush that another program holds up, a
+/// core that another machine has) is over by then.
+const MEASUREMENTS_MAX: usize = 3;
 /// Set by whoever runs these tests alone, one after another.
 const ALONE: &str = "PRELUDE_BRIDGE_TEST_ABUSE_ALONE";
 
@@ -62,18 +66,12 @@ struct Guarded {
     bridge: Bridge,
     healthy: Healthy,
     quiet: Mutex<Vec<Phase>>,
-    attacks: Mutex<Vec<Attack>>,
+    /// The rows of the attacks under which the healthy waited too long.
+    over: Mutex<Vec<String>>,
 }
 
 /// A time from and to.
 type Phase = (Instant, Instant);
-
-/// What was done to a bridge, and when.
-struct Attack {
-    name: String,
-    phase: Phase,
-    grown_bytes: u64,
-}
 
 /// What is measured from outside while an attack runs.
 struct Growth {
@@ -102,7 +100,7 @@ impl Guarded {
             bridge,
             healthy,
             quiet: Mutex::default(),
-            attacks: Mutex::default(),
+            over: Mutex::default(),
         }
     }
 
@@ -110,34 +108,83 @@ impl Guarded {
     async fn rest(&self) {
         let since = Instant::now();
         tokio::time::sleep(QUIET).await;
+        let enough = || self.healthy.sent_since(since) >= DELIVERIES_MIN;
+        eventually(async || enough().then_some(())).await;
         let phase = (since, Instant::now());
         self.quiet.lock().unwrap().push(phase);
     }
 
-    /// Runs an attack, again and again until it has lasted long enough, and looks at everybody else
-    /// meanwhile. Returns what came of each time.
-    async fn under<T: Send>(&self, name: &str, attack: impl AsyncFnMut() -> T + Send) -> Vec<T> {
-        self.rest().await;
+    /// Runs an attack, again and again until it has lasted long enough, and compares what everybody
+    /// else waits meanwhile with the quiet times. Returns what came of each time.
+    async fn under<T: Send>(
+        &self,
+        name: &str,
+        mut attack: impl AsyncFnMut() -> T + Send,
+    ) -> Vec<T> {
+        let mut outcomes = Vec::new();
+        for measurement in 1..=MEASUREMENTS_MAX {
+            self.rest().await;
+            let (came, phase, grown_bytes) = self.attacked(name, &mut attack).await;
+            outcomes.extend(came);
+            let (row, is_over) = self.compare(name, phase, grown_bytes).await;
+            eprintln!("{row}");
+            if !is_over {
+                break;
+            }
+            if measurement == MEASUREMENTS_MAX {
+                self.over.lock().unwrap().push(row);
+            }
+        }
+        outcomes
+    }
+
+    /// Runs an attack until it has lasted long enough. Returns what came of each time, when
+    /// that was, and by how many bytes the bridge grew.
+    async fn attacked<T: Send>(
+        &self,
+        name: &str,
+        attack: &mut (impl AsyncFnMut() -> T + Send),
+    ) -> (Vec<T>, Phase, u64) {
         let process = self.bridge.process_id();
         let descriptors_before = descriptors(process);
         let growth = Growth::watch(process);
         let since = Instant::now();
-        let outcomes = elsewhere(attack);
+        let outcomes = elsewhere(attack, || {
+            since.elapsed() >= ATTACK && self.healthy.sent_since(since) >= DELIVERIES_MIN
+        });
         let phase = (since, Instant::now());
         let grown_bytes = growth.stop();
         assert!(
             grown_bytes < GROWTH_BYTES_MAX,
             "{name}: {grown_bytes} bytes more"
         );
-        self.attacks.lock().unwrap().push(Attack {
-            name: name.to_owned(),
-            phase,
-            grown_bytes,
-        });
         // The healthy may have a few connections more than they had.
         let most = descriptors_before + HEALTHY_CONNECTIONS_MAX;
         eventually(async || (descriptors(process) <= most).then_some(())).await;
-        outcomes
+        (outcomes, phase, grown_bytes)
+    }
+
+    /// Compares what the healthy waited under an attack with what they waited in the quiet times:
+    /// the row of the table, and whether it was too long.
+    async fn compare(&self, name: &str, phase: Phase, grown_bytes: u64) -> (String, bool) {
+        let resting = self.quiet.lock().unwrap().clone();
+        let quiet = self.healthy.within(&resting).await;
+        let under = self.healthy.within(&[phase]).await;
+        let row = format!(
+            "| {name} | {:.1?} | {} | {} | {} |",
+            phase.1 - phase.0,
+            under.acknowledged.beside(&quiet.acknowledged),
+            under.delivered.beside(&quiet.delivered),
+            Mebibytes(grown_bytes),
+        );
+        let margin = match std::env::var_os(ALONE) {
+            Some(_) => LATENCY_MARGIN_ALONE,
+            None => LATENCY_MARGIN_AMONG_OTHERS,
+        };
+        let is_over = |quiet: Percentiles, under: Percentiles| under.p99 > 2 * quiet.p99 + margin;
+        let is_over = is_over(quiet.acknowledged, under.acknowledged)
+            || is_over(quiet.delivered, under.delivered);
+        (row, is_over)
     }
 
     /// Asks the metrics until a sample is at least this much.
@@ -149,37 +196,9 @@ impl Guarded {
         .await;
     }
 
-    /// Compares what the healthy waited under each attack with what they waited in the quiet times,
-    /// and what was sent with what came, and ends the bridge.
+    /// Compares what was sent with what came, and ends the bridge.
     async fn finish(self) {
-        self.rest().await;
-        let resting = self.quiet.into_inner().unwrap();
-        let quiet = self.healthy.within(&resting).await;
-        let noise = match std::env::var_os(ALONE) {
-            Some(_) => LATENCY_NOISE_ALONE,
-            None => LATENCY_NOISE_AMONG_OTHERS,
-        };
-        let attacks = self.attacks.into_inner().unwrap();
-        let mut over = Vec::new();
-        for attack in attacks {
-            let under = self.healthy.within(&[attack.phase]).await;
-            let row = format!(
-                "| {} | {:.1?} | {} | {} | {} |",
-                attack.name,
-                attack.phase.1 - attack.phase.0,
-                under.acknowledged.beside(&quiet.acknowledged),
-                under.delivered.beside(&quiet.delivered),
-                Mebibytes(attack.grown_bytes),
-            );
-            eprintln!("{row}");
-            let is_over =
-                |quiet: Percentiles, under: Percentiles| under.p99 > noise.max(2 * quiet.p99);
-            if is_over(quiet.acknowledged, under.acknowledged)
-                || is_over(quiet.delivered, under.delivered)
-            {
-                over.push(row);
-            }
-        }
+        let over = self.over.into_inner().unwrap();
         assert!(over.is_empty(), "the healthy waited too long: {over:#?}");
         self.healthy.stop().await;
         self.bridge.finish().await;
@@ -188,7 +207,10 @@ impl Guarded {
 
 /// Runs an attack on threads of its own that have the lowest priority: they stand for other machines,
 /// whose work costs this one nothing, and must not keep the bridge and the healthy from their cores.
-fn elsewhere<T: Send>(mut attack: impl AsyncFnMut() -> T + Send) -> Vec<T> {
+fn elsewhere<T: Send>(
+    attack: &mut (impl AsyncFnMut() -> T + Send),
+    is_enough: impl Fn() -> bool + Sync,
+) -> Vec<T> {
     let give_way = || {
         // Of this thread alone, as Linux has it.
         rustix::process::nice(19).unwrap();
@@ -202,9 +224,8 @@ fn elsewhere<T: Send>(mut attack: impl AsyncFnMut() -> T + Send) -> Vec<T> {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let since = Instant::now();
             let mut outcomes = Vec::new();
-            while since.elapsed() < ATTACK {
+            while !is_enough() {
                 outcomes.push(attack().await);
             }
             outcomes
