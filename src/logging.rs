@@ -3,11 +3,13 @@
 
 use std::{fmt, io};
 
-use tracing::{Subscriber, field::Field};
+use tracing::{Subscriber, field::Field, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter,
+    Layer as _,
     field::MakeExt as _,
+    filter::Targets,
     fmt::{MakeWriter, format},
+    layer::SubscriberExt as _,
 };
 
 use crate::plain::{self, steers};
@@ -87,6 +89,16 @@ impl Level {
             Self::Trace => "trace",
         }
     }
+
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
 }
 
 /// Sends the log lines of this process to stderr.
@@ -106,30 +118,30 @@ where
 {
     // h2 warns of each frame that a peer should not have sent, so a peer could fill the log: what
     // it then does about it is logged here, once a connection.
-    let level = options.level.name();
-    let filter = EnvFilter::new(format!("warn,h2=error,prelude_bridge={level}"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("h2", LevelFilter::ERROR)
+        .with_target("prelude_bridge", options.level.filter());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         // A stderr that is gone must not stop the program: its default is to panic there.
         .log_internal_errors(false);
-    match options.format {
-        Format::Text => Box::new(
-            builder
-                .with_ansi(colours)
-                .with_target(false)
-                .fmt_fields(format::debug_fn(write_field).delimited(" "))
-                .finish(),
-        ),
-        Format::Json => Box::new(
-            builder
-                .json()
-                .flatten_event(true)
-                .with_span_list(false)
-                .map_writer(EscapeJson)
-                .finish(),
-        ),
-    }
+    let lines = match options.format {
+        Format::Text => lines
+            .with_ansi(colours)
+            .with_target(false)
+            .fmt_fields(format::debug_fn(write_field).delimited(" "))
+            .with_filter(filter)
+            .boxed(),
+        Format::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .map_writer(EscapeJson)
+            .with_filter(filter)
+            .boxed(),
+    };
+    Box::new(tracing_subscriber::registry().with(lines))
 }
 
 /// One field in a line of text. Control characters are escaped, line ends too: what a client sent
