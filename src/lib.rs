@@ -23,6 +23,9 @@ pub mod plain;
 // Who can change the files that are trusted.
 pub mod permissions;
 
+// Token buckets: what all rate limits are made of.
+pub mod rate;
+
 // Event, cursor, bytes on the wire, blocks, filters: pure values.
 pub use prelude_bridge_event as event;
 pub use prelude_bridge_event::{filter, wire};
