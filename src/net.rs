@@ -34,7 +34,6 @@ pub mod quiet;
 pub mod slots;
 pub mod tap;
 pub mod tls;
-pub mod write_deadline;
 
 pub use self::connection::Connection;
 
