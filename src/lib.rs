@@ -38,6 +38,9 @@ pub mod net;
 
 // The way in.
 
+// Where keys are published: how they are fetched, kept fresh, and kept for an outage.
+pub mod key_source;
+
 // Keys and RSA-PSS: only here a body becomes a verified one.
 pub mod signature;
 

@@ -117,6 +117,7 @@ pub(super) fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring
         config::KeySource::PemFile(path) => Ok(KeySource::PemFile(path.clone())),
     };
     source
+        .map_err(signature::Error::from)
         .and_then(|source| Keyring::open(&app.id, source, signature::Options::default(), cache))
         .map_err(|source| Error::Keys {
             app_id: app.id.clone(),
