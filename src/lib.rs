@@ -23,6 +23,9 @@ pub mod plain;
 // Who can change the files that are trusted.
 pub mod permissions;
 
+// Token buckets: what all rate limits are made of.
+pub mod rate;
+
 // Event, cursor, bytes on the wire, blocks, filters: pure values.
 pub use prelude_bridge_event as event;
 pub use prelude_bridge_event::{filter, wire};
@@ -34,6 +37,9 @@ pub mod metrics;
 pub mod net;
 
 // The way in.
+
+// Where keys are published: how they are fetched, kept fresh, and kept for an outage.
+pub mod key_source;
 
 // Keys and RSA-PSS: only here a body becomes a verified one.
 pub mod signature;

@@ -16,7 +16,10 @@ use std::{
 };
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use self::{
     quiet::{Admitted, Quiet},
@@ -34,7 +37,6 @@ pub mod quiet;
 pub mod slots;
 pub mod tap;
 pub mod tls;
-pub mod write_deadline;
 
 pub use self::connection::Connection;
 
@@ -230,26 +232,7 @@ impl Listener {
             slots_max: limits.connections_max,
             slots_per_address_max: limits.connections_per_address_max,
         });
-        let mut patience = Patience::default();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                accepted = self.socket.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(connection) => connection,
-                Err(error) => {
-                    metrics.accept_failed(self.name);
-                    let pause = patience.after(&error);
-                    if !pause.is_zero() {
-                        tracing::warn!(listener = self.name, %error, ?pause, "cannot accept connections");
-                        let _ = tokio::time::timeout(pause, shutdown.cancelled()).await;
-                    }
-                    continue;
-                }
-            };
-            patience = Patience::default();
+        while let Some((stream, peer)) = self.accept(&metrics, &shutdown).await {
             let standing = Standing::default();
             let slot = match self.enter(&slots, peer, &standing, &metrics) {
                 Ok(slot) => slot,
@@ -276,17 +259,7 @@ impl Listener {
             let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
                 let _held = (slot, open);
-                let served = async {
-                    match evicted {
-                        None => served.await,
-                        Some(evicted) => tokio::select! {
-                            biased;
-                            // Counted by whoever took the slot.
-                            () = evicted => None,
-                            closure = served => closure,
-                        },
-                    }
-                };
+                let served = unless_evicted(served, evicted);
                 if let Some(Some(closure)) = cut.run_until_cancelled(served).await {
                     metrics.connection_closed(name, closure);
                 }
@@ -297,23 +270,39 @@ impl Listener {
             }
         }
         drop(self.socket);
-        connections.close();
-        let finished = tokio::time::timeout(limits.drain_timeout, connections.wait()).await;
-        let cut_count = if finished.is_ok() {
-            0
-        } else {
-            connections.len()
-        };
-        drop(cut_when_dropped);
-        connections.wait().await;
-        if cut_count > 0 {
-            tracing::warn!(
-                listener = self.name,
-                connections = cut_count,
-                "connections were cut at the end of the drain timeout"
-            );
+        drain(
+            self.name,
+            &connections,
+            limits.drain_timeout,
+            cut_when_dropped,
+        )
+        .await
+    }
+
+    /// The next connection; none once the shutdown has begun.
+    async fn accept(
+        &self,
+        metrics: &Metrics,
+        shutdown: &CancellationToken,
+    ) -> Option<(TcpStream, SocketAddr)> {
+        let mut patience = Patience::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return None,
+                accepted = self.socket.accept() => accepted,
+            };
+            let error = match accepted {
+                Ok(connection) => return Some(connection),
+                Err(error) => error,
+            };
+            metrics.accept_failed(self.name);
+            let pause = patience.after(&error);
+            if !pause.is_zero() {
+                tracing::warn!(listener = self.name, %error, ?pause, "cannot accept connections");
+                let _ = tokio::time::timeout(pause, shutdown.cancelled()).await;
+            }
         }
-        Drained { cut: cut_count }
     }
 
     /// Finds a slot for a connection, by an eviction if that is needed.
@@ -399,6 +388,47 @@ where
     handler(connection, peer).await
 }
 
+/// Serves a connection until it ends, or a new one takes its slot, which counts the eviction.
+async fn unless_evicted(
+    served: impl Future<Output = Option<Closure>>,
+    evicted: Option<impl Future<Output = ()>>,
+) -> Option<Closure> {
+    match evicted {
+        None => served.await,
+        Some(evicted) => tokio::select! {
+            biased;
+            () = evicted => None,
+            closure = served => closure,
+        },
+    }
+}
+
+/// Gives the connections the time to finish, and cuts those that did not.
+async fn drain(
+    name: &'static str,
+    connections: &TaskTracker,
+    timeout: Duration,
+    cut_when_dropped: DropGuard,
+) -> Drained {
+    connections.close();
+    let finished = tokio::time::timeout(timeout, connections.wait()).await;
+    let cut = if finished.is_ok() {
+        0
+    } else {
+        connections.len()
+    };
+    drop(cut_when_dropped);
+    connections.wait().await;
+    if cut > 0 {
+        tracing::warn!(
+            listener = name,
+            connections = cut,
+            "connections were cut at the end of the drain timeout"
+        );
+    }
+    Drained { cut }
+}
+
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "stop the program that has it, or choose another port",
@@ -464,8 +494,22 @@ mod tests {
     where
         F: Future<Output = Option<Closure>> + Send + 'static,
     {
+        open_at(bind().await, limits, handler)
+    }
+
+    async fn bind() -> Listener {
         let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
+        Listener::bind("test", "--test-listen", any).await.unwrap()
+    }
+
+    fn open_at<F>(
+        listener: Listener,
+        limits: Limits,
+        handler: impl Fn(Connection, SocketAddr) -> F + Clone + Send + 'static,
+    ) -> Door
+    where
+        F: Future<Output = Option<Closure>> + Send + 'static,
+    {
         let (shutdown, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
         Door {
             address: listener.local_addr(),
@@ -549,13 +593,9 @@ mod tests {
 
     /// A door where whoever says `x` has proven something.
     async fn open_with_eviction(limits: Limits) -> Door {
-        let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let listener = Listener::bind("test", "--test-listen", any).await.unwrap();
-        let listener = listener
-            .evicting()
-            .refusing_with(|full| format!("{full:?}").into_bytes());
-        let (shutdown, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
-        let handler = |mut stream: Connection, _| async move {
+        let listener = bind().await.evicting();
+        let listener = listener.refusing_with(|full| format!("{full:?}").into_bytes());
+        open_at(listener, limits, |mut stream, _| async move {
             let _ = stream.write_all(b"hello").await;
             let mut said = [0];
             while stream.read_exact(&mut said).await.is_ok() {
@@ -563,18 +603,7 @@ mod tests {
                 let _ = stream.write_all(b"y").await;
             }
             None
-        };
-        Door {
-            address: listener.local_addr(),
-            running: tokio::spawn(listener.run(
-                limits,
-                Arc::clone(&metrics),
-                shutdown.clone(),
-                handler,
-            )),
-            shutdown,
-            metrics,
-        }
+        })
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use crate::{
 };
 
 pub use self::check::{Findings, check};
+pub(crate) use self::open::inspect_permissions;
 
 /// How often the log is asked whether it still takes events. A log that failed refuses them by
 /// itself; this is only how soon the process ends so that a supervisor can start it anew.

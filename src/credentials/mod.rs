@@ -262,7 +262,7 @@ impl Credentials {
             recording.write(Recorded::default()).await;
         }
         let jwt = match options.jwt {
-            Some(options) => Some(jwt::Verifier::open(options, Arc::clone(&clock)).await?),
+            Some(options) => Some(jwt::Verifier::open(options, Arc::clone(&clock))?),
             None => None,
         };
         let (credentials, stop) = Self::new(options.anonymous, jwt, state, clock);

@@ -3,9 +3,10 @@
 
 use super::Check;
 use crate::{
-    config::{Config, Store},
+    config::Config,
     credentials::{Error, File},
-    permissions::{self, By},
+    permissions::By,
+    server,
 };
 
 const CREDENTIALS: &str = "credentials";
@@ -17,22 +18,17 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
 }
 
 fn permissions(config: &Config) -> Check {
-    if config.store == Store::Embedded
-        && let Err(error) = permissions::directory(&config.data_dir, By::Reader)
-    {
+    let found = server::inspect_permissions(config, By::Reader);
+    if let Some(fault) = found.faults.first() {
         let remedy =
             "run that command as the owner or as root; `serve` refuses to start until then";
-        return Check::fault(PERMISSIONS, error.to_string(), remedy);
+        return Check::fault(PERMISSIONS, fault.to_string(), remedy);
     }
-    let mut found = "only root and this user can change what is in the data directory".to_owned();
-    let exposed = config.secret_files().filter_map(permissions::exposed);
-    for exposed in permissions::shared(&config.data_dir)
-        .into_iter()
-        .chain(exposed)
-    {
-        found.push_str(&format!(" (warning: {exposed})"));
+    let mut text = "only root and this user can change what is in the data directory".to_owned();
+    for warning in found.warnings {
+        text.push_str(&format!(" (warning: {warning})"));
     }
-    Check::good(PERMISSIONS, found)
+    Check::good(PERMISSIONS, text)
 }
 
 fn credentials(config: &Config) -> Check {

@@ -1,13 +1,21 @@
 //! Owns how an HTTP/1.1 connection is served: hyper's state machine with the timers and limits that
 //! warp's own server leaves unset. Knows nothing of routes.
 
-use std::{convert::Infallible, error::Error as _, io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error as _,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -15,7 +23,6 @@ use super::{
     fair::Fair,
     framing::{Framing, Paying},
     tap::Tapped,
-    write_deadline::WriteDeadline,
 };
 use crate::metrics::Closure;
 
@@ -91,7 +98,7 @@ where
         .max_headers(limits.headers_max)
         .max_buf_size(buffer_bytes)
         .serve_connection(
-            TokioIo::new(WriteDeadline::new(stream, limits.write_timeout)),
+            TokioIo::new(with_write_timeout(stream, limits.write_timeout)),
             service,
         );
     let mut connection = pin!(connection);
@@ -108,6 +115,17 @@ where
     closure(&error)
 }
 
+/// Ends a connection whose peer takes nothing of what is written to it for so long. hyper itself would
+/// wait for ever.
+pub fn with_write_timeout<IO: AsyncWrite>(
+    io: IO,
+    timeout: Duration,
+) -> Pin<Box<TimeoutWriter<IO>>> {
+    let mut io = TimeoutWriter::new(io);
+    io.set_timeout(Some(timeout));
+    Box::pin(io)
+}
+
 /// What the client did; nothing if it only went away.
 pub fn closure(error: &hyper::Error) -> Option<Closure> {
     let io = error
@@ -119,5 +137,35 @@ pub fn closure(error: &hyper::Error) -> Option<Closure> {
         Some(Closure::Silent)
     } else {
         error.is_parse().then_some(Closure::Protocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_is_given_up() {
+        let (_peer, stream) = duplex(4);
+        let mut stream = with_write_timeout(stream, Duration::from_secs(8));
+        stream.write_all(b"1234").await.unwrap();
+        let error = stream.write_all(b"5").await.unwrap_err();
+        // By this it is told from other failures, see `closure`.
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_slowly_has_the_whole_time_for_each_read() {
+        let (mut peer, stream) = duplex(1);
+        let mut stream = with_write_timeout(stream, Duration::from_secs(8));
+        let writer = tokio::spawn(async move { stream.write_all(b"12345").await });
+        let mut read = [0; 1];
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            peer.read_exact(&mut read).await.unwrap();
+        }
+        writer.await.unwrap().unwrap();
     }
 }

@@ -3,12 +3,14 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use ipnet::IpNet;
+
 /// An IPv4 or IPv6 network; a single address is one, too.
+///
+/// `ipnet` does the arithmetic. What it does not know is here: that an IPv4 address in IPv6 form is
+/// IPv4, that bits after the prefix are a mistake, and what a person is told of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Network {
-    address: IpAddr,
-    prefix_bits: u8,
-}
+pub struct Network(IpNet);
 
 /// The prefix that all IPv4 addresses in IPv6 form have in common.
 const MAPPED_PREFIX_BITS: u8 = 96;
@@ -34,35 +36,36 @@ impl Network {
     /// The network of one address. An IPv4 address in IPv6 form (RFC 4291 section 2.5.5.2) is the
     /// IPv4 address, here and everywhere else in a network.
     #[must_use]
-    pub const fn single(address: IpAddr) -> Self {
-        let address = address.to_canonical();
-        Self {
-            address,
-            prefix_bits: match address {
-                IpAddr::V4(_) => 32,
-                IpAddr::V6(_) => 128,
-            },
-        }
+    pub fn single(address: IpAddr) -> Self {
+        Self(address.to_canonical().into())
     }
 
     /// What one client has of which an address is known: the address, or the /64 around it, as an IPv6
     /// host has 2^64 addresses.
     #[must_use]
     pub fn of_client(address: IpAddr) -> Self {
+        Self::around(address, CLIENT_PREFIX_BITS)
+    }
+
+    /// The network with a prefix of so many bits around an address; the address itself where it has
+    /// no more bits than that.
+    #[must_use]
+    pub fn around(address: IpAddr, prefix_bits: u8) -> Self {
         let single = Self::single(address);
-        let prefix_bits = single.prefix_bits.min(CLIENT_PREFIX_BITS);
-        Self {
-            address: masked(single.address, prefix_bits),
-            prefix_bits,
-        }
+        let network = IpNet::new(single.0.addr(), prefix_bits);
+        network.map_or(single, |network| Self(network.trunc()))
+    }
+
+    /// The first address of the network.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.0.addr()
     }
 
     /// Whether an address is in it. An IPv4 address that came over an IPv6 socket counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        address.is_ipv4() == self.address.is_ipv4()
-            && masked(address, self.prefix_bits) == self.address
+        self.0.contains(&address.to_canonical())
     }
 }
 
@@ -80,53 +83,36 @@ impl FromStr for Network {
         let Some(prefix) = prefix else {
             return Ok(Self::single(address));
         };
-        let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
-        let prefix_bits: u8 = prefix
-            .parse()
-            .ok()
-            .filter(|bits| is_number && *bits <= bits_max)
-            .ok_or_else(|| NetworkError::Prefix(text.to_owned(), bits_max))?;
+        let prefix_bits = prefix.parse().ok().filter(|_| is_number);
+        let network = prefix_bits.and_then(|bits| IpNet::new(address, bits).ok());
+        let network = network.ok_or_else(|| {
+            let bits_max = IpNet::from(address).max_prefix_len();
+            NetworkError::Prefix(text.to_owned(), bits_max)
+        })?;
         // `::ffff:10.0.0.0/104` is `10.0.0.0/8`. A shorter prefix than that of all IPv4 addresses in
         // IPv6 form leaves an IPv6 network.
-        let (address, prefix_bits) = match prefix_bits.checked_sub(MAPPED_PREFIX_BITS) {
-            Some(bits) if address.to_canonical() != address => (address.to_canonical(), bits),
-            _ => (address, prefix_bits),
-        };
-        let network = Self {
-            address: masked(address, prefix_bits),
-            prefix_bits,
-        };
-        if network.address != address {
-            return Err(NetworkError::HostBits(text.to_owned(), network));
+        let ipv4_bits = network.prefix_len().checked_sub(MAPPED_PREFIX_BITS);
+        let ipv4 = ipv4_bits.filter(|_| address.to_canonical() != address);
+        let network = ipv4
+            .and_then(|bits| IpNet::new(address.to_canonical(), bits).ok())
+            .unwrap_or(network);
+        if network.trunc() != network {
+            return Err(NetworkError::HostBits(
+                text.to_owned(),
+                Self(network.trunc()),
+            ));
         }
-        Ok(network)
+        Ok(Self(network))
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::single(self.address) {
-            return self.address.fmt(formatter);
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            return self.0.addr().fmt(formatter);
         }
-        write!(formatter, "{}/{}", self.address, self.prefix_bits)
-    }
-}
-
-/// The address with nothing left after the prefix.
-fn masked(address: IpAddr, prefix_bits: u8) -> IpAddr {
-    let prefix_bits = u32::from(prefix_bits);
-    match address {
-        IpAddr::V4(address) => {
-            let host_bits = 32_u32.saturating_sub(prefix_bits);
-            let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
-            IpAddr::V4((address.to_bits() & mask).into())
-        }
-        IpAddr::V6(address) => {
-            let host_bits = 128_u32.saturating_sub(prefix_bits);
-            let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
-            IpAddr::V6((address.to_bits() & mask).into())
-        }
+        self.0.fmt(formatter)
     }
 }
 
@@ -219,6 +205,10 @@ mod tests {
             let client = Network::of_client(address.parse().unwrap());
             assert_eq!(client.to_string(), network);
         }
+        let of = |text: &str| Network::of_client(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[test]

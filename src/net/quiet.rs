@@ -5,8 +5,12 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
+
+use crate::rate::Bucket;
 
 /// How many lines there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +39,7 @@ pub struct Quiet {
 }
 
 struct Kind {
-    lines_left: u32,
-    counted_at: Instant,
+    lines: Bucket,
     unlogged: u64,
 }
 
@@ -64,32 +67,20 @@ impl Quiet {
     }
 
     fn admit_at(&self, code: &'static str, now: Instant) -> Option<Admitted> {
-        let Limits {
-            lines_at_once,
-            line_interval,
-        } = self.limits;
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = kinds.entry(code).or_insert(Kind {
-            lines_left: lines_at_once,
-            counted_at: now,
+        let kind = kinds.entry(code).or_insert_with(|| Kind {
+            lines: Bucket::new(
+                1,
+                self.limits.line_interval,
+                self.limits.lines_at_once.into(),
+                now,
+            ),
             unlogged: 0,
         });
-        let passed = now.saturating_duration_since(kind.counted_at).as_nanos();
-        let earned = passed / line_interval.as_nanos().max(1);
-        if earned < u128::from(lines_at_once - kind.lines_left) {
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            kind.counted_at += line_interval * earned;
-            kind.lines_left += earned;
-        } else {
-            // All are back: nothing is saved up beyond that.
-            kind.counted_at = now;
-            kind.lines_left = lines_at_once;
-        }
-        if kind.lines_left == 0 {
+        if !kind.lines.take(1, now) {
             kind.unlogged += 1;
             return None;
         }
-        kind.lines_left -= 1;
         let unlogged = std::mem::take(&mut kind.unlogged);
         Some(Admitted {
             unlogged: (unlogged > 0).then_some(unlogged),

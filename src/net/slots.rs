@@ -6,7 +6,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +14,8 @@ use std::{
 };
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::network::Network;
 
 /// How many slots there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,9 @@ pub struct Limits {
     /// /48 together have four times as many.
     pub slots_per_address_max: usize,
 }
+
+/// The prefix of the most that a customer of a network is usually given (RFC 6177).
+const SITE_PREFIX_BITS: u8 = 48;
 
 /// How many shares an IPv6 /48 has, which is the most that a customer of a network is usually given:
 /// it holds 65,536 times a /64, and must not have a share for each.
@@ -88,7 +93,7 @@ struct Holders {
     next: u64,
     clients: HashMap<IpAddr, Client>,
     /// The holders of each IPv6 /48.
-    sites: HashMap<Ipv6Addr, usize>,
+    sites: HashMap<Network, usize>,
     /// The clients with holders that may be evicted, the one to begin with last.
     ranks: BTreeSet<Rank>,
 }
@@ -141,7 +146,7 @@ impl Slots {
         is_exempt: bool,
         standing: Option<Standing>,
     ) -> Result<(Slot, Option<Evicted>), Full> {
-        let client = client(address);
+        let client = Network::of_client(address).address();
         let mut holders = self.lock();
         let share = self.limits.slots_per_address_max;
         let evicted = if !is_exempt && holders.count_of(client) >= share {
@@ -325,20 +330,10 @@ impl Drop for Slot {
     }
 }
 
-/// What counts as one client. An IPv6 host is given a /64, and so 2^64 addresses.
-fn client(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 /// The IPv6 /48 that a client is in.
-fn site(client: IpAddr) -> Option<Ipv6Addr> {
-    match client {
-        IpAddr::V6(v6) => Some(Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80)),
-        IpAddr::V4(_) => None,
-    }
+fn site(client: IpAddr) -> Option<Network> {
+    let is_ipv6 = client.is_ipv6();
+    is_ipv6.then(|| Network::around(client, SITE_PREFIX_BITS))
 }
 
 #[cfg(test)]
@@ -519,14 +514,5 @@ mod tests {
         assert_eq!(enter(&slots, "192.0.2.1").unwrap_err(), Full::Address);
         drop(new);
         assert_empty(&slots);
-    }
-
-    #[test]
-    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
-        let of = |text: &str| client(text.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

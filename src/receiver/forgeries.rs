@@ -21,7 +21,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::net::network::Network;
+use crate::{net::network::Network, rate::Bucket};
 
 /// How long a delivery waits before it is verified. Well below the time that a request has, as it may
 /// be genuine; and so the connections of a flood have one verification in a second each at most.
@@ -53,15 +53,13 @@ impl Default for Limits {
 
 /// The turns of all deliveries.
 pub(super) struct Forgeries {
-    /// What a delivery that costs one pays with.
-    interval: Duration,
-    /// How far the turns may lie back without being lost.
-    burst: Duration,
     turns: Mutex<Turns>,
 }
 
 struct Turns {
-    next: Instant,
+    /// What verifications are paid with. Those that are still to come are paid with too: a turn is
+    /// when they will be there.
+    tokens: Bucket,
     /// The clients whose last delivery was genuine.
     proven: HashSet<Network>,
 }
@@ -81,19 +79,16 @@ pub(super) struct Trial<'f> {
 #[derive(Clone, Copy)]
 struct Turn {
     at: Instant,
-    paid: Duration,
+    paid: u32,
 }
 
 impl Forgeries {
     pub(super) fn new(limits: Limits) -> Self {
-        let interval = Duration::from_secs(1) / limits.per_second.max(1);
-        let burst = interval * limits.at_once;
-        let now = Instant::now();
+        let (per_second, at_once) = (limits.per_second.into(), limits.at_once.into());
+        let second = Duration::from_secs(1);
         Self {
-            interval,
-            burst,
             turns: Mutex::new(Turns {
-                next: now.checked_sub(burst).unwrap_or(now),
+                tokens: Bucket::new(per_second, second, at_once, Instant::now()),
                 proven: HashSet::new(),
             }),
         }
@@ -115,25 +110,18 @@ impl Forgeries {
     }
 
     fn reserve(&self, now: Instant, cost: u32, deadline: Instant) -> Turn {
-        let mut turns = self.lock();
-        // A burst is what was saved up in the time without forgeries.
-        let saved = now.checked_sub(self.burst).unwrap_or(now);
-        let paid = self.interval.saturating_mul(cost);
-        let at = turns.next.max(saved) + paid;
-        if at > deadline {
+        match self.lock().tokens.reserve(cost.into(), now, deadline) {
+            Some(at) => Turn { at, paid: cost },
             // The turn stays for somebody else.
-            return Turn {
+            None => Turn {
                 at: deadline,
-                paid: Duration::ZERO,
-            };
+                paid: 0,
+            },
         }
-        turns.next = at;
-        Turn { at, paid }
     }
 
     fn give_back(&self, turn: Turn) {
-        let mut turns = self.lock();
-        turns.next = turns.next.checked_sub(turn.paid).unwrap_or(turns.next);
+        self.lock().tokens.add(turn.paid.into());
     }
 
     fn lock(&self) -> MutexGuard<'_, Turns> {
@@ -264,7 +252,7 @@ mod tests {
         // The turns that were given reach as far as the deadline and no further.
         tokio::time::sleep_until(deadline).await;
         let trial = forgeries.trial(client(2), 1, in_a_minute());
-        assert!(wait(&trial).await <= forgeries.interval);
+        assert!(wait(&trial).await <= Duration::from_millis(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,7 +107,6 @@ pub(super) fn level(error: &Error) -> Level {
 struct Row {
     status: StatusCode,
     code: &'static str,
-    message: Cow<'static, str>,
     /// When the same request may succeed; `None` where it never will.
     retry_after: Option<Duration>,
 }
@@ -122,7 +121,7 @@ fn refuse(error: &Error) -> Answer {
     let body = json!({
         "error": {
             "code": row.code,
-            "message": row.message,
+            "message": message(error),
             "retryable": row.retry_after.is_some(),
         }
     });
@@ -141,106 +140,37 @@ fn refuse(error: &Error) -> Answer {
 }
 
 fn row(error: &Error) -> Row {
+    use StatusCode as Status;
     match error {
-        Error::PathUnknown => never(
-            StatusCode::NOT_FOUND,
-            "path_unknown",
-            "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
-        ),
-        Error::SourceRefused { .. } | Error::SourceUnknown => never(
-            StatusCode::FORBIDDEN,
-            "source_refused",
-            "requests from this address are not taken here",
-        ),
-        Error::MethodUnknown => never(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            "use GET for the activation challenge and POST for deliveries",
-        ),
-        Error::AppUnknown => never(
-            StatusCode::NOT_FOUND,
-            "app_unknown",
-            "this app is not configured here",
-        ),
-        Error::ChallengeMalformed(fault) => {
-            never(StatusCode::BAD_REQUEST, "challenge_malformed", *fault)
+        Error::PathUnknown => never(Status::NOT_FOUND, "path_unknown"),
+        Error::SourceRefused { .. } | Error::SourceUnknown => {
+            never(Status::FORBIDDEN, "source_refused")
         }
-        Error::TokenMismatch => never(
-            StatusCode::UNAUTHORIZED,
-            "token_mismatch",
-            "the verification token is not the one that is configured for this app",
-        ),
-        Error::ContentTypeUnknown => never(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "content_type_unsupported",
-            "send the batch as application/json",
-        ),
+        Error::MethodUnknown => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
+        Error::ChallengeMalformed(_) => never(Status::BAD_REQUEST, "challenge_malformed"),
+        Error::TokenMismatch => never(Status::UNAUTHORIZED, "token_mismatch"),
+        Error::ContentTypeUnknown => {
+            never(Status::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported")
+        }
         Error::ContentEncoded => never(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Status::UNSUPPORTED_MEDIA_TYPE,
             "content_encoding_unsupported",
-            "send the body as it was signed, without a content encoding",
         ),
-        Error::LengthMissing => never(
-            StatusCode::LENGTH_REQUIRED,
-            "length_required",
-            "send a Content-Length, or the body in chunks",
-        ),
-        Error::BodyTooLarge { bytes_max } => never(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            format!("the body may have at most {bytes_max} bytes"),
-        ),
-        Error::FramingTooLarge => never(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "framing_too_large",
-            "send the body in larger chunks, or with its length and not in chunks",
-        ),
-        Error::BodiesTooLarge { .. } | Error::BodyGaveWay => later(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too_many_bodies",
-            "too many deliveries at once",
-            Duration::from_secs(2),
-        ),
+        Error::LengthMissing => never(Status::LENGTH_REQUIRED, "length_required"),
+        Error::BodyTooLarge { .. } => never(Status::PAYLOAD_TOO_LARGE, "body_too_large"),
+        Error::FramingTooLarge => never(Status::PAYLOAD_TOO_LARGE, "framing_too_large"),
+        Error::BodiesTooLarge { .. } | Error::BodyGaveWay => {
+            later(Status::TOO_MANY_REQUESTS, "too_many_bodies", 2)
+        }
         // Seldom read: the caller is usually gone.
-        Error::BodyBroken(_) => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "body_incomplete",
-            "the body broke off",
-            Duration::from_secs(1),
-        ),
-        Error::BodyTooSlow { seconds } => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "deadline_exceeded",
-            format!("the body was not there within {seconds} s"),
-            Duration::from_secs(5),
-        ),
-        Error::BodyStalled { bytes_per_second } => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "deadline_exceeded",
-            format!("the body comes slower than {bytes_per_second} bytes a second"),
-            Duration::from_secs(5),
-        ),
-        Error::TooSlow { seconds } => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "deadline_exceeded",
-            format!("the request was not done within {seconds} s"),
-            Duration::from_secs(5),
-        ),
-        Error::SignatureMissing => never(
-            StatusCode::UNAUTHORIZED,
-            "signature_missing",
-            "the X-Webhook-Signature header is missing",
-        ),
-        Error::SignatureRepeated => never(
-            StatusCode::UNAUTHORIZED,
-            "signature_repeated",
-            "there is more than one X-Webhook-Signature header",
-        ),
-        Error::AppUnnamed => never(
-            StatusCode::UNAUTHORIZED,
-            "signature_unverifiable",
-            "the body names no app whose keys could verify it",
-        ),
+        Error::BodyBroken(_) => later(Status::SERVICE_UNAVAILABLE, "body_incomplete", 1),
+        Error::BodyTooSlow { .. } | Error::BodyStalled { .. } | Error::TooSlow { .. } => {
+            later(Status::SERVICE_UNAVAILABLE, "deadline_exceeded", 5)
+        }
+        Error::SignatureMissing => never(Status::UNAUTHORIZED, "signature_missing"),
+        Error::SignatureRepeated => never(Status::UNAUTHORIZED, "signature_repeated"),
+        Error::AppUnnamed => never(Status::UNAUTHORIZED, "signature_unverifiable"),
         Error::Forged { .. } | Error::ForgedAndGone => unverified(&signature::Error::Mismatch),
         Error::Unverified(error) => unverified(error),
         Error::NoBatch(error) => no_batch(*error),
@@ -248,29 +178,77 @@ fn row(error: &Error) -> Row {
     }
 }
 
+/// What the caller is told beside the code.
+fn message(error: &Error) -> Cow<'static, str> {
+    let fixed = match error {
+        Error::PathUnknown => "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
+        Error::SourceRefused { .. } | Error::SourceUnknown => {
+            "requests from this address are not taken here"
+        }
+        Error::MethodUnknown => "use GET for the activation challenge and POST for deliveries",
+        Error::AppUnknown => "this app is not configured here",
+        Error::ChallengeMalformed(fault) => fault,
+        Error::TokenMismatch => {
+            "the verification token is not the one that is configured for this app"
+        }
+        Error::ContentTypeUnknown => "send the batch as application/json",
+        Error::ContentEncoded => "send the body as it was signed, without a content encoding",
+        Error::LengthMissing => "send a Content-Length, or the body in chunks",
+        Error::BodyTooLarge { bytes_max } => {
+            return format!("the body may have at most {bytes_max} bytes").into();
+        }
+        Error::FramingTooLarge => {
+            "send the body in larger chunks, or with its length and not in chunks"
+        }
+        Error::BodiesTooLarge { .. } | Error::BodyGaveWay => "too many deliveries at once",
+        Error::BodyBroken(_) => "the body broke off",
+        Error::BodyTooSlow { seconds } => {
+            return format!("the body was not there within {seconds} s").into();
+        }
+        Error::BodyStalled { bytes_per_second } => {
+            let rate = bytes_per_second;
+            return format!("the body comes slower than {rate} bytes a second").into();
+        }
+        Error::TooSlow { seconds } => {
+            return format!("the request was not done within {seconds} s").into();
+        }
+        Error::SignatureMissing => "the X-Webhook-Signature header is missing",
+        Error::SignatureRepeated => "there is more than one X-Webhook-Signature header",
+        Error::AppUnnamed => "the body names no app whose keys could verify it",
+        Error::Forged { .. } | Error::ForgedAndGone => FORGED,
+        Error::Unverified(error) => return unverified_message(error),
+        Error::NoBatch(error) => return error.to_string().into(),
+        Error::NotAppended(error) => not_appended_message(error),
+    };
+    fixed.into()
+}
+
+const FORGED: &str = "no key of this app made this signature over this body";
+
 fn unverified(error: &signature::Error) -> Row {
     match error {
-        signature::Error::Header(fault) => never(
-            StatusCode::UNAUTHORIZED,
-            "signature_malformed",
-            fault.to_string(),
-        ),
-        signature::Error::Mismatch => never(
-            StatusCode::UNAUTHORIZED,
-            "signature_mismatch",
-            "no key of this app made this signature over this body",
-        ),
+        signature::Error::Header(_) => never(StatusCode::UNAUTHORIZED, "signature_malformed"),
+        signature::Error::Mismatch => never(StatusCode::UNAUTHORIZED, "signature_mismatch"),
         // The rest is about our side of the keys.
         signature::Error::NoKeys { .. }
         | signature::Error::Key(_)
         | signature::Error::KeySet(_)
         | signature::Error::Fetch(_)
-        | signature::Error::NoRuntime => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "keys_unavailable",
-            "the keys of this app are not known yet",
-            Duration::from_secs(30),
-        ),
+        | signature::Error::NoRuntime => {
+            later(StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable", 30)
+        }
+    }
+}
+
+fn unverified_message(error: &signature::Error) -> Cow<'static, str> {
+    match error {
+        signature::Error::Header(fault) => fault.to_string().into(),
+        signature::Error::Mismatch => FORGED.into(),
+        signature::Error::NoKeys { .. }
+        | signature::Error::Key(_)
+        | signature::Error::KeySet(_)
+        | signature::Error::Fetch(_)
+        | signature::Error::NoRuntime => "the keys of this app are not known yet".into(),
     }
 }
 
@@ -284,42 +262,43 @@ fn no_batch(error: decode::Error) -> Row {
         | decode::Error::NoEvents
         | decode::Error::TooManyEvents => "body_not_a_batch",
     };
-    never(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
+    never(StatusCode::UNPROCESSABLE_ENTITY, code)
 }
 
 fn not_appended(error: &log::Error) -> Row {
-    let (code, message, seconds) = match error {
-        log::Error::Overloaded => ("log_overloaded", "more arrives than can be stored", 2),
-        log::Error::NoSpace => ("log_full", "there is no room to store the batch", 60),
-        log::Error::Failed(_) => ("log_failed", "the batch cannot be stored", 30),
-        log::Error::Closed => ("shutting_down", "the bridge is shutting down", 5),
+    let (code, seconds) = match error {
+        log::Error::Overloaded => ("log_overloaded", 2),
+        log::Error::NoSpace => ("log_full", 60),
+        log::Error::Failed(_) => ("log_failed", 30),
+        log::Error::Closed => ("shutting_down", 5),
     };
-    let after = Duration::from_secs(seconds);
-    later(StatusCode::SERVICE_UNAVAILABLE, code, message, after)
+    later(StatusCode::SERVICE_UNAVAILABLE, code, seconds)
+}
+
+fn not_appended_message(error: &log::Error) -> &'static str {
+    match error {
+        log::Error::Overloaded => "more arrives than can be stored",
+        log::Error::NoSpace => "there is no room to store the batch",
+        log::Error::Failed(_) => "the batch cannot be stored",
+        log::Error::Closed => "the bridge is shutting down",
+    }
 }
 
 /// The same request will be refused again.
-fn never(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Row {
+fn never(status: StatusCode, code: &'static str) -> Row {
     Row {
         status,
         code,
-        message: message.into(),
         retry_after: None,
     }
 }
 
-/// The same request may be taken then.
-fn later(
-    status: StatusCode,
-    code: &'static str,
-    message: impl Into<Cow<'static, str>>,
-    after: Duration,
-) -> Row {
+/// The same request may be taken after so many seconds.
+fn later(status: StatusCode, code: &'static str, seconds: u64) -> Row {
     Row {
         status,
         code,
-        message: message.into(),
-        retry_after: Some(after),
+        retry_after: Some(Duration::from_secs(seconds)),
     }
 }
 

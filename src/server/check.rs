@@ -28,7 +28,7 @@ pub struct Findings {
 /// Judges everything that a start judges, except whether the ports are free and what is fetched.
 pub async fn check(config: &Config) -> Findings {
     let mut findings = Findings::default();
-    let permissions = open::permissions(config, By::Reader);
+    let permissions = open::inspect_permissions(config, By::Reader);
     findings.warnings.extend(permissions.warnings);
     findings
         .faults

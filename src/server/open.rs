@@ -21,7 +21,7 @@ const KEY_CACHE_DIRECTORY: &str = "keys";
 /// Refuses a data directory and files that others can change, and warns of secrets that they can
 /// read. Each file is checked again where it is opened.
 pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
-    let Permissions { faults, warnings } = permissions(config, By::Bridge);
+    let Permissions { faults, warnings } = inspect_permissions(config, By::Bridge);
     if let Some(fault) = faults.into_iter().next() {
         return Err(fault);
     }
@@ -32,15 +32,15 @@ pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Faul
 }
 
 /// Who else can change or read what the bridge trusts.
-pub(super) struct Permissions {
+pub(crate) struct Permissions {
     /// What others can change.
-    pub(super) faults: Vec<permissions::Fault>,
+    pub(crate) faults: Vec<permissions::Fault>,
     /// Secrets that others can read, and a directory of our own in which others can make files.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Looks at the data directory and the files that are trusted.
-pub(super) fn permissions(config: &Config, by: By) -> Permissions {
+pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
     let mut found = Permissions {
         faults: Vec::new(),
         warnings: Vec::new(),
@@ -117,6 +117,7 @@ pub(super) fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring
         config::KeySource::PemFile(path) => Ok(KeySource::PemFile(path.clone())),
     };
     source
+        .map_err(signature::Error::from)
         .and_then(|source| Keyring::open(&app.id, source, signature::Options::default(), cache))
         .map_err(|source| Error::Keys {
             app_id: app.id.clone(),

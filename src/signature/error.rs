@@ -2,10 +2,10 @@
 //!
 //! It owns the words; statuses and exit codes are chosen by whoever translates them.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use crate::{net::tls::Trouble, plain};
+use crate::{
+    key_source::{self, DocumentFault, FetchFault},
+    plain,
+};
 
 /// Why a body was not verified, or why a keyring could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum Error {
     #[error(transparent)]
     Fetch(#[from] FetchFault),
     /// A keyring keeps itself fresh in the background, which takes a runtime.
-    #[error("a keyring has to be opened inside a tokio runtime")]
+    #[error("{}", key_source::Error::NoRuntime)]
     NoRuntime,
 }
 
@@ -72,6 +72,16 @@ impl Error {
             Self::Header(_) | Self::Mismatch | Self::Key(_) | Self::KeySet(_) | Self::NoRuntime => {
                 false
             }
+        }
+    }
+}
+
+impl From<key_source::Error> for Error {
+    fn from(error: key_source::Error) -> Self {
+        match error {
+            key_source::Error::Fetch(fault) => Self::Fetch(fault),
+            key_source::Error::Document(fault) => Self::KeySet(fault.into()),
+            key_source::Error::NoRuntime => Self::NoRuntime,
         }
     }
 }
@@ -133,18 +143,9 @@ pub enum KeyFault {
 /// Why a document is no set of keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetFault {
-    /// Larger than any honest set.
-    #[error("the key document is larger than {bytes_max} bytes")]
-    TooLarge {
-        /// The limit.
-        bytes_max: usize,
-    },
-    /// Not `{"keys": […]}`.
-    #[error(r#"the document is no JSON key set like {{"keys":[…]}}: {detail}"#)]
-    NotJwks {
-        /// What the parser said.
-        detail: String,
-    },
+    /// Too large, or no JWKS.
+    #[error(transparent)]
+    Document(#[from] DocumentFault),
     /// No PEM block in it.
     #[error("the file has no PEM block (-----BEGIN PUBLIC KEY-----)")]
     NotPem,
@@ -153,77 +154,5 @@ pub enum KeySetFault {
     NoUsableKey {
         /// The reasons, ready to follow the sentence; empty when the set is.
         detail: String,
-    },
-}
-
-/// Why a key source could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchFault {
-    /// The text is no URL.
-    #[error("{url:?} is no URL: {detail}")]
-    NotUrl {
-        /// As given.
-        url: String,
-        /// What the parser said.
-        detail: String,
-    },
-    /// Keys over plain http can be swapped on the way.
-    #[error("{url} is refused: keys are fetched over https only (http is allowed for loopback)")]
-    Insecure {
-        /// As given.
-        url: String,
-    },
-    /// A name or password in the URL would end up in logs. The URL is not repeated here.
-    #[error("the key URL has a user name or password in it, which is refused: key sets are public")]
-    Credentials,
-    /// A redirect could lead the request anywhere.
-    #[error(
-        "{url} answered with a redirect ({status}), which is not followed: configure its target"
-    )]
-    Redirect {
-        /// What was asked.
-        url: String,
-        /// The status it gave.
-        status: u16,
-    },
-    /// Anything but 200.
-    #[error("{url} answered with status {status}")]
-    Status {
-        /// What was asked.
-        url: String,
-        /// The status it gave.
-        status: u16,
-    },
-    /// No whole answer in time.
-    #[error("{url} gave no whole answer within {timeout:?}")]
-    Timeout {
-        /// What was asked.
-        url: String,
-        /// The limit.
-        timeout: Duration,
-    },
-    /// No connection over TLS.
-    #[error("{url} could not be fetched: {trouble}")]
-    Tls {
-        /// What was asked.
-        url: String,
-        /// Why.
-        trouble: Trouble,
-    },
-    /// Name, connection or a broken answer.
-    #[error("{url} could not be fetched: {detail}")]
-    Transport {
-        /// What was asked.
-        url: String,
-        /// The chain of causes.
-        detail: String,
-    },
-    /// A key file.
-    #[error("{} could not be read: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
     },
 }

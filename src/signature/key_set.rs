@@ -4,30 +4,16 @@
 //! strict about what a key is; what it leaves out it lists with the reason. It reads bytes, never
 //! files or the network.
 
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use rsa::pkcs1;
 use rsa::pkcs8::der::{Decode as _, pem};
 use rsa::pkcs8::spki::SubjectPublicKeyInfoRef;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::{DOCUMENT_BYTES_MAX, Error, KeySetFault, PublicKey, Signature, VerifiedBody, pss};
-
-/// How many keys of a set are used: each one costs a public-key operation for every forged
-/// delivery, and senders publish two or three.
-pub const KEYS_MAX: usize = 32;
+use super::{Error, KeySetFault, PublicKey, Signature, VerifiedBody, pss};
+use crate::key_source::{Jwk, KEYS_MAX, KeySource, check_size, read_jwks};
 
 /// How many left-out keys are listed by name; the others are only counted.
 const SKIPPED_LISTED_MAX: usize = 64;
-
-/// The members of a JWK; encoders disagree about padding.
-const BASE64URL: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The keys of one app, in the order of their document.
 #[derive(Debug, Clone, Default)]
@@ -47,30 +33,28 @@ pub struct Skipped {
 }
 
 impl KeySet {
+    /// Reads a document of this source's kind.
+    ///
+    /// # Errors
+    /// As [`KeySet::from_jwks`] or [`KeySet::from_pem`].
+    pub fn read(source: &KeySource, document: &[u8]) -> Result<Self, KeySetFault> {
+        match source {
+            KeySource::Url(_) | KeySource::JwksFile(_) => Self::from_jwks(document),
+            KeySource::PemFile(_) => Self::from_pem(document),
+        }
+    }
+
     /// Reads `{"keys":[…]}`. One bad key never spoils the set, and labels like `alg` refuse nothing.
     ///
     /// # Errors
     /// [`KeySetFault`] if the document as a whole is too large or of another shape. A set without a
     /// usable key is no error here: see [`KeySet::require_usable`].
     pub fn from_jwks(document: &[u8]) -> Result<Self, KeySetFault> {
-        #[derive(Deserialize)]
-        struct Jwks<'a> {
-            #[serde(borrow)]
-            keys: Vec<&'a RawValue>,
-        }
-        check_size(document)?;
-        let not_jwks = |detail: String| KeySetFault::NotJwks { detail };
-        let text = std::str::from_utf8(document).map_err(|fault| not_jwks(fault.to_string()))?;
-        let jwks: Jwks<'_> =
-            serde_json::from_str(text).map_err(|fault| not_jwks(fault.to_string()))?;
         let mut set = Self::default();
-        for (index, raw) in jwks.keys.iter().enumerate() {
-            match serde_json::from_str::<Jwk>(raw.get()) {
-                Ok(jwk) => {
-                    let id = jwk.kid.as_ref().and_then(|kid| kid.as_str());
-                    set.add(name(index, id), jwk.import());
-                }
-                Err(_) => set.skip(
+        for (index, jwk) in read_jwks(document)?.iter().enumerate() {
+            match jwk {
+                Some(jwk) => set.add(name(index, jwk.id()), import(jwk)),
+                None => set.skip(
                     name(index, None),
                     "is no JSON object with the members of a key",
                 ),
@@ -209,40 +193,18 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// The members we look at, each of any type, so that a strange one refuses only its own key.
-#[derive(Deserialize)]
-struct Jwk {
-    kty: Option<serde_json::Value>,
-    #[serde(rename = "use")]
-    usage: Option<serde_json::Value>,
-    kid: Option<serde_json::Value>,
-    n: Option<serde_json::Value>,
-    e: Option<serde_json::Value>,
-}
-
-impl Jwk {
-    fn import(&self) -> Result<PublicKey, String> {
-        match self.kty.as_ref().and_then(|kty| kty.as_str()) {
-            Some("RSA") => {}
-            Some(_) => return Err("is of another type than RSA".into()),
-            None => return Err("has no type (kty)".into()),
-        }
-        if self
-            .usage
-            .as_ref()
-            .is_some_and(|usage| usage.as_str() != Some("sig"))
-        {
-            return Err("is for another use than signatures (use is not sig)".into());
-        }
-        let n = number(self.n.as_ref()).ok_or("has no modulus (n) in base64url")?;
-        let e = number(self.e.as_ref()).ok_or("has no exponent (e) in base64url")?;
-        let id = self.kid.as_ref().and_then(|kid| kid.as_str());
-        PublicKey::from_components(id, &n, &e).map_err(|fault| format!("is refused: {fault}"))
+fn import(jwk: &Jwk) -> Result<PublicKey, String> {
+    match jwk.key_type() {
+        Some("RSA") => {}
+        Some(_) => return Err("is of another type than RSA".into()),
+        None => return Err("has no type (kty)".into()),
     }
-}
-
-fn number(member: Option<&serde_json::Value>) -> Option<Vec<u8>> {
-    BASE64URL.decode(member?.as_str()?).ok()
+    if !jwk.is_for_signatures() {
+        return Err("is for another use than signatures (use is not sig)".into());
+    }
+    let n = jwk.modulus().ok_or("has no modulus (n) in base64url")?;
+    let e = jwk.exponent().ok_or("has no exponent (e) in base64url")?;
+    PublicKey::from_components(jwk.id(), &n, &e).map_err(|fault| format!("is refused: {fault}"))
 }
 
 fn import_pem(block: &str) -> Result<PublicKey, String> {
@@ -298,22 +260,16 @@ fn name(index: usize, id: Option<&str>) -> String {
     }
 }
 
-fn check_size(document: &[u8]) -> Result<(), KeySetFault> {
-    if document.len() > DOCUMENT_BYTES_MAX {
-        return Err(KeySetFault::TooLarge {
-            bytes_max: DOCUMENT_BYTES_MAX,
-        });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use rsa::pkcs1::EncodeRsaPublicKey as _;
     use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
     use super::super::testing::{Salt, jwks, other_signer, signer};
     use super::*;
+    use crate::key_source::{DOCUMENT_BYTES_MAX, DocumentFault};
 
     const BODY: &[u8] = b"a body";
 
@@ -436,7 +392,7 @@ mod tests {
             1
         );
         let fault = KeySet::from_jwks(format!("{at_limit} ").as_bytes()).unwrap_err();
-        assert_eq!(fault, KeySetFault::TooLarge { bytes_max: 65_536 });
+        assert_eq!(fault, DocumentFault::TooLarge { bytes_max: 65_536 }.into());
         let many = read(&vec!["{}".to_owned(); 5_000]);
         assert_eq!((many.skipped().len(), many.skipped_count()), (64, 5_000));
     }
@@ -453,7 +409,8 @@ mod tests {
             "\u{feff}{}",
         ] {
             let fault = KeySet::from_jwks(text.as_bytes()).unwrap_err();
-            assert!(matches!(fault, KeySetFault::NotJwks { .. }), "{text:?}");
+            let fault = fault.to_string();
+            assert!(fault.contains("no JSON key set"), "{text:?}: {fault}");
         }
         assert!(KeySet::from_jwks(&[0xff]).is_err());
         let empty = read(&[]).require_usable().unwrap_err();
@@ -537,7 +494,11 @@ mod tests {
     fn a_verified_body_is_the_body_that_was_verified() {
         let set = read(&[signer().jwk("k")]);
         let signature = signer().sign(BODY, Salt::Longest);
-        let header = format!("{}{}", super::super::SCHEME, BASE64URL.encode(signature));
+        let header = format!(
+            "{}{}",
+            super::super::SCHEME,
+            URL_SAFE_NO_PAD.encode(signature)
+        );
         let signature = Signature::parse(&header).unwrap();
         let verified = set.verify(BODY.into(), &signature, None).unwrap();
         assert_eq!(verified.body(), BODY);

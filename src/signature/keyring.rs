@@ -8,16 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::timeout;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
+use tokio::sync::Semaphore;
 
-use super::refresh::{Demand, Refresher, State};
-use super::{Error, KeySet, KeySource, Options, PublicKey, Signature, Status, pss};
-
-/// How many deliveries may wait for newer keys at once; more are answered with the keys we have.
-const DEMANDS_MAX: usize = 1024;
+use super::app_keys::AppKeys;
+use super::{Error, KeySource, Options, PublicKey, Signature, Status, pss};
+use crate::key_source::FreshKeys;
 
 /// The keys of one app, kept fresh in the background until the last clone is dropped.
 #[derive(Clone)]
@@ -35,11 +30,7 @@ pub struct VerifiedBody {
 struct Shared {
     app_id: String,
     source: KeySource,
-    options: Options,
-    state: watch::Receiver<State>,
-    demands: mpsc::Sender<Demand>,
-    tasks: TaskTracker,
-    stop: DropGuard,
+    keys: FreshKeys<AppKeys>,
 }
 
 impl Keyring {
@@ -57,31 +48,17 @@ impl Keyring {
         options: Options,
         cache_directory: Option<&Path>,
     ) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let (demands, receiver) = mpsc::channel(DEMANDS_MAX);
-        let (refresher, state) =
-            Refresher::new(app_id, &source, options.clone(), cache_directory, receiver)?;
-        let tasks = TaskTracker::new();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tasks.spawn_on(
-            async move {
-                stopped.run_until_cancelled_owned(refresher.run()).await;
-            },
-            &runtime,
-        );
-        tasks.close();
         let app_id = app_id.to_owned();
-        let stop = stop.drop_guard();
+        let app_keys = AppKeys {
+            app_id: app_id.clone(),
+        };
+        let cache = cache_directory.map(|directory| (directory, app_id.as_str()));
+        let keys = FreshKeys::open(app_keys, &source, options, cache)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 app_id,
                 source,
-                options,
-                state,
-                demands,
-                tasks,
-                stop,
+                keys,
             }),
         })
     }
@@ -123,14 +100,14 @@ impl Keyring {
         // Closed never, so an error cannot be.
         let turn = turns.acquire().await.ok();
         let digest = pss::BodyDigest::of(&body);
-        let (keys, attempts) = self.snapshot();
+        let (keys, attempts) = self.shared.keys.snapshot();
         if let Some(key) = find(keys.in_order(key_id), &digest, signature, tried).await {
             return Ok(VerifiedBody::new(body, key));
         }
         drop(turn);
-        self.demand(attempts).await;
+        self.shared.keys.demand(attempts).await;
         let _turn = turns.acquire().await.ok();
-        let (newer, _) = self.snapshot();
+        let (newer, _) = self.shared.keys.snapshot();
         let unknown = newer.in_order(key_id).filter(|key| !keys.contains(key));
         if let Some(key) = find(unknown, &digest, signature, tried).await {
             return Ok(VerifiedBody::new(body, key));
@@ -146,7 +123,7 @@ impl Keyring {
     /// What it costs to try all keys on a signature, in attempts with a key of 2048 bits.
     #[must_use]
     pub fn cost(&self, signature: &Signature) -> u32 {
-        let state = self.shared.state.borrow();
+        let state = self.shared.keys.state();
         let costs = state.keys.keys().iter().map(|key| key.cost(signature));
         costs.sum()
     }
@@ -158,64 +135,32 @@ impl Keyring {
 
     /// Whether there is a key to verify with: what readiness asks.
     pub fn is_usable(&self) -> bool {
-        !self.shared.state.borrow().keys.is_empty()
+        !self.shared.keys.state().keys.is_empty()
     }
 
     /// What is known at this moment.
     pub fn status(&self) -> Status {
-        self.shared
-            .state
-            .borrow()
-            .status(&self.shared.app_id, &self.shared.source)
+        let Shared {
+            app_id,
+            source,
+            keys,
+        } = &*self.shared;
+        Status::new(app_id, source, &keys.state())
     }
 
     /// Waits until the source has been read once, well or badly (files are when opening).
     pub async fn settled(&self) {
-        let mut state = self.shared.state.clone();
-        let is_settled =
-            |state: &State| state.attempts > 0 || state.origin == super::Origin::Source;
-        // Fails only when the service has been shut down: then nothing more will settle.
-        let _ = state.wait_for(is_settled).await;
+        self.shared.keys.settled().await;
     }
 
     /// Has the source read now, without waiting for it: for an operator who says that it changed.
     pub fn read_again(&self) {
-        let (done, _) = oneshot::channel();
-        // Full: then the source is about to be read for others.
-        let _ = self.shared.demands.try_send(Demand {
-            attempts_seen: 0,
-            is_ordered: true,
-            done,
-        });
+        self.shared.keys.read_again();
     }
 
     /// Stops the background service and waits for its end. The keys known so far go on verifying.
     pub async fn shutdown(&self) {
-        self.shared.stop.token().cancel();
-        self.shared.tasks.wait().await;
-    }
-
-    fn snapshot(&self) -> (Arc<KeySet>, u64) {
-        let state = self.shared.state.borrow();
-        (Arc::clone(&state.keys), state.attempts)
-    }
-
-    /// Asks for newer keys than those of the given attempt, and waits while some may come.
-    async fn demand(&self, attempts_seen: u64) {
-        let (done, answered) = oneshot::channel();
-        // Full, or shut down: nothing newer is to be had.
-        if self
-            .shared
-            .demands
-            .try_send(Demand {
-                attempts_seen,
-                is_ordered: false,
-                done,
-            })
-            .is_ok()
-        {
-            let _ = timeout(self.shared.options.fetch_timeout, answered).await;
-        }
+        self.shared.keys.shutdown().await;
     }
 }
 

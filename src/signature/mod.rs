@@ -4,34 +4,35 @@
 //! ```text
 //! X-Webhook-Signature ── header::Signature ─┐
 //! body bytes ───────────────────────────────┼─ Keyring::verify ── VerifiedBody
-//! KeySource ── source ── KeySet ────────────┘
-//!                 └───── cache (the last good set, on disk)
+//! KeySource ── key_source ── KeySet ────────┘
 //! ```
 //!
 //! Only this room can build a [`VerifiedBody`], so holding one is the proof. It knows nothing of
 //! HTTP statuses, batches or events: a body is bytes, a refusal is an [`Error`] that the receiver
 //! translates.
 
-mod cache;
+mod app_keys;
 mod error;
 mod explain;
+mod fetch;
 mod header;
 mod key;
 mod key_set;
 mod keyring;
 pub mod pss;
-mod refresh;
-mod source;
 
-pub use error::{Error, FetchFault, HeaderFault, KeyFault, KeySetFault};
+pub use app_keys::{KeyStatus, Status};
+pub use error::{Error, HeaderFault, KeyFault, KeySetFault};
 pub use explain::{Attempt, Explanation, Finding, explain};
+pub use fetch::{fetch, fetch_trusting};
 pub use header::{SCHEME, Signature};
 pub use key::PublicKey;
-pub use key_set::{KEYS_MAX, KeySet, Skipped};
+pub use key_set::{KeySet, Skipped};
 pub use keyring::{Keyring, VerifiedBody};
-pub use refresh::{KeyStatus, Origin, Status};
-pub(crate) use source::fetch_document;
-pub use source::{DOCUMENT_BYTES_MAX, KeySource, Options, fetch, fetch_trusting};
+
+pub use crate::key_source::{
+    DOCUMENT_BYTES_MAX, DocumentFault, FetchFault, KEYS_MAX, KeySource, Options, Origin,
+};
 
 #[cfg(test)]
 mod testing;

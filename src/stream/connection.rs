@@ -30,10 +30,7 @@ use super::{
 use crate::{
     credentials::Grant,
     metrics::Closure,
-    net::{
-        fair::Fair, framing::Framing, http1, quiet::Admitted, tap::Tapped,
-        write_deadline::WriteDeadline,
-    },
+    net::{fair::Fair, framing::Framing, http1, quiet::Admitted, tap::Tapped},
 };
 
 /// How long a connection that is closed for a flood may take to hear why.
@@ -206,7 +203,7 @@ impl Connections {
             async move { services.web(request).await }
         });
         // Nobody pings these, and hyper waits for ever for a client that does not read.
-        let io = WriteDeadline::new(io, self.options.slow_consumer_timeout);
+        let io = http1::with_write_timeout(io, self.options.slow_consumer_timeout);
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)

@@ -12,7 +12,7 @@ use std::{io, mem, task::Context, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::tap::Tap;
+use crate::{net::tap::Tap, rate::Bucket};
 
 /// How many frames a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +43,6 @@ impl Default for Limits {
     }
 }
 
-const NANOS: u128 = 1_000_000_000;
-
 /// RFC 9113, section 3.4: what comes before the first frame.
 const PREFACE_BYTES: usize = 24;
 /// RFC 9113, section 4.1: a head, and the length that it begins with.
@@ -53,10 +51,9 @@ const LENGTH_BYTES: usize = 3;
 
 /// Counts the frames of a connection.
 pub(super) struct FrameBudget {
-    limits: Limits,
+    frame_cost_bytes: u64,
     /// What the client has left, in bytes as of [`Limits::frame_cost_bytes`].
-    credit: u64,
-    credited_at: Instant,
+    credit: Bucket,
     /// Bytes until the next frame begins.
     skip: usize,
     /// How much of the next frame's head has come.
@@ -70,44 +67,24 @@ impl FrameBudget {
     /// `exhausted` is cancelled when the client has sent too much for nothing. From then on nothing
     /// is read: whoever waits for the token ends the connection.
     pub(super) fn new(limits: Limits, exhausted: CancellationToken) -> Self {
-        let credit = limits
-            .frames_at_first
-            .saturating_mul(limits.frame_cost_bytes);
+        let Limits {
+            frame_cost_bytes,
+            frames_per_second,
+            frames_at_first,
+            frames_saved_max,
+        } = limits;
+        let bytes = |frames: u64| frames.saturating_mul(frame_cost_bytes);
+        let saved_max = bytes(frames_saved_max.max(frames_at_first));
+        let second = Duration::from_secs(1);
+        let credit = Bucket::new(bytes(frames_per_second), second, saved_max, Instant::now());
         Self {
-            limits,
-            credit,
-            credited_at: Instant::now(),
+            frame_cost_bytes,
+            credit: credit.starting_with(bytes(frames_at_first)),
             skip: PREFACE_BYTES,
             head_bytes: 0,
             length: 0,
             exhausted,
         }
-    }
-
-    fn earn(&mut self, bytes: u64) {
-        let Limits {
-            frame_cost_bytes,
-            frames_at_first,
-            frames_saved_max,
-            ..
-        } = self.limits;
-        let most = frames_saved_max.max(frames_at_first);
-        let most = most.saturating_mul(frame_cost_bytes);
-        self.credit = self.credit.saturating_add(bytes).min(most);
-    }
-
-    fn earn_by_time(&mut self) {
-        let a_second = self
-            .limits
-            .frames_per_second
-            .saturating_mul(self.limits.frame_cost_bytes);
-        let a_second = u128::from(a_second).max(1);
-        let passed = self.credited_at.elapsed().as_nanos();
-        let earned = passed.saturating_mul(a_second) / NANOS;
-        // No more than what was earned is counted as passed: nothing is lost in rounding.
-        let counted = u64::try_from(earned * NANOS / a_second).unwrap_or(u64::MAX);
-        self.credited_at += Duration::from_nanos(counted);
-        self.earn(u64::try_from(earned).unwrap_or(u64::MAX));
     }
 
     /// Pays for the frames that begin in these bytes.
@@ -131,12 +108,9 @@ impl FrameBudget {
                 frames += 1;
             }
         }
-        match self
-            .credit
-            .checked_sub(self.limits.frame_cost_bytes.saturating_mul(frames))
-        {
-            Some(left) => self.credit = left,
-            None => self.exhausted.cancel(),
+        let cost = self.frame_cost_bytes.saturating_mul(frames);
+        if !self.credit.take(cost, Instant::now()) {
+            self.exhausted.cancel();
         }
     }
 }
@@ -147,13 +121,12 @@ impl Tap for FrameBudget {
     }
 
     fn read(&mut self, bytes: &[u8], _context: &mut Context<'_>) -> io::Result<()> {
-        self.earn_by_time();
         self.pay(bytes);
         Ok(())
     }
 
     fn written(&mut self, bytes: usize) {
-        self.earn(bytes as u64);
+        self.credit.add(bytes as u64);
     }
 }
 
@@ -296,7 +269,7 @@ mod tests {
         // A second in pieces, none of which comes to a byte.
         for _ in 0..100 {
             tokio::time::advance(Duration::from_millis(10)).await;
-            client.budget.tap.earn_by_time();
+            client.budget.tap.pay(&[]);
         }
         client.says(&frames(1, 0)).await;
         client.is_told(1_000).await;

@@ -1,13 +1,14 @@
 //! Owns the keys of a JWT issuer: a key set (RFC 7517) read key by key, so that one of a kind that
 //! nobody here knows spoils nothing, and the algorithms that each may have signed with.
 
-use jsonwebtoken::{Algorithm, DecodingKey};
-use serde::Deserialize;
-use serde_json::{Value, value::RawValue};
-
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey};
 
-use crate::signature::{KEYS_MAX, PublicKey};
+use super::Error;
+use crate::{
+    key_source::{self, DocumentFault, Jwk, KEYS_MAX, read_jwks},
+    signature::PublicKey,
+};
 
 /// All that are taken: no shared secrets, and never `none`.
 pub(super) const ALGORITHMS: [Algorithm; 9] = [
@@ -48,21 +49,16 @@ pub(super) struct Key {
 }
 
 impl KeySet {
-    /// Reads a document, whose size the fetch has bounded.
-    pub(super) fn parse(document: &[u8]) -> Result<Self, Fault> {
-        #[derive(Deserialize)]
-        struct Jwks<'a> {
-            #[serde(borrow)]
-            keys: Vec<&'a RawValue>,
-        }
-        let jwks: Jwks<'_> = serde_json::from_slice(document).map_err(|_| Fault::NotJwks)?;
-        let keys = jwks.keys.into_iter().filter_map(|raw| {
-            let jwk: Jwk = serde_json::from_str(raw.get()).ok()?;
-            jwk.import()
-        });
+    /// Reads a document.
+    pub(super) fn parse(document: &[u8]) -> Result<Self, Error> {
+        let jwks = read_jwks(document).map_err(|fault| match fault {
+            DocumentFault::TooLarge { .. } => Error::Source(key_source::Error::from(fault)),
+            DocumentFault::NotJwks { .. } => Fault::NotJwks.into(),
+        })?;
+        let keys = jwks.iter().flatten().filter_map(import);
         let keys: Vec<Key> = keys.take(KEYS_MAX).collect();
         if keys.is_empty() {
-            return Err(Fault::NoUsableKey);
+            return Err(Fault::NoUsableKey.into());
         }
         Ok(Self(keys))
     }
@@ -102,66 +98,50 @@ impl Key {
     }
 }
 
-/// The members we look at, each of any type, so that a strange one refuses only its own key.
-#[derive(Deserialize)]
-struct Jwk {
-    kty: Option<Value>,
-    crv: Option<Value>,
-    alg: Option<Value>,
-    kid: Option<Value>,
-    n: Option<Value>,
-    e: Option<Value>,
-    x: Option<Value>,
-    y: Option<Value>,
-    #[serde(rename = "use")]
-    usage: Option<Value>,
+fn import(jwk: &Jwk) -> Option<Key> {
+    if !jwk.is_for_signatures() {
+        return None;
+    }
+    let (decoding, algorithms): (DecodingKey, &[Algorithm]) = match (jwk.key_type()?, jwk.curve()) {
+        ("RSA", _) => (rsa(jwk)?, RSA),
+        ("EC", Some("P-256")) => (elliptic(jwk, 32)?, &[Algorithm::ES256]),
+        ("EC", Some("P-384")) => (elliptic(jwk, 48)?, &[Algorithm::ES384]),
+        ("OKP", Some("Ed25519")) => (edwards(jwk)?, &[Algorithm::EdDSA]),
+        _ => return None,
+    };
+    let mut algorithms = algorithms.to_vec();
+    if let Some(only) = jwk.algorithm() {
+        // A key that says what it signs with signs with nothing else (RFC 8725, section 3.1).
+        let only: Algorithm = only.parse().ok()?;
+        algorithms.retain(|algorithm| *algorithm == only);
+    }
+    (!algorithms.is_empty()).then(|| Key {
+        id: jwk.id().map(str::to_owned),
+        algorithms,
+        decoding,
+    })
 }
 
-impl Jwk {
-    fn import(&self) -> Option<Key> {
-        if self.usage.is_some() && text(&self.usage) != Some("sig") {
-            return None;
-        }
-        let (decoding, algorithms): (DecodingKey, &[Algorithm]) =
-            match (text(&self.kty)?, text(&self.crv)) {
-                ("RSA", _) => (self.rsa()?, RSA),
-                ("EC", Some("P-256")) => (self.elliptic(32)?, &[Algorithm::ES256]),
-                ("EC", Some("P-384")) => (self.elliptic(48)?, &[Algorithm::ES384]),
-                ("OKP", Some("Ed25519")) => (self.edwards()?, &[Algorithm::EdDSA]),
-                _ => return None,
-            };
-        let mut algorithms = algorithms.to_vec();
-        if let Some(only) = text(&self.alg) {
-            // A key that says what it signs with signs with nothing else (RFC 8725, section 3.1).
-            let only: Algorithm = only.parse().ok()?;
-            algorithms.retain(|algorithm| *algorithm == only);
-        }
-        (!algorithms.is_empty()).then(|| Key {
-            id: text(&self.kid).map(str::to_owned),
-            algorithms,
-            decoding,
-        })
-    }
+/// An RSA key, within the policy that holds for the signatures of batches too.
+fn rsa(jwk: &Jwk) -> Option<DecodingKey> {
+    let (n, e) = (jwk.modulus()?, jwk.exponent()?);
+    PublicKey::from_components(None, &n, &e).ok()?;
+    Some(DecodingKey::from_rsa_raw_components(&n, &e))
+}
 
-    /// An RSA key, within the policy that holds for the signatures of batches too.
-    fn rsa(&self) -> Option<DecodingKey> {
-        let (n, e) = (bytes(&self.n)?, bytes(&self.e)?);
-        PublicKey::from_components(None, &n, &e).ok()?;
-        Some(DecodingKey::from_rsa_raw_components(&n, &e))
+fn elliptic(jwk: &Jwk, coordinate_bytes: usize) -> Option<DecodingKey> {
+    let (x, y) = (jwk.x()?, jwk.y()?);
+    if x.len() != coordinate_bytes || y.len() != coordinate_bytes {
+        return None;
     }
+    // The library takes text without padding.
+    let text = |coordinate| URL_SAFE_NO_PAD.encode(coordinate);
+    DecodingKey::from_ec_components(&text(x), &text(y)).ok()
+}
 
-    fn elliptic(&self, coordinate_bytes: usize) -> Option<DecodingKey> {
-        let (x, y) = (bytes(&self.x)?, bytes(&self.y)?);
-        if x.len() != coordinate_bytes || y.len() != coordinate_bytes {
-            return None;
-        }
-        DecodingKey::from_ec_components(text(&self.x)?, text(&self.y)?).ok()
-    }
-
-    fn edwards(&self) -> Option<DecodingKey> {
-        let x = bytes(&self.x)?;
-        (x.len() == 32).then(|| DecodingKey::from_ed_der(&x))
-    }
+fn edwards(jwk: &Jwk) -> Option<DecodingKey> {
+    let x = jwk.x()?;
+    (x.len() == 32).then(|| DecodingKey::from_ed_der(&x))
 }
 
 const RSA: &[Algorithm] = &[
@@ -172,14 +152,6 @@ const RSA: &[Algorithm] = &[
     Algorithm::PS384,
     Algorithm::PS512,
 ];
-
-fn text(member: &Option<Value>) -> Option<&str> {
-    member.as_ref()?.as_str()
-}
-
-fn bytes(member: &Option<Value>) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode(text(member)?).ok()
-}
 
 /// Keys of issuers are public; there is just nothing to see in them.
 impl std::fmt::Debug for Key {

@@ -11,8 +11,8 @@
 //! | the apps claim | likewise, if one is configured; else all apps |
 
 mod claims;
+mod issuer_keys;
 mod keys;
-mod refresh;
 
 use std::{
     collections::HashMap,
@@ -23,14 +23,14 @@ use std::{
 use jsonwebtoken::{Algorithm, TokenData, Validation, errors::ErrorKind};
 use serde_json::{Map, Value};
 
-use self::{claims::Claims, keys::KeySet, refresh::Keys};
+use self::{claims::Claims, issuer_keys::IssuerKeys, keys::KeySet};
 use super::{
     Refusal,
     grant::{Clock, Holder, Kind, Quota},
 };
 use crate::{
+    key_source::{self, FreshKeys, KeySource},
     plain,
-    signature::{self, KeySource},
 };
 
 /// How far the issuer's clock may be ahead of ours.
@@ -55,7 +55,7 @@ pub struct Options {
     /// Streams at once of one subject.
     pub streams_max: usize,
     /// When keys are fetched; see there.
-    pub refresh: signature::Options,
+    pub refresh: key_source::Options,
 }
 
 /// Why a JWT is refused. None of these repeats anything of it.
@@ -92,7 +92,7 @@ pub enum Fault {
 pub enum Error {
     /// The source of the keys is wrong.
     #[error("the keys of the JWT issuer: {0}")]
-    Source(#[from] signature::Error),
+    Source(#[from] key_source::Error),
     /// Its document is no set of keys, or has none that can be used.
     #[error("the keys of the JWT issuer: {0}")]
     KeySet(#[from] keys::Fault),
@@ -112,7 +112,7 @@ impl Error {
 /// Verifies the JWTs of one issuer.
 pub(super) struct Verifier {
     options: Options,
-    keys: Keys,
+    keys: FreshKeys<IssuerKeys>,
     clock: Clock,
     /// The quota of each subject that has or had a stream.
     quotas: Mutex<HashMap<Box<str>, Weak<Quota>>>,
@@ -120,8 +120,8 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// Loads the keys and begins to keep them fresh. A URL that is down is no error.
-    pub(super) async fn open(options: Options, clock: Clock) -> Result<Self, Error> {
-        let keys = Keys::open(options.keys.clone(), options.refresh.clone()).await?;
+    pub(super) fn open(options: Options, clock: Clock) -> Result<Self, Error> {
+        let keys = FreshKeys::open(IssuerKeys, &options.keys, options.refresh.clone(), None)?;
         Ok(Self {
             options,
             keys,

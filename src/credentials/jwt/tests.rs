@@ -111,7 +111,7 @@ fn options(keys: KeySource) -> Options {
         types_claim: "types".to_owned(),
         apps_claim: None,
         streams_max: 2,
-        refresh: signature::Options::default(),
+        refresh: key_source::Options::default(),
     }
 }
 
@@ -341,10 +341,32 @@ async fn a_key_signs_with_its_own_algorithm_and_for_its_own_use() {
     let weak = json!({ "kty": "RSA", "n": URL_SAFE_NO_PAD.encode([0xff; 128]), "e": "AQAB" });
     let secret = json!({ "kty": "oct", "k": "c2VjcmV0", "kid": "one" });
     for keys in [vec![for_encryption], vec![weak], vec![secret], vec![]] {
-        assert_eq!(
-            KeySet::parse(key_set(&keys).as_bytes()).unwrap_err(),
-            keys::Fault::NoUsableKey
-        );
+        assert_eq!(fault(key_set(&keys).as_bytes()), keys::Fault::NoUsableKey);
+    }
+}
+
+/// Why a document has no keys.
+fn fault(document: &[u8]) -> keys::Fault {
+    match KeySet::parse(document).unwrap_err() {
+        Error::KeySet(fault) => fault,
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn keys_may_be_padded() {
+    for algorithm in [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA] {
+        let signer = Signer::new(algorithm, "one");
+        let mut jwk = signer.jwk();
+        for (_, member) in jwk.as_object_mut().unwrap() {
+            let text = member.as_str().unwrap_or_default();
+            if text.len() > 40 {
+                *member = json!(format!("{text}{}", "=".repeat(4 - text.len() % 4)));
+            }
+        }
+        let (_directory, credentials) = trusting(&[jwk]).await;
+        let token = signer.sign(&claims(&json!({})));
+        assert!(show(&credentials, &token).await.is_ok(), "{algorithm:?}");
     }
 }
 
@@ -366,10 +388,7 @@ async fn a_strange_key_spoils_nothing() {
             .is_ok()
     );
     for document in ["", "[]", "{}", "{\"keys\":1}"] {
-        assert_eq!(
-            KeySet::parse(document.as_bytes()).unwrap_err(),
-            keys::Fault::NotJwks
-        );
+        assert_eq!(fault(document.as_bytes()), keys::Fault::NotJwks);
     }
 }
 
@@ -444,9 +463,7 @@ async fn subjects_without_a_stream_are_forgotten() {
     let path = directory.path().join("jwks.json");
     std::fs::write(&path, key_set(&[signer.jwk()])).unwrap();
     let clock: Clock = Arc::new(Timestamp::now);
-    let verifier = Verifier::open(options(KeySource::JwksFile(path)), clock)
-        .await
-        .unwrap();
+    let verifier = Verifier::open(options(KeySource::JwksFile(path)), clock).unwrap();
     let kept = verifier.quota("kept");
     for index in 0..20 * SUBJECTS_MIN {
         drop(verifier.quota(&index.to_string()));
@@ -495,7 +512,7 @@ impl KeyServer {
         self.requests.load(Ordering::SeqCst)
     }
 
-    async fn open(&self, refresh: signature::Options) -> Credentials {
+    async fn open(&self, refresh: key_source::Options) -> Credentials {
         let options = Options {
             refresh,
             ..options(KeySource::url(&self.url).unwrap())
@@ -515,13 +532,13 @@ const DOWN: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\
 const FOREVER: Duration = Duration::from_secs(3600);
 
 /// Nothing happens by the clock: only what a test causes.
-fn still() -> signature::Options {
-    signature::Options {
+fn still() -> key_source::Options {
+    key_source::Options {
         refresh_interval: FOREVER,
         retry_interval_min: FOREVER,
         retry_interval_max: FOREVER,
         unknown_interval_min: Duration::ZERO,
-        ..signature::Options::default()
+        ..key_source::Options::default()
     }
 }
 
@@ -558,7 +575,7 @@ async fn unknown_keys_cause_one_fetch_in_a_while_and_forgeries_under_a_known_nam
     let signer = Signer::new(Algorithm::ES256, "one");
     let server = KeyServer::start(&ok(&key_set(&[signer.jwk()]))).await;
     let credentials = server
-        .open(signature::Options {
+        .open(key_source::Options {
             unknown_interval_min: FOREVER,
             ..still()
         })

@@ -15,7 +15,7 @@ use super::DOCUMENT_BYTES_MAX;
 /// The document inside of a JSON string can take six bytes for one.
 const FILE_BYTES_MAX: u64 = 6 * DOCUMENT_BYTES_MAX as u64 + 4096;
 
-/// One file of one app.
+/// One file of one key source.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     path: PathBuf,
@@ -38,9 +38,9 @@ struct Content<'a> {
 }
 
 impl Cache {
-    pub(super) fn new(directory: &Path, app_id: &str, url: &str) -> Self {
+    pub(super) fn new(directory: &Path, name: &str, url: &str) -> Self {
         Self {
-            path: directory.join(file_name(app_id)),
+            path: directory.join(file_name(name)),
             url: url.to_owned(),
         }
     }
@@ -124,16 +124,16 @@ fn restrict(file: &std::fs::File, mode: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// App ids are text of the operator's: what could leave the directory or collide is spelt in hex.
-fn file_name(app_id: &str) -> String {
-    let mut name = String::from("jwks-");
-    for byte in app_id.bytes() {
+/// Names, such as app ids, are text of the operator's: what could leave the directory or collide is spelt in hex.
+fn file_name(name: &str) -> String {
+    let mut file = String::from("jwks-");
+    for byte in name.bytes() {
         match byte {
-            b'a'..=b'z' | b'0'..=b'9' | b'-' => name.push(char::from(byte)),
-            _ => name.push_str(&format!("_{byte:02x}")),
+            b'a'..=b'z' | b'0'..=b'9' | b'-' => file.push(char::from(byte)),
+            _ => file.push_str(&format!("_{byte:02x}")),
         }
     }
-    name + ".json"
+    file + ".json"
 }
 
 #[cfg(test)]
