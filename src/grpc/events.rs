@@ -1,13 +1,9 @@
-//! Owns the RPCs of `EventService`: a tower service in tonic's router, written by hand because a
-//! subscription's messages are not encoded by anybody here.
+//! Owns the RPCs of `EventService`. They are written by hand because nobody here encodes the messages
+//! of a subscription.
 
-use std::{
-    convert::Infallible,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{convert::Infallible, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -15,114 +11,118 @@ use tonic::{
     Code, Status,
     body::Body,
     codec::{Codec as _, Streaming},
-    server::NamedService,
 };
 use tonic_prost::ProstCodec;
-use tower_service::Service;
 
 use super::{
-    Caller,
-    access::Permit,
     body::{Outlet, SessionBody},
-    notice,
-    request::Plan,
-    session::Session,
-    shared::{Refused, Shared},
+    request,
+    resources::{Refused, Resources},
     status::{Failure, trailers},
 };
 use crate::{
-    credentials::{Grant, Refusal},
+    credentials::{Grant, Kind, Refusal},
+    http2::{self, Caller},
+    net::slots::Slot,
     proto::{GetRangeRequest, GetRangeResponse, LogRange},
+    subscription::{CursorSession, Permit},
     wire,
 };
 
-const SUBSCRIBE: &str = "/prelude.bridge.v1.EventService/Subscribe";
-const GET_RANGE: &str = "/prelude.bridge.v1.EventService/GetRange";
-
-/// `prelude.bridge.v1.EventService`.
-#[derive(Clone)]
-pub(super) struct EventService(pub(super) Arc<Shared>);
-
-impl NamedService for EventService {
-    const NAME: &'static str = "prelude.bridge.v1.EventService";
-}
-
-/// A request's extension: where it came from, for the operator's log.
-#[derive(Clone)]
-pub(super) struct Peer(pub(super) Arc<str>);
-
-impl Service<Request<Body>> for EventService {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+/// Answers `Subscribe`.
+pub(super) fn subscribe(
+    resources: Arc<Resources>,
+    request: Request<Body>,
+) -> BoxFuture<'static, Response<Body>> {
+    async move {
+        let caller = request.extensions().get::<Caller>().cloned();
+        match open(&resources, caller.as_ref(), request).await {
+            Ok(session) => stream(session, resources.options.response_bytes_max),
+            Err(failure) => {
+                resources.refused(Refused::Subscription, caller.as_ref(), &failure);
+                Status::from(&failure).into_http()
+            }
+        }
     }
+    .boxed()
+}
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        Box::pin(async move {
-            Ok(match request.uri().path() {
-                SUBSCRIBE => match subscribe(shared, request).await {
-                    Ok(session) => stream(session),
-                    Err(status) => status.into_http(),
-                },
-                GET_RANGE => match get_range(&shared, request).await {
-                    Ok(range) => unary(&range),
-                    Err(failure) => Status::from(&failure).into_http(),
-                },
-                _ => Status::from(&Failure::Rpc).into_http(),
-            })
-        })
+async fn open(
+    resources: &Resources,
+    caller: Option<&Caller>,
+    request: Request<Body>,
+) -> Result<CursorSession, Failure> {
+    let (mut parts, body) = request.into_parts();
+    // The gate has put it there; without it, nobody is let in.
+    let grant = parts.extensions.remove::<Grant>();
+    let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
+    let plan = request::plan(message(resources, body).await?, &grant)?;
+    let permit = Permit::new(&grant, slot(resources, caller, &grant)?)?;
+    let peer = caller.map(|caller| caller.address);
+    let session = resources
+        .subscriptions
+        .open(plan, permit, peer, grant.name())
+        .await?;
+    Ok(session)
+}
+
+/// A subscriber without a credential takes a slot of its address; others have a quota.
+fn slot(
+    resources: &Resources,
+    caller: Option<&Caller>,
+    grant: &Grant,
+) -> Result<Option<Slot>, Failure> {
+    match grant.kind() {
+        Kind::Anonymous => {
+            let slot = resources.calls.enter(http2::Kind::Anonymous, caller, None);
+            slot.map(Some).map_err(Failure::NoSlot)
+        }
+        Kind::Token | Kind::Certificate | Kind::Jwt => Ok(None),
     }
 }
 
-async fn subscribe(shared: Arc<Shared>, request: Request<Body>) -> Result<Session, Status> {
-    let (parts, body) = request.into_parts();
-    let peer = parts
-        .extensions
-        .get::<Peer>()
-        .map_or("unknown", |Peer(peer)| peer);
-    let opened = async {
-        // The gate has put it there; without it, nobody is let in.
-        let grant = parts.extensions.get::<Grant>();
-        let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
-        let plan = Plan::new(message(&shared, body).await?, grant)?;
-        let caller = parts.extensions.get::<Caller>();
-        let permit = Permit::new(&shared, caller, grant)?;
-        let registration = shared.registry.admit(&plan, peer, grant.name())?;
-        Session::open(Arc::clone(&shared), plan, permit, registration).await
-    };
-    opened.await.map_err(|failure| {
-        shared.refused(Refused::Subscription, Some(peer), &failure);
-        Status::from(&failure)
-    })
+fn stream(session: CursorSession, response_bytes_max: usize) -> Response<Body> {
+    let outlet = Outlet::new(session);
+    let body = SessionBody::new(outlet.clone(), response_bytes_max);
+    let mut response = answer(Body::new(body));
+    response.extensions_mut().insert(outlet);
+    response
 }
 
-async fn get_range(shared: &Shared, request: Request<Body>) -> Result<GetRangeResponse, Failure> {
-    let GetRangeRequest {} = message(shared, request.into_body()).await?;
-    let LogRange {
-        earliest,
-        head,
-        event_count,
-    } = notice::log_range(shared, &shared.range());
-    Ok(GetRangeResponse {
-        earliest,
-        head,
-        event_count,
-    })
+/// Answers `GetRange`.
+pub(super) fn get_range(
+    resources: Arc<Resources>,
+    request: Request<Body>,
+) -> BoxFuture<'static, Response<Body>> {
+    async move {
+        match message(&resources, request.into_body()).await {
+            Ok(GetRangeRequest {}) => {
+                let LogRange {
+                    earliest,
+                    head,
+                    event_count,
+                } = resources.subscriptions.log_range();
+                unary(&GetRangeResponse {
+                    earliest,
+                    head,
+                    event_count,
+                })
+            }
+            Err(failure) => Status::from(&failure).into_http(),
+        }
+    }
+    .boxed()
 }
 
 /// Reads the one message of a request.
-async fn message<M>(shared: &Shared, body: Body) -> Result<M, Failure>
+async fn message<M>(resources: &Resources, body: Body) -> Result<M, Failure>
 where
     M: prost::Message + Default + 'static,
 {
     let decoder = ProstCodec::<M, M>::default().decoder();
-    let request_bytes_max = shared.options.request_bytes_max;
+    let request_bytes_max = resources.options.request_bytes_max;
     let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
-    let waited = shared.options.header_timeout;
+    let waited = resources.options.header_timeout;
     match tokio::time::timeout(waited, messages.message()).await {
         Ok(Ok(Some(message))) => Ok(message),
         Ok(Ok(None)) => Err(Failure::Message {
@@ -155,12 +155,5 @@ fn answer(body: Body) -> Response<Body> {
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
-    response
-}
-
-fn stream(session: Session) -> Response<Body> {
-    let outlet = Outlet::new(session);
-    let mut response = answer(Body::new(SessionBody::new(outlet.clone())));
-    response.extensions_mut().insert(outlet);
     response
 }

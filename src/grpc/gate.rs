@@ -1,6 +1,6 @@
-//! Owns who may call what: one table of every RPC on the subscribers' port, and the gate in front
-//! of the services, which all of gRPC and gRPC-Web pass. Knows credentials only by what they say
-//! of a caller.
+//! Owns the gate in front of the RPCs, which all of gRPC and gRPC-Web pass: it looks a call up in the
+//! table, gives it a slot, checks its credential, and hands it to what answers it. Knows credentials
+//! only by what they say of a caller.
 
 use std::{
     convert::Infallible,
@@ -8,81 +8,97 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::future::{BoxFuture, poll_immediate};
-use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
-use http_body_util::BodyExt as _;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, header, request::Parts};
 use tonic::{Status, body::Body, service::Routes};
-use tower::ServiceExt as _;
 use tower_service::Service;
 
 use super::{
-    Caller,
-    calls::{self, NoSlot},
+    body::Timed,
     held::Held,
-    shared::Shared,
+    resources::{Refused, Resources},
+    rpcs::{self, Access, Handler, Requests, Rpc},
+    standard,
     status::Failure,
 };
 use crate::{
-    credentials::{self, Ended, Grant, Place, Presented, Refusal},
+    credentials::{self, Grant, Presented, Refusal},
+    http2::{Caller, Kind, NoSlot},
     net::slots::{Slot, Standing},
 };
 
-/// Who may make a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Whoever can connect. It says nothing of events, and orchestrators that probe and browsers
-    /// that ask before they send have no credential to show.
-    Anyone,
-    /// Whoever has a valid credential.
-    Credential,
-    /// Whoever has a valid credential, as far as that reaches: its apps, types and quota.
-    Scope,
-}
-
-/// Every RPC there is. A test compares the list with the services' own descriptions; what is not
-/// listed all the same is for nobody without a credential.
-///
-/// A browser's preflight request (`OPTIONS`) is no RPC: it is answered for any path, by the origin
-/// alone, before the gate (`services.rs`).
-pub(super) const TABLE: [(&str, Access); 6] = [
-    ("/prelude.bridge.v1.EventService/Subscribe", Access::Scope),
-    (
-        "/prelude.bridge.v1.EventService/GetRange",
-        Access::Credential,
-    ),
-    ("/grpc.health.v1.Health/Check", Access::Anyone),
-    ("/grpc.health.v1.Health/Watch", Access::Anyone),
-    (
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        Access::Credential,
-    ),
-    (
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        Access::Credential,
-    ),
-];
-
-const CHECK: &str = "/grpc.health.v1.Health/Check";
-
-/// What the services begin with that others have written: health and reflection.
-const OTHERS_SERVICES: &str = "/grpc.";
-
-/// The fields of a status (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
-const STATUS: &str = "grpc-status";
-const MESSAGE: &str = "grpc-message";
-const DETAILS: &str = "grpc-status-details-bin";
-
-/// Who may call a path. For one that is not in the table strangers learn only that they are.
-fn access(path: &str) -> Access {
-    let row = TABLE.iter().find(|&&(rpc, _)| rpc == path);
-    row.map_or(Access::Credential, |&(_, access)| access)
-}
-
-/// The services behind the gate.
+/// The RPCs behind the gate.
 #[derive(Clone)]
 pub(super) struct Gate {
-    pub(super) shared: Arc<Shared>,
-    pub(super) routes: Routes,
+    pub(super) table: &'static [Rpc],
+    pub(super) resources: Arc<Resources>,
+    standard: Routes,
+}
+
+/// What a call was let in with.
+struct Admitted {
+    grant: Option<Grant>,
+    slot: Option<Slot>,
+}
+
+impl Gate {
+    /// A gate in front of all RPCs; `standard` answers those that are tonic's.
+    pub(super) fn new(resources: Arc<Resources>, standard: Routes) -> Self {
+        Self {
+            table: rpcs::TABLE,
+            resources,
+            standard,
+        }
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(self, request: Request<Body>) -> Response<Body> {
+        let (mut parts, body) = request.into_parts();
+        let rpc = self.table.iter().find(|rpc| rpc.path == parts.uri.path());
+        let caller = parts.extensions.get::<Caller>().cloned();
+        let refuse = |failure: &Failure| {
+            self.resources
+                .refused(Refused::Call, caller.as_ref(), failure);
+            Status::from(failure).into_http()
+        };
+        let Admitted { grant, slot } = match admit(&self.resources, rpc, &parts).await {
+            Ok(admitted) => admitted,
+            Err(failure) => return refuse(&failure),
+        };
+        let Some(rpc) = rpc else {
+            return Status::from(&Failure::Rpc).into_http();
+        };
+        // No header of a request is believed to be a grant, and no credential goes further.
+        parts.headers.remove(header::AUTHORIZATION);
+        if let Some(grant) = &grant {
+            parts.extensions.insert(grant.clone());
+        }
+        let timeout = match rpc.requests {
+            Requests::One => self.resources.options.header_timeout,
+            Requests::Many => self.resources.options.slow_consumer_timeout,
+        };
+        let request = Request::from_parts(parts, Body::new(Timed::new(body, timeout)));
+        let answer = async {
+            match rpc.handler {
+                Handler::Own(answer) => answer(Arc::clone(&self.resources), request).await,
+                Handler::Standard => standard::answer(self.standard.clone(), request).await,
+            }
+        };
+        let mut response = match unless_evicted(slot.as_ref(), answer).await {
+            Ok(response) => response,
+            Err(failure) => return refuse(&failure),
+        };
+        // Whoever sends the response has to end it with the credential.
+        if let Some(grant) = grant {
+            response.extensions_mut().insert(grant);
+        }
+        match slot {
+            None => response,
+            Some(slot) => {
+                response.map(|body| Body::new(Held::new(body, slot, self.resources, caller)))
+            }
+        }
+    }
 }
 
 impl Service<Request<Body>> for Gate {
@@ -95,104 +111,39 @@ impl Service<Request<Body>> for Gate {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Self { shared, routes } = self.clone();
-        Box::pin(async move {
-            let (mut parts, body) = request.into_parts();
-            let is_ours = !parts.uri.path().starts_with(OTHERS_SERVICES);
-            let caller = parts.extensions.get::<Caller>().cloned();
-            let refuse = |failure: &Failure| {
-                shared.refused_call(caller.as_ref(), failure);
-                Status::from(failure).into_http()
-            };
-            let Admitted { grant, slot } = match admit(&shared, &parts).await {
-                Ok(admitted) => admitted,
-                Err(failure) => return Ok(refuse(&failure)),
-            };
-            // No header of a request is believed to be a grant, and no credential goes further.
-            parts.headers.remove(header::AUTHORIZATION);
-            if let Some(grant) = &grant {
-                parts.extensions.insert(grant.clone());
-            }
-            let request = Request::from_parts(parts, body);
-            let answer = unless_evicted(slot.as_ref(), routes.oneshot(request));
-            let mut response = match answer.await {
-                Ok(Ok(response)) => response,
-                // The router itself cannot fail; its error type is only wider.
-                Ok(Err(error)) => Status::internal(error.to_string()).into_http(),
-                Err(failure) => return Ok(refuse(&failure)),
-            };
-            // Whoever sends the response has to end it with the credential.
-            if let Some(grant) = grant {
-                response.extensions_mut().insert(grant);
-            }
-            if !is_ours {
-                hush(response.headers_mut());
-                response = response.map(|body| {
-                    Body::new(body.map_frame(|mut frame| {
-                        if let Some(trailers) = frame.trailers_mut() {
-                            hush(trailers);
-                        }
-                        frame
-                    }))
-                });
-            }
-            Ok(match slot {
-                None => response,
-                Some(slot) => response.map(|body| Body::new(Held::new(body, slot, shared, caller))),
-            })
-        })
+        let gate = self.clone();
+        Box::pin(async move { Ok(gate.answer(request).await) })
     }
 }
 
-/// Puts a text of ours in the place of a status's own, which repeats what was asked for: that may be
-/// anything, and errors are written to logs.
-fn hush(headers: &mut HeaderMap) {
-    let code = headers.get(STATUS).map(|code| code.as_bytes());
-    let text = match code {
-        None | Some(b"0") => return,
-        Some(b"3") => "the request is not valid",
-        Some(b"5") => "there is no service, symbol or file of this name",
-        Some(b"12") => "this server does not do that",
-        Some(_) => "the call failed",
+/// Decides about a call. The connection of a caller who is let in by a credential keeps its place
+/// from then on, and so does its call. A call that has no row in the table needs a credential, so
+/// that strangers learn only that they are.
+async fn admit(
+    resources: &Resources,
+    rpc: Option<&Rpc>,
+    request: &Parts,
+) -> Result<Admitted, Failure> {
+    let (access, kind) = match rpc {
+        Some(rpc) => (rpc.access, rpc.slot),
+        None => (Access::Credential, Some(Kind::Other)),
     };
-    headers.remove(DETAILS);
-    headers.insert(MESSAGE, HeaderValue::from_static(text));
-}
-
-/// What a call was let in with.
-struct Admitted {
-    grant: Option<Grant>,
-    /// Nothing for subscriptions, which are counted elsewhere.
-    slot: Option<Slot>,
-}
-
-/// Decides about a call. What is no subscription takes a slot. The connection of a caller who is let
-/// in by a credential keeps its place from then on, and so does its call.
-async fn admit(shared: &Shared, request: &Parts) -> Result<Admitted, Failure> {
-    let path = request.uri.path();
-    let access = access(path);
     let caller = request.extensions.get::<Caller>();
     let connection = caller.map(|caller| caller.standing.clone());
     let call = Standing::default();
-    let (kind, standing) = match access {
-        // The registry counts these.
-        Access::Scope => (None, call.clone()),
-        Access::Credential => (Some(calls::Kind::Other), call.clone()),
-        Access::Anyone if path == CHECK => (Some(calls::Kind::Check), call.clone()),
+    let standing = match kind {
         // It lasts, so whoever has shown something on its connection keeps it.
-        Access::Anyone => {
-            let standing = connection.clone().unwrap_or_default();
-            (Some(calls::Kind::Watch), standing)
-        }
+        Some(Kind::Watch) => connection.clone().unwrap_or_default(),
+        Some(Kind::Check | Kind::Other | Kind::Anonymous) | None => call.clone(),
     };
     let slot = kind
-        .map(|kind| shared.calls.enter(kind, caller, Some(standing)))
+        .map(|kind| resources.calls.enter(kind, caller, Some(standing)))
         .transpose()
         .map_err(Failure::NoSlot)?;
     let grant = match access {
         Access::Anyone => None,
-        Access::Credential | Access::Scope => {
-            let authenticated = authenticate(shared, request);
+        Access::Credential => {
+            let authenticated = authenticate(resources, request);
             Some(unless_evicted(slot.as_ref(), authenticated).await??)
         }
     };
@@ -222,7 +173,7 @@ async fn unless_evicted<T>(
     }
 }
 
-async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure> {
+async fn authenticate(resources: &Resources, request: &Parts) -> Result<Grant, Failure> {
     let caller = request.extensions.get::<Caller>();
     let certificate = caller.and_then(|caller| caller.certificate.as_ref());
     let identity = certificate.and_then(|certificate| certificate.identity.as_ref());
@@ -236,100 +187,7 @@ async fn authenticate(shared: &Shared, request: &Parts) -> Result<Grant, Failure
     let authenticated = match values.next() {
         // Two could be meant for two servers that each look at another one.
         Some(_) => Err(Refusal::Malformed),
-        None => shared.credentials.authenticate(presented).await,
+        None => resources.credentials.authenticate(presented).await,
     };
     authenticated.map_err(Failure::Credential)
-}
-
-/// What lets one stream go on: its caller's grant, a place under the quota of that, and the news of
-/// its end.
-pub(super) struct Permit {
-    _place: Place,
-    _slot: Option<Slot>,
-    ended: BoxFuture<'static, Ended>,
-}
-
-impl Permit {
-    /// Takes a place. Who has no credential also takes a slot of its address.
-    ///
-    /// # Errors
-    /// The credential's quota is used up, or the share of the address.
-    pub(super) fn new(
-        shared: &Shared,
-        caller: Option<&Caller>,
-        grant: &Grant,
-    ) -> Result<Self, Failure> {
-        let place = grant.enter().map_err(Failure::Quota)?;
-        let slot = match grant.kind() {
-            credentials::Kind::Anonymous => {
-                let slot = shared.calls.enter(calls::Kind::Anonymous, caller, None);
-                Some(slot.map_err(Failure::NoSlot)?)
-            }
-            credentials::Kind::Token | credentials::Kind::Certificate | credentials::Kind::Jwt => {
-                None
-            }
-        };
-        let grant = grant.clone();
-        // Made once and kept: waking thousands of streams must not register thousands of timers.
-        let ended = Box::pin(async move { grant.ended().await });
-        Ok(Self {
-            _place: place,
-            _slot: slot,
-            ended,
-        })
-    }
-
-    /// Resolves when the credential ends. Once it has, do not ask again.
-    pub(super) async fn ended(&mut self) -> Ended {
-        self.ended.as_mut().await
-    }
-
-    /// Whether it has.
-    pub(super) async fn has_ended(&mut self) -> Option<Ended> {
-        poll_immediate(self.ended.as_mut()).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use prost::Message as _;
-    use prost_types::FileDescriptorSet;
-
-    use super::*;
-
-    #[test]
-    fn every_rpc_of_every_service_has_its_row_and_no_row_is_without_one() {
-        let described = [
-            crate::proto::DESCRIPTORS,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ];
-        let mut rpcs = BTreeSet::new();
-        for set in described {
-            for file in FileDescriptorSet::decode(set).unwrap().file {
-                for service in &file.service {
-                    for method in &service.method {
-                        rpcs.insert(format!(
-                            "/{}.{}/{}",
-                            file.package(),
-                            service.name(),
-                            method.name()
-                        ));
-                    }
-                }
-            }
-        }
-        let rows = TABLE.map(|(rpc, _)| rpc.to_owned());
-        assert_eq!(rpcs, BTreeSet::from(rows));
-    }
-
-    #[test]
-    fn what_is_not_in_the_table_is_not_for_strangers() {
-        for path in ["/", "", "/prelude.bridge.v1.EventService/Subscribe/", "*"] {
-            assert_eq!(access(path), Access::Credential, "{path}");
-        }
-    }
 }

@@ -12,12 +12,13 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{
-    Caller,
-    calls::NoSlot,
-    shared::Shared,
+    resources::{Refused, Resources},
     status::{Failure, trailers},
 };
-use crate::net::slots::Slot;
+use crate::{
+    http2::{Caller, NoSlot},
+    net::slots::Slot,
+};
 
 /// The body of an answer, with the slot of its call: given back with the body, and the end of the
 /// body when somebody else takes it.
@@ -25,18 +26,23 @@ pub(super) struct Held<B> {
     body: B,
     _slot: Slot,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    shared: Arc<Shared>,
+    resources: Arc<Resources>,
     caller: Option<Caller>,
     is_over: bool,
 }
 
 impl<B> Held<B> {
-    pub(super) fn new(body: B, slot: Slot, shared: Arc<Shared>, caller: Option<Caller>) -> Self {
+    pub(super) fn new(
+        body: B,
+        slot: Slot,
+        resources: Arc<Resources>,
+        caller: Option<Caller>,
+    ) -> Self {
         Self {
             body,
             evicted: Box::pin(slot.evicted()),
             _slot: slot,
-            shared,
+            resources,
             caller,
             is_over: false,
         }
@@ -57,7 +63,8 @@ impl<B: Body + Unpin> Body for Held<B> {
         if self.evicted.as_mut().poll(context).is_ready() {
             self.is_over = true;
             let failure = Failure::NoSlot(NoSlot::Evicted);
-            self.shared.refused_call(self.caller.as_ref(), &failure);
+            self.resources
+                .refused(Refused::Call, self.caller.as_ref(), &failure);
             let trailers = trailers(&Status::from(&failure));
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }

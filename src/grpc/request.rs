@@ -14,6 +14,7 @@ use crate::{
         ExpiredCursorPolicy, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
         start_position::Position as Start, stop_position::Position as Stop,
     },
+    subscription::{OnExpired, Plan, StartAt, StopAt},
 };
 
 /// The shortest interval between progress notices: shorter would be a busy loop for both sides.
@@ -25,93 +26,33 @@ const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 /// A client's name goes into every log line about it.
 const CLIENT_NAME_BYTES_MAX: usize = 128;
 
-/// A valid request.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    /// Which events.
-    pub(super) filter: Filter,
-    /// Where to start.
-    pub(super) start: StartAt,
-    /// Where to stop.
-    pub(super) stop: StopAt,
-    /// After how many events to stop, if at all.
-    pub(super) events_max: Option<u64>,
-    /// What to do when retention has passed the place.
-    pub(super) on_expired: OnExpired,
-    /// Which form of the content.
-    pub(super) format: Format,
-    /// How often to send progress.
-    pub(super) progress_interval: Duration,
-    /// What the client calls itself. It may be anything; [`plain::name`] says whether it is shown.
-    pub(super) client_name: String,
-}
-
-/// Where a stream starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StartAt {
-    /// At the live end.
-    Latest,
-    /// At the oldest event.
-    Earliest,
-    /// After a cursor.
-    After(Cursor),
-    /// At the first event received at or after a time.
-    Time(UnixMicros),
-}
-
-/// Where a stream stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StopAt {
-    /// Nowhere.
-    Never,
-    /// At the newest event as of the start.
-    Head,
-    /// At the event of a cursor, inclusive.
-    Cursor(Cursor),
-    /// Before the first event received at or after a time.
-    Time(UnixMicros),
-}
-
-/// What to do when retention has passed the place to continue from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OnExpired {
-    /// End the stream.
-    Fail,
-    /// Go on with the oldest event.
-    Earliest,
-    /// Go on at the live end.
-    Latest,
-}
-
-impl Plan {
-    /// Checks a request, and narrows it to what its caller may have.
-    ///
-    /// # Errors
-    /// The [`Failure`] to answer with; all faults of a filter at once.
-    pub(super) fn new(request: SubscribeRequest, grant: &Grant) -> Result<Self, Failure> {
-        let spec = request.filter.clone().unwrap_or_default();
-        let spec = filter::Spec {
-            types: spec.types,
-            exclude_types: spec.exclude_types,
-            app_ids: spec.app_ids,
-            user_ids: spec.user_ids,
-        };
-        // The faults of what was asked for first: they are named by their place in it.
-        Filter::compile(&spec).map_err(Failure::Filter)?;
-        let spec = grant.narrow(spec).map_err(Failure::Forbidden)?;
-        let filter = Filter::compile(&spec).map_err(Failure::Filter)?;
-        let (stop, events_max) = stop(request.stop.as_ref())?;
-        Ok(Self {
-            filter,
-            start: start(request.start.as_ref())?,
-            stop,
-            events_max,
-            on_expired: on_expired(request.on_expired)?,
-            format: format(request.payload_format)?,
-            progress_interval: progress_interval(request.progress_interval.as_ref())?,
-            client_name: client_name(request.client_name)?,
-        })
-    }
+/// Checks a request, and narrows it to what its caller may have.
+///
+/// # Errors
+/// The [`Failure`] to answer with; all faults of a filter at once.
+pub(super) fn plan(request: SubscribeRequest, grant: &Grant) -> Result<Plan, Failure> {
+    let spec = request.filter.unwrap_or_default();
+    let spec = filter::Spec {
+        types: spec.types,
+        exclude_types: spec.exclude_types,
+        app_ids: spec.app_ids,
+        user_ids: spec.user_ids,
+    };
+    // The faults of what was asked for first: they are named by their place in it.
+    Filter::compile(&spec).map_err(Failure::Filter)?;
+    let spec = grant.narrow(spec).map_err(Failure::Forbidden)?;
+    let filter = Filter::compile(&spec).map_err(Failure::Filter)?;
+    let (stop, events_max) = stop(request.stop.as_ref())?;
+    Ok(Plan {
+        filter,
+        start: start(request.start.as_ref())?,
+        stop,
+        events_max,
+        on_expired: on_expired(request.on_expired)?,
+        format: format(request.payload_format)?,
+        progress_interval: progress_interval(request.progress_interval.as_ref())?,
+        client_name: client_name(request.client_name)?,
+    })
 }
 
 fn start(start: Option<&StartPosition>) -> Result<StartAt, Failure> {
@@ -222,7 +163,7 @@ mod tests {
         let credentials = Credentials::anonymous();
         let grant = credentials.authenticate(Presented::default());
         let grant = grant.now_or_never().unwrap().unwrap();
-        Plan::new(request, &grant)
+        super::plan(request, &grant)
     }
 
     fn failure(request: SubscribeRequest) -> &'static str {

@@ -1,99 +1,89 @@
-//! Owns the table of services on the subscribers' port: events, health, reflection, and gRPC-Web
-//! around them all.
+//! Owns the two protocols that the RPCs are called by: gRPC, and gRPC-Web with the rules of browsers
+//! around it.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{error::Error, fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
-use tonic::{body::Body, server::NamedService as _, service::Routes};
-use tonic_health::server::HealthReporter;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request,
+};
+use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{access::Gate, service::EventService, shared::Shared};
-use crate::proto;
+use super::{body::Outlet, gate::Gate, status};
+use crate::{
+    credentials::Grant,
+    http2::{Answer, RequestHandler},
+    subscription::Failure,
+};
 
-/// All services. Cheap to clone.
+/// All RPCs, for connections. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Services {
-    gate: Gate,
-    health: HealthReporter,
+    pub(super) gate: Gate,
     web_origins: Arc<[String]>,
 }
 
-impl Services {
-    pub(super) async fn new(shared: &Arc<Shared>) -> Result<Self, tonic_reflection::server::Error> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let name = EventService::NAME;
-        health
-            .set_service_status(name, tonic_health::ServingStatus::Serving)
-            .await;
-        // Left to itself, each version of reflection would list itself only.
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .include_reflection_service(false)
-                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // Generic clients show the details of an error only if they can look them up.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(
-                    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-                )
-        };
-        // tonic's own limit is 4 MiB, which is waited for as long as a client likes.
-        let bytes_max = shared.options.request_bytes_max;
-        let reflection_v1 = reflection().build_v1()?;
-        let reflection_v1alpha = reflection().build_v1alpha()?;
-        let routes = Routes::new(EventService(Arc::clone(shared)))
-            .add_service(health_service.max_decoding_message_size(bytes_max))
-            .add_service(reflection_v1.max_decoding_message_size(bytes_max))
-            .add_service(reflection_v1alpha.max_decoding_message_size(bytes_max))
-            .prepare();
-        let web_origins = shared.options.web_origins.as_slice().into();
-        let gate = Gate {
-            shared: Arc::clone(shared),
-            routes,
-        };
-        Ok(Self {
-            gate,
-            health,
-            web_origins,
-        })
-    }
+impl RequestHandler for Services {
+    type Body = Body;
 
-    /// Tells the health service's watchers that no new stream should come.
-    pub(super) async fn drain(&self) {
-        for name in ["", EventService::NAME] {
-            self.health
-                .set_service_status(name, tonic_health::ServingStatus::NotServing)
-                .await;
+    async fn answer<B>(&self, request: Request<B>) -> Answer<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display,
+    {
+        // HTTP/1.1 can carry no gRPC, whatever it says of itself.
+        let is_grpc = request.version() == Version::HTTP_2 && is_grpc(request.headers());
+        let mut response = if is_grpc {
+            self.gate.clone().answer(request.map(Body::new)).await
+        } else {
+            self.web(request).await
+        };
+        let grant = response.extensions_mut().remove::<Grant>();
+        let outlet = response.extensions_mut().remove::<Outlet>();
+        let session = outlet
+            .filter(|_| is_grpc)
+            .and_then(|outlet| outlet.take())
+            .map(Box::new);
+        Answer {
+            response,
+            session,
+            grant,
         }
     }
 
-    /// What all of them have in common.
-    pub(super) fn shared(&self) -> &Shared {
-        &self.gate.shared
+    fn trailers(&self, end: &Result<(), Failure>) -> HeaderMap {
+        status::trailers(&status::ended(end))
     }
 
-    /// Answers a gRPC request.
-    pub(super) async fn grpc(&self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
-        self.gate.clone().oneshot(request).await
+    fn drained(&self) -> Failure {
+        self.gate.resources.subscriptions.drained(None)
+    }
+}
+
+impl Services {
+    /// Pages of these origins may call the RPCs behind the gate.
+    pub(super) fn new(gate: Gate, web_origins: Vec<String>) -> Self {
+        Self {
+            gate,
+            web_origins: web_origins.into(),
+        }
     }
 
     /// Answers a gRPC-Web request, or a browser's question whether it may send one.
-    pub(super) async fn web<B>(&self, request: Request<B>) -> Result<Response<Body>, Infallible>
+    async fn web<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + std::fmt::Display,
+        B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display,
     {
         // A page of a stranger's site must not read events through its visitor's browser. Asking
         // is left to the browser for nothing but plain requests, so the answer is given here.
         if let Some(origin) = request.headers().get(header::ORIGIN)
             && !self.allows(origin)
         {
-            return Ok(refusal(StatusCode::FORBIDDEN));
+            return refusal(StatusCode::FORBIDDEN);
         }
         let services = self.clone();
         let cors = CorsLayer::new()
@@ -109,10 +99,10 @@ impl Services {
             ]));
         let stack = cors.layer(GrpcWebLayer::new().layer(self.gate.clone()));
         let response = stack.oneshot(request).await;
-        Ok(response.map_or_else(
+        response.map_or_else(
             |_| refusal(StatusCode::INTERNAL_SERVER_ERROR),
             |response| response.map(Body::new),
-        ))
+        )
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {
@@ -136,6 +126,15 @@ fn is_loopback(origin: &str) -> bool {
         _ => host,
     };
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+/// gRPC itself, not gRPC-Web, which also begins like this.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&[][..], |value| value.as_bytes());
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| !rest.starts_with(b"-web"))
 }
 
 fn refusal(status: StatusCode) -> Response<Body> {
@@ -165,5 +164,17 @@ mod tests {
         ] {
             assert!(!is_loopback(origin), "{origin}");
         }
+    }
+
+    #[test]
+    fn grpc_is_told_from_grpc_web() {
+        let is = |text| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(text));
+            is_grpc(&headers)
+        };
+        assert!(is("application/grpc") && is("application/grpc+proto"));
+        assert!(!is("application/grpc-web+proto") && !is("application/grpc-web-text"));
+        assert!(!is("text/html") && !is_grpc(&HeaderMap::new()));
     }
 }

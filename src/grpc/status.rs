@@ -7,16 +7,16 @@ use http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use super::calls::NoSlot;
 use crate::{
-    credentials::{Ended, Forbidden, QuotaReached, Refusal},
-    event::{Cursor, CursorError},
+    credentials::{Ended, Forbidden, Refusal},
+    event::CursorError,
     filter,
-    log::CursorFault,
+    http2::NoSlot,
+    subscription::Failure as Stream,
 };
 
 /// The domain of every `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "prelude-bridge";
+const DOMAIN: &str = "prelude-bridge";
 
 /// How many faults of a filter the details list. A filter can have over a thousand, but a status
 /// travels in trailers, and clients take as little as 8 KiB of those.
@@ -55,61 +55,20 @@ pub(super) enum Failure {
         /// What is wrong with it.
         error: CursorError,
     },
-    /// A cursor in the request does not belong to this log.
-    CursorForeign {
-        /// The field's path.
-        field: &'static str,
-        /// Why not.
-        fault: CursorFault,
-        /// Where the log ends.
-        head: Cursor,
-    },
-    /// Retention has removed events after the place to continue from.
-    CursorExpired {
-        /// The cursor before the oldest event that is left.
-        earliest: Cursor,
-        /// The cursor of the newest event.
-        head: Cursor,
-    },
     /// The caller is not let in.
     Credential(Refusal),
-    /// What let the caller in does so no longer.
-    CredentialEnded {
-        /// Why.
-        ended: Ended,
-        /// The place to resume from, once the stream has one.
-        cursor: Option<Cursor>,
-    },
     /// The filter asks for more than the credential allows.
     Forbidden(Forbidden),
-    /// The credential has as many streams as it may.
-    Quota(QuotaReached),
-    /// The server has as many streams as it may.
-    Streams {
-        /// The limit.
-        streams_max: usize,
-    },
     /// There is no slot for a call.
     NoSlot(NoSlot),
-    /// The client read too little for too long.
-    SlowConsumer {
-        /// How long.
-        waited: Duration,
-        /// The place to resume from.
-        cursor: Cursor,
-    },
-    /// The server is about to shut down.
-    Draining {
-        /// How long to wait before reconnecting.
-        retry_after: Duration,
-        /// The place to resume from, once the stream has one.
-        cursor: Option<Cursor>,
-    },
-    /// The log cannot be read. The operator's log says why.
-    LogUnavailable {
-        /// The place to resume from, once the stream has one.
-        cursor: Option<Cursor>,
-    },
+    /// A stream does not begin, or has ended.
+    Stream(Stream),
+}
+
+impl From<Stream> for Failure {
+    fn from(failure: Stream) -> Self {
+        Self::Stream(failure)
+    }
 }
 
 impl Failure {
@@ -122,11 +81,6 @@ impl Failure {
             Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
             Self::Rpc => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
-            Self::CursorForeign { fault, .. } => match fault {
-                CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
-                CursorFault::Ahead { .. } => "CURSOR_AHEAD",
-            },
-            Self::CursorExpired { .. } => "CURSOR_EXPIRED",
             Self::Credential(refusal) => match refusal {
                 Refusal::Missing
                 | Refusal::Malformed
@@ -136,17 +90,10 @@ impl Failure {
                 Refusal::Expired => "TOKEN_EXPIRED",
                 Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
             },
-            Self::CredentialEnded { ended, .. } => match ended {
-                Ended::Revoked => "TOKEN_INVALID",
-                Ended::Expired => "TOKEN_EXPIRED",
-                Ended::Changed => "CREDENTIAL_CHANGED",
-            },
             Self::Forbidden(Forbidden::Types(_)) => "TYPE_FORBIDDEN",
             Self::Forbidden(Forbidden::Apps(_)) => "APP_FORBIDDEN",
-            Self::Streams { .. } | Self::NoSlot(_) | Self::Quota(_) => "LIMIT_STREAMS",
-            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
-            Self::Draining { .. } => "DRAINING",
-            Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
+            Self::NoSlot(_) => "LIMIT_STREAMS",
+            Self::Stream(failure) => failure.reason(),
         }
     }
 
@@ -160,8 +107,6 @@ impl Failure {
             | Self::CursorMalformed { .. } => Code::InvalidArgument,
             Self::MessageTimeout { .. } => Code::DeadlineExceeded,
             Self::Rpc => Code::Unimplemented,
-            Self::CursorForeign { .. } => Code::FailedPrecondition,
-            Self::CursorExpired { .. } => Code::OutOfRange,
             Self::Credential(refusal) => match refusal {
                 Refusal::Missing
                 | Refusal::Malformed
@@ -171,16 +116,9 @@ impl Failure {
                 | Refusal::Expired => Code::Unauthenticated,
                 Refusal::Unavailable => Code::Unavailable,
             },
-            Self::CredentialEnded { ended, .. } => match ended {
-                Ended::Revoked | Ended::Expired => Code::Unauthenticated,
-                // Nothing is wrong with the credential: clients come back by themselves.
-                Ended::Changed => Code::Unavailable,
-            },
             Self::Forbidden(_) => Code::PermissionDenied,
-            Self::Streams { .. } | Self::NoSlot(_) | Self::Quota(_) | Self::SlowConsumer { .. } => {
-                Code::ResourceExhausted
-            }
-            Self::Draining { .. } | Self::LogUnavailable { .. } => Code::Unavailable,
+            Self::NoSlot(_) => Code::ResourceExhausted,
+            Self::Stream(failure) => stream_code(failure),
         }
     }
 
@@ -202,62 +140,11 @@ impl Failure {
             }
             Self::Rpc => "there is no such RPC: ask the reflection service what there is".into(),
             Self::CursorMalformed { field, error } => format!("{field}: {error}"),
-            Self::CursorForeign { field, fault, .. } => format!(
-                "{field}: {fault}; start from earliest, or from a time that is safely processed"
-            ),
-            Self::CursorExpired { earliest, head } => format!(
-                "retention has removed events after this cursor; events {} to {} are still there: \
-                 start from earliest, or set on_expired",
-                earliest.sequence.plus(1),
-                head.sequence,
-            ),
             Self::Credential(refusal) => refusal.to_string(),
-            Self::CredentialEnded { ended, .. } => ended.to_string(),
             Self::Forbidden(forbidden) => forbidden.to_string(),
-            Self::Quota(reached) => reached.to_string(),
-            Self::Streams { streams_max } => {
-                format!("the server has its maximum of {streams_max} streams; retry later")
-            }
             Self::NoSlot(why) => why.to_string(),
-            Self::SlowConsumer { waited, .. } => format!(
-                "the client read too little for {} s; resume from the cursor in the metadata",
-                waited.as_secs()
-            ),
-            Self::Draining { .. } => {
-                "the server is shutting down; resume elsewhere or later".into()
-            }
-            Self::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
+            Self::Stream(failure) => stream_message(failure),
         }
-    }
-
-    fn metadata(&self) -> HashMap<String, String> {
-        let cursors = match self {
-            Self::CursorExpired { earliest, head } => {
-                vec![("earliest", *earliest), ("head", *head)]
-            }
-            Self::CursorForeign { head, .. } => vec![("head", *head)],
-            Self::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
-            Self::Draining { cursor, .. }
-            | Self::LogUnavailable { cursor }
-            | Self::CredentialEnded { cursor, .. } => {
-                cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
-            }
-            Self::Filter(_)
-            | Self::Request { .. }
-            | Self::Message { .. }
-            | Self::MessageTimeout { .. }
-            | Self::Rpc
-            | Self::CursorMalformed { .. }
-            | Self::Credential(_)
-            | Self::Forbidden(_)
-            | Self::Quota(_)
-            | Self::NoSlot(_)
-            | Self::Streams { .. } => Vec::new(),
-        };
-        cursors
-            .into_iter()
-            .map(|(key, cursor)| (key.into(), cursor.to_string()))
-            .collect()
     }
 
     fn violations(&self) -> Vec<FieldViolation> {
@@ -286,38 +173,24 @@ impl Failure {
             Self::Message { .. }
             | Self::MessageTimeout { .. }
             | Self::Rpc
-            | Self::CursorForeign { .. }
-            | Self::CursorExpired { .. }
             | Self::Credential(_)
-            | Self::CredentialEnded { .. }
-            | Self::Quota(_)
-            | Self::Streams { .. }
             | Self::NoSlot(_)
-            | Self::SlowConsumer { .. }
-            | Self::Draining { .. }
-            | Self::LogUnavailable { .. } => Vec::new(),
+            | Self::Stream(_) => Vec::new(),
         }
     }
 
     /// How long a client should wait, where waiting helps.
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Draining { retry_after, .. } => Some(*retry_after),
-            Self::LogUnavailable { .. } => Some(Duration::from_secs(5)),
             Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
-            Self::Streams { .. } | Self::NoSlot(_) => Some(Duration::from_secs(1)),
-            Self::CredentialEnded {
-                ended: Ended::Changed,
-                ..
-            } => Some(Duration::ZERO),
+            Self::NoSlot(_) => Some(Duration::from_secs(1)),
+            Self::Stream(failure) => stream_retry_after(failure),
             Self::Filter(_)
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::MessageTimeout { .. }
             | Self::Rpc
             | Self::CursorMalformed { .. }
-            | Self::CursorForeign { .. }
-            | Self::CursorExpired { .. }
             | Self::Credential(
                 Refusal::Missing
                 | Refusal::Malformed
@@ -326,21 +199,96 @@ impl Failure {
                 | Refusal::Jwt(_)
                 | Refusal::Expired,
             )
-            | Self::CredentialEnded {
-                ended: Ended::Revoked | Ended::Expired,
-                ..
-            }
-            | Self::Forbidden(_)
-            | Self::Quota(_)
-            | Self::SlowConsumer { .. } => None,
+            | Self::Forbidden(_) => None,
         }
+    }
+}
+
+fn stream_code(failure: &Stream) -> Code {
+    match failure {
+        Stream::CursorForeign { .. } => Code::FailedPrecondition,
+        Stream::CursorExpired { .. } => Code::OutOfRange,
+        Stream::CredentialEnded { ended, .. } => match ended {
+            Ended::Revoked | Ended::Expired => Code::Unauthenticated,
+            // Nothing is wrong with the credential: clients come back by themselves.
+            Ended::Changed => Code::Unavailable,
+        },
+        Stream::Streams { .. } | Stream::Quota(_) | Stream::SlowConsumer { .. } => {
+            Code::ResourceExhausted
+        }
+        Stream::Draining { .. } | Stream::LogUnavailable { .. } => Code::Unavailable,
+    }
+}
+
+fn stream_message(failure: &Stream) -> String {
+    match failure {
+        Stream::CursorForeign { field, fault, .. } => format!(
+            "{field}: {fault}; start from earliest, or from a time that is safely processed"
+        ),
+        Stream::CursorExpired { earliest, head } => format!(
+            "retention has removed events after this cursor; events {} to {} are still there: \
+             start from earliest, or set on_expired",
+            earliest.sequence.plus(1),
+            head.sequence,
+        ),
+        Stream::CredentialEnded { ended, .. } => ended.to_string(),
+        Stream::Quota(reached) => reached.to_string(),
+        Stream::Streams { streams_max } => {
+            format!("the server has its maximum of {streams_max} streams; retry later")
+        }
+        Stream::SlowConsumer { waited, .. } => format!(
+            "the client read too little for {} s; resume from the cursor in the metadata",
+            waited.as_secs()
+        ),
+        Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
+        Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
+    }
+}
+
+/// The cursors that a client may go on with.
+fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
+    let cursors = match failure {
+        Stream::CursorExpired { earliest, head } => {
+            vec![("earliest", *earliest), ("head", *head)]
+        }
+        Stream::CursorForeign { head, .. } => vec![("head", *head)],
+        Stream::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
+        Stream::Draining { cursor, .. }
+        | Stream::LogUnavailable { cursor }
+        | Stream::CredentialEnded { cursor, .. } => {
+            cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
+        }
+        Stream::Quota(_) | Stream::Streams { .. } => Vec::new(),
+    };
+    cursors
+        .into_iter()
+        .map(|(key, cursor)| (key.into(), cursor.to_string()))
+        .collect()
+}
+
+fn stream_retry_after(failure: &Stream) -> Option<Duration> {
+    match failure {
+        Stream::Draining { retry_after, .. } => Some(*retry_after),
+        Stream::LogUnavailable { .. } => Some(Duration::from_secs(5)),
+        Stream::Streams { .. } => Some(Duration::from_secs(1)),
+        Stream::CredentialEnded { ended, .. } => match ended {
+            Ended::Changed => Some(Duration::ZERO),
+            Ended::Revoked | Ended::Expired => None,
+        },
+        Stream::CursorForeign { .. }
+        | Stream::CursorExpired { .. }
+        | Stream::Quota(_)
+        | Stream::SlowConsumer { .. } => None,
     }
 }
 
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
-        let mut details =
-            ErrorDetails::with_error_info(failure.reason(), DOMAIN, failure.metadata());
+        let metadata = match failure {
+            Failure::Stream(failure) => stream_metadata(failure),
+            _ => HashMap::new(),
+        };
+        let mut details = ErrorDetails::with_error_info(failure.reason(), DOMAIN, metadata);
         let violations = failure.violations();
         if !violations.is_empty() {
             details.set_bad_request(violations);
@@ -349,6 +297,14 @@ impl From<&Failure> for Status {
             details.set_retry_info(Some(delay));
         }
         Self::with_error_details(failure.code(), failure.message(), details)
+    }
+}
+
+/// The status that a stream ends with.
+pub(super) fn ended(end: &Result<(), Stream>) -> Status {
+    match end {
+        Ok(()) => Status::ok(""),
+        Err(failure) => Status::from(&Failure::Stream(failure.clone())),
     }
 }
 
@@ -363,7 +319,7 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{LogId, Sequence, Term};
+    use crate::event::{Cursor, LogId, Sequence, Term};
 
     fn cursor(sequence: u64) -> Cursor {
         Cursor {
@@ -375,10 +331,10 @@ mod tests {
 
     #[test]
     fn an_expired_cursor_names_what_is_still_there() {
-        let failure = Failure::CursorExpired {
+        let failure = Failure::Stream(Stream::CursorExpired {
             earliest: cursor(4),
             head: cursor(9),
-        };
+        });
         let status = Status::from(&failure);
         assert_eq!(status.code(), Code::OutOfRange);
         assert!(
@@ -446,10 +402,10 @@ mod tests {
 
     #[test]
     fn a_slow_consumer_is_given_its_cursor() {
-        let failure = Failure::SlowConsumer {
+        let failure = Failure::Stream(Stream::SlowConsumer {
             waited: Duration::from_secs(60),
             cursor: cursor(7),
-        };
+        });
         let details = Status::from(&failure).get_error_details();
         assert_eq!(
             details.error_info().unwrap().metadata["cursor"],

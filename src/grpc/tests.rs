@@ -3,7 +3,7 @@
 mod access;
 mod windows;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
@@ -38,7 +38,7 @@ const TYPES: [&str; 7] = [
 struct Bridge {
     log: Arc<dyn Log>,
     bus: Arc<Bus>,
-    streams: Streams,
+    streams: Server,
     address: SocketAddr,
 }
 
@@ -70,7 +70,7 @@ impl Bridge {
         bus: Arc<Bus>,
     ) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let streams = Streams::new(
+        let streams = Server::new(
             options,
             credentials,
             Arc::clone(&log),
@@ -138,6 +138,13 @@ impl Bridge {
     fn cursor(&self, sequence: u64) -> String {
         let cursor: Cursor = self.log.lineage().cursor(Sequence(sequence));
         cursor.to_string()
+    }
+}
+
+fn with_connections(connections: http2::Options) -> Options {
+    Options {
+        connections,
+        ..Options::default()
     }
 }
 
@@ -532,10 +539,10 @@ async fn a_subscriber_that_stops_reading_disturbs_nobody_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_ended_with_its_cursor() {
-    let options = Options {
+    let options = with_connections(http2::Options {
         slow_consumer_timeout: Duration::from_millis(300),
-        ..Options::default()
-    };
+        ..http2::Options::default()
+    });
     let bridge =
         Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
     let channel = Channel::builder(format!("http://{}", bridge.address).parse().unwrap())
@@ -601,11 +608,11 @@ async fn an_event_larger_than_any_window_arrives_whole() {
 async fn equal_filters_share_what_matches_and_each_ends_where_it_wants() {
     const BLOCKS: u64 = 6;
     const BLOCK_EVENTS: u64 = 70;
-    let options = Options {
+    let options = with_connections(http2::Options {
         // Blocks are cut into several responses.
         response_bytes_max: 400,
-        ..Options::default()
-    };
+        ..http2::Options::default()
+    });
     let bridge =
         Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
     let request = |max_events: u64, start| SubscribeRequest {
@@ -821,10 +828,10 @@ async fn a_watch_on_the_health_does_not_hold_up_a_drain() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_none_is_the_callers_fault() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let options = Options {
+    let options = with_connections(http2::Options {
         header_timeout: Duration::from_millis(200),
-        ..Options::default()
-    };
+        ..http2::Options::default()
+    });
     let bridge =
         Bridge::start_with(options, bus::Options::default(), memory::Options::default()).await;
     let socket = tokio::net::TcpStream::connect(bridge.address)
@@ -868,7 +875,10 @@ async fn a_request_that_is_none_is_the_callers_fault() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_limit_are_refused_until_one_ends() {
     let options = Options {
-        streams_max: 2,
+        subscriptions: subscription::Options {
+            streams_max: 2,
+            ..subscription::Options::default()
+        },
         ..Options::default()
     };
     let bridge =

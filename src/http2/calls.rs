@@ -8,15 +8,49 @@ use std::{
     sync::Arc,
 };
 
-use super::{Caller, Options};
+use super::Caller;
 use crate::net::{
     network::Network,
     slots::{self, Full, Slot, Slots, Standing},
 };
 
+/// How many calls of each kind may be in progress.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How many that are neither subscriptions nor about the health.
+    pub calls_max: usize,
+    /// How many of them may be of one address.
+    pub calls_per_address_max: usize,
+    /// How many checks of the health may be in progress. There always is room for another: the
+    /// oldest that never sent its message goes.
+    pub checks_max: usize,
+    /// How many watches on the health may be open, which anybody may begin.
+    pub watches_max: usize,
+    /// How many of them may be of one address.
+    pub watches_per_address_max: usize,
+    /// How many streams may be of callers of one address who show no credential.
+    pub streams_per_address_max: usize,
+    /// Addresses that many clients share, for which there is no share.
+    pub proxies: Vec<Network>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            calls_max: 1_024,
+            calls_per_address_max: 256,
+            checks_max: 1_024,
+            watches_max: 4_096,
+            watches_per_address_max: 1_024,
+            streams_per_address_max: 2_500,
+            proxies: Vec::new(),
+        }
+    }
+}
+
 /// Calls that share a number of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Questions about the health. Whoever sends one whole is answered at once, so the oldest that
     /// is still there is one that was never sent whole: there always is a slot for another.
     Check,
@@ -30,7 +64,7 @@ pub(super) enum Kind {
 
 /// Why there is no slot for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoSlot {
+pub(crate) enum NoSlot {
     /// All are taken by callers that keep them.
     Total {
         kind: Kind,
@@ -48,7 +82,7 @@ pub(super) enum NoSlot {
 }
 
 /// The slots of all calls.
-pub(super) struct Calls {
+pub(crate) struct Calls {
     proxies: Vec<Network>,
     check: Pool,
     watch: Pool,
@@ -62,14 +96,14 @@ struct Pool {
 }
 
 impl Calls {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            proxies: options.proxies.clone(),
-            check: Pool::new(options.checks_max, options.checks_max),
-            watch: Pool::new(options.watches_max, options.watches_per_address_max),
-            other: Pool::new(options.calls_max, options.calls_per_address_max),
+            check: Pool::new(limits.checks_max, limits.checks_max),
+            watch: Pool::new(limits.watches_max, limits.watches_per_address_max),
+            other: Pool::new(limits.calls_max, limits.calls_per_address_max),
             // The registry has the total of all subscriptions.
-            anonymous: Pool::new(usize::MAX, options.streams_per_address_max),
+            anonymous: Pool::new(usize::MAX, limits.streams_per_address_max),
+            proxies: limits.proxies,
         }
     }
 
@@ -78,7 +112,7 @@ impl Calls {
     ///
     /// # Errors
     /// There is none, and none can be taken from anybody.
-    pub(super) fn enter(
+    pub(crate) fn enter(
         &self,
         kind: Kind,
         caller: Option<&Caller>,

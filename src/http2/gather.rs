@@ -80,9 +80,12 @@ fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shelf {
     /// Puts there what is shown now, in place of what was shown before.
     pub(super) fn show<'a>(&self, parts: impl Iterator<Item = &'a Bytes>) {
-        let mut shown = lock(&self.0);
-        shown.clear();
-        shown.extend(parts.filter(|part| part.len() >= KEPT_BYTES_MIN).cloned());
+        let mut kept = parts.filter(|part| part.len() >= KEPT_BYTES_MIN).peekable();
+        if kept.peek().is_some() {
+            let mut shown = lock(&self.0);
+            shown.clear();
+            shown.extend(kept.cloned());
+        }
     }
 
     /// Lets go of everything.

@@ -8,20 +8,20 @@ use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, SendStream};
-use http_body::Body as _;
+use http_body::Body;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body};
 
 use super::{
-    Options,
+    Options, RequestHandler,
     gather::Shelf,
-    response::Response,
-    session::{Session, Step},
-    status::{Failure, trailers},
+    piece::Piece,
     unsent::{Share, Unsent},
 };
-use crate::credentials::Grant;
+use crate::{
+    credentials::Grant,
+    subscription::{Failure, Response, Session, Source, Step},
+};
 
 /// How long a client without room keeps the blocks that it was about to get in memory.
 const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -34,12 +34,13 @@ const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 const PROGRESS_BYTES_MIN: usize = 1_024;
 
 /// One response stream and what it is bound by.
-pub(super) struct Sender<'a> {
+pub(super) struct Sender<'a, H> {
+    pub(super) handler: &'a H,
     pub(super) options: &'a Options,
     pub(super) draining: &'a CancellationToken,
     pub(super) unsent: &'a Unsent,
     pub(super) shelf: &'a Shelf,
-    pub(super) send: &'a mut SendStream<Response>,
+    pub(super) send: &'a mut SendStream<Piece>,
 }
 
 /// The client reset the stream, or the connection is gone: there is nobody to tell anything.
@@ -103,23 +104,25 @@ impl Patience {
     }
 }
 
-impl Sender<'_> {
+impl<H: RequestHandler> Sender<'_, H> {
     /// Sends the responses of a session, each as large as the client has room for.
-    pub(super) async fn session(&mut self, mut session: Session) -> Result<(), Gone> {
+    pub(super) async fn session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
         loop {
             tokio::select! {
+                biased;
                 () = session.ready() => {}
                 _ = poll_fn(|context| self.send.poll_reset(context)) => return Err(Gone),
             }
             let wanted = session.response_bytes_min();
             if wanted == 0 {
                 // Only the end is left, and trailers need no room.
-                return farewell(session, self.send);
+                return self.end_session(session);
             }
-            let mut patience = Patience::new(self.options.slow_consumer_timeout);
+            // Most responses have room at once.
+            let mut patience = None;
             let room = self.room(&mut session, wanted, &mut patience).await?;
             let Some(mut room) = room else {
-                return farewell(session, self.send);
+                return self.end_session(session);
             };
             match session.take(room.bytes) {
                 // It had to let go of what it had found, and finds it again. Other streams of the
@@ -134,7 +137,7 @@ impl Sender<'_> {
                         session.split(response);
                         let pieces = self.pieces(&mut session, room, &mut patience);
                         if Box::pin(pieces).await?.is_none() {
-                            return farewell(session, self.send);
+                            return self.end_session(session);
                         }
                     }
                     session.sent(events, bytes);
@@ -145,19 +148,20 @@ impl Sender<'_> {
                         tokio::task::yield_now().await;
                     }
                 }
-                Some(Step::End(end)) => return end_stream(self.send, &end),
+                Some(Step::End(end)) => return self.end(&end),
             }
         }
     }
 
     /// Sends the response that the session has split, as room comes. `None` if the session has
     /// ended meanwhile.
-    async fn pieces(
+    async fn pieces<S: Source>(
         &mut self,
-        session: &mut Session,
+        session: &mut Session<S>,
         mut room: Room,
-        patience: &mut Patience,
+        patience: &mut Option<Patience>,
     ) -> Result<Option<()>, Gone> {
+        let patience = self.begun(patience);
         loop {
             let piece = tokio::select! {
                 piece = session.piece(room.bytes) => piece,
@@ -183,33 +187,38 @@ impl Sender<'_> {
         }
     }
 
-    fn send_piece(&mut self, mut piece: Response, share: Share) -> Result<(), Gone> {
-        piece.share = Some(share);
-        piece.shelf = Some(self.shelf.clone());
+    fn send_piece(&mut self, piece: Response, share: Share) -> Result<(), Gone> {
+        let piece = Piece::new(piece, share, self.shelf.clone());
         self.send.send_data(piece, false).map_err(|_| Gone)
+    }
+
+    /// The patience with a client, which begins when it is first needed.
+    fn begun<'p>(&self, patience: &'p mut Option<Patience>) -> &'p mut Patience {
+        patience.get_or_insert_with(|| Patience::new(self.options.slow_consumer_timeout))
     }
 
     /// Takes room, for `wanted` bytes or for less, as soon as the client has some. `None` if the
     /// session has ended meanwhile.
-    async fn room(
+    async fn room<S: Source>(
         &mut self,
-        session: &mut Session,
+        session: &mut Session<S>,
         wanted: usize,
-        patience: &mut Patience,
+        patience: &mut Option<Patience>,
     ) -> Result<Option<Room>, Gone> {
         let bytes_max = self.options.response_bytes_max.max(wanted);
         self.send.reserve_capacity(bytes_max);
         if let Some(room) = self.try_room(wanted, bytes_max) {
             return Ok(Some(room));
         }
+        let patience = self.begun(patience);
         // In memory of its own: most streams never wait for room.
         Box::pin(self.later_room(session, wanted, bytes_max, patience)).await
     }
 
     /// Waits for the room that was reserved.
-    async fn later_room(
+    async fn later_room<S: Source>(
         &mut self,
-        session: &mut Session,
+        session: &mut Session<S>,
         wanted: usize,
         bytes_max: usize,
         patience: &mut Patience,
@@ -285,7 +294,7 @@ impl Sender<'_> {
 
     /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
     /// caller's credential, and when the server drains, a moment after it could say so.
-    pub(super) async fn body(&mut self, body: Body, grant: Option<Grant>) -> Result<(), Gone> {
+    pub(super) async fn body(&mut self, body: H::Body, grant: Option<Grant>) -> Result<(), Gone> {
         let draining = self.draining.clone();
         let mut over = pin!(async {
             draining.cancelled().await;
@@ -297,16 +306,16 @@ impl Sender<'_> {
                 None => std::future::pending().await,
             }
         });
-        let retry_after = self.options.drain_retry_after();
+        let handler = self.handler;
         let failure = tokio::select! {
             sent = self.frames(body) => return sent,
             ended = &mut revoked => Failure::CredentialEnded { ended, cursor: None },
-            () = &mut over => Failure::Draining { retry_after, cursor: None },
+            () = &mut over => handler.drained(),
         };
-        end_stream(self.send, &Err(failure))
+        self.end(&Err(failure))
     }
 
-    async fn frames(&mut self, body: Body) -> Result<(), Gone> {
+    async fn frames(&mut self, body: H::Body) -> Result<(), Gone> {
         let mut body = pin!(body);
         loop {
             let frame = tokio::select! {
@@ -315,7 +324,7 @@ impl Sender<'_> {
             };
             let frame = match frame {
                 None => {
-                    let end = self.send.send_data(Bytes::new().into(), true);
+                    let end = self.send.send_data(Piece::default(), true);
                     return end.map_err(|_| Gone);
                 }
                 Some(Ok(frame)) => frame,
@@ -356,10 +365,23 @@ impl Sender<'_> {
         }
         Ok(())
     }
+
+    /// Ends a stream whose session has ended.
+    fn end_session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+        match session.take(0) {
+            Some(Step::End(end)) => self.end(&end),
+            Some(Step::Response(_)) | None => Err(Gone),
+        }
+    }
+
+    fn end(&mut self, end: &Result<(), Failure>) -> Result<(), Gone> {
+        let trailers = self.handler.trailers(end);
+        self.send.send_trailers(trailers).map_err(|_| Gone)
+    }
 }
 
 /// Resolves when the client has made room, if that is wanted, or fails when it has reset the stream.
-async fn more_room(send: &mut SendStream<Response>, wanted: bool) -> Result<(), Gone> {
+async fn more_room(send: &mut SendStream<Piece>, wanted: bool) -> Result<(), Gone> {
     poll_fn(|context| {
         if send.poll_reset(context).is_ready() {
             return Poll::Ready(Err(Gone));
@@ -373,22 +395,6 @@ async fn more_room(send: &mut SendStream<Response>, wanted: bool) -> Result<(), 
         })
     })
     .await
-}
-
-/// Ends a stream whose session has ended.
-fn farewell(mut session: Session, send: &mut SendStream<Response>) -> Result<(), Gone> {
-    match session.take(0) {
-        Some(Step::End(end)) => end_stream(send, &end),
-        Some(Step::Response(_)) | None => Err(Gone),
-    }
-}
-
-fn end_stream(send: &mut SendStream<Response>, end: &Result<(), Failure>) -> Result<(), Gone> {
-    let status = match end {
-        Ok(()) => Status::ok(""),
-        Err(failure) => Status::from(failure),
-    };
-    send.send_trailers(trailers(&status)).map_err(|_| Gone)
 }
 
 #[cfg(test)]

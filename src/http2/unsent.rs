@@ -16,9 +16,9 @@ pub(super) struct Unsent {
     units_max: usize,
 }
 
-/// A share of it, given back when the last clone is dropped: h2 drops a response once it is sent.
-#[derive(Clone, Debug)]
-pub(super) struct Share(Arc<OwnedSemaphorePermit>);
+/// A share of it, given back when it is dropped: h2 drops a response once it is sent.
+#[derive(Debug)]
+pub(super) struct Share(OwnedSemaphorePermit);
 
 impl Unsent {
     pub(super) fn new(bytes_max: usize) -> Self {
@@ -37,14 +37,14 @@ impl Unsent {
         }
         // Another stream may have been quicker.
         let permit = Arc::clone(&self.units).try_acquire_many_owned(count(units));
-        permit.ok().map(|permit| Share(Arc::new(permit)))
+        permit.ok().map(Share)
     }
 
     /// Waits for a share of `bytes`, or of all there is.
     pub(super) async fn hold(&self, bytes: usize) -> Share {
         let permit = Arc::clone(&self.units).acquire_many_owned(count(self.units_needed(bytes)));
         match permit.await {
-            Ok(permit) => Share(Arc::new(permit)),
+            Ok(permit) => Share(permit),
             // Closed never.
             Err(_) => std::future::pending().await,
         }
@@ -63,9 +63,9 @@ impl Share {
 
     /// Gives back what `bytes` do not need.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
-        if let Some(permit) = Arc::get_mut(&mut self.0) {
-            let spare = permit.num_permits().saturating_sub(units(bytes));
-            drop(permit.split(spare));
+        let spare = self.0.num_permits().saturating_sub(units(bytes));
+        if spare > 0 {
+            drop(self.0.split(spare));
         }
     }
 }
@@ -102,15 +102,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_needed_is_given_back_and_the_rest_with_the_last_clone() {
+    fn what_is_not_needed_is_given_back_and_the_rest_at_the_end() {
         let unsent = Unsent::new(UNSENT_BYTES_MAX);
         let mut share = unsent.try_hold(1, 100_000).unwrap();
         share.shrink_to(1500);
         assert_eq!(unsent.units.available_permits(), UNITS_MAX - 2);
-        let piece = share.clone();
         drop(share);
-        assert_eq!(unsent.units.available_permits(), UNITS_MAX - 2);
-        drop(piece);
         assert_eq!(unsent.units.available_permits(), UNITS_MAX);
     }
 

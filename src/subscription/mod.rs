@@ -1,48 +1,78 @@
-//! Owns what all streams of a server have in common: the log, the bus, the limits, and the list of
-//! the streams that are open.
+//! Owns subscriptions: which events a client wants, how far it is, what it is sent next, and why its
+//! stream ends. Knows no connections and no statuses: whoever has a connection asks a [`Session`]
+//! what to send, and whoever speaks a protocol says what a [`Failure`] is in it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod cursor;
+mod failure;
+mod notice;
+mod pace;
+mod permit;
+mod plan;
+mod registry;
+mod response;
+mod rest;
+mod session;
+mod source;
+mod start;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Caller, Options, calls::Calls, pace::Pace, registry::Registry, status::Failure, tenure,
+pub use self::registry::Snapshot;
+use self::{cursor::CursorSource, pace::Pace, registry::Registry};
+pub(crate) use self::{
+    failure::Failure,
+    permit::Permit,
+    plan::{OnExpired, Plan, StartAt, StopAt},
+    response::Response,
+    session::{Session, Step},
+    source::Source,
 };
 use crate::{
     bus::Bus,
-    credentials::Credentials,
     event::{Cursor, Sequence},
     log::{self, Log, ReadError},
     metrics::Metrics,
-    net::quiet::{Admitted, Quiet},
+    proto,
 };
 
-/// What every stream needs.
-pub(super) struct Shared {
-    pub(super) options: Options,
-    pub(super) credentials: Credentials,
-    pub(super) log: Arc<dyn Log>,
-    pub(super) bus: Arc<Bus>,
-    pub(super) registry: Arc<Registry>,
-    /// The slots of calls.
-    pub(super) calls: Calls,
-    pub(super) pace: Pace,
-    /// Which refusals are still said in the log.
-    pub(super) quiet: Quiet,
-    /// Cancelled when the server begins to drain.
-    pub(super) draining: CancellationToken,
+/// The limits of subscriptions.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many streams may be open in all.
+    pub streams_max: usize,
+    /// Over how long the reconnections of all clients are spread when the server drains.
+    pub drain_retry_spread: Duration,
 }
 
-impl Shared {
-    pub(super) fn new(
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            streams_max: 10_000,
+            drain_retry_spread: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A session of a client that keeps its own place in the log.
+pub(crate) type CursorSession = Session<CursorSource>;
+
+/// All subscriptions to a log and the bus that follows it.
+pub(crate) struct Subscriptions {
+    options: Options,
+    log: Arc<dyn Log>,
+    bus: Arc<Bus>,
+    registry: Arc<Registry>,
+    pace: Pace,
+    /// Cancelled when the server begins to drain.
+    draining: CancellationToken,
+}
+
+impl Subscriptions {
+    /// None is open yet. All end when `draining` is cancelled.
+    pub(crate) fn new(
         options: Options,
-        credentials: Credentials,
         log: Arc<dyn Log>,
         bus: Arc<Bus>,
         metrics: Arc<Metrics>,
@@ -50,10 +80,7 @@ impl Shared {
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
         Arc::new(Self {
-            calls: Calls::new(&options),
-            quiet: Quiet::new(options.quiet),
             options,
-            credentials,
             log,
             bus,
             registry,
@@ -62,16 +89,63 @@ impl Shared {
         })
     }
 
+    /// Opens a subscription for a caller at `peer` with the credential of this name.
+    ///
+    /// # Errors
+    /// The [`Failure`] to answer with, before any response.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        plan: Plan,
+        permit: Permit,
+        peer: Option<SocketAddr>,
+        credential: &str,
+    ) -> Result<CursorSession, Failure> {
+        let mut registration = self.registry.admit(peer, credential, &plan.client_name)?;
+        let progress_interval = plan.progress_interval;
+        match CursorSource::open(Arc::clone(self), plan).await {
+            Ok((source, notices)) => Ok(Session::new(
+                Arc::clone(self),
+                source,
+                notices,
+                progress_interval,
+                permit,
+                registration,
+            )),
+            Err(failure) => {
+                registration.ended(&Err(failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// What can be seen of all streams now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.registry.snapshot(self.bus.head())
+    }
+
+    /// The ends of the log, as the contract has them.
+    pub(crate) fn log_range(&self) -> proto::LogRange {
+        notice::log_range(self.log.lineage(), &self.range())
+    }
+
+    /// Why a stream ends now that the server drains.
+    pub(crate) fn drained(&self, cursor: Option<Cursor>) -> Failure {
+        Failure::Draining {
+            retry_after: jitter(self.options.drain_retry_spread),
+            cursor,
+        }
+    }
+
     /// The ends of the log. A block is on the bus a moment before the log's range has it, and a
     /// client that was quick may already have its cursor.
-    pub(super) fn range(&self) -> log::Range {
+    fn range(&self) -> log::Range {
         let mut range = self.log.range();
         range.head = range.head.max(self.bus.head());
         range
     }
 
     /// Checks that a cursor belongs to the log.
-    pub(super) fn check(
+    fn check(
         &self,
         field: &'static str,
         cursor: Cursor,
@@ -87,61 +161,34 @@ impl Shared {
             })
     }
 
-    /// How long connections may stay.
-    pub(super) fn timeouts(&self) -> tenure::Timeouts {
-        tenure::Timeouts {
-            credential: self.options.credential_timeout,
-            idle: self.options.idle_timeout,
-        }
-    }
-
-    /// The same as [`Shared::refused`] for a call of whoever is on that connection.
-    pub(super) fn refused_call(&self, caller: Option<&Caller>, failure: &Failure) {
-        let peer = caller.map(|caller| caller.address.to_string());
-        self.refused(Refused::Call, peer.as_deref(), failure);
-    }
-
-    /// Counts a call that is answered with a failure, and says so in the log, unless that was said
-    /// often of late.
-    pub(super) fn refused(&self, what: Refused, peer: Option<&str>, failure: &Failure) {
-        let reason = failure.reason();
-        self.registry.refused(reason);
-        let Some(Admitted { unlogged }) = self.quiet.admit(reason) else {
-            return;
-        };
-        match what {
-            Refused::Call => tracing::info!(peer, reason, unlogged, "call refused"),
-            Refused::Subscription => {
-                tracing::info!(peer, reason, unlogged, "subscription refused");
-            }
-        }
-    }
-
     /// What to answer when the log cannot be read; the operator gets the cause.
-    pub(super) fn unreadable(&self, error: &ReadError, cursor: Option<Cursor>) -> Failure {
+    fn unreadable(error: &ReadError, cursor: Option<Cursor>) -> Failure {
         tracing::error!(%error, "a stream ends because the log cannot be read");
         Failure::LogUnavailable { cursor }
     }
 }
 
-/// What was refused.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Refused {
-    /// Any call, before anybody looked at what it asks for.
-    Call,
-    /// A subscription, for what it asks for.
-    Subscription,
+/// A random part of a duration, so that clients that are told to come back do not come together.
+fn jitter(over: Duration) -> Duration {
+    // Without a source of randomness the middle is as good as anything.
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    over.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// Spreads the reconnections of many clients over time, without a random number generator: each
-/// call gets the next of a sequence that fills the interval evenly (the golden ratio's multiples).
-pub(super) fn spread(over: Duration) -> Duration {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    const GOLDEN_RATIO_64: u64 = 0x9e37_79b9_7f4a_7c15;
-    let fraction = CALLS
-        .fetch_add(1, Ordering::Relaxed)
-        .wrapping_mul(GOLDEN_RATIO_64)
-        >> 32;
-    let nanos = u64::try_from(over.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(((u128::from(nanos) * u128::from(fraction)) >> 32) as u64)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnections_are_spread_over_the_whole_time_and_no_more() {
+        let over = Duration::from_secs(4);
+        let quarters = (0..1_000).map(|_| {
+            let delay = jitter(over);
+            assert!(delay <= over);
+            delay.as_millis().min(3_999) / 1_000
+        });
+        let seen: std::collections::HashSet<u128> = quarters.collect();
+        assert_eq!(seen.len(), 4);
+        assert_eq!(jitter(Duration::ZERO), Duration::ZERO);
+    }
 }

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use prost::Message as _;
 
-use super::shared::Shared;
 use crate::{
     event::{Sequence, UnixMicros},
     filter::Filter,
-    log,
+    log::{self, Lineage},
     proto::{
         self, CaughtUp, Draining, FellBehind, LogEnd, LogRange, Progress, Skipped, Started,
         SubscribeResponse, subscribe_response::Notice,
@@ -16,7 +15,7 @@ use crate::{
 };
 
 pub(super) fn started(
-    shared: &Shared,
+    lineage: &Lineage,
     filter: &Filter,
     range: &log::Range,
     after: Sequence,
@@ -29,7 +28,7 @@ pub(super) fn started(
             app_ids: spec.app_ids,
             user_ids: spec.user_ids,
         }),
-        range: Some(log_range(shared, range)),
+        range: Some(log_range(lineage, range)),
         after_sequence: after.0,
     }))
 }
@@ -69,8 +68,7 @@ pub(super) fn draining(retry_after: Duration) -> Vec<u8> {
 }
 
 /// A range as the contract has it.
-pub(super) fn log_range(shared: &Shared, range: &log::Range) -> LogRange {
-    let lineage = shared.log.lineage();
+pub(super) fn log_range(lineage: &Lineage, range: &log::Range) -> LogRange {
     let empty = range.event_count() == 0;
     let earliest = if empty { range.head } else { range.earliest };
     let end = |after: Sequence, sequence: Sequence, at: Option<UnixMicros>| LogEnd {

@@ -1,6 +1,7 @@
 //! Owns the list of open streams: how many there may be, how far each is, and how each ended.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use std::{
 
 use dashmap::DashMap;
 
-use super::{request::Plan, status::Failure};
+use super::failure::Failure;
 use crate::{event::Sequence, metrics::Metrics, plain};
 
 /// All open streams.
@@ -55,9 +56,9 @@ impl Registry {
     /// Admits a stream, if there is room for it.
     pub(super) fn admit(
         self: &Arc<Self>,
-        plan: &Plan,
-        peer: &str,
+        peer: Option<SocketAddr>,
         credential: &str,
+        client_name: &str,
     ) -> Result<Registration, Failure> {
         let admitted = self
             .admitted
@@ -72,9 +73,9 @@ impl Registry {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
             stream = id,
-            peer,
+            peer = peer.map(tracing::field::display),
             credential = plain::name(credential),
-            client = plain::name(&plan.client_name),
+            client = plain::name(client_name),
             "stream opened"
         );
         Ok(Registration {
@@ -85,11 +86,6 @@ impl Registry {
             events: 0,
             reason: None,
         })
-    }
-
-    /// Counts a call that was answered with a failure.
-    pub(super) fn refused(&self, reason: &'static str) {
-        self.metrics.stream_ended(reason);
     }
 
     pub(super) fn snapshot(&self, head: Sequence) -> Snapshot {

@@ -5,57 +5,50 @@ use std::{collections::VecDeque, io::IoSlice, ops::Range};
 
 use bytes::{Buf, Bytes};
 
-use super::{gather::Shelf, unsent::Share};
 use crate::{
-    event::{CURSOR_TEXT_BYTES, Cursor, Sequence},
+    event::{Cursor, Sequence},
     log::block::View,
-    wire,
+    wire::{self, RESPONSE_HEAD_BYTES},
 };
 
 /// A slice of its own costs a reference count, an entry in the vector of a write, and a detour of
 /// the CPU's prefetcher; a copy costs its length. Below this many bytes the copy is cheaper.
 const SHARED_BYTES_MIN: usize = 4_096;
 
-/// The prefix of a gRPC message and the response's cursor.
-const HEAD_BYTES: usize = wire::GRPC_PREFIX_BYTES + 2 + CURSOR_TEXT_BYTES;
-
 /// A whole gRPC message with a `SubscribeResponse`, ready to be sent.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Response {
+pub(crate) struct Response {
     parts: VecDeque<Bytes>,
     remaining: usize,
     /// How many events it carries.
-    pub(super) events: usize,
+    pub(crate) events: usize,
     /// The first of them.
     pub(super) first: Option<Sequence>,
-    /// What it holds of the connection's room until it is sent.
-    pub(super) share: Option<Share>,
-    /// Where the connection that it is sent over looks for its shared parts.
-    pub(super) shelf: Option<Shelf>,
 }
 
 impl Response {
     /// The length of a response with an encoded notice and events of these lengths.
     #[must_use]
     pub(super) fn bytes(notice_bytes: usize, events_bytes: usize) -> usize {
-        HEAD_BYTES + notice_bytes + events_bytes
+        RESPONSE_HEAD_BYTES + notice_bytes + events_bytes
     }
 
     /// A response with a notice and no events.
     #[must_use]
     pub(super) fn of_notice(cursor: Cursor, notice: &[u8]) -> Self {
-        let bytes = Bytes::from(wire::response_head(cursor, notice, 0));
-        Self {
-            remaining: bytes.len(),
-            parts: VecDeque::from([bytes]),
-            ..Self::default()
-        }
+        let head = wire::response_head(cursor, notice.len());
+        Bytes::from([&head[..], notice].concat()).into()
     }
 
     /// Puts bytes at its end.
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.remaining += bytes.len();
         self.parts.push_back(bytes);
+    }
+
+    /// The shared slices that it consists of.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        self.parts.iter()
     }
 
     /// The first `bytes` as a response of their own; the rest stays.
@@ -78,7 +71,7 @@ impl Response {
     }
 }
 
-/// Lets HTTP/2 write all parts with one system call.
+/// Lets a connection write all parts with one system call.
 impl Buf for Response {
     fn remaining(&self) -> usize {
         self.remaining
@@ -89,9 +82,6 @@ impl Buf for Response {
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        if let Some(shelf) = &self.shelf {
-            shelf.show(self.parts.iter().take(slices.len()));
-        }
         let filled = slices.iter_mut().zip(&self.parts);
         filled
             .map(|(slice, part)| *slice = IoSlice::new(part))
@@ -128,7 +118,7 @@ impl From<Bytes> for Response {
 /// Collects the events of a response.
 pub(super) struct Writer {
     bytes_left: usize,
-    /// Begins with room for the head, which is known last.
+    /// Begins with room for the head, whose contents are known last.
     copied: Vec<u8>,
     /// Where in `copied` each shared part belongs.
     shared: Vec<(usize, Bytes)>,
@@ -140,8 +130,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
-            bytes_left: bytes_max.saturating_sub(HEAD_BYTES),
-            copied: vec![0; HEAD_BYTES],
+            bytes_left: bytes_max.saturating_sub(RESPONSE_HEAD_BYTES),
+            copied: Vec::new(),
             shared: Vec::new(),
             events_bytes: 0,
             events: 0,
@@ -165,20 +155,35 @@ impl Writer {
         if end == run.start {
             return end;
         }
-        let bytes = view.slice(run.start..end);
-        self.bytes_left = self.bytes_left.saturating_sub(bytes.len());
-        self.events_bytes += bytes.len();
+        let bytes = view.slice_bytes(run.start..end);
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+        self.events_bytes += bytes;
         self.events += end - run.start;
-        if bytes.len() < SHARED_BYTES_MIN {
-            self.copied.extend_from_slice(&bytes);
+        let is_copied = bytes < SHARED_BYTES_MIN;
+        if self.copied.is_empty() {
+            self.begin(if is_copied { bytes } else { 0 });
+        }
+        if is_copied {
+            self.copied.extend_from_slice(view.as_slice(run.start..end));
         } else {
-            self.shared.push((self.copied.len(), bytes));
+            let shared = view.slice(run.start..end);
+            self.shared.push((self.copied.len(), shared));
         }
         end
     }
 
+    /// Makes room for the head and the first events.
+    fn begin(&mut self, copied_bytes: usize) {
+        self.copied
+            .reserve_exact(RESPONSE_HEAD_BYTES + copied_bytes);
+        self.copied.resize(RESPONSE_HEAD_BYTES, 0);
+    }
+
     pub(super) fn finish(mut self, cursor: Cursor) -> Response {
-        let head = wire::response_head(cursor, &[], self.events_bytes);
+        if self.copied.is_empty() {
+            self.begin(0);
+        }
+        let head = wire::response_head(cursor, self.events_bytes);
         if let Some(place) = self.copied.get_mut(..head.len()) {
             place.copy_from_slice(&head);
         }
@@ -197,7 +202,7 @@ impl Writer {
         }
         Response {
             parts,
-            remaining: HEAD_BYTES + self.events_bytes,
+            remaining: RESPONSE_HEAD_BYTES + self.events_bytes,
             events: self.events,
             ..Response::default()
         }

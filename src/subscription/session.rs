@@ -1,179 +1,92 @@
-//! Owns one subscription: where it is, what comes next, and when it ends. It moves along the log
-//! through one filter and one encoder, whether blocks come from the bus or from the log, so the
-//! two meet without gap or repeat. Knows nothing of connections: whoever has one asks
-//! [`Session::ready`] and then takes as much as the client has room for.
+//! Owns one subscription: what is sent next, and when it ends. The events come from a [`Source`];
+//! the session adds notices, keeps the pace, and watches the credential and the drain. Whoever has a
+//! connection asks [`Session::ready`] and then takes as much as the client has room for.
 
-mod movement;
 mod pieces;
-mod start;
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    movement::clip,
-    start::{Start, expired, skip},
-};
 use super::{
-    access::Permit,
+    Subscriptions,
+    failure::Failure,
     notice,
+    permit::Permit,
     registry::Registration,
-    request::Plan,
-    response::{Response, Writer},
+    response::Response,
     rest::Rest,
-    shared::Shared,
-    status::Failure,
+    source::{Moved, Outbox, Source},
 };
-use crate::{
-    bus::{self, Extract},
-    credentials::Ended,
-    event::{Cursor, Sequence, UnixMicros},
-    log::{Block, Format, ReadError, block::View},
-};
-
-/// How long after its stop time a stream waits for events that were stamped before it and are still
-/// on their way from the disk.
-const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
+use crate::credentials::Ended;
 
 /// How long a stream that has more to send goes on once the server drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
 
-/// How much of the log a catching-up subscriber reads and sends at once, in bytes: enough to keep
-/// reads from being the cost, little enough that thousands can catch up together, and that whoever
-/// is live waits for no more than this. Four times as much is a sixth faster.
-const READ_BYTES_MAX: usize = 128 * 1024;
-
 /// One subscription.
-pub(super) struct Session {
-    shared: Arc<Shared>,
-    plan: Plan,
-    subscriber: bus::Subscriber,
+pub(crate) struct Session<S> {
+    subscriptions: Arc<Subscriptions>,
+    source: S,
+    outbox: Outbox,
     registration: Registration,
     permit: Permit,
+    /// The server's, as a token of its own: streams that all wait for one token would take turns at
+    /// its lock with each wait.
     draining: CancellationToken,
-    /// Every event up to here was delivered or did not match.
-    position: Sequence,
-    /// The cursor of the last response that was sent whole.
-    told: Sequence,
-    phase: Phase,
-    bounds: Bounds,
-    /// What the log gave and was not looked at yet.
-    history: VecDeque<Arc<Block>>,
-    /// A run of matching events right after the place.
-    found: Option<Found>,
     /// What is still to be sent of a response that goes out in pieces.
     rest: Option<Box<Rest>>,
-    notices: VecDeque<Vec<u8>>,
+    progress_interval: Duration,
     progress_at: Instant,
+    /// Fires no later than `progress_at`. That moves with each response; the timer follows when it
+    /// fires.
+    timer: Pin<Box<Sleep>>,
     /// When the last response was taken.
     sent_at: Instant,
     drain_by: Option<Instant>,
-    end: Option<Result<(), Failure>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    History,
-    Live,
-}
-
-/// Which part of the log the subscription is about.
-struct Bounds {
-    /// The last event that may be delivered.
-    last: Sequence,
-    not_before: UnixMicros,
-    before: Option<UnixMicros>,
-    events_left: u64,
-}
-
-struct Found {
-    block: Arc<Block>,
-    /// Indices of the block's events, or of the extract's where there is one.
-    run: Range<usize>,
-    /// Where the events within bounds end.
-    end: usize,
-    /// All that matches in the block, where others want it too.
-    extract: Option<Arc<Extract>>,
-}
-
-impl Found {
-    fn view(&self, format: Format) -> &View {
-        match &self.extract {
-            Some(extract) => extract.view(),
-            None => self.block.view(format),
-        }
-    }
 }
 
 /// What a session gives next.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A response to send.
     Response(Response),
     /// The end of the stream.
     End(Result<(), Failure>),
 }
 
-/// What one step along the log led to.
-enum Moved {
-    /// Something can be taken.
-    Ready,
-    /// On to the next block.
-    On,
-    /// The log has to be read.
-    Read,
-    /// There is nothing more for now.
-    Wait,
-}
-
-impl Session {
-    /// Begins at the place that a plan starts from.
-    ///
-    /// # Errors
-    /// The [`Failure`] to answer with, before any response.
-    pub(super) async fn open(
-        shared: Arc<Shared>,
-        plan: Plan,
+impl<S: Source> Session<S> {
+    /// Begins with these notices.
+    pub(super) fn new(
+        subscriptions: Arc<Subscriptions>,
+        source: S,
+        notices: VecDeque<Vec<u8>>,
+        progress_interval: Duration,
         permit: Permit,
-        mut registration: Registration,
-    ) -> Result<Self, Failure> {
-        // Subscribed before the head is read: nothing that comes after it goes by unseen.
-        let subscriber = shared.bus.subscribe(plan.filter.clone());
-        let start = match Start::find(&shared, &plan).await {
-            Ok(start) => start,
-            Err(failure) => {
-                registration.ended(&Err(failure.clone()));
-                return Err(failure);
-            }
-        };
-        registration.opened(start.position);
-        Ok(Self {
-            subscriber,
+        registration: Registration,
+    ) -> Self {
+        registration.opened(source.position());
+        let now = Instant::now();
+        let progress_at = now + progress_interval;
+        Self {
+            draining: subscriptions.draining.child_token(),
+            subscriptions,
+            source,
+            outbox: Outbox { notices, end: None },
             registration,
             permit,
-            draining: shared.draining.clone(),
-            position: start.position,
-            told: start.position,
-            phase: Phase::History,
-            bounds: start.bounds,
-            history: VecDeque::new(),
-            found: None,
             rest: None,
-            notices: start.notices,
-            progress_at: Instant::now() + plan.progress_interval,
-            sent_at: Instant::now(),
+            progress_interval,
+            progress_at,
+            timer: Box::pin(sleep_until(progress_at)),
+            sent_at: now,
             drain_by: None,
-            end: None,
-            plan,
-            shared,
-        })
+        }
     }
 
     /// Waits until there is something to take. Gives up nothing when it is dropped.
-    pub(super) async fn ready(&mut self) {
-        if self.end.is_none()
+    pub(crate) async fn ready(&mut self) {
+        if self.outbox.end.is_none()
             && let Some(ended) = self.permit.has_ended().await
         {
             self.revoke(ended);
@@ -183,31 +96,33 @@ impl Session {
             if self.has_something() {
                 return;
             }
-            match self.step() {
+            let has_taken_time = match self.source.step(&mut self.outbox) {
                 Moved::Ready => return self.linger().await,
-                // A sparse filter can have far to go: let others run in between.
-                Moved::On => tokio::task::coop::consume_budget().await,
-                Moved::Read | Moved::Wait if is_draining => self.drain(),
-                Moved::Read => self.read().await,
+                Moved::On => {
+                    // A sparse filter can have far to go: let others run in between.
+                    tokio::task::coop::consume_budget().await;
+                    true
+                }
+                Moved::Read | Moved::Wait if is_draining => return self.drain(),
+                Moved::Read => self.source.read(&mut self.outbox).await || self.wait().await,
                 Moved::Wait => self.wait().await,
-            }
-            if !self.has_something() && Instant::now() >= self.progress_at {
-                self.notices
-                    .push_back(notice::progress(self.position, self.head()));
+            };
+            if has_taken_time && !self.has_something() && Instant::now() >= self.progress_at {
+                self.outbox.notices.push_back(self.source.progress());
             }
         }
     }
 
     /// Lets more live events come before the ones at hand are sent, when there is load.
     async fn linger(&mut self) {
-        if self.phase != Phase::Live || !self.notices.is_empty() || self.end.is_some() {
+        if !self.source.is_live() || !self.outbox.is_empty() {
             return;
         }
-        let Some(next) = self.shared.pace.next_after(self.sent_at) else {
+        let Some(next) = self.subscriptions.pace.next_after(self.sent_at) else {
             return;
         };
         tokio::select! {
-            () = tokio::time::sleep_until(next) => {}
+            () = sleep_until(next) => {}
             () = self.draining.cancelled() => {}
             ended = self.permit.ended() => self.revoke(ended),
         }
@@ -216,13 +131,10 @@ impl Session {
     /// Whether the server drains. What is at hand by then is still sent, so that a client's cursor
     /// covers what the server took last, but not for long.
     fn is_draining(&mut self) -> bool {
-        if self.end.is_some() || !self.draining.is_cancelled() {
+        if self.outbox.end.is_some() || !self.draining.is_cancelled() {
             return false;
         }
-        let drain_by = *self
-            .drain_by
-            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX);
-        if Instant::now() >= drain_by {
+        if Instant::now() >= self.begin_draining() {
             self.drain();
         }
         true
@@ -230,27 +142,23 @@ impl Session {
 
     /// The fewest bytes that [`take`](Self::take) can give next.
     #[must_use]
-    pub(super) fn response_bytes_min(&self) -> usize {
-        if let Some(notice) = self.notices.front() {
+    pub(crate) fn response_bytes_min(&self) -> usize {
+        if let Some(notice) = self.outbox.notices.front() {
             return Response::bytes(notice.len(), 0);
         }
-        self.found.as_ref().map_or(0, |found| {
-            let view = found.view(self.plan.format);
-            let first = found.run.start;
-            Response::bytes(0, view.slice_bytes(first..first + 1))
-        })
+        self.source.response_bytes_min()
     }
 
     /// The next response, of at most `bytes_max` unless a single event is larger; or the end.
     /// `None` when there is neither: ask [`ready`](Self::ready) first. Say [`sent`](Self::sent) once
     /// a response is on its way.
-    pub(super) fn take(&mut self, bytes_max: usize) -> Option<Step> {
-        let response = if let Some(notice) = self.notices.pop_front() {
-            Response::of_notice(self.cursor(), &notice)
-        } else if self.found.is_some() {
-            self.take_events(bytes_max.min(self.shared.options.response_bytes_max))
+    pub(crate) fn take(&mut self, bytes_max: usize) -> Option<Step> {
+        let response = if let Some(notice) = self.outbox.notices.pop_front() {
+            self.source.notify(&notice)
+        } else if self.source.has_events() {
+            self.source.take(bytes_max, &mut self.outbox)
         } else {
-            let end = self.end.clone()?;
+            let end = self.outbox.end.clone()?;
             self.registration.ended(&end);
             return Some(Step::End(end));
         };
@@ -258,21 +166,18 @@ impl Session {
     }
 
     /// The whole of the response that was taken last, of so many events and bytes, was sent.
-    pub(super) fn sent(&mut self, events: usize, bytes: usize) {
-        self.told = self.position;
+    pub(crate) fn sent(&mut self, events: usize, bytes: usize) {
+        self.source.sent();
         self.sent_at = Instant::now();
-        self.progress_at = self.sent_at + self.plan.progress_interval;
-        self.registration.told(self.position, events, bytes);
-    }
-
-    fn unreadable(&self, error: &ReadError) -> Failure {
-        self.shared.unreadable(error, Some(self.told_cursor()))
+        self.progress_at = self.sent_at + self.progress_interval;
+        self.registration
+            .told(self.source.position(), events, bytes);
     }
 
     /// Resolves when the stream has ended because its credential has.
-    pub(super) async fn revoked(&mut self) {
+    pub(crate) async fn revoked(&mut self) {
         // Within a message, its end is not near.
-        if self.end.is_some() && self.rest.is_none() {
+        if self.outbox.end.is_some() && self.rest.is_none() {
             return std::future::pending().await;
         }
         let ended = self.permit.ended().await;
@@ -281,24 +186,18 @@ impl Session {
 
     /// Ends the stream at once: not even what was found already is for this caller now.
     fn revoke(&mut self, ended: Ended) {
-        let cursor = Some(self.told_cursor());
+        let cursor = Some(self.source.sent_cursor());
         self.end_now(Failure::CredentialEnded { ended, cursor });
     }
 
     /// Ends the stream: the client has not read for `waited`.
-    pub(super) fn give_up(&mut self, waited: Duration) {
+    pub(crate) fn give_up(&mut self, waited: Duration) {
+        let cursor = self.source.sent_cursor();
         // While the server drains, that is the reason, whatever else held the stream up.
         let failure = if self.draining.is_cancelled() {
-            let retry_after = self.shared.options.drain_retry_after();
-            Failure::Draining {
-                retry_after,
-                cursor: Some(self.told_cursor()),
-            }
+            self.subscriptions.drained(Some(cursor))
         } else {
-            Failure::SlowConsumer {
-                waited,
-                cursor: self.told_cursor(),
-            }
+            Failure::SlowConsumer { waited, cursor }
         };
         self.end_now(failure);
     }
@@ -306,157 +205,267 @@ impl Session {
     fn end_now(&mut self, failure: Failure) {
         self.park();
         self.rest = None;
-        self.notices.clear();
-        self.end = Some(Err(failure));
+        self.outbox.notices.clear();
+        self.outbox.end = Some(Err(failure));
     }
 
     /// Lets go of all blocks, for as long as the client has no room: a crowd of stalled clients
     /// holds no memory. What was found is found again from the place.
-    pub(super) fn park(&mut self) {
-        self.history.clear();
-        self.found = None;
+    pub(crate) fn park(&mut self) {
+        self.source.park();
         if let Some(rest) = &mut self.rest {
             rest.park();
         }
     }
 
-    /// What is under way by now is still sent once the server drains, but not for long.
-    pub(super) fn begin_draining(&mut self) {
-        self.drain_by
-            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX);
+    /// What is under way by now is still sent once the server drains, but not for long: until the
+    /// returned time.
+    pub(crate) fn begin_draining(&mut self) -> Instant {
+        *self
+            .drain_by
+            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX)
     }
 
     /// Whether it has not come to the end of the log yet, or has fallen behind since.
     #[must_use]
-    pub(super) fn reads_history(&self) -> bool {
-        self.phase == Phase::History
+    pub(crate) fn reads_history(&self) -> bool {
+        !self.source.is_live()
     }
 
     /// Cancelled when the server begins to drain.
     #[must_use]
-    pub(super) fn draining(&self) -> &CancellationToken {
+    pub(crate) fn draining(&self) -> &CancellationToken {
         &self.draining
     }
 
-    fn take_events(&mut self, bytes_max: usize) -> Response {
-        let first = self.position.plus(1);
-        let mut writer = Writer::new(bytes_max);
-        while let Some(found) = self.found.take() {
-            self.found = self.take_block(found, &mut writer);
-            // Goes on with the next blocks while they are at hand, so that one response carries
-            // all that is waiting.
-            while self.found.is_none() && self.notices.is_empty() && self.end.is_none() {
-                let Moved::On = self.step() else { break };
-            }
-            if writer.is_full() || !self.notices.is_empty() || self.end.is_some() {
-                break;
-            }
-        }
-        let mut response = writer.finish(self.cursor());
-        response.first = Some(first);
-        response
-    }
-
-    /// Adds the matching events of a block. Returns what of it did not fit.
-    fn take_block(&mut self, mut found: Found, writer: &mut Writer) -> Option<Found> {
-        let filter = self.plan.filter.clone();
-        let first = found.block.first_sequence();
-        loop {
-            let wanted = usize::try_from(self.bounds.events_left).unwrap_or(usize::MAX);
-            let wanted_end = found.run.end.min(found.run.start.saturating_add(wanted));
-            let view = found.view(self.plan.format);
-            let end = writer.push(view, found.run.start..wanted_end);
-            self.bounds.events_left -= (end - found.run.start) as u64;
-            found.run.start = end;
-            // The place is right before the next event that matches, or at the end of the run.
-            let index = match &found.extract {
-                Some(extract) => extract.index(end).unwrap_or(found.end),
-                None => end,
-            };
-            self.position = first.plus(index as u64).before();
-            if self.bounds.events_left == 0 {
-                self.end = Some(Ok(()));
-                return None;
-            }
-            if end < found.run.end {
-                return Some(found);
-            }
-            let more = match &found.extract {
-                Some(_) => None,
-                None => clip(filter.select(&found.block).next_run(end), found.end),
-            };
-            match more {
-                Some(run) => found.run = run,
-                None => {
-                    self.position = first.plus(found.end as u64).before();
-                    return None;
-                }
-            }
-        }
-    }
-
-    async fn wait(&mut self) {
-        self.registration.waiting(self.position);
-        let stop_time = self.stop_time_left();
+    /// Waits for a change, or until it is time to look without one: returns whether it was that.
+    async fn wait(&mut self) -> bool {
+        self.registration.waiting(self.source.position());
         let mut until = self.progress_at;
-        if let Some(left) = stop_time {
+        if let Some(left) = self.source.changes_within() {
             until = until.min(Instant::now() + left);
         }
+        if self.timer.is_elapsed() || until < self.timer.deadline() {
+            self.timer.as_mut().reset(until);
+        }
         tokio::select! {
-            () = self.subscriber.changed() => {
-                if let Some(late) = self.subscriber.waited(self.position) {
-                    self.shared.pace.ran_after(late);
-                }
+            biased;
+            () = self.source.changed() => false,
+            () = self.timer.as_mut() => true,
+            () = self.draining.cancelled() => false,
+            ended = self.permit.ended() => {
+                self.revoke(ended);
+                false
             }
-            () = tokio::time::sleep_until(until) => {}
-            () = self.draining.cancelled() => {}
-            ended = self.permit.ended() => self.revoke(ended),
         }
-    }
-
-    /// How long it is until nothing more can come that was received before the stop time.
-    fn stop_time_left(&self) -> Option<Duration> {
-        let before = self.bounds.before?;
-        let left = before.0.saturating_sub(self.shared.log.now().0);
-        let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
-        Some(Duration::from_micros(
-            left.saturating_add(grace).try_into().unwrap_or(0),
-        ))
-    }
-
-    /// The stop position is reached: says how far the stream came, then ends it.
-    fn finish(&mut self) -> Moved {
-        if self.position > self.told {
-            self.notices
-                .push_back(notice::progress(self.position, self.head()));
-        }
-        self.end = Some(Ok(()));
-        Moved::Ready
     }
 
     fn drain(&mut self) {
-        let retry_after = self.shared.options.drain_retry_after();
         self.park();
-        self.notices.push_back(notice::draining(retry_after));
-        self.end = Some(Err(Failure::Draining {
-            retry_after,
-            cursor: Some(self.cursor()),
-        }));
+        let failure = self.subscriptions.drained(Some(self.source.cursor()));
+        if let Failure::Draining { retry_after, .. } = failure {
+            self.outbox.notices.push_back(notice::draining(retry_after));
+        }
+        self.outbox.end = Some(Err(failure));
     }
 
     fn has_something(&self) -> bool {
-        self.found.is_some() || self.end.is_some() || !self.notices.is_empty()
+        !self.outbox.is_empty() || self.source.has_events()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Buf as _, Bytes};
+    use futures_util::FutureExt as _;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        bus::{self, Bus},
+        credentials::{Credentials, Presented},
+        event::{Cursor, Sequence},
+        log::memory,
+        metrics::Metrics,
+        subscription::Options,
+    };
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// A source that has as many events as the test says, and no log.
+    struct Script {
+        subscriptions: Arc<Subscriptions>,
+        available: watch::Receiver<u64>,
+        at_hand: u64,
+        position: u64,
     }
 
-    fn head(&self) -> Sequence {
-        self.subscriber.head().max(self.position)
+    impl Source for Script {
+        fn step(&mut self, _: &mut Outbox) -> Moved {
+            self.at_hand = *self.available.borrow_and_update() - self.position;
+            if self.at_hand > 0 {
+                Moved::Ready
+            } else {
+                Moved::Wait
+            }
+        }
+
+        async fn read(&mut self, _: &mut Outbox) -> bool {
+            false
+        }
+
+        async fn changed(&mut self) {
+            self.available.changed().await.unwrap();
+        }
+
+        fn changes_within(&self) -> Option<Duration> {
+            None
+        }
+
+        fn is_live(&self) -> bool {
+            true
+        }
+
+        fn has_events(&self) -> bool {
+            self.at_hand > 0
+        }
+
+        fn response_bytes_min(&self) -> usize {
+            Response::bytes(0, 1)
+        }
+
+        fn take(&mut self, _: usize, _: &mut Outbox) -> Response {
+            self.position += self.at_hand;
+            let mut response = self.notify(&[]);
+            response.events = std::mem::take(&mut self.at_hand) as usize;
+            response
+        }
+
+        fn notify(&self, notice: &[u8]) -> Response {
+            Response::of_notice(self.cursor(), notice)
+        }
+
+        fn progress(&self) -> Vec<u8> {
+            notice::progress(self.position(), self.position())
+        }
+
+        fn sent(&mut self) {}
+
+        fn park(&mut self) {
+            self.at_hand = 0;
+        }
+
+        async fn event(&mut self, _: Sequence) -> Result<Bytes, Failure> {
+            Ok(Bytes::new())
+        }
+
+        fn position(&self) -> Sequence {
+            Sequence(self.position)
+        }
+
+        fn cursor(&self) -> Cursor {
+            self.subscriptions.log.lineage().cursor(self.position())
+        }
+
+        fn sent_cursor(&self) -> Cursor {
+            self.cursor()
+        }
     }
 
-    fn cursor(&self) -> Cursor {
-        self.shared.log.lineage().cursor(self.position)
+    struct Scripted {
+        session: Session<Script>,
+        available: watch::Sender<u64>,
+        draining: CancellationToken,
     }
 
-    fn told_cursor(&self) -> Cursor {
-        self.shared.log.lineage().cursor(self.told)
+    impl Scripted {
+        fn new() -> Self {
+            let draining = CancellationToken::new();
+            let subscriptions = Subscriptions::new(
+                Options::default(),
+                memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
+                Bus::new(bus::Options::default(), Sequence::ZERO),
+                Arc::new(Metrics::new()),
+                draining.clone(),
+            );
+            let (available, receiver) = watch::channel(0);
+            let source = Script {
+                subscriptions: Arc::clone(&subscriptions),
+                available: receiver,
+                at_hand: 0,
+                position: 0,
+            };
+            let credentials = Credentials::anonymous();
+            let grant = credentials.authenticate(Presented::default());
+            let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None).unwrap();
+            let registration = subscriptions.registry.admit(None, "", "").unwrap();
+            let notices = VecDeque::new();
+            let session = Session::new(
+                subscriptions,
+                source,
+                notices,
+                INTERVAL,
+                permit,
+                registration,
+            );
+            Self {
+                session,
+                available,
+                draining,
+            }
+        }
+
+        /// Waits for a response, takes it, and says how many events it has.
+        async fn response(&mut self) -> usize {
+            self.session.ready().await;
+            let Some(Step::Response(response)) = self.session.take(usize::MAX) else {
+                panic!("no response");
+            };
+            let events = response.events;
+            self.session.sent(events, response.remaining());
+            events
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_comes_an_interval_after_the_last_response() {
+        let mut scripted = Scripted::new();
+        for number in 1..=10 {
+            tokio::time::advance(INTERVAL * 3 / 5).await;
+            scripted.available.send_replace(number);
+            assert_eq!(scripted.response().await, 1, "no progress in between");
+        }
+        for _ in 0..2 {
+            let since = Instant::now();
+            assert_eq!(scripted.response().await, 0, "progress");
+            assert_eq!(since.elapsed(), INTERVAL);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_when_the_server_drains_is_still_sent() {
+        let mut scripted = Scripted::new();
+        scripted.available.send_replace(3);
+        scripted.draining.cancel();
+        assert_eq!(scripted.response().await, 3);
+        assert_eq!(scripted.response().await, 0, "the notice");
+        scripted.session.ready().await;
+        let end = scripted.session.take(0);
+        let Some(Step::End(Err(Failure::Draining { cursor, .. }))) = end else {
+            panic!("{end:?}");
+        };
+        assert_eq!(cursor.unwrap().sequence, Sequence(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_wakes_a_stream_that_waits() {
+        let mut scripted = Scripted::new();
+        let draining = scripted.draining.clone();
+        let since = Instant::now();
+        let (events, ()) = tokio::join!(scripted.response(), async {
+            tokio::task::yield_now().await;
+            draining.cancel();
+        });
+        assert_eq!((events, since.elapsed()), (0, Duration::ZERO));
     }
 }

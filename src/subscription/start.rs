@@ -3,17 +3,25 @@
 
 use std::collections::VecDeque;
 
-use super::Bounds;
+use super::{
+    Subscriptions,
+    failure::Failure,
+    notice,
+    plan::{OnExpired, Plan, StartAt, StopAt},
+};
 use crate::{
     event::{Sequence, UnixMicros},
     log,
-    stream::{
-        notice,
-        request::{OnExpired, Plan, StartAt, StopAt},
-        shared::Shared,
-        status::Failure,
-    },
 };
+
+/// Which part of the log the subscription is about.
+pub(super) struct Bounds {
+    /// The last event that may be delivered.
+    pub(super) last: Sequence,
+    pub(super) not_before: UnixMicros,
+    pub(super) before: Option<UnixMicros>,
+    pub(super) events_left: u64,
+}
 
 /// Where a stream starts, and what its client is told first.
 pub(super) struct Start {
@@ -23,27 +31,27 @@ pub(super) struct Start {
 }
 
 impl Start {
-    pub(super) async fn find(shared: &Shared, plan: &Plan) -> Result<Self, Failure> {
-        let range = shared.range();
+    pub(super) async fn find(subscriptions: &Subscriptions, plan: &Plan) -> Result<Self, Failure> {
+        let range = subscriptions.range();
         let mut not_before = UnixMicros(i64::MIN);
         let mut before = None;
         let wanted = match plan.start {
             StartAt::Latest => range.head,
             StartAt::Earliest => range.earliest.before(),
-            StartAt::After(cursor) => shared.check("start.after_cursor", cursor, &range)?,
+            StartAt::After(cursor) => subscriptions.check("start.after_cursor", cursor, &range)?,
             StartAt::Time(at) => {
                 not_before = at;
-                shared
+                subscriptions
                     .log
                     .seek(at)
                     .await
-                    .map_err(|error| shared.unreadable(&error, None))?
+                    .map_err(|error| Subscriptions::unreadable(&error, None))?
             }
         };
         let last = match plan.stop {
             StopAt::Never => Sequence(u64::MAX),
             StopAt::Head => range.head,
-            StopAt::Cursor(cursor) => shared.check("stop.at_cursor", cursor, &range)?,
+            StopAt::Cursor(cursor) => subscriptions.check("stop.at_cursor", cursor, &range)?,
             StopAt::Time(at) => {
                 before = Some(at);
                 Sequence(u64::MAX)
@@ -53,11 +61,12 @@ impl Start {
         let position = if range.reaches(wanted) {
             wanted
         } else {
-            let (position, notice) = skip(shared, &range, wanted, plan.on_expired)?;
+            let (position, notice) = skip(subscriptions, &range, wanted, plan.on_expired)?;
             notices.push_back(notice);
             position
         };
-        notices.push_front(notice::started(shared, &plan.filter, &range, position));
+        let lineage = subscriptions.log.lineage();
+        notices.push_front(notice::started(lineage, &plan.filter, &range, position));
         let events_left = plan.events_max.unwrap_or(u64::MAX);
         let bounds = Bounds {
             last,
@@ -75,13 +84,13 @@ impl Start {
 
 /// Decides where to go on when retention has passed a place.
 pub(super) fn skip(
-    shared: &Shared,
+    subscriptions: &Subscriptions,
     range: &log::Range,
     after: Sequence,
     on_expired: OnExpired,
 ) -> Result<(Sequence, Vec<u8>), Failure> {
     let position = match on_expired {
-        OnExpired::Fail => return Err(expired(shared, range)),
+        OnExpired::Fail => return Err(expired(subscriptions, range)),
         OnExpired::Earliest => range.earliest.before(),
         OnExpired::Latest => range.head,
     };
@@ -89,9 +98,9 @@ pub(super) fn skip(
 }
 
 /// What to answer when retention has passed a place.
-pub(super) fn expired(shared: &Shared, range: &log::Range) -> Failure {
+pub(super) fn expired(subscriptions: &Subscriptions, range: &log::Range) -> Failure {
     Failure::CursorExpired {
-        earliest: shared.log.lineage().cursor(range.earliest.before()),
-        head: shared.log.lineage().cursor(range.head),
+        earliest: subscriptions.log.lineage().cursor(range.earliest.before()),
+        head: subscriptions.log.lineage().cursor(range.head),
     }
 }

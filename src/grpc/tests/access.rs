@@ -5,7 +5,7 @@ use std::path::Path;
 use tonic::{Request, metadata::MetadataValue};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::*;
+use super::{gate::Gate, *};
 use crate::credentials::{self, Allowed, Entry, File, Proof, Scope, Token};
 
 /// A bridge whose credentials are in a file that the test changes.
@@ -303,7 +303,10 @@ async fn an_expired_token_says_so_before_and_during_a_stream() {
 async fn a_watch_gives_way_to_a_newer_one_and_to_nobody_else() {
     let token = Token::generate().unwrap();
     let options = Options {
-        watches_per_address_max: 2,
+        calls: http2::CallLimits {
+            watches_per_address_max: 2,
+            ..http2::CallLimits::default()
+        },
         ..Options::default()
     };
     let guarded = Guarded::start(options, &[entry("a", &token)]).await;
@@ -327,7 +330,10 @@ async fn a_watch_gives_way_to_a_newer_one_and_to_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_streams_without_a_credential_share_what_their_address_has() {
     let options = Options {
-        streams_per_address_max: 2,
+        calls: http2::CallLimits {
+            streams_per_address_max: 2,
+            ..http2::CallLimits::default()
+        },
         ..Options::default()
     };
     let bridge = Bridge::start_with(
@@ -357,5 +363,54 @@ async fn only_streams_without_a_credential_share_what_their_address_has() {
     let mut held = Vec::new();
     for _ in 0..5 {
         held.push(guarded.subscribe(&token, types(&[])).await.unwrap());
+    }
+}
+
+/// The status that a call of this path gets before its first message, if there is one.
+async fn status_of(gate: &Gate, path: &str) -> Option<Status> {
+    let request = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .body(tonic::body::Body::empty())
+        .unwrap();
+    let response = gate.clone().answer(request).await;
+    Status::from_header_map(response.headers())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_row_cannot_be_called_and_what_has_one_is_answered() {
+    let bridge = Bridge::start().await;
+    let gate = &bridge.streams.connections.handler.gate;
+    let mut empty = gate.clone();
+    empty.table = &[];
+    for rpc in rpcs::TABLE {
+        let answer = status_of(gate, rpc.path).await;
+        let code = answer.map(|status| status.code());
+        assert_ne!(code, Some(Code::Unimplemented), "{}", rpc.path);
+        // Whatever could answer it.
+        let status = status_of(&empty, rpc.path).await.unwrap();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert_eq!(reason(&status), "RPC_UNKNOWN");
+    }
+    for path in [
+        "/",
+        "*",
+        "/prelude.bridge.v1.EventService/Subscribe/",
+        "/prelude.bridge.v1.EventService/subscribe",
+        "/grpc.health.v1.Health/List",
+        "/grpc.channelz.v1.Channelz/GetServers",
+    ] {
+        let status = status_of(gate, path).await.unwrap();
+        assert_eq!(reason(&status), "RPC_UNKNOWN", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_row_is_not_for_strangers() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[entry("a", &token)]).await;
+    let gate = &guarded.bridge.streams.connections.handler.gate;
+    for path in ["/", "*", "/prelude.bridge.v1.EventService/Subscribe/"] {
+        let status = status_of(gate, path).await.unwrap();
+        assert_eq!(reason(&status), "TOKEN_INVALID", "{path}");
     }
 }

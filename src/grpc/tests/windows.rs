@@ -435,11 +435,11 @@ async fn streams_of_one_connection_share_its_window() {
 
 #[tokio::test(start_paused = true)]
 async fn events_larger_than_all_that_may_be_unsent_go_out_in_turn() {
-    let options = Options {
+    let options = with_connections(http2::Options {
         unsent_bytes_max: 64 * 1024,
         response_bytes_max: 16 * 1024,
-        ..Options::default()
-    };
+        ..http2::Options::default()
+    });
     let bridge = start(options).await;
     for number in 1..=3 {
         append_large(&bridge, number, 900_000).await;
