@@ -247,7 +247,7 @@ impl CursorSource {
         })
     }
 
-    fn unreadable(&self, error: &ReadError) -> Failure {
+    fn unreadable(&mut self, error: &ReadError) -> Failure {
         Subscriptions::unreadable(error, Some(self.sent_cursor()))
     }
 
@@ -364,7 +364,7 @@ impl Source for CursorSource {
         response
     }
 
-    fn notify(&self, notice: &[u8]) -> Response {
+    fn notify(&mut self, notice: &[u8]) -> Response {
         Response::of_notice(self.cursor(), notice)
     }
 
@@ -392,11 +392,11 @@ impl Source for CursorSource {
         self.position
     }
 
-    fn cursor(&self) -> Cursor {
+    fn cursor(&mut self) -> Cursor {
         self.subscriptions.log.lineage().cursor(self.position)
     }
 
-    fn sent_cursor(&self) -> Cursor {
+    fn sent_cursor(&mut self) -> Cursor {
         self.subscriptions.log.lineage().cursor(self.sent)
     }
 }

@@ -341,7 +341,7 @@ mod tests {
             response
         }
 
-        fn notify(&self, notice: &[u8]) -> Response {
+        fn notify(&mut self, notice: &[u8]) -> Response {
             Response::of_notice(self.cursor(), notice)
         }
 
@@ -363,11 +363,11 @@ mod tests {
             Sequence(self.position)
         }
 
-        fn cursor(&self) -> Cursor {
+        fn cursor(&mut self) -> Cursor {
             self.subscriptions.log.lineage().cursor(self.position())
         }
 
-        fn sent_cursor(&self) -> Cursor {
+        fn sent_cursor(&mut self) -> Cursor {
             self.cursor()
         }
     }

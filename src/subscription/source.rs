@@ -65,7 +65,7 @@ pub(crate) trait Source: Send {
     fn take(&mut self, bytes_max: usize, outbox: &mut Outbox) -> Response;
 
     /// A response with a notice.
-    fn notify(&self, notice: &[u8]) -> Response;
+    fn notify(&mut self, notice: &[u8]) -> Response;
 
     /// A notice of how far it is.
     fn progress(&self) -> Vec<u8>;
@@ -83,8 +83,8 @@ pub(crate) trait Source: Send {
     fn position(&self) -> Sequence;
 
     /// Where a client resumes that got everything that was taken.
-    fn cursor(&self) -> Cursor;
+    fn cursor(&mut self) -> Cursor;
 
     /// Where a client resumes that got only what was sent whole.
-    fn sent_cursor(&self) -> Cursor;
+    fn sent_cursor(&mut self) -> Cursor;
 }
