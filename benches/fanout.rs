@@ -16,10 +16,10 @@ use prelude_bridge::{
     bus::{self, Bus},
     credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence},
+    grpc,
     log::{Log, memory},
     metrics::Metrics,
     proto::SubscribeRequest,
-    stream::{Options, Streams},
     wire::Head,
 };
 use prost::Message as _;
@@ -50,8 +50,8 @@ impl Bridge {
         )
         .expect("random bytes");
         let metrics = Arc::new(Metrics::new());
-        let streams = Streams::new(
-            Options::default(),
+        let streams = grpc::Server::new(
+            grpc::Options::default(),
             Credentials::anonymous(),
             Arc::clone(&log),
             bus,

@@ -11,7 +11,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use dashmap::DashMap;
@@ -100,8 +100,13 @@ enum Known {
 /// What comes after a place.
 #[derive(Debug)]
 pub enum Next {
-    /// The block with the next event that may match. It may begin before the place.
-    Block(Arc<Block>),
+    /// There is an event that may match.
+    Block {
+        /// The block that holds it. It may begin before the place.
+        block: Arc<Block>,
+        /// When the block was published.
+        published_at: Instant,
+    },
     /// Nothing yet: everything up to the given place is known not to match or was before it.
     AtHead(Sequence),
     /// The window no longer has it: read from the log.
@@ -273,9 +278,11 @@ impl Window {
     }
 
     fn block_with(&self, sequence: Sequence) -> Next {
-        self.with(sequence).map_or(Next::Behind, |published| {
-            Next::Block(Arc::clone(&published.block))
-        })
+        self.with(sequence)
+            .map_or(Next::Behind, |published| Next::Block {
+                block: Arc::clone(&published.block),
+                published_at: published.at,
+            })
     }
 
     /// The first block that ends with this event or after it.
@@ -357,6 +364,11 @@ impl Subscriber {
     pub fn next(&mut self, after: Sequence) -> Next {
         // Seen before looking: what comes after this wakes `changed`.
         self.matched.mark_unchanged();
+        // Most calls find that there is nothing new. The head is set before subscribers are woken,
+        // so it needs no lock to see that.
+        if after >= self.bus.head() {
+            return Next::AtHead(after);
+        }
         // The group before the window: what it knows is then never newer than the window.
         let known = self.group.known(after);
         let window = self
@@ -375,21 +387,6 @@ impl Subscriber {
             return None;
         }
         self.group.extracts.get(&self.filter, block, format)
-    }
-
-    /// How long ago the block was published that has the next match after a place, if there is one
-    /// in the window.
-    #[must_use]
-    pub fn waited(&self, after: Sequence) -> Option<Duration> {
-        let Known::NextMatch { last } = self.group.known(after) else {
-            return None;
-        };
-        let window = self
-            .bus
-            .window
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        Some(window.with(last)?.at.elapsed())
     }
 
     /// Resolves when there may be a new match since the last [`next`](Self::next).
@@ -446,7 +443,7 @@ mod tests {
 
     fn first(next: Next) -> u64 {
         match next {
-            Next::Block(block) => block.first_sequence().0,
+            Next::Block { block, .. } => block.first_sequence().0,
             other => panic!("{other:?}"),
         }
     }
@@ -485,19 +482,20 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_match_has_waited_since_that_was_there() {
+    fn a_block_says_when_it_was_published() {
         let bus = bus_of(10);
-        let subscriber = bus.subscribe(filter(&["wanted"]));
+        let mut subscriber = bus.subscribe(filter(&["wanted"]));
         let before = Instant::now();
         bus.publish(&block(1, "other"));
-        assert_eq!(subscriber.waited(Sequence::ZERO), None);
         bus.publish(&block(2, "wanted"));
+        let between = Instant::now();
         bus.publish(&block(3, "wanted"));
-        // The one that was there later is asked for first.
-        let newer = subscriber.waited(Sequence(2)).unwrap();
-        let older = subscriber.waited(Sequence::ZERO).unwrap();
-        assert!(newer <= older && older <= before.elapsed());
-        assert_eq!(subscriber.waited(Sequence(3)), None);
+        let mut published_after = |after| match subscriber.next(Sequence(after)) {
+            Next::Block { published_at, .. } => published_at,
+            other => panic!("{other:?}"),
+        };
+        let (older, newer) = (published_after(1), published_after(2));
+        assert!(before <= older && older <= between && between <= newer);
     }
 
     #[test]
@@ -586,7 +584,8 @@ mod tests {
         let mut subscriber = bus.subscribe(Filter::everything());
         assert!(matches!(subscriber.next(Sequence::ZERO), Next::AtHead(_)));
         bus.publish(&block(1, "a"));
-        let woken = tokio::time::timeout(Duration::from_secs(10), subscriber.changed()).await;
+        let woken =
+            tokio::time::timeout(std::time::Duration::from_secs(10), subscriber.changed()).await;
         assert!(woken.is_ok());
     }
 
@@ -612,7 +611,7 @@ mod tests {
                     let mut position = Sequence::ZERO;
                     while position < Sequence(EVENTS) {
                         let next = match reader.next(position) {
-                            Next::Block(block) => block.last_sequence(),
+                            Next::Block { block, .. } => block.last_sequence(),
                             Next::AtHead(head) => head,
                             // Where the log would come in: one event at a time.
                             Next::Behind => position.plus(1),

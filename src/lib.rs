@@ -7,7 +7,7 @@
 //! POST /webhooks/{app} -> receiver -> signature -> decode -> log -> bus     -> 200
 //!                                                             |      |
 //!                                                  catch-up   v      v   live
-//!                                                        filter -> stream  -> gRPC
+//!                                              filter -> subscription -> http2 -> grpc
 //! ```
 //!
 //! `ARCHITECTURE.md` has the bird's-eye view and the invariants.
@@ -61,8 +61,14 @@ pub mod receiver;
 
 // The way out.
 
-// Subscriptions: sessions, flow control, gRPC statuses.
-pub mod stream;
+// Subscriptions: what a client is sent next, and why its stream ends. No connections, no statuses.
+pub mod subscription;
+
+// Connections of subscribers: how long they stay, what they may cost, how responses reach them.
+pub mod http2;
+
+// The RPCs: one table, requests, statuses.
+pub mod grpc;
 
 // Health, readiness, metrics.
 pub mod admin;

@@ -15,13 +15,14 @@ use crate::{
     admin::{Admin, Readiness},
     config::{self, Config},
     credentials::{self, Credentials},
+    grpc,
+    http2::{self, Caller},
     log::{self, Log, embedded},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
     permissions,
     receiver::Receiver,
     signature::{self, Keyring},
-    stream::{self, Caller, Streams},
 };
 
 pub use self::check::{Findings, check};
@@ -37,7 +38,7 @@ pub struct Server {
     drain_timeout: Duration,
     log: Arc<dyn Log>,
     keyrings: Vec<Keyring>,
-    streams: Streams,
+    streams: grpc::Server,
     metrics: Arc<Metrics>,
     /// Cancelled first: nothing new is taken, and what runs is brought to an end.
     draining: CancellationToken,
@@ -128,7 +129,7 @@ pub enum Error {
     },
     /// The gRPC services cannot be put together.
     #[error(transparent)]
-    Streams(#[from] stream::Error),
+    Streams(#[from] grpc::Error),
     /// The log failed while the bridge ran.
     #[error("{0}")]
     Log(#[from] log::Error),
@@ -162,7 +163,7 @@ impl Server {
             .with_tls(grpc_tls)
             .exempting(options::is_in(&config.grpc_proxies))
             .evicting()
-            .refusing_with(stream::refusal)
+            .refusing_with(http2::refusal)
             .with_quiet(options::quiet(config));
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
@@ -171,7 +172,7 @@ impl Server {
         let keyrings = open::keyrings(config)?;
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();
-        let streams = Streams::new(
+        let streams = grpc::Server::new(
             options::of_streams(config),
             credentials.clone(),
             Arc::clone(&log),

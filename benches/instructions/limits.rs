@@ -29,7 +29,7 @@ pub(crate) const LIMITS: [Limit; 8] = [
     limit("append", "an event", 4_160),
     limit("encode", "an event", 3_420),
     limit("match", "an event", 307),
-    limit("deliver", "a response", 30_500),
+    limit("deliver", "a response", 26_200),
 ];
 
 const fn limit(room: &'static str, unit: &'static str, expected: u64) -> Limit {

@@ -17,6 +17,7 @@ use prelude_bridge::{
     decode,
     event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
     filter::{Filter, Spec},
+    grpc,
     log::{
         Block, Log,
         block::{Builder, Format},
@@ -24,7 +25,6 @@ use prelude_bridge::{
     },
     metrics::Metrics,
     signature::{KeySet, SCHEME, Signature, VerifiedBody},
-    stream::{Options, Streams},
 };
 use rsa::{
     RsaPrivateKey,
@@ -295,7 +295,7 @@ fn deliver(fixtures: &Fixtures, rounds: u64) -> Round {
 }
 
 /// A bridge without sockets. Notes how many bytes of events each block has.
-async fn bridge(event_bytes: Arc<Mutex<usize>>) -> (Arc<dyn Log>, Streams) {
+async fn bridge(event_bytes: Arc<Mutex<usize>>) -> (Arc<dyn Log>, grpc::Server) {
     let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
     let tail = Arc::clone(&bus);
     let log: Arc<dyn Log> = memory::open(
@@ -307,8 +307,8 @@ async fn bridge(event_bytes: Arc<Mutex<usize>>) -> (Arc<dyn Log>, Streams) {
         }),
     )
     .unwrap();
-    let streams = Streams::new(
-        Options::default(),
+    let streams = grpc::Server::new(
+        grpc::Options::default(),
         Credentials::anonymous(),
         Arc::clone(&log),
         bus,
@@ -331,7 +331,7 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    async fn connect(streams: &Streams) -> Self {
+    async fn connect(streams: &grpc::Server) -> Self {
         let (mut pipe, end) = tokio::io::duplex(256 * 1024);
         let streams = streams.clone();
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));

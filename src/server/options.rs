@@ -4,10 +4,11 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     config::Config,
+    grpc, http2,
     net::{self, http1, network::Network, quiet},
     receiver::{self, VerificationToken, source::Sources},
     signature::Keyring,
-    stream,
+    subscription,
 };
 
 pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
@@ -58,18 +59,36 @@ pub(super) fn sources(config: &Config) -> Sources {
     }
 }
 
-pub(super) fn of_streams(config: &Config) -> stream::Options {
+pub(super) fn of_streams(config: &Config) -> grpc::Options {
+    let limits = config.grpc_limits;
+    grpc::Options {
+        subscriptions: subscription::Options {
+            streams_max: limits.streams_max,
+            drain_retry_spread: limits.drain_retry_spread,
+        },
+        connections: of_connections(config),
+        calls: http2::CallLimits {
+            calls_max: limits.calls_max,
+            calls_per_address_max: limits.calls_per_address_max,
+            checks_max: limits.checks_max,
+            watches_max: limits.watches_max,
+            watches_per_address_max: limits.watches_per_address_max,
+            streams_per_address_max: limits.streams_per_address_max,
+            proxies: config.grpc_proxies.clone(),
+        },
+        web_origins: config
+            .web_origins
+            .iter()
+            .map(|origin| origin.0.clone())
+            .collect(),
+        quiet: quiet(config),
+    }
+}
+
+fn of_connections(config: &Config) -> http2::Options {
     let limits = config.grpc_limits;
     let streams_max = limits.streams_per_connection_max;
-    stream::Options {
-        streams_max: limits.streams_max,
-        streams_per_address_max: limits.streams_per_address_max,
-        calls_max: limits.calls_max,
-        calls_per_address_max: limits.calls_per_address_max,
-        checks_max: limits.checks_max,
-        watches_max: limits.watches_max,
-        watches_per_address_max: limits.watches_per_address_max,
-        proxies: config.grpc_proxies.clone(),
+    http2::Options {
         credential_timeout: limits.credential_timeout,
         idle_timeout: limits.idle_timeout,
         local_error_resets_max: limits.local_error_resets_max,
@@ -79,7 +98,7 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
         request_bytes_max: limits.request_bytes_max.as_usize(),
         response_bytes_max: limits.response_bytes_max.as_usize(),
         unsent_bytes_max: limits.unsent_bytes_max.as_usize(),
-        frames: stream::FrameLimits {
+        frames: http2::FrameLimits {
             frame_cost_bytes: limits.frame_cost_bytes.0,
             frames_per_second: limits.frames_per_second as u64,
             frames_at_first: limits.frames_at_first as u64,
@@ -89,13 +108,6 @@ pub(super) fn of_streams(config: &Config) -> stream::Options {
         ping_interval: limits.ping_interval,
         ping_timeout: limits.ping_timeout,
         slow_consumer_timeout: limits.slow_consumer_timeout,
-        drain_retry_spread: limits.drain_retry_spread,
-        web_origins: config
-            .web_origins
-            .iter()
-            .map(|origin| origin.0.clone())
-            .collect(),
-        quiet: quiet(config),
     }
 }
 

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     bus::Bus,
     event::UnixMicros,
+    grpc,
     log::Log,
     metrics::{self, Metrics},
     signature::Keyring,
-    stream::Streams,
 };
 
 /// Lets a scrape see what is not counted but simply there.
@@ -16,7 +16,7 @@ pub(super) fn everything(
     metrics: &Metrics,
     log: &Arc<dyn Log>,
     bus: &Arc<Bus>,
-    streams: &Streams,
+    streams: &grpc::Server,
     keyrings: &[Keyring],
 ) {
     let watched = Arc::downgrade(log);

@@ -13,10 +13,11 @@ use prelude_bridge::{
     bus::{self, Bus},
     credentials::Credentials,
     event::{Batch, Draft, EventKey, Sequence, user_hash},
+    grpc,
     log::{Log as _, memory},
     metrics::Metrics,
     proto::{self, event::Payload},
-    stream::{self, Streams},
+    subscription,
     wire::Head,
 };
 use prost::Message as _;
@@ -38,7 +39,7 @@ struct Bridge {
     log: Arc<memory::Memory>,
     bus: Arc<Bus>,
     address: SocketAddr,
-    running: Option<(Streams, JoinHandle<()>)>,
+    running: Option<(grpc::Server, JoinHandle<()>)>,
     appended: u64,
 }
 
@@ -69,12 +70,15 @@ impl Bridge {
     }
 
     async fn serve(&mut self, listener: TcpListener) {
-        let options = stream::Options {
-            drain_retry_spread: Duration::from_millis(50),
-            ..stream::Options::default()
+        let options = grpc::Options {
+            subscriptions: subscription::Options {
+                drain_retry_spread: Duration::from_millis(50),
+                ..subscription::Options::default()
+            },
+            ..grpc::Options::default()
         };
         let (log, bus) = (Arc::clone(&self.log), Arc::clone(&self.bus));
-        let streams = Streams::new(
+        let streams = grpc::Server::new(
             options,
             Credentials::anonymous(),
             log,

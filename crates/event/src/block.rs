@@ -96,6 +96,14 @@ impl View {
         }
     }
 
+    /// The same bytes, for a caller that copies them: without another reference to the block, whose
+    /// count all its readers share.
+    #[must_use]
+    pub fn as_slice(&self, range: Range<usize>) -> &[u8] {
+        let bytes = self.start(range.start)..self.start(range.end);
+        self.bytes.get(bytes).unwrap_or_default()
+    }
+
     /// The events of these runs side by side, in memory of their own.
     #[must_use]
     pub fn copy(&self, runs: impl Iterator<Item = Range<usize>> + Clone) -> Self {

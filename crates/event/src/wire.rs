@@ -131,20 +131,24 @@ pub fn put_event_prefix(buffer: &mut Vec<u8>, event_bytes: usize) -> usize {
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 pub const GRPC_PREFIX_BYTES: usize = 5;
 
-/// Begins a gRPC message: a `SubscribeResponse` with this cursor, an encoded notice field (or
-/// nothing), and events of `events_bytes` that the caller sends right after.
+/// The length of what [`response_head`] returns.
+pub const RESPONSE_HEAD_BYTES: usize = GRPC_PREFIX_BYTES + 2 + crate::event::CURSOR_TEXT_BYTES;
+
+/// Begins a gRPC message: a `SubscribeResponse` with this cursor, and `rest_bytes` of an encoded
+/// notice field or of events, which the caller sends right after.
 #[must_use]
-pub fn response_head(cursor: Cursor, notice: &[u8], events_bytes: usize) -> Vec<u8> {
-    let cursor_bytes = 2 + crate::event::CURSOR_TEXT_BYTES;
-    let head_bytes = cursor_bytes + notice.len();
-    let mut buffer = Vec::with_capacity(GRPC_PREFIX_BYTES + head_bytes);
+pub fn response_head(cursor: Cursor, rest_bytes: usize) -> [u8; RESPONSE_HEAD_BYTES] {
+    let message_bytes = RESPONSE_HEAD_BYTES - GRPC_PREFIX_BYTES + rest_bytes;
+    let text = cursor.to_text();
+    let mut head = [0; RESPONSE_HEAD_BYTES];
+    let mut buffer = &mut head[..];
     buffer.put_u8(0);
     // The limits on responses and events keep a message far below 4 GiB.
-    buffer.put_u32(u32::try_from(head_bytes + events_bytes).unwrap_or(u32::MAX));
-    buffer.push(RESPONSE_CURSOR);
-    put_cursor_text(&mut buffer, cursor);
-    buffer.extend_from_slice(notice);
-    buffer
+    buffer.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
+    buffer.put_u8(RESPONSE_CURSOR);
+    encode_varint(text.len() as u64, &mut buffer);
+    buffer.put_slice(&text);
+    head
 }
 
 /// A whole gRPC message.
@@ -222,7 +226,7 @@ mod tests {
         let prefix_bytes = put_event_prefix(&mut events, fields.len());
         assert_eq!(prefix_bytes, events.len());
         events.extend_from_slice(&fields);
-        let mut message = response_head(CURSOR, &[], events.len());
+        let mut message = response_head(CURSOR, events.len()).to_vec();
         message.extend_from_slice(&events);
 
         assert_eq!(message[0], 0, "not compressed");

@@ -1,0 +1,149 @@
+//! Owns the bodies between RPCs and connections: a session as a response's body, for connections that
+//! know only bodies (HTTP/1.1, gRPC-Web), and a request's body with a deadline.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame};
+use tokio::time::{Sleep, sleep};
+use tonic::{Status, body};
+
+use super::status::{Failure, ended, trailers};
+use crate::subscription::{CursorSession, Step};
+
+/// A response's extension: the session behind its body, for a connection that can send responses
+/// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
+#[derive(Clone)]
+pub(super) struct Outlet(Arc<Mutex<Option<CursorSession>>>);
+
+impl Outlet {
+    pub(super) fn new(session: CursorSession) -> Self {
+        Self(Arc::new(Mutex::new(Some(session))))
+    }
+
+    pub(super) fn take(&self) -> Option<CursorSession> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A session as a body. Takes the session when it is first polled.
+pub(super) struct SessionBody {
+    state: State,
+    response_bytes_max: usize,
+}
+
+enum State {
+    Idle(Outlet),
+    Running(BoxFuture<'static, (Option<Frame<Bytes>>, Option<CursorSession>)>),
+    Done,
+}
+
+impl SessionBody {
+    pub(super) fn new(outlet: Outlet, response_bytes_max: usize) -> Self {
+        Self {
+            state: State::Idle(outlet),
+            response_bytes_max,
+        }
+    }
+}
+
+impl Body for SessionBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let bytes_max = self.response_bytes_max;
+        loop {
+            match &mut self.state {
+                State::Idle(outlet) => {
+                    self.state = match outlet.take() {
+                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                        None => State::Done,
+                    };
+                }
+                State::Running(future) => {
+                    let (frame, session) = ready!(future.as_mut().poll(context));
+                    self.state = match session {
+                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                        None => State::Done,
+                    };
+                    return Poll::Ready(frame.map(Ok));
+                }
+                State::Done => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+/// The next frame, and the session unless that was the last one.
+async fn next(
+    mut session: CursorSession,
+    bytes_max: usize,
+) -> (Option<Frame<Bytes>>, Option<CursorSession>) {
+    loop {
+        session.ready().await;
+        match session.take(bytes_max) {
+            None => {}
+            Some(Step::Response(mut response)) => {
+                let bytes = response.copy_to_bytes(response.remaining());
+                session.sent(response.events, bytes.len());
+                return (Some(Frame::data(bytes)), Some(session));
+            }
+            Some(Step::End(end)) => {
+                return (Some(Frame::trailers(trailers(&ended(&end)))), None);
+            }
+        }
+    }
+}
+
+/// A request's body that has to come within a time: tonic waits for messages for ever.
+pub(super) struct Timed {
+    body: body::Body,
+    timeout: Duration,
+    /// Made when the body is first waited for: most have come with their headers.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timed {
+    pub(super) fn new(body: body::Body, timeout: Duration) -> Self {
+        Self {
+            body,
+            timeout,
+            deadline: None,
+        }
+    }
+}
+
+impl Body for Timed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        let timeout = self.timeout;
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(deadline.as_mut().poll(context));
+        let waited = timeout;
+        Poll::Ready(Some(Err(Status::from(&Failure::MessageTimeout { waited }))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}

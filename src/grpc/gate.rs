@@ -1,0 +1,193 @@
+//! Owns the gate in front of the RPCs, which all of gRPC and gRPC-Web pass: it looks a call up in the
+//! table, gives it a slot, checks its credential, and hands it to what answers it. Knows credentials
+//! only by what they say of a caller.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, header, request::Parts};
+use tonic::{Status, body::Body, service::Routes};
+use tower_service::Service;
+
+use super::{
+    body::Timed,
+    held::Held,
+    resources::{Refused, Resources},
+    rpcs::{self, Access, Handler, Requests, Rpc},
+    standard,
+    status::Failure,
+};
+use crate::{
+    credentials::{self, Grant, Presented, Refusal},
+    http2::{Caller, Kind, NoSlot},
+    net::slots::{Slot, Standing},
+};
+
+/// The RPCs behind the gate.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) table: &'static [Rpc],
+    pub(super) resources: Arc<Resources>,
+    standard: Routes,
+}
+
+/// What a call was let in with.
+struct Admitted {
+    grant: Option<Grant>,
+    slot: Option<Slot>,
+}
+
+impl Gate {
+    /// A gate in front of all RPCs; `standard` answers those that are tonic's.
+    pub(super) fn new(resources: Arc<Resources>, standard: Routes) -> Self {
+        Self {
+            table: rpcs::TABLE,
+            resources,
+            standard,
+        }
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(self, request: Request<Body>) -> Response<Body> {
+        let (mut parts, body) = request.into_parts();
+        let rpc = self.table.iter().find(|rpc| rpc.path == parts.uri.path());
+        let caller = parts.extensions.get::<Caller>().cloned();
+        let refuse = |failure: &Failure| {
+            self.resources
+                .refused(Refused::Call, caller.as_ref(), failure);
+            Status::from(failure).into_http()
+        };
+        let Admitted { grant, slot } = match admit(&self.resources, rpc, &parts).await {
+            Ok(admitted) => admitted,
+            Err(failure) => return refuse(&failure),
+        };
+        let Some(rpc) = rpc else {
+            return Status::from(&Failure::Rpc).into_http();
+        };
+        // No header of a request is believed to be a grant, and no credential goes further.
+        parts.headers.remove(header::AUTHORIZATION);
+        if let Some(grant) = &grant {
+            parts.extensions.insert(grant.clone());
+        }
+        let timeout = match rpc.requests {
+            Requests::One => self.resources.options.header_timeout,
+            Requests::Many => self.resources.options.slow_consumer_timeout,
+        };
+        let request = Request::from_parts(parts, Body::new(Timed::new(body, timeout)));
+        let answer = async {
+            match rpc.handler {
+                Handler::Own(answer) => answer(Arc::clone(&self.resources), request).await,
+                Handler::Standard => standard::answer(self.standard.clone(), request).await,
+            }
+        };
+        let mut response = match unless_evicted(slot.as_ref(), answer).await {
+            Ok(response) => response,
+            Err(failure) => return refuse(&failure),
+        };
+        // Whoever sends the response has to end it with the credential.
+        if let Some(grant) = grant {
+            response.extensions_mut().insert(grant);
+        }
+        match slot {
+            None => response,
+            Some(slot) => {
+                response.map(|body| Body::new(Held::new(body, slot, self.resources, caller)))
+            }
+        }
+    }
+}
+
+impl Service<Request<Body>> for Gate {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let gate = self.clone();
+        Box::pin(async move { Ok(gate.answer(request).await) })
+    }
+}
+
+/// Decides about a call. The connection of a caller who is let in by a credential keeps its place
+/// from then on, and so does its call. A call that has no row in the table needs a credential, so
+/// that strangers learn only that they are.
+async fn admit(
+    resources: &Resources,
+    rpc: Option<&Rpc>,
+    request: &Parts,
+) -> Result<Admitted, Failure> {
+    let (access, kind) = match rpc {
+        Some(rpc) => (rpc.access, rpc.slot),
+        None => (Access::Credential, Some(Kind::Other)),
+    };
+    let caller = request.extensions.get::<Caller>();
+    let connection = caller.map(|caller| caller.standing.clone());
+    let call = Standing::default();
+    let standing = match kind {
+        // It lasts, so whoever has shown something on its connection keeps it.
+        Some(Kind::Watch) => connection.clone().unwrap_or_default(),
+        Some(Kind::Check | Kind::Other | Kind::Anonymous) | None => call.clone(),
+    };
+    let slot = kind
+        .map(|kind| resources.calls.enter(kind, caller, Some(standing)))
+        .transpose()
+        .map_err(Failure::NoSlot)?;
+    let grant = match access {
+        Access::Anyone => None,
+        Access::Credential => {
+            let authenticated = authenticate(resources, request);
+            Some(unless_evicted(slot.as_ref(), authenticated).await??)
+        }
+    };
+    if let Some(grant) = &grant {
+        if let Some(connection) = connection {
+            connection.prove();
+        }
+        if grant.kind() != credentials::Kind::Anonymous {
+            call.prove();
+        }
+    }
+    Ok(Admitted { grant, slot })
+}
+
+/// Goes on until the slot is lost.
+async fn unless_evicted<T>(
+    slot: Option<&Slot>,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let Some(slot) = slot else {
+        return Ok(work.await);
+    };
+    tokio::select! {
+        biased;
+        () = slot.evicted() => Err(Failure::NoSlot(NoSlot::Evicted)),
+        done = work => Ok(done),
+    }
+}
+
+async fn authenticate(resources: &Resources, request: &Parts) -> Result<Grant, Failure> {
+    let caller = request.extensions.get::<Caller>();
+    let certificate = caller.and_then(|caller| caller.certificate.as_ref());
+    let identity = certificate.and_then(|certificate| certificate.identity.as_ref());
+    let mut values = request.headers.get_all(header::AUTHORIZATION).iter();
+    let authorization = values.next();
+    let presented = Presented {
+        authorization: authorization.map(HeaderValue::as_bytes),
+        certificate: identity,
+        certificate_expires_at: certificate.map(|certificate| certificate.expires_at),
+    };
+    let authenticated = match values.next() {
+        // Two could be meant for two servers that each look at another one.
+        Some(_) => Err(Refusal::Malformed),
+        None => resources.credentials.authenticate(presented).await,
+    };
+    authenticated.map_err(Failure::Credential)
+}

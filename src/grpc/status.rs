@@ -1,0 +1,415 @@
+//! Owns what a subscriber is told when a call fails: one list of failures, one map from them to
+//! gRPC codes and reasons. Nobody else chooses a status.
+
+use std::{collections::HashMap, time::Duration};
+
+use http::HeaderMap;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::{
+    credentials::{Ended, Forbidden, Refusal},
+    event::CursorError,
+    filter,
+    http2::NoSlot,
+    subscription::Failure as Stream,
+};
+
+/// The domain of every `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "prelude-bridge";
+
+/// How many faults of a filter the details list. A filter can have over a thousand, but a status
+/// travels in trailers, and clients take as little as 8 KiB of those.
+const FAULTS_LISTED_MAX: usize = 32;
+/// How many of them the message lists. It travels twice: by itself, and again in the details.
+const FAULTS_IN_MESSAGE_MAX: usize = 8;
+
+/// Why a call ends with another status than OK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The filter has faults: all of them.
+    Filter(Vec<filter::Fault>),
+    /// Another field of the request is out of its bounds.
+    Request {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        description: String,
+    },
+    /// There is no message in the request, or what is there is none.
+    Message {
+        /// What is wrong.
+        description: String,
+    },
+    /// The message of the request did not come.
+    MessageTimeout {
+        /// How long was waited for it.
+        waited: Duration,
+    },
+    /// There is no such RPC. Its name is the caller's, and stays with the caller.
+    Rpc,
+    /// A text in the request is no cursor.
+    CursorMalformed {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong with it.
+        error: CursorError,
+    },
+    /// The caller is not let in.
+    Credential(Refusal),
+    /// The filter asks for more than the credential allows.
+    Forbidden(Forbidden),
+    /// There is no slot for a call.
+    NoSlot(NoSlot),
+    /// A stream does not begin, or has ended.
+    Stream(Stream),
+}
+
+impl From<Stream> for Failure {
+    fn from(failure: Stream) -> Self {
+        Self::Stream(failure)
+    }
+}
+
+impl Failure {
+    /// The reason in the `ErrorInfo`, also the label in logs and metrics.
+    #[must_use]
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Filter(_) => "FILTER_INVALID",
+            Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
+            Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
+            Self::Rpc => "RPC_UNKNOWN",
+            Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
+            Self::Credential(refusal) => match refusal {
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_) => "TOKEN_INVALID",
+                Refusal::Expired => "TOKEN_EXPIRED",
+                Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
+            },
+            Self::Forbidden(Forbidden::Types(_)) => "TYPE_FORBIDDEN",
+            Self::Forbidden(Forbidden::Apps(_)) => "APP_FORBIDDEN",
+            Self::NoSlot(_) => "LIMIT_STREAMS",
+            Self::Stream(failure) => failure.reason(),
+        }
+    }
+
+    /// The gRPC code.
+    #[must_use]
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::CursorMalformed { .. } => Code::InvalidArgument,
+            Self::MessageTimeout { .. } => Code::DeadlineExceeded,
+            Self::Rpc => Code::Unimplemented,
+            Self::Credential(refusal) => match refusal {
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_)
+                | Refusal::Expired => Code::Unauthenticated,
+                Refusal::Unavailable => Code::Unavailable,
+            },
+            Self::Forbidden(_) => Code::PermissionDenied,
+            Self::NoSlot(_) => Code::ResourceExhausted,
+            Self::Stream(failure) => stream_code(failure),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Filter(faults) => {
+                let listed = faults.iter().take(FAULTS_IN_MESSAGE_MAX);
+                let listed: Vec<String> = listed.map(ToString::to_string).collect();
+                let more = match faults.len().saturating_sub(FAULTS_IN_MESSAGE_MAX) {
+                    0 => String::new(),
+                    more => format!("; and {more} more"),
+                };
+                format!("the filter is not valid: {}{more}", listed.join("; "))
+            }
+            Self::Request { field, description } => format!("{field}: {description}"),
+            Self::Message { description } => format!("the request cannot be read: {description}"),
+            Self::MessageTimeout { waited } => {
+                format!("the request did not come within {} s", waited.as_secs())
+            }
+            Self::Rpc => "there is no such RPC: ask the reflection service what there is".into(),
+            Self::CursorMalformed { field, error } => format!("{field}: {error}"),
+            Self::Credential(refusal) => refusal.to_string(),
+            Self::Forbidden(forbidden) => forbidden.to_string(),
+            Self::NoSlot(why) => why.to_string(),
+            Self::Stream(failure) => stream_message(failure),
+        }
+    }
+
+    fn violations(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::Filter(faults) => {
+                let listed = faults.iter().take(FAULTS_LISTED_MAX);
+                let more = faults.len().saturating_sub(FAULTS_LISTED_MAX);
+                let more = (more > 0)
+                    .then(|| FieldViolation::new("filter", format!("has {more} more faults")));
+                listed
+                    .map(|fault| FieldViolation::new(fault.field.as_str(), fault.problem))
+                    .chain(more)
+                    .collect()
+            }
+            Self::Request { field, description } => vec![FieldViolation::new(*field, description)],
+            Self::CursorMalformed { field, error } => {
+                vec![FieldViolation::new(*field, error.to_string())]
+            }
+            Self::Forbidden(forbidden) => {
+                let field = match forbidden {
+                    Forbidden::Types(_) => "filter.types",
+                    Forbidden::Apps(_) => "filter.app_ids",
+                };
+                vec![FieldViolation::new(field, forbidden.to_string())]
+            }
+            Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc
+            | Self::Credential(_)
+            | Self::NoSlot(_)
+            | Self::Stream(_) => Vec::new(),
+        }
+    }
+
+    /// How long a client should wait, where waiting helps.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
+            Self::NoSlot(_) => Some(Duration::from_secs(1)),
+            Self::Stream(failure) => stream_retry_after(failure),
+            Self::Filter(_)
+            | Self::Request { .. }
+            | Self::Message { .. }
+            | Self::MessageTimeout { .. }
+            | Self::Rpc
+            | Self::CursorMalformed { .. }
+            | Self::Credential(
+                Refusal::Missing
+                | Refusal::Malformed
+                | Refusal::Unknown
+                | Refusal::UnknownCommonName
+                | Refusal::Jwt(_)
+                | Refusal::Expired,
+            )
+            | Self::Forbidden(_) => None,
+        }
+    }
+}
+
+fn stream_code(failure: &Stream) -> Code {
+    match failure {
+        Stream::CursorForeign { .. } => Code::FailedPrecondition,
+        Stream::CursorExpired { .. } => Code::OutOfRange,
+        Stream::CredentialEnded { ended, .. } => match ended {
+            Ended::Revoked | Ended::Expired => Code::Unauthenticated,
+            // Nothing is wrong with the credential: clients come back by themselves.
+            Ended::Changed => Code::Unavailable,
+        },
+        Stream::Streams { .. } | Stream::Quota(_) | Stream::SlowConsumer { .. } => {
+            Code::ResourceExhausted
+        }
+        Stream::Draining { .. } | Stream::LogUnavailable { .. } => Code::Unavailable,
+    }
+}
+
+fn stream_message(failure: &Stream) -> String {
+    match failure {
+        Stream::CursorForeign { field, fault, .. } => format!(
+            "{field}: {fault}; start from earliest, or from a time that is safely processed"
+        ),
+        Stream::CursorExpired { earliest, head } => format!(
+            "retention has removed events after this cursor; events {} to {} are still there: \
+             start from earliest, or set on_expired",
+            earliest.sequence.plus(1),
+            head.sequence,
+        ),
+        Stream::CredentialEnded { ended, .. } => ended.to_string(),
+        Stream::Quota(reached) => reached.to_string(),
+        Stream::Streams { streams_max } => {
+            format!("the server has its maximum of {streams_max} streams; retry later")
+        }
+        Stream::SlowConsumer { waited, .. } => format!(
+            "the client read too little for {} s; resume from the cursor in the metadata",
+            waited.as_secs()
+        ),
+        Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
+        Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
+    }
+}
+
+/// The cursors that a client may go on with.
+fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
+    let cursors = match failure {
+        Stream::CursorExpired { earliest, head } => {
+            vec![("earliest", *earliest), ("head", *head)]
+        }
+        Stream::CursorForeign { head, .. } => vec![("head", *head)],
+        Stream::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
+        Stream::Draining { cursor, .. }
+        | Stream::LogUnavailable { cursor }
+        | Stream::CredentialEnded { cursor, .. } => {
+            cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
+        }
+        Stream::Quota(_) | Stream::Streams { .. } => Vec::new(),
+    };
+    cursors
+        .into_iter()
+        .map(|(key, cursor)| (key.into(), cursor.to_string()))
+        .collect()
+}
+
+fn stream_retry_after(failure: &Stream) -> Option<Duration> {
+    match failure {
+        Stream::Draining { retry_after, .. } => Some(*retry_after),
+        Stream::LogUnavailable { .. } => Some(Duration::from_secs(5)),
+        Stream::Streams { .. } => Some(Duration::from_secs(1)),
+        Stream::CredentialEnded { ended, .. } => match ended {
+            Ended::Changed => Some(Duration::ZERO),
+            Ended::Revoked | Ended::Expired => None,
+        },
+        Stream::CursorForeign { .. }
+        | Stream::CursorExpired { .. }
+        | Stream::Quota(_)
+        | Stream::SlowConsumer { .. } => None,
+    }
+}
+
+impl From<&Failure> for Status {
+    fn from(failure: &Failure) -> Self {
+        let metadata = match failure {
+            Failure::Stream(failure) => stream_metadata(failure),
+            _ => HashMap::new(),
+        };
+        let mut details = ErrorDetails::with_error_info(failure.reason(), DOMAIN, metadata);
+        let violations = failure.violations();
+        if !violations.is_empty() {
+            details.set_bad_request(violations);
+        }
+        if let Some(delay) = failure.retry_after() {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(failure.code(), failure.message(), details)
+    }
+}
+
+/// The status that a stream ends with.
+pub(super) fn ended(end: &Result<(), Stream>) -> Status {
+    match end {
+        Ok(()) => Status::ok(""),
+        Err(failure) => Status::from(&Failure::Stream(failure.clone())),
+    }
+}
+
+/// The trailers that end a gRPC stream.
+pub(super) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // Fails only for a message that no header can carry, and that is percent-encoded before.
+    let _ = status.add_header(&mut trailers);
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Cursor, LogId, Sequence, Term};
+
+    fn cursor(sequence: u64) -> Cursor {
+        Cursor {
+            log: LogId(1),
+            term: Term(2),
+            sequence: Sequence(sequence),
+        }
+    }
+
+    #[test]
+    fn an_expired_cursor_names_what_is_still_there() {
+        let failure = Failure::Stream(Stream::CursorExpired {
+            earliest: cursor(4),
+            head: cursor(9),
+        });
+        let status = Status::from(&failure);
+        assert_eq!(status.code(), Code::OutOfRange);
+        assert!(
+            status.message().contains("events 5 to 9"),
+            "{}",
+            status.message()
+        );
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("CURSOR_EXPIRED", DOMAIN)
+        );
+        assert_eq!(info.metadata["earliest"], cursor(4).to_string());
+        assert_eq!(info.metadata["head"], cursor(9).to_string());
+    }
+
+    #[test]
+    fn the_worst_of_filters_is_told_within_what_clients_take() {
+        // The longest field name with the longest problem, in every place, and too many entries.
+        let entries = vec!["**.x".to_owned(); filter::ENTRIES_MAX + 1];
+        let spec = filter::Spec {
+            types: entries.clone(),
+            exclude_types: entries,
+            app_ids: vec!["x".repeat(300); filter::ENTRIES_MAX + 1],
+            user_ids: vec![String::new(); filter::ENTRIES_MAX + 1],
+        };
+        let mut faults = filter::Filter::compile(&spec).unwrap_err();
+        assert_eq!(faults.len(), 4 * (filter::ENTRIES_MAX + 1));
+        faults.sort_by_key(|fault| std::cmp::Reverse(fault.to_string().len()));
+        let status = Status::from(&Failure::Filter(faults));
+
+        let message = status.message();
+        assert!(message.ends_with("; and 1020 more"), "{message}");
+        let details = status.get_error_details();
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations.len(), FAULTS_LISTED_MAX + 1);
+        let last = violations.last().unwrap();
+        assert_eq!(
+            (last.field.as_str(), last.description.as_str()),
+            ("filter", "has 996 more faults")
+        );
+        let response = status.into_http::<()>();
+        let bytes = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            // As HTTP/2 counts a list of headers: RFC 9113, section 6.5.2.
+            name.as_str().len() + value.len() + 32
+        };
+        let trailer_bytes: usize = response.headers().iter().map(bytes).sum();
+        assert!(trailer_bytes < 8 * 1024, "{trailer_bytes}");
+    }
+
+    #[test]
+    fn a_few_faults_are_all_told() {
+        let spec = filter::Spec {
+            types: vec![String::new(); FAULTS_IN_MESSAGE_MAX],
+            ..filter::Spec::default()
+        };
+        let faults = filter::Filter::compile(&spec).unwrap_err();
+        let status = Status::from(&Failure::Filter(faults));
+        assert!(!status.message().contains("more"), "{}", status.message());
+        let details = status.get_error_details();
+        let listed = details.bad_request().unwrap().field_violations.len();
+        assert_eq!(listed, FAULTS_IN_MESSAGE_MAX);
+    }
+
+    #[test]
+    fn a_slow_consumer_is_given_its_cursor() {
+        let failure = Failure::Stream(Stream::SlowConsumer {
+            waited: Duration::from_secs(60),
+            cursor: cursor(7),
+        });
+        let details = Status::from(&failure).get_error_details();
+        assert_eq!(
+            details.error_info().unwrap().metadata["cursor"],
+            cursor(7).to_string()
+        );
+    }
+}

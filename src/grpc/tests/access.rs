@@ -1,0 +1,416 @@
+//! What a credential allows, and what becomes of streams when it does so no longer.
+
+use std::path::Path;
+
+use tonic::{Request, metadata::MetadataValue};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{gate::Gate, *};
+use crate::credentials::{self, Allowed, Entry, File, Proof, Scope, Token};
+
+/// A bridge whose credentials are in a file that the test changes.
+struct Guarded {
+    bridge: Bridge,
+    file: File,
+    _directory: tempfile::TempDir,
+}
+
+fn entry(name: &str, token: &Token) -> Entry {
+    Entry {
+        name: name.into(),
+        proof: Proof::Token(token.digest()),
+        scope: Scope::default(),
+        streams_max: None,
+        created_at: None,
+        expires_at: None,
+    }
+}
+
+/// For sessions of one app.
+fn only_sessions(token: &Token) -> Entry {
+    Entry {
+        scope: Scope {
+            types: Allowed::Only(vec!["user.session.*".into()]),
+            apps: Allowed::Only(vec!["odd".into()]),
+        },
+        ..entry("sessions", token)
+    }
+}
+
+impl Guarded {
+    async fn start(options: Options, entries: &[Entry]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::new(directory.path().join("credentials.toml"));
+        for entry in entries {
+            file.add(entry).unwrap();
+        }
+        let credentials = open(file.path()).await;
+        let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
+        let tail = Arc::clone(&bus);
+        let publish: log::Tail = Box::new(move |block| tail.publish(&block));
+        let log = memory::open(memory::Options::default(), publish).unwrap();
+        Self {
+            bridge: Bridge::serve(options, credentials, log, bus).await,
+            file,
+            _directory: directory,
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        token: &Token,
+        request: SubscribeRequest,
+    ) -> Result<Collector, Status> {
+        let client = self.bridge.client().await;
+        self.subscribe_by(client, token, request).await
+    }
+
+    async fn subscribe_by(
+        &self,
+        mut client: EventServiceClient<Channel>,
+        token: &Token,
+        request: SubscribeRequest,
+    ) -> Result<Collector, Status> {
+        let mut request = Request::new(request);
+        let value = format!("Bearer {}", token.expose());
+        let value = MetadataValue::try_from(value).unwrap();
+        request.metadata_mut().insert("authorization", value);
+        let stream = client.subscribe(request).await?;
+        Ok(Collector {
+            stream: stream.into_inner(),
+        })
+    }
+
+    async fn refusal(&self, token: &Token, request: SubscribeRequest) -> Status {
+        let refused = self.subscribe(token, request).await;
+        refused.err().expect("a refusal")
+    }
+}
+
+async fn open(path: &Path) -> Credentials {
+    let options = credentials::Options {
+        file: Some(path.to_owned()),
+        ..credentials::Options::default()
+    };
+    Credentials::open(options).await.unwrap()
+}
+
+fn types(types: &[&str]) -> SubscribeRequest {
+    SubscribeRequest {
+        filter: Some(Filter {
+            types: types.iter().map(ToString::to_string).collect(),
+            ..Filter::default()
+        }),
+        ..SubscribeRequest::default()
+    }
+}
+
+fn cursor_of(status: &Status) -> String {
+    let details = status.get_error_details();
+    details.error_info().unwrap().metadata["cursor"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_filter_means_what_is_allowed_and_started_says_so() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[only_sessions(&token)]).await;
+    guarded.bridge.append(1, 70).await;
+
+    let history = SubscribeRequest {
+        start: earliest(),
+        stop: head(),
+        ..SubscribeRequest::default()
+    };
+    let stream = guarded.subscribe(&token, history).await.unwrap();
+    let collected = stream.collect().await;
+    let Notice::Started(started) = &collected.notices[0] else {
+        unreachable!("{:?}", collected.notices);
+    };
+    let filter = started.filter.clone().unwrap();
+    assert_eq!(filter.types, ["user.session.*"]);
+    assert_eq!(filter.app_ids, ["odd"]);
+    assert_eq!(collected.events.len(), 10);
+    for event in &collected.events {
+        assert!(event.r#type.starts_with("user.session.") && event.app_id == "odd");
+    }
+
+    let narrower = types(&["user.session.created"]);
+    assert!(guarded.subscribe(&token, narrower).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_for_more_is_denied_and_named() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[only_sessions(&token)]).await;
+
+    let asked = types(&["user.session.created", "user.created", "user.**"]);
+    let status = guarded.refusal(&token, asked).await;
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(reason(&status), "TYPE_FORBIDDEN");
+    let message = status.message();
+    assert!(
+        message.contains("types user.created, user.**:"),
+        "{message}"
+    );
+
+    let filter = Filter {
+        app_ids: vec!["odd".into(), "even".into()],
+        ..Filter::default()
+    };
+    let asked = SubscribeRequest {
+        filter: Some(filter),
+        ..SubscribeRequest::default()
+    };
+    let status = guarded.refusal(&token, asked).await;
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(reason(&status), "APP_FORBIDDEN");
+    assert!(status.message().contains("even"), "{}", status.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_holds_for_the_credential_and_for_nobody_else() {
+    let (one, other) = (Token::generate().unwrap(), Token::generate().unwrap());
+    let limited = Entry {
+        streams_max: Some(1),
+        ..entry("limited", &one)
+    };
+    let entries = [limited, entry("other", &other)];
+    let guarded = Guarded::start(Options::default(), &entries).await;
+    let mut first = guarded.subscribe(&one, types(&[])).await.unwrap();
+    first.next().await;
+
+    let status = guarded.refusal(&one, types(&[])).await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(reason(&status), "LIMIT_STREAMS");
+    assert!(guarded.subscribe(&other, types(&[])).await.is_ok());
+
+    drop(first);
+    while guarded.subscribe(&one, types(&[])).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_ends_idle_busy_and_stalled_streams_with_their_cursors() {
+    let (token, kept) = (Token::generate().unwrap(), Token::generate().unwrap());
+    let entries = [entry("revoked", &token), entry("kept", &kept)];
+    let guarded = Guarded::start(Options::default(), &entries).await;
+    let idle = types(&["no.such.type"]);
+    let idle = guarded.subscribe(&token, idle).await.unwrap();
+    let busy = guarded.subscribe(&token, types(&[])).await.unwrap();
+    // Nobody reads this one until the end, and its client has room for little.
+    let narrow = Channel::builder(guarded.bridge.url().parse().unwrap());
+    let narrow = narrow.initial_stream_window_size(65_535).connect().await;
+    let narrow = EventServiceClient::new(narrow.unwrap());
+    let stalled = guarded
+        .subscribe_by(narrow.clone(), &token, types(&[]))
+        .await;
+    let stalled = stalled.unwrap();
+    // And this one not its last event, which is larger than that.
+    let last = SubscribeRequest {
+        stop: max_events(1),
+        ..types(&["user.padded"])
+    };
+    let last = guarded.subscribe_by(narrow, &token, last).await.unwrap();
+    let mut kept = guarded.subscribe(&kept, types(&[])).await.unwrap();
+    kept.next().await;
+    let busy = tokio::spawn(busy.collect());
+
+    let user = "x".repeat(100_000);
+    let padded = fixtures::batch("odd", &[("evt_padded", "user.padded", &user)]);
+    guarded.bridge.log.append(padded).await.unwrap();
+    guarded.bridge.append(1, 2_000).await;
+    guarded.file.remove("revoked").unwrap();
+    // Events go on coming meanwhile.
+    let mut number = 2_001;
+    while guarded.bridge.streams.snapshot().open > 1 {
+        guarded.bridge.append_one(number).await;
+        number += 1;
+    }
+    for collected in [
+        idle.collect().await,
+        busy.await.unwrap(),
+        stalled.collect().await,
+        last.collect().await,
+    ] {
+        let status = collected.end.clone().expect("a status");
+        assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+        assert_eq!(reason(&status), "TOKEN_INVALID");
+        assert_eq!(Some(&cursor_of(&status)), collected.cursors.last());
+    }
+    let status = guarded.refusal(&token, types(&[])).await;
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unauthenticated, "TOKEN_INVALID")
+    );
+    assert_eq!(guarded.bridge.streams.snapshot().open, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_permissions_end_a_stream_so_that_it_comes_back_for_them() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[entry("a", &token)]).await;
+    let mut stream = guarded.subscribe(&token, types(&[])).await.unwrap();
+    stream.next().await;
+
+    let scope = Scope {
+        types: Allowed::Only(vec!["user.created".into()]),
+        apps: Allowed::All,
+    };
+    let text = std::fs::read_to_string(guarded.file.path()).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let narrowed = File::new(other.path().join("credentials.toml"));
+    narrowed
+        .add(&Entry {
+            scope,
+            ..entry("a", &token)
+        })
+        .unwrap();
+    assert_ne!(std::fs::read_to_string(narrowed.path()).unwrap(), text);
+    std::fs::copy(narrowed.path(), guarded.file.path()).unwrap();
+
+    let status = stream.collect().await.end.expect("a status");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(reason(&status), "CREDENTIAL_CHANGED");
+    assert!(status.get_error_details().retry_info().is_some());
+    let status = guarded.refusal(&token, types(&["user.deleted"])).await;
+    assert_eq!(reason(&status), "TYPE_FORBIDDEN");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_token_says_so_before_and_during_a_stream() {
+    let token = Token::generate().unwrap();
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(1_500);
+    let short = Entry {
+        expires_at: Some(soon),
+        ..entry("short", &token)
+    };
+    let guarded = Guarded::start(Options::default(), &[short]).await;
+    let stream = guarded.subscribe(&token, types(&[])).await.unwrap();
+    let status = stream.collect().await.end.expect("a status");
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unauthenticated, "TOKEN_EXPIRED")
+    );
+    let status = guarded.refusal(&token, types(&[])).await;
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unauthenticated, "TOKEN_EXPIRED")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_gives_way_to_a_newer_one_and_to_nobody_else() {
+    let token = Token::generate().unwrap();
+    let options = Options {
+        calls: http2::CallLimits {
+            watches_per_address_max: 2,
+            ..http2::CallLimits::default()
+        },
+        ..Options::default()
+    };
+    let guarded = Guarded::start(options, &[entry("a", &token)]).await;
+    let channel = Channel::builder(guarded.bridge.url().parse().unwrap());
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let watch = HealthCheckRequest::default;
+    let mut oldest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(oldest.message().await.unwrap().is_some());
+    let mut second = health.watch(watch()).await.unwrap().into_inner();
+    assert!(second.message().await.unwrap().is_some());
+    let mut newest = health.watch(watch()).await.unwrap().into_inner();
+    assert!(newest.message().await.unwrap().is_some());
+    let status = oldest.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(reason(&status), "LIMIT_STREAMS");
+    // They take nothing from anybody else.
+    assert!(health.check(watch()).await.is_ok());
+    assert!(guarded.subscribe(&token, types(&[])).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_streams_without_a_credential_share_what_their_address_has() {
+    let options = Options {
+        calls: http2::CallLimits {
+            streams_per_address_max: 2,
+            ..http2::CallLimits::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(
+        options.clone(),
+        bus::Options::default(),
+        memory::Options::default(),
+    )
+    .await;
+    let subscribe = || bridge.subscribe(SubscribeRequest::default());
+    let first = subscribe().await.unwrap();
+    let _second = subscribe().await.unwrap();
+    let status = subscribe().await.err().unwrap();
+    assert_eq!(reason(&status), "LIMIT_STREAMS");
+    assert!(
+        status
+            .message()
+            .contains("`limits.grpc.streams_per_address_max`"),
+        "{status:?}"
+    );
+    drop(first);
+    while subscribe().await.is_err() {
+        tokio::task::yield_now().await;
+    }
+
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(options, &[entry("a", &token)]).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(guarded.subscribe(&token, types(&[])).await.unwrap());
+    }
+}
+
+/// The status that a call of this path gets before its first message, if there is one.
+async fn status_of(gate: &Gate, path: &str) -> Option<Status> {
+    let request = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .body(tonic::body::Body::empty())
+        .unwrap();
+    let response = gate.clone().answer(request).await;
+    Status::from_header_map(response.headers())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_row_cannot_be_called_and_what_has_one_is_answered() {
+    let bridge = Bridge::start().await;
+    let gate = &bridge.streams.connections.handler.gate;
+    let mut empty = gate.clone();
+    empty.table = &[];
+    for rpc in rpcs::TABLE {
+        let answer = status_of(gate, rpc.path).await;
+        let code = answer.map(|status| status.code());
+        assert_ne!(code, Some(Code::Unimplemented), "{}", rpc.path);
+        // Whatever could answer it.
+        let status = status_of(&empty, rpc.path).await.unwrap();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert_eq!(reason(&status), "RPC_UNKNOWN");
+    }
+    for path in [
+        "/",
+        "*",
+        "/prelude.bridge.v1.EventService/Subscribe/",
+        "/prelude.bridge.v1.EventService/subscribe",
+        "/grpc.health.v1.Health/List",
+        "/grpc.channelz.v1.Channelz/GetServers",
+    ] {
+        let status = status_of(gate, path).await.unwrap();
+        assert_eq!(reason(&status), "RPC_UNKNOWN", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_row_is_not_for_strangers() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[entry("a", &token)]).await;
+    let gate = &guarded.bridge.streams.connections.handler.gate;
+    for path in ["/", "*", "/prelude.bridge.v1.EventService/Subscribe/"] {
+        let status = status_of(gate, path).await.unwrap();
+        assert_eq!(reason(&status), "TOKEN_INVALID", "{path}");
+    }
+}

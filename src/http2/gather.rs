@@ -1,0 +1,333 @@
+//! Owns how an HTTP/2 connection's bytes reach its socket. h2 writes and flushes each DATA frame by
+//! itself, 16 KiB for most clients, and a system call for each is what fan-out to many subscribers
+//! spends most on. So writes are gathered until the connection has nothing more to say for now,
+//! and then written at once. Knows nothing of HTTP/2.
+//!
+//! Gathering does not copy: long slices of responses are recognised and kept as the shared bytes
+//! that they are, see [`Shelf`]. Their memory is the same for all subscribers, so that it is still
+//! in the CPU's caches when the kernel copies it for the next one.
+//!
+//! What gathering brings: at 100 and at 1,000 subscribers a delivery of 500 bytes took 0.22 µs of
+//! server CPU instead of 0.31 and 0.33. What keeping slices brings: 0.16 instead of 0.21.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How much is gathered before it is written in any case, in bytes: as much as a socket usually
+/// takes at once. Past that a system call costs little beside its bytes.
+const GATHERED_BYTES_MAX: usize = 256 * 1024;
+
+/// How many slices one system call is given. More bring nothing: with frames of 16 KiB, each a
+/// header and a slice, this is twice what is gathered.
+const SLICES_MAX: usize = 64;
+
+/// Slices that are shorter are copied, in bytes: a copy costs less than an entry of its own.
+const KEPT_BYTES_MIN: usize = 1024;
+
+/// What is allocated for the first slices: enough for the headers and slices of most turns.
+const PIECES_AT_FIRST: usize = 16;
+const COPIED_BYTES_AT_FIRST: usize = 512;
+
+/// The socket as h2 sees it: a flush only promises.
+pub(super) struct Gather<IO>(Arc<Mutex<Inner<IO>>>);
+
+/// Keeps the promise. See [`Flusher::poll_flush`].
+pub(super) struct Flusher<IO>(Arc<Mutex<Inner<IO>>>);
+
+/// Where a response puts the shared bytes that it is about to show to h2 as plain slices, so that
+/// the same slices, when they come to be written a moment later, can be kept without a copy. One
+/// for each connection. Forgetting to put something there costs a copy and nothing else.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shelf(Arc<Mutex<Vec<Bytes>>>);
+
+struct Inner<IO> {
+    io: IO,
+    shelf: Shelf,
+    /// What was gathered, in order, up to `copied`.
+    pieces: VecDeque<Bytes>,
+    /// What was gathered last and had to be copied. Empty, it holds no memory: an idle connection
+    /// has none.
+    copied: BytesMut,
+    /// All of it, in bytes.
+    gathered: usize,
+}
+
+/// Splits a socket into what h2 is given and what whoever polls h2 must flush after each poll.
+pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
+    let inner = Arc::new(Mutex::new(Inner {
+        io,
+        shelf,
+        pieces: VecDeque::new(),
+        copied: BytesMut::new(),
+        gathered: 0,
+    }));
+    (Gather(Arc::clone(&inner)), Flusher(inner))
+}
+
+/// Only ever taken within one task's poll, so nobody waits for it.
+fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shelf {
+    /// Puts there what is shown now, in place of what was shown before.
+    pub(super) fn show<'a>(&self, parts: impl Iterator<Item = &'a Bytes>) {
+        let mut kept = parts.filter(|part| part.len() >= KEPT_BYTES_MIN).peekable();
+        if kept.peek().is_some() {
+            let mut shown = lock(&self.0);
+            shown.clear();
+            shown.extend(kept.cloned());
+        }
+    }
+
+    /// Lets go of everything.
+    fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// The shared bytes that a slice is a part of.
+    fn find(&self, slice: &[u8]) -> Option<Bytes> {
+        let slice_at = slice.as_ptr_range();
+        let shown = lock(&self.0);
+        let mut holding = shown.iter().filter(|part| {
+            let part_at = part.as_ptr_range();
+            part_at.start <= slice_at.start && slice_at.end <= part_at.end
+        });
+        holding.next().map(|part| part.slice_ref(slice))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Flusher<IO> {
+    /// Writes what was gathered. Pending when the socket takes no more for now, in which case the
+    /// task is woken once it does.
+    pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = lock(&self.0);
+        ready!(inner.poll_drain(context))?;
+        Pin::new(&mut inner.io).poll_flush(context)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Inner<IO> {
+    fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.close_copied();
+        while self.gathered > 0 {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(piece);
+                count += 1;
+            }
+            let slices = slices.get(..count).unwrap_or_default();
+            match ready!(Pin::new(&mut self.io).poll_write_vectored(context, slices))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.advance(written),
+            }
+        }
+        self.pieces = VecDeque::new();
+        self.copied = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Lets go of what was written.
+    fn advance(&mut self, mut written: usize) {
+        self.gathered = self.gathered.saturating_sub(written);
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.pieces.pop_front();
+        }
+    }
+
+    /// What was copied becomes a piece, after which another can come.
+    fn close_copied(&mut self) {
+        if !self.copied.is_empty() {
+            self.pieces.push_back(self.copied.split().freeze());
+        }
+    }
+
+    fn push(&mut self, slice: &[u8]) {
+        if self.gathered == 0 {
+            self.pieces.reserve(PIECES_AT_FIRST);
+            self.copied.reserve(COPIED_BYTES_AT_FIRST);
+        }
+        self.gathered += slice.len();
+        let kept = if slice.len() < KEPT_BYTES_MIN {
+            None
+        } else {
+            self.shelf.find(slice)
+        };
+        match kept {
+            Some(kept) => {
+                self.close_copied();
+                self.pieces.push_back(kept);
+            }
+            None => self.copied.extend_from_slice(slice),
+        }
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Gather<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = lock(&self.0);
+        let bytes = slices.iter().map(|slice| slice.len()).sum();
+        if inner.gathered + bytes > GATHERED_BYTES_MAX {
+            ready!(inner.poll_drain(context))?;
+        }
+        for slice in slices {
+            inner.push(slice);
+        }
+        inner.shelf.clear();
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = lock(&self.0);
+        ready!(inner.poll_drain(context))?;
+        Pin::new(&mut inner.io).poll_shutdown(context)
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Gather<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut lock(&self.0).io).poll_read(context, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    async fn flush(flusher: &Flusher<DuplexStream>) {
+        poll_fn(|context| flusher.poll_flush(context))
+            .await
+            .unwrap();
+    }
+
+    /// What has arrived, without waiting.
+    fn arrived(client: &mut DuplexStream) -> usize {
+        let mut space = vec![0; 1 << 20];
+        let mut buffer = ReadBuf::new(&mut space);
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = Pin::new(client).poll_read(&mut context, &mut buffer);
+        buffer.filled().len()
+    }
+
+    #[tokio::test]
+    async fn small_writes_travel_together_once_they_are_flushed() {
+        let (mut client, server) = duplex(1 << 20);
+        let (mut gather, flusher) = gather(server, Shelf::default());
+        for _ in 0..3 {
+            gather.write_all(&[7; 1000]).await.unwrap();
+            gather.flush().await.unwrap();
+        }
+        assert_eq!(arrived(&mut client), 0);
+        flush(&flusher).await;
+        assert_eq!(arrived(&mut client), 3000);
+        let inner = lock(&gather.0);
+        assert_eq!((inner.pieces.capacity(), inner.copied.capacity()), (0, 0));
+    }
+
+    /// What h2 does with a frame: shows its slices, and writes them.
+    async fn write_shown(gather: &mut Gather<DuplexStream>, shelf: &Shelf, slices: &[&Bytes]) {
+        shelf.show(slices.iter().copied());
+        let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+        let all: usize = slices.iter().map(|slice| slice.len()).sum();
+        assert_eq!(gather.write_vectored(&slices).await.unwrap(), all);
+        assert!(lock(&gather.0).gathered <= GATHERED_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn what_was_shown_is_kept_and_all_else_is_copied_in_order() {
+        let (mut client, server) = duplex(1 << 20);
+        let shelf = Shelf::default();
+        let (mut gather, flusher) = gather(server, shelf.clone());
+        let block = Bytes::from((0..80_000).map(|at| (at % 251) as u8).collect::<Vec<u8>>());
+        let (one, two) = (block.slice(..20_000), block.slice(20_000..));
+        let (short, head) = (Bytes::from_static(&[1; 60]), Bytes::from_static(b"head"));
+        write_shown(&mut gather, &shelf, &[&head, &one]).await;
+        write_shown(&mut gather, &shelf, &[&head, &short, &two]).await;
+        assert_eq!(lock(&gather.0).pieces.len(), 4, "two heads and two slices");
+        assert!(lock(&shelf.0).is_empty(), "nothing is held for longer");
+        // Not shown: copied.
+        gather.write_all(&one).await.unwrap();
+        let mut expected = Vec::new();
+        for slice in [&head, &one, &head, &short, &two, &one] {
+            expected.extend_from_slice(slice);
+        }
+        // More than is gathered.
+        for _ in 0..5 {
+            write_shown(&mut gather, &shelf, &[&head, &block]).await;
+            expected.extend_from_slice(&head);
+            expected.extend_from_slice(&block);
+        }
+        flush(&flusher).await;
+        let mut got = vec![0; expected.len()];
+        client.read_exact(&mut got).await.unwrap();
+        assert!(got == expected);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_takes_no_more_holds_the_writer_up() {
+        let (mut client, server) = duplex(1024);
+        let (mut gather, flusher) = gather(server, Shelf::default());
+        let writing = tokio::spawn(async move {
+            for _ in 0..100 {
+                gather.write_all(&[1; 10_000]).await.unwrap();
+            }
+            flush(&flusher).await;
+        });
+        let mut got = vec![0; 1_000_000];
+        client.read_exact(&mut got).await.unwrap();
+        writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_loses_nothing() {
+        let (mut client, server) = duplex(1 << 20);
+        let (mut gather, _flusher) = gather(server, Shelf::default());
+        gather.write_all(b"last words").await.unwrap();
+        gather.shutdown().await.unwrap();
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "last words");
+    }
+}

@@ -1,0 +1,225 @@
+//! Owns the connections of subscribers: HTTP/2, and HTTP/1.1 for pages. How long they may stay, how
+//! many frames a client may send, how responses reach it as its windows allow, and what may wait for
+//! its socket. Knows no RPCs and no statuses: a [`RequestHandler`] answers requests, and says with which
+//! trailers a stream ends.
+
+mod calls;
+mod connection;
+mod frame_budget;
+mod gather;
+mod http1;
+mod piece;
+mod sending;
+mod stream;
+mod tenure;
+mod unsent;
+
+use std::{error::Error, fmt, io::Cursor, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use self::calls::{Calls, Kind, NoSlot};
+use self::tenure::{Tenure, Timeouts};
+pub use self::{calls::Limits as CallLimits, frame_budget::Limits as FrameLimits};
+use crate::{
+    credentials::{Credentials, Grant},
+    metrics::Closure,
+    net::{
+        fair::Fair,
+        quiet::Quiet,
+        slots::{Full, Standing},
+        tap::Tapped,
+        tls::ClientCertificate,
+    },
+    subscription::{CursorSession, Failure},
+};
+
+/// The limits of connections and of what is sent over them.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a connection may take to show a credential, where there are credentials.
+    pub credential_timeout: Duration,
+    /// How long a connection may stay on which nothing is called.
+    pub idle_timeout: Duration,
+    /// How many streams of a connection the server may have to reset because of the client.
+    pub local_error_resets_max: usize,
+    /// How many streams a client may reset before the server has looked at them.
+    pub pending_accept_resets_max: usize,
+    /// How many streams one connection may have: what load balancers and clients expect.
+    pub streams_per_connection_max: u32,
+    /// How much a request's headers may weigh, in bytes.
+    pub header_bytes_max: u32,
+    /// How large a request may be, in bytes: a filter with all the entries that are allowed fits.
+    pub request_bytes_max: usize,
+    /// How large a response gets, in bytes, unless a single event is larger.
+    pub response_bytes_max: usize,
+    /// How much of a connection's responses may wait for its socket, in bytes.
+    pub unsent_bytes_max: usize,
+    /// How many frames a client may send.
+    pub frames: FrameLimits,
+    /// How long a client may take to begin speaking.
+    pub header_timeout: Duration,
+    /// How often a connection is asked whether it is alive.
+    pub ping_interval: Duration,
+    /// How long it has to answer.
+    pub ping_timeout: Duration,
+    /// How long a client may take for a message, or for 1 KiB of it, before it counts as slow.
+    pub slow_consumer_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            credential_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(900),
+            local_error_resets_max: 128,
+            pending_accept_resets_max: 20,
+            streams_per_connection_max: 100,
+            header_bytes_max: 16 * 1024,
+            request_bytes_max: 64 * 1024,
+            response_bytes_max: 256 * 1024,
+            unsent_bytes_max: 1024 * 1024,
+            frames: FrameLimits::default(),
+            header_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(20),
+            slow_consumer_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Answers the requests of connections, in the protocol that is spoken above HTTP.
+pub(crate) trait RequestHandler: Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
+
+    /// Answers a request. Its [`Caller`] is among its extensions.
+    fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer<Self::Body>> + Send
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display;
+
+    /// The trailers that end a stream.
+    fn trailers(&self, end: &Result<(), Failure>) -> HeaderMap;
+
+    /// Why a body that never ends is ended when the server drains.
+    fn drained(&self) -> Failure;
+}
+
+/// What a request is answered with.
+pub(crate) struct Answer<B> {
+    /// The head, and what is sent unless there is a session.
+    pub(crate) response: Response<B>,
+    /// What is sent in place of the body: HTTP/2 gives it the room that the client has.
+    pub(crate) session: Option<Box<CursorSession>>,
+    /// What admitted the caller: the body ends with it.
+    pub(crate) grant: Option<Grant>,
+}
+
+/// Serves the connections of subscribers.
+pub(crate) struct Connections<H> {
+    pub(crate) handler: H,
+    pub(crate) options: Options,
+    pub(crate) credentials: Credentials,
+    /// Which closed connections are still said in the log.
+    pub(crate) quiet: Arc<Quiet>,
+    /// Cancelled when the server begins to drain.
+    pub(crate) draining: CancellationToken,
+    /// The streams, which outlive the connection's own task by a moment.
+    pub(crate) streams: TaskTracker,
+}
+
+impl<H: RequestHandler> Connections<H> {
+    /// Serves one connection until it ends. Says what it was closed for, if it was.
+    pub(crate) async fn serve<IO>(self: &Arc<Self>, io: IO, caller: Caller) -> Option<Closure>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (mut reader, writer) = tokio::io::split(Tapped::new(io, Fair));
+        // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
+        let mut start = [0; 2];
+        match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return None,
+            Err(_) => return Some(Closure::Silent),
+        }
+        let reader = AsyncReadExt::chain(Cursor::new(start), reader);
+        let io = tokio::io::join(reader, writer);
+        if start == *b"PR" {
+            self.serve_http2(io, caller).await
+        } else {
+            Box::pin(self.serve_http1(io, caller)).await
+        }
+    }
+
+    /// How long a connection may stay.
+    fn tenure(&self, caller: &Caller) -> Tenure {
+        let timeouts = Timeouts {
+            credential: self.options.credential_timeout,
+            idle: self.options.idle_timeout,
+        };
+        Tenure::new(timeouts, caller.standing.clone(), self.credentials.clone())
+    }
+}
+
+/// Who is on the other side of a connection, as far as the connection shows it. It is an extension
+/// of each of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it calls from; for the operator's log only, as there may be a proxy between.
+    pub address: SocketAddr,
+    /// What its certificate says, where it showed one.
+    pub certificate: Option<ClientCertificate>,
+    /// Whether its connection keeps its place when there is no room for a new one.
+    pub standing: Standing,
+}
+
+impl From<SocketAddr> for Caller {
+    /// A caller without a certificate.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            certificate: None,
+            standing: Standing::default(),
+        }
+    }
+}
+
+/// What a plain connection is told for which there is no room: settings, with which a server has to
+/// begin (RFC 9113, section 3.4), and a GOAWAY (section 6.8) with the reason in words, which most
+/// clients put into their error.
+#[must_use]
+pub fn refusal(full: Full) -> Vec<u8> {
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: u8 = 7;
+    const NO_FLAGS: u8 = 0;
+    const NO_STREAM: [u8; 4] = [0; 4];
+    const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
+    let reason: &[u8] = match full {
+        Full::Total => b"the server has its maximum of connections; retry later",
+        Full::Address => {
+            b"your address has its maximum of connections; close some, or ask the operator to raise \
+              limits.grpc.connections_per_address_max or to name a shared proxy in grpc_proxies"
+        }
+    };
+    let length = NO_STREAM.len() + ENHANCE_YOUR_CALM.len() + reason.len();
+    let [_, length @ ..] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [
+        &EMPTY_SETTINGS[..],
+        &length,
+        &[GOAWAY, NO_FLAGS],
+        // The connection as a whole, and that no stream was looked at.
+        &NO_STREAM,
+        &NO_STREAM,
+        &ENHANCE_YOUR_CALM,
+        reason,
+    ]
+    .concat()
+}

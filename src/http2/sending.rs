@@ -1,0 +1,430 @@
+//! Owns how responses reach a client over HTTP/2, as its windows allow. Responses are made to fit
+//! the room that there is. A message that is larger goes out in pieces, the first of them at once:
+//! some clients open their windows only after they have seen how long it is. Nothing is buffered for
+//! a client that does not read, and such a client is ended with a status and its cursor, which need
+//! no room.
+
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+
+use bytes::{Buf as _, Bytes};
+use h2::{Reason, SendStream};
+use http_body::Body;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Options, RequestHandler,
+    gather::Shelf,
+    piece::Piece,
+    unsent::{Share, Unsent},
+};
+use crate::{
+    credentials::Grant,
+    subscription::{Failure, Response, Session, Source, Step},
+};
+
+/// How long a client without room keeps the blocks that it was about to get in memory.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a client without room gets to make some once the server drains.
+const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How much of a message a client has to take within `slow_consumer_timeout` at least, in bytes,
+/// unless less is left of it. This is 17 bytes a second with the default.
+const PROGRESS_BYTES_MIN: usize = 1_024;
+
+/// One response stream and what it is bound by.
+pub(super) struct Sender<'a, H> {
+    pub(super) handler: &'a H,
+    pub(super) options: &'a Options,
+    pub(super) draining: &'a CancellationToken,
+    pub(super) unsent: &'a Unsent,
+    pub(super) shelf: &'a Shelf,
+    pub(super) send: &'a mut SendStream<Piece>,
+}
+
+/// The client reset the stream, or the connection is gone: there is nobody to tell anything.
+pub(super) struct Gone;
+
+/// How many bytes can be sent, and the share of what may be unsent that they are to hold.
+struct Room {
+    bytes: usize,
+    share: Share,
+}
+
+/// Until when a client has to take something. There is one for each response.
+struct Patience {
+    timeout: Duration,
+    deadline: Instant,
+    /// The deadline cannot be moved past this.
+    latest: Option<Instant>,
+    /// What the client took since the deadline was moved, in bytes.
+    taken: usize,
+}
+
+impl Patience {
+    fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            deadline: Instant::now() + timeout,
+            latest: None,
+            taken: 0,
+        }
+    }
+
+    /// The client has taken so many bytes more.
+    fn took(&mut self, bytes: usize) {
+        self.taken = self.taken.saturating_add(bytes);
+        if self.taken >= PROGRESS_BYTES_MIN {
+            self.taken = 0;
+            self.deadline = Instant::now() + self.timeout;
+            self.clip();
+        }
+    }
+
+    /// Whatever the client takes from now on, there is little time for it.
+    fn hurry(&mut self) {
+        self.latest
+            .get_or_insert_with(|| Instant::now() + DRAIN_ROOM_TIMEOUT);
+        self.clip();
+    }
+
+    /// Resolves when even who takes enough has no time left.
+    async fn hurried_over(&self) {
+        match self.latest {
+            Some(latest) => sleep_until(latest).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn clip(&mut self) {
+        if let Some(latest) = self.latest {
+            self.deadline = self.deadline.min(latest);
+        }
+    }
+}
+
+impl<H: RequestHandler> Sender<'_, H> {
+    /// Sends the responses of a session, each as large as the client has room for.
+    pub(super) async fn session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+        loop {
+            tokio::select! {
+                biased;
+                () = session.ready() => {}
+                _ = poll_fn(|context| self.send.poll_reset(context)) => return Err(Gone),
+            }
+            let wanted = session.response_bytes_min();
+            if wanted == 0 {
+                // Only the end is left, and trailers need no room.
+                return self.end_session(session);
+            }
+            // Most responses have room at once.
+            let mut patience = None;
+            let room = self.room(&mut session, wanted, &mut patience).await?;
+            let Some(mut room) = room else {
+                return self.end_session(session);
+            };
+            match session.take(room.bytes) {
+                // It had to let go of what it had found, and finds it again. Other streams of the
+                // connection must not wait for the room that is not used now.
+                None => self.send.reserve_capacity(0),
+                Some(Step::Response(response)) => {
+                    let (events, bytes) = (response.events, response.remaining());
+                    if bytes <= room.bytes {
+                        room.share.shrink_to(bytes);
+                        self.send_piece(response, room.share)?;
+                    } else {
+                        session.split(response);
+                        let pieces = self.pieces(&mut session, room, &mut patience);
+                        if Box::pin(pieces).await?.is_none() {
+                            return self.end_session(session);
+                        }
+                    }
+                    session.sent(events, bytes);
+                    // What is held back from the connection's other streams is given back.
+                    self.send.reserve_capacity(0);
+                    if session.reads_history() {
+                        // Who has a lot to read lets what is live go first, after each response.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Some(Step::End(end)) => return self.end(&end),
+            }
+        }
+    }
+
+    /// Sends the response that the session has split, as room comes. `None` if the session has
+    /// ended meanwhile.
+    async fn pieces<S: Source>(
+        &mut self,
+        session: &mut Session<S>,
+        mut room: Room,
+        patience: &mut Option<Patience>,
+    ) -> Result<Option<()>, Gone> {
+        let patience = self.begun(patience);
+        loop {
+            let piece = tokio::select! {
+                piece = session.piece(room.bytes) => piece,
+                _ = poll_fn(|context| self.send.poll_reset(context)) => return Err(Gone),
+            };
+            let Some(piece) = piece else {
+                return Ok(None);
+            };
+            patience.took(piece.remaining());
+            room.share.shrink_to(piece.remaining());
+            self.send_piece(piece, room.share)?;
+            let left = session.rest_bytes();
+            if left == 0 {
+                return Ok(Some(()));
+            }
+            let bytes_max = left.min(self.options.response_bytes_max);
+            self.send.reserve_capacity(bytes_max);
+            // Also where there is room already: the end must not wait for the end of the message.
+            match self.later_room(session, left, bytes_max, patience).await? {
+                Some(more) => room = more,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn send_piece(&mut self, piece: Response, share: Share) -> Result<(), Gone> {
+        let piece = Piece::new(piece, share, self.shelf.clone());
+        self.send.send_data(piece, false).map_err(|_| Gone)
+    }
+
+    /// The patience with a client, which begins when it is first needed.
+    fn begun<'p>(&self, patience: &'p mut Option<Patience>) -> &'p mut Patience {
+        patience.get_or_insert_with(|| Patience::new(self.options.slow_consumer_timeout))
+    }
+
+    /// Takes room, for `wanted` bytes or for less, as soon as the client has some. `None` if the
+    /// session has ended meanwhile.
+    async fn room<S: Source>(
+        &mut self,
+        session: &mut Session<S>,
+        wanted: usize,
+        patience: &mut Option<Patience>,
+    ) -> Result<Option<Room>, Gone> {
+        let bytes_max = self.options.response_bytes_max.max(wanted);
+        self.send.reserve_capacity(bytes_max);
+        if let Some(room) = self.try_room(wanted, bytes_max) {
+            return Ok(Some(room));
+        }
+        let patience = self.begun(patience);
+        // In memory of its own: most streams never wait for room.
+        Box::pin(self.later_room(session, wanted, bytes_max, patience)).await
+    }
+
+    /// Waits for the room that was reserved.
+    async fn later_room<S: Source>(
+        &mut self,
+        session: &mut Session<S>,
+        wanted: usize,
+        bytes_max: usize,
+        patience: &mut Patience,
+    ) -> Result<Option<Room>, Gone> {
+        let draining = session.draining().clone();
+        let holds_since = session.holds_since().unwrap_or_else(Instant::now);
+        let mut parked = pin!(sleep_until(holds_since + PARK_AFTER));
+        let mut is_parked = false;
+        let mut hurried = false;
+        let mut coming = pin!(self.coming_room(wanted, bytes_max));
+        loop {
+            tokio::select! {
+                biased;
+                () = draining.cancelled(), if !hurried => {
+                    hurried = true;
+                    session.begin_draining();
+                    patience.hurry();
+                }
+                () = session.revoked() => return Ok(None),
+                () = patience.hurried_over() => {
+                    session.give_up(patience.timeout);
+                    return Ok(None);
+                }
+                room = &mut coming => return room.map(Some),
+                () = sleep_until(patience.deadline) => {
+                    session.give_up(patience.timeout);
+                    return Ok(None);
+                }
+                () = &mut parked, if !is_parked => {
+                    is_parked = true;
+                    session.park();
+                }
+            }
+        }
+    }
+
+    /// The room that there is now, of what was reserved.
+    fn try_room(&self, wanted: usize, bytes_max: usize) -> Option<Room> {
+        let capacity = self.send.capacity().min(bytes_max);
+        if capacity == 0 {
+            return None;
+        }
+        let share = self.unsent.try_hold(wanted.min(capacity), capacity)?;
+        let bytes = capacity.min(share.bytes());
+        Some(Room { bytes, share })
+    }
+
+    /// Waits until there is some.
+    async fn coming_room(&mut self, wanted: usize, bytes_max: usize) -> Result<Room, Gone> {
+        loop {
+            if let Some(room) = self.try_room(wanted, bytes_max) {
+                return Ok(room);
+            }
+            let capacity = self.send.capacity().min(bytes_max);
+            if capacity == 0 {
+                more_room(self.send, true).await?;
+                continue;
+            }
+            let share = tokio::select! {
+                share = self.unsent.hold(wanted.min(capacity)) => share,
+                more = more_room(self.send, false) => {
+                    more?;
+                    continue;
+                }
+            };
+            // A client may have taken room back.
+            let bytes = capacity.min(self.send.capacity()).min(share.bytes());
+            if bytes > 0 {
+                return Ok(Room { bytes, share });
+            }
+        }
+    }
+
+    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
+    /// caller's credential, and when the server drains, a moment after it could say so.
+    pub(super) async fn body(&mut self, body: H::Body, grant: Option<Grant>) -> Result<(), Gone> {
+        let draining = self.draining.clone();
+        let mut over = pin!(async {
+            draining.cancelled().await;
+            sleep(DRAIN_ROOM_TIMEOUT).await;
+        });
+        let mut revoked = pin!(async {
+            match grant {
+                Some(grant) => grant.ended().await,
+                None => std::future::pending().await,
+            }
+        });
+        let handler = self.handler;
+        let failure = tokio::select! {
+            sent = self.frames(body) => return sent,
+            ended = &mut revoked => Failure::CredentialEnded { ended, cursor: None },
+            () = &mut over => handler.drained(),
+        };
+        self.end(&Err(failure))
+    }
+
+    async fn frames(&mut self, body: H::Body) -> Result<(), Gone> {
+        let mut body = pin!(body);
+        loop {
+            let frame = tokio::select! {
+                frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
+                _ = poll_fn(|context| self.send.poll_reset(context)) => return Err(Gone),
+            };
+            let frame = match frame {
+                None => {
+                    let end = self.send.send_data(Piece::default(), true);
+                    return end.map_err(|_| Gone);
+                }
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a response failed");
+                    self.send.send_reset(Reason::INTERNAL_ERROR);
+                    return Err(Gone);
+                }
+            };
+            match frame.into_data() {
+                Ok(bytes) => self.bytes(bytes).await?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return self.send.send_trailers(trailers).map_err(|_| Gone);
+                }
+            }
+        }
+    }
+
+    /// Sends bytes of a body, as room comes.
+    async fn bytes(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
+        let mut patience = Patience::new(self.options.slow_consumer_timeout);
+        while !bytes.is_empty() {
+            let bytes_max = bytes.len().min(self.options.response_bytes_max);
+            self.send.reserve_capacity(bytes_max);
+            let room = tokio::select! {
+                room = self.coming_room(bytes.len(), bytes_max) => Some(room?),
+                () = sleep_until(patience.deadline) => None,
+            };
+            let Some(mut room) = room else {
+                self.send.send_reset(Reason::CANCEL);
+                return Err(Gone);
+            };
+            let piece = bytes.split_to(room.bytes.min(bytes.len()));
+            patience.took(piece.len());
+            room.share.shrink_to(piece.len());
+            self.send_piece(piece.into(), room.share)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a stream whose session has ended.
+    fn end_session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+        match session.take(0) {
+            Some(Step::End(end)) => self.end(&end),
+            Some(Step::Response(_)) | None => Err(Gone),
+        }
+    }
+
+    fn end(&mut self, end: &Result<(), Failure>) -> Result<(), Gone> {
+        let trailers = self.handler.trailers(end);
+        self.send.send_trailers(trailers).map_err(|_| Gone)
+    }
+}
+
+/// Resolves when the client has made room, if that is wanted, or fails when it has reset the stream.
+async fn more_room(send: &mut SendStream<Piece>, wanted: bool) -> Result<(), Gone> {
+    poll_fn(|context| {
+        if send.poll_reset(context).is_ready() {
+            return Poll::Ready(Err(Gone));
+        }
+        if !wanted {
+            return Poll::Pending;
+        }
+        send.poll_capacity(context).map(|more| match more {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(_)) | None => Err(Gone),
+        })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_has_time_again_and_who_takes_less_has_not() {
+        let mut patience = Patience::new(TIMEOUT);
+        let first = patience.deadline;
+        tokio::time::advance(TIMEOUT / 2).await;
+        patience.took(PROGRESS_BYTES_MIN - 1);
+        assert_eq!(patience.deadline, first);
+        patience.took(1);
+        assert_eq!(patience.deadline, first + TIMEOUT / 2);
+        patience.took(PROGRESS_BYTES_MIN - 1);
+        assert_eq!(patience.deadline, first + TIMEOUT / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_does_not_hold_up_a_drain() {
+        let mut patience = Patience::new(TIMEOUT);
+        patience.hurry();
+        let latest = Instant::now() + DRAIN_ROOM_TIMEOUT;
+        assert_eq!(patience.deadline, latest);
+        tokio::time::advance(DRAIN_ROOM_TIMEOUT / 2).await;
+        patience.hurry();
+        patience.took(usize::MAX);
+        assert_eq!(patience.deadline, latest);
+    }
+}

@@ -1,0 +1,87 @@
+//! Owns why a subscription does not begin, or ends before its client wanted it to, each with the
+//! word that logs, metrics and statuses have for it. Knows no statuses.
+
+use std::time::Duration;
+
+use crate::{
+    credentials::{Ended, QuotaReached},
+    event::Cursor,
+    log::CursorFault,
+};
+
+/// Why a stream ends, or does not begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// A cursor in the request does not belong to this log.
+    CursorForeign {
+        /// The field's path.
+        field: &'static str,
+        /// Why not.
+        fault: CursorFault,
+        /// Where the log ends.
+        head: Cursor,
+    },
+    /// Retention has removed events after the place to continue from.
+    CursorExpired {
+        /// The cursor before the oldest event that is left.
+        earliest: Cursor,
+        /// The cursor of the newest event.
+        head: Cursor,
+    },
+    /// The credential that admitted the caller is no longer valid.
+    CredentialEnded {
+        /// Why.
+        ended: Ended,
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+    /// The credential has as many streams as it may.
+    Quota(QuotaReached),
+    /// The server has as many streams as it may.
+    Streams {
+        /// The limit.
+        streams_max: usize,
+    },
+    /// The client read too little for too long.
+    SlowConsumer {
+        /// How long.
+        waited: Duration,
+        /// The place to resume from.
+        cursor: Cursor,
+    },
+    /// The server is about to shut down.
+    Draining {
+        /// How long to wait before reconnecting.
+        retry_after: Duration,
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+    /// The log cannot be read. The operator's log says why.
+    LogUnavailable {
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
+}
+
+impl Failure {
+    /// The reason's name in logs, metrics and statuses.
+    #[must_use]
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::CursorForeign { fault, .. } => match fault {
+                CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
+                CursorFault::Ahead { .. } => "CURSOR_AHEAD",
+            },
+            Self::CursorExpired { .. } => "CURSOR_EXPIRED",
+            Self::CredentialEnded { ended, .. } => match ended {
+                Ended::Revoked => "TOKEN_INVALID",
+                Ended::Expired => "TOKEN_EXPIRED",
+                Ended::Changed => "CREDENTIAL_CHANGED",
+            },
+            Self::Quota(_) | Self::Streams { .. } => "LIMIT_STREAMS",
+            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
+            Self::Draining { .. } => "DRAINING",
+            Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Owns subscriptions: which events a client wants, how far it is, what it is sent next, and why its
+//! stream ends. Knows no connections and no statuses: whoever has a connection asks a [`Session`]
+//! what to send, and whoever speaks a protocol says what a [`Failure`] is in it.
+
+mod cursor;
+mod failure;
+mod notice;
+mod pace;
+mod permit;
+mod plan;
+mod registry;
+mod response;
+mod rest;
+mod session;
+mod source;
+mod start;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::registry::Snapshot;
+use self::{cursor::CursorSource, pace::Pace, registry::Registry};
+pub(crate) use self::{
+    failure::Failure,
+    permit::Permit,
+    plan::{OnExpired, Plan, StartAt, StopAt},
+    response::Response,
+    session::{Session, Step},
+    source::Source,
+};
+use crate::{
+    bus::Bus,
+    event::{Cursor, Sequence},
+    log::{self, Log, ReadError},
+    metrics::Metrics,
+    proto,
+};
+
+/// The limits of subscriptions.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many streams may be open in all.
+    pub streams_max: usize,
+    /// Over how long the reconnections of all clients are spread when the server drains.
+    pub drain_retry_spread: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            streams_max: 10_000,
+            drain_retry_spread: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A session of a client that keeps its own place in the log.
+pub(crate) type CursorSession = Session<CursorSource>;
+
+/// All subscriptions to a log and the bus that follows it.
+pub(crate) struct Subscriptions {
+    options: Options,
+    log: Arc<dyn Log>,
+    bus: Arc<Bus>,
+    registry: Arc<Registry>,
+    pace: Pace,
+    /// Cancelled when the server begins to drain.
+    draining: CancellationToken,
+}
+
+impl Subscriptions {
+    /// None is open yet. All end when `draining` is cancelled.
+    pub(crate) fn new(
+        options: Options,
+        log: Arc<dyn Log>,
+        bus: Arc<Bus>,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+    ) -> Arc<Self> {
+        let registry = Arc::new(Registry::new(options.streams_max, metrics));
+        Arc::new(Self {
+            options,
+            log,
+            bus,
+            registry,
+            pace: Pace::default(),
+            draining,
+        })
+    }
+
+    /// Opens a subscription for a caller at `peer` with the credential of this name.
+    ///
+    /// # Errors
+    /// The [`Failure`] to answer with, before any response.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        plan: Plan,
+        permit: Permit,
+        peer: Option<SocketAddr>,
+        credential: &str,
+    ) -> Result<CursorSession, Failure> {
+        let mut registration = self.registry.admit(peer, credential, &plan.client_name)?;
+        let progress_interval = plan.progress_interval;
+        match CursorSource::open(Arc::clone(self), plan).await {
+            Ok((source, notices)) => Ok(Session::new(
+                Arc::clone(self),
+                source,
+                notices,
+                progress_interval,
+                permit,
+                registration,
+            )),
+            Err(failure) => {
+                registration.ended(&Err(failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// What can be seen of all streams now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.registry.snapshot(self.bus.head())
+    }
+
+    /// The ends of the log, as the contract has them.
+    pub(crate) fn log_range(&self) -> proto::LogRange {
+        notice::log_range(self.log.lineage(), &self.range())
+    }
+
+    /// Why a stream ends now that the server drains.
+    pub(crate) fn drained(&self, cursor: Option<Cursor>) -> Failure {
+        Failure::Draining {
+            retry_after: jitter(self.options.drain_retry_spread),
+            cursor,
+        }
+    }
+
+    /// The ends of the log. A block is on the bus a moment before the log's range has it, and a
+    /// client that was quick may already have its cursor.
+    fn range(&self) -> log::Range {
+        let mut range = self.log.range();
+        range.head = range.head.max(self.bus.head());
+        range
+    }
+
+    /// Checks that a cursor belongs to the log.
+    fn check(
+        &self,
+        field: &'static str,
+        cursor: Cursor,
+        range: &log::Range,
+    ) -> Result<Sequence, Failure> {
+        let lineage = self.log.lineage();
+        lineage
+            .check(cursor, range.head)
+            .map_err(|fault| Failure::CursorForeign {
+                field,
+                fault,
+                head: lineage.cursor(range.head),
+            })
+    }
+
+    /// What to answer when the log cannot be read; the operator gets the cause.
+    fn unreadable(error: &ReadError, cursor: Option<Cursor>) -> Failure {
+        tracing::error!(%error, "a stream ends because the log cannot be read");
+        Failure::LogUnavailable { cursor }
+    }
+}
+
+/// A random part of a duration, so that clients that are told to come back do not come together.
+fn jitter(over: Duration) -> Duration {
+    // Without a source of randomness the middle is as good as anything.
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    over.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnections_are_spread_over_the_whole_time_and_no_more() {
+        let over = Duration::from_secs(4);
+        let quarters = (0..1_000).map(|_| {
+            let delay = jitter(over);
+            assert!(delay <= over);
+            delay.as_millis().min(3_999) / 1_000
+        });
+        let seen: std::collections::HashSet<u128> = quarters.collect();
+        assert_eq!(seen.len(), 4);
+        assert_eq!(jitter(Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,46 @@
+//! Owns what lets one stream go on: its place under the quota of its credential, and the news of the
+//! credential's end.
+
+use futures_util::future::{BoxFuture, poll_immediate};
+
+use super::Failure;
+use crate::{
+    credentials::{Ended, Grant, Place},
+    net::slots::Slot,
+};
+
+/// Held by a session for as long as it lasts.
+pub(crate) struct Permit {
+    _place: Place,
+    _slot: Option<Slot>,
+    ended: BoxFuture<'static, Ended>,
+}
+
+impl Permit {
+    /// Takes a place under the grant's quota. A slot that the stream also occupies is given back
+    /// together with the place.
+    ///
+    /// # Errors
+    /// The credential's quota is used up.
+    pub(crate) fn new(grant: &Grant, slot: Option<Slot>) -> Result<Self, Failure> {
+        let place = grant.enter().map_err(Failure::Quota)?;
+        let grant = grant.clone();
+        // Made once and kept: waking thousands of streams must not register thousands of timers.
+        let ended = Box::pin(async move { grant.ended().await });
+        Ok(Self {
+            _place: place,
+            _slot: slot,
+            ended,
+        })
+    }
+
+    /// Resolves when the credential ends. Once it has, do not ask again.
+    pub(super) async fn ended(&mut self) -> Ended {
+        self.ended.as_mut().await
+    }
+
+    /// Whether it has.
+    pub(super) async fn has_ended(&mut self) -> Option<Ended> {
+        poll_immediate(self.ended.as_mut()).await
+    }
+}

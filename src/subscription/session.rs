@@ -1,0 +1,471 @@
+//! Owns one subscription: what is sent next, and when it ends. The events come from a [`Source`];
+//! the session adds notices, keeps the pace, and watches the credential and the drain. Whoever has a
+//! connection asks [`Session::ready`] and then takes as much as the client has room for.
+
+mod pieces;
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Subscriptions,
+    failure::Failure,
+    notice,
+    permit::Permit,
+    registry::Registration,
+    response::Response,
+    rest::Rest,
+    source::{Moved, Outbox, Source},
+};
+use crate::credentials::Ended;
+
+/// How long a stream that has more to send goes on once the server drains.
+const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
+
+/// One subscription.
+pub(crate) struct Session<S> {
+    subscriptions: Arc<Subscriptions>,
+    source: S,
+    outbox: Outbox,
+    registration: Registration,
+    permit: Permit,
+    /// The server's, as a token of its own: streams that all wait for one token would take turns at
+    /// its lock with each wait.
+    draining: CancellationToken,
+    /// What is still to be sent of a response that goes out in pieces.
+    rest: Option<Box<Rest>>,
+    progress_interval: Duration,
+    progress_at: Instant,
+    /// Fires no later than `progress_at`. That moves with each response; the timer follows when it
+    /// fires.
+    timer: Pin<Box<Sleep>>,
+    /// When the last response was taken.
+    sent_at: Instant,
+    drain_by: Option<Instant>,
+}
+
+/// What a session gives next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// A response to send.
+    Response(Response),
+    /// The end of the stream.
+    End(Result<(), Failure>),
+}
+
+impl<S: Source> Session<S> {
+    /// Begins with these notices.
+    pub(super) fn new(
+        subscriptions: Arc<Subscriptions>,
+        source: S,
+        notices: VecDeque<Vec<u8>>,
+        progress_interval: Duration,
+        permit: Permit,
+        registration: Registration,
+    ) -> Self {
+        registration.opened(source.position());
+        let now = Instant::now();
+        let progress_at = now + progress_interval;
+        Self {
+            draining: subscriptions.draining.child_token(),
+            subscriptions,
+            source,
+            outbox: Outbox { notices, end: None },
+            registration,
+            permit,
+            rest: None,
+            progress_interval,
+            progress_at,
+            timer: Box::pin(sleep_until(progress_at)),
+            sent_at: now,
+            drain_by: None,
+        }
+    }
+
+    /// Waits until there is something to take. Gives up nothing when it is dropped.
+    pub(crate) async fn ready(&mut self) {
+        if self.outbox.end.is_none()
+            && let Some(ended) = self.permit.has_ended().await
+        {
+            self.revoke(ended);
+        }
+        loop {
+            let is_draining = self.is_draining();
+            if self.has_something() {
+                return;
+            }
+            let has_taken_time = match self.source.step(&mut self.outbox) {
+                Moved::Ready => return self.linger().await,
+                Moved::On => {
+                    // A sparse filter can have far to go: let others run in between.
+                    tokio::task::coop::consume_budget().await;
+                    true
+                }
+                Moved::Read | Moved::Wait if is_draining => return self.drain(),
+                Moved::Read => self.source.read(&mut self.outbox).await || self.wait().await,
+                Moved::Wait => self.wait().await,
+            };
+            if has_taken_time && !self.has_something() && Instant::now() >= self.progress_at {
+                self.outbox.notices.push_back(self.source.progress());
+            }
+        }
+    }
+
+    /// Lets more live events come before the ones at hand are sent, when there is load.
+    async fn linger(&mut self) {
+        if !self.source.is_live() || !self.outbox.is_empty() {
+            return;
+        }
+        let Some(next) = self.subscriptions.pace.next_after(self.sent_at) else {
+            return;
+        };
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = self.draining.cancelled() => {}
+            ended = self.permit.ended() => self.revoke(ended),
+        }
+    }
+
+    /// Whether the server drains. What is at hand by then is still sent, so that a client's cursor
+    /// covers what the server took last, but not for long.
+    fn is_draining(&mut self) -> bool {
+        if self.outbox.end.is_some() || !self.draining.is_cancelled() {
+            return false;
+        }
+        if Instant::now() >= self.begin_draining() {
+            self.drain();
+        }
+        true
+    }
+
+    /// The fewest bytes that [`take`](Self::take) can give next.
+    #[must_use]
+    pub(crate) fn response_bytes_min(&self) -> usize {
+        if let Some(notice) = self.outbox.notices.front() {
+            return Response::bytes(notice.len(), 0);
+        }
+        self.source.response_bytes_min()
+    }
+
+    /// The next response, of at most `bytes_max` unless a single event is larger; or the end.
+    /// `None` when there is neither: ask [`ready`](Self::ready) first. Say [`sent`](Self::sent) once
+    /// a response is on its way.
+    pub(crate) fn take(&mut self, bytes_max: usize) -> Option<Step> {
+        let response = if let Some(notice) = self.outbox.notices.pop_front() {
+            self.source.notify(&notice)
+        } else if self.source.has_events() {
+            self.source.take(bytes_max, &mut self.outbox)
+        } else {
+            let end = self.outbox.end.clone()?;
+            self.registration.ended(&end);
+            return Some(Step::End(end));
+        };
+        Some(Step::Response(response))
+    }
+
+    /// The whole of the response that was taken last, of so many events and bytes, was sent.
+    pub(crate) fn sent(&mut self, events: usize, bytes: usize) {
+        self.source.sent();
+        self.sent_at = Instant::now();
+        self.progress_at = self.sent_at + self.progress_interval;
+        self.registration
+            .told(self.source.position(), events, bytes);
+    }
+
+    /// Resolves when the stream has ended because its credential has.
+    pub(crate) async fn revoked(&mut self) {
+        // Within a message, its end is not near.
+        if self.outbox.end.is_some() && self.rest.is_none() {
+            return std::future::pending().await;
+        }
+        let ended = self.permit.ended().await;
+        self.revoke(ended);
+    }
+
+    /// Ends the stream at once: not even what was found already is for this caller now.
+    fn revoke(&mut self, ended: Ended) {
+        let cursor = Some(self.source.sent_cursor());
+        self.end_now(Failure::CredentialEnded { ended, cursor });
+    }
+
+    /// Ends the stream: the client has not read for `waited`.
+    pub(crate) fn give_up(&mut self, waited: Duration) {
+        let cursor = self.source.sent_cursor();
+        // While the server drains, that is the reason, whatever else held the stream up.
+        let failure = if self.draining.is_cancelled() {
+            self.subscriptions.drained(Some(cursor))
+        } else {
+            Failure::SlowConsumer { waited, cursor }
+        };
+        self.end_now(failure);
+    }
+
+    fn end_now(&mut self, failure: Failure) {
+        self.park();
+        self.rest = None;
+        self.outbox.notices.clear();
+        self.outbox.end = Some(Err(failure));
+    }
+
+    /// Lets go of all blocks, for as long as the client has no room: a crowd of stalled clients
+    /// holds no memory. What was found is found again from the place.
+    pub(crate) fn park(&mut self) {
+        self.source.park();
+        if let Some(rest) = &mut self.rest {
+            rest.park();
+        }
+    }
+
+    /// What is under way by now is still sent once the server drains, but not for long: until the
+    /// returned time.
+    pub(crate) fn begin_draining(&mut self) -> Instant {
+        *self
+            .drain_by
+            .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX)
+    }
+
+    /// Whether it has not come to the end of the log yet, or has fallen behind since.
+    #[must_use]
+    pub(crate) fn reads_history(&self) -> bool {
+        !self.source.is_live()
+    }
+
+    /// Cancelled when the server begins to drain.
+    #[must_use]
+    pub(crate) fn draining(&self) -> &CancellationToken {
+        &self.draining
+    }
+
+    /// Waits for a change, or until it is time to look without one: returns whether it was that.
+    async fn wait(&mut self) -> bool {
+        self.registration.waiting(self.source.position());
+        let mut until = self.progress_at;
+        if let Some(left) = self.source.changes_within() {
+            until = until.min(Instant::now() + left);
+        }
+        if self.timer.is_elapsed() || until < self.timer.deadline() {
+            self.timer.as_mut().reset(until);
+        }
+        tokio::select! {
+            biased;
+            () = self.source.changed() => false,
+            () = self.timer.as_mut() => true,
+            () = self.draining.cancelled() => false,
+            ended = self.permit.ended() => {
+                self.revoke(ended);
+                false
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.park();
+        let failure = self.subscriptions.drained(Some(self.source.cursor()));
+        if let Failure::Draining { retry_after, .. } = failure {
+            self.outbox.notices.push_back(notice::draining(retry_after));
+        }
+        self.outbox.end = Some(Err(failure));
+    }
+
+    fn has_something(&self) -> bool {
+        !self.outbox.is_empty() || self.source.has_events()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Buf as _, Bytes};
+    use futures_util::FutureExt as _;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        bus::{self, Bus},
+        credentials::{Credentials, Presented},
+        event::{Cursor, Sequence},
+        log::memory,
+        metrics::Metrics,
+        subscription::Options,
+    };
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// A source that has as many events as the test says, and no log.
+    struct Script {
+        subscriptions: Arc<Subscriptions>,
+        available: watch::Receiver<u64>,
+        at_hand: u64,
+        position: u64,
+    }
+
+    impl Source for Script {
+        fn step(&mut self, _: &mut Outbox) -> Moved {
+            self.at_hand = *self.available.borrow_and_update() - self.position;
+            if self.at_hand > 0 {
+                Moved::Ready
+            } else {
+                Moved::Wait
+            }
+        }
+
+        async fn read(&mut self, _: &mut Outbox) -> bool {
+            false
+        }
+
+        async fn changed(&mut self) {
+            self.available.changed().await.unwrap();
+        }
+
+        fn changes_within(&self) -> Option<Duration> {
+            None
+        }
+
+        fn is_live(&self) -> bool {
+            true
+        }
+
+        fn has_events(&self) -> bool {
+            self.at_hand > 0
+        }
+
+        fn response_bytes_min(&self) -> usize {
+            Response::bytes(0, 1)
+        }
+
+        fn take(&mut self, _: usize, _: &mut Outbox) -> Response {
+            self.position += self.at_hand;
+            let mut response = self.notify(&[]);
+            response.events = std::mem::take(&mut self.at_hand) as usize;
+            response
+        }
+
+        fn notify(&mut self, notice: &[u8]) -> Response {
+            Response::of_notice(self.cursor(), notice)
+        }
+
+        fn progress(&self) -> Vec<u8> {
+            notice::progress(self.position(), self.position())
+        }
+
+        fn sent(&mut self) {}
+
+        fn park(&mut self) {
+            self.at_hand = 0;
+        }
+
+        async fn event(&mut self, _: Sequence) -> Result<Bytes, Failure> {
+            Ok(Bytes::new())
+        }
+
+        fn position(&self) -> Sequence {
+            Sequence(self.position)
+        }
+
+        fn cursor(&mut self) -> Cursor {
+            self.subscriptions.log.lineage().cursor(self.position())
+        }
+
+        fn sent_cursor(&mut self) -> Cursor {
+            self.cursor()
+        }
+    }
+
+    struct Scripted {
+        session: Session<Script>,
+        available: watch::Sender<u64>,
+        draining: CancellationToken,
+    }
+
+    impl Scripted {
+        fn new() -> Self {
+            let draining = CancellationToken::new();
+            let subscriptions = Subscriptions::new(
+                Options::default(),
+                memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
+                Bus::new(bus::Options::default(), Sequence::ZERO),
+                Arc::new(Metrics::new()),
+                draining.clone(),
+            );
+            let (available, receiver) = watch::channel(0);
+            let source = Script {
+                subscriptions: Arc::clone(&subscriptions),
+                available: receiver,
+                at_hand: 0,
+                position: 0,
+            };
+            let credentials = Credentials::anonymous();
+            let grant = credentials.authenticate(Presented::default());
+            let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None).unwrap();
+            let registration = subscriptions.registry.admit(None, "", "").unwrap();
+            let notices = VecDeque::new();
+            let session = Session::new(
+                subscriptions,
+                source,
+                notices,
+                INTERVAL,
+                permit,
+                registration,
+            );
+            Self {
+                session,
+                available,
+                draining,
+            }
+        }
+
+        /// Waits for a response, takes it, and says how many events it has.
+        async fn response(&mut self) -> usize {
+            self.session.ready().await;
+            let Some(Step::Response(response)) = self.session.take(usize::MAX) else {
+                panic!("no response");
+            };
+            let events = response.events;
+            self.session.sent(events, response.remaining());
+            events
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_comes_an_interval_after_the_last_response() {
+        let mut scripted = Scripted::new();
+        for number in 1..=10 {
+            tokio::time::advance(INTERVAL * 3 / 5).await;
+            scripted.available.send_replace(number);
+            assert_eq!(scripted.response().await, 1, "no progress in between");
+        }
+        for _ in 0..2 {
+            let since = Instant::now();
+            assert_eq!(scripted.response().await, 0, "progress");
+            assert_eq!(since.elapsed(), INTERVAL);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_when_the_server_drains_is_still_sent() {
+        let mut scripted = Scripted::new();
+        scripted.available.send_replace(3);
+        scripted.draining.cancel();
+        assert_eq!(scripted.response().await, 3);
+        assert_eq!(scripted.response().await, 0, "the notice");
+        scripted.session.ready().await;
+        let end = scripted.session.take(0);
+        let Some(Step::End(Err(Failure::Draining { cursor, .. }))) = end else {
+            panic!("{end:?}");
+        };
+        assert_eq!(cursor.unwrap().sequence, Sequence(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_wakes_a_stream_that_waits() {
+        let mut scripted = Scripted::new();
+        let draining = scripted.draining.clone();
+        let since = Instant::now();
+        let (events, ()) = tokio::join!(scripted.response(), async {
+            tokio::task::yield_now().await;
+            draining.cancel();
+        });
+        assert_eq!((events, since.elapsed()), (0, Duration::ZERO));
+    }
+}

@@ -1,0 +1,106 @@
+//! Owns where a stream starts: the place that its plan names, what retention has left of it, and what
+//! the client is told of that.
+
+use std::collections::VecDeque;
+
+use super::{
+    Subscriptions,
+    failure::Failure,
+    notice,
+    plan::{OnExpired, Plan, StartAt, StopAt},
+};
+use crate::{
+    event::{Sequence, UnixMicros},
+    log,
+};
+
+/// Which part of the log the subscription is about.
+pub(super) struct Bounds {
+    /// The last event that may be delivered.
+    pub(super) last: Sequence,
+    pub(super) not_before: UnixMicros,
+    pub(super) before: Option<UnixMicros>,
+    pub(super) events_left: u64,
+}
+
+/// Where a stream starts, and what its client is told first.
+pub(super) struct Start {
+    pub(super) position: Sequence,
+    pub(super) bounds: Bounds,
+    pub(super) notices: VecDeque<Vec<u8>>,
+}
+
+impl Start {
+    pub(super) async fn find(subscriptions: &Subscriptions, plan: &Plan) -> Result<Self, Failure> {
+        let range = subscriptions.range();
+        let mut not_before = UnixMicros(i64::MIN);
+        let mut before = None;
+        let wanted = match plan.start {
+            StartAt::Latest => range.head,
+            StartAt::Earliest => range.earliest.before(),
+            StartAt::After(cursor) => subscriptions.check("start.after_cursor", cursor, &range)?,
+            StartAt::Time(at) => {
+                not_before = at;
+                subscriptions
+                    .log
+                    .seek(at)
+                    .await
+                    .map_err(|error| Subscriptions::unreadable(&error, None))?
+            }
+        };
+        let last = match plan.stop {
+            StopAt::Never => Sequence(u64::MAX),
+            StopAt::Head => range.head,
+            StopAt::Cursor(cursor) => subscriptions.check("stop.at_cursor", cursor, &range)?,
+            StopAt::Time(at) => {
+                before = Some(at);
+                Sequence(u64::MAX)
+            }
+        };
+        let mut notices = VecDeque::new();
+        let position = if range.reaches(wanted) {
+            wanted
+        } else {
+            let (position, notice) = skip(subscriptions, &range, wanted, plan.on_expired)?;
+            notices.push_back(notice);
+            position
+        };
+        let lineage = subscriptions.log.lineage();
+        notices.push_front(notice::started(lineage, &plan.filter, &range, position));
+        let events_left = plan.events_max.unwrap_or(u64::MAX);
+        let bounds = Bounds {
+            last,
+            not_before,
+            before,
+            events_left,
+        };
+        Ok(Self {
+            position,
+            bounds,
+            notices,
+        })
+    }
+}
+
+/// Decides where to go on when retention has passed a place.
+pub(super) fn skip(
+    subscriptions: &Subscriptions,
+    range: &log::Range,
+    after: Sequence,
+    on_expired: OnExpired,
+) -> Result<(Sequence, Vec<u8>), Failure> {
+    let position = match on_expired {
+        OnExpired::Fail => return Err(expired(subscriptions, range)),
+        OnExpired::Earliest => range.earliest.before(),
+        OnExpired::Latest => range.head,
+    };
+    Ok((position, notice::skipped(after.plus(1), position)))
+}
+
+/// What to answer when retention has passed a place.
+pub(super) fn expired(subscriptions: &Subscriptions, range: &log::Range) -> Failure {
+    Failure::CursorExpired {
+        earliest: subscriptions.log.lineage().cursor(range.earliest.before()),
+        head: subscriptions.log.lineage().cursor(range.head),
+    }
+}
