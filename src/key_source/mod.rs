@@ -6,7 +6,7 @@
 //!                                            cache (the last good set, on disk) ──┘
 //! ```
 //!
-//! It reads JWKS as far as all of them are alike ([`Jwk`]). Which keys are good for what is known by
+//! It reads JWKS as far as all of them are alike (`jwks`). Which keys are good for what is known by
 //! their users: `signature` for those of webhooks, `credentials` for those of JWTs.
 
 mod cache;
