@@ -131,7 +131,11 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
         at: error.valid_up_to(),
     })?;
     let mut encoder = Encoder::new(text, app_id, traceparent);
-    encoder.push_all()?;
+    if !encoder.push_usual() {
+        // What has been made of it so far is given up.
+        encoder = Encoder::new(text, app_id, traceparent);
+        encoder.push_any()?;
+    }
     if let Some(ambiguity) = encoder.ambiguity {
         return Err(Error::Ambiguous(ambiguity));
     }
@@ -168,8 +172,15 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Encodes the events of the text, if it is a batch of this app.
-    fn push_all(&mut self) -> Result<(), Error> {
+    /// Encodes a batch of this app that looks as they usually do. False for everything else, with
+    /// some of it encoded.
+    fn push_usual(&mut self) -> bool {
+        let claimed = envelope::walk(self.text, |range, item| self.push(range, &item));
+        claimed.is_some_and(|claimed| claimed == **self.app_id)
+    }
+
+    /// Encodes any batch of this app.
+    fn push_any(&mut self) -> Result<(), Error> {
         let envelope = Envelope::parse(self.text)?;
         let claimed = envelope.app_id.and_then(Value::string);
         if claimed.ok_or(Error::NoAppId)? != **self.app_id {

@@ -23,9 +23,9 @@ pub(crate) struct Limit {
 /// over JSON and two SHA-256, of `append` ids and checksums, of `deliver` h2.
 pub(crate) const LIMITS: [Limit; 8] = [
     limit("verify", "a body", 457_700),
-    limit("decode-sessions", "an event", 26_080),
-    limit("decode-users", "an event", 34_060),
-    limit("decode-unknown", "an event", 15_620),
+    limit("decode-sessions", "an event", 21_340),
+    limit("decode-users", "an event", 28_690),
+    limit("decode-unknown", "an event", 12_430),
     limit("append", "an event", 4_160),
     limit("encode", "an event", 3_420),
     limit("match", "an event", 307),

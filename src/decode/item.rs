@@ -41,16 +41,6 @@ enum Nested<'a> {
 impl<'a> Item<'a> {
     /// Reads any JSON. What is no object has no members.
     pub(super) fn read(raw_json: &'a str) -> Result<Self, Ambiguity> {
-        Self::usual(raw_json).map_or_else(|| Self::any(raw_json), Ok)
-    }
-
-    /// An item of the usual form, whose payload is passed over once with the rest of it.
-    pub(super) fn usual(raw_json: &'a str) -> Option<Self> {
-        json::object(raw_json)
-    }
-
-    /// The same for an item of any form.
-    pub(super) fn any(raw_json: &'a str) -> Result<Self, Ambiguity> {
         match json::object(raw_json) {
             Some(AnyItem(item)) => Ok(item),
             // It is read again only to tell what is wrong with it.
