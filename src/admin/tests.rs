@@ -33,7 +33,7 @@ async fn open(with_key: bool) -> Port {
         KeySource::url("http://127.0.0.1:1/jwks.json").unwrap()
     };
     let keyring = Keyring::open("54e9ujn", source, Default::default(), None).unwrap();
-    let log = memory::open(memory::Options::default(), Box::new(|_| {})).unwrap();
+    let log = memory::open(memory::Options::default()).unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::new(Arc::clone(&log) as _, &[keyring], draining.clone());

@@ -159,6 +159,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Exposed { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
+        | server::Error::Follow(_)
         | server::Error::Random(_)
         | server::Error::Streams(_)
         | server::Error::Log(_) => Exit::Failed,
@@ -177,7 +178,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::embedded::OpenError;
+    use crate::log::OpenError;
 
     #[test]
     fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_telephone_number() {

@@ -89,7 +89,9 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::Forged { .. }
         | Error::ForgedAndGone
         | Error::Unverified(_)
-        | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
+        | Error::NotAppended(
+            log::Error::Overloaded | log::Error::Unavailable(_) | log::Error::Closed,
+        ) => Level::WARN,
         // Scanners of the internet.
         Error::PathUnknown
         | Error::SourceRefused { .. }
@@ -291,6 +293,10 @@ fn not_appended(error: &log::Error) -> Row {
     let (code, message, seconds) = match error {
         log::Error::Overloaded => ("log_overloaded", "more arrives than can be stored", 2),
         log::Error::NoSpace => ("log_full", "there is no room to store the batch", 60),
+        log::Error::Unavailable(_) => {
+            let message = "the batch cannot be stored for now";
+            ("log_unavailable", message, 5)
+        }
         log::Error::Failed(_) => ("log_failed", "the batch cannot be stored", 30),
         log::Error::Closed => ("shutting_down", "the bridge is shutting down", 5),
     };

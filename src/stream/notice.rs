@@ -70,11 +70,11 @@ pub(super) fn draining(retry_after: Duration) -> Vec<u8> {
 
 /// A range as the contract has it.
 pub(super) fn log_range(shared: &Shared, range: &log::Range) -> LogRange {
-    let lineage = shared.log.lineage();
+    let epochs = shared.log.status().epochs();
     let empty = range.event_count() == 0;
     let earliest = if empty { range.head } else { range.earliest };
     let end = |after: Sequence, sequence: Sequence, at: Option<UnixMicros>| LogEnd {
-        cursor: lineage.cursor(after).to_string(),
+        cursor: epochs.cursor(after).to_string(),
         sequence: sequence.0,
         received_at: at.map(|at| prost_types::Timestamp {
             seconds: at.0.div_euclid(1_000_000),

@@ -30,12 +30,8 @@ use crate::{
     bus::{self, Extract},
     credentials::Ended,
     event::{Cursor, Sequence, UnixMicros},
-    log::{Block, Format, ReadError, block::View},
+    log::{Block, Cursors, Format, ReadError, block::View},
 };
-
-/// How long after its stop time a stream waits for events that were stamped before it and are still
-/// on their way from the disk.
-const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
 
 /// How long a stream that has more to send goes on once the server drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
@@ -57,6 +53,7 @@ pub(super) struct Session {
     position: Sequence,
     /// The cursor of the last response that was sent whole.
     told: Sequence,
+    cursors: Cursors,
     phase: Phase,
     bounds: Bounds,
     /// What the log gave and was not looked at yet.
@@ -156,6 +153,7 @@ impl Session {
             draining: shared.draining.clone(),
             position: start.position,
             told: start.position,
+            cursors: shared.log.status().cursors(),
             phase: Phase::History,
             bounds: start.bounds,
             history: VecDeque::new(),
@@ -265,8 +263,9 @@ impl Session {
         self.registration.told(self.position, events, bytes);
     }
 
-    fn unreadable(&self, error: &ReadError) -> Failure {
-        self.shared.unreadable(error, Some(self.told_cursor()))
+    fn unreadable(&mut self, error: &ReadError) -> Failure {
+        let cursor = self.told_cursor();
+        self.shared.unreadable(error, Some(cursor))
     }
 
     /// Resolves when the stream has ended because its credential has.
@@ -418,10 +417,9 @@ impl Session {
     fn stop_time_left(&self) -> Option<Duration> {
         let before = self.bounds.before?;
         let left = before.0.saturating_sub(self.shared.log.now().0);
-        let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
-        Some(Duration::from_micros(
-            left.saturating_add(grace).try_into().unwrap_or(0),
-        ))
+        let settling_micros = self.shared.log.settling_time().as_micros();
+        let left = left.saturating_add(i64::try_from(settling_micros).unwrap_or(i64::MAX));
+        Some(Duration::from_micros(left.try_into().unwrap_or(0)))
     }
 
     /// The stop position is reached: says how far the stream came, then ends it.
@@ -452,11 +450,11 @@ impl Session {
         self.subscriber.head().max(self.position)
     }
 
-    fn cursor(&self) -> Cursor {
-        self.shared.log.lineage().cursor(self.position)
+    fn cursor(&mut self) -> Cursor {
+        self.cursors.at(self.position)
     }
 
-    fn told_cursor(&self) -> Cursor {
-        self.shared.log.lineage().cursor(self.told)
+    fn told_cursor(&mut self) -> Cursor {
+        self.cursors.at(self.told)
     }
 }

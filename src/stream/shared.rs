@@ -77,13 +77,13 @@ impl Shared {
         cursor: Cursor,
         range: &log::Range,
     ) -> Result<Sequence, Failure> {
-        let lineage = self.log.lineage();
-        lineage
+        let epochs = self.log.status().epochs();
+        epochs
             .check(cursor, range.head)
             .map_err(|fault| Failure::CursorForeign {
                 field,
                 fault,
-                head: lineage.cursor(range.head),
+                head: epochs.cursor(range.head),
             })
     }
 
@@ -119,7 +119,14 @@ impl Shared {
 
     /// What to answer when the log cannot be read; the operator gets the cause.
     pub(super) fn unreadable(&self, error: &ReadError, cursor: Option<Cursor>) -> Failure {
-        tracing::error!(%error, "a stream ends because the log cannot be read");
+        match error {
+            ReadError::Unavailable(_) => {
+                tracing::warn!(%error, "a stream ends because the log is unavailable");
+            }
+            ReadError::Failed(_) | ReadError::Expired { .. } => {
+                tracing::error!(%error, "a stream ends because the log cannot be read");
+            }
+        }
         Failure::LogUnavailable { cursor }
     }
 }

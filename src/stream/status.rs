@@ -123,7 +123,7 @@ impl Failure {
             Self::Rpc => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
             Self::CursorForeign { fault, .. } => match fault {
-                CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
+                CursorFault::OtherLog | CursorFault::OtherEpoch => "CURSOR_EPOCH_MISMATCH",
                 CursorFault::Ahead { .. } => "CURSOR_AHEAD",
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",
@@ -363,12 +363,12 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{LogId, Sequence, Term};
+    use crate::event::{Epoch, LogId, Sequence};
 
     fn cursor(sequence: u64) -> Cursor {
         Cursor {
             log: LogId(1),
-            term: Term(2),
+            epoch: Epoch(2),
             sequence: Sequence(sequence),
         }
     }

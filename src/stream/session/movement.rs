@@ -112,7 +112,9 @@ impl Session {
                     Err(failure) => self.end = Some(Err(failure)),
                 }
             }
-            Err(error @ ReadError::Failed(_)) => self.end = Some(Err(self.unreadable(&error))),
+            Err(error @ (ReadError::Failed(_) | ReadError::Unavailable(_))) => {
+                self.end = Some(Err(self.unreadable(&error)))
+            }
         }
     }
 }

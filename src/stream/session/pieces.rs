@@ -74,7 +74,9 @@ impl Session {
                         let cursor = Some(self.told_cursor());
                         Failure::LogUnavailable { cursor }
                     }
-                    (ReadError::Failed(_), _) => self.unreadable(&error),
+                    (ReadError::Failed(_) | ReadError::Unavailable(_), _) => {
+                        self.unreadable(&error)
+                    }
                 })?;
                 let block = blocks.into_iter().find(holds);
                 block.ok_or_else(|| {

@@ -90,8 +90,9 @@ pub(super) fn skip(
 
 /// What to answer when retention has passed a place.
 pub(super) fn expired(shared: &Shared, range: &log::Range) -> Failure {
+    let epochs = shared.log.status().epochs();
     Failure::CursorExpired {
-        earliest: shared.log.lineage().cursor(range.earliest.before()),
-        head: shared.log.lineage().cursor(range.head),
+        earliest: epochs.cursor(range.earliest.before()),
+        head: epochs.cursor(range.head),
     }
 }

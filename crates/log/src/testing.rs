@@ -1,0 +1,115 @@
+//! A log whose failures are ordered, for tests of what is above logs.
+
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::{self, BoxFuture, FutureExt as _};
+
+use super::{Appended, Block, Error, Follower, Gap, Log, ReadError, Status, Usage};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+
+/// A log that does what another does, unless it is told to fail.
+pub struct Scripted<L> {
+    inner: Arc<L>,
+    appends: Mutex<Script<Error>>,
+    reads: Mutex<Script<ReadError>>,
+}
+
+/// What is done when the log is asked.
+#[derive(Clone, Debug)]
+pub enum Script<E> {
+    /// What the other log does.
+    Works,
+    /// It fails, and asks nobody.
+    Fails(E),
+    /// There is never an answer.
+    NeverAnswers,
+}
+
+impl<L: Log> Scripted<L> {
+    /// Over another log; all works until something else is said.
+    #[must_use]
+    pub fn new(inner: Arc<L>) -> Self {
+        Self {
+            inner,
+            appends: Mutex::new(Script::Works),
+            reads: Mutex::new(Script::Works),
+        }
+    }
+
+    /// The other log.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<L> {
+        &self.inner
+    }
+
+    /// What appends lead to from now on.
+    pub fn script_appends(&self, script: Script<Error>) {
+        *self.appends.lock().unwrap() = script;
+    }
+
+    /// What reading and seeking lead to from now on.
+    pub fn script_reads(&self, script: Script<ReadError>) {
+        *self.reads.lock().unwrap() = script;
+    }
+}
+
+fn follow_script<'a, T: Send + 'a, E: Send + 'a>(
+    script: &Mutex<Script<E>>,
+    ask: impl FnOnce() -> BoxFuture<'a, Result<T, E>>,
+) -> BoxFuture<'a, Result<T, E>>
+where
+    E: Clone,
+{
+    match script.lock().unwrap().clone() {
+        Script::Works => ask(),
+        Script::Fails(error) => future::ready(Err(error)).boxed(),
+        Script::NeverAnswers => future::pending().boxed(),
+    }
+}
+
+impl<L: Log> Log for Scripted<L> {
+    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
+        follow_script(&self.appends, || self.inner.append(batch))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
+    }
+
+    fn read(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
+        follow_script(&self.reads, || self.inner.read(after, bytes_max))
+    }
+
+    fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
+        follow_script(&self.reads, || self.inner.seek(at))
+    }
+
+    fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
+        self.inner.follow(after, follower)
+    }
+
+    fn status(&self) -> &Status {
+        self.inner.status()
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    fn now(&self) -> UnixMicros {
+        self.inner.now()
+    }
+
+    fn settling_time(&self) -> Duration {
+        self.inner.settling_time()
+    }
+}
