@@ -445,7 +445,11 @@ impl Drop for Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::testing as fixtures, filter::Spec, log::memory};
+    use crate::{
+        event::testing as fixtures,
+        filter::Spec,
+        log::{Health, memory, testing::Scripted},
+    };
 
     fn filter(types: &[&str]) -> Filter {
         let types = types.iter().map(ToString::to_string).collect();
@@ -598,6 +602,34 @@ mod tests {
         assert_eq!((bus.head(), bus.window_blocks()), (Sequence(5), 0));
         append(5..7).await.unwrap();
         assert_eq!((bus.head(), bus.window_blocks()), (Sequence(7), 1));
+    }
+
+    #[tokio::test]
+    async fn a_bus_begins_between_two_commits_of_a_log_that_grows() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for n in 0..2_000 {
+                    // It appends at once, and answers later.
+                    drop(log.append(fixtures::numbered("app", n..n + 1)));
+                }
+            });
+            let bus = Bus::follow(Options::default(), &*log).unwrap();
+            writer.join().unwrap();
+            assert_eq!(bus.head(), Sequence(2_000));
+        });
+        assert_eq!(log.status().health(), Health::Ready);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_followed_has_no_bus() {
+        let log = Scripted::new(memory::open(memory::Options::default()).unwrap());
+        let gap = Gap::Missing {
+            expected: Sequence(1),
+            found: Sequence(2),
+        };
+        log.refuse_followers(gap);
+        assert_eq!(Bus::follow(Options::default(), &log).err(), Some(gap));
     }
 
     #[test]

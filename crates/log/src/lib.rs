@@ -1,6 +1,21 @@
-//! Owns the promise that an acknowledged event is kept: the log's contract, which the embedded log
-//! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
-//! Knows nothing of HTTP, gRPC and subscribers.
+//! Owns the promise that an acknowledged event is kept: the contract of logs, and the logs that
+//! fulfil it. Everything above knows the contract and the [`Block`], and only what opens a log knows
+//! which one it is. Knows nothing of HTTP, gRPC and subscribers.
+//!
+//! ```text
+//! lib          appending, reading, following, the status: the trait
+//! error        why events are not taken or given
+//! epochs       cursors, and which of them belong to the log
+//! follow       what follows a log, and what it refuses
+//! status       range, epochs and health, to be read or awaited
+//! publisher    makes every commit known, for all logs alike
+//! group        makes batches a commit, for all logs alike
+//! clock        stamps, and the age of events, whatever the system's clock does
+//! memory       a log in memory: trials, tests
+//! embedded     a log on disk
+//! conformance  what every log must do, as tests
+//! testing      a log that fails when it is told to
+//! ```
 
 mod clock;
 pub mod embedded;

@@ -17,6 +17,7 @@ pub struct Scripted<L> {
     inner: Arc<L>,
     appends: Mutex<Script<Error>>,
     reads: Mutex<Script<ReadError>>,
+    follows: Mutex<Option<Gap>>,
 }
 
 /// What is done when the log is asked.
@@ -38,6 +39,7 @@ impl<L: Log> Scripted<L> {
             inner,
             appends: Mutex::new(Script::Works),
             reads: Mutex::new(Script::Works),
+            follows: Mutex::default(),
         }
     }
 
@@ -56,9 +58,14 @@ impl<L: Log> Scripted<L> {
     pub fn script_reads(&self, script: Script<ReadError>) {
         *self.reads.lock().unwrap() = script;
     }
+
+    /// Lets nobody follow from now on, for this reason.
+    pub fn refuse_followers(&self, gap: Gap) {
+        *self.follows.lock().unwrap() = Some(gap);
+    }
 }
 
-fn follow_script<'a, T: Send + 'a, E: Send + 'a>(
+fn act_out<'a, T: Send + 'a, E: Send + 'a>(
     script: &Mutex<Script<E>>,
     ask: impl FnOnce() -> BoxFuture<'a, Result<T, E>>,
 ) -> BoxFuture<'a, Result<T, E>>
@@ -74,7 +81,7 @@ where
 
 impl<L: Log> Log for Scripted<L> {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
-        follow_script(&self.appends, || self.inner.append(batch))
+        act_out(&self.appends, || self.inner.append(batch))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -86,15 +93,16 @@ impl<L: Log> Log for Scripted<L> {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        follow_script(&self.reads, || self.inner.read(after, bytes_max))
+        act_out(&self.reads, || self.inner.read(after, bytes_max))
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        follow_script(&self.reads, || self.inner.seek(at))
+        act_out(&self.reads, || self.inner.seek(at))
     }
 
     fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
-        self.inner.follow(after, follower)
+        let refused = *self.follows.lock().unwrap();
+        refused.map_or_else(|| self.inner.follow(after, follower), Err)
     }
 
     fn status(&self) -> &Status {

@@ -627,6 +627,20 @@ async fn a_full_disk_refuses_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_tried_again_after_a_while_without_appends() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = full_disk(Stage::Write, &full);
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
+    assert_eq!(append(&log, 0..10).await, Err(Error::NoSpace));
+    assert_eq!(log.status().health(), Health::Full);
+    *log.shared.no_space_at() = Instant::now().checked_sub(NO_SPACE_MEMORY);
+    let ready = log.status().health_where(|health| *health == Health::Ready);
+    let waited = tokio::time::timeout(Duration::from_secs(30), ready).await;
+    assert_eq!(waited, Ok(Health::Ready));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_index_without_room_falls_behind_only_so_far() {
     let dir = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(true));
