@@ -15,7 +15,8 @@ use crate::event::{Cursor, Sequence, UnixMicros};
 /// The version of the encoding: events as `SubscribeResponse.events` fields of the package
 /// `prelude.bridge.v1`. A log stores events as they are sent, so that nobody encodes one again, and
 /// each block carries this version. When the contract changes such that stored bytes would no longer
-/// be right, it becomes another one, and blocks with the old one are translated when they are read.
+/// be right, it becomes another one, blocks with the old one are translated when they are read, and
+/// the formats of the stores get another version too: an older release then refuses the log as newer.
 pub const ENCODING_VERSION: u8 = b'1';
 
 /// The tag of `SubscribeResponse.events`.
