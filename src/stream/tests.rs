@@ -939,6 +939,32 @@ async fn a_log_that_cannot_be_read_is_unavailable_and_says_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_that_the_log_leaves_out_end_a_stream_and_are_not_skipped() {
+    let inner = memory::open(memory::Options::default()).unwrap();
+    let log = Arc::new(Scripted::new(inner));
+    for number in 0..5 {
+        log.append(fixtures::numbered("app", number..number + 1))
+            .await
+            .unwrap();
+    }
+    let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+    let anonymous = Credentials::anonymous();
+    let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
+    log.leave_out(2);
+    let request = SubscribeRequest {
+        start: earliest(),
+        ..Default::default()
+    };
+    let collected = bridge.collect(request).await;
+    assert!(collected.events.is_empty());
+    let status = collected.end.unwrap();
+    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!(info.metadata["cursor"], bridge.cursor(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_sees_a_new_epoch_without_reconnecting() {
     let log = memory::open(memory::Options::default()).unwrap();
     let bus = Bus::follow(bus::Options::default(), &*log).unwrap();

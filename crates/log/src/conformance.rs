@@ -210,6 +210,7 @@ macro_rules! conformance_tests {
             a_follower_begins_at_the_head_and_is_handed_every_commit
             followers_have_a_batch_before_it_is_answered
             a_block_that_a_follower_refuses_fails_the_log
+            a_follower_that_panics_fails_the_log
             those_who_wait_see_commits_and_the_end
             an_epoch_is_known_before_any_of_its_events
             a_log_that_is_unavailable_says_so_and_goes_on_later

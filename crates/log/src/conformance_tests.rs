@@ -106,7 +106,9 @@ async fn a_commit_of_another_writer_is_applied_and_its_epoch_adopted() {
     let id = log.status().epochs().log();
     let mut cursors = log.status().cursors();
     let before = [1, 2].map(|n| cursors.at(Sequence(n)));
+    log.suspend("no new commits of ours for now");
     log.apply_commit(&foreign(id, 77, 2, &[3, 4])).unwrap();
+    log.resume();
     let appended = append(&[3, 4, 5]).await.unwrap();
     assert_eq!(
         appended,

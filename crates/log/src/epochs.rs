@@ -45,6 +45,12 @@ impl Epochs {
         self.log
     }
 
+    /// Each epoch with its first event, ascending: for whoever stores them.
+    #[must_use]
+    pub fn entries(&self) -> &[(Sequence, Epoch)] {
+        &self.epochs
+    }
+
     /// The epoch that is written in now; 0 where there is none.
     #[must_use]
     pub fn current(&self) -> Epoch {
@@ -181,5 +187,7 @@ mod tests {
         let after = opened.with(Sequence(11), Epoch(90));
         assert_eq!(after.cursor(Sequence(10)).epoch, Epoch(70));
         assert_eq!(after.cursor(Sequence(11)).epoch, Epoch(90));
+        let entries = [(Sequence(1), Epoch(70)), (Sequence(11), Epoch(90))];
+        assert_eq!(after.entries(), entries);
     }
 }

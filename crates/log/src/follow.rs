@@ -67,6 +67,15 @@ impl Gap {
         Self::check_sequence(head.plus(1), block.first_sequence())
     }
 
+    /// Checks that a block that was read has the event after a place, or ends before it.
+    ///
+    /// # Errors
+    /// [`Gap::Missing`], when events in between are missing.
+    pub fn check_reaches(after: Sequence, block: &Block) -> Result<(), Self> {
+        let expected = after.plus(1);
+        Self::check_sequence(expected, block.first_sequence().max(expected))
+    }
+
     /// Checks that the event that comes is the one that comes next.
     pub(crate) fn check_sequence(expected: Sequence, found: Sequence) -> Result<(), Self> {
         match found.cmp(&expected) {

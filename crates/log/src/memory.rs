@@ -170,13 +170,17 @@ impl Memory {
         prepared.unwrap_or_else(|never: Infallible| match never {})
     }
 
-    /// Applies a commit of another writer of this log, which goes on in that writer's epoch.
+    /// Applies a commit of another writer of this log, which goes on in that writer's epoch. It does so
+    /// also while it takes no batches, unless that is for good.
     ///
     /// # Errors
-    /// [`Error::Failed`], when the commit is not the next one.
+    /// [`Error::Failed`], when the commit is not the next one or the log has failed before, and
+    /// [`Error::Closed`].
     pub fn apply_commit(&self, commit: &Commit) -> Result<(), Error> {
         let mut writer = self.writer();
-        self.refusal()?;
+        if self.status().health().is_final() {
+            self.refusal()?;
+        }
         self.apply(&mut writer, commit)
     }
 
@@ -185,7 +189,7 @@ impl Memory {
         // Nothing past the head can be read, so a block that is refused is never seen.
         self.kept_mut().push(&commit.blocks);
         let applied = self.publisher.apply(&commit.blocks);
-        applied.map_err(|gap| self.fail(&gap))?;
+        applied.map_err(|gap| Error::Failed(gap.to_string().into()))?;
         for &key in &commit.keys {
             writer.ids.remember(key, writer.options.ids_min);
         }
@@ -213,14 +217,6 @@ impl Memory {
     fn refusal(&self) -> Result<(), Error> {
         let refusal = self.publisher.status().health().refusal();
         refusal.map_or(Ok(()), Err)
-    }
-
-    fn fail(&self, gap: &Gap) -> Error {
-        let reason: Arc<str> = gap.to_string().into();
-        self.publisher.set_health(Health::Failed {
-            reason: Arc::clone(&reason),
-        });
-        Error::Failed(reason)
     }
 
     /// Takes no events until [`resume`](Self::resume), as a log that others keep does when they do not

@@ -67,9 +67,18 @@ impl Publisher {
     /// epoch, which is read from the block, then the block, then the range.
     ///
     /// # Errors
-    /// [`Gap`], when a block does not continue the log or a follower refuses it. The caller fails the
-    /// log then.
+    /// [`Gap`], when a block does not continue the log or a follower refuses it. The log has failed
+    /// then, as it has when a follower panics: nothing more may be applied.
     pub fn apply(&self, blocks: &[Arc<Block>]) -> Result<(), Gap> {
+        let _fails = FailsInPanic(self);
+        let applied = self.hand_on(blocks);
+        if let Err(gap) = &applied {
+            self.fail(gap.to_string().into());
+        }
+        applied
+    }
+
+    fn hand_on(&self, blocks: &[Arc<Block>]) -> Result<(), Gap> {
         let followers = self.followers();
         for block in blocks {
             let head = self.status.range().head;
@@ -126,11 +135,26 @@ impl Publisher {
         });
     }
 
+    fn fail(&self, reason: Arc<str>) {
+        self.set_health(Health::Failed { reason });
+    }
+
     fn followers(&self) -> MutexGuard<'_, Vec<Arc<dyn Follower>>> {
         // The list is whole, whatever a follower did.
         self.followers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A panic while blocks are applied leaves nobody who knows which follower has them.
+struct FailsInPanic<'p>(&'p Publisher);
+
+impl Drop for FailsInPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("what follows the log panicked".into());
+        }
     }
 }
 
@@ -170,33 +194,38 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_continue_the_log_reaches_nobody() {
-        let publisher = publisher(4);
-        let (follower, seen) = recorder();
-        publisher.follow(Sequence(4), follower).unwrap();
+    fn what_does_not_continue_the_log_reaches_nobody_and_fails_the_log() {
         let expected = Sequence(5);
-        let found = Sequence;
-        let missing = |found| Gap::Missing { expected, found };
-        let repeated = |found| Gap::Repeated { expected, found };
-        for (first, gap) in [
-            (1, repeated(found(1))),
-            (3, repeated(found(3))),
-            (4, repeated(found(4))),
-            (6, missing(found(6))),
-            (7, missing(found(7))),
-            (u64::MAX - 1, missing(found(u64::MAX - 1))),
-        ] {
-            assert_eq!(publisher.apply(&[block(LOG, 1, first)]), Err(gap));
-        }
+        let missing = |found| Gap::Missing {
+            expected,
+            found: Sequence(found),
+        };
+        let repeated = |found| Gap::Repeated {
+            expected,
+            found: Sequence(found),
+        };
         let other = Gap::OtherLog {
             expected: LOG,
             found: LogId(2),
         };
-        assert_eq!(publisher.apply(&[block(LogId(2), 1, 5)]), Err(other));
-        assert!(seen.lock().unwrap().is_empty());
-        assert_eq!(publisher.status().range().head, Sequence(4));
-        assert_eq!(publisher.apply(&[block(LOG, 1, 5)]), Ok(()));
-        assert_eq!(*seen.lock().unwrap(), [5]);
+        for (log, first, gap) in [
+            (LOG, 1, repeated(1)),
+            (LOG, 3, repeated(3)),
+            (LOG, 4, repeated(4)),
+            (LOG, 6, missing(6)),
+            (LOG, 7, missing(7)),
+            (LOG, u64::MAX - 1, missing(u64::MAX - 1)),
+            (LogId(2), 5, other),
+        ] {
+            let publisher = publisher(4);
+            let (follower, seen) = recorder();
+            publisher.follow(Sequence(4), follower).unwrap();
+            assert_eq!(publisher.apply(&[block(log, 1, first)]), Err(gap));
+            assert!(seen.lock().unwrap().is_empty());
+            assert_eq!(publisher.status().range().head, Sequence(4));
+            let reason = gap.to_string().into();
+            assert_eq!(publisher.status().health(), Health::Failed { reason });
+        }
     }
 
     #[test]

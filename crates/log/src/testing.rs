@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "only tests use it")]
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,8 @@ pub struct Scripted<L> {
     appends: Mutex<Script<Error>>,
     reads: Mutex<Script<ReadError>>,
     follows: Mutex<Option<Gap>>,
+    /// How many events after the place reading leaves out.
+    left_out: AtomicU64,
 }
 
 /// What is done when the log is asked.
@@ -40,6 +45,7 @@ impl<L: Log> Scripted<L> {
             appends: Mutex::new(Script::Works),
             reads: Mutex::new(Script::Works),
             follows: Mutex::default(),
+            left_out: AtomicU64::new(0),
         }
     }
 
@@ -57,6 +63,11 @@ impl<L: Log> Scripted<L> {
     /// What reading and seeking lead to from now on.
     pub fn script_reads(&self, script: Script<ReadError>) {
         *self.reads.lock().unwrap() = script;
+    }
+
+    /// Leaves so many events out at the beginning of what is read from now on.
+    pub fn leave_out(&self, events: u64) {
+        self.left_out.store(events, Ordering::Relaxed);
     }
 
     /// Lets nobody follow from now on, for this reason.
@@ -93,6 +104,7 @@ impl<L: Log> Log for Scripted<L> {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
+        let after = after.plus(self.left_out.load(Ordering::Relaxed));
         act_out(&self.reads, || self.inner.read(after, bytes_max))
     }
 

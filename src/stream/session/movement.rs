@@ -7,7 +7,7 @@ use super::{Found, Moved, Phase, READ_BYTES_MAX, Session, skip};
 use crate::{
     bus::{self, Extract},
     event::Sequence,
-    log::{Block, ReadError},
+    log::{Block, Gap, ReadError},
     stream::notice,
 };
 
@@ -18,7 +18,14 @@ impl Session {
             return self.finish();
         }
         if let Some(block) = self.history.pop_front() {
-            return self.examine(block, None);
+            return match Gap::check_reaches(self.position, &block) {
+                Ok(()) => self.examine(block, None),
+                Err(gap) => {
+                    let error = ReadError::Failed(gap.to_string().into());
+                    self.end = Some(Err(self.unreadable(&error)));
+                    Moved::Ready
+                }
+            };
         }
         match self.subscriber.next(self.position) {
             bus::Next::Block(block) => {

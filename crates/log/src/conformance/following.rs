@@ -81,6 +81,28 @@ pub async fn a_block_that_a_follower_refuses_fails_the_log(factory: &dyn Factory
     assert_eq!(rig.log.status().health(), failed);
 }
 
+pub async fn a_follower_that_panics_fails_the_log(factory: &dyn Factory) {
+    let rig = Rig::new(factory);
+    let follower = |_: &Arc<Block>| panic!("a bug");
+    rig.log.follow(Sequence::ZERO, Arc::new(follower)).unwrap();
+    let log = Arc::clone(&rig.log);
+    let append = tokio::spawn(async move { log.append(fixtures::numbered("app_1", 0..1)).await });
+    let appended = in_time(append).await;
+    // The panic may end the task that appends.
+    assert!(!matches!(appended, Ok(Ok(_))), "{appended:?}");
+    let health = in_time(rig.log.status().health_where(Health::is_final)).await;
+    assert!(matches!(health, Health::Failed { .. }), "{health:?}");
+    assert_eq!(rig.log.range().head, Sequence::ZERO);
+    assert!(matches!(rig.try_append(&[1]).await, Err(Error::Failed(_))));
+    assert!(
+        rig.log
+            .read(Sequence::ZERO, usize::MAX)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
 pub async fn those_who_wait_see_commits_and_the_end(factory: &dyn Factory) {
     let rig = Rig::new(factory);
     let status = rig.log.status().clone();
