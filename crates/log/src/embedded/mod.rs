@@ -338,13 +338,13 @@ impl Shared {
 
     fn set_no_space(&self, no_space: bool) {
         let mut at = self.no_space_at();
-        match (at.is_some(), no_space) {
-            (false, true) => {
+        if no_space {
+            if at.is_none() {
                 tracing::error!("the disk of the data directory is full: events are refused");
-                self.publisher.set_health(Health::Full);
             }
-            (true, false) => self.publisher.set_health(Health::Ready),
-            (true, true) | (false, false) => {}
+            self.publisher.set_health(Health::Full);
+        } else if at.is_some() {
+            self.publisher.set_health(Health::Ready);
         }
         *at = no_space.then(Instant::now);
     }
@@ -353,7 +353,7 @@ impl Shared {
     fn forget_no_space(&self) {
         let at = *self.no_space_at();
         if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY) {
-            self.set_no_space(false);
+            self.publisher.set_health(Health::Ready);
         }
     }
 
