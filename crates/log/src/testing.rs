@@ -76,13 +76,10 @@ impl<L: Log> Scripted<L> {
     }
 }
 
-fn act_out<'a, T: Send + 'a, E: Send + 'a>(
+fn act_out<'a, T: Send + 'a, E: Clone + Send + 'a>(
     script: &Mutex<Script<E>>,
     ask: impl FnOnce() -> BoxFuture<'a, Result<T, E>>,
-) -> BoxFuture<'a, Result<T, E>>
-where
-    E: Clone,
-{
+) -> BoxFuture<'a, Result<T, E>> {
     match script.lock().unwrap().clone() {
         Script::Works => ask(),
         Script::Fails(error) => future::ready(Err(error)).boxed(),
