@@ -53,7 +53,7 @@ pub struct Setup {
 pub struct Opened {
     /// The log.
     pub log: Arc<dyn Log>,
-    /// Makes the log unavailable for now (`true`), and available again. `None` where nothing can.
+    /// Makes the log unavailable for now (`true`), and available again; `None` where nothing can.
     pub set_outage: Option<Box<dyn Fn(bool) + Send + Sync>>,
     /// Dropped after the log.
     pub keep: Box<dyn Any + Send>,
@@ -185,7 +185,8 @@ async fn waits_until(mut condition: impl AsyncFnMut() -> bool) {
     .await;
 }
 
-/// A test for each claim about the logs that a [`Factory`] opens. The crate needs tokio with the
+/// A test for each claim about the logs that a [`Factory`] opens; with `, outages` also for those about
+/// logs that can be unavailable for now. The crate needs tokio with the
 /// features `macros` and `rt-multi-thread`.
 #[macro_export]
 macro_rules! conformance_tests {
@@ -214,6 +215,11 @@ macro_rules! conformance_tests {
             a_follower_that_panics_fails_the_log
             those_who_wait_see_commits_and_the_end
             an_epoch_is_known_before_any_of_its_events
+        }
+    };
+    ($factory:expr, outages) => {
+        $crate::conformance_tests! { $factory }
+        $crate::conformance_tests! { $factory;
             a_log_that_is_unavailable_says_so_and_goes_on_later
         }
     };

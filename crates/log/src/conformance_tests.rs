@@ -57,7 +57,7 @@ mod memory_log {
         }
     }
 
-    conformance_tests!(InMemory);
+    conformance_tests!(InMemory, outages);
 }
 
 mod embedded_log {
