@@ -120,7 +120,7 @@ impl Session {
                 }
             }
             Err(error @ (ReadError::Failed(_) | ReadError::Unavailable(_))) => {
-                self.end = Some(Err(self.unreadable(&error)))
+                self.end = Some(Err(self.unreadable(&error)));
             }
         }
     }
