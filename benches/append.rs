@@ -191,7 +191,7 @@ fn open(path: &Path) -> (Arc<embedded::Embedded>, Durations) {
         })),
         ..embedded::Options::default()
     };
-    let log = embedded::open(path, options, Box::new(|_| {})).unwrap();
+    let log = embedded::open(path, options).unwrap();
     (log, durations)
 }
 

@@ -15,7 +15,7 @@ use http::Request;
 use prelude_bridge::{
     bus::{self, Bus},
     credentials::Credentials,
-    event::{Batch, Draft, EventKey, Sequence},
+    event::{Batch, Draft, EventKey},
     grpc,
     log::{Log, memory},
     metrics::Metrics,
@@ -42,13 +42,8 @@ struct Bridge {
 
 impl Bridge {
     async fn start() -> Self {
-        let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
-        let tail = Arc::clone(&bus);
-        let log: Arc<dyn Log> = memory::open(
-            memory::Options::default(),
-            Box::new(move |block| tail.publish(&block)),
-        )
-        .expect("random bytes");
+        let log: Arc<dyn Log> = memory::open(memory::Options::default()).expect("random bytes");
+        let bus = Bus::follow(bus::Options::default(), &*log).expect("a log without writers");
         let metrics = Arc::new(Metrics::new());
         let streams = grpc::Server::new(
             grpc::Options::default(),

@@ -24,7 +24,8 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How often [`Readiness::reached`] looks again. Nothing tells of a log that takes events again.
+/// How often [`Readiness::reached`] looks again. A log tells that it takes events again; keys do not
+/// tell that they have come.
 const READINESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Whether a bridge can take and serve events: the log can be written to, every app has a key, and
@@ -73,9 +74,13 @@ impl Readiness {
     /// Waits until nothing is missing. `false` if the bridge shuts down first.
     pub async fn reached(&self) -> bool {
         let mut interval = tokio::time::interval(READINESS_INTERVAL);
-        while !self.missing().is_empty() {
+        let status = self.log.status();
+        while let health = status.health()
+            && !self.missing().is_empty()
+        {
             tokio::select! {
                 () = self.draining.cancelled() => return false,
+                _ = status.health_where(|now| *now != health) => {}
                 _ = interval.tick() => {}
             }
         }
@@ -84,10 +89,11 @@ impl Readiness {
 
     /// Each thing that must hold, and why it does not.
     fn checks(&self) -> Vec<Check> {
+        let refusal = self.log.status().health().refusal();
         let mut checks = vec![Check {
             name: "log",
             app: None,
-            fault: self.log.health().err().map(|error| error.to_string()),
+            fault: refusal.map(|error| error.to_string()),
             warning: None,
         }];
         checks.extend(self.keyrings.iter().map(|keyring| Check {

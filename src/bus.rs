@@ -1,7 +1,8 @@
 //! Owns the newest part of the log in memory: a bounded window of committed blocks that all
 //! subscribers share, and their wake-ups. A subscriber costs a place and a filter, not a queue, so
-//! publishing never waits for anybody; who falls out of the window reads from the log until it is
-//! back in it. Knows nothing of where blocks come from or how they are sent.
+//! publishing never waits for anybody; a subscriber that falls out of the window reads from the log
+//! until it is back in it. It follows a log, and takes only what continues what it has. Knows nothing
+//! of how blocks are sent.
 
 mod extract;
 
@@ -20,9 +21,9 @@ use tokio::sync::watch;
 pub use self::extract::Extract;
 use self::extract::Extracts;
 use crate::{
-    event::{Sequence, UnixMicros},
+    event::{LogId, Sequence, UnixMicros},
     filter::Filter,
-    log::{Block, Format},
+    log::{Block, Follower, Format, Gap, Log},
 };
 
 /// What the bus may use.
@@ -42,9 +43,14 @@ impl Default for Options {
     }
 }
 
+/// How often a bus tries to begin with the head of a log that grows meanwhile. Between looking and
+/// following lies less than a microsecond.
+const FOLLOW_ATTEMPTS_MAX: usize = 1_000;
+
 /// The window and its subscribers. Shared as an `Arc`.
 pub struct Bus {
     options: Options,
+    log: LogId,
     window: RwLock<Window>,
     /// The newest sequence number; a copy of what the window knows, to be read without its lock.
     head: AtomicU64,
@@ -114,11 +120,30 @@ pub enum Next {
 }
 
 impl Bus {
-    /// An empty window over a log that ends with `head`.
+    /// A window that follows a log from its head on.
+    ///
+    /// # Errors
+    /// [`Gap`], when the log grew at every attempt to follow it.
+    pub fn follow(options: Options, log: &dyn Log) -> Result<Arc<Self>, Gap> {
+        let mut attempts_left = FOLLOW_ATTEMPTS_MAX;
+        loop {
+            let (id, head) = (log.status().epochs().log(), log.range().head);
+            let bus = Self::new(options, id, head);
+            match log.follow(head, Arc::clone(&bus) as _) {
+                Ok(()) => return Ok(bus),
+                Err(gap) if attempts_left == 0 => return Err(gap),
+                // It has grown since, by a commit of another bridge.
+                Err(_) => attempts_left -= 1,
+            }
+        }
+    }
+
+    /// An empty window over a log that ends with `head`, for whoever publishes to it.
     #[must_use]
-    pub fn new(options: Options, head: Sequence) -> Arc<Self> {
+    pub fn new(options: Options, log: LogId, head: Sequence) -> Arc<Self> {
         Arc::new(Self {
             options,
+            log,
             window: RwLock::new(Window {
                 blocks: VecDeque::new(),
                 head,
@@ -130,19 +155,15 @@ impl Bus {
         })
     }
 
-    /// Sets the end of the log that the bus goes on from. For the time before anybody publishes or
-    /// subscribes.
-    pub fn begin_at(&self, head: Sequence) {
-        let mut window = self.window.write().unwrap_or_else(PoisonError::into_inner);
-        window.head = head;
-        self.head.store(head.0, Ordering::Release);
-    }
-
     /// Adds the newest block, lets the oldest go, and wakes the subscribers that may want it. Called
     /// by one thread at a time, in the log's order.
-    pub fn publish(&self, block: &Arc<Block>) {
+    ///
+    /// # Errors
+    /// [`Gap`], when it is not the block that comes next. Nothing changes then.
+    pub fn publish(&self, block: &Arc<Block>) -> Result<(), Gap> {
         let evicted = {
             let mut window = self.window.write().unwrap_or_else(PoisonError::into_inner);
+            Gap::check(self.log, window.head, block)?;
             window.push(Arc::clone(block), self.options.window_bytes_max)
         };
         // After the window and before the groups: whoever subscribes in between sees the block in
@@ -152,6 +173,7 @@ impl Bus {
         for entry in &self.groups {
             entry.value().publish(entry.key(), block, evicted.through);
         }
+        Ok(())
     }
 
     /// The sequence number of the newest event.
@@ -202,6 +224,12 @@ impl Bus {
             group,
             matched,
         }
+    }
+}
+
+impl Follower for Bus {
+    fn apply(&self, block: &Arc<Block>) -> Result<(), Gap> {
+        self.publish(block)
     }
 }
 
@@ -414,7 +442,11 @@ impl Drop for Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::testing as fixtures, filter::Spec};
+    use crate::{
+        event::testing as fixtures,
+        filter::Spec,
+        log::{Health, memory, testing::Scripted},
+    };
 
     fn filter(types: &[&str]) -> Filter {
         let types = types.iter().map(ToString::to_string).collect();
@@ -438,7 +470,7 @@ mod tests {
         // Half a block of slack: they differ by a few bytes.
         let block_bytes = block(1, "wanted").memory_bytes();
         let window_bytes_max = block_bytes * blocks + block_bytes / 2;
-        Bus::new(Options { window_bytes_max }, Sequence::ZERO)
+        Bus::new(Options { window_bytes_max }, LogId(1), Sequence::ZERO)
     }
 
     fn first(next: Next) -> u64 {
@@ -457,7 +489,7 @@ mod tests {
         let bus = bus_of(10);
         let mut subscriber = bus.subscribe(Filter::everything());
         for sequence in 1..=3 {
-            bus.publish(&block(sequence, "a"));
+            bus.publish(&block(sequence, "a")).unwrap();
         }
         for after in 0..3 {
             assert_eq!(first(subscriber.next(Sequence(after))), after + 1);
@@ -486,10 +518,10 @@ mod tests {
         let bus = bus_of(10);
         let mut subscriber = bus.subscribe(filter(&["wanted"]));
         let before = Instant::now();
-        bus.publish(&block(1, "other"));
-        bus.publish(&block(2, "wanted"));
+        bus.publish(&block(1, "other")).unwrap();
+        bus.publish(&block(2, "wanted")).unwrap();
         let between = Instant::now();
-        bus.publish(&block(3, "wanted"));
+        bus.publish(&block(3, "wanted")).unwrap();
         let mut published_after = |after| match subscriber.next(Sequence(after)) {
             Next::Block { published_at, .. } => published_at,
             other => panic!("{other:?}"),
@@ -503,7 +535,7 @@ mod tests {
         let bus = bus_of(2);
         let mut early = bus.subscribe(Filter::everything());
         for sequence in 1..=5 {
-            bus.publish(&block(sequence, "a"));
+            bus.publish(&block(sequence, "a")).unwrap();
         }
         let mut late = bus.subscribe(Filter::everything());
         for subscriber in [&mut early, &mut late] {
@@ -515,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_bus_over_an_old_log_sends_everybody_to_the_log_first() {
-        let bus = Bus::new(Options::default(), Sequence(9));
+        let bus = Bus::new(Options::default(), LogId(1), Sequence(9));
         let mut subscriber = bus.subscribe(Filter::everything());
         assert!(matches!(subscriber.next(Sequence(8)), Next::Behind));
         assert!(matches!(
@@ -525,13 +557,87 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_does_not_come_next_is_refused_and_changes_nothing() {
+        let bus = bus_of(10);
+        let mut subscriber = bus.subscribe(Filter::everything());
+        for sequence in 1..=3 {
+            bus.publish(&block(sequence, "a")).unwrap();
+        }
+        let _ = subscriber.next(Sequence(3));
+        let window_bytes = bus.window_bytes();
+        let expected = Sequence(4);
+        for found in [1, 3].map(Sequence) {
+            let refused = bus.publish(&block(found.0, "a"));
+            assert_eq!(refused, Err(Gap::Repeated { expected, found }));
+        }
+        for found in [5, u64::MAX - 1].map(Sequence) {
+            let refused = bus.publish(&block(found.0, "a"));
+            assert_eq!(refused, Err(Gap::Missing { expected, found }));
+        }
+        assert_eq!((bus.head(), bus.window_blocks()), (Sequence(3), 3));
+        assert_eq!(bus.window_bytes(), window_bytes);
+        assert!(!is_woken(&mut subscriber));
+        bus.publish(&block(4, "a")).unwrap();
+        assert_eq!(first(subscriber.next(Sequence(3))), 4);
+    }
+
+    #[test]
+    fn a_block_of_another_log_is_refused() {
+        let bus = Bus::new(Options::default(), LogId(7), Sequence::ZERO);
+        let gap = Gap::OtherLog {
+            expected: LogId(7),
+            found: LogId(1),
+        };
+        assert_eq!(bus.publish(&block(1, "a")), Err(gap));
+    }
+
+    #[tokio::test]
+    async fn a_bus_follows_a_log_from_its_head() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        let append = |numbers| log.append(fixtures::numbered("app", numbers));
+        append(0..5).await.unwrap();
+        let bus = Bus::follow(Options::default(), &*log).unwrap();
+        assert_eq!((bus.head(), bus.window_blocks()), (Sequence(5), 0));
+        append(5..7).await.unwrap();
+        assert_eq!((bus.head(), bus.window_blocks()), (Sequence(7), 1));
+    }
+
+    #[tokio::test]
+    async fn a_bus_begins_between_two_commits_of_a_log_that_grows() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for n in 0..2_000 {
+                    // It appends at once, and answers later.
+                    drop(log.append(fixtures::numbered("app", n..n + 1)));
+                }
+            });
+            let bus = Bus::follow(Options::default(), &*log).unwrap();
+            writer.join().unwrap();
+            assert_eq!(bus.head(), Sequence(2_000));
+        });
+        assert_eq!(log.status().health(), Health::Ready);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_followed_has_no_bus() {
+        let log = Scripted::new(memory::open(memory::Options::default()).unwrap());
+        let gap = Gap::Missing {
+            expected: Sequence(1),
+            found: Sequence(2),
+        };
+        log.refuse_followers(gap);
+        assert_eq!(Bus::follow(Options::default(), &log).err(), Some(gap));
+    }
+
+    #[test]
     fn only_those_who_may_want_a_block_are_woken() {
         let bus = bus_of(10);
         let mut wants = bus.subscribe(filter(&["user.session.*"]));
         let mut wants_too = bus.subscribe(filter(&["user.session.*"]));
         let mut other = bus.subscribe(filter(&["user.created"]));
         assert_eq!(bus.groups.len(), 2, "equal filters are one group");
-        bus.publish(&block(1, "user.session.created"));
+        bus.publish(&block(1, "user.session.created")).unwrap();
         assert!(is_woken(&mut wants) && is_woken(&mut wants_too) && !is_woken(&mut other));
         drop((wants, other));
         assert_eq!(bus.groups.len(), 1, "a group ends with its last subscriber");
@@ -543,20 +649,20 @@ mod tests {
     fn who_sleeps_through_what_it_does_not_want_has_not_fallen_behind() {
         let bus = bus_of(2);
         let mut subscriber = bus.subscribe(filter(&["wanted"]));
-        bus.publish(&block(1, "wanted"));
+        bus.publish(&block(1, "wanted")).unwrap();
         assert_eq!(first(subscriber.next(Sequence(0))), 1);
         for sequence in 2..=8 {
-            bus.publish(&block(sequence, "other"));
+            bus.publish(&block(sequence, "other")).unwrap();
         }
         assert!(!is_woken(&mut subscriber));
         assert!(matches!(
             subscriber.next(Sequence(1)),
             Next::AtHead(Sequence(8))
         ));
-        bus.publish(&block(9, "wanted"));
-        bus.publish(&block(10, "other"));
+        bus.publish(&block(9, "wanted")).unwrap();
+        bus.publish(&block(10, "other")).unwrap();
         assert_eq!(first(subscriber.next(Sequence(1))), 9);
-        bus.publish(&block(11, "other"));
+        bus.publish(&block(11, "other")).unwrap();
         assert!(
             matches!(subscriber.next(Sequence(1)), Next::Behind),
             "a match has left the window"
@@ -566,10 +672,10 @@ mod tests {
     #[test]
     fn a_late_subscriber_looks_at_blocks_from_before_its_time() {
         let bus = bus_of(10);
-        bus.publish(&block(1, "other"));
-        bus.publish(&block(2, "wanted"));
+        bus.publish(&block(1, "other")).unwrap();
+        bus.publish(&block(2, "wanted")).unwrap();
         let mut subscriber = bus.subscribe(filter(&["wanted"]));
-        bus.publish(&block(3, "other"));
+        bus.publish(&block(3, "other")).unwrap();
         assert_eq!(first(subscriber.next(Sequence(0))), 1);
         assert_eq!(first(subscriber.next(Sequence(1))), 2);
         assert!(matches!(
@@ -583,7 +689,7 @@ mod tests {
         let bus = bus_of(10);
         let mut subscriber = bus.subscribe(Filter::everything());
         assert!(matches!(subscriber.next(Sequence::ZERO), Next::AtHead(_)));
-        bus.publish(&block(1, "a"));
+        bus.publish(&block(1, "a")).unwrap();
         let woken =
             tokio::time::timeout(std::time::Duration::from_secs(10), subscriber.changed()).await;
         assert!(woken.is_ok());
@@ -628,7 +734,7 @@ mod tests {
                 });
             }
             for sequence in 1..=EVENTS {
-                bus.publish(&block(sequence, kind(sequence)));
+                bus.publish(&block(sequence, kind(sequence))).unwrap();
             }
         });
     }

@@ -17,7 +17,7 @@ use crate::{
     credentials::{self, Credentials},
     grpc,
     http2::{self, Caller},
-    log::{self, Log, embedded},
+    log::{self, Log},
     metrics::Metrics,
     net::{self, Connection, Listener, tls},
     permissions,
@@ -27,10 +27,6 @@ use crate::{
 
 pub use self::check::{Findings, check};
 pub(crate) use self::open::inspect_permissions;
-
-/// How often the log is asked whether it still takes events. A log that failed refuses them by
-/// itself; this is only how soon the process ends so that a supervisor can start it anew.
-const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A running bridge.
 pub struct Server {
@@ -115,7 +111,10 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The log cannot be opened.
     #[error(transparent)]
-    Open(#[from] embedded::OpenError),
+    Open(#[from] log::OpenError),
+    /// The log cannot be followed.
+    #[error("the log cannot be followed: {0}")]
+    Follow(#[source] log::Gap),
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
@@ -328,13 +327,36 @@ fn refuse_exposure(
 
 /// Resolves when the log will not take events again.
 async fn failure(log: &dyn Log) -> log::Error {
-    let mut interval = tokio::time::interval(HEALTH_INTERVAL);
-    loop {
-        interval.tick().await;
-        match log.health() {
-            Err(error @ (log::Error::Failed(_) | log::Error::Closed)) => return error,
-            // A full disk or queue passes.
-            Err(log::Error::NoSpace | log::Error::Overloaded) | Ok(()) => {}
-        }
+    let health = log.status().health_where(log::Health::is_final).await;
+    health.refusal().unwrap_or(log::Error::Closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{Sequence, testing as fixtures},
+        log::{Block, Gap, memory},
+    };
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_followed_ends_the_bridge_with_the_reason() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        let gap = Gap::Missing {
+            expected: Sequence(1),
+            found: Sequence(7),
+        };
+        let follower = move |_: &Arc<Block>| Err(gap);
+        log.follow(Sequence::ZERO, Arc::new(follower)).unwrap();
+        let failure = tokio::spawn({
+            let log = Arc::clone(&log);
+            async move { failure(&*log).await }
+        });
+        log.suspend("it passes");
+        log.resume();
+        let refused = log.append(fixtures::numbered("app", 0..1)).await;
+        let failed = log::Error::Failed(gap.to_string().into());
+        assert_eq!(refused, Err(failed.clone()));
+        assert_eq!(failure.await.unwrap(), failed);
     }
 }

@@ -15,7 +15,7 @@ use prelude_bridge::{
     bus::{self, Bus},
     credentials::Credentials,
     decode,
-    event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros},
+    event::{Batch, Epoch, EventKey, LogId, Sequence, UnixMicros},
     filter::{Filter, Spec},
     grpc,
     log::{
@@ -200,7 +200,7 @@ fn decode(fixtures: &Fixtures, name: &str) -> Round {
 fn append(fixtures: &Fixtures, rounds: u64) -> Round {
     let directory = tempfile::tempdir().unwrap();
     let options = embedded::Options::default();
-    let log = embedded::open(directory.path(), options, Box::new(|_| {})).unwrap();
+    let log = embedded::open(directory.path(), options).unwrap();
     let runtime = runtime();
     let mut batches = fixtures.batches(rounds).into_iter();
     Box::new(move || {
@@ -257,7 +257,7 @@ fn matching(fixtures: &Fixtures, _: u64) -> Round {
 }
 
 fn block<'a>(batches: impl Iterator<Item = &'a Batch>) -> Block {
-    let mut builder = Builder::new(LogId(1), Term(1), Sequence(1), UnixMicros(1));
+    let mut builder = Builder::new(LogId(1), Epoch(1), Sequence(1), UnixMicros(1));
     for batch in batches {
         for draft in &batch.drafts {
             builder.push(batch, draft);
@@ -296,17 +296,14 @@ fn deliver(fixtures: &Fixtures, rounds: u64) -> Round {
 
 /// A bridge without sockets. Notes how many bytes of events each block has.
 async fn bridge(event_bytes: Arc<Mutex<usize>>) -> (Arc<dyn Log>, grpc::Server) {
-    let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
-    let tail = Arc::clone(&bus);
-    let log: Arc<dyn Log> = memory::open(
-        memory::Options::default(),
-        Box::new(move |block: Arc<Block>| {
-            let events = block.entries().len();
-            *event_bytes.lock().unwrap() = block.view(Format::Typed).slice_bytes(0..events);
-            tail.publish(&block);
-        }),
-    )
-    .unwrap();
+    let log: Arc<dyn Log> = memory::open(memory::Options::default()).unwrap();
+    let note = move |block: &Arc<Block>| {
+        let events = block.entries().len();
+        *event_bytes.lock().unwrap() = block.view(Format::Typed).slice_bytes(0..events);
+        Ok(())
+    };
+    log.follow(Sequence::ZERO, Arc::new(note)).unwrap();
+    let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
     let streams = grpc::Server::new(
         grpc::Options::default(),
         Credentials::anonymous(),

@@ -33,7 +33,7 @@ async fn open(with_key: bool) -> Port {
         KeySource::url("http://127.0.0.1:1/jwks.json").unwrap()
     };
     let keyring = Keyring::open("54e9ujn", source, Default::default(), None).unwrap();
-    let log = memory::open(memory::Options::default(), Box::new(|_| {})).unwrap();
+    let log = memory::open(memory::Options::default()).unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::new(Arc::clone(&log) as _, &[keyring], draining.clone());
@@ -152,4 +152,22 @@ async fn other_pages_and_methods_are_refused_in_json() {
     assert!(head.contains("allow: GET, HEAD"));
     let (status, _, body) = ask(&port, "HEAD /healthz", "").await;
     assert_eq!((status, body.as_str()), (200, ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_follows_the_log_at_once() {
+    let log = memory::open(memory::Options::default()).unwrap();
+    let readiness = Readiness::new(Arc::clone(&log) as _, &[], CancellationToken::new());
+    log.suspend("nobody answers");
+    let missing = ["log: the log is unavailable for now: nobody answers"];
+    assert_eq!(readiness.missing(), missing);
+    let began = tokio::time::Instant::now();
+    let reached = tokio::spawn(async move { readiness.reached().await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!reached.is_finished());
+    log.resume();
+    assert!(reached.await.unwrap());
+    assert_eq!(began.elapsed(), Duration::ZERO, "it was not asked again");
 }

@@ -159,6 +159,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Exposed { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
+        | server::Error::Follow(_)
         | server::Error::Random(_)
         | server::Error::Streams(_)
         | server::Error::Log(_) => Exit::Failed,
@@ -177,7 +178,25 @@ pub(super) fn failure(error: &server::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::embedded::OpenError;
+    use crate::{
+        event::Sequence,
+        log::{self, Gap, OpenError},
+    };
+
+    #[test]
+    fn a_log_that_fails_or_cannot_be_followed_is_no_matter_of_configuration() {
+        let gap = Gap::Repeated {
+            expected: Sequence(8),
+            found: Sequence(3),
+        };
+        let failed = log::Error::Failed(gap.to_string().into());
+        for error in [server::Error::Log(failed), server::Error::Follow(gap)] {
+            let failure = failure(&error);
+            assert_eq!(failure.exit, Exit::Failed);
+            let text = format!("{failure:?}");
+            assert!(text.contains("event 3 comes after event 7"), "{text}");
+        }
+    }
 
     #[test]
     fn a_damaged_log_is_told_with_the_numbers_of_its_events_and_no_pasted_telephone_number() {

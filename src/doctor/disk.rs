@@ -11,7 +11,7 @@ use super::Check;
 use crate::{
     config::{ByteSize, Config, Store},
     event::UnixMicros,
-    log::embedded::{self, Inspection, OpenError},
+    log::{Inspection, OpenError, inspect},
 };
 
 /// Below this a log soon stops: it is the largest segment, four times over.
@@ -43,7 +43,7 @@ pub(super) fn examine(config: &Config) -> Disk {
             head_at: None,
         };
     }
-    let inspected = embedded::inspect(&config.data_dir);
+    let inspected = inspect(&config.data_dir);
     let is_in_use = matches!(inspected, Err(OpenError::InUse { .. }));
     let head_at = match &inspected {
         Ok(Some(inspection)) => inspection.range.head_at,
@@ -130,14 +130,14 @@ fn free_bytes(directory: &Path) -> io::Result<u64> {
 fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     let error = match inspected {
         Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
-        Ok(Some(Inspection { log, terms, range })) => {
+        Ok(Some(Inspection { log, epochs, range })) => {
             let (count, earliest, head) = (range.event_count(), range.earliest, range.head);
             let events = if count == 0 {
                 format!("no events, the next is {}", head.plus(1))
             } else {
                 format!("{count} events, {earliest} to {head}")
             };
-            let epoch = format!("epoch {:016x}, opened {terms} times", log.0);
+            let epoch = format!("id {:016x}, {epochs} epochs", log.0);
             return Check::good(LOG, format!("it opens: {events}; {epoch}"));
         }
         Err(OpenError::InUse { .. }) => {

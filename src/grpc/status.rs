@@ -319,12 +319,12 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Cursor, LogId, Sequence, Term};
+    use crate::event::{Cursor, Epoch, LogId, Sequence};
 
     fn cursor(sequence: u64) -> Cursor {
         Cursor {
             log: LogId(1),
-            term: Term(2),
+            epoch: Epoch(2),
             sequence: Sequence(sequence),
         }
     }

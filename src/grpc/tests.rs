@@ -5,7 +5,6 @@ mod windows;
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
-use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -15,8 +14,11 @@ use super::*;
 use crate::{
     bus,
     event::testing as fixtures,
-    event::{Cursor, Sequence, UnixMicros},
-    log::{self, memory},
+    event::{Cursor, Epoch, Sequence},
+    log::{
+        Commit, ReadError, memory,
+        testing::{Script, Scripted},
+    },
     proto::{
         self, Earliest, Event, ExpiredCursorPolicy, Filter, GetRangeRequest, Head, Latest,
         PayloadFormat, StartPosition, StopPosition, SubscribeRequest, SubscribeResponse,
@@ -57,9 +59,8 @@ impl Bridge {
         bus_options: bus::Options,
         log_options: memory::Options,
     ) -> Self {
-        let bus = Bus::new(bus_options, Sequence::ZERO);
-        let tail = Arc::clone(&bus);
-        let log = memory::open(log_options, Box::new(move |block| tail.publish(&block))).unwrap();
+        let log = memory::open(log_options).unwrap();
+        let bus = Bus::follow(bus_options, &*log).unwrap();
         Self::serve(options, Credentials::anonymous(), log, bus).await
     }
 
@@ -136,8 +137,8 @@ impl Bridge {
     }
 
     fn cursor(&self, sequence: u64) -> String {
-        let cursor: Cursor = self.log.lineage().cursor(Sequence(sequence));
-        cursor.to_string()
+        let epochs = self.log.status().epochs();
+        epochs.cursor(Sequence(sequence)).to_string()
     }
 }
 
@@ -901,86 +902,128 @@ async fn streams_beyond_the_limit_are_refused_until_one_ends() {
     assert!(bridge.subscribe(SubscribeRequest::default()).await.is_ok());
 }
 
-/// A log that holds events and cannot read them.
-struct Unreadable(Arc<dyn Log>);
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_read_is_unavailable_and_says_where_to_go_on() {
+    for error in [
+        ReadError::Failed("the disk is gone".into()),
+        ReadError::Unavailable("no quorum".into()),
+    ] {
+        let inner = memory::open(memory::Options::default()).unwrap();
+        let batch = fixtures::batch("app", &[("evt_1", "user.created", "usr_1")]);
+        inner.append(batch).await.unwrap();
+        let log = Arc::new(Scripted::new(inner));
+        // The bus begins at the head, so that history has to come from the log.
+        let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+        let anonymous = Credentials::anonymous();
+        let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
+        log.script_reads(Script::Fails(error));
 
-impl Log for Unreadable {
-    fn append(
-        &self,
-        batch: crate::event::Batch,
-    ) -> BoxFuture<'_, Result<log::Appended, log::Error>> {
-        self.0.append(batch)
-    }
+        let request = SubscribeRequest {
+            start: earliest(),
+            ..Default::default()
+        };
+        let collected = bridge.collect(request.clone()).await;
+        let status = collected.end.unwrap();
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(info.reason, "LOG_UNAVAILABLE");
+        assert_eq!(info.metadata["cursor"], bridge.cursor(0));
+        assert!(details.retry_info().is_some());
 
-    fn read(
-        &self,
-        _: Sequence,
-        _: usize,
-    ) -> BoxFuture<'_, Result<Vec<Arc<log::Block>>, log::ReadError>> {
-        Box::pin(async { Err(log::ReadError::Failed("the disk is gone".into())) })
-    }
+        let at = prost_types::Timestamp::default();
+        let at_time = SubscribeRequest {
+            start: from(Start::AtTime(at)),
+            ..Default::default()
+        };
+        let status = bridge.subscribe(at_time).await.err().unwrap();
+        assert_eq!(reason(&status), "LOG_UNAVAILABLE");
 
-    fn seek(&self, _: UnixMicros) -> BoxFuture<'_, Result<Sequence, log::ReadError>> {
-        Box::pin(async { Err(log::ReadError::Failed("the disk is gone".into())) })
-    }
-
-    fn range(&self) -> log::Range {
-        self.0.range()
-    }
-
-    fn lineage(&self) -> &log::Lineage {
-        self.0.lineage()
-    }
-
-    fn usage(&self) -> log::Usage {
-        self.0.usage()
-    }
-
-    fn health(&self) -> Result<(), log::Error> {
-        self.0.health()
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.0.close()
+        log.script_reads(Script::Works);
+        let request = SubscribeRequest {
+            stop: until(Stop::Head(Head {})),
+            ..request
+        };
+        assert_eq!(bridge.collect(request).await.events.len(), 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_cannot_be_read_is_unavailable_and_says_where_to_go_on() {
-    let tail: log::Tail = Box::new(|_| {});
-    let inner = memory::open(memory::Options::default(), tail).unwrap();
-    let batch = fixtures::batch("app", &[("evt_1", "user.created", "usr_1")]);
-    inner.append(batch).await.unwrap();
-    // The bus begins at the head, so that history has to come from the log.
-    let bus = Bus::new(bus::Options::default(), Sequence(1));
-    let bridge = Bridge::serve(
-        Options::default(),
-        Credentials::anonymous(),
-        Arc::new(Unreadable(inner)),
-        bus,
-    )
-    .await;
-
+async fn events_that_the_log_leaves_out_end_a_stream_and_are_not_skipped() {
+    let inner = memory::open(memory::Options::default()).unwrap();
+    let log = Arc::new(Scripted::new(inner));
+    for number in 0..5 {
+        log.append(fixtures::numbered("app", number..number + 1))
+            .await
+            .unwrap();
+    }
+    let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+    let anonymous = Credentials::anonymous();
+    let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
+    log.leave_out(2);
     let request = SubscribeRequest {
         start: earliest(),
         ..Default::default()
     };
     let collected = bridge.collect(request).await;
+    assert!(collected.events.is_empty());
     let status = collected.end.unwrap();
+    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
     let details = status.get_error_details();
     let info = details.error_info().unwrap();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_eq!(info.reason, "LOG_UNAVAILABLE");
     assert_eq!(info.metadata["cursor"], bridge.cursor(0));
-    assert!(details.retry_info().is_some());
+}
 
-    let at = prost_types::Timestamp::default();
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_sees_a_new_epoch_without_reconnecting() {
+    let log = memory::open(memory::Options::default()).unwrap();
+    let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+    let anonymous = Credentials::anonymous();
+    let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
+    bridge.append(1, 2).await;
     let request = SubscribeRequest {
-        start: from(Start::AtTime(at)),
+        start: earliest(),
         ..Default::default()
     };
-    let status = bridge.subscribe(request).await.err().unwrap();
-    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
+    let mut stream = bridge.subscribe(request).await.unwrap();
+    let mut cursors = Vec::new();
+    for (sequence, epoch) in [(3, None), (4, Some(77)), (5, Some(77))] {
+        // The second commit is that of another writer; the third goes on in its epoch.
+        match epoch {
+            Some(epoch) if sequence == 4 => log.apply_commit(&foreign(&log, epoch)).unwrap(),
+            _ => bridge.append_one(sequence).await,
+        }
+        let event = loop {
+            let response = stream.next().await;
+            if let Some(event) = response.events.last()
+                && event.sequence == sequence
+            {
+                assert_eq!(response.cursor, event.cursor);
+                break event.clone();
+            }
+        };
+        let cursor: Cursor = event.cursor.parse().unwrap();
+        assert!(epoch.is_none_or(|epoch| cursor.epoch == Epoch(epoch)));
+        cursors.push(event.cursor);
+    }
+    for (left, cursor) in [2, 1, 0].into_iter().zip(cursors) {
+        let request = SubscribeRequest {
+            start: from(Start::AfterCursor(cursor)),
+            stop: until(Stop::Head(Head {})),
+            ..Default::default()
+        };
+        assert_eq!(bridge.collect(request).await.events.len(), left);
+    }
+}
+
+/// The next commit of a log, by another writer.
+fn foreign(log: &memory::Memory, epoch: u32) -> Commit {
+    let batch = fixtures::batch("app", &[("evt_foreign", "user.created", "usr_1")]);
+    let (id, next) = (log.status().epochs().log(), log.range().head.plus(1));
+    Commit {
+        keys: batch.drafts.iter().map(|draft| draft.key).collect(),
+        blocks: vec![fixtures::block_in(id, Epoch(epoch), next, &batch)],
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,7 +89,9 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::Forged { .. }
         | Error::ForgedAndGone
         | Error::Unverified(_)
-        | Error::NotAppended(log::Error::Overloaded | log::Error::Closed) => Level::WARN,
+        | Error::NotAppended(
+            log::Error::Overloaded | log::Error::Unavailable(_) | log::Error::Closed,
+        ) => Level::WARN,
         // Scanners of the internet.
         Error::PathUnknown
         | Error::SourceRefused { .. }
@@ -269,6 +271,7 @@ fn not_appended(error: &log::Error) -> Row {
     let (code, seconds) = match error {
         log::Error::Overloaded => ("log_overloaded", 2),
         log::Error::NoSpace => ("log_full", 60),
+        log::Error::Unavailable(_) => ("log_unavailable", 5),
         log::Error::Failed(_) => ("log_failed", 30),
         log::Error::Closed => ("shutting_down", 5),
     };
@@ -279,6 +282,7 @@ fn not_appended_message(error: &log::Error) -> &'static str {
     match error {
         log::Error::Overloaded => "more arrives than can be stored",
         log::Error::NoSpace => "there is no room to store the batch",
+        log::Error::Unavailable(_) => "the batch cannot be stored for now",
         log::Error::Failed(_) => "the batch cannot be stored",
         log::Error::Closed => "the bridge is shutting down",
     }

@@ -3,10 +3,10 @@
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Mutex, OnceLock},
+    sync::OnceLock,
 };
 
-use futures_util::future::{self, BoxFuture, FutureExt as _};
+use futures_util::future::FutureExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -15,8 +15,10 @@ use tokio::{
 
 use super::*;
 use crate::{
-    event::{Batch, Sequence, UnixMicros},
-    log::{self, Appended, Block, Lineage, ReadError, Usage, memory},
+    log::{
+        self, memory,
+        testing::{Script, Scripted},
+    },
     signature::KeySource,
     simulator::keys::{AlgLabel, SignatureStyle, SigningKey},
 };
@@ -40,60 +42,7 @@ fn signature(body: &[u8]) -> String {
     key().sign(body, SignatureStyle::default()).unwrap()
 }
 
-/// The memory log, with faults to order.
-struct TestLog {
-    inner: Arc<memory::Memory>,
-    fault: Mutex<Fault>,
-}
-
-#[derive(Clone)]
-enum Fault {
-    None,
-    Refuses(log::Error),
-    NeverAnswers,
-}
-
-impl Log for TestLog {
-    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, log::Error>> {
-        match self.fault.lock().unwrap().clone() {
-            Fault::None => self.inner.append(batch),
-            Fault::Refuses(error) => future::ready(Err(error)).boxed(),
-            Fault::NeverAnswers => future::pending().boxed(),
-        }
-    }
-
-    fn read(
-        &self,
-        after: Sequence,
-        bytes_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        self.inner.read(after, bytes_max)
-    }
-
-    fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        self.inner.seek(at)
-    }
-
-    fn range(&self) -> log::Range {
-        self.inner.range()
-    }
-
-    fn lineage(&self) -> &Lineage {
-        self.inner.lineage()
-    }
-
-    fn usage(&self) -> Usage {
-        self.inner.usage()
-    }
-
-    fn health(&self) -> Result<(), log::Error> {
-        self.inner.health()
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.inner.close()
-    }
-}
+type TestLog = Scripted<memory::Memory>;
 
 struct Bridge {
     address: SocketAddr,
@@ -168,10 +117,8 @@ fn receiver(
             keyring: Keyring::open(id, source, Default::default(), None).unwrap(),
         }
     };
-    let log = Arc::new(TestLog {
-        inner: memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
-        fault: Mutex::new(Fault::None),
-    });
+    let log = memory::open(memory::Options::default()).unwrap();
+    let log = Arc::new(Scripted::new(log));
     let metrics = Arc::new(Metrics::new());
     let apps = apps.iter().map(app).collect();
     let receiver = Receiver::new(options, apps, Arc::clone(&log) as _, Arc::clone(&metrics));

@@ -11,7 +11,7 @@ use super::{Error, open, refuse_exposure};
 use crate::{
     config::{Config, KeySource, Store},
     credentials::{self, Credentials},
-    log::embedded::{self, OpenError},
+    log::{self, OpenError},
     net::tls::{self, Leaf},
     permissions::By,
 };
@@ -90,7 +90,7 @@ fn certificates(config: &Config, findings: &mut Findings) {
 
 /// The directory and the log in it.
 fn data_dir(path: &Path, findings: &mut Findings) {
-    match embedded::inspect(path) {
+    match log::inspect(path) {
         // The bridge that runs, and is to be started anew.
         Ok(_) | Err(OpenError::InUse { .. }) => {}
         Err(error) => return findings.faults.push(error.into()),

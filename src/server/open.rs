@@ -6,8 +6,7 @@ use super::{Error, options::sources};
 use crate::{
     bus::{self, Bus},
     config::{self, Config, Store},
-    event::Sequence,
-    log::{self, Log, embedded, memory},
+    log::{Log, embedded, memory},
     metrics::Metrics,
     net::{Listener, tls},
     permissions::{self, By},
@@ -62,21 +61,13 @@ pub(super) fn log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
-    let options = bus::Options {
-        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
-    };
-    // The bus begins at the head of the log, which is known only once the log is open, and the log
-    // publishes to the bus from then on. Nothing is appended in between.
-    let bus = Bus::new(options, Sequence::ZERO);
-    let tail = Arc::clone(&bus);
-    let tail: log::Tail = Box::new(move |block| tail.publish(&block));
     let log: Arc<dyn Log> = match config.store {
         Store::Memory => {
             let options = memory::Options {
                 retention_age: config.retention.age_max,
                 ..memory::Options::default()
             };
-            memory::open(options, tail)?
+            memory::open(options)?
         }
         Store::Embedded => {
             let commits = Arc::clone(metrics);
@@ -93,10 +84,13 @@ pub(super) fn log(
                 })),
                 ..embedded::Options::default()
             };
-            embedded::open(&config.data_dir, options, tail)?
+            embedded::open(&config.data_dir, options)?
         }
     };
-    bus.begin_at(log.range().head);
+    let options = bus::Options {
+        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
+    };
+    let bus = Bus::follow(options, &*log).map_err(Error::Follow)?;
     Ok((log, bus))
 }
 

@@ -18,12 +18,8 @@ use super::{
 use crate::{
     bus::{self, Extract},
     event::{Cursor, Sequence},
-    log::{Block, Format, ReadError, block::View},
+    log::{Block, Cursors, Format, Gap, ReadError, block::View},
 };
-
-/// How long after its stop time a stream waits for events that were stamped before it and are still
-/// on their way from the disk.
-const STOP_TIME_GRACE: Duration = Duration::from_millis(500);
 
 /// How much of the log a catching-up subscriber reads and sends at once, in bytes: enough to keep
 /// reads from being the cost, little enough that thousands can catch up together, and that whoever
@@ -40,6 +36,7 @@ pub(crate) struct CursorSource {
     position: Sequence,
     /// The cursor of the last response that was sent whole.
     sent: Sequence,
+    cursors: Cursors,
     phase: Phase,
     bounds: Bounds,
     /// What the log gave and was not looked at yet.
@@ -87,6 +84,7 @@ impl CursorSource {
         // Subscribed before the head is read: nothing that comes after it goes by unseen.
         let subscriber = subscriptions.bus.subscribe(plan.filter.clone());
         let start = Start::find(&subscriptions, &plan).await?;
+        let cursors = subscriptions.log.status().cursors();
         let source = Self {
             subscriptions,
             subscriber,
@@ -94,6 +92,7 @@ impl CursorSource {
             on_expired: plan.on_expired,
             position: start.position,
             sent: start.position,
+            cursors,
             phase: Phase::History,
             bounds: start.bounds,
             history: VecDeque::new(),
@@ -239,7 +238,7 @@ impl CursorSource {
                 let cursor = Some(self.sent_cursor());
                 Failure::LogUnavailable { cursor }
             }
-            (ReadError::Failed(_), _) => self.unreadable(&error),
+            (ReadError::Failed(_) | ReadError::Unavailable(_), _) => self.unreadable(&error),
         })?;
         let block = blocks.into_iter().find(holds);
         block.ok_or_else(|| {
@@ -262,7 +261,14 @@ impl Source for CursorSource {
             return self.finish(outbox);
         }
         if let Some(block) = self.history.pop_front() {
-            return self.examine(block, None, outbox);
+            return match Gap::check_reaches(self.position, &block) {
+                Ok(()) => self.examine(block, None, outbox),
+                Err(gap) => {
+                    let error = ReadError::Failed(gap.to_string().into());
+                    outbox.end = Some(Err(self.unreadable(&error)));
+                    Moved::Ready
+                }
+            };
         }
         match self.subscriber.next(self.position) {
             bus::Next::Block {
@@ -309,7 +315,9 @@ impl Source for CursorSource {
                     Err(failure) => outbox.end = Some(Err(failure)),
                 }
             }
-            Err(error @ ReadError::Failed(_)) => outbox.end = Some(Err(self.unreadable(&error))),
+            Err(error @ (ReadError::Failed(_) | ReadError::Unavailable(_))) => {
+                outbox.end = Some(Err(self.unreadable(&error)));
+            }
         }
         true
     }
@@ -323,10 +331,9 @@ impl Source for CursorSource {
     fn changes_within(&self) -> Option<Duration> {
         let before = self.bounds.before?;
         let left = before.0.saturating_sub(self.subscriptions.log.now().0);
-        let grace = i64::try_from(STOP_TIME_GRACE.as_micros()).unwrap_or_default();
-        Some(Duration::from_micros(
-            left.saturating_add(grace).try_into().unwrap_or(0),
-        ))
+        let settling_micros = self.subscriptions.log.settling_time().as_micros();
+        let left = left.saturating_add(i64::try_from(settling_micros).unwrap_or(i64::MAX));
+        Some(Duration::from_micros(left.try_into().unwrap_or(0)))
     }
 
     fn is_live(&self) -> bool {
@@ -393,11 +400,11 @@ impl Source for CursorSource {
     }
 
     fn cursor(&mut self) -> Cursor {
-        self.subscriptions.log.lineage().cursor(self.position)
+        self.cursors.at(self.position)
     }
 
     fn sent_cursor(&mut self) -> Cursor {
-        self.subscriptions.log.lineage().cursor(self.sent)
+        self.cursors.at(self.sent)
     }
 }
 

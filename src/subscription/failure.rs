@@ -69,7 +69,7 @@ impl Failure {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::CursorForeign { fault, .. } => match fault {
-                CursorFault::OtherLog | CursorFault::OtherHistory => "CURSOR_EPOCH_MISMATCH",
+                CursorFault::OtherLog | CursorFault::OtherEpoch => "CURSOR_EPOCH_MISMATCH",
                 CursorFault::Ahead { .. } => "CURSOR_AHEAD",
             },
             Self::CursorExpired { .. } => "CURSOR_EXPIRED",

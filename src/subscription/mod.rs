@@ -125,7 +125,7 @@ impl Subscriptions {
 
     /// The ends of the log, as the contract has them.
     pub(crate) fn log_range(&self) -> proto::LogRange {
-        notice::log_range(self.log.lineage(), &self.range())
+        notice::log_range(&self.log.status().epochs(), &self.range())
     }
 
     /// Why a stream ends now that the server drains.
@@ -151,19 +151,26 @@ impl Subscriptions {
         cursor: Cursor,
         range: &log::Range,
     ) -> Result<Sequence, Failure> {
-        let lineage = self.log.lineage();
-        lineage
+        let epochs = self.log.status().epochs();
+        epochs
             .check(cursor, range.head)
             .map_err(|fault| Failure::CursorForeign {
                 field,
                 fault,
-                head: lineage.cursor(range.head),
+                head: epochs.cursor(range.head),
             })
     }
 
     /// What to answer when the log cannot be read; the operator gets the cause.
     fn unreadable(error: &ReadError, cursor: Option<Cursor>) -> Failure {
-        tracing::error!(%error, "a stream ends because the log cannot be read");
+        match error {
+            ReadError::Unavailable(_) => {
+                tracing::warn!(%error, "a stream ends because the log is unavailable");
+            }
+            ReadError::Failed(_) | ReadError::Expired { .. } => {
+                tracing::error!(%error, "a stream ends because the log cannot be read");
+            }
+        }
         Failure::LogUnavailable { cursor }
     }
 }

@@ -7,7 +7,7 @@ use prost::Message as _;
 use crate::{
     event::{Sequence, UnixMicros},
     filter::Filter,
-    log::{self, Lineage},
+    log::{self, Epochs},
     proto::{
         self, CaughtUp, Draining, FellBehind, LogEnd, LogRange, Progress, Skipped, Started,
         SubscribeResponse, subscribe_response::Notice,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 pub(super) fn started(
-    lineage: &Lineage,
+    epochs: &Epochs,
     filter: &Filter,
     range: &log::Range,
     after: Sequence,
@@ -28,7 +28,7 @@ pub(super) fn started(
             app_ids: spec.app_ids,
             user_ids: spec.user_ids,
         }),
-        range: Some(log_range(lineage, range)),
+        range: Some(log_range(epochs, range)),
         after_sequence: after.0,
     }))
 }
@@ -68,11 +68,11 @@ pub(super) fn draining(retry_after: Duration) -> Vec<u8> {
 }
 
 /// A range as the contract has it.
-pub(super) fn log_range(lineage: &Lineage, range: &log::Range) -> LogRange {
+pub(super) fn log_range(epochs: &Epochs, range: &log::Range) -> LogRange {
     let empty = range.event_count() == 0;
     let earliest = if empty { range.head } else { range.earliest };
     let end = |after: Sequence, sequence: Sequence, at: Option<UnixMicros>| LogEnd {
-        cursor: lineage.cursor(after).to_string(),
+        cursor: epochs.cursor(after).to_string(),
         sequence: sequence.0,
         received_at: at.map(|at| prost_types::Timestamp {
             seconds: at.0.div_euclid(1_000_000),

@@ -216,14 +216,14 @@ mod tests {
     use super::*;
     use crate::{
         event::testing as fixtures,
-        event::{LogId, Sequence, Term},
+        event::{Epoch, LogId, Sequence},
         log::Format,
         proto::SubscribeResponse,
     };
 
     const CURSOR: Cursor = Cursor {
         log: LogId(1),
-        term: Term(1),
+        epoch: Epoch(1),
         sequence: Sequence(9),
     };
 

@@ -364,7 +364,8 @@ mod tests {
         }
 
         fn cursor(&mut self) -> Cursor {
-            self.subscriptions.log.lineage().cursor(self.position())
+            let epochs = self.subscriptions.log.status().epochs();
+            epochs.cursor(self.position())
         }
 
         fn sent_cursor(&mut self) -> Cursor {
@@ -381,10 +382,12 @@ mod tests {
     impl Scripted {
         fn new() -> Self {
             let draining = CancellationToken::new();
+            let log = memory::open(memory::Options::default()).unwrap();
+            let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
             let subscriptions = Subscriptions::new(
                 Options::default(),
-                memory::open(memory::Options::default(), Box::new(|_| {})).unwrap(),
-                Bus::new(bus::Options::default(), Sequence::ZERO),
+                log,
+                bus,
                 Arc::new(Metrics::new()),
                 draining.clone(),
             );

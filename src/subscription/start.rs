@@ -65,8 +65,8 @@ impl Start {
             notices.push_back(notice);
             position
         };
-        let lineage = subscriptions.log.lineage();
-        notices.push_front(notice::started(lineage, &plan.filter, &range, position));
+        let epochs = subscriptions.log.status().epochs();
+        notices.push_front(notice::started(&epochs, &plan.filter, &range, position));
         let events_left = plan.events_max.unwrap_or(u64::MAX);
         let bounds = Bounds {
             last,
@@ -99,8 +99,9 @@ pub(super) fn skip(
 
 /// What to answer when retention has passed a place.
 pub(super) fn expired(subscriptions: &Subscriptions, range: &log::Range) -> Failure {
+    let epochs = subscriptions.log.status().epochs();
     Failure::CursorExpired {
-        earliest: subscriptions.log.lineage().cursor(range.earliest.before()),
-        head: subscriptions.log.lineage().cursor(range.head),
+        earliest: epochs.cursor(range.earliest.before()),
+        head: epochs.cursor(range.head),
     }
 }

@@ -140,7 +140,7 @@ async fn a_good_setup_is_well_before_the_first_start_and_while_it_runs() {
     after.is_well();
     let good = after.of("good").join("\n");
     assert!(
-        good.contains("log: it opens: no events, the next is 1; epoch "),
+        good.contains("log: it opens: no events, the next is 1; id "),
         "{good}"
     );
 }

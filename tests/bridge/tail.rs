@@ -12,7 +12,7 @@ use std::{
 use prelude_bridge::{
     bus::{self, Bus},
     credentials::Credentials,
-    event::{Batch, Draft, EventKey, Sequence, user_hash},
+    event::{Batch, Draft, EventKey, user_hash},
     grpc,
     log::{Log as _, memory},
     metrics::Metrics,
@@ -49,13 +49,12 @@ impl Bridge {
     }
 
     async fn with_retention_bytes(retention_bytes: u64) -> Self {
-        let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
-        let follower = Arc::clone(&bus);
         let options = memory::Options {
             retention_bytes,
             ..memory::Options::default()
         };
-        let log = memory::open(options, Box::new(move |block| follower.publish(&block))).unwrap();
+        let log = memory::open(options).unwrap();
+        let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut bridge = Self {

@@ -3,7 +3,7 @@
 //!
 //! Layout, all numbers little-endian:
 //! ```text
-//! magic "PBK1" · crc32c of all that follows · term u32 · count u32 · first sequence u64 ·
+//! magic "PBK" · version of the encoding of events u8 · crc32c of all that follows · epoch u32 · count u32 · first sequence u64 ·
 //! received_at i64 (µs) · types u16 · apps u16 · typed bytes u32 · raw bytes u32
 //! types, apps    each: u16 length, text
 //! entries        each: u32 end in typed · u32 end in raw · u32 end of the common fields in typed ·
@@ -11,6 +11,9 @@
 //! typed          each event as `SubscribeResponse.events`: prefix, common fields, payload
 //! raw            each event's `Event.raw_json`
 //! ```
+//! The stored events are in the encoding of the contract, which `wire` owns and whose version is
+//! [`wire::ENCODING_VERSION`]. The rest of the layout does not depend on the contract.
+//!
 //! The other payload formats are put together from these parts once, when somebody first asks.
 
 mod builder;
@@ -25,11 +28,13 @@ use bytes::{Buf, Bytes};
 
 pub use self::builder::{BLOCK_BYTES_TARGET, BLOCK_EVENTS_MAX, Builder};
 use crate::{
-    event::{Sequence, Term, UnixMicros},
+    event::{Cursor, Epoch, LogId, Sequence, UnixMicros},
     wire,
 };
 
-const MAGIC: [u8; 4] = *b"PBK1";
+const MAGIC: [u8; 4] = [b'P', b'B', b'K', wire::ENCODING_VERSION];
+/// What blocks of all encodings begin with.
+const MAGIC_OF_ALL: &[u8] = b"PBK";
 const HEADER_BYTES: usize = 44;
 /// The checksum covers what follows it.
 const CHECKED_FROM: usize = 8;
@@ -49,8 +54,9 @@ pub enum Format {
 
 /// One group commit: at least one event, in the log's order.
 pub struct Block {
+    log: LogId,
+    epoch: Epoch,
     first_sequence: Sequence,
-    term: Term,
     received_at: UnixMicros,
     types: Box<[Arc<str>]>,
     apps: Box<[Arc<str>]>,
@@ -172,6 +178,28 @@ impl View {
 }
 
 impl Block {
+    /// The log that the events are in.
+    #[must_use]
+    pub fn log(&self) -> LogId {
+        self.log
+    }
+
+    /// The epoch that the events were written in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The cursor of the place after the event at `index`.
+    #[must_use]
+    pub fn cursor(&self, index: usize) -> Cursor {
+        Cursor {
+            log: self.log,
+            epoch: self.epoch,
+            sequence: self.first_sequence.plus(index as u64),
+        }
+    }
+
     /// The sequence number of the first event.
     #[must_use]
     pub fn first_sequence(&self) -> Sequence {
@@ -215,15 +243,9 @@ impl Block {
             return &[];
         };
         let common = self.typed.start(index)..entry.common_end as usize;
-        let mut field = self.typed.bytes.get(common).unwrap_or_default();
-        // The prefix before an event is a tag of one byte and the length.
-        if field.has_remaining() {
-            field.advance(1);
-        }
-        match prost::encoding::decode_varint(&mut field) {
-            Ok(_) => wire::user_id(field),
-            Err(_) => &[],
-        }
+        wire::user_id(event_fields(
+            self.typed.bytes.get(common).unwrap_or_default(),
+        ))
     }
 
     /// All events in a payload format.
@@ -262,14 +284,19 @@ impl Block {
         }
         let mut magic = [0; 4];
         rest.copy_to_slice(&mut magic);
-        if magic != MAGIC {
+        if !magic.starts_with(MAGIC_OF_ALL) {
             return Err(Damaged("it does not begin like a block"));
         }
         let checksum = rest.get_u32_le();
         if crc32c::crc32c(rest) != checksum {
             return Err(Damaged("its checksum does not match"));
         }
-        let term = Term(rest.get_u32_le());
+        if magic != MAGIC {
+            return Err(Damaged(
+                "this release does not know the encoding of its events",
+            ));
+        }
+        let epoch = Epoch(rest.get_u32_le());
         let count = rest.get_u32_le() as usize;
         let first_sequence = Sequence(rest.get_u64_le());
         let received_at = UnixMicros(rest.get_i64_le());
@@ -292,9 +319,15 @@ impl Block {
             bytes: bytes.slice(typed_start..typed_start + typed_bytes),
             ends: entries.iter().map(|entry| entry.typed_end).collect(),
         };
+        let cursor = wire::cursor(event_fields(&typed.bytes));
+        let cursor = cursor.ok_or(Damaged("its first event has no cursor"))?;
+        if (cursor.epoch, cursor.sequence) != (epoch, first_sequence) {
+            return Err(Damaged("its first event is of another place"));
+        }
         Ok(Self {
+            log: cursor.log,
+            epoch,
             first_sequence,
-            term,
             received_at,
             types,
             apps,
@@ -315,11 +348,11 @@ impl Block {
             .map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0))
     }
 
-    /// The term that a stored block was written in; 0 if it is cut short.
+    /// The epoch that a stored block was written in; 0 if it is cut short.
     #[must_use]
-    pub fn carried_term(bytes: &[u8]) -> Term {
-        let term = bytes.get(CHECKED_FROM..);
-        Term(term.map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0)))
+    pub fn carried_epoch(bytes: &[u8]) -> Epoch {
+        let epoch = bytes.get(CHECKED_FROM..);
+        Epoch(epoch.map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0)))
     }
 
     /// Whether that is the checksum of what a stored block has.
@@ -342,14 +375,13 @@ impl Block {
             } else {
                 entry.common_end
             };
-            let mut fields = self
+            let fields = self
                 .typed
                 .bytes
                 .get(typed_start..end as usize)
                 .unwrap_or_default();
             // The old length goes: it was that of the typed form.
-            fields.advance(fields.len().min(1));
-            let _ = prost::encoding::decode_varint(&mut fields);
+            let fields = event_fields(fields);
             let raw = self
                 .raw_fields
                 .get(raw_start..entry.raw_end as usize)
@@ -374,7 +406,7 @@ impl fmt::Debug for Block {
             .debug_struct("Block")
             .field("first_sequence", &self.first_sequence)
             .field("last_sequence", &self.last_sequence())
-            .field("term", &self.term)
+            .field("epoch", &self.epoch)
             .field("received_at", &self.received_at)
             .field("bytes", &self.bytes.len())
             .finish_non_exhaustive()
@@ -385,6 +417,16 @@ impl fmt::Debug for Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a block of the log is damaged: {0}")]
 pub struct Damaged(&'static str);
+
+/// The fields of the event that bytes begin with, and whatever follows it. Before an event stands a
+/// tag of one byte, and the length.
+fn event_fields(bytes: &[u8]) -> &[u8] {
+    let mut fields = bytes.get(1..).unwrap_or_default();
+    match prost::encoding::decode_varint(&mut fields) {
+        Ok(_) => fields,
+        Err(_) => &[],
+    }
+}
 
 fn get_texts(rest: &mut &[u8], count: usize) -> Result<Box<[Arc<str>]>, Damaged> {
     let cut = Damaged("a name is cut short");
@@ -484,6 +526,7 @@ mod tests {
         let block = testing::block(Sequence(1), 5);
         let again = Block::parse(block.as_bytes().clone()).unwrap();
         assert_eq!(again.first_sequence(), block.first_sequence());
+        assert_eq!((again.log(), again.epoch()), (block.log(), block.epoch()));
         assert_eq!(again.received_at(), block.received_at());
         assert_eq!(again.types(), block.types());
         assert_eq!(again.apps(), block.apps());
@@ -492,6 +535,71 @@ mod tests {
                 again.view(format).slice(0..5),
                 block.view(format).slice(0..5)
             );
+        }
+    }
+
+    #[test]
+    fn a_block_has_the_cursors_of_its_events() {
+        let block = testing::block(Sequence(41), 3);
+        for (index, event) in (0..).zip(events(block.view(Format::Typed), 0..3)) {
+            assert_eq!(block.cursor(index).to_string(), event.cursor);
+        }
+    }
+
+    /// The fixture was written by the release that introduced the encoding. When this fails, the
+    /// contract has changed what stored bytes mean: give [`wire::ENCODING_VERSION`] another value, and
+    /// translate blocks of this one.
+    #[test]
+    fn a_block_of_encoding_1_is_read_as_it_was_written() {
+        let stored = include_bytes!("block/encoding-1.block");
+        let block = Block::parse(Bytes::from_static(stored)).unwrap();
+        let expected = testing::block(Sequence(41), 3);
+        for format in [Format::Typed, Format::Raw, Format::Both] {
+            let read = events(block.view(format), 0..3);
+            assert_eq!(read, events(expected.view(format), 0..3));
+        }
+        assert_eq!(
+            expected.as_bytes(),
+            &stored[..],
+            "this release writes the same"
+        );
+    }
+
+    #[test]
+    fn a_block_of_another_encoding_is_not_read() {
+        let mut bytes = testing::block(Sequence(1), 2).as_bytes().to_vec();
+        bytes[3] = b'2';
+        assert!(!Block::is_whole(&bytes));
+        let Err(Damaged(reason)) = Block::parse(bytes.into()) else {
+            panic!("it was read");
+        };
+        assert!(reason.contains("encoding"), "{reason}");
+    }
+
+    #[test]
+    fn a_block_whose_first_event_is_of_another_place_is_damaged() {
+        let good = testing::block(Sequence(41), 2).as_bytes().to_vec();
+        // The epoch, and the lowest byte of the first sequence number.
+        for at in [8, 16] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            seal(&mut bad);
+            assert!(Block::is_whole(&bad));
+            assert!(Block::parse(bad.into()).is_err(), "byte {at}");
+        }
+    }
+
+    fn seal(bytes: &mut [u8]) {
+        let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+    }
+
+    fn look_everywhere(block: &Block) {
+        for format in [Format::Typed, Format::Raw, Format::Both] {
+            let _ = block.view(format).slice(0..block.entries().len());
+        }
+        for index in 0..block.entries().len() {
+            let _ = block.user_id(index);
         }
     }
 
@@ -532,13 +640,24 @@ mod tests {
             bytes[32..34].copy_from_slice(&u16::from(small[1] % 3).to_le_bytes());
             bytes[34..36].copy_from_slice(&u16::from(small[2] % 3).to_le_bytes());
             bytes[..4].copy_from_slice(&MAGIC);
-            let checksum = crc32c::crc32c(&bytes[CHECKED_FROM..]);
-            bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+            seal(&mut bytes);
             if let Ok(block) = Block::parse(bytes.into()) {
-                for format in [Format::Typed, Format::Raw, Format::Both] {
-                    let _ = block.view(format).slice(0..block.entries().len());
-                }
-                let _ = block.user_id(0);
+                look_everywhere(&block);
+            }
+        }
+
+        #[test]
+        fn no_change_with_a_good_checksum_makes_the_parser_panic(
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = testing::block(Sequence(1), 3).as_bytes().to_vec();
+            for (at, value) in changes {
+                let at = CHECKED_FROM + at.index(bytes.len() - CHECKED_FROM);
+                bytes[at] = value;
+            }
+            seal(&mut bytes);
+            if let Ok(block) = Block::parse(bytes.into()) {
+                look_everywhere(&block);
             }
         }
     }

@@ -50,20 +50,20 @@ impl UnixMicros {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogId(pub u64);
 
-/// Identifies one run of a log's writer. A log that was restored to an earlier state continues
-/// under a new term, so a cursor from the history that was given up is recognised too.
+/// Identifies a part of a log's history that one run of a writer has begun. A log that was restored
+/// to an earlier state continues in a new epoch, so a cursor of the events that it lost is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Term(pub u32);
+pub struct Epoch(pub u32);
 
 /// A place in a log: after the event with this sequence number.
 ///
-/// As text it is opaque and URL-safe: base64url of a version, the log, the term and the sequence.
+/// As text it is opaque and URL-safe: base64url of a version, the log, the epoch and the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The log that the place is in.
     pub log: LogId,
-    /// The term that wrote the event at the place.
-    pub term: Term,
+    /// The epoch that the event at the place was written in.
+    pub epoch: Epoch,
     /// The event that the place is after.
     pub sequence: Sequence,
 }
@@ -81,10 +81,10 @@ impl Cursor {
         let mut bytes = [0; CURSOR_BYTES];
         let (version, rest) = bytes.split_at_mut(1);
         let (log, rest) = rest.split_at_mut(8);
-        let (term, sequence) = rest.split_at_mut(4);
+        let (epoch, sequence) = rest.split_at_mut(4);
         version.copy_from_slice(&[CURSOR_VERSION]);
         log.copy_from_slice(&self.log.0.to_be_bytes());
-        term.copy_from_slice(&self.term.0.to_be_bytes());
+        epoch.copy_from_slice(&self.epoch.0.to_be_bytes());
         sequence.copy_from_slice(&self.sequence.0.to_be_bytes());
         let mut text = [0; CURSOR_TEXT_BYTES];
         // 21 bytes are 28 characters without padding, so this always fits.
@@ -122,7 +122,7 @@ impl FromStr for Cursor {
         let (log, rest) = rest
             .split_first_chunk::<8>()
             .ok_or(CursorError::Malformed)?;
-        let (term, rest) = rest
+        let (epoch, rest) = rest
             .split_first_chunk::<4>()
             .ok_or(CursorError::Malformed)?;
         if version != CURSOR_VERSION {
@@ -131,7 +131,7 @@ impl FromStr for Cursor {
         let sequence: [u8; 8] = rest.try_into().map_err(|_| CursorError::Malformed)?;
         Ok(Self {
             log: LogId(u64::from_be_bytes(*log)),
-            term: Term(u32::from_be_bytes(*term)),
+            epoch: Epoch(u32::from_be_bytes(*epoch)),
             sequence: Sequence(u64::from_be_bytes(sequence)),
         })
     }
@@ -246,9 +246,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_survives_its_text(log: u64, term: u32, sequence: u64) {
+        fn a_cursor_survives_its_text(log: u64, epoch: u32, sequence: u64) {
             let cursor =
-                Cursor { log: LogId(log), term: Term(term), sequence: Sequence(sequence) };
+                Cursor { log: LogId(log), epoch: Epoch(epoch), sequence: Sequence(sequence) };
             let text = cursor.to_string();
             prop_assert_eq!(text.len(), CURSOR_TEXT_BYTES);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
@@ -265,7 +265,7 @@ mod tests {
     fn what_is_no_cursor_is_refused() {
         let good = Cursor {
             log: LogId(7),
-            term: Term(8),
+            epoch: Epoch(8),
             sequence: Sequence(9),
         }
         .to_string();

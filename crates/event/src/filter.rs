@@ -497,7 +497,7 @@ mod tests {
     use super::*;
     use crate::{
         block::Builder,
-        event::{LogId, Sequence, Term, UnixMicros},
+        event::{Epoch, LogId, Sequence, UnixMicros},
         testing,
     };
 
@@ -515,7 +515,7 @@ mod tests {
 
     /// (app, type, user) of each event.
     fn block_of(events: &[(String, String, String)]) -> Block {
-        let mut builder = Builder::new(LogId(1), Term(1), Sequence(1), UnixMicros(1));
+        let mut builder = Builder::new(LogId(1), Epoch(1), Sequence(1), UnixMicros(1));
         for (index, (app, event_type, user)) in events.iter().enumerate() {
             let id = format!("evt_{index}");
             let batch = testing::batch(app, &[(&id, event_type, user)]);

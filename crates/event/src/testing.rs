@@ -12,7 +12,7 @@ use prelude_bridge_contract as proto;
 
 use crate::{
     block::{Block, Builder, Format},
-    event::{self, Batch, Draft, EventKey, LogId, Sequence, Term, UnixMicros},
+    event::{self, Batch, Draft, Epoch, EventKey, LogId, Sequence, UnixMicros},
     wire::Head,
 };
 
@@ -115,12 +115,18 @@ pub fn block(first_sequence: Sequence, count: usize) -> Arc<Block> {
     block_of(first_sequence, &batch("app_1", &events))
 }
 
-/// A block of the events of a batch, of log 1 and term 1.
+/// A block of the events of a batch, of log 1 and epoch 1.
 #[must_use]
 pub fn block_of(first_sequence: Sequence, batch: &Batch) -> Arc<Block> {
+    block_in(LogId(1), Epoch(1), first_sequence, batch)
+}
+
+/// The same of any log and epoch.
+#[must_use]
+pub fn block_in(log: LogId, epoch: Epoch, first_sequence: Sequence, batch: &Batch) -> Arc<Block> {
     let received_at =
-        UnixMicros(1_700_000_000_000_000 + i64::try_from(first_sequence.0).unwrap_or(0));
-    let mut builder = Builder::new(LogId(1), Term(1), first_sequence, received_at);
+        UnixMicros(1_700_000_000_000_000_i64.saturating_add_unsigned(first_sequence.0));
+    let mut builder = Builder::new(log, epoch, first_sequence, received_at);
     for draft in &batch.drafts {
         builder.push(batch, draft);
     }

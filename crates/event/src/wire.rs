@@ -12,6 +12,13 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 
 use crate::event::{Cursor, Sequence, UnixMicros};
 
+/// The version of the encoding: events as `SubscribeResponse.events` fields of the package
+/// `prelude.bridge.v1`. A log stores events as they are sent, so that nobody encodes one again, and
+/// each block carries this version. When the contract changes such that stored bytes would no longer
+/// be right, it becomes another one, blocks with the old one are translated when they are read, and
+/// the formats of the stores get another version too: an older release then refuses the log as newer.
+pub const ENCODING_VERSION: u8 = b'1';
+
 /// The tag of `SubscribeResponse.events`.
 const RESPONSE_EVENTS: u8 = tag(1, LENGTH_DELIMITED);
 /// The tag of `SubscribeResponse.cursor`.
@@ -93,6 +100,23 @@ pub fn user_id(event_fields: &[u8]) -> &[u8] {
         .ok()
         .and_then(|length| rest.get(..length))
         .unwrap_or_default()
+}
+
+/// The cursor in the encoded fields of an event; `None` where there is none.
+#[must_use]
+pub fn cursor(mut event_fields: &[u8]) -> Option<Cursor> {
+    // Only fields with a length stand before it.
+    while let Some((&tag, mut rest)) = event_fields.split_first()
+        && tag & 7 == LENGTH_DELIMITED
+    {
+        let length = prost::encoding::decode_varint(&mut rest).ok()?;
+        let (value, after) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        if tag == EVENT_CURSOR {
+            return str::from_utf8(value).ok()?.parse().ok();
+        }
+        event_fields = after;
+    }
+    None
 }
 
 /// Appends the fields of an event that are known when it is committed.
@@ -196,12 +220,12 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::event::{LogId, Term};
+    use crate::event::{Epoch, LogId};
     use prelude_bridge_contract as proto;
 
     const CURSOR: Cursor = Cursor {
         log: LogId(u64::MAX),
-        term: Term(3),
+        epoch: Epoch(3),
         sequence: Sequence(1 << 40),
     };
 
@@ -219,7 +243,9 @@ mod tests {
         let mut fields = Vec::new();
         head.encode(&mut fields);
         assert_eq!(user_id(&fields), b"usr_1");
+        assert_eq!(cursor(&fields), None);
         put_place(&mut fields, CURSOR, UnixMicros(1_700_000_000_123_456));
+        assert_eq!(cursor(&fields), Some(CURSOR));
         put_raw_json(&mut fields, b"{}");
 
         let mut events = Vec::new();

@@ -302,12 +302,12 @@ mod tests {
     use prelude_bridge_contract::{
         CaughtUp, Event, Skipped, Started, SubscribeResponse, subscribe_response::Notice,
     };
-    use prelude_bridge_event::{LogId, Sequence, Term};
+    use prelude_bridge_event::{Epoch, LogId, Sequence};
 
     fn response(place: u64, ids: &[&str], notice: Option<Notice>) -> SubscribeResponse {
         let cursor = Cursor {
             log: LogId(1),
-            term: Term(2),
+            epoch: Epoch(2),
             sequence: Sequence(place),
         };
         let event = |id: &&str| Event {

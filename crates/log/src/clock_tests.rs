@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::{
-    Log, Tail,
+    Log,
     clock::machine::{DAY, HOUR, Machine, SECOND, START},
     embedded, fixtures, memory,
 };
@@ -14,10 +14,6 @@ use prelude_bridge_event::Sequence;
 
 const ALL: usize = usize::MAX;
 const ERRORS: [i64; 6] = [HOUR, -HOUR, DAY, -DAY, 347 * DAY / 10, -START];
-
-fn no_tail() -> Tail {
-    Box::new(|_| {})
-}
 
 /// A log on a machine. The one in memory cannot be restarted.
 struct Rig {
@@ -31,7 +27,7 @@ struct Rig {
 impl Rig {
     fn memory() -> Self {
         let machine = Machine::new();
-        let log = memory::open_with_clock(memory::Options::default(), no_tail(), machine.clock());
+        let log = memory::open_with_clock(memory::Options::default(), machine.clock());
         let mut rig = Self::without_log(machine);
         rig.log = Some(log.unwrap());
         rig
@@ -58,7 +54,7 @@ impl Rig {
             ..embedded::Seams::default()
         };
         let options = embedded::Options::default();
-        let log = embedded::open_with_seams(self.dir.path(), options, no_tail(), seams);
+        let log = embedded::open_with_seams(self.dir.path(), options, seams);
         self.log = Some(log.unwrap());
     }
 
@@ -343,7 +339,7 @@ async fn size_is_bounded_whatever_the_clock_does() {
         retention_bytes: 100_000,
         ..memory::Options::default()
     };
-    let log = memory::open_with_clock(options, no_tail(), machine.clock()).unwrap();
+    let log = memory::open_with_clock(options, machine.clock()).unwrap();
     machine.set_error(-START);
     for n in 0..200 {
         let batch = fixtures::numbered("app_1", n * 20..n * 20 + 20);

@@ -1,10 +1,70 @@
-//! Owns what all implementations of the log do alike when they commit: numbering events, laying
-//! them out as blocks, and stamping them with a time that never goes back. Stores nothing.
+//! Owns what all implementations of the log do alike with the batches of one commit, in three steps:
+//!
+//! ```text
+//! prepare   deduplicate, stamp, number, lay out: batches become the content of a commit
+//! commit    make the content durable; how is the implementation's, so nothing of it is here
+//! apply     index the content and publish it (`publisher`): also that of a commit which another
+//!           writer of the log has made
+//! ```
+//!
+//! Stores nothing.
 
 use std::sync::Arc;
 
-use super::block::{Block, Builder};
-use prelude_bridge_event::{Batch, Draft, LogId, Sequence, Term, UnixMicros};
+use super::{
+    Appended,
+    block::{Block, Builder},
+};
+use prelude_bridge_event::{Batch, Draft, Epoch, EventKey, LogId, Sequence, UnixMicros};
+
+/// What a commit makes durable and what is then applied: events that follow the head, whoever wrote
+/// them.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// The keys of the events, in their order.
+    pub keys: Vec<EventKey>,
+    /// The events.
+    pub blocks: Vec<Arc<Block>>,
+}
+
+/// Batches that are ready to be committed.
+pub(super) struct Prepared {
+    /// Empty when all events are in the log already.
+    pub(super) commit: Commit,
+    /// For each batch what becomes of it once the commit is applied.
+    pub(super) appended: Vec<Appended>,
+}
+
+/// Turns batches into a commit at a place. `deduplicate` tells for each key whether its event is new;
+/// of equal keys within the group only the first is.
+pub(super) fn prepare<'a, E>(
+    builder: &mut Builder,
+    place: Place,
+    batches: impl Iterator<Item = &'a Batch> + Clone,
+    deduplicate: impl FnOnce(&[EventKey]) -> Result<Vec<bool>, E>,
+) -> Result<Prepared, E> {
+    let events = batches
+        .clone()
+        .flat_map(|batch| batch.drafts.iter().map(move |draft| (batch, draft)));
+    let mut keys: Vec<EventKey> = events.clone().map(|(_, draft)| draft.key).collect();
+    let is_new = deduplicate(&keys)?;
+    let new_events = events.zip(&is_new).filter(|(_, is_new)| **is_new);
+    let blocks = lay_out_with(builder, place, new_events.map(|(event, _)| event));
+    let mut rest = is_new.iter();
+    let appended = batches.map(|batch| {
+        let events = batch.drafts.len();
+        let accepted = rest.by_ref().take(events).filter(|&&is_new| is_new).count();
+        Appended {
+            accepted,
+            duplicates: events - accepted,
+        }
+    });
+    let appended = appended.collect();
+    let mut is_new = is_new.iter();
+    keys.retain(|_| is_new.next() == Some(&true));
+    let commit = Commit { keys, blocks };
+    Ok(Prepared { commit, appended })
+}
 
 /// Stamps blocks: the time of the clock, or the last stamp where the clock went back, so that a
 /// place can be found by its time.
@@ -33,20 +93,13 @@ impl Stamps {
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) log: LogId,
-    pub(super) term: Term,
+    pub(super) epoch: Epoch,
     pub(super) first_sequence: Sequence,
     pub(super) received_at: UnixMicros,
 }
 
-/// Lays events out as blocks, in order; none where there are no events.
-pub(super) fn lay_out<'a>(
-    place: Place,
-    events: impl Iterator<Item = (&'a Batch, &'a Draft)>,
-) -> Vec<Arc<Block>> {
-    lay_out_with(&mut new_builder(), place, events)
-}
-
-/// The same in the memory of another time: fresh memory costs as much as what is written to it.
+/// Lays events out as blocks, in order; none where there are no events. Reuses the builder's buffers:
+/// fresh memory costs as much as what is written to it.
 pub(super) fn lay_out_with<'a>(
     builder: &mut Builder,
     place: Place,
@@ -55,7 +108,7 @@ pub(super) fn lay_out_with<'a>(
     let mut blocks = Vec::new();
     builder.begin(
         place.log,
-        place.term,
+        place.epoch,
         place.first_sequence,
         place.received_at,
     );
@@ -71,7 +124,7 @@ pub(super) fn lay_out_with<'a>(
 
 /// For [`lay_out_with`].
 pub(super) fn new_builder() -> Builder {
-    Builder::new(LogId(0), Term(0), Sequence(1), UnixMicros(0))
+    Builder::new(LogId(0), Epoch(0), Sequence(1), UnixMicros(0))
 }
 
 /// A random identity for a new log.
@@ -80,6 +133,6 @@ pub(super) fn new_log_id() -> Result<LogId, getrandom::Error> {
 }
 
 /// A random identity for one run of a writer; never 0, which is the place before the first event.
-pub(super) fn new_term() -> Result<Term, getrandom::Error> {
-    getrandom::u32().map(|term| Term(term.max(1)))
+pub(super) fn new_epoch() -> Result<Epoch, getrandom::Error> {
+    getrandom::u32().map(|epoch| Epoch(epoch.max(1)))
 }

@@ -1,18 +1,45 @@
-//! Owns the promise that an acknowledged event is kept: the log's contract, which the embedded log
-//! (files) and the memory log fulfil. Everything above it knows only this file and the [`Block`].
-//! Knows nothing of HTTP, gRPC and subscribers.
+//! Owns the promise that an acknowledged event is kept: the contract of logs, and the logs that
+//! fulfil it. Everything above knows the contract and the [`Block`], and only what opens a log knows
+//! which one it is. Knows nothing of HTTP, gRPC and subscribers.
+//!
+//! ```text
+//! lib          appending, reading, following, the status: the trait
+//! error        why events are not taken or given
+//! epochs       cursors, and which of them belong to the log
+//! follow       what follows a log, and what it refuses
+//! status       range, epochs and health, to be read or awaited
+//! publisher    makes every commit known, for all logs alike
+//! group        makes batches a commit, for all logs alike
+//! clock        stamps, and the age of events, whatever the system's clock does
+//! memory       a log in memory: trials, tests
+//! embedded     a log on disk
+//! conformance  what every log must do, as tests
+//! testing      a log that fails when it is told to
+//! ```
 
 mod clock;
 pub mod embedded;
+mod epochs;
+mod error;
+mod follow;
 mod group;
-mod lineage;
 pub mod memory;
+mod publisher;
+mod status;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-pub use self::lineage::{CursorFault, Lineage};
+pub use self::{
+    embedded::{Inspection, OpenError, inspect},
+    epochs::{CursorFault, Epochs},
+    error::{Error, ReadError},
+    follow::{Follower, Gap},
+    group::Commit,
+    publisher::Publisher,
+    status::{Cursors, Health, Range, Status},
+};
 pub use prelude_bridge_event::block::{self, Block, Format};
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
@@ -21,10 +48,21 @@ use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 /// Appends are atomic and exactly once: a batch is there whole or not at all, and an event whose
 /// key was appended within the time that ids are remembered is left out. Sequence numbers have no
 /// holes. Handles are shared; dropping the last one closes the log.
+///
+/// An implementation passes the tests of `conformance`, and has a [`Publisher`], which does
+/// [`follow`](Self::follow) and [`status`](Self::status) for it.
 pub trait Log: Send + Sync + 'static {
-    /// Appends the events of a batch that are new, and resolves once they are durable *and* passed
-    /// to the [`Tail`]. The batch goes on even when the returned future is dropped.
+    /// Appends the events of a batch that are new, and resolves once they are durable and all
+    /// [followers](Self::follow) have them. The batch goes on even when the returned future is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error`]. Retrying is always safe, and useful but for [`Error::Failed`] and
+    /// [`Error::Closed`].
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>>;
+
+    /// Waits until everything queued is durable, then refuses further appends.
+    fn close(&self) -> BoxFuture<'_, ()>;
 
     /// Returns the blocks that hold the events after `after`, oldest first: as many as fit into
     /// `bytes_max`, but at least one unless `after` is the head. The first block may begin before
@@ -39,72 +77,46 @@ pub trait Log: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>>;
 
     /// The place before the first event received at or after `at`: the head when there is none yet.
+    ///
+    /// # Errors
+    /// [`ReadError`], other than that it expired.
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>>;
 
-    /// The two ends, as of now. Cheap.
-    fn range(&self) -> Range;
+    /// Hands every commit after the head to a follower, which has everything up to `after`. Replays
+    /// nothing. When the follower refuses a block, the log fails.
+    ///
+    /// # Errors
+    /// [`Gap`], when the log does not end with `after`: it may have grown since that was read.
+    fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap>;
 
-    /// Identifies this log, to make and check cursors. Constant while the log is open.
-    fn lineage(&self) -> &Lineage;
+    /// The ends of the log, its epochs, and whether it takes events: as of now, or to be awaited.
+    fn status(&self) -> &Status;
+
+    /// The two ends of the log, as of now.
+    fn range(&self) -> Range {
+        self.status().range()
+    }
 
     /// What the log occupies, and what waits to be written. Cheap.
     fn usage(&self) -> Usage;
 
     /// The time that an event would be stamped with which is appended now, unless the newest event
     /// has a later one: a jump of the system's clock changes it only when it lasts.
-    fn now(&self) -> UnixMicros {
-        UnixMicros::now()
-    }
+    fn now(&self) -> UnixMicros;
 
-    /// Why nothing can be appended, if so. After a [`Error::Failed`] this never recovers: the
-    /// process should end, and with a new start read back what is really there.
-    fn health(&self) -> Result<(), Error>;
-
-    /// Waits until everything queued is durable, then refuses further appends.
-    fn close(&self) -> BoxFuture<'_, ()>;
+    /// How far before [`now`](Self::now) an event may be stamped that cannot be seen yet, because its
+    /// commit is under way: at most what a commit takes, and what the clocks of several writers
+    /// differ. Nobody who waited so long after a time misses an event from before it.
+    fn settling_time(&self) -> Duration;
 }
 
-/// Receives each block right after its commit, in the log's order, from the log's own thread. Must
-/// not block.
-pub type Tail = Box<dyn Fn(Arc<Block>) + Send + Sync>;
-
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
     /// Events that were new.
     pub accepted: usize,
     /// Events that the log had already.
     pub duplicates: usize,
-}
-
-/// The two ends of a log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Range {
-    /// The oldest event that is still there; one past the head in an empty log.
-    pub earliest: Sequence,
-    /// The newest event; what it was, in a log that retention has emptied; 0 in a new log.
-    pub head: Sequence,
-    /// When the oldest event was received; `None` in an empty log.
-    pub earliest_at: Option<UnixMicros>,
-    /// When the newest event was received; `None` in an empty log.
-    pub head_at: Option<UnixMicros>,
-}
-
-impl Range {
-    /// How many events are there.
-    #[must_use]
-    pub fn event_count(&self) -> u64 {
-        self.head
-            .0
-            .saturating_add(1)
-            .saturating_sub(self.earliest.0)
-    }
-
-    /// Whether there is nothing between a place and the events that are left.
-    #[must_use]
-    pub fn reaches(&self, after: Sequence) -> bool {
-        after.plus(1) >= self.earliest
-    }
 }
 
 /// What a log occupies.
@@ -118,37 +130,10 @@ pub struct Usage {
     pub clock_jumps: u64,
 }
 
-/// Why a batch was not appended. Nothing of it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The queue is full: more arrives than the disk can take. Safe to retry.
-    #[error("the log's queue is full")]
-    Overloaded,
-    /// The disk is full. Safe to retry once there is room.
-    #[error("the disk of the data directory is full")]
-    NoSpace,
-    /// A write or flush failed. What is on the disk is unknown until the log is opened again, so
-    /// nothing more is written.
-    #[error("the log failed and accepts nothing until the process is restarted: {0}")]
-    Failed(Arc<str>),
-    /// The log is shutting down.
-    #[error("the log is closed")]
-    Closed,
-}
-
-/// Why nothing could be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// Retention has removed events after the place that was asked for.
-    #[error("retention has passed this place: the log begins with event {earliest}")]
-    Expired {
-        /// The oldest event that is left.
-        earliest: Sequence,
-    },
-    /// The log could not be read.
-    #[error("the log cannot be read: {0}")]
-    Failed(Arc<str>),
-}
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 #[cfg(test)]
 pub(crate) use prelude_bridge_event::testing as fixtures;
@@ -157,4 +142,4 @@ pub(crate) use prelude_bridge_event::testing as fixtures;
 mod clock_tests;
 
 #[cfg(test)]
-mod contract_tests;
+mod conformance_tests;

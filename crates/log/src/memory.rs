@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -10,11 +11,17 @@ use std::{
 use futures_util::future::BoxFuture;
 
 use super::{
-    Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
+    Appended, Block, Commit, Error, Follower, Gap, Log, Publisher, Range, ReadError, Status, Usage,
+    block::Builder,
     clock::{self, Ages, Clock, LogClock, RetentionTime},
-    group::{self, Place, Stamps},
+    epochs::Epochs,
+    group::{self, Place, Prepared, Stamps},
+    status::Health,
 };
-use prelude_bridge_event::{Batch, EventKey, Sequence, Term, UnixMicros};
+use prelude_bridge_event::{Batch, Epoch, EventKey, LogId, Sequence, UnixMicros};
+
+/// How long an append takes at most, on a machine that has more to do than it can.
+const SETTLING_TIME: Duration = Duration::from_millis(100);
 
 /// What the memory log keeps.
 #[derive(Clone, Debug)]
@@ -39,69 +46,69 @@ impl Default for Options {
     }
 }
 
-/// Opens an empty log, which passes what is appended to `tail`.
+/// Opens an empty log.
 ///
 /// # Errors
 /// When the system gives no random bytes for the log's identity.
-pub fn open(options: Options, tail: Tail) -> Result<Arc<Memory>, getrandom::Error> {
-    open_with_clock(options, tail, clock::system_clock())
+pub fn open(options: Options) -> Result<Arc<Memory>, getrandom::Error> {
+    open_with_clock(options, clock::system_clock())
 }
 
 /// The same with a clock of one's own.
 pub(super) fn open_with_clock(
     options: Options,
-    tail: Tail,
     clock: Clock,
 ) -> Result<Arc<Memory>, getrandom::Error> {
-    let term = group::new_term()?;
-    let lineage = Lineage::new(group::new_log_id()?, vec![(Sequence(1), term)]);
+    let (log, epoch) = (group::new_log_id()?, group::new_epoch()?);
     let clock = LogClock::new(clock, RetentionTime::default());
+    let range = Range {
+        earliest: Sequence(1),
+        ..Range::default()
+    };
+    let epochs = Epochs::new(log, vec![(Sequence(1), epoch)]);
     Ok(Arc::new(Memory {
-        lineage,
+        log,
+        publisher: Publisher::new(range, epochs, Health::Ready),
         clock: clock.watch(),
         writer: Mutex::new(Writer {
             ages: Ages::new(options.retention_age),
             options,
-            tail,
-            term,
+            epoch,
+            builder: group::new_builder(),
             clock,
             stamps: Stamps::new(UnixMicros(0)),
             ids: Ids::default(),
-            closed: false,
         }),
-        kept: RwLock::new(Kept {
-            blocks: VecDeque::new(),
-            bytes: 0,
-            head: Sequence::ZERO,
-        }),
+        kept: RwLock::default(),
     }))
 }
 
 /// A [`Log`] in memory.
 pub struct Memory {
-    lineage: Lineage,
+    log: LogId,
+    publisher: Publisher,
     clock: Arc<clock::Watch>,
-    /// Held for a whole append, so that appends and the calls of the tail are in one order.
+    /// Held for a whole append, so that appends and what followers see are in one order.
     writer: Mutex<Writer>,
-    /// Held for moments only, so that reading never waits for the tail.
+    /// Held for moments only, so that reading never waits for a follower.
     kept: RwLock<Kept>,
 }
 
 struct Writer {
     options: Options,
-    tail: Tail,
-    term: Term,
+    /// That of the last commit, or of this run before the first.
+    epoch: Epoch,
+    builder: Builder,
     clock: LogClock,
     stamps: Stamps,
     ages: Ages,
     ids: Ids,
-    closed: bool,
 }
 
+#[derive(Default)]
 struct Kept {
     blocks: VecDeque<Arc<Block>>,
     bytes: u64,
-    head: Sequence,
 }
 
 /// Two generations of ids: when the newer one is full, the older one is forgotten.
@@ -112,18 +119,25 @@ struct Ids {
 }
 
 impl Ids {
-    /// Remembers a key, and tells whether it is new.
-    fn insert(&mut self, key: EventKey, ids_min: usize) -> bool {
+    /// Tells for each key whether it is neither remembered nor among those before it.
+    fn are_new(&self, keys: &[EventKey]) -> Vec<bool> {
+        let mut met = HashSet::with_capacity(keys.len());
+        let is_new =
+            |key| !self.current.contains(key) && !self.previous.contains(key) && met.insert(*key);
+        keys.iter().map(is_new).collect()
+    }
+
+    fn remember(&mut self, key: EventKey, ids_min: usize) {
         if self.current.len() >= ids_min {
             self.previous = std::mem::take(&mut self.current);
         }
-        !self.previous.contains(&key) && self.current.insert(key)
+        self.current.insert(key);
     }
 }
 
 impl Memory {
     fn writer(&self) -> MutexGuard<'_, Writer> {
-        // Whoever panicked (the tail) did so between whole changes.
+        // A follower that panicked did so between whole changes.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,78 +151,115 @@ impl Memory {
 
     fn append_now(&self, batch: &Batch) -> Result<Appended, Error> {
         let mut writer = self.writer();
-        if writer.closed {
-            return Err(Error::Closed);
-        }
-        let Writer { options, ids, .. } = &mut *writer;
-        let fresh: Vec<_> = batch
-            .drafts
-            .iter()
-            .filter(|draft| ids.insert(draft.key, options.ids_min))
-            .collect();
-        let appended = Appended {
-            accepted: fresh.len(),
-            duplicates: batch.drafts.len() - fresh.len(),
-        };
-        let now = writer.clock.now();
+        self.refusal()?;
+        let Prepared { commit, appended } = self.prepare(&mut writer, batch);
+        // Nothing outlives the process, so there is nothing between the two to make durable.
+        self.apply(&mut writer, &commit)?;
+        Ok(appended.into_iter().next().unwrap_or_default())
+    }
+
+    fn prepare(&self, writer: &mut Writer, batch: &Batch) -> Prepared {
         let place = Place {
-            log: self.lineage.log(),
-            term: writer.term,
-            first_sequence: self.kept().head.plus(1),
-            received_at: writer.stamps.next(now.wall),
+            log: self.log,
+            epoch: writer.epoch,
+            first_sequence: self.publisher.status().range().head.plus(1),
+            received_at: writer.stamps.next(writer.clock.now().wall),
         };
-        let blocks = group::lay_out(place, fresh.into_iter().map(|draft| (batch, draft)));
-        for block in blocks {
-            // Nothing can be read that the tail has not seen, as with the log on disk.
-            (writer.tail)(Arc::clone(&block));
-            writer.stamps.used(block.received_at());
-            writer.ages.note(block.last_sequence(), now.retention.time);
-            self.kept_mut().push(block);
+        let deduplicate = |keys: &[_]| Ok(writer.ids.are_new(keys));
+        let prepared = group::prepare(&mut writer.builder, place, [batch].into_iter(), deduplicate);
+        prepared.unwrap_or_else(|never: Infallible| match never {})
+    }
+
+    /// Applies a commit of another writer of this log, which goes on in that writer's epoch. It does so
+    /// also while it takes no batches, unless that is for good.
+    ///
+    /// # Errors
+    /// [`Error::Failed`], when the commit is not the next one or the log has failed before, and
+    /// [`Error::Closed`].
+    pub fn apply_commit(&self, commit: &Commit) -> Result<(), Error> {
+        let mut writer = self.writer();
+        if self.status().health().is_final() {
+            self.refusal()?;
         }
-        let expired = writer.ages.expired(&now.retention);
-        let earliest = self
-            .kept_mut()
-            .trim(expired.unwrap_or_default(), writer.options.retention_bytes);
+        self.apply(&mut writer, commit)
+    }
+
+    fn apply(&self, writer: &mut Writer, commit: &Commit) -> Result<(), Error> {
+        let now = writer.clock.now().retention;
+        // Nothing past the head can be read, so a block that is refused is never seen.
+        self.kept_mut().push(&commit.blocks);
+        let applied = self.publisher.apply(&commit.blocks);
+        applied.map_err(|gap| Error::Failed(gap.to_string().into()))?;
+        for &key in &commit.keys {
+            writer.ids.remember(key, writer.options.ids_min);
+        }
+        if let Some(last) = commit.blocks.last() {
+            writer.epoch = last.epoch();
+            writer.stamps.used(last.received_at());
+            writer.ages.note(last.last_sequence(), now.time);
+        }
+        let expired = writer.ages.expired(&now).unwrap_or_default();
+        self.trim(writer, expired);
+        Ok(())
+    }
+
+    fn trim(&self, writer: &mut Writer, expired: Sequence) {
+        let mut kept = self.kept_mut();
+        kept.trim(expired, writer.options.retention_bytes);
+        let first = kept.blocks.front();
+        let head = self.publisher.status().range().head;
+        let earliest = first.map_or(head.plus(1), |block| block.first_sequence());
+        let earliest_at = first.map(|block| block.received_at());
+        self.publisher.trim(earliest, earliest_at);
         writer.ages.forget_before(earliest);
-        Ok(appended)
+    }
+
+    fn refusal(&self) -> Result<(), Error> {
+        let refusal = self.publisher.status().health().refusal();
+        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Takes no events until [`resume`](Self::resume), as a log that others keep does when they do not
+    /// answer: for tests of what is above it.
+    pub fn suspend(&self, reason: &str) {
+        let reason = reason.into();
+        self.publisher.set_health(Health::Unavailable { reason });
+    }
+
+    /// Takes events again.
+    pub fn resume(&self) {
+        self.publisher.set_health(Health::Ready);
     }
 }
 
 impl Kept {
-    fn push(&mut self, block: Arc<Block>) {
-        self.head = block.last_sequence();
-        self.bytes += block.memory_bytes() as u64;
-        self.blocks.push_back(block);
+    fn push(&mut self, blocks: &[Arc<Block>]) {
+        self.bytes += blocks.iter().map(weight).sum::<u64>();
+        self.blocks.extend(blocks.iter().cloned());
     }
 
-    /// Removes blocks up to `expired`, and while there are more than `bytes_max`. Returns the oldest
-    /// event that is left.
-    fn trim(&mut self, expired: Sequence, bytes_max: u64) -> Sequence {
+    /// Removes blocks up to `expired`, and while there are more than `bytes_max`.
+    fn trim(&mut self, expired: Sequence, bytes_max: u64) {
         while let Some(first) = self.blocks.front() {
             let too_many = self.bytes > bytes_max && self.blocks.len() > 1;
             if first.last_sequence() > expired && !too_many {
                 break;
             }
-            self.bytes -= first.memory_bytes() as u64;
+            self.bytes -= weight(first);
             self.blocks.pop_front();
         }
-        self.range().earliest
     }
 
-    fn range(&self) -> Range {
-        let (first, last) = (self.blocks.front(), self.blocks.back());
-        Range {
-            earliest: first.map_or(self.head.plus(1), |block| block.first_sequence()),
-            head: self.head,
-            earliest_at: first.map(|block| block.received_at()),
-            head_at: last.map(|block| block.received_at()),
-        }
-    }
-
-    fn read(&self, after: Sequence, bytes_max: usize) -> Result<Vec<Arc<Block>>, ReadError> {
-        let range = self.range();
-        if !range.reaches(after) {
-            let earliest = range.earliest;
+    /// The blocks after `after` of a log that ends with `head`.
+    fn read(
+        &self,
+        after: Sequence,
+        head: Sequence,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Block>>, ReadError> {
+        let first = self.blocks.front();
+        let earliest = first.map_or(head.plus(1), |block| block.first_sequence());
+        if after.plus(1) < earliest {
             return Err(ReadError::Expired { earliest });
         }
         let start = self
@@ -218,19 +269,22 @@ impl Kept {
         let fitting = self.blocks.range(start..).enumerate().take_while(|block| {
             let (index, block) = block;
             bytes += block.as_bytes().len();
-            *index == 0 || bytes <= bytes_max
+            block.last_sequence() <= head && (*index == 0 || bytes <= bytes_max)
         });
         Ok(fitting.map(|(_, block)| Arc::clone(block)).collect())
     }
 
-    fn seek(&self, at: UnixMicros) -> Sequence {
+    fn seek(&self, at: UnixMicros, head: Sequence) -> Sequence {
         let index = self
             .blocks
             .partition_point(|block| block.received_at() < at);
-        self.blocks
-            .get(index)
-            .map_or(self.head, |block| block.first_sequence().before())
+        let found = self.blocks.get(index);
+        found.map_or(head, |block| block.first_sequence().before().min(head))
     }
+}
+
+fn weight(block: &Arc<Block>) -> u64 {
+    block.memory_bytes() as u64
 }
 
 impl Log for Memory {
@@ -239,24 +293,35 @@ impl Log for Memory {
         Box::pin(async move { appended })
     }
 
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // Whoever appends now is done first.
+            let _writer = self.writer();
+            self.publisher.set_health(Health::Closed);
+        })
+    }
+
     fn read(
         &self,
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        Box::pin(async move { self.kept().read(after, bytes_max) })
+        Box::pin(async move {
+            let kept = self.kept();
+            kept.read(after, self.status().range().head, bytes_max)
+        })
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        Box::pin(async move { Ok(self.kept().seek(at)) })
+        Box::pin(async move { Ok(self.kept().seek(at, self.status().range().head)) })
     }
 
-    fn range(&self) -> Range {
-        self.kept().range()
+    fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
+        self.publisher.follow(after, follower)
     }
 
-    fn lineage(&self) -> &Lineage {
-        &self.lineage
+    fn status(&self) -> &Status {
+        self.publisher.status()
     }
 
     fn usage(&self) -> Usage {
@@ -271,15 +336,8 @@ impl Log for Memory {
         self.clock.now()
     }
 
-    fn health(&self) -> Result<(), Error> {
-        if self.writer().closed {
-            return Err(Error::Closed);
-        }
-        Ok(())
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { self.writer().closed = true })
+    fn settling_time(&self) -> Duration {
+        SETTLING_TIME
     }
 }
 
@@ -294,7 +352,7 @@ mod tests {
             ids_min: 10,
             ..Options::default()
         };
-        let log = open(options, Box::new(|_| {})).unwrap();
+        let log = open(options).unwrap();
         for n in 0..100 {
             let appended = log.append(fixtures::numbered("app_1", n..n + 1)).await;
             assert_eq!(appended.unwrap().accepted, 1);

@@ -45,10 +45,8 @@ impl Guarded {
             file.add(entry).unwrap();
         }
         let credentials = open(file.path()).await;
-        let bus = Bus::new(bus::Options::default(), Sequence::ZERO);
-        let tail = Arc::clone(&bus);
-        let publish: log::Tail = Box::new(move |block| tail.publish(&block));
-        let log = memory::open(memory::Options::default(), publish).unwrap();
+        let log = memory::open(memory::Options::default()).unwrap();
+        let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
         Self {
             bridge: Bridge::serve(options, credentials, log, bus).await,
             file,

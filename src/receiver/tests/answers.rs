@@ -258,12 +258,16 @@ async fn a_log_that_takes_nothing_is_a_reason_to_come_back() {
         (log::Error::Overloaded, "log_overloaded"),
         (log::Error::NoSpace, "log_full"),
         (
+            log::Error::Unavailable("no quorum".into()),
+            "log_unavailable",
+        ),
+        (
             log::Error::Failed("/data/secret: I/O error".into()),
             "log_failed",
         ),
         (log::Error::Closed, "shutting_down"),
     ] {
-        *bridge.log.fault.lock().unwrap() = Fault::Refuses(error);
+        bridge.log.script_appends(Script::Fails(error));
         let answer = bridge.ask(delivery("/webhooks/54e9ujn", TWO)).await;
         answer.assert_refused(503, code);
         assert!(
@@ -271,7 +275,7 @@ async fn a_log_that_takes_nothing_is_a_reason_to_come_back() {
             "the operator's detail is not the caller's"
         );
     }
-    *bridge.log.fault.lock().unwrap() = Fault::None;
+    bridge.log.script_appends(Script::Works);
     bridge
         .ask(delivery("/webhooks/54e9ujn", TWO))
         .await

@@ -63,7 +63,7 @@ async fn bodies_share_a_bounded_memory() {
     let bridge = Bridge::start_with(options, &[APP]).await;
     let request = delivery("/webhooks/54e9ujn", &batch_of_bytes(200_000));
     // One body is whole, and keeps its memory until the log has it.
-    *bridge.log.fault.lock().unwrap() = Fault::NeverAnswers;
+    bridge.log.script_appends(Script::NeverAnswers);
     let mut first = bridge.client().await;
     first.send(&request).await;
     let is_read = "prelude_bridge_webhook_body_bytes_total 200000";
@@ -73,7 +73,7 @@ async fn bodies_share_a_bounded_memory() {
     let answer = bridge.ask(&request).await;
     answer.assert_refused(429, "too_many_bodies");
     drop(first);
-    *bridge.log.fault.lock().unwrap() = Fault::None;
+    bridge.log.script_appends(Script::Works);
     bridge.ask(&request).await.assert_accepted(1, 0);
 }
 
@@ -168,7 +168,7 @@ async fn a_body_has_the_time_that_the_options_say() {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_does_not_answer_is_given_eight_seconds_in_all() {
     let bridge = Bridge::start().await;
-    *bridge.log.fault.lock().unwrap() = Fault::NeverAnswers;
+    bridge.log.script_appends(Script::NeverAnswers);
     let since = tokio::time::Instant::now();
     let answer = bridge.ask(delivery("/webhooks/54e9ujn", TWO)).await;
     answer.assert_refused(503, "deadline_exceeded");

@@ -6,14 +6,14 @@ use bytes::Bytes;
 
 use super::{Block, CHECKED_FROM, ENTRY_BYTES, Entry, HEADER_BYTES, MAGIC, View};
 use crate::{
-    event::{Batch, Cursor, Draft, LogId, Sequence, Term, UnixMicros},
+    event::{Batch, Cursor, Draft, Epoch, LogId, Sequence, UnixMicros},
     wire,
 };
 
 /// Writes the events of a group commit into blocks.
 pub struct Builder {
     log: LogId,
-    term: Term,
+    epoch: Epoch,
     first_sequence: Sequence,
     received_at: UnixMicros,
     types: Vec<Arc<str>>,
@@ -33,10 +33,15 @@ pub const BLOCK_EVENTS_MAX: usize = 8_192;
 impl Builder {
     /// Begins a block whose first event gets `first_sequence`.
     #[must_use]
-    pub fn new(log: LogId, term: Term, first_sequence: Sequence, received_at: UnixMicros) -> Self {
+    pub fn new(
+        log: LogId,
+        epoch: Epoch,
+        first_sequence: Sequence,
+        received_at: UnixMicros,
+    ) -> Self {
         Self {
             log,
-            term,
+            epoch,
             first_sequence,
             received_at,
             types: Vec::new(),
@@ -52,11 +57,11 @@ impl Builder {
     pub fn begin(
         &mut self,
         log: LogId,
-        term: Term,
+        epoch: Epoch,
         first_sequence: Sequence,
         received_at: UnixMicros,
     ) {
-        let next = Self::new(log, term, first_sequence, received_at);
+        let next = Self::new(log, epoch, first_sequence, received_at);
         let done = std::mem::replace(self, next);
         self.reuse(done.typed, done.raw, done.fields);
     }
@@ -99,7 +104,7 @@ impl Builder {
     pub fn push(&mut self, batch: &Batch, draft: &Draft) {
         let cursor = Cursor {
             log: self.log,
-            term: self.term,
+            epoch: self.epoch,
             sequence: self.next_sequence(),
         };
         self.fields.clear();
@@ -129,15 +134,16 @@ impl Builder {
         if self.is_empty() {
             return None;
         }
-        let next = Self::new(self.log, self.term, self.next_sequence(), self.received_at);
+        let next = Self::new(self.log, self.epoch, self.next_sequence(), self.received_at);
         let done = std::mem::replace(self, next);
         let bytes = done.serialize();
         let typed_start = bytes.len() - done.typed.len() - done.raw.len();
         let raw_start = bytes.len() - done.raw.len();
         self.reuse(done.typed, done.raw, done.fields);
         Some(Block {
+            log: done.log,
+            epoch: done.epoch,
             first_sequence: done.first_sequence,
-            term: done.term,
             received_at: done.received_at,
             types: done.types.into(),
             apps: done.apps.into(),
@@ -165,7 +171,7 @@ impl Builder {
         );
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&self.term.0.to_le_bytes());
+        bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
         bytes.extend_from_slice(&offset(self.entries.len()).to_le_bytes());
         bytes.extend_from_slice(&self.first_sequence.0.to_le_bytes());
         bytes.extend_from_slice(&self.received_at.0.to_le_bytes());

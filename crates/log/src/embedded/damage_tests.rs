@@ -58,13 +58,9 @@ fn seams(now: i64) -> Seams {
     }
 }
 
-fn no_tail() -> Tail {
-    Box::new(|_| {})
-}
-
 /// With small segments.
 fn open_small(dir: &Path) -> Arc<Embedded> {
-    open_with_seams(dir, options(Duration::MAX), no_tail(), seams(START)).unwrap()
+    open_with_seams(dir, options(Duration::MAX), seams(START)).unwrap()
 }
 
 /// With room for everything, so that retention removes nothing.
@@ -73,7 +69,7 @@ fn open_at(dir: &Path) -> Result<Arc<Embedded>, OpenError> {
         retention_age: Duration::MAX,
         ..Options::default()
     };
-    open_with_seams(dir, options, no_tail(), seams(START))
+    open_with_seams(dir, options, seams(START))
 }
 
 /// Events of such a size that a batch fills a segment.
@@ -104,7 +100,7 @@ async fn template() -> tempfile::TempDir {
             Duration::MAX
         };
         let seams = seams(START + index * 1_000);
-        let log = open_with_seams(dir.path(), options(age), no_tail(), seams).unwrap();
+        let log = open_with_seams(dir.path(), options(age), seams).unwrap();
         log.append(batch(numbers)).await.unwrap();
         if index == 1 {
             waits_until(|| log.range().earliest == Sequence(TRIMMED + 1)).await;
@@ -542,9 +538,9 @@ async fn damage_in_the_first_commit_of_a_new_log_is_no_torn_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(dir.path(), Options::default(), no_tail()).unwrap());
+    drop(open(dir.path(), Options::default()).unwrap());
     let index = fs::read(dir.path().join(DATABASE)).unwrap();
-    let log = open(dir.path(), Options::default(), no_tail()).unwrap();
+    let log = open(dir.path(), Options::default()).unwrap();
     let ids: Vec<String> = (0..24)
         .map(|n| format!("{n}_{}", "x".repeat(1 << 20)))
         .collect();
@@ -556,7 +552,7 @@ async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
     log.close().await;
     drop(log);
     // Opened again, the segment is as large as it has become, and takes one more.
-    let log = open(dir.path(), Options::default(), no_tail()).unwrap();
+    let log = open(dir.path(), Options::default()).unwrap();
     log.append(fixtures::numbered("app_1", 0..1)).await.unwrap();
     log.close().await;
     drop(log);
@@ -567,7 +563,7 @@ async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
     assert!(last > 17 * 1024 * 1024, "{last}");
     flip(&path, (SEGMENT_HEADER_BYTES + 20) * 8);
     fs::write(dir.path().join(DATABASE), index).unwrap();
-    let error = open(dir.path(), Options::default(), no_tail());
+    let error = open(dir.path(), Options::default());
     let error = error.map(|_| ()).unwrap_err().to_string();
     assert!(
         error.contains("events 1 to ") && error.contains("are damaged"),
@@ -732,7 +728,7 @@ async fn an_index_that_is_lost_or_no_database_is_made_anew() {
     let cursors: Vec<_> = {
         let dir = copy(template.path());
         let log = open_at(dir.path()).unwrap();
-        let cursor = |n| log.lineage().cursor(Sequence(n));
+        let cursor = |n| log.status().epochs().cursor(Sequence(n));
         (TRIMMED + 1..=HEAD).map(cursor).collect()
     };
     for (what, damage) in damages {
@@ -747,7 +743,7 @@ async fn an_index_that_is_lost_or_no_database_is_made_anew() {
         );
         for cursor in &cursors {
             assert!(
-                log.lineage().check(*cursor, Sequence(HEAD)).is_ok(),
+                log.status().epochs().check(*cursor, Sequence(HEAD)).is_ok(),
                 "{what}"
             );
         }
@@ -795,10 +791,10 @@ async fn a_process_without_descriptors_refuses_and_recovers() {
             ..Seams::default()
         }
     };
-    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
     let append = || log.append(fixtures::numbered("app_1", 0..2));
     assert_eq!(append().await, Err(Error::Overloaded));
-    assert_eq!(log.health(), Ok(()));
+    assert_eq!(log.status().health(), Health::Ready);
     none_left.store(false, Ordering::SeqCst);
     assert_eq!(append().await.unwrap().accepted, 2);
 }

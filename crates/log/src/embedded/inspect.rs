@@ -20,7 +20,7 @@ pub struct Inspection {
     /// Its identity, which cursors carry.
     pub log: LogId,
     /// How often it was opened and written to since it was made or restored.
-    pub terms: u64,
+    pub epochs: u64,
     /// Its two ends.
     pub range: Range,
 }
@@ -57,7 +57,7 @@ pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
     let found = recovery::look(data_dir, facts, &mut |_| Ok(()))?;
     Ok(Some(Inspection {
         log,
-        terms: terms.cast_unsigned(),
+        epochs: terms.cast_unsigned(),
         range: found.range,
     }))
 }
@@ -90,14 +90,14 @@ mod tests {
         assert_eq!(inspect(directory.path()).unwrap(), None);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         let options = embedded::Options::default();
-        let log = embedded::open(directory.path(), options, Box::new(|_| {})).unwrap();
+        let log = embedded::open(directory.path(), options).unwrap();
         let in_use = inspect(directory.path());
         assert!(matches!(in_use, Err(OpenError::InUse { .. })), "{in_use:?}");
-        let (id, range) = (log.lineage().log(), log.range());
+        let (id, range) = (log.status().epochs().log(), log.range());
         log.close().await;
         drop(log);
         let once = inspect(directory.path()).unwrap().unwrap();
-        assert_eq!((once.log, once.terms, once.range), (id, 1, range));
+        assert_eq!((once.log, once.epochs, once.range), (id, 1, range));
         assert_eq!(inspect(directory.path()).unwrap(), Some(once));
     }
 

@@ -38,7 +38,7 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -57,7 +57,8 @@ pub use self::{
     open_error::OpenError,
 };
 use super::{
-    Appended, Block, Error, Lineage, Log, Range, ReadError, Tail, Usage,
+    Appended, Block, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
+    Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
 };
@@ -66,6 +67,9 @@ use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 /// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
 /// that somebody tries again.
 const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
+
+/// What a commit takes at most on a local disk that more is asked of than it can do.
+const SETTLING_TIME: Duration = Duration::from_millis(500);
 
 /// What the log keeps, and what it may take.
 #[derive(Clone)]
@@ -132,14 +136,13 @@ impl Default for Options {
     }
 }
 
-/// Opens the log in a directory, which is created if need be, and passes what is appended to
-/// `tail`. Blocks for some milliseconds, and for as long as it takes to read the
-/// last segment.
+/// Opens the log in a directory, which is created if need be. Blocks for some milliseconds, and for
+/// as long as it takes to read the last segment.
 ///
 /// # Errors
 /// [`OpenError`], which says what to do.
-pub fn open(data_dir: &Path, options: Options, tail: Tail) -> Result<Arc<Embedded>, OpenError> {
-    open_with_seams(data_dir, options, tail, Seams::default())
+pub fn open(data_dir: &Path, options: Options) -> Result<Arc<Embedded>, OpenError> {
+    open_with_seams(data_dir, options, Seams::default())
 }
 
 /// Where tests take the place of the clock and of the disk.
@@ -180,7 +183,6 @@ impl Default for Seams {
 pub(super) fn open_with_seams(
     data_dir: &Path,
     options: Options,
-    tail: Tail,
     seams: Seams,
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
@@ -208,7 +210,7 @@ pub(super) fn open_with_seams(
         }),
         keeper: Keeper::new(options.wal_bytes_max),
         segments: Arc::new(found.segments),
-        range: RwLock::new(found.range),
+        publisher: Publisher::new(found.range, Epochs::new(log, opened.terms), Health::Ready),
         index_bytes: AtomicU64::new(0),
         clock: opened.clock.watch(),
         failure: OnceLock::new(),
@@ -234,7 +236,6 @@ pub(super) fn open_with_seams(
         shared: Arc::clone(&shared),
         connection,
         keeper,
-        tail,
         on_commit: options.on_commit,
         log,
         term: opened.term,
@@ -253,7 +254,6 @@ pub(super) fn open_with_seams(
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     Ok(Arc::new(Embedded {
-        lineage: Lineage::new(log, opened.terms),
         shared,
         readers,
         thread: Mutex::new(Some(thread)),
@@ -271,7 +271,6 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 
 /// A [`Log`] on disk.
 pub struct Embedded {
-    lineage: Lineage,
     shared: Arc<Shared>,
     readers: Readers,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -285,7 +284,7 @@ struct Shared {
     queue: Queue,
     keeper: Keeper,
     segments: Arc<Segments>,
-    range: RwLock<Range>,
+    publisher: Publisher,
     /// What the index occupies, without free pages and its write-ahead log.
     index_bytes: AtomicU64,
     clock: Arc<clock::Watch>,
@@ -296,11 +295,17 @@ struct Shared {
 
 impl Shared {
     fn range(&self) -> Range {
-        *self.range.read().unwrap_or_else(PoisonError::into_inner)
+        self.publisher.status().range()
     }
 
     fn failure(&self) -> Option<Error> {
         self.failure.get().cloned().map(Error::Failed)
+    }
+
+    /// Refuses what comes from now on.
+    fn close(&self) {
+        self.queue.close();
+        self.publisher.set_health(Health::Closed);
     }
 
     /// Ends the log for good; the first reason counts.
@@ -308,6 +313,9 @@ impl Shared {
         let reason = self.failure.get_or_init(|| {
             tracing::error!(reason, "the log failed: restart the bridge");
             reason.into()
+        });
+        self.publisher.set_health(Health::Failed {
+            reason: Arc::clone(reason),
         });
         let error = Error::Failed(Arc::clone(reason));
         self.queue.fail(&error);
@@ -322,22 +330,31 @@ impl Shared {
         self.fail(&error.to_string())
     }
 
-    fn set_no_space(&self, no_space: bool) {
-        let mut at = self
-            .no_space_at
+    fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.no_space_at
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if no_space && at.is_none() {
-            tracing::error!("the disk of the data directory is full: events are refused");
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_no_space(&self, no_space: bool) {
+        let mut at = self.no_space_at();
+        if no_space {
+            if at.is_none() {
+                tracing::error!("the disk of the data directory is full: events are refused");
+            }
+            self.publisher.set_health(Health::Full);
+        } else if at.is_some() {
+            self.publisher.set_health(Health::Ready);
         }
         *at = no_space.then(Instant::now);
     }
 
-    fn has_no_space(&self) -> bool {
-        self.no_space_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some_and(|at| at.elapsed() < NO_SPACE_MEMORY)
+    /// Counts as healthy again when the disk was last found full a while ago.
+    fn forget_no_space(&self) {
+        let at = *self.no_space_at();
+        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY) {
+            self.publisher.set_health(Health::Ready);
+        }
     }
 
     fn index_bytes(&self) -> u64 {
@@ -361,19 +378,19 @@ impl Log for Embedded {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        Box::pin(self.readers.read(&self.shared.range, after, bytes_max))
+        Box::pin(self.readers.read(self.status(), after, bytes_max))
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        Box::pin(self.readers.seek(&self.shared.range, at))
+        Box::pin(self.readers.seek(self.status(), at))
     }
 
-    fn range(&self) -> Range {
-        self.shared.range()
+    fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
+        self.shared.publisher.follow(after, follower)
     }
 
-    fn lineage(&self) -> &Lineage {
-        &self.lineage
+    fn status(&self) -> &Status {
+        self.shared.publisher.status()
     }
 
     fn usage(&self) -> Usage {
@@ -388,16 +405,12 @@ impl Log for Embedded {
         self.shared.clock.now()
     }
 
-    fn health(&self) -> Result<(), Error> {
-        match self.shared.failure().or(self.shared.queue.refusal()) {
-            Some(error) => Err(error),
-            None if self.shared.has_no_space() => Err(Error::NoSpace),
-            None => Ok(()),
-        }
+    fn settling_time(&self) -> Duration {
+        SETTLING_TIME
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.shared.queue.close();
+        self.shared.close();
         let mut ended = self.ended.clone();
         Box::pin(async move {
             // The sender lives as long as `shared`, so this ends with the writer.
@@ -410,13 +423,13 @@ impl Log for Embedded {
 /// [`Log::close`] first, where that matters.
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.shared.queue.close();
+        self.shared.close();
         let thread = self
             .thread
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take()
-            // The tail may hold the last handle.
+            // A follower may hold the last handle.
             && thread.thread().id() != thread::current().id()
         {
             // Its panic, if any, was noted as the log's failure.

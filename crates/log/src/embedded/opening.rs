@@ -22,7 +22,7 @@ use crate::{
     clock::{Ages, Clock, LogClock, RetentionNow},
     group,
 };
-use prelude_bridge_event::{LogId, Sequence, Term};
+use prelude_bridge_event::{Epoch, LogId, Sequence};
 
 /// So many ids that the index has not got are read before it gets them: 1 MiB. Usually there are
 /// fewer, and the writer is given them.
@@ -34,8 +34,8 @@ pub(super) struct Opened {
     pub(super) ids: Ids,
     pub(super) log: LogId,
     /// All terms; the last one is that of this run.
-    pub(super) terms: Vec<(Sequence, Term)>,
-    pub(super) term: Term,
+    pub(super) terms: Vec<(Sequence, Epoch)>,
+    pub(super) term: Epoch,
     pub(super) clock: LogClock,
     pub(super) ages: Ages,
     pub(super) found: Found,
@@ -87,7 +87,7 @@ fn attempt(
         return Err(OpenError::DamagedIndex { path, reason });
     }
     let mut connection = schema::open_writer(directory, &beginning)?;
-    let term = group::new_term()?;
+    let term = group::new_epoch()?;
     let facts = schema::facts(&connection).map_err(error)?;
     let (log, sealed_is_damaged) = (facts.log, facts.sealed_is_damaged);
     let sealed_through = facts.sealed.last().map(|segment| segment.ordinal);

@@ -142,11 +142,6 @@ impl Queue {
         self.state().jobs.len()
     }
 
-    /// Why nothing is accepted, if so.
-    pub(super) fn refusal(&self) -> Option<Error> {
-        self.state().refusal.clone()
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change under the lock is whole before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -228,6 +223,6 @@ mod tests {
         assert_eq!(fate.try_recv().unwrap(), Err(error.clone()));
         assert_eq!(push(&queue, 1), Err(error.clone()));
         queue.close();
-        assert_eq!(queue.refusal(), Some(error));
+        assert_eq!(push(&queue, 1), Err(error));
     }
 }

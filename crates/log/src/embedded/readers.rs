@@ -1,10 +1,7 @@
 //! Owns reading: from the segments' files, without waiting for the writer nor it for them, and the
 //! promise that what is damaged or missing is said and never skipped.
 
-use std::{
-    io,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{io, sync::Arc};
 
 use tokio::{runtime, sync::Semaphore};
 
@@ -13,7 +10,7 @@ use super::{
     frame::{Frames, Header},
     segments::{Place, Segments},
 };
-use crate::{Block, Range, ReadError};
+use crate::{Block, ReadError, Status};
 use prelude_bridge_event::{Sequence, UnixMicros};
 
 /// A chunk of a file that is read at once: at least so much …
@@ -87,14 +84,14 @@ impl Readers {
     }
 
     /// Reads blocks as [`crate::Log::read`] says, none of them after the head of `now`: what
-    /// is newer has not been passed to the tail yet.
+    /// is newer has not been passed to the followers yet.
     pub(super) async fn read(
         &self,
-        now: &RwLock<Range>,
+        now: &Status,
         after: Sequence,
         bytes_max: usize,
     ) -> Result<Vec<Arc<Block>>, ReadError> {
-        let range = of(now);
+        let range = now.range();
         if !range.reaches(after) {
             let earliest = range.earliest;
             return Err(ReadError::Expired { earliest });
@@ -109,12 +106,8 @@ impl Readers {
     }
 
     /// Finds a place by its time as [`crate::Log::seek`] says.
-    pub(super) async fn seek(
-        &self,
-        now: &RwLock<Range>,
-        at: UnixMicros,
-    ) -> Result<Sequence, ReadError> {
-        let range = of(now);
+    pub(super) async fn seek(&self, now: &Status, at: UnixMicros) -> Result<Sequence, ReadError> {
+        let range = now.range();
         // The ends are known, and are what most ask for.
         if range.head_at.is_none_or(|head_at| head_at < at) {
             return Ok(range.head);
@@ -130,13 +123,13 @@ impl Readers {
             .await;
         let place = found?.map_or(range.head, |(place, _)| place);
         // Retention may have passed it meanwhile.
-        Ok(place.max(of(now).earliest.before()))
+        Ok(place.max(now.range().earliest.before()))
     }
 
     /// Reads on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,
-        now: &RwLock<Range>,
+        now: &Status,
         read: impl FnOnce(&Segments) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit = Arc::clone(&self.permits)
@@ -155,7 +148,7 @@ impl Readers {
             .map_err(|_| failed("the reader was interrupted"))?;
         answer.map_err(|fault| match fault {
             Fault::Gone => ReadError::Expired {
-                earliest: of(now).earliest,
+                earliest: now.range().earliest,
             },
             fault => failed(fault),
         })
@@ -168,10 +161,6 @@ fn give_way() {
     if cfg!(target_os = "linux") {
         let _ = rustix::process::nice(READERS_NICE);
     }
-}
-
-fn of(now: &RwLock<Range>) -> Range {
-    *now.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[expect(

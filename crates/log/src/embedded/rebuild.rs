@@ -13,7 +13,7 @@ use super::{
     schema::{self, Beginning, Facts},
     segments::{self, Segment},
 };
-use prelude_bridge_event::{LogId, Sequence, Term, UnixMicros};
+use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 /// Read at once, to find the first frame.
 const CHUNK_BYTES: usize = 4096;
@@ -22,7 +22,7 @@ const CHUNK_BYTES: usize = 4096;
 #[derive(Default)]
 struct Known {
     log: Option<Facts>,
-    terms: Option<Vec<(Sequence, Term)>>,
+    terms: Option<Vec<(Sequence, Epoch)>>,
     sealed: Vec<Segment>,
 }
 
@@ -58,7 +58,7 @@ pub(super) fn rebuild(directory: &Directory, reason: &str) -> Result<(), OpenErr
         first_ordinal: facts.first_ordinal,
         terms: Vec::new(),
     };
-    let mut terms: Vec<(Sequence, Term)> = Vec::new();
+    let mut terms: Vec<(Sequence, Epoch)> = Vec::new();
     let found = recovery::look(data_dir, facts, &mut |commit| {
         for (first, term) in commit.terms {
             if terms.last().is_none_or(|&(_, last)| last != term) {

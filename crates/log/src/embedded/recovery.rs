@@ -18,7 +18,7 @@ use super::{
     segments::{self, Segment, Segments},
 };
 use crate::{Block, Range};
-use prelude_bridge_event::{EventKey, LogId, Sequence, Term, UnixMicros};
+use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
 /// Read at once.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -66,7 +66,7 @@ pub(super) struct Torn {
 /// A whole commit that the index has not got.
 pub(super) struct Unindexed {
     /// Which terms wrote it, each with its first event.
-    pub(super) terms: Vec<(Sequence, Term)>,
+    pub(super) terms: Vec<(Sequence, Epoch)>,
     pub(super) last_sequence: Sequence,
     pub(super) keys: Vec<EventKey>,
 }
@@ -242,7 +242,7 @@ struct Scanner<'a> {
 struct Commit {
     frames: Vec<Header>,
     keys: Vec<EventKey>,
-    terms: Vec<(Sequence, Term)>,
+    terms: Vec<(Sequence, Epoch)>,
 }
 
 impl Scanner<'_> {
@@ -345,7 +345,7 @@ impl Scanner<'_> {
                     break;
                 };
                 commit.keys.extend(body.keys());
-                let term = Block::carried_term(body.block);
+                let term = Block::carried_epoch(body.block);
                 commit.terms.push((header.first_sequence, term));
             }
             frames.skip(&header);

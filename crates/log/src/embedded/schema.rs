@@ -12,7 +12,7 @@ use super::{
     open_error::{OpenError, database_error},
     segments::Segment,
 };
-use prelude_bridge_event::{LogId, Sequence, Term, UnixMicros};
+use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 /// Marks a SQLite file as a log of this program: "PBLG".
 const APPLICATION_ID: i64 = 0x5042_4c47;
@@ -114,7 +114,7 @@ pub(super) struct Beginning {
     pub(super) trimmed: Sequence,
     pub(super) trimmed_at: UnixMicros,
     pub(super) first_ordinal: u64,
-    pub(super) terms: Vec<(Sequence, Term)>,
+    pub(super) terms: Vec<(Sequence, Epoch)>,
 }
 
 impl Beginning {
@@ -294,7 +294,7 @@ fn seal_terms(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn terms_checksum(terms: &[(Sequence, Term)]) -> i64 {
+fn terms_checksum(terms: &[(Sequence, Epoch)]) -> i64 {
     let numbers = terms
         .iter()
         .flat_map(|(first, term)| [first.0.cast_signed(), i64::from(term.0)]);
@@ -302,12 +302,12 @@ fn terms_checksum(terms: &[(Sequence, Term)]) -> i64 {
 }
 
 /// Each term with the first event that it wrote or will write.
-fn terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+fn terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Epoch)>> {
     connection
         .prepare("SELECT first_sequence, term FROM terms ORDER BY first_sequence")?
         .query_map([], |row| {
             let first = Sequence(row.get::<_, i64>(0)?.cast_unsigned());
-            Ok((first, Term(row.get(1)?)))
+            Ok((first, Epoch(row.get(1)?)))
         })?
         .collect()
 }
@@ -359,7 +359,7 @@ pub(super) fn facts(connection: &Connection) -> rusqlite::Result<Facts> {
 }
 
 /// The terms, if they fit their checksum.
-pub(super) fn checked_terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+pub(super) fn checked_terms(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Epoch)>> {
     let (row, _) = LogRow::read(connection)?;
     let [.., expected] = row.0;
     let terms = terms(connection)?;
@@ -420,8 +420,8 @@ fn segment(row: &rusqlite::Row<'_>) -> Option<Segment> {
 pub(super) fn begin_term(
     connection: &mut Connection,
     head: Sequence,
-    term: Term,
-) -> rusqlite::Result<Vec<(Sequence, Term)>> {
+    term: Epoch,
+) -> rusqlite::Result<Vec<(Sequence, Epoch)>> {
     let transaction = connection.transaction()?;
     // A term that wrote nothing leaves no trace.
     transaction.execute(

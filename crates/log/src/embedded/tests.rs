@@ -18,21 +18,17 @@ use crate::{
     clock::{Boot, Reading},
     fixtures,
 };
-use prelude_bridge_event::Term;
+use prelude_bridge_event::Epoch;
 
 const ALL: usize = usize::MAX;
 const DATABASE: &str = "log.sqlite3";
 
-fn no_tail() -> Tail {
-    Box::new(|_| {})
-}
-
 fn open_default(path: &Path) -> Arc<Embedded> {
-    open(path, Options::default(), no_tail()).unwrap()
+    open(path, Options::default()).unwrap()
 }
 
 fn open_error(path: &Path) -> OpenError {
-    match open(path, Options::default(), no_tail()) {
+    match open(path, Options::default()) {
         Ok(_) => panic!("it opened"),
         Err(error) => error,
     }
@@ -132,8 +128,8 @@ async fn each_opening_is_a_term_and_those_without_events_leave_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let first = open_default(dir.path());
     append(&first, 0..2).await.unwrap();
-    let cursors = [1, 2].map(|n| first.lineage().cursor(Sequence(n)));
-    let would_be_third = first.lineage().cursor(Sequence(3));
+    let cursors = [1, 2].map(|n| first.status().epochs().cursor(Sequence(n)));
+    let would_be_third = first.status().epochs().cursor(Sequence(3));
     drop(first);
     for _ in 0..3 {
         drop(open_default(dir.path()));
@@ -141,9 +137,14 @@ async fn each_opening_is_a_term_and_those_without_events_leave_no_trace() {
     let last = open_default(dir.path());
     append(&last, 2..3).await.unwrap();
     for cursor in cursors {
-        assert!(last.lineage().check(cursor, Sequence(3)).is_ok());
+        assert!(last.status().epochs().check(cursor, Sequence(3)).is_ok());
     }
-    assert!(last.lineage().check(would_be_third, Sequence(3)).is_err());
+    assert!(
+        last.status()
+            .epochs()
+            .check(would_be_third, Sequence(3))
+            .is_err()
+    );
     drop(last);
     let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
     let terms: i64 = connection
@@ -165,7 +166,7 @@ async fn a_log_that_expired_whole_keeps_its_place_over_a_restart() {
             clock: clock(&now),
             ..Seams::default()
         };
-        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+        open_with_seams(dir.path(), options, seams).unwrap()
     };
     let log = open_log();
     append(&log, 0..3).await.unwrap();
@@ -345,7 +346,7 @@ async fn write_segments_at(
         clock,
         ..Seams::default()
     };
-    let log = open_with_seams(path, options, no_tail(), seams).unwrap();
+    let log = open_with_seams(path, options, seams).unwrap();
     for n in 0..count {
         let events: Vec<(String, String)> = (n * 100..n * 100 + 100)
             .map(|n| (format!("evt_{n}"), format!("usr_{n}_{}", "x".repeat(500))))
@@ -396,13 +397,13 @@ async fn retention_passes_what_is_damaged() {
         clock: clock(&now),
         ..Seams::default()
     };
-    let log = open_with_seams(dir.path(), options, no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), options, seams).unwrap();
     waits_until(|| log.range().earliest == Sequence(101)).await;
     let read = log.read(Sequence(100), ALL).await;
     assert!(matches!(read, Err(ReadError::Failed(_))), "{read:?}");
     pass();
     waits_until(|| log.range().earliest == Sequence(201)).await;
-    assert_eq!(log.health(), Ok(()));
+    assert_eq!(log.status().health(), Health::Ready);
     let rest = log.read(Sequence(200), ALL).await.unwrap();
     assert_eq!(fixtures::events(&rest).len(), 200);
 }
@@ -488,14 +489,14 @@ async fn a_commit_is_damaged_and_not_torn_if_another_one_follows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_lost_its_end_gets_it_again_from_the_segments() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(dir.path(), small_segments(), no_tail()).unwrap());
+    drop(open(dir.path(), small_segments()).unwrap());
     let index = fs::read(dir.path().join(DATABASE)).unwrap();
     write_segments(dir.path(), 4).await;
     let full = fs::read(dir.path().join(DATABASE)).unwrap();
     for (index, restarts) in [(&index, 1), (&index, 3), (&full, 2)] {
         with_index_of(dir.path(), index);
         for _ in 0..restarts {
-            let log = open(dir.path(), small_segments(), no_tail()).unwrap();
+            let log = open(dir.path(), small_segments()).unwrap();
             assert_eq!(log.range().head, Sequence(400));
             assert_eq!(events(&log).await, in_order(0..400));
             assert_eq!(append(&log, 0..400).await.unwrap().duplicates, 400);
@@ -559,14 +560,14 @@ async fn a_failed_flush_ends_the_log_for_good() {
             ..Seams::default()
         }
     };
-    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
     append(&log, 0..2).await.unwrap();
     broken.store(true, Ordering::SeqCst);
     let failed = append(&log, 2..4).await.unwrap_err();
     assert!(matches!(failed, Error::Failed(_)));
     // The disk would work again, but what was flushed is unknown.
     assert_eq!(append(&log, 4..6).await, Err(failed.clone()));
-    assert_eq!(log.health(), Err(failed));
+    assert_eq!(log.status().health().refusal(), Some(failed));
     assert_eq!(log.range().head, Sequence(2));
     assert_eq!(events(&log).await, in_order(0..2), "it can still be read");
     log.close().await;
@@ -578,12 +579,14 @@ async fn a_failed_flush_ends_the_log_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_panics_leaves_nobody_waiting() {
+async fn a_follower_that_panics_leaves_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
-    let tail: Tail = Box::new(|_| panic!("a bug"));
-    let log = open(dir.path(), Options::default(), tail).unwrap();
+    let log = open_default(dir.path());
+    let follower = |_: &Arc<Block>| panic!("a bug");
+    log.follow(Sequence::ZERO, Arc::new(follower)).unwrap();
     assert!(append(&log, 0..1).await.is_err());
-    waits_until(|| matches!(log.health(), Err(Error::Failed(_)))).await;
+    let health = log.status().health_where(Health::is_final).await;
+    assert!(matches!(health, Health::Failed { .. }));
     log.close().await;
 }
 
@@ -606,7 +609,7 @@ async fn a_full_disk_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(false));
     let seams = full_disk(Stage::Write, &full);
-    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
     append(&log, 0..10).await.unwrap();
     full.store(true, Ordering::SeqCst);
     for _ in 0..3 {
@@ -614,13 +617,27 @@ async fn a_full_disk_refuses_and_recovers() {
     }
     let known = append(&log, 0..10).await.unwrap();
     assert_eq!(known.duplicates, 10, "what is known needs no room");
-    assert_eq!(log.health(), Err(Error::NoSpace));
+    assert_eq!(log.status().health(), Health::Full);
     assert_eq!(log.range().head, Sequence(10));
     full.store(false, Ordering::SeqCst);
     let appended = append(&log, 0..3_000).await.unwrap();
     assert_eq!((appended.accepted, appended.duplicates), (2_990, 10));
-    assert_eq!(log.health(), Ok(()));
+    assert_eq!(log.status().health(), Health::Ready);
     assert_eq!(events(&log).await, in_order(0..3_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_tried_again_after_a_while_without_appends() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = full_disk(Stage::Write, &full);
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
+    assert_eq!(append(&log, 0..10).await, Err(Error::NoSpace));
+    assert_eq!(log.status().health(), Health::Full);
+    *log.shared.no_space_at() = Instant::now().checked_sub(NO_SPACE_MEMORY);
+    let ready = log.status().health_where(|health| *health == Health::Ready);
+    let waited = tokio::time::timeout(Duration::from_secs(30), ready).await;
+    assert_eq!(waited, Ok(Health::Ready));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -628,7 +645,7 @@ async fn an_index_without_room_falls_behind_only_so_far() {
     let dir = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(true));
     let seams = full_disk(Stage::Index, &full);
-    let log = open_with_seams(dir.path(), Options::default(), no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
     let mut taken = 0;
     while let Ok(appended) = append(&log, taken..taken + 8_000).await {
         assert_eq!(appended.accepted, 8_000);
@@ -664,7 +681,7 @@ async fn a_full_queue_is_said_at_once() {
         }),
         ..Seams::default()
     };
-    let log = open_with_seams(dir.path(), options, no_tail(), seams).unwrap();
+    let log = open_with_seams(dir.path(), options, seams).unwrap();
     let writing = append_soon(&log, 0);
     waits_until(|| log.usage().queued_batches == 0).await;
     let waiting = [append_soon(&log, 1), append_soon(&log, 2)];
@@ -696,7 +713,7 @@ async fn ids_are_remembered_for_their_time_and_forgotten_after_twice_that() {
             retention_age: Duration::from_secs(3_600),
             ..Options::default()
         };
-        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+        open_with_seams(dir.path(), options, seams).unwrap()
     };
     for restart in [false, true] {
         let mut log = open_log();
@@ -743,7 +760,7 @@ async fn retention_removes_to_the_event_and_its_segments_go() {
             clock: clock(&now),
             ..Seams::default()
         };
-        open_with_seams(dir.path(), options, no_tail(), seams).unwrap()
+        open_with_seams(dir.path(), options, seams).unwrap()
     };
     let mut log = open_log();
     // Two events each second, some hundred seconds a segment.
@@ -792,7 +809,7 @@ async fn the_files_are_bounded_when_events_come_and_go() {
         wal_bytes_max: 1_000_000,
         ..Options::default()
     };
-    let log = open(dir.path(), options, no_tail()).unwrap();
+    let log = open(dir.path(), options).unwrap();
     for n in 0..150 {
         // The same ids each time would be repetitions: an app of its own for each batch.
         let batch = fixtures::numbered(&format!("app_{n}"), 0..500);
@@ -810,7 +827,7 @@ async fn the_write_ahead_log_of_the_index_is_bounded() {
         wal_bytes_max: 1_000_000,
         ..Options::default()
     };
-    let log = open(dir.path(), options, no_tail()).unwrap();
+    let log = open(dir.path(), options).unwrap();
     let wal = dir.path().join(format!("{DATABASE}-wal"));
     let mut largest = 0;
     for n in 0..150 {
@@ -832,7 +849,7 @@ async fn each_commit_is_reported_with_its_size() {
             ..Options::default()
         }
     };
-    let log = open(dir.path(), options, no_tail()).unwrap();
+    let log = open(dir.path(), options).unwrap();
     append(&log, 0..3).await.unwrap();
     append(&log, 0..3).await.unwrap();
     let commits = commits.lock().unwrap();
@@ -864,7 +881,7 @@ async fn child_that_appends_until_it_is_killed() {
         }),
         ..Seams::default()
     };
-    let log = open_with_seams(Path::new(&dir), options, no_tail(), seams).unwrap();
+    let log = open_with_seams(Path::new(&dir), options, seams).unwrap();
     let start = log.range().head.0 * 10;
     let next = Arc::new(AtomicU64::new(start));
     let tasks: Vec<_> = (1..=4)
@@ -955,8 +972,8 @@ fn an_opened_log_is_no_older_term() {
     let dir = tempfile::tempdir().unwrap();
     let terms = [(); 2].map(|()| {
         let log = open_default(dir.path());
-        log.lineage().cursor(Sequence(1)).term
+        log.status().epochs().cursor(Sequence(1)).epoch
     });
     assert_ne!(terms[0], terms[1]);
-    assert!(!terms.contains(&Term(0)));
+    assert!(!terms.contains(&Epoch(0)));
 }

@@ -1,5 +1,5 @@
 //! Owns the only thread that writes. It commits everything that waits together, hands the new blocks
-//! to the tail, and answers. Between commits it brings the index up to date, some commits at a time,
+//! to the followers, and answers. Between commits it brings the index up to date, some commits at a time,
 //! and gives up what is too old.
 //!
 //! What fails: a full disk refuses the group, and the next one is tried as if nothing had been.
@@ -26,12 +26,12 @@ use super::{
     schema::{self, Notes},
 };
 use crate::{
-    Appended, Block, Error, Tail,
+    Appended, Block, Error,
     block::Builder,
     clock::{Ages, LogClock},
     group::{self, Place, Stamps},
 };
-use prelude_bridge_event::{Batch, EventKey, LogId, Sequence, Term, UnixMicros};
+use prelude_bridge_event::{Batch, Epoch, EventKey, LogId, Sequence, UnixMicros};
 
 /// How often an idle writer looks whether something has become too old.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,10 +53,9 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Connection,
     pub(super) keeper: JoinHandle<()>,
-    pub(super) tail: Tail,
     pub(super) on_commit: Option<OnCommit>,
     pub(super) log: LogId,
-    pub(super) term: Term,
+    pub(super) term: Epoch,
     /// Kept for its memory.
     pub(super) builder: Builder,
     pub(super) clock: LogClock,
@@ -132,10 +131,10 @@ impl Writer {
         let written = self.write(&batches);
         let duration = started.elapsed();
         let fates: Vec<_> = match written {
-            Ok(written) => {
-                self.publish(&written.blocks, batches.len(), duration);
-                written.appended.into_iter().map(Ok).collect()
-            }
+            Ok(written) => match self.publish(&written.blocks, batches.len(), duration) {
+                Ok(()) => written.appended.into_iter().map(Ok).collect(),
+                Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
+            },
             Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
         };
         for (reply, fate) in replies.into_iter().zip(fates) {
@@ -173,7 +172,7 @@ impl Writer {
         let received_at = self.stamps.next(now.wall);
         let place = Place {
             log: self.log,
-            term: self.term,
+            epoch: self.term,
             first_sequence: self.shared.range().head.plus(1),
             received_at,
         };
@@ -351,18 +350,17 @@ impl Writer {
     }
 
     /// Makes committed blocks known.
-    fn publish(&mut self, blocks: &[Arc<Block>], batches: usize, duration: Duration) {
+    fn publish(
+        &mut self,
+        blocks: &[Arc<Block>],
+        batches: usize,
+        duration: Duration,
+    ) -> Result<(), Error> {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
-            return;
+            return Ok(());
         };
-        for block in blocks {
-            (self.tail)(Arc::clone(block));
-        }
-        let mut range = self.shared.range_mut();
-        range.earliest_at.get_or_insert(first.received_at());
-        range.head = last.last_sequence();
-        range.head_at = Some(last.received_at());
-        drop(range);
+        let applied = self.shared.publisher.apply(blocks);
+        applied.map_err(|gap| self.shared.fail(&gap.to_string()))?;
         let bytes = blocks
             .iter()
             .map(|block| block.as_bytes().len() as u64)
@@ -375,6 +373,7 @@ impl Writer {
                 duration,
             });
         }
+        Ok(())
     }
 
     /// Gives up what is too old or too much, and brings the index up to date when it is behind or
@@ -383,6 +382,7 @@ impl Writer {
         if self.shared.failure().is_some() {
             return MAINTENANCE_INTERVAL;
         }
+        self.shared.forget_no_space();
         let now = self.clock.now().retention;
         let range = self.shared.range();
         let due = self.retention.due(
@@ -432,13 +432,8 @@ impl Writer {
 
     /// Nobody sees the events any more; their segments go when the index has noted it.
     fn give_up(&mut self, due: &Due) {
-        let mut range = self.shared.range_mut();
-        range.earliest = due.through.plus(1);
-        range.earliest_at = due.earliest_at;
-        if due.earliest_at.is_none() {
-            range.head_at = None;
-        }
-        drop(range);
+        let earliest = due.through.plus(1);
+        self.shared.publisher.trim(earliest, due.earliest_at);
         self.ages.forget_before(due.through.plus(1));
         self.behind.trimmed = Some((due.through, due.through_at));
         let given_up = self.shared.segments.forget(due.through);
@@ -456,11 +451,5 @@ impl Drop for Ended {
             self.0.fail("the writer ended");
         }
         self.0.done.send_replace(true);
-    }
-}
-
-impl Shared {
-    fn range_mut(&self) -> std::sync::RwLockWriteGuard<'_, crate::Range> {
-        self.range.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,174 @@
+//! Owns what can be known of a log without asking for events: its two ends, its epochs, and whether
+//! it takes events. Each can be read at once and awaited. They are apart because the ends change with
+//! every commit: whoever waits for the log to fail sleeps through those.
+
+use std::{fmt, sync::Arc};
+
+use prelude_bridge_event::{Cursor, Sequence, UnixMicros};
+use tokio::sync::watch;
+
+use super::{epochs::Epochs, error::Error};
+
+/// The two ends of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// The oldest event that is still there; one past the head in an empty log.
+    pub earliest: Sequence,
+    /// The newest event; what it was, in a log that retention has emptied; 0 in a new log.
+    pub head: Sequence,
+    /// When the oldest event was received; `None` in an empty log.
+    pub earliest_at: Option<UnixMicros>,
+    /// When the newest event was received; `None` in an empty log.
+    pub head_at: Option<UnixMicros>,
+}
+
+impl Range {
+    /// How many events are there.
+    #[must_use]
+    pub fn event_count(&self) -> u64 {
+        self.head
+            .0
+            .saturating_add(1)
+            .saturating_sub(self.earliest.0)
+    }
+
+    /// Whether there is nothing between a place and the events that are left.
+    #[must_use]
+    pub fn reaches(&self, after: Sequence) -> bool {
+        after.plus(1) >= self.earliest
+    }
+}
+
+/// Whether a log takes events, and if not, why and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Ready,
+    /// Not yet: commits of others are still being applied.
+    CatchingUp {
+        /// How many commits are known to be missing.
+        commits_behind: u64,
+    },
+    /// Not until there is room on the disk.
+    Full,
+    /// Not until what orders or keeps the events answers again.
+    Unavailable {
+        /// What does not answer.
+        reason: Arc<str>,
+    },
+    /// Not any more: the process should end, and with a new start read back what is really there.
+    Failed {
+        /// What failed.
+        reason: Arc<str>,
+    },
+    /// Not any more: it was closed.
+    Closed,
+}
+
+impl Health {
+    /// Whether it stays like this until the log is opened again.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Closed => true,
+            Self::Ready | Self::CatchingUp { .. } | Self::Full | Self::Unavailable { .. } => false,
+        }
+    }
+
+    /// What an append is refused with; `None` where it is taken.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Error> {
+        match self {
+            Self::Ready => None,
+            Self::CatchingUp { commits_behind } => {
+                let reason = format!("it is {commits_behind} commits behind, and catching up");
+                Some(Error::Unavailable(reason.into()))
+            }
+            Self::Full => Some(Error::NoSpace),
+            Self::Unavailable { reason } => Some(Error::Unavailable(Arc::clone(reason))),
+            Self::Failed { reason } => Some(Error::Failed(Arc::clone(reason))),
+            Self::Closed => Some(Error::Closed),
+        }
+    }
+}
+
+/// The state of a log as of now, which also can be awaited.
+#[derive(Clone)]
+pub struct Status {
+    pub(super) range: watch::Receiver<Range>,
+    pub(super) epochs: watch::Receiver<Arc<Epochs>>,
+    pub(super) health: watch::Receiver<Health>,
+}
+
+impl Status {
+    /// The two ends. Cheap.
+    #[must_use]
+    pub fn range(&self) -> Range {
+        *self.range.borrow()
+    }
+
+    /// Which part of the log was written in which epoch, to make and check cursors. An epoch is here
+    /// before the first of its events can be seen anywhere.
+    #[must_use]
+    pub fn epochs(&self) -> Arc<Epochs> {
+        Arc::clone(&self.epochs.borrow())
+    }
+
+    /// Whether the log takes events.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.borrow().clone()
+    }
+
+    /// Makes cursors for whoever makes many.
+    #[must_use]
+    pub fn cursors(&self) -> Cursors {
+        let mut epochs = self.epochs.clone();
+        let known = Arc::clone(&epochs.borrow_and_update());
+        Cursors { epochs, known }
+    }
+
+    /// Resolves with the first health that fulfils a condition, at once where it does already. When
+    /// the log is gone, it is [`Health::Closed`].
+    pub async fn health_where(&self, condition: impl FnMut(&Health) -> bool) -> Health {
+        let mut health = self.health.clone();
+        let met = health.wait_for(condition).await;
+        met.map_or(Health::Closed, |health| health.clone())
+    }
+
+    /// Resolves with the first range that fulfils a condition, at once where it does already. `None`
+    /// when the log is gone before.
+    pub async fn range_where(&self, condition: impl FnMut(&Range) -> bool) -> Option<Range> {
+        let mut range = self.range.clone();
+        let met = range.wait_for(condition).await;
+        met.map(|range| *range).ok()
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Status")
+            .field("range", &self.range())
+            .field("health", &self.health())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes cursors. Takes no lock as long as no new epoch begins.
+#[derive(Clone)]
+pub struct Cursors {
+    epochs: watch::Receiver<Arc<Epochs>>,
+    known: Arc<Epochs>,
+}
+
+impl Cursors {
+    /// The cursor of the place after an event.
+    pub fn at(&mut self, sequence: Sequence) -> Cursor {
+        // It fails when the log is gone: then no epoch begins any more.
+        if self.epochs.has_changed().unwrap_or(false) {
+            self.known = Arc::clone(&self.epochs.borrow_and_update());
+        }
+        self.known.cursor(sequence)
+    }
+}

@@ -1,0 +1,132 @@
+//! A log whose failures are ordered, for tests of what is above logs.
+
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::{self, BoxFuture, FutureExt as _};
+
+use super::{Appended, Block, Error, Follower, Gap, Log, ReadError, Status, Usage};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+
+/// A log that does what another does, unless it is told to fail.
+pub struct Scripted<L> {
+    inner: Arc<L>,
+    appends: Mutex<Script<Error>>,
+    reads: Mutex<Script<ReadError>>,
+    follows: Mutex<Option<Gap>>,
+    /// How many events after the place reading leaves out.
+    left_out: AtomicU64,
+}
+
+/// What is done when the log is asked.
+#[derive(Clone, Debug)]
+pub enum Script<E> {
+    /// What the other log does.
+    Works,
+    /// It fails, and asks nobody.
+    Fails(E),
+    /// There is never an answer.
+    NeverAnswers,
+}
+
+impl<L: Log> Scripted<L> {
+    /// Over another log; all works until something else is said.
+    #[must_use]
+    pub fn new(inner: Arc<L>) -> Self {
+        Self {
+            inner,
+            appends: Mutex::new(Script::Works),
+            reads: Mutex::new(Script::Works),
+            follows: Mutex::default(),
+            left_out: AtomicU64::new(0),
+        }
+    }
+
+    /// The other log.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<L> {
+        &self.inner
+    }
+
+    /// What appends lead to from now on.
+    pub fn script_appends(&self, script: Script<Error>) {
+        *self.appends.lock().unwrap() = script;
+    }
+
+    /// What reading and seeking lead to from now on.
+    pub fn script_reads(&self, script: Script<ReadError>) {
+        *self.reads.lock().unwrap() = script;
+    }
+
+    /// Leaves so many events out at the beginning of what is read from now on.
+    pub fn leave_out(&self, events: u64) {
+        self.left_out.store(events, Ordering::Relaxed);
+    }
+
+    /// Lets nobody follow from now on, for this reason.
+    pub fn refuse_followers(&self, gap: Gap) {
+        *self.follows.lock().unwrap() = Some(gap);
+    }
+}
+
+fn act_out<'a, T: Send + 'a, E: Clone + Send + 'a>(
+    script: &Mutex<Script<E>>,
+    ask: impl FnOnce() -> BoxFuture<'a, Result<T, E>>,
+) -> BoxFuture<'a, Result<T, E>> {
+    match script.lock().unwrap().clone() {
+        Script::Works => ask(),
+        Script::Fails(error) => future::ready(Err(error)).boxed(),
+        Script::NeverAnswers => future::pending().boxed(),
+    }
+}
+
+impl<L: Log> Log for Scripted<L> {
+    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
+        act_out(&self.appends, || self.inner.append(batch))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
+    }
+
+    fn read(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
+        let after = after.plus(self.left_out.load(Ordering::Relaxed));
+        act_out(&self.reads, || self.inner.read(after, bytes_max))
+    }
+
+    fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
+        act_out(&self.reads, || self.inner.seek(at))
+    }
+
+    fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
+        let refused = *self.follows.lock().unwrap();
+        refused.map_or_else(|| self.inner.follow(after, follower), Err)
+    }
+
+    fn status(&self) -> &Status {
+        self.inner.status()
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    fn now(&self) -> UnixMicros {
+        self.inner.now()
+    }
+
+    fn settling_time(&self) -> Duration {
+        self.inner.settling_time()
+    }
+}
