@@ -5,6 +5,8 @@
 mod clock;
 pub mod embedded;
 mod group;
+#[cfg_attr(not(test), expect(dead_code, reason = "no log uses it yet"))]
+mod ids;
 mod lineage;
 pub mod memory;
 
