@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Error, Key, Limits,
-    directory::{self, Found},
+    directory::{self, Aside, Found},
     file::{Cursor, Footer, IdFile, Output, section_range},
     recent::Recent,
 };
@@ -99,6 +99,28 @@ impl Background {
     /// Files have the keys of the events up to this one.
     pub(super) fn through(&self) -> Sequence {
         self.state().through()
+    }
+
+    /// Puts the files aside that have keys of events after this one.
+    pub(super) fn discard_after(
+        &self,
+        last: Sequence,
+        aside: &mut Vec<Aside>,
+    ) -> Result<(), Error> {
+        let mut state = self.state();
+        let files = Arc::clone(&state.view.files);
+        let kept = files.partition_point(|file| file.footer.through <= last);
+        let (kept, discarded) = files.split_at_checked(kept).unwrap_or_default();
+        for file in discarded.iter().rev() {
+            let reason = format!("the log ends with event {last}");
+            directory::put_aside(&file.path, reason, aside)?;
+        }
+        state.view.files = Arc::new(kept.to_vec());
+        if state.forgotten > last {
+            directory::mark_forgotten(&self.directory, state.forgotten, last)?;
+            (state.forgotten, state.marked) = (last, last);
+        }
+        Ok(())
     }
 
     /// Takes a set to write it into a file, unless there is one already. Then it stays where it is.
