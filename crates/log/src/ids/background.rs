@@ -169,7 +169,8 @@ impl Background {
         worked.inspect_err(Error::put_aside)
     }
 
-    /// Whether commits may have to wait for memory if the work does not go on at once.
+    /// Whether a full set waits to be written: meanwhile the next one grows. Otherwise the caller
+    /// may rest between two steps.
     pub(crate) fn is_urgent(&self) -> bool {
         self.state().view.sealed.is_some()
     }
@@ -217,7 +218,7 @@ impl Background {
         let Some(inputs @ [first, .., last]) = inputs else {
             return Ok(None);
         };
-        state.merging = Some(last.footer.through);
+        state.merging = Some(first.footer.from);
         drop(state);
         let times = (first.footer.oldest_at, last.footer.newest_at);
         let keys = inputs.iter().map(|file| file.footer.keys).sum();

@@ -363,6 +363,41 @@ fn keys_are_remembered_for_their_time_and_a_span_at_most() {
 }
 
 #[test]
+fn files_that_are_being_merged_are_forgotten_afterwards() {
+    for steps in 1..6 {
+        let mut rig = Rig::new(LIMITS);
+        for file in 0..3 {
+            rig.add_numbers(file * 40..file * 40 + 40);
+            // The last one is merged with the others at once.
+            rig.work(if file < 2 { usize::MAX } else { 0 });
+        }
+        let set_steps = (0..).take_while(|_| {
+            let is_set = rig.ids.background.is_urgent();
+            is_set && rig.work(1) == 1
+        });
+        assert!(set_steps.count() > 1);
+        rig.work(steps);
+        assert_eq!(rig.file_count(), 3, "the merge has begun and not ended");
+        rig.now += AGE + 1;
+        rig.forget();
+        assert_eq!(rig.file_count(), 3);
+        rig.crash();
+        rig.assert_sound();
+        rig.work(steps);
+        rig.work(usize::MAX);
+        assert_eq!(rig.file_count(), 1);
+        rig.reopen();
+        rig.assert_sound();
+        rig.forget();
+        rig.work(usize::MAX);
+        assert_eq!((rig.ids.len(), rig.ids.through()), (0, rig.head()));
+        rig.reopen();
+        rig.assert_sound();
+        assert_eq!(rig.ids.len(), 0);
+    }
+}
+
+#[test]
 fn the_retention_clock_without_its_credits_forgets_too() {
     let mut rig = Rig::new(LIMITS);
     rig.add_numbers(0..40);
