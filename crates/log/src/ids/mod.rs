@@ -185,20 +185,6 @@ impl Ids {
         Arc::clone(&self.background)
     }
 
-    /// Forgets the files whose newest key was added before this time of the retention clock, which
-    /// does not count what was credited to it since: see [`forget`](Self::forget). True when there
-    /// is work for the background.
-    pub(crate) fn forget_before(&mut self, at: UnixMicros) -> bool {
-        let Limits {
-            age_micros,
-            span_micros,
-            ..
-        } = self.limits;
-        let now = at.0.saturating_add(age_micros);
-        let sealed = self.seal_if(|oldest| now.saturating_sub(oldest.0) > span_micros);
-        self.background.forget(|newest| newest.0 < at.0) || sealed
-    }
-
     /// Forgets the files whose newest key is old enough. True when there is work for the background.
     pub(crate) fn forget(&mut self, now: &RetentionNow) -> bool {
         let Limits {
