@@ -77,11 +77,11 @@ impl Limits {
             age_micros,
             span_micros: age_micros.min(SPAN_MICROS_MAX),
             part_keys_max,
-            file_keys_max: fan_in * (part_keys_max + COMMIT_KEYS_MAX),
+            file_keys_max: fan_in as u64 * (part_keys_max + COMMIT_KEYS_MAX),
             // What makes a filter takes 33 bytes a key for a moment: 9 MB. A file of the most keys
             // has 32 sections.
             section_keys: 270_000,
-            fan_in: 10,
+            fan_in,
         }
     }
 }
