@@ -23,6 +23,9 @@ mod epochs;
 mod error;
 mod follow;
 mod group;
+#[cfg_attr(not(test), expect(dead_code, reason = "no log uses it yet"))]
+mod ids;
+mod lineage;
 pub mod memory;
 mod publisher;
 mod status;

@@ -1,0 +1,117 @@
+//! Owns the newest keys: a set in memory that can be read in the order of the keys, a section at a
+//! time. Knows nothing of the disk.
+
+use std::{
+    collections::HashSet,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+use super::{Key, file::section_range};
+use crate::clock::RetentionTime;
+use prelude_bridge_event::Sequence;
+
+/// The set is divided by the first six bits of the keys, so that no table grows so large that
+/// growing it would delay a commit.
+const SHARD_BITS: u32 = 6;
+/// How many tables that makes.
+pub(super) const SHARDS: usize = 1 << SHARD_BITS;
+/// What a key and its control byte occupy in a table.
+const SLOT_BYTES: usize = size_of::<Key>() + 1;
+
+/// Keys are hashes already.
+#[derive(Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not called for the keys of this set.
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+}
+
+/// A set of keys, the times of the oldest and the newest, and the event up to which it goes.
+pub(super) struct Recent {
+    shards: Box<[HashSet<Key, BuildHasherDefault<KeyHasher>>]>,
+    len: usize,
+    times: Option<(RetentionTime, RetentionTime)>,
+    through: Sequence,
+}
+
+impl Recent {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| HashSet::default()).collect(),
+            len: 0,
+            times: None,
+            through: Sequence::ZERO,
+        }
+    }
+
+    pub(super) fn contains(&self, key: Key) -> bool {
+        let shard = self.shards.get(shard_of(key));
+        shard.is_some_and(|shard| shard.contains(&key))
+    }
+
+    /// Adds the keys of a commit.
+    pub(super) fn add(&mut self, keys: &[Key], through: Sequence, at: RetentionTime) {
+        for &key in keys {
+            let shard = self.shards.get_mut(shard_of(key));
+            let inserted = shard.is_some_and(|shard| shard.insert(key));
+            self.len += usize::from(inserted);
+        }
+        let (oldest, newest) = self.times.unwrap_or((at, at));
+        self.times = Some((oldest.min(at), newest.max(at)));
+        self.through = self.through.max(through);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The times of the oldest and the newest key; `None` when nothing was added.
+    pub(super) fn times(&self) -> Option<(RetentionTime, RetentionTime)> {
+        self.times
+    }
+
+    /// The last event whose key was added.
+    pub(super) fn through(&self) -> Sequence {
+        self.through
+    }
+
+    /// The keys of a section, in order.
+    pub(super) fn section(&self, section: u64, bits: u32, keys: &mut Vec<Key>) {
+        let range = section_range(section, bits);
+        let shards = shard_of(*range.start())..=shard_of(*range.end());
+        let shards = self.shards.get(shards).unwrap_or_default();
+        keys.extend(shards.iter().flatten());
+        if bits > SHARD_BITS {
+            keys.retain(|key| range.contains(key));
+        }
+        keys.sort_unstable();
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        let slots = self.shards.iter().map(|shard| {
+            // hashbrown fills at most seven eighths of a table, whose size is a power of two.
+            match shard.capacity() {
+                0 => 0,
+                capacity => (capacity * 8).div_ceil(7).next_power_of_two(),
+            }
+        });
+        slots.sum::<usize>() * SLOT_BYTES
+    }
+}
+
+fn shard_of(key: Key) -> usize {
+    (key >> (Key::BITS - SHARD_BITS)) as usize
+}
