@@ -25,7 +25,7 @@ use bytes::{Buf, Bytes};
 
 pub use self::builder::{BLOCK_BYTES_TARGET, BLOCK_EVENTS_MAX, Builder};
 use crate::{
-    event::{Sequence, Term, UnixMicros},
+    event::{EventKey, Sequence, Term, UnixMicros},
     wire,
 };
 
@@ -203,6 +203,21 @@ impl Block {
     /// The user id of the event at `index`; empty where it names no user.
     #[must_use]
     pub fn user_id(&self, index: usize) -> &[u8] {
+        wire::user_id(self.common_fields(index))
+    }
+
+    /// The keys of the events, made anew from their apps and ids.
+    pub fn keys(&self) -> impl Iterator<Item = EventKey> {
+        self.entries.iter().enumerate().map(|(index, entry)| {
+            let app = self.apps.get(usize::from(entry.app));
+            let id = wire::event_id(self.common_fields(index));
+            let id = str::from_utf8(id).unwrap_or_default();
+            EventKey::new(app.map_or("", |app| app), id)
+        })
+    }
+
+    /// The encoded fields of the event at `index` that all payload formats have.
+    fn common_fields(&self, index: usize) -> &[u8] {
         let Some(entry) = self.entries.get(index) else {
             return &[];
         };
@@ -213,7 +228,7 @@ impl Block {
             field.advance(1);
         }
         match prost::encoding::decode_varint(&mut field) {
-            Ok(_) => wire::user_id(field),
+            Ok(_) => field,
             Err(_) => &[],
         }
     }
@@ -466,6 +481,8 @@ mod tests {
                 }
             );
             assert_eq!(block.user_id(index), event.user_id.as_bytes());
+            let key = EventKey::new(&event.app_id, &event.id);
+            assert_eq!(block.keys().nth(index), Some(key));
         }
         assert_eq!(events(block.view(Format::Both), 1..2), both[1..2]);
         assert_eq!(block.last_sequence(), Sequence(43));
