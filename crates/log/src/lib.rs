@@ -5,7 +5,10 @@
 mod clock;
 pub mod embedded;
 mod group;
-#[cfg_attr(not(test), expect(dead_code, reason = "no log uses it yet"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "tests and benchmarks ask for its sizes")
+)]
 mod ids;
 mod lineage;
 pub mod memory;
