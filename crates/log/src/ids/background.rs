@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Error, Key, Limits,
-    directory::{self, Found},
+    directory::{self, Aside, Found},
     file::{Cursor, Footer, IdFile, Output, section_range},
     recent::Recent,
 };
@@ -101,6 +101,28 @@ impl Background {
         self.state().through()
     }
 
+    /// Puts the files aside that have keys of events after this one.
+    pub(super) fn discard_after(
+        &self,
+        last: Sequence,
+        aside: &mut Vec<Aside>,
+    ) -> Result<(), Error> {
+        let mut state = self.state();
+        let files = Arc::clone(&state.view.files);
+        let kept = files.partition_point(|file| file.footer.through <= last);
+        let (kept, discarded) = files.split_at_checked(kept).unwrap_or_default();
+        for file in discarded.iter().rev() {
+            let reason = format!("the log ends with event {last}");
+            directory::put_aside(&file.path, reason, aside)?;
+        }
+        state.view.files = Arc::new(kept.to_vec());
+        if state.forgotten > last {
+            directory::mark_forgotten(&self.directory, state.forgotten, last)?;
+            (state.forgotten, state.marked) = (last, last);
+        }
+        Ok(())
+    }
+
     /// Takes a set to write it into a file, unless there is one already. Then it stays where it is.
     pub(super) fn seal(&self, set: &mut Recent) -> bool {
         let mut state = self.state();
@@ -147,7 +169,8 @@ impl Background {
         worked.inspect_err(Error::put_aside)
     }
 
-    /// Whether commits may have to wait for memory if the work does not go on at once.
+    /// Whether a full set waits to be written: meanwhile the next one grows. Otherwise the caller
+    /// may rest between two steps.
     pub(crate) fn is_urgent(&self) -> bool {
         self.state().view.sealed.is_some()
     }
@@ -195,7 +218,7 @@ impl Background {
         let Some(inputs @ [first, .., last]) = inputs else {
             return Ok(None);
         };
-        state.merging = Some(last.footer.through);
+        state.merging = Some(first.footer.from);
         drop(state);
         let times = (first.footer.oldest_at, last.footer.newest_at);
         let keys = inputs.iter().map(|file| file.footer.keys).sum();

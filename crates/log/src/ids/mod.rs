@@ -16,6 +16,10 @@
 //! clock's. Knows nothing of events, commits and segments.
 
 mod background;
+#[cfg(test)]
+mod benchmark;
+#[cfg(test)]
+mod damage_tests;
 mod directory;
 mod file;
 mod filter;
@@ -116,6 +120,12 @@ impl Ids {
         &self.aside
     }
 
+    /// Puts the files aside that have keys of events after `last`, the newest one of the log: when
+    /// the log is an older copy, those events are not there, and have to be appended again.
+    pub(crate) fn discard_after(&mut self, last: Sequence) -> Result<(), Error> {
+        self.background.discard_after(last, &mut self.aside)
+    }
+
     /// Files have the keys of all events up to this one, as far as they are not forgotten.
     pub(crate) fn through(&self) -> Sequence {
         self.background.through()
@@ -148,6 +158,7 @@ impl Ids {
     }
 
     /// Adds the keys of a commit that ends with event `last`, at this time of the retention clock.
+    /// Both ascend from call to call, beginning after [`through`](Self::through).
     /// True when there is work for the [background](Self::background).
     pub(crate) fn add(&mut self, keys: &[Key], last: Sequence, at: UnixMicros) -> bool {
         let at = RetentionTime(at.0);

@@ -1,6 +1,24 @@
-//! The keys against a naive map.
+//! The keys against a naive map: with merges, forgetting, starts and crashes at any moment.
+
+use std::{collections::HashMap, fs, thread};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
 
 use super::*;
+
+pub(super) const LOG: LogId = LogId(7);
+const AGE: i64 = 1_000;
+const SPAN: i64 = 100;
+/// Small, so that everything happens often.
+pub(super) const LIMITS: Limits = Limits {
+    age_micros: AGE,
+    span_micros: SPAN,
+    part_keys_max: 40,
+    file_keys_max: 160,
+    section_keys: 16,
+    fan_in: 3,
+};
 
 /// Spreads numbers like a hash.
 pub(super) fn key(n: u64) -> Key {
@@ -13,35 +31,570 @@ pub(super) fn key(n: u64) -> Key {
     Key::from(half(1)) << 64 | Key::from(half(0x5bd1_e995))
 }
 
-const LOG: LogId = LogId(7);
+/// A log that has nothing but keys: its commits stand for the segments.
+pub(super) struct Rig {
+    pub(super) directory: TempDir,
+    pub(super) ids: Ids,
+    limits: Limits,
+    commits: Vec<(Vec<Key>, Sequence)>,
+    pub(super) now: i64,
+}
+
+impl Rig {
+    pub(super) fn new(limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            ids: Ids::open(directory.path(), LOG, limits).unwrap(),
+            directory,
+            limits,
+            commits: Vec::new(),
+            now: 1_000_000,
+        }
+    }
+
+    pub(super) fn head(&self) -> Sequence {
+        let last = self.commits.last();
+        last.map_or(Sequence::ZERO, |&(_, last)| last)
+    }
+
+    pub(super) fn known(&mut self, keys: &[Key]) -> Vec<bool> {
+        let mut known = vec![true; 3];
+        self.ids.contains(keys, &mut known).unwrap();
+        known
+    }
+
+    /// Adds the keys that are new.
+    fn append(&mut self, keys: &[Key]) -> Vec<bool> {
+        let known = self.known(keys);
+        let fresh = keys.iter().zip(&known);
+        let fresh = fresh.filter_map(|(&key, &known)| (!known).then_some(key));
+        let fresh: Vec<Key> = fresh.collect();
+        if !fresh.is_empty() {
+            self.add(&fresh);
+        }
+        known
+    }
+
+    pub(super) fn add(&mut self, keys: &[Key]) {
+        let last = self.head().plus(keys.len() as u64);
+        self.ids.add(keys, last, UnixMicros(self.now));
+        self.commits.push((keys.to_vec(), last));
+    }
+
+    pub(super) fn add_numbers(&mut self, numbers: std::ops::Range<u64>) {
+        let keys: Vec<Key> = numbers.map(key).collect();
+        self.add(&keys);
+    }
+
+    /// Does so many steps, or all that there are.
+    pub(super) fn work(&mut self, steps: usize) -> usize {
+        let background = self.ids.background();
+        (0..steps)
+            .take_while(|_| background.run_once().unwrap())
+            .count()
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.ids.seal();
+        self.work(usize::MAX);
+        self.ids.seal();
+        self.work(usize::MAX);
+    }
+
+    fn forget(&mut self) {
+        self.ids.forget(&RetentionNow::at(self.now));
+    }
+
+    /// What a start makes of a directory.
+    fn open(&self, directory: &Path) -> Ids {
+        let mut ids = Ids::open(directory, LOG, self.limits).unwrap();
+        let through = ids.through();
+        for (keys, last) in &self.commits {
+            if *last > through {
+                ids.add(keys, *last, UnixMicros(self.now));
+            }
+        }
+        ids
+    }
+
+    pub(super) fn reopen(&mut self) {
+        self.ids = self.open(self.directory.path());
+    }
+
+    fn crash(&mut self) {
+        let copy = copy(self.directory.path());
+        self.ids = self.open(copy.path());
+        self.directory = copy;
+    }
+
+    pub(super) fn file_count(&self) -> usize {
+        self.ids.background.view().files.len()
+    }
+
+    /// The names of what is there.
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = self.directory.path().read_dir().unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    fn assert_sound(&self) {
+        let view = self.ids.background.view();
+        for (before, after) in view.files.iter().zip(view.files.iter().skip(1)) {
+            assert_eq!(before.footer.through.plus(1), after.footer.from);
+        }
+        for file in view.files.iter() {
+            assert_eq!(file.bytes, file.path.metadata().unwrap().len());
+        }
+        assert_eq!(self.ids.aside(), []);
+    }
+}
+
+pub(super) fn copy(directory: &Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in directory.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<u64>),
+    Seal,
+    Pass(i64),
+    Forget,
+    Work(usize),
+    Reopen,
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let some = proptest::collection::vec(0_u64..900, 0..30);
+    // Many that are new: numbers from anywhere.
+    let new = proptest::collection::vec(any::<u64>(), 0..30);
+    prop_oneof![
+        4 => some.prop_map(Step::Append),
+        8 => new.prop_map(Step::Append),
+        1 => Just(Step::Seal),
+        2 => (1..AGE / 4).prop_map(Step::Pass),
+        2 => Just(Step::Forget),
+        8 => (1_usize..12).prop_map(Step::Work),
+        1 => Just(Step::Work(usize::MAX)),
+        1 => Just(Step::Reopen),
+        2 => Just(Step::Crash),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+
+    #[test]
+    fn ids_do_what_the_naive_map_does(steps in proptest::collection::vec(step(), 1..100)) {
+        let mut rig = Rig::new(LIMITS);
+        // When keys were added.
+        let mut naive: HashMap<u64, i64> = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Append(mut numbers) => {
+                    numbers.sort_unstable();
+                    numbers.dedup();
+                    let keys: Vec<Key> = numbers.iter().map(|&n| key(n)).collect();
+                    let known = rig.append(&keys);
+                    for (n, known) in numbers.into_iter().zip(known) {
+                        match naive.get(&n) {
+                            None => assert!(!known, "what never was is new"),
+                            Some(&at) if rig.now - at <= AGE => assert!(known, "{n} is young"),
+                            // It may have been forgotten, or not yet.
+                            Some(_) => {}
+                        }
+                        if !known {
+                            naive.insert(n, rig.now);
+                        }
+                    }
+                }
+                Step::Seal => drop(rig.ids.seal()),
+                Step::Pass(time) => rig.now += time,
+                Step::Forget => rig.forget(),
+                Step::Work(steps) => drop(rig.work(steps)),
+                Step::Reopen => rig.reopen(),
+                Step::Crash => rig.crash(),
+            }
+            rig.assert_sound();
+        }
+        let keys: Vec<Key> = naive.keys().map(|&n| key(n)).collect();
+        let young: Vec<bool> = naive.values().map(|at| rig.now - at <= AGE).collect();
+        let known = rig.known(&keys);
+        assert!(young.iter().zip(known).all(|(&young, known)| !young || known));
+        rig.finish();
+        rig.commits.clear();
+        rig.now += 2 * AGE;
+        rig.forget();
+        rig.work(usize::MAX);
+        assert_eq!((rig.ids.len(), rig.file_count(), rig.ids.stored_bytes()), (0, 0, 0));
+        assert!(rig.names().len() <= 1, "only the mark is left: {:?}", rig.names());
+        assert!(rig.known(&keys).iter().all(|known| !known));
+    }
+}
+
+/// Copies the directory after each step, as a crash would leave it.
+#[test]
+fn a_crash_between_any_two_steps_loses_no_key() {
+    let mut rig = Rig::new(LIMITS);
+    let (mut crashes, mut merged) = (0, false);
+    let mut all = Vec::new();
+    for commit in 0..60 {
+        rig.add_numbers(commit * 10..commit * 10 + 10);
+        all.extend((commit * 10..commit * 10 + 10).map(key));
+        rig.now += 3;
+        loop {
+            let copy = copy(rig.directory.path());
+            let mut ids = rig.open(copy.path());
+            assert_eq!(ids.aside(), []);
+            let mut known = Vec::new();
+            ids.contains(&all, &mut known).unwrap();
+            assert!(known.iter().all(|&known| known), "after crash {crashes}");
+            assert_eq!(ids.len(), all.len() as u64, "each key is in one place");
+            crashes += 1;
+            if rig.work(1) == 0 {
+                break;
+            }
+        }
+        let view = rig.ids.background.view();
+        merged |= view.files.iter().any(|file| file.footer.keys > 100);
+    }
+    assert!(crashes > 300 && merged, "{crashes}");
+}
 
 #[test]
-fn smoke() {
-    let dir = tempfile::tempdir().unwrap();
-    let limits = Limits {
-        age_micros: 1_000,
-        span_micros: 100,
-        part_keys_max: 40,
-        file_keys_max: 500,
-        section_keys: 8,
-        fan_in: 3,
-    };
-    let mut ids = Ids::open(dir.path(), LOG, limits).unwrap();
-    let mut known = Vec::new();
-    for batch in 0..100_u64 {
-        let keys: Vec<Key> = (batch * 10..batch * 10 + 10).map(key).collect();
-        ids.contains(&keys, &mut known).unwrap();
-        assert_eq!(known, [false; 10]);
-        ids.add(&keys, Sequence(batch * 10 + 10), UnixMicros(batch as i64));
-        while ids.background().run_once().unwrap() {}
-        ids.contains(&keys, &mut known).unwrap();
-        assert_eq!(known, [true; 10]);
+fn what_a_crash_left_of_a_merge_is_removed() {
+    let mut rig = Rig::new(LIMITS);
+    for commit in 0..2 {
+        rig.add_numbers(commit * 40..commit * 40 + 40);
+        rig.work(usize::MAX);
     }
-    ids.seal();
-    while ids.background().run_once().unwrap() {}
-    let keys: Vec<Key> = (0..1_000).map(key).collect();
-    let mut ids = Ids::open(dir.path(), LOG, limits).unwrap();
-    assert_eq!(ids.through(), Sequence(1_000));
-    ids.contains(&keys, &mut known).unwrap();
-    assert_eq!(known, [true; 1_000]);
+    let before = copy(rig.directory.path());
+    rig.add_numbers(80..120);
+    rig.work(usize::MAX);
+    assert_eq!(rig.file_count(), 1, "{:?}", rig.names());
+    for entry in before.path().read_dir().unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), rig.directory.path().join(entry.file_name())).unwrap();
+    }
+    fs::write(rig.directory.path().join("ids-1-2.writing"), b"x").unwrap();
+    assert_eq!(rig.names().len(), 4);
+    rig.reopen();
+    rig.assert_sound();
+    assert_eq!((rig.names().len(), rig.ids.len()), (1, 120));
+}
+
+#[test]
+fn what_a_crash_left_of_forgotten_files_is_removed() {
+    let mut rig = Rig::new(LIMITS);
+    for commit in 0..3 {
+        rig.add_numbers(commit * 40..commit * 40 + 40);
+        rig.work(usize::MAX);
+        rig.now += SPAN + 1;
+    }
+    assert_eq!(rig.file_count(), 3);
+    let before = copy(rig.directory.path());
+    rig.now += AGE - SPAN - 1;
+    rig.forget();
+    rig.work(usize::MAX);
+    assert_eq!((rig.file_count(), rig.ids.len()), (1, 40));
+    for entry in before.path().read_dir().unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), rig.directory.path().join(entry.file_name())).unwrap();
+    }
+    // An older mark, too.
+    fs::write(
+        rig.directory.path().join(format!("forgotten-{:020}", 40)),
+        b"",
+    )
+    .unwrap();
+    rig.reopen();
+    rig.assert_sound();
+    assert_eq!((rig.names().len(), rig.ids.len()), (2, 40));
+    assert_eq!(rig.ids.through(), Sequence(120));
+}
+
+#[test]
+fn keys_are_remembered_for_their_time_and_a_span_at_most() {
+    let mut rig = Rig::new(LIMITS);
+    let mut added: Vec<(Key, i64)> = Vec::new();
+    for n in 0..2_000_u64 {
+        rig.add(&[key(n)]);
+        added.push((key(n), rig.now));
+        rig.now += (n % 7).cast_signed();
+        rig.forget();
+        rig.work(usize::MAX);
+        if n % 50 == 0 {
+            let keys: Vec<Key> = added.iter().map(|&(key, _)| key).collect();
+            for (known, &(_, at)) in rig.known(&keys).into_iter().zip(&added) {
+                let age = rig.now - at;
+                assert!(known || age > AGE, "forgotten after {age}");
+                assert!(!known || age <= AGE + SPAN, "known after {age}");
+            }
+        }
+    }
+    let many = rig.file_count();
+    assert!(
+        (10..30).contains(&many),
+        "{many} files of {} spans",
+        AGE / SPAN
+    );
+    // Nothing comes any more: the set becomes too old as well.
+    for _ in 0..20 {
+        rig.now += SPAN;
+        rig.forget();
+        rig.work(usize::MAX);
+    }
+    assert_eq!((rig.ids.len(), rig.names().len()), (0, 1));
+    assert_eq!(rig.ids.through(), rig.head());
+    rig.reopen();
+    assert_eq!(
+        rig.ids.through(),
+        rig.head(),
+        "what is forgotten is not asked for"
+    );
+}
+
+#[test]
+fn files_that_are_being_merged_are_forgotten_afterwards() {
+    for steps in 1..6 {
+        let mut rig = Rig::new(LIMITS);
+        for file in 0..3 {
+            rig.add_numbers(file * 40..file * 40 + 40);
+            // The last one is merged with the others at once.
+            rig.work(if file < 2 { usize::MAX } else { 0 });
+        }
+        let set_steps = (0..).take_while(|_| {
+            let is_set = rig.ids.background.is_urgent();
+            is_set && rig.work(1) == 1
+        });
+        assert!(set_steps.count() > 1);
+        rig.work(steps);
+        assert_eq!(rig.file_count(), 3, "the merge has begun and not ended");
+        rig.now += AGE + 1;
+        rig.forget();
+        assert_eq!(rig.file_count(), 3);
+        rig.crash();
+        rig.assert_sound();
+        rig.work(steps);
+        rig.work(usize::MAX);
+        assert_eq!(rig.file_count(), 1);
+        rig.reopen();
+        rig.assert_sound();
+        rig.forget();
+        rig.work(usize::MAX);
+        assert_eq!((rig.ids.len(), rig.ids.through()), (0, rig.head()));
+        rig.reopen();
+        rig.assert_sound();
+        assert_eq!(rig.ids.len(), 0);
+    }
+}
+
+#[test]
+fn the_retention_clock_without_its_credits_forgets_too() {
+    let mut rig = Rig::new(LIMITS);
+    rig.add_numbers(0..40);
+    rig.work(usize::MAX);
+    let newest = rig.now;
+    assert!(!rig.ids.forget_before(UnixMicros(newest)));
+    assert_eq!(rig.ids.len(), 40);
+    assert!(rig.ids.forget_before(UnixMicros(newest + 1)));
+    assert_eq!(rig.ids.len(), 0);
+    rig.work(usize::MAX);
+    rig.now = newest + AGE;
+    rig.add_numbers(40..41);
+    assert!(!rig.ids.forget_before(UnixMicros(newest + SPAN)));
+    assert!(
+        rig.ids.forget_before(UnixMicros(newest + SPAN + 1)),
+        "the set is old"
+    );
+}
+
+#[test]
+fn sequences_go_on_after_starts_in_a_row() {
+    let mut rig = Rig::new(LIMITS);
+    for round in 0..6_u64 {
+        rig.add_numbers(round * 25..round * 25 + 25);
+        rig.reopen();
+        rig.reopen();
+        if round % 2 == 0 {
+            rig.finish();
+            assert_eq!(rig.ids.through(), rig.head());
+        }
+        let keys: Vec<Key> = (0..round * 25 + 50).map(key).collect();
+        let known = rig.known(&keys);
+        let old = round as usize * 25 + 25;
+        assert!(known[..old].iter().all(|&known| known));
+        assert!(!known[old..].contains(&true));
+        rig.assert_sound();
+    }
+}
+
+#[test]
+fn a_set_is_written_when_it_is_full_and_when_it_is_old() {
+    let mut rig = Rig::new(LIMITS);
+    let at = UnixMicros(0);
+    let keys: Vec<Key> = (0..100).map(key).collect();
+    assert!(!rig.ids.add(&keys[..39], Sequence(39), at));
+    assert_eq!(rig.work(usize::MAX), 0);
+    assert!(rig.ids.add(&keys[39..40], Sequence(40), at), "it is full");
+    // The next one stays in memory until this one is written.
+    assert!(!rig.ids.add(&keys[40..90], Sequence(90), at));
+    assert!(!rig.ids.seal() && rig.ids.background.is_urgent());
+    assert_eq!(rig.known(&keys).iter().filter(|&&known| known).count(), 90);
+    rig.work(usize::MAX);
+    assert_eq!(rig.ids.through(), Sequence(40));
+    assert!(rig.ids.seal());
+    rig.work(usize::MAX);
+    assert_eq!(rig.ids.through(), Sequence(90));
+    assert!(!rig.ids.seal(), "there is nothing");
+    assert!(!rig.ids.add(&keys[90..91], Sequence(91), at));
+    assert!(
+        !rig.ids
+            .add(&keys[91..92], Sequence(92), UnixMicros(SPAN - 1))
+    );
+    assert!(rig.ids.add(&keys[92..93], Sequence(93), UnixMicros(SPAN)));
+    rig.work(usize::MAX);
+    assert_eq!(
+        rig.ids.through(),
+        Sequence(92),
+        "the late one is in the next set"
+    );
+}
+
+#[test]
+fn files_are_merged_as_far_as_keys_and_span_allow() {
+    // Each file by its keys and its time; and what is left at the end.
+    let cases: [(&[(u64, i64)], &[u64]); 6] = [
+        // Three of a size.
+        (&[(40, 0), (40, 1)], &[40, 40]),
+        (&[(40, 0), (40, 1), (40, 2)], &[120]),
+        // The fourth fits, the fifth does not: so the first ones are complete.
+        (&[(80, 0), (80, 1)], &[80, 80]),
+        (&[(80, 0), (80, 1), (40, 2)], &[160, 40]),
+        (&[(80, 0), (81, 1), (40, 2)], &[80, 81, 40]),
+        // The span.
+        (&[(40, 0), (40, SPAN), (40, SPAN + 1)], &[80, 40]),
+    ];
+    for (files, expected) in cases {
+        let mut rig = Rig::new(Limits {
+            part_keys_max: 1_000,
+            ..LIMITS
+        });
+        for &(keys, at) in files {
+            let first = rig.head().0;
+            rig.now = at;
+            rig.add_numbers(first..first + keys);
+            rig.finish();
+        }
+        let view = rig.ids.background.view();
+        let left: Vec<u64> = view.files.iter().map(|file| file.footer.keys).collect();
+        assert_eq!(left, expected, "{files:?}");
+        let all: Vec<Key> = (0..rig.head().0).map(key).collect();
+        assert!(rig.known(&all).iter().all(|&known| known));
+    }
+}
+
+#[test]
+fn however_small_files_are_there_are_few_and_each_key_is_written_a_few_times() {
+    let mut rig = Rig::new(Limits {
+        file_keys_max: 100_000,
+        ..LIMITS
+    });
+    let mut steps = 0;
+    for n in 0..2_000 {
+        rig.add(&[key(n)]);
+        rig.ids.seal();
+        steps += rig.work(usize::MAX);
+        // One of each size below the fan-in, for seven sizes.
+        let most = 2 * 7;
+        assert!(rig.file_count() <= most, "{} files", rig.file_count());
+    }
+    assert_eq!(rig.ids.len(), 2_000);
+    assert!(steps < 2_000 * 14, "{steps} steps for 2,000 keys");
+}
+
+#[test]
+fn keys_that_differ_in_their_lower_half_only_are_told_apart() {
+    let mut rig = Rig::new(Limits {
+        part_keys_max: 100_000,
+        ..LIMITS
+    });
+    // Several blocks that begin alike, between others.
+    let alike = |n: u64| Key::from(7_u64 << 40) << 64 | Key::from(n);
+    let keys: Vec<Key> = (0..2_000).map(alike).chain((0..100).map(key)).collect();
+    rig.add(&keys);
+    rig.finish();
+    assert!(rig.known(&keys).iter().all(|&known| known));
+    let others: Vec<Key> = (2_000..12_000).map(alike).collect();
+    assert!(!rig.known(&others).contains(&true));
+}
+
+#[test]
+fn the_first_and_the_last_key_are_found() {
+    let mut rig = Rig::new(LIMITS);
+    let mut keys: Vec<Key> = (0..38).map(key).collect();
+    keys.extend([0, Key::MAX]);
+    rig.add(&keys);
+    rig.work(usize::MAX);
+    assert_eq!(rig.ids.through(), Sequence(40));
+    assert!(rig.known(&keys).iter().all(|&known| known));
+    assert_eq!(rig.known(&[1, Key::MAX - 1]), [false; 2]);
+    assert_eq!(rig.known(&[]), [false; 0]);
+}
+
+#[test]
+fn keys_are_found_while_another_thread_works() {
+    let mut rig = Rig::new(LIMITS);
+    let background = rig.ids.background();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let disconnected = Err(std::sync::mpsc::TryRecvError::Disconnected);
+    thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            while stopped.try_recv() != disconnected {
+                background.run_once().unwrap();
+            }
+        });
+        for commit in 0..300_u64 {
+            rig.add_numbers(commit * 10..commit * 10 + 10);
+            let keys: Vec<Key> = (0..commit * 10 + 20).map(key).collect();
+            let known = rig.known(&keys);
+            let old = commit as usize * 10 + 10;
+            assert!(known[..old].iter().all(|&known| known));
+            assert!(!known[old..].contains(&true));
+        }
+        drop(stop);
+        worker.join().unwrap();
+    });
+    rig.finish();
+    rig.assert_sound();
+    assert_eq!(rig.ids.len(), 3_000);
+}
+
+#[test]
+fn the_usual_limits_take_the_memory_that_they_say() {
+    let limits = Limits::new(Duration::from_secs(15 * 24 * 60 * 60));
+    assert_eq!(limits.span_micros, SPAN_MICROS_MAX);
+    assert_eq!(Limits::new(Duration::from_secs(60)).span_micros, 60_000_000);
+    assert_eq!(Limits::new(Duration::MAX).age_micros, i64::MAX);
+    let mut rig = Rig::new(limits);
+    assert_eq!(rig.ids.memory_bytes(), 0);
+    let mut first = 0;
+    while rig.ids.recent.len() as u64 + COMMIT_KEYS_MAX < limits.part_keys_max {
+        rig.add_numbers(first..first + COMMIT_KEYS_MAX);
+        first += COMMIT_KEYS_MAX;
+    }
+    assert_eq!(rig.ids.recent.memory_bytes(), recent::SHARDS * 16_384 * 17);
+    rig.finish();
+    let bits = rig.ids.memory_bytes() as f64 * 8.0 / rig.ids.len() as f64;
+    assert!(bits < 9.7, "{bits} bits a key, the index included");
+    let bytes = rig.ids.stored_bytes() as f64 / rig.ids.len() as f64;
+    assert!(bytes < 17.5, "{bytes} bytes a key");
 }
