@@ -281,9 +281,12 @@ pub(super) struct Body<'a> {
 impl Body<'_> {
     /// Whether these are the bytes that were written.
     pub(super) fn is_whole(&self, header: &Header) -> bool {
-        self.has_whole_keys(header)
-            && Block::carried_checksum(self.block) == header.block_checksum
-            && Block::is_whole(self.block)
+        self.has_whole_keys(header) && self.has_whole_block(header)
+    }
+
+    /// Whether this is the block that was written, whatever became of the keys.
+    pub(super) fn has_whole_block(&self, header: &Header) -> bool {
+        Block::carried_checksum(self.block) == header.block_checksum && Block::is_whole(self.block)
     }
 
     fn has_whole_keys(&self, header: &Header) -> bool {
@@ -296,8 +299,9 @@ impl Body<'_> {
             let (keys, _) = self.keys.as_chunks::<KEY_BYTES>();
             return Some(keys.iter().map(|&key| EventKey(key)).collect());
         }
-        let is_whole = Block::carried_checksum(self.block) == header.block_checksum;
-        let block = self.to_block().ok().filter(|_| is_whole)?;
+        let block = self
+            .has_whole_block(header)
+            .then(|| self.to_block().ok())??;
         Some(block.keys().collect())
     }
 

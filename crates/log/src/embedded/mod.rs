@@ -199,13 +199,28 @@ pub(super) fn open_with_seams(
     seams: Seams,
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
-    let Seams {
-        clock,
-        fault,
-        ids_limits,
-    } = seams;
+    let ids_limits = seams.ids_limits;
     let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age));
-    let opened = opening::open(&directory, ids_limits, &clock, options.retention_age)?;
+    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
+    let place = opened.found.tip.ok_or(opened.found.next_ordinal);
+    let log = opened.manifest.log;
+    let active = Active::open(data_dir, log, place, options.retention_bytes);
+    let active = active.map_err(|source| OpenError::Directory {
+        path: data_dir.to_owned(),
+        source,
+    })?;
+    start(directory, opened, active, options, tail, seams.fault)
+}
+
+/// Starts the threads of a log that was opened.
+fn start(
+    directory: Directory,
+    opened: Opened,
+    active: Active,
+    options: Options,
+    tail: Tail,
+    fault: Fault,
+) -> Result<Arc<Embedded>, OpenError> {
     let Opened {
         manifest,
         ids,
@@ -214,13 +229,6 @@ pub(super) fn open_with_seams(
         ages,
         found,
     } = opened;
-    let log = manifest.log;
-    let place = found.tip.ok_or(found.next_ordinal);
-    let active = Active::open(data_dir, log, place, options.retention_bytes);
-    let active = active.map_err(|source| OpenError::Directory {
-        path: data_dir.to_owned(),
-        source,
-    })?;
     let (done, ended) = watch::channel(false);
     let shared = Arc::new(Shared {
         queue: Queue::new(options.queue_limits()),
@@ -234,9 +242,11 @@ pub(super) fn open_with_seams(
         fault,
         done,
     });
-    for segment in found.unsealed {
-        shared.keeper.seal(segment);
-    }
+    let log = manifest.log;
+    found
+        .unsealed
+        .into_iter()
+        .for_each(|segment| shared.keeper.seal(segment));
     let keeper = keeper::Work::new(Arc::clone(&shared), log, ids.background());
     let keeper = spawn("log-keeper", move || keeper.run())?;
     let lineage = Lineage::new(log, manifest.epochs.clone());
@@ -254,7 +264,7 @@ pub(super) fn open_with_seams(
         ages,
         ids,
         active,
-        next_commit: getrandom::u64()?,
+        next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
         retention: Retention::new(options.retention_bytes),
         unsaved: writer::Unsaved::default(),
     };

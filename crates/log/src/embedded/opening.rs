@@ -114,7 +114,7 @@ pub(super) fn whole_manifest(
     };
     let survey = survey::manifest(data_dir).map_err(|source| directory_error(data_dir, source))?;
     let Some(mut manifest) = survey else {
-        return no_log(path, reason);
+        return no_log(path, &reason);
     };
     manifest.confirmed = confirmed;
     look(&manifest)?;
@@ -123,7 +123,7 @@ pub(super) fn whole_manifest(
 
 /// A directory without segments is one without a log, unless there is something in the manifest's
 /// place.
-fn no_log<T>(path: PathBuf, reason: String) -> Result<Option<T>, OpenError> {
+fn no_log<T>(path: PathBuf, reason: &str) -> Result<Option<T>, OpenError> {
     if !path.exists() {
         return Ok(None);
     }

@@ -244,15 +244,16 @@ impl Segments {
         self.list().front().map(|segment| segment.ordinal)
     }
 
-    /// Takes those off the list in which everything is at or before an event, except the last.
-    pub(super) fn forget(&self, through: Sequence) -> Vec<u64> {
+    /// Takes those off the list in which everything is at or before an event, except the last. Returns
+    /// them, each with its last event.
+    pub(super) fn forget(&self, through: Sequence) -> Vec<(u64, Sequence)> {
         let mut list = self.list_mut();
         let mut forgotten = Vec::new();
         while list.len() > 1
             && let Some(oldest) = list.front()
             && oldest.last_sequence <= through
         {
-            forgotten.push(oldest.ordinal);
+            forgotten.push((oldest.ordinal, oldest.last_sequence));
             self.bytes.fetch_sub(oldest.end, Ordering::Relaxed);
             list.pop_front();
         }

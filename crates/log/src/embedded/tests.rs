@@ -12,7 +12,7 @@ use super::{
     frame::{Header, SEGMENT_HEADER_BYTES},
     testing::{
         clock, copy, cut, failing_disk, flip, footer_of, frames_of, last_segment, manifest_of,
-        no_space, no_tail, rewind, small_ids, waits_until,
+        no_space, no_tail, rewind, segment_paths, small_ids, waits_until,
     },
     *,
 };
@@ -501,10 +501,9 @@ async fn what_follows_the_segments_and_lost_its_end_gets_it_again_from_them() {
             log.close().await;
             drop(log);
             // A start gives the segments their footers again, except for the last one.
-            for ordinal in 1..=4 {
-                let footer = footer_of(&segments::path(dir.path(), ordinal));
-                assert_eq!(footer.is_some(), ordinal < 4, "segment {ordinal}");
-            }
+            let paths = segment_paths(dir.path());
+            let footers = paths.iter().map(|path| footer_of(path).is_some());
+            assert!(footers.eq([true, true, true, false]));
         }
     }
 }
@@ -684,6 +683,38 @@ async fn nothing_is_removed_before_the_manifest_says_so_durably() {
         full.store(false, Ordering::SeqCst);
         waits_until(|| segments::ordinals(dir.path()).unwrap()[0] > 1).await;
         assert_ne!(manifest_of(dir.path()), before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_stays_until_its_ids_are_in_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = failing_disk(Stage::Ids, &full, no_space);
+    let log = open_with_seams(dir.path(), small_segments(), no_tail(), seams).unwrap();
+    let mut next = 0;
+    while log.range().earliest == Sequence(1) {
+        append(&log, next..next + 1_000).await.unwrap();
+        next += 1_000;
+    }
+    let trimmed = || {
+        manifest::Manifest::read(dir.path())
+            .unwrap()
+            .unwrap()
+            .trimmed
+    };
+    waits_until(|| trimmed().plus(1) == log.range().earliest).await;
+    assert_eq!(segments::ordinals(dir.path()).unwrap()[0], 1);
+    for ids_are_written in [false, true] {
+        if ids_are_written {
+            full.store(false, Ordering::SeqCst);
+            waits_until(|| segments::ordinals(dir.path()).unwrap()[0] > 1).await;
+        }
+        // As after a kill.
+        let killed = copy(dir.path());
+        let again = open_default(killed.path());
+        assert!(again.range().earliest > Sequence(1));
+        assert_eq!(append(&again, 0..next).await.unwrap().accepted, 0);
     }
 }
 

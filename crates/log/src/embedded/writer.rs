@@ -67,7 +67,8 @@ pub(super) struct Writer {
 pub(super) struct Unsaved {
     /// There are commits that it does not confirm, or events that were removed.
     pub(super) has_news: bool,
-    pub(super) given_up: Vec<u64>,
+    /// Segments that nobody reads any more, oldest first, each with its last event.
+    pub(super) given_up: Vec<(u64, Sequence)>,
     pub(super) saved_at: Option<Instant>,
 }
 
@@ -84,6 +85,8 @@ impl Writer {
     pub(super) fn run(mut self) {
         // Whatever ends this thread, nobody waits for it in vain.
         let _ended = Ended(Arc::clone(&self.shared));
+        // Those that the last manifest has not given up yet.
+        self.forget_segments();
         let mut wait = Duration::ZERO;
         loop {
             match self.shared.queue.take(wait) {
@@ -298,7 +301,20 @@ impl Writer {
     fn save(&mut self) {
         let range = self.shared.range();
         let clock = self.clock.snapshot();
-        let first_ordinal = self.shared.segments.first();
+        // A segment stays until its keys are in files: a start reads them from it.
+        let ids_through = self.ids.through();
+        let unsaved = &mut self.unsaved;
+        let given_up = unsaved
+            .given_up
+            .extract_if(.., |(_, last)| *last <= ids_through);
+        let given_up: Vec<u64> = given_up.map(|(ordinal, _)| ordinal).collect();
+        let first_kept = unsaved.given_up.first().map(|&(ordinal, _)| ordinal);
+        let first_ordinal = first_kept.or(self.shared.segments.first());
+        unsaved.has_news = first_kept.is_some();
+        unsaved.saved_at = Some(Instant::now());
+        if first_kept.is_some() && self.ids.seal() {
+            self.shared.keeper.work_on_ids();
+        }
         let manifest = Manifest {
             log: self.log,
             trimmed: range.earliest.before(),
@@ -307,9 +323,6 @@ impl Writer {
             epochs: self.epochs.clone(),
             clock: clock.encode(self.ages.marks()),
         };
-        self.unsaved.has_news = false;
-        self.unsaved.saved_at = Some(Instant::now());
-        let given_up = std::mem::take(&mut self.unsaved.given_up);
         self.shared.keeper.save(manifest, given_up);
     }
 
@@ -324,7 +337,14 @@ impl Writer {
         drop(range);
         self.ages.forget_before(due.through.plus(1));
         self.unsaved.has_news = true;
-        let given_up = self.shared.segments.forget(due.through);
+        self.forget_segments();
+    }
+
+    /// Takes the segments off the list in which no event is left. They go when the manifest says so.
+    fn forget_segments(&mut self) {
+        let through = self.shared.range().earliest.before();
+        let given_up = self.shared.segments.forget(through);
+        self.unsaved.has_news |= !given_up.is_empty();
         self.unsaved.given_up.extend(given_up);
     }
 }
