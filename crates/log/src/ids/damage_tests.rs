@@ -25,8 +25,9 @@ fn directory() -> TempDir {
         rig.finish();
         rig.now += LIMITS.span_micros + 1;
     }
-    let newest_of_first = rig.now - 4 * (LIMITS.span_micros + 1);
-    rig.ids.forget_before(UnixMicros(newest_of_first + 1));
+    // Of four the first is too old.
+    rig.now += LIMITS.age_micros - 4 * LIMITS.span_micros;
+    rig.forget();
     rig.work(usize::MAX);
     assert_eq!(rig.names().len(), 4, "{:?}", rig.names());
     copy(rig.directory.path())
@@ -271,8 +272,7 @@ fn what_cannot_be_written_is_tried_again_and_nothing_is_lost() {
             if is_mark {
                 rig.work(usize::MAX);
                 rig.now += LIMITS.age_micros + 1;
-                rig.ids
-                    .forget_before(UnixMicros(rig.now - LIMITS.age_micros));
+                rig.forget();
             }
             let background = rig.ids.background();
             let expected_to_fail = !is_mark || suffix.is_empty();

@@ -51,7 +51,8 @@ pub(super) fn writing_path(directory: &Path, from: Sequence, through: Sequence) 
     with_suffix(&file_path(directory, from, through), WRITING)
 }
 
-/// Finds out what is in the directory, and puts it in order.
+/// Finds out what is in the directory, and puts it in order. That need not be durable: whatever is
+/// written later flushes the directory, and until then a start does the same again.
 pub(super) fn open(directory: &Path, log: LogId) -> Result<Found, Error> {
     let error = |source| Error::io(directory, source);
     create(directory).map_err(error)?;
@@ -80,7 +81,6 @@ pub(super) fn open(directory: &Path, log: LogId) -> Result<Found, Error> {
         remove(&mark_path(directory, Sequence(mark)))?;
     }
     let files = chain(files, forgotten, &mut aside)?;
-    sync_directory(directory)?;
     Ok(Found {
         files,
         forgotten,

@@ -93,11 +93,10 @@ impl Footer {
 
     /// Reads a footer and the checksum of the tail, or says what is wrong with it.
     fn read(bytes: &[u8; FOOTER_BYTES]) -> Result<(Self, u32), &'static str> {
-        let cut = "its end is damaged";
-        let (content, checksum) = bytes.split_at_checked(FOOTER_BYTES - 8).ok_or(cut)?;
+        let (content, checksum) = bytes.split_at(FOOTER_BYTES - 8);
         let expected = u64::from(crc32c::crc32c(content)).to_le_bytes();
         if checksum != expected {
-            return Err(cut);
+            return Err("its end is damaged");
         }
         let rest = &mut { content };
         if take(rest) != Some(MAGIC) {
@@ -106,26 +105,19 @@ impl Footer {
         if take(rest).map(u32::from_le_bytes) != Some(VERSION) {
             return Err("it was written by another version");
         }
-        let mut number = || take(rest).map_or(0, u64::from_le_bytes);
+        let long = |rest: &mut &[u8]| take(rest).map_or(0, u64::from_le_bytes);
+        let short = |rest: &mut &[u8]| take(rest).map_or(0, u32::from_le_bytes);
         let footer = Self {
-            log: LogId(number()),
-            from: Sequence(number()),
-            through: Sequence(number()),
-            oldest_at: RetentionTime(number().cast_signed()),
-            newest_at: RetentionTime(number().cast_signed()),
-            keys: number(),
-            blocks: number(),
-            section_bits: 0,
+            log: LogId(long(rest)),
+            from: Sequence(long(rest)),
+            through: Sequence(long(rest)),
+            oldest_at: RetentionTime(long(rest).cast_signed()),
+            newest_at: RetentionTime(long(rest).cast_signed()),
+            keys: long(rest),
+            blocks: long(rest),
+            section_bits: short(rest),
         };
-        let mut number = || take(rest).map_or(0, u32::from_le_bytes);
-        let section_bits = number();
-        Ok((
-            Self {
-                section_bits,
-                ..footer
-            },
-            number(),
-        ))
+        Ok((footer, short(rest)))
     }
 }
 
@@ -135,8 +127,14 @@ pub(super) struct IdFile {
     pub(super) footer: Footer,
     pub(super) bytes: u64,
     file: File,
+    tail: Tail,
+}
+
+/// What tells where a key would be.
+struct Tail {
     /// The upper half of each block's first key.
     index: Box<[u64]>,
+    /// Of each section.
     filters: Box<[Filter]>,
 }
 
@@ -163,28 +161,29 @@ impl IdFile {
         if crc32c::crc32c(&tail) != checksum {
             return Err(damaged("its index is damaged"));
         }
-        let (index, filters) =
-            read_tail(&tail, &footer).ok_or_else(|| damaged("its index makes no sense"))?;
+        let tail = Tail::read(&tail, &footer).ok_or_else(|| damaged("its index makes no sense"))?;
         Ok(Self {
             path: path.to_owned(),
             footer,
             bytes,
             file,
-            index,
-            filters,
+            tail,
         })
     }
 
     /// Whether a look at the disk is needed for a key.
     pub(super) fn may_hold(&self, key: Key) -> bool {
-        let filter = self.filters.get(section_of(key, self.footer.section_bits));
+        let filter = self
+            .tail
+            .filters
+            .get(section_of(key, self.footer.section_bits));
         filter.is_none_or(|filter| filter.may_hold(key))
     }
 
     /// Looks on disk for a key.
     pub(super) fn holds(&self, key: Key, block: &mut [u8; BLOCK_BYTES]) -> Result<bool, Error> {
         let upper = upper_half(key);
-        let candidates = self.index.partition_point(|&first| first <= upper);
+        let candidates = self.tail.index.partition_point(|&first| first <= upper);
         // Usually there is one. But blocks can begin with keys that have the same upper half.
         for number in (0..candidates).rev() {
             let keys = self.block(number, block)?;
@@ -192,7 +191,7 @@ impl IdFile {
             if keys.binary_search(&key.to_be_bytes()).is_ok() {
                 return Ok(true);
             }
-            if self.index.get(number) != Some(&upper) {
+            if self.tail.index.get(number) != Some(&upper) {
                 return Ok(false);
             }
         }
@@ -212,27 +211,31 @@ impl IdFile {
             }
             Error::io(&self.path, error)
         })?;
-        let first = self.index.get(number).copied();
+        let first = self.tail.index.get(number).copied();
         let keys = check_block(block, number, first);
         keys.ok_or_else(|| Error::damaged(&self.path, &format!("block {number} is damaged")))
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        let filters = self.filters.iter().map(Filter::memory_bytes);
-        size_of_val(&*self.index) + size_of_val(&*self.filters) + filters.sum::<usize>()
+        let Tail { index, filters } = &self.tail;
+        let fingerprints = filters.iter().map(Filter::memory_bytes);
+        size_of_val(&**index) + size_of_val(&**filters) + fingerprints.sum::<usize>()
     }
 }
 
-fn read_tail(mut tail: &[u8], footer: &Footer) -> Option<(Box<[u64]>, Box<[Filter]>)> {
-    let index_bytes = usize::try_from(footer.blocks).ok()?.checked_mul(8)?;
-    let (index, rest) = tail.split_at_checked(index_bytes)?;
-    tail = rest;
-    let (index, _) = index.as_chunks();
-    let index = index.iter().map(|&first| u64::from_le_bytes(first));
-    let filters = 1_u64.checked_shl(footer.section_bits)?;
-    let filters = (0..filters).map(|_| Filter::read(&mut tail));
-    let filters = filters.collect::<Option<_>>()?;
-    tail.is_empty().then(|| (index.collect(), filters))
+impl Tail {
+    /// `None` when the bytes are not what the footer says.
+    fn read(bytes: &[u8], footer: &Footer) -> Option<Self> {
+        let index_bytes = usize::try_from(footer.blocks).ok()?.checked_mul(8)?;
+        let (index, mut rest) = bytes.split_at_checked(index_bytes)?;
+        let (index, _) = index.as_chunks();
+        let index = index.iter().map(|&first| u64::from_le_bytes(first));
+        let filters = 1_u64.checked_shl(footer.section_bits)?;
+        let filters = (0..filters).map(|_| Filter::read(&mut rest));
+        let filters = filters.collect::<Option<_>>()?;
+        let index = index.collect();
+        rest.is_empty().then_some(Self { index, filters })
+    }
 }
 
 /// Appends a block with these keys.
@@ -287,7 +290,7 @@ impl Cursor {
             while let Some(key) = self.keys.pop_if(|key| *key <= last) {
                 taken.push(key);
             }
-            if !self.keys.is_empty() || self.block == file.index.len() {
+            if !self.keys.is_empty() || self.block == file.tail.index.len() {
                 return Ok(());
             }
             let (keys, _) = file.block(self.block, &mut block)?.as_chunks();
@@ -400,8 +403,10 @@ impl Output {
             footer: self.footer,
             bytes,
             file,
-            index: std::mem::take(&mut self.index).into(),
-            filters: std::mem::take(&mut self.filters).into(),
+            tail: Tail {
+                index: std::mem::take(&mut self.index).into(),
+                filters: std::mem::take(&mut self.filters).into(),
+            },
         })
     }
 }

@@ -78,11 +78,11 @@ impl Limits {
             age_micros,
             span_micros: age_micros.min(SPAN_MICROS_MAX),
             part_keys_max,
-            file_keys_max: fan_in * (part_keys_max + COMMIT_KEYS_MAX),
+            file_keys_max: fan_in as u64 * (part_keys_max + COMMIT_KEYS_MAX),
             // What makes a filter takes 33 bytes a key for a moment: 9 MB. A file of the most keys
             // has 32 sections.
             section_keys: 270_000,
-            fan_in: 10,
+            fan_in,
         }
     }
 }
@@ -184,20 +184,6 @@ impl Ids {
     /// What has to be done on a thread of the caller's.
     pub(crate) fn background(&self) -> Arc<Background> {
         Arc::clone(&self.background)
-    }
-
-    /// Forgets the files whose newest key was added before this time of the retention clock, which
-    /// does not count what was credited to it since: see [`forget`](Self::forget). True when there
-    /// is work for the background.
-    pub(crate) fn forget_before(&mut self, at: UnixMicros) -> bool {
-        let Limits {
-            age_micros,
-            span_micros,
-            ..
-        } = self.limits;
-        let now = at.0.saturating_add(age_micros);
-        let sealed = self.seal_if(|oldest| now.saturating_sub(oldest.0) > span_micros);
-        self.background.forget(|newest| newest.0 < at.0) || sealed
     }
 
     /// Forgets the files whose newest key is old enough. True when there is work for the background.

@@ -101,7 +101,7 @@ impl Rig {
         self.work(usize::MAX);
     }
 
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.ids.forget(&RetentionNow::at(self.now));
     }
 
@@ -395,26 +395,6 @@ fn files_that_are_being_merged_are_forgotten_afterwards() {
         rig.assert_sound();
         assert_eq!(rig.ids.len(), 0);
     }
-}
-
-#[test]
-fn the_retention_clock_without_its_credits_forgets_too() {
-    let mut rig = Rig::new(LIMITS);
-    rig.add_numbers(0..40);
-    rig.work(usize::MAX);
-    let newest = rig.now;
-    assert!(!rig.ids.forget_before(UnixMicros(newest)));
-    assert_eq!(rig.ids.len(), 40);
-    assert!(rig.ids.forget_before(UnixMicros(newest + 1)));
-    assert_eq!(rig.ids.len(), 0);
-    rig.work(usize::MAX);
-    rig.now = newest + AGE;
-    rig.add_numbers(40..41);
-    assert!(!rig.ids.forget_before(UnixMicros(newest + SPAN)));
-    assert!(
-        rig.ids.forget_before(UnixMicros(newest + SPAN + 1)),
-        "the set is old"
-    );
 }
 
 #[test]
