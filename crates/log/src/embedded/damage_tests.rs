@@ -244,13 +244,13 @@ async fn a_manifest_that_is_wrong_with_a_good_checksum_removes_nothing_and_readi
     type Change = fn(&mut Manifest, u64);
     let changes: [(&str, Change); 4] = [
         ("trimmed", |manifest, value| {
-            manifest.trimmed = Sequence(value)
+            manifest.trimmed = Sequence(value);
         }),
         ("first ordinal", |manifest, value| {
-            manifest.first_ordinal = value
+            manifest.first_ordinal = value;
         }),
         ("confirmed", |manifest, value| {
-            manifest.confirmed = Sequence(value)
+            manifest.confirmed = Sequence(value);
         }),
         ("log", |manifest, value| {
             manifest.log = prelude_bridge_event::LogId(value);
