@@ -29,7 +29,7 @@ fn new_keys_are_looked_up_and_added() {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let background = ids.background();
-        let worker = scope.spawn(|| work(background, &stop));
+        let worker = scope.spawn(|| work(&background, &stop));
         fill(&mut ids, count, Duration::from_nanos(pause * BATCH_KEYS));
         stop.store(true, Ordering::Relaxed);
         println!(
@@ -100,7 +100,7 @@ fn fill(ids: &mut Ids, count: u64, pause: Duration) {
 }
 
 /// The longest step.
-fn work(background: Arc<Background>, stop: &AtomicBool) -> Duration {
+fn work(background: &Background, stop: &AtomicBool) -> Duration {
     let mut longest = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();

@@ -143,7 +143,7 @@ fn a_file_that_is_missing_or_another_one_is_noticed() {
     let another = another_log();
     for file in 0..FILES as usize {
         assert_noticed(directory.path(), file, |path| {
-            fs::remove_file(path).unwrap()
+            fs::remove_file(path).unwrap();
         });
         // One of another log.
         assert_mended(directory.path(), file, |path| {

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn keys_with_the_same_low_half_do_not_keep_a_filter_from_being_made() {
-        let keys: Vec<Key> = (0..3_000).map(|n| n << 64 | n % 1_000).collect();
+        let keys: Vec<Key> = (0..3_000).map(|n| (n << 64) | (n % 1_000)).collect();
         let filter = Filter::new(&keys, &mut Vec::new());
         assert!(matches!(filter, Filter::Fuse(_)));
         assert!(keys.iter().all(|&key| filter.may_hold(key)));

@@ -449,37 +449,36 @@ fn a_set_is_written_when_it_is_full_and_when_it_is_old() {
     );
 }
 
+/// Writes files, each by its keys and its time, and checks how many keys those have that are left.
+fn assert_merged(files: &[(u64, i64)], expected: &[u64]) {
+    let mut rig = Rig::new(Limits {
+        part_keys_max: 1_000,
+        ..LIMITS
+    });
+    for &(keys, at) in files {
+        let first = rig.head().0;
+        rig.now = at;
+        rig.add_numbers(first..first + keys);
+        rig.finish();
+    }
+    let view = rig.ids.background.view();
+    let left: Vec<u64> = view.files.iter().map(|file| file.footer.keys).collect();
+    assert_eq!(left, expected, "{files:?}");
+    let all: Vec<Key> = (0..rig.head().0).map(key).collect();
+    assert!(rig.known(&all).iter().all(|&known| known));
+}
+
 #[test]
 fn files_are_merged_as_far_as_keys_and_span_allow() {
-    // Each file by its keys and its time; and what is left at the end.
-    let cases: [(&[(u64, i64)], &[u64]); 6] = [
-        // Three of a size.
-        (&[(40, 0), (40, 1)], &[40, 40]),
-        (&[(40, 0), (40, 1), (40, 2)], &[120]),
-        // The fourth fits, the fifth does not: so the first ones are complete.
-        (&[(80, 0), (80, 1)], &[80, 80]),
-        (&[(80, 0), (80, 1), (40, 2)], &[160, 40]),
-        (&[(80, 0), (81, 1), (40, 2)], &[80, 81, 40]),
-        // The span.
-        (&[(40, 0), (40, SPAN), (40, SPAN + 1)], &[80, 40]),
-    ];
-    for (files, expected) in cases {
-        let mut rig = Rig::new(Limits {
-            part_keys_max: 1_000,
-            ..LIMITS
-        });
-        for &(keys, at) in files {
-            let first = rig.head().0;
-            rig.now = at;
-            rig.add_numbers(first..first + keys);
-            rig.finish();
-        }
-        let view = rig.ids.background.view();
-        let left: Vec<u64> = view.files.iter().map(|file| file.footer.keys).collect();
-        assert_eq!(left, expected, "{files:?}");
-        let all: Vec<Key> = (0..rig.head().0).map(key).collect();
-        assert!(rig.known(&all).iter().all(|&known| known));
-    }
+    // Three of a size.
+    assert_merged(&[(40, 0), (40, 1)], &[40, 40]);
+    assert_merged(&[(40, 0), (40, 1), (40, 2)], &[120]);
+    // The third does not fit: so the first ones are complete.
+    assert_merged(&[(80, 0), (80, 1)], &[80, 80]);
+    assert_merged(&[(80, 0), (80, 1), (40, 2)], &[160, 40]);
+    assert_merged(&[(80, 0), (81, 1), (40, 2)], &[80, 81, 40]);
+    // The span.
+    assert_merged(&[(40, 0), (40, SPAN), (40, SPAN + 1)], &[80, 40]);
 }
 
 #[test]
