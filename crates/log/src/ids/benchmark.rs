@@ -27,8 +27,8 @@ fn new_keys_are_looked_up_and_added() {
     let limits = Limits::new(Duration::from_secs(15 * 24 * 60 * 60));
     let mut ids = Ids::open(dir.path(), LogId(1), limits).unwrap();
     let stop = AtomicBool::new(false);
+    let background = ids.background();
     thread::scope(|scope| {
-        let background = ids.background();
         let worker = scope.spawn(|| work(&background, &stop));
         fill(&mut ids, count, Duration::from_nanos(pause * BATCH_KEYS));
         stop.store(true, Ordering::Relaxed);
