@@ -66,9 +66,9 @@ fn fill(ids: &mut Ids, count: u64, pause: Duration) {
     let mut started = Instant::now();
     for first in (0..count).step_by(BATCH_KEYS as usize) {
         let keys: Vec<Key> = (first..first + BATCH_KEYS).map(key).collect();
-        // As senders do when nothing else limits them: memory would hold the rest.
+        // As an append does: memory has room for two sets.
         let wait = Instant::now();
-        while ids.recent.len() as u64 > 2 * ids.limits.part_keys_max {
+        while ids.recent.len() as u64 >= ids.limits.part_keys_max && !ids.seal() {
             thread::yield_now();
         }
         waited += wait.elapsed();
