@@ -85,8 +85,6 @@ impl Writer {
     pub(super) fn run(mut self) {
         // Whatever ends this thread, nobody waits for it in vain.
         let _ended = Ended(Arc::clone(&self.shared));
-        // Those that the last manifest has not given up yet.
-        self.forget_segments();
         let mut wait = Duration::ZERO;
         loop {
             match self.shared.queue.take(wait) {
@@ -329,22 +327,18 @@ impl Writer {
     /// Nobody sees the events any more; their segments go when the manifest has noted it.
     fn give_up(&mut self, due: &Due) {
         let mut range = self.shared.range_mut();
-        range.earliest = due.through.plus(1);
-        range.earliest_at = due.earliest_at;
-        if due.earliest_at.is_none() {
-            range.head_at = None;
+        // A segment that waited for its ids at the end of the last run may be before the range.
+        if due.through >= range.earliest {
+            range.earliest = due.through.plus(1);
+            range.earliest_at = due.earliest_at;
+            if due.earliest_at.is_none() {
+                range.head_at = None;
+            }
         }
         drop(range);
         self.ages.forget_before(due.through.plus(1));
         self.unsaved.has_news = true;
-        self.forget_segments();
-    }
-
-    /// Takes the segments off the list in which no event is left. They go when the manifest says so.
-    fn forget_segments(&mut self) {
-        let through = self.shared.range().earliest.before();
-        let given_up = self.shared.segments.forget(through);
-        self.unsaved.has_news |= !given_up.is_empty();
+        let given_up = self.shared.segments.forget(due.through);
         self.unsaved.given_up.extend(given_up);
     }
 }
