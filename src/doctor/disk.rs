@@ -152,11 +152,10 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
         OpenError::Damaged { .. } => {
             "restore it from a backup, or begin anew in another directory and let consumers know"
         }
-        OpenError::DamagedIndex { .. } => {
-            "start the bridge: it makes the index anew from the segments, and keeps the damaged one"
+        OpenError::DamagedManifest { .. } => {
+            "start the bridge: it makes the manifest anew from the segments, and keeps the damaged one"
         }
         OpenError::Directory { .. }
-        | OpenError::Database { .. }
         | OpenError::InUse { .. }
         | OpenError::Random(_)
         | OpenError::Thread(_) => "check the permissions of the directory and its files",

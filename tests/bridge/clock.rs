@@ -86,7 +86,7 @@ impl WallClock {
             .status();
         assert!(
             compiled.unwrap().success(),
-            "the C compiler that SQLite needs too"
+            "the C compiler that the cryptography needs too"
         );
         let clock = Self {
             directory,

@@ -246,7 +246,7 @@ fn cases(directory: &Path, authority: &Authority) -> Vec<Case> {
     let data = blocked.join("data");
     let no_log = directory.join("no-log");
     fs::create_dir(&no_log).unwrap();
-    fs::write(no_log.join("log.sqlite3"), "something else ".repeat(1_000)).unwrap();
+    fs::write(no_log.join("manifest"), "something else ".repeat(1_000)).unwrap();
     vec![
         case(
             "a certificate that is not there",

@@ -223,13 +223,23 @@ async fn a_full_disk_delays_events_and_loses_none() {
 
     // What a kill would leave at this moment, carried to another disk.
     bridge.signal("STOP");
-    for entry in fs::read_dir(&inside).unwrap() {
-        let file = entry.unwrap();
-        fs::copy(file.path(), data.join(file.file_name())).unwrap();
-    }
+    copy_into(&inside, &data);
     bridge.kill();
     bridge.restart_elsewhere().await;
     assert_holds(&bridge, taken + 1).await;
+}
+
+fn copy_into(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_into(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

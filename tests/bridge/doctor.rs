@@ -183,9 +183,9 @@ async fn a_data_directory_that_is_none_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_no_log_is_named() {
     let scene = scene().await;
-    let database = scene.directory.path().join("log.sqlite3");
+    let manifest = scene.directory.path().join("manifest");
     fs::write(
-        &database,
+        &manifest,
         "something else, and long enough to be looked at".repeat(100),
     )
     .unwrap();

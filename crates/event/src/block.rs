@@ -28,7 +28,7 @@ use bytes::{Buf, Bytes};
 
 pub use self::builder::{BLOCK_BYTES_TARGET, BLOCK_EVENTS_MAX, Builder};
 use crate::{
-    event::{Cursor, Epoch, LogId, Sequence, UnixMicros},
+    event::{Cursor, Epoch, EventKey, LogId, Sequence, UnixMicros},
     wire,
 };
 
@@ -239,13 +239,26 @@ impl Block {
     /// The user id of the event at `index`; empty where it names no user.
     #[must_use]
     pub fn user_id(&self, index: usize) -> &[u8] {
+        wire::user_id(self.common_fields(index))
+    }
+
+    /// The keys of the events, made anew from their apps and ids.
+    pub fn keys(&self) -> impl Iterator<Item = EventKey> {
+        self.entries.iter().enumerate().map(|(index, entry)| {
+            let app = self.apps.get(usize::from(entry.app));
+            let id = wire::event_id(self.common_fields(index));
+            let id = str::from_utf8(id).unwrap_or_default();
+            EventKey::new(app.map_or("", |app| app), id)
+        })
+    }
+
+    /// The encoded fields of the event at `index` that all payload formats have.
+    fn common_fields(&self, index: usize) -> &[u8] {
         let Some(entry) = self.entries.get(index) else {
             return &[];
         };
         let common = self.typed.start(index)..entry.common_end as usize;
-        wire::user_id(event_fields(
-            self.typed.bytes.get(common).unwrap_or_default(),
-        ))
+        event_fields(self.typed.bytes.get(common).unwrap_or_default())
     }
 
     /// All events in a payload format.
@@ -346,13 +359,6 @@ impl Block {
         bytes
             .get(MAGIC.len()..)
             .map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0))
-    }
-
-    /// The epoch that a stored block was written in; 0 if it is cut short.
-    #[must_use]
-    pub fn carried_epoch(bytes: &[u8]) -> Epoch {
-        let epoch = bytes.get(CHECKED_FROM..);
-        Epoch(epoch.map_or(0, |mut bytes| bytes.try_get_u32_le().unwrap_or(0)))
     }
 
     /// Whether that is the checksum of what a stored block has.
@@ -516,6 +522,8 @@ mod tests {
                 }
             );
             assert_eq!(block.user_id(index), event.user_id.as_bytes());
+            let key = EventKey::new(&event.app_id, &event.id);
+            assert_eq!(block.keys().nth(index), Some(key));
         }
         assert_eq!(events(block.view(Format::Both), 1..2), both[1..2]);
         assert_eq!(block.last_sequence(), Sequence(43));

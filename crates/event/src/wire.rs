@@ -90,16 +90,31 @@ impl Head<'_> {
 /// The user id in the encoded fields of an event; empty where there is none.
 #[must_use]
 pub fn user_id(event_fields: &[u8]) -> &[u8] {
-    let Some((&EVENT_USER_ID, mut rest)) = event_fields.split_first() else {
+    take_text(&mut { event_fields }, EVENT_USER_ID)
+}
+
+/// The id of an event in its encoded fields.
+#[must_use]
+pub fn event_id(mut event_fields: &[u8]) -> &[u8] {
+    take_text(&mut event_fields, EVENT_USER_ID);
+    take_text(&mut event_fields, EVENT_ID)
+}
+
+/// Takes the text of the next field, if it has this tag; empty where it has not.
+fn take_text<'a>(fields: &mut &'a [u8], tag: u8) -> &'a [u8] {
+    let Some((&found, mut rest)) = fields.split_first() else {
         return &[];
     };
-    let Ok(length) = prost::encoding::decode_varint(&mut rest) else {
+    if found != tag {
+        return &[];
+    }
+    let length = prost::encoding::decode_varint(&mut rest).unwrap_or(u64::MAX);
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let Some((text, others)) = rest.split_at_checked(length) else {
         return &[];
     };
-    usize::try_from(length)
-        .ok()
-        .and_then(|length| rest.get(..length))
-        .unwrap_or_default()
+    *fields = others;
+    text
 }
 
 /// The cursor in the encoded fields of an event; `None` where there is none.

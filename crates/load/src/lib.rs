@@ -58,7 +58,7 @@ pub const EVENT_BYTES: std::ops::RangeInclusive<usize> = 400..=8_192;
 /// What keeps the events of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// SQLite, in a temporary directory.
+    /// Files, in a temporary directory.
     Embedded,
     /// Nothing but memory.
     Memory,

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::{
@@ -309,25 +308,24 @@ async fn ids_are_remembered_for_fifteen_days_and_forgotten_later_whatever_the_cl
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_known_of_ages_and_is_damaged_makes_nothing_older() {
-    for damage in [
-        "UPDATE clock SET state = x'00'",
-        "UPDATE clock SET state = zeroblob(100)",
-        "DELETE FROM clock",
-        "DROP TABLE clock",
-    ] {
+    type Damage = fn(&std::path::Path);
+    let damages: [Damage; 3] = [
+        |manifest| std::fs::remove_file(manifest).unwrap(),
+        |manifest| std::fs::write(manifest, "").unwrap(),
+        |manifest| std::fs::write(manifest, [0; 100]).unwrap(),
+    ];
+    for damage in damages {
         let mut rig = Rig::embedded();
         rig.append().await;
         rig.run(29 * DAY, 6 * HOUR).await;
         rig.append().await;
         rig.log = None;
-        let database = Connection::open(rig.dir.path().join("log.sqlite3")).unwrap();
-        database.execute_batch(damage).unwrap();
-        drop(database);
+        damage(&rig.dir.path().join("manifest"));
         rig.open();
         rig.run(29 * DAY, 6 * HOUR).await;
-        assert_eq!(rig.log().range().event_count(), 2, "{damage}");
+        assert_eq!(rig.log().range().event_count(), 2);
         rig.run(2 * DAY, 6 * HOUR).await;
-        assert_eq!(rig.log().range().event_count(), 0, "{damage}");
+        assert_eq!(rig.log().range().event_count(), 0);
         rig.append().await;
     }
 }

@@ -23,9 +23,11 @@ mod epochs;
 mod error;
 mod follow;
 mod group;
-#[cfg_attr(not(test), expect(dead_code, reason = "no log uses it yet"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "tests and benchmarks ask for its sizes")
+)]
 mod ids;
-mod lineage;
 pub mod memory;
 mod publisher;
 mod status;

@@ -69,7 +69,7 @@ impl Publisher {
     /// # Errors
     /// [`Gap`], when a block does not continue the log or a follower refuses it. The log has failed
     /// then, as it has when a follower panics: nothing more may be applied.
-    pub fn apply(&self, blocks: &[Arc<Block>]) -> Result<(), Gap> {
+    pub fn apply<'b>(&self, blocks: impl IntoIterator<Item = &'b Arc<Block>>) -> Result<(), Gap> {
         let _fails = FailsInPanic(self);
         let applied = self.hand_on(blocks);
         if let Err(gap) = &applied {
@@ -78,7 +78,7 @@ impl Publisher {
         applied
     }
 
-    fn hand_on(&self, blocks: &[Arc<Block>]) -> Result<(), Gap> {
+    fn hand_on<'b>(&self, blocks: impl IntoIterator<Item = &'b Arc<Block>>) -> Result<(), Gap> {
         let followers = self.followers();
         for block in blocks {
             let head = self.status.range().head;

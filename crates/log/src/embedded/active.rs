@@ -1,18 +1,19 @@
 //! Owns the segment that is written to: where in it the next commit goes, and when the next segment
 //! takes its place. A commit is written, flushed once, and only then counts.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
 use super::{
-    Stage, directory,
-    frame::{Header, Part, SEGMENT_HEADER_BYTES},
+    Fault, Stage,
+    commit::CommitFrames,
+    directory,
+    frame::SEGMENT_HEADER_BYTES,
     keeper::Keeper,
     preparation::{Order, Preparation, Ready},
     recovery::Tip,
     segments,
 };
-use crate::Block;
-use prelude_bridge_event::{EventKey, LogId};
+use prelude_bridge_event::LogId;
 
 /// The first segment has at most this size, …
 const FIRST_BYTES: u64 = 1024 * 1024;
@@ -28,7 +29,6 @@ const OVERLONG: u64 = 2;
 
 /// The segment that is written to.
 pub(super) struct Active {
-    log: LogId,
     file: File,
     ordinal: u64,
     /// Where the next commit goes.
@@ -38,17 +38,13 @@ pub(super) struct Active {
     size_max: u64,
     /// Whether the next segment was asked for.
     is_ordered: bool,
-    buffer: Vec<u8>,
-    /// The number of the next commit. They begin anywhere, and each attempt has one of its own.
-    next_commit: u64,
 }
 
-/// A commit that is durable.
+/// Where a commit is that is durable.
 pub(super) struct Stored {
     pub(super) ordinal: u64,
     /// Where in the segment it begins.
     pub(super) offset: u64,
-    pub(super) headers: Vec<Header>,
 }
 
 impl Active {
@@ -84,15 +80,12 @@ impl Active {
             }
         };
         Ok(Self {
-            log,
             size: ready.bytes.clamp(first_size, size_max),
             file: ready.file,
             ordinal: ready.ordinal,
             end,
             size_max,
             is_ordered: false,
-            buffer: Vec::new(),
-            next_commit: getrandom::u64().map_err(io::Error::other)?,
         })
     }
 
@@ -104,67 +97,25 @@ impl Active {
         }
     }
 
-    /// Writes blocks with the keys of their events, and flushes them. When that fails, nothing was
-    /// written as far as anybody will see who looks before the next commit is there.
+    /// Writes a commit, and flushes it. On failure it is invisible to readers and to a start.
     pub(super) fn write(
         &mut self,
-        blocks: &[Arc<Block>],
-        keys: &[EventKey],
+        commit: &CommitFrames,
         keeper: &Keeper,
-        mut stage: impl FnMut(Stage) -> io::Result<()>,
+        fault: &Fault,
     ) -> io::Result<Stored> {
-        stage(Stage::Write)?;
-        let bytes: usize = blocks.iter().map(|block| block.as_bytes().len()).sum();
-        self.make_way(bytes as u64, keeper)?;
-        let (mut offset, mut keys) = (self.end, keys);
-        let mut headers = Vec::with_capacity(blocks.len());
-        let mut events_before = 0;
-        let commit = self.next_commit;
-        self.next_commit = commit.wrapping_add(1);
-        for (frames_after, block) in (0..blocks.len()).rev().zip(blocks) {
-            let (of_block, others) = keys
-                .split_at_checked(block.entries().len())
-                .unwrap_or((keys, &[]));
-            keys = others;
-            let frames_after = u32::try_from(frames_after).unwrap_or(u32::MAX);
-            let part = Part {
-                commit,
-                frames_after,
-                events_before,
-            };
-            let header = self.write_frame(offset, block, of_block, part)?;
-            events_before += header.events;
-            offset += header.frame_bytes();
-            headers.push(header);
-        }
-        stage(Stage::Flush)
+        fault(Stage::Write)?;
+        self.make_way(commit.bytes(), keeper)?;
+        commit.write_at(&self.file, self.end)?;
+        fault(Stage::Flush)
             .and_then(|()| self.file.sync_data())
             .map_err(|error| flush_error(&error))?;
         let stored = Stored {
             ordinal: self.ordinal,
             offset: self.end,
-            headers,
         };
-        self.end = offset;
+        self.end += commit.bytes();
         Ok(stored)
-    }
-
-    fn write_frame(
-        &mut self,
-        offset: u64,
-        block: &Block,
-        keys: &[EventKey],
-        part: Part,
-    ) -> io::Result<Header> {
-        let keys: Vec<u8> = keys.iter().flat_map(|key| key.0).collect();
-        let header = Header::new(self.log, block, &keys, part);
-        self.buffer.clear();
-        header.put(&mut self.buffer);
-        self.buffer.extend_from_slice(&keys);
-        self.file.write_all_at(&self.buffer, offset)?;
-        let block_at = offset + self.buffer.len() as u64;
-        self.file.write_all_at(block.as_bytes(), block_at)?;
-        Ok(header)
     }
 
     /// Lets the next segment take over, if this one is full, and has one ready in time.

@@ -4,30 +4,29 @@
 use std::{
     fs,
     path::PathBuf,
-    sync::{Mutex, atomic::AtomicBool},
+    sync::atomic::{AtomicBool, AtomicI64},
 };
 
-use rusqlite::Connection;
 use tokio::task::spawn_blocking;
 
 use super::{
-    frame::{Frames, Header, SEGMENT_HEADER_BYTES},
+    directory::MANIFEST_FILE,
+    frame::{Header, SEGMENT_HEADER_BYTES},
+    manifest::Manifest,
+    testing::{
+        PATIENCE, clock, copy, cut, failing_disk, flip, footer_of, frames_of, id_files,
+        manifest_of, quarantined, rewind, said, segment_paths, small_ids, waits_until,
+    },
     *,
 };
-use crate::{
-    clock::{Boot, Clock, Reading},
-    fixtures,
-};
+use crate::fixtures;
 
-const DATABASE: &str = directory::DATABASE_FILE;
 const START: i64 = 1_700_000_000_000_000;
 const BATCHES: u64 = 4;
 const BATCH_EVENTS: u64 = 100;
 /// The events that retention has removed.
 const TRIMMED: u64 = 20;
 const HEAD: u64 = BATCHES * BATCH_EVENTS + TRIMMED;
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 fn options(age: Duration) -> Options {
     Options {
@@ -40,20 +39,8 @@ fn options(age: Duration) -> Options {
 
 fn seams(now: i64) -> Seams {
     Seams {
-        clock: Clock {
-            read: Arc::new(move || Reading {
-                wall: UnixMicros(now),
-                steady: now,
-            }),
-            boot: Some(Boot::default()),
-        },
-        // So small that there are rows in all tables.
-        ids_limits: Some(ids::Limits {
-            recent_keys: 90,
-            slice_keys: 20,
-            fan_in: 3,
-            ..ids::Limits::new(i64::MAX)
-        }),
+        clock: clock(&Arc::new(AtomicI64::new(now))),
+        ids_limits: Some(small_ids(90)),
         ..Seams::default()
     }
 }
@@ -88,10 +75,16 @@ fn batches() -> impl Iterator<Item = std::ops::Range<u64>> {
     std::iter::once(0..TRIMMED).chain(rest)
 }
 
-/// A log of several segments, terms and runs of ids, the first events of which retention has
+/// A log of several segments, epochs and files of ids, the first events of which retention has
 /// removed; closed well.
 async fn template() -> tempfile::TempDir {
+    template_with_manifests().await.0
+}
+
+/// The same with all manifests that it had when it was closed.
+async fn template_with_manifests() -> (tempfile::TempDir, Vec<Vec<u8>>) {
     let dir = tempfile::tempdir().unwrap();
+    let mut manifests = Vec::new();
     for (index, numbers) in (0..).zip(batches()) {
         // Between the times of the first two.
         let age = if index == 1 {
@@ -105,73 +98,22 @@ async fn template() -> tempfile::TempDir {
         if index == 1 {
             waits_until(|| log.range().earliest == Sequence(TRIMMED + 1)).await;
         }
+        // What is written beside the commits.
+        let head = log.range().head.0;
+        waits_until(|| id_files(dir.path()).last().is_some() || head < 90).await;
         log.close().await;
+        drop(log);
+        manifests.push(manifest_of(dir.path()));
     }
-    assert!(segments::ordinals(dir.path()).unwrap().len() >= 3);
-    dir
-}
-
-async fn waits_until(condition: impl Fn() -> bool) {
-    tokio::time::timeout(PATIENCE, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await
-    .expect("the condition comes true");
-}
-
-fn copy(from: &Path) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    dir
-}
-
-fn segment_paths(dir: &Path) -> Vec<PathBuf> {
-    let ordinals = segments::ordinals(dir).unwrap();
-    let paths = ordinals.iter().map(|&ordinal| segments::path(dir, ordinal));
-    paths.filter(|path| !frames_of(path).is_empty()).collect()
-}
-
-/// The frames of a segment: where they begin, and their headers.
-fn frames_of(path: &Path) -> Vec<(u64, Header)> {
-    let file = fs::File::open(path).unwrap();
-    let Some(log) = frame::log_of(&file).unwrap() else {
-        return Vec::new();
-    };
-    let mut frames = Frames::new(file, log, SEGMENT_HEADER_BYTES, 65_536);
-    let mut found = Vec::new();
-    while let Some(header) = frames.header().unwrap() {
-        found.push((frames.offset(), header));
-        frames.skip(&header);
-    }
-    found
-}
-
-fn flip(path: &Path, bit: u64) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[usize::try_from(bit / 8).unwrap()] ^= 1 << (bit % 8);
-    fs::write(path, bytes).unwrap();
+    assert!(segment_paths(dir.path()).len() >= 3);
+    assert!(!id_files(dir.path()).is_empty());
+    (dir, manifests)
 }
 
 fn zero(path: &Path, count: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[..count].fill(0);
     fs::write(path, bytes).unwrap();
-}
-
-fn quarantined(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir.join(quarantine::DIRECTORY)) else {
-        return Vec::new();
-    };
-    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths
 }
 
 /// What the files of segments that had events held is still there, in the log or in the quarantine.
@@ -229,6 +171,7 @@ async fn fate(dir: &Path) -> Fate {
                 Err(error) => failure = Some(error),
             }
         }
+        assert_eq!(log.range().head, Sequence(HEAD));
         let Some(error) = failure else {
             return Fate::Whole;
         };
@@ -236,159 +179,6 @@ async fn fate(dir: &Path) -> Fate {
         log.close().await;
     }
     unreachable!()
-}
-
-/// Changes the database in ways that its tables do not allow.
-fn tamper(dir: &Path, change: impl FnOnce(&Connection) -> rusqlite::Result<usize>) -> bool {
-    let path = dir.join(DATABASE);
-    let connection = Connection::open(&path).unwrap();
-    let mut schema = connection
-        .prepare("SELECT name, sql FROM sqlite_schema")
-        .unwrap();
-    let rows = schema
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
-        .unwrap();
-    let tables: Vec<(String, String)> = rows.collect::<Result<_, _>>().unwrap();
-    drop(schema);
-    connection
-        .execute_batch(
-            "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = \
-             replace(replace(replace(sql, ' NOT NULL', ''), ' STRICT', ''), 'CHECK (one = 1)', '')",
-        )
-        .unwrap();
-    drop(connection);
-    let connection = Connection::open(&path).unwrap();
-    let changed = change(&connection).is_ok_and(|changed| changed > 0);
-    connection
-        .execute_batch("PRAGMA writable_schema = ON")
-        .unwrap();
-    for (name, sql) in tables {
-        let restore = "UPDATE sqlite_schema SET sql = ?2 WHERE name = ?1";
-        connection.execute(restore, [name, sql]).unwrap();
-    }
-    changed
-}
-
-fn columns(dir: &Path, table: &str) -> Vec<String> {
-    let connection = Connection::open(dir.join(DATABASE)).unwrap();
-    let statement = connection
-        .prepare(&format!("SELECT * FROM {table}"))
-        .unwrap();
-    let names = statement.column_names();
-    names.into_iter().map(str::to_owned).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_value_in_the_index_hides_or_removes_an_event() {
-    let template = template().await;
-    let values = [
-        "0",
-        "1",
-        "-1",
-        "9223372036854775807",
-        "-9223372036854775808",
-        "{} + 1",
-        "{} - 1",
-        "'text'",
-        "NULL",
-        "x'00ff'",
-    ];
-    let (mut cases, mut whole) = (0, 0);
-    for table in [
-        "log",
-        "terms",
-        "segments",
-        "id_log",
-        "id_runs",
-        "id_filters",
-        "id_pages",
-    ] {
-        for column in columns(template.path(), table) {
-            for value in values {
-                let value = value.replace("{}", &column);
-                let dir = copy(template.path());
-                let what = format!("{table}.{column} = {value}");
-                // One row, as what changes a key would collide with others.
-                let sql = format!(
-                    "UPDATE {table} SET {column} = {value} \
-                     WHERE rowid = (SELECT max(rowid) FROM {table}) AND {column} IS NOT {value}"
-                );
-                if !tamper(dir.path(), |connection| connection.execute(&sql, [])) {
-                    continue;
-                }
-                let fate = fate(dir.path()).await;
-                assert_all_kept(template.path(), dir.path(), &what);
-                cases += 1;
-                match fate {
-                    Fate::Whole => whole += 1,
-                    Fate::Told(error) => {
-                        assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
-                    }
-                }
-            }
-        }
-    }
-    assert!(
-        cases > 200 && whole * 10 > cases * 9,
-        "{whole} of {cases} are whole again"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_in_the_index_is_found_in_the_segments_again() {
-    let template = template().await;
-    for table in [
-        "log",
-        "terms",
-        "segments",
-        "id_log",
-        "id_runs",
-        "id_filters",
-        "id_pages",
-    ] {
-        let one =
-            |end| format!("DELETE FROM {table} WHERE rowid = (SELECT {end}(rowid) FROM {table})");
-        let all = format!("DELETE FROM {table}");
-        for sql in [one("min"), one("max"), all, format!("DROP TABLE {table}")] {
-            let dir = copy(template.path());
-            let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
-            connection.execute_batch(&sql).unwrap();
-            drop(connection);
-            assert_eq!(fate(dir.path()).await, Fate::Whole, "{sql}");
-            assert_all_kept(template.path(), dir.path(), &sql);
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_is_wrong_with_good_checksums_removes_nothing_and_reading_ends() {
-    let template = template().await;
-    let columns = [
-        "trimmed_sequence",
-        "trimmed_at",
-        "first_segment",
-        "indexed_through",
-    ];
-    for column in columns {
-        for value in ["0", "1", "2", "-1", "9223372036854775807", "150"] {
-            let dir = copy(template.path());
-            let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
-            connection
-                .execute(&format!("UPDATE log SET {column} = {value}"), [])
-                .unwrap();
-            schema::seal(&connection).unwrap();
-            drop(connection);
-            let path = dir.path().to_owned();
-            let opened = tokio::time::timeout(PATIENCE, spawn_blocking(move || open_at(&path)));
-            if let Ok(log) = opened.await.expect("opening ends").unwrap() {
-                let read = log.read(log.range().earliest.before(), usize::MAX);
-                let read = tokio::time::timeout(PATIENCE, read);
-                read.await.expect("reading ends").unwrap();
-                log.close().await;
-            }
-            assert_all_kept(template.path(), dir.path(), &format!("{column} = {value}"));
-        }
-    }
 }
 
 /// Numbers that look like chance, the same in each run.
@@ -399,25 +189,197 @@ fn chance(seed: &mut u64) -> u64 {
     *seed
 }
 
+/// Damages a copy of a log, which has to be whole again afterwards.
+async fn assert_made_good(template: &Path, what: &str, damage: impl FnOnce(&Path)) {
+    let dir = copy(template);
+    damage(dir.path());
+    assert_eq!(fate(dir.path()).await, Fate::Whole, "{what}");
+    assert_all_kept(template, dir.path(), what);
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn no_flipped_bit_in_the_index_is_believed() {
+async fn a_manifest_with_a_changed_byte_or_without_its_end_is_made_anew() {
     let template = template().await;
-    let bits = fs::metadata(template.path().join(DATABASE)).unwrap().len() * 8;
+    let bytes = manifest_of(template.path()).len() as u64;
     let mut seed = 20_261_130;
-    let mut whole = 0;
-    let flips = 300;
-    for n in 0..flips {
-        let dir = copy(template.path());
-        // Each tenth is in the first page, where the database says what it is.
-        let bit = chance(&mut seed) % if n % 10 == 0 { 8 * 8_192 } else { bits };
-        flip(&dir.path().join(DATABASE), bit);
-        match fate(dir.path()).await {
-            Fate::Whole => whole += 1,
-            Fate::Told(error) => assert!(error.contains(DATABASE), "bit {bit}: {error}"),
+    for byte in 0..bytes {
+        let what = format!("byte {byte} of the manifest");
+        let bit = byte * 8 + chance(&mut seed) % 8;
+        let flipped = |dir: &Path| flip(&dir.join(MANIFEST_FILE), bit);
+        assert_made_good(template.path(), &what, flipped).await;
+        if byte % 5 == 0 {
+            let what = format!("the manifest cut at {byte}");
+            let cut = |dir: &Path| cut(&dir.join(MANIFEST_FILE), byte);
+            assert_made_good(template.path(), &what, cut).await;
         }
-        assert_all_kept(template.path(), dir.path(), &format!("bit {bit}"));
     }
-    assert!(whole * 10 > flips * 9, "{whole} of {flips} are whole again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_of_another_moment_or_log_removes_and_hides_nothing() {
+    let (template, mut manifests) = template_with_manifests().await;
+    manifests.pop();
+    let other = self::template().await;
+    manifests.push(manifest_of(other.path()));
+    let other = without_manifest(&[]).await;
+    manifests.push(manifest_of(other.path()));
+    for (index, manifest) in manifests.iter().enumerate() {
+        let dir = copy(template.path());
+        fs::write(dir.path().join(MANIFEST_FILE), manifest).unwrap();
+        let fate = fate(dir.path()).await;
+        assert_all_kept(template.path(), dir.path(), &format!("manifest {index}"));
+        let is_of_this_log = index < manifests.len() - 2;
+        match fate {
+            Fate::Whole => assert!(is_of_this_log, "{index}"),
+            Fate::Told(error) => {
+                assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
+                assert!(!is_of_this_log || error.contains("begins with"), "{error}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_wrong_with_a_good_checksum_removes_nothing_and_reading_ends() {
+    type Change = fn(&mut Manifest, u64);
+    let changes: [(&str, Change); 4] = [
+        ("trimmed", |manifest, value| {
+            manifest.trimmed = Sequence(value);
+        }),
+        ("first ordinal", |manifest, value| {
+            manifest.first_ordinal = value;
+        }),
+        ("confirmed", |manifest, value| {
+            manifest.confirmed = Sequence(value);
+        }),
+        ("log", |manifest, value| {
+            manifest.log = prelude_bridge_event::LogId(value);
+        }),
+    ];
+    let template = template().await;
+    for (what, change) in changes {
+        for value in [0, 1, 2, 150, u64::MAX] {
+            let dir = copy(template.path());
+            let mut manifest = Manifest::read(dir.path()).unwrap().unwrap();
+            change(&mut manifest, value);
+            manifest.write(dir.path()).unwrap();
+            let path = dir.path().to_owned();
+            let opened = tokio::time::timeout(PATIENCE, spawn_blocking(move || open_at(&path)));
+            if let Ok(log) = opened.await.expect("opening ends").unwrap() {
+                let read = log.read(log.range().earliest.before(), usize::MAX);
+                let read = tokio::time::timeout(PATIENCE, read);
+                read.await.expect("reading ends").unwrap();
+                assert_eq!(log.range().head, Sequence(HEAD));
+                log.close().await;
+            }
+            assert_all_kept(template.path(), dir.path(), &format!("{what} = {value}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_footer_that_is_damaged_missing_or_of_another_segment_is_written_again() {
+    let template = template().await;
+    let paths = segment_paths(template.path());
+    let sealed: Vec<_> = (paths.iter())
+        .filter_map(|path| Some((path, footer_of(path)?)))
+        .collect();
+    assert!(sealed.len() >= 2 && sealed.len() == paths.len() - 1);
+    let mut seed = 99;
+    for (index, (path, footer)) in sealed.iter().enumerate() {
+        let name = path.file_name().unwrap();
+        let step = if index == 0 { 1 } else { 7 };
+        for byte in footer.clone().step_by(step) {
+            let what = format!("byte {byte} of {name:?}");
+            let bit = byte * 8 + chance(&mut seed) % 8;
+            assert_made_good(template.path(), &what, |dir| flip(&dir.join(name), bit)).await;
+        }
+        for bytes in footer.clone().step_by(11) {
+            let what = format!("{name:?} cut at {bytes}");
+            assert_made_good(template.path(), &what, |dir| cut(&dir.join(name), bytes)).await;
+        }
+        // That of another segment, behind its own and in its place.
+        let (other, of_other) = &sealed[(index + 1) % sealed.len()];
+        let range = |range: &std::ops::Range<u64>| {
+            usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+        };
+        let foreign = fs::read(other).unwrap()[range(of_other)].to_vec();
+        let own = fs::read(path).unwrap();
+        for front in [&own[..], &own[..range(footer).start]] {
+            let bytes = [front, &foreign].concat();
+            let put = |dir: &Path| fs::write(dir.join(name), &bytes).unwrap();
+            assert_made_good(template.path(), "another footer", put).await;
+        }
+    }
+    // All of them.
+    let manifest = manifest_of(template.path());
+    assert_made_good(template.path(), "none", |dir| rewind(dir, &manifest)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_are_damaged_missing_or_of_another_log_are_read_from_the_segments_again() {
+    let template = template().await;
+    let other = self::template().await;
+    let foreign = fs::read(id_files(other.path()).pop().unwrap()).unwrap();
+    let mut seed = 7;
+    for (index, path) in id_files(template.path()).into_iter().enumerate() {
+        let name = path.strip_prefix(template.path()).unwrap();
+        let bits = path.metadata().unwrap().len() * 8;
+        for _ in 0..25 {
+            let bit = chance(&mut seed) % bits;
+            let what = format!("bit {bit} of file {index} of ids");
+            assert_made_good(template.path(), &what, |dir| flip(&dir.join(name), bit)).await;
+        }
+        for bytes in [0, 1, bits / 16, bits / 8 - 1] {
+            assert_made_good(template.path(), "cut", |dir| cut(&dir.join(name), bytes)).await;
+        }
+        let gone = |dir: &Path| fs::remove_file(dir.join(name)).unwrap();
+        assert_made_good(template.path(), "gone", gone).await;
+        let put = |dir: &Path| fs::write(dir.join(name), &foreign).unwrap();
+        assert_made_good(template.path(), "of another log", put).await;
+    }
+    let all = |dir: &Path| fs::remove_dir_all(dir.join(directory::IDS_DIRECTORY)).unwrap();
+    assert_made_good(template.path(), "all are gone", all).await;
+    let both = |dir: &Path| {
+        all(dir);
+        fs::remove_file(dir.join(MANIFEST_FILE)).unwrap();
+    };
+    assert_made_good(template.path(), "and the manifest", both).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_of_ids_is_kept_and_said() {
+    let template = template().await;
+    let path = id_files(template.path()).remove(0);
+    let bits = path.metadata().unwrap().len() * 8;
+    flip(&path, bits - 1);
+    let (log, text) = said(|| open_at(template.path()).unwrap());
+    assert!(text.contains("a file of ids is damaged"), "{text}");
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+    assert!(!quarantined(template.path()).is_empty());
+    log.close().await;
+    drop(log);
+    let (_, text) = said(|| open_at(template.path()).unwrap());
+    assert_eq!(text, "", "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_damaged_in_a_segment_are_made_anew_from_its_events() {
+    let template = template().await;
+    for path in segment_paths(template.path()) {
+        let name = path.file_name().unwrap();
+        let (at, _) = frames_of(&path)[0];
+        let first_key = (at + frame::HEADER_BYTES as u64) * 8;
+        let damage = |dir: &Path| {
+            fs::remove_dir_all(dir.join(directory::IDS_DIRECTORY)).unwrap();
+            flip(&dir.join(name), first_key);
+        };
+        let dir = copy(template.path());
+        damage(dir.path());
+        let log = open_at(dir.path()).unwrap();
+        let again = log.append(batch(TRIMMED..TRIMMED + BATCHES * BATCH_EVENTS));
+        assert_eq!(again.await.unwrap().accepted, 0, "{name:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -472,35 +434,11 @@ async fn a_segment_without_its_first_bytes_is_read_or_said_to_be_damaged() {
     }
 }
 
-/// What a log says while something is done.
-fn said<T>(work: impl FnOnce() -> T) -> (T, String) {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let done = tracing::subscriber::with_default(subscriber, work);
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    (done, text)
-}
-
-/// A log whose index has none of its events, as when the power went before it got them.
-async fn without_index(batches: &[std::ops::Range<u64>]) -> tempfile::TempDir {
+/// A log whose manifest confirms none of its events, as when the power went before it did.
+async fn without_manifest(batches: &[std::ops::Range<u64>]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     drop(open_small(dir.path()));
-    let index = fs::read(dir.path().join(DATABASE)).unwrap();
+    let manifest = manifest_of(dir.path());
     let log = open_small(dir.path());
     for numbers in batches {
         let batch = fixtures::numbered("app_1", numbers.clone());
@@ -508,13 +446,13 @@ async fn without_index(batches: &[std::ops::Range<u64>]) -> tempfile::TempDir {
     }
     log.close().await;
     drop(log);
-    fs::write(dir.path().join(DATABASE), index).unwrap();
+    rewind(dir.path(), &manifest);
     dir
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_first_commit_of_a_new_log_is_no_torn_end() {
-    let template = without_index(&[0..2, 2..4, 4..6]).await;
+    let template = without_manifest(&[0..2, 2..4, 4..6]).await;
     let [path] = &segment_paths(template.path())[..] else {
         panic!("one segment");
     };
@@ -539,7 +477,7 @@ async fn damage_in_the_first_commit_of_a_new_log_is_no_torn_end() {
 async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), Options::default()).unwrap());
-    let index = fs::read(dir.path().join(DATABASE)).unwrap();
+    let manifest = manifest_of(dir.path());
     let log = open(dir.path(), Options::default()).unwrap();
     let ids: Vec<String> = (0..24)
         .map(|n| format!("{n}_{}", "x".repeat(1 << 20)))
@@ -562,7 +500,7 @@ async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
     assert_eq!(header.first_sequence, Sequence(25));
     assert!(last > 17 * 1024 * 1024, "{last}");
     flip(&path, (SEGMENT_HEADER_BYTES + 20) * 8);
-    fs::write(dir.path().join(DATABASE), index).unwrap();
+    rewind(dir.path(), &manifest);
     let error = open(dir.path(), Options::default());
     let error = error.map(|_| ()).unwrap_err().to_string();
     assert!(
@@ -573,7 +511,7 @@ async fn a_commit_behind_damage_is_found_however_long_the_damaged_one_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_end_is_said_with_its_range_kept_and_overwritten_with_zeros() {
-    let dir = without_index(&[0..2, 2..4]).await;
+    let dir = without_manifest(&[0..2, 2..4]).await;
     let path = segment_paths(dir.path()).remove(0);
     let (at, header) = frames_of(&path)[1];
     let end = at + header.frame_bytes();
@@ -609,18 +547,13 @@ async fn a_torn_end_is_said_with_its_range_kept_and_overwritten_with_zeros() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_commit_is_no_torn_end_once_the_index_has_it() {
-    let dir = without_index(&[]).await;
+async fn the_last_commit_is_no_torn_end_once_the_manifest_confirms_it() {
+    let dir = without_manifest(&[]).await;
     let log = open_at(dir.path()).unwrap();
-    let indexed = || {
-        let connection = schema::open_reader(&dir.path().join(DATABASE)).unwrap();
-        let sql = "SELECT indexed_through FROM log";
-        let indexed: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
-        indexed.cast_unsigned()
-    };
-    // So few events, and with so little rest, that nothing but the time makes the index follow.
+    let confirmed = || Manifest::read(dir.path()).unwrap().unwrap().confirmed.0;
+    // So few events, and with so little rest, that nothing but the time makes the manifest follow.
     let mut count = 0;
-    while indexed() == 0 {
+    while confirmed() == 0 {
         log.append(fixtures::numbered("app_1", count..count + 1))
             .await
             .unwrap();
@@ -629,7 +562,7 @@ async fn the_last_commit_is_no_torn_end_once_the_index_has_it() {
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     let head = log.range().head.0;
-    waits_until(|| indexed() == head).await;
+    waits_until(|| confirmed() == head).await;
     // As after a kill.
     let killed = copy(dir.path());
     let path = segment_paths(killed.path()).remove(0);
@@ -643,7 +576,7 @@ async fn the_last_commit_is_no_torn_end_once_the_index_has_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pieces_of_two_commits_are_not_taken_for_one() {
-    let template = without_index(&[0..1, 1..2]).await;
+    let template = without_manifest(&[0..1, 1..2]).await;
     let written = [10_000, 20_000].map(|first| (copy(template.path()), first));
     let mut files = Vec::new();
     for (dir, first) in &written {
@@ -674,7 +607,7 @@ async fn pieces_of_two_commits_are_not_taken_for_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_behind_the_log_that_is_no_part_of_it_is_taken_out() {
     let template = template().await;
-    let other = without_index(&[0..1, 1..2]).await;
+    let other = without_manifest(&[0..1, 1..2]).await;
     let paths = segment_paths(template.path());
     let next = segments::ordinals(template.path()).unwrap().last().unwrap() + 1;
     let old = fs::read(&paths[0]).unwrap();
@@ -699,7 +632,7 @@ async fn a_file_behind_the_log_that_is_no_part_of_it_is_taken_out() {
     // With events that come next it is not.
     let dir = copy(template.path());
     let last = &paths[paths.len() - 1];
-    fs::remove_file(dir.path().join(DATABASE)).unwrap();
+    fs::remove_file(dir.path().join(MANIFEST_FILE)).unwrap();
     let wrong = segments::path(dir.path(), next);
     fs::rename(dir.path().join(last.file_name().unwrap()), &wrong).unwrap();
     let error = open_at(dir.path()).map(|_| ()).unwrap_err().to_string();
@@ -708,16 +641,13 @@ async fn a_file_behind_the_log_that_is_no_part_of_it_is_taken_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_is_lost_or_no_database_is_made_anew() {
+async fn a_manifest_that_is_lost_or_something_else_is_made_anew() {
     type Damage = fn(&Path);
-    let damages: [(&str, Damage); 6] = [
+    let damages: [(&str, Damage); 4] = [
         ("it is gone", |path| fs::remove_file(path).unwrap()),
         ("it is empty", |path| fs::write(path, "").unwrap()),
-        ("it is no database", |path| zero(path, 16)),
-        ("it has no first page", |path| zero(path, 8_192)),
-        ("it is cut", |path| {
-            let bytes = fs::read(path).unwrap();
-            fs::write(path, &bytes[..bytes.len() / 16 * 8]).unwrap();
+        ("it is something else", |path| {
+            fs::write(path, "Dear diary").unwrap();
         }),
         ("it is all zeros", |path| {
             let bytes = fs::metadata(path).unwrap().len();
@@ -733,14 +663,19 @@ async fn an_index_that_is_lost_or_no_database_is_made_anew() {
     };
     for (what, damage) in damages {
         let dir = copy(template.path());
-        damage(&dir.path().join(DATABASE));
+        let path = dir.path().join(MANIFEST_FILE);
+        damage(&path);
+        let damaged = fs::read(&path).ok();
         let inspected = inspect(dir.path());
-        assert!(inspected.is_err(), "{what}: {inspected:?}");
+        let is_told = matches!(inspected, Err(OpenError::DamagedManifest { .. }));
+        assert!(is_told, "{what}: {inspected:?}");
         let (log, text) = said(|| open_at(dir.path()).unwrap());
         assert!(
             text.contains("it is made anew from the segments"),
             "{what}: {text}"
         );
+        let kept = quarantined(dir.path()).pop();
+        assert_eq!(kept.map(|kept| fs::read(kept).unwrap()), damaged, "{what}");
         for cursor in &cursors {
             assert!(
                 log.status().epochs().check(*cursor, Sequence(HEAD)).is_ok(),
@@ -754,24 +689,21 @@ async fn an_index_that_is_lost_or_no_database_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_is_not_made_anew_from_segments_that_lack_what_it_knew() {
+async fn a_manifest_is_not_made_anew_from_segments_of_which_one_is_missing() {
     let template = template().await;
     let paths = segment_paths(template.path());
-    for path in &paths {
-        // A row is damaged that does not say what is missing, and then one that does.
-        for (table, column) in [("terms", "term"), ("id_runs", "keys")] {
-            let dir = copy(template.path());
-            fs::remove_file(dir.path().join(path.file_name().unwrap())).unwrap();
-            let sql = format!("UPDATE {table} SET {column} = {column} + 1");
-            assert!(tamper(dir.path(), |connection| connection.execute(&sql, [])));
-            let index = fs::read(dir.path().join(DATABASE)).unwrap();
-            for _ in 0..2 {
-                let opened = open_at(dir.path()).map(|_| ());
-                let error = opened.unwrap_err().to_string();
-                assert!(error.contains("event"), "{error}");
-            }
-            assert_eq!(fs::read(dir.path().join(DATABASE)).unwrap(), index);
+    // Whether the first one was removed by retention, nobody knows without a manifest.
+    for path in &paths[1..] {
+        let dir = copy(template.path());
+        fs::remove_file(dir.path().join(path.file_name().unwrap())).unwrap();
+        flip(&dir.path().join(MANIFEST_FILE), 200);
+        let damaged = manifest_of(dir.path());
+        for _ in 0..2 {
+            let opened = open_at(dir.path()).map(|_| ());
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains("event"), "{error}");
         }
+        assert_eq!(manifest_of(dir.path()), damaged);
     }
 }
 
@@ -779,18 +711,8 @@ async fn an_index_is_not_made_anew_from_segments_that_lack_what_it_knew() {
 async fn a_process_without_descriptors_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let none_left = Arc::new(AtomicBool::new(true));
-    let seams = {
-        let none_left = Arc::clone(&none_left);
-        Seams {
-            fault: Box::new(move |stage| {
-                if stage == Stage::Write && none_left.load(Ordering::SeqCst) {
-                    return Err(rustix::io::Errno::MFILE.into());
-                }
-                Ok(())
-            }),
-            ..Seams::default()
-        }
-    };
+    let error = || rustix::io::Errno::MFILE.into();
+    let seams = failing_disk(Stage::Write, &none_left, error);
     let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
     let append = || log.append(fixtures::numbered("app_1", 0..2));
     assert_eq!(append().await, Err(Error::Overloaded));
@@ -804,13 +726,20 @@ fn a_mark_that_leads_nowhere_ends_the_reading() {
     let dir = tempfile::tempdir().unwrap();
     let log = prelude_bridge_event::LogId(1);
     fs::write(segments::path(dir.path(), 1), frame::segment_header(log, 1)).unwrap();
-    let mut marks = Vec::new();
-    // It says that event 9 is here, in a segment that ends with event 5.
-    for number in [9_u64, 0, 32] {
-        marks.extend_from_slice(&number.to_le_bytes());
-    }
-    let sequences = (Sequence(1), Sequence(5));
-    let segment = segments::Segment::stored(1, sequences, UnixMicros(0), 1_000, &marks);
+    let segment = segments::Segment {
+        ordinal: 1,
+        first_sequence: Sequence(1),
+        last_sequence: Sequence(5),
+        last_at: UnixMicros(0),
+        end: 1_000,
+        // It says that event 9 is here, in a segment that ends with event 5.
+        marks: vec![segments::Mark {
+            sequence: Sequence(9),
+            at: UnixMicros(0),
+            offset: 32,
+        }],
+        epochs: vec![(Sequence(1), prelude_bridge_event::Epoch(1))],
+    };
     assert!(!segment.is_plausible());
     let segments = Segments::new(dir.path(), log, [segment].into());
     let read = readers::read(&segments, Sequence(5), Sequence(0), 100);

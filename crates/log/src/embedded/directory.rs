@@ -9,17 +9,18 @@ use std::{
 
 use super::open_error::OpenError;
 
-/// The database in the data directory.
-pub(super) const DATABASE_FILE: &str = "log.sqlite3";
+/// What is true of the log as a whole.
+pub(super) const MANIFEST_FILE: &str = "manifest";
+/// The directory of the files of ids.
+pub(super) const IDS_DIRECTORY: &str = "ids";
+/// What a log of before the first release has.
+const OLD_DATABASE_FILE: &str = "log.sqlite3";
 /// Locked while a process uses the directory.
 pub(super) const LOCK_FILE: &str = "lock";
-/// There when a running bridge found that the index is damaged.
-const DAMAGED_FILE: &str = "index-is-damaged";
 
 /// The data directory, which is ours as long as this lives.
 pub(super) struct Directory {
     path: PathBuf,
-    database: PathBuf,
     /// Unlocked when it is dropped, also by the system when the process is killed.
     _lock: File,
 }
@@ -41,14 +42,9 @@ impl Directory {
             }
             Err(TryLockError::Error(source)) => return Err(error(source)),
         }
-        let database = path.join(DATABASE_FILE);
-        // SQLite gives its other files the permissions of this one. It is closed before SQLite opens
-        // it: with a file, POSIX systems give up all locks that a process has on it.
-        drop(open_private(&database).map_err(error)?);
         sync_directory(path).map_err(error)?;
         Ok(Self {
             path: path.to_owned(),
-            database,
             _lock: lock,
         })
     }
@@ -57,30 +53,16 @@ impl Directory {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
-
-    /// The database file.
-    pub(super) fn database(&self) -> &Path {
-        &self.database
-    }
-
-    /// Whether the index was found to be damaged while a bridge ran.
-    pub(super) fn is_marked_damaged(&self) -> bool {
-        self.path.join(DAMAGED_FILE).exists()
-    }
-
-    /// It is a new one.
-    pub(super) fn clear_damage_mark(&self) -> io::Result<()> {
-        match fs::remove_file(self.path.join(DAMAGED_FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => sync_directory(&self.path),
-        }
-    }
 }
 
-/// Has the next start make the index anew.
-pub(super) fn mark_damaged(data_dir: &Path) -> io::Result<()> {
-    open_private(&data_dir.join(DAMAGED_FILE))?.sync_all()?;
-    sync_directory(data_dir)
+/// Refuses the directory of a log of before the first release.
+pub(super) fn refuse_older(data_dir: &Path) -> Result<(), OpenError> {
+    let path = data_dir.join(OLD_DATABASE_FILE);
+    match path.try_exists() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Older { path }),
+        Err(source) => Err(OpenError::Directory { path, source }),
+    }
 }
 
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {

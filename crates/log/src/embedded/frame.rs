@@ -1,15 +1,16 @@
 //! Owns the bytes of a segment file: a header, and after it frames, each a block with the keys of
 //! its events. A frame says where it belongs, so that what is left of another one is never taken
-//! for it. Knows nothing of which segments there are.
+//! for it. Behind the last frame a sealed segment has a `footer`. Knows nothing of which segments
+//! there are.
 //!
 //! All numbers little-endian:
 //! ```text
-//! segment   magic "PBSEG\0\0\x02" · log u64 · ordinal u64 · crc32c of these u32 · zero u32
-//! frame     magic "PBF2" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
+//! segment   magic "PBSEG\0\0" · version u8 · log u64 · ordinal u64 · crc32c of these u32 · zero u32
+//! frame     magic "PBF3" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
 //!           received_at i64 (µs) · events u32 · block bytes u32 · crc32c of the keys u32 ·
 //!           crc32c of the block u32 · frames of its commit after it u32 ·
-//!           events of its commit before it u32 · number of its commit u64
-//!           keys of its events, 16 bytes each · block · up to a multiple of 8: anything
+//!           events of its commit before it u32 · number of its commit u64 · epoch u32 · zero u32
+//!           keys of its events, 16 bytes each · block · zeros up to a multiple of 8
 //! ```
 //! Frames of one commit have its number, which no other commit has: pieces of two commits that were
 //! interrupted at the same place are never taken for one.
@@ -19,15 +20,20 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 use bytes::{Buf, Bytes};
 
 use crate::{Block, block::Damaged};
-use prelude_bridge_event::{EventKey, LogId, Sequence, UnixMicros};
+use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
-const SEGMENT_MAGIC: [u8; 8] = *b"PBSEG\0\0\x02";
+const SEGMENT_MAGIC: [u8; 7] = *b"PBSEG\0\0";
+/// The version of segments that this release reads and writes. Before the first release there were
+/// two more.
+pub(super) const SEGMENT_VERSION: u8 = 3;
+/// The log's id follows the magic and the version.
+const SEGMENT_LOG_AT: usize = SEGMENT_MAGIC.len() + 1;
 /// Where the first frame is.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-const FRAME_MAGIC: [u8; 4] = *b"PBF2";
-pub(super) const HEADER_BYTES: usize = 64;
+const FRAME_MAGIC: [u8; 4] = *b"PBF3";
+pub(super) const HEADER_BYTES: usize = 72;
 const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
 /// Each frame begins at a multiple of this.
@@ -37,6 +43,7 @@ pub(super) const ALIGNMENT: u64 = 8;
 pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SEGMENT_HEADER_BYTES as usize);
     bytes.extend_from_slice(&SEGMENT_MAGIC);
+    bytes.push(SEGMENT_VERSION);
     bytes.extend_from_slice(&log.0.to_le_bytes());
     bytes.extend_from_slice(&ordinal.to_le_bytes());
     let checksum = crc32c::crc32c(&bytes);
@@ -46,7 +53,7 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
 }
 
 /// Chunks overlap by so much, in which a header that begins in one of them ends.
-const MARGIN_BYTES: usize = 64;
+const MARGIN_BYTES: usize = 128;
 const _: () =
     assert!(MARGIN_BYTES >= HEADER_BYTES && MARGIN_BYTES.is_multiple_of(ALIGNMENT as usize));
 
@@ -76,6 +83,8 @@ pub(super) enum Kind {
     Nothing,
     /// Of another log, or of another place in this one.
     Stranger,
+    /// A segment as another release writes them.
+    OtherVersion(u8),
     /// No segment at all.
     Other,
 }
@@ -95,6 +104,10 @@ pub(super) fn identify(file: &File, log: LogId, ordinal: u64) -> io::Result<Kind
         return Ok(Kind::Other);
     }
     rest.advance(SEGMENT_MAGIC.len());
+    let version = rest.get_u8();
+    if version != SEGMENT_VERSION {
+        return Ok(Kind::OtherVersion(version));
+    }
     let is_ours = rest.get_u64_le() == log.0 && rest.get_u64_le() == ordinal;
     Ok(if is_ours {
         Kind::Segment
@@ -108,11 +121,14 @@ pub(super) fn log_of(file: &File) -> io::Result<Option<LogId>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES as usize + HEADER_BYTES];
     read_at_most(file, &mut bytes, 0)?;
     let (header, frame) = bytes.split_at(SEGMENT_HEADER_BYTES as usize);
-    let mut log = header.get(SEGMENT_MAGIC.len()..).unwrap_or_default();
+    let mut log = header.get(SEGMENT_LOG_AT..).unwrap_or_default();
     let log = LogId(log.try_get_u64_le().unwrap_or(0));
-    let mut ordinal = header.get(SEGMENT_MAGIC.len() + 8..).unwrap_or_default();
+    let mut ordinal = header.get(SEGMENT_LOG_AT + 8..).unwrap_or_default();
     let ordinal = ordinal.try_get_u64_le().unwrap_or(0);
-    if identify(file, log, ordinal)? == Kind::Segment {
+    if matches!(
+        identify(file, log, ordinal)?,
+        Kind::Segment | Kind::OtherVersion(_)
+    ) {
         return Ok(Some(log));
     }
     let mut log = frame.get(CHECKED_FROM..).unwrap_or_default();
@@ -137,6 +153,8 @@ pub(super) struct Header {
     pub(super) events_before: u32,
     /// The number of its commit.
     commit: u64,
+    /// Which one wrote it.
+    pub(super) epoch: Epoch,
 }
 
 /// Which part of its commit a frame is.
@@ -162,6 +180,7 @@ impl Header {
             frames_after: part.frames_after,
             events_before: part.events_before,
             commit: part.commit,
+            epoch: block.epoch(),
         }
     }
 
@@ -183,6 +202,8 @@ impl Header {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.commit.to_le_bytes());
+        bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
         let checksum = crc32c::crc32c(bytes.get(start + CHECKED_FROM..).unwrap_or_default());
         if let Some(place) = bytes.get_mut(start + 4..start + CHECKED_FROM) {
             place.copy_from_slice(&checksum.to_le_bytes());
@@ -210,6 +231,7 @@ impl Header {
             frames_after: rest.get_u32_le(),
             events_before: rest.get_u32_le(),
             commit: rest.get_u64_le(),
+            epoch: Epoch(rest.get_u32_le()),
         };
         (header.events > 0).then_some(header)
     }
@@ -259,14 +281,28 @@ pub(super) struct Body<'a> {
 impl Body<'_> {
     /// Whether these are the bytes that were written.
     pub(super) fn is_whole(&self, header: &Header) -> bool {
-        crc32c::crc32c(self.keys) == header.keys_checksum
-            && Block::carried_checksum(self.block) == header.block_checksum
-            && Block::is_whole(self.block)
+        self.has_whole_keys(header) && self.has_whole_block(header)
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = EventKey> {
-        let (keys, _) = self.keys.as_chunks::<KEY_BYTES>();
-        keys.iter().map(|&key| EventKey(key))
+    /// Whether this is the block that was written, whatever became of the keys.
+    pub(super) fn has_whole_block(&self, header: &Header) -> bool {
+        Block::carried_checksum(self.block) == header.block_checksum && Block::is_whole(self.block)
+    }
+
+    fn has_whole_keys(&self, header: &Header) -> bool {
+        crc32c::crc32c(self.keys) == header.keys_checksum
+    }
+
+    /// The keys of the events, of the block where they are damaged themselves; `None` where both are.
+    pub(super) fn keys(&self, header: &Header) -> Option<Vec<EventKey>> {
+        if self.has_whole_keys(header) {
+            let (keys, _) = self.keys.as_chunks::<KEY_BYTES>();
+            return Some(keys.iter().map(|&key| EventKey(key)).collect());
+        }
+        let block = self
+            .has_whole_block(header)
+            .then(|| self.to_block().ok())??;
+        Some(block.keys().collect())
     }
 
     /// The block, in memory of its own.
@@ -302,6 +338,11 @@ impl Frames {
     /// Where it is: at the beginning of a frame.
     pub(super) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Goes to a place where a frame begins.
+    pub(super) fn go_to(&mut self, offset: u64) {
+        self.offset = offset;
     }
 
     /// The header of the frame here; `None` if there is none.
@@ -399,7 +440,7 @@ impl Frames {
 }
 
 /// Fills the buffer, unless the file ends before.
-fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
     let mut read = 0;
     while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, from + read as u64) {
@@ -452,7 +493,7 @@ mod tests {
                 assert_eq!(frames.header().unwrap().as_ref(), Some(header));
                 let body = frames.body(header).unwrap().unwrap();
                 assert!(body.is_whole(header));
-                assert_eq!(body.keys().count(), 3);
+                assert_eq!(body.keys(header).unwrap().len(), 3);
                 let block = body.to_block().unwrap();
                 assert_eq!(block.last_sequence(), header.last_sequence());
                 frames.skip(header);
@@ -485,7 +526,7 @@ mod tests {
     #[test]
     fn what_was_written_after_a_place_is_found_however_far_away() {
         let (later, frame_bytes) = frame(10, 0);
-        for at in [8, 65_472, 65_480, 65_528, 300_000] {
+        for at in [8, 65_400, 65_472, 65_480, 65_528, 300_000] {
             let mut bytes = vec![0; 400_000];
             bytes[at..at + frame_bytes.len()].copy_from_slice(&frame_bytes);
             for chunk_bytes in [1, 200, 65_536, 1 << 20] {
@@ -515,6 +556,11 @@ mod tests {
         assert_eq!(kind(&segment_header(LOG, 3)), Kind::Segment);
         assert_eq!(kind(&segment_header(LOG, 4)), Kind::Stranger);
         assert_eq!(kind(&segment_header(LogId(8), 3)), Kind::Stranger);
+        let mut older = segment_header(LOG, 3);
+        older[7] = 2;
+        let checksum = crc32c::crc32c(&older[..24]);
+        older[24..28].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(kind(&older), Kind::OtherVersion(2));
         assert_eq!(kind(b""), Kind::Nothing);
         assert_eq!(kind(&[0; 100]), Kind::Nothing);
         assert_eq!(kind(b"Dear diary"), Kind::Other);

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    directory::{DATABASE_FILE, LOCK_FILE},
-    open_error::{OpenError, database_error},
-    rebuild, recovery, schema,
+    directory::{LOCK_FILE, MANIFEST_FILE},
+    open_error::OpenError,
+    opening, recovery,
 };
 use crate::Range;
 use prelude_bridge_event::LogId;
@@ -31,33 +31,23 @@ pub struct Inspection {
 /// # Errors
 /// What would keep a bridge from opening it, [`OpenError::InUse`] included.
 pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
-    let path = data_dir.join(DATABASE_FILE);
     let _lock = lock(data_dir)?;
-    let is_empty = match path.metadata() {
-        // A file without content is one that was to become a log.
-        Ok(metadata) => metadata.len() == 0,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-        Err(source) => return Err(OpenError::Directory { path, source }),
-    };
-    if is_empty {
-        if !data_dir.is_dir() || !rebuild::is_possible(data_dir)? {
-            return Ok(None);
-        }
-        let reason = "there is none, though there are segments".to_owned();
-        return Err(OpenError::DamagedIndex { path, reason });
+    if !data_dir.is_dir() {
+        return Ok(None);
     }
-    let error = |source| database_error(&path, source);
-    let connection = schema::open_reader(&path).map_err(error)?;
-    schema::check_version(&connection, &path)?;
-    let terms: i64 = connection
-        .query_row("SELECT count(*) FROM terms", [], |row| row.get(0))
-        .map_err(error)?;
-    let facts = schema::facts(&connection).map_err(error)?;
-    let log = facts.log;
-    let found = recovery::look(data_dir, facts, &mut |_| Ok(()))?;
+    let manifest = match opening::whole_manifest(data_dir)? {
+        None => return Ok(None),
+        Some((manifest, None)) => manifest,
+        Some((_, Some(reason))) => {
+            let path = data_dir.join(MANIFEST_FILE);
+            return Err(OpenError::DamagedManifest { path, reason });
+        }
+    };
+    // No keys are asked for.
+    let found = recovery::look(data_dir, &manifest, None, &mut |_, _| Ok(()))?;
     Ok(Some(Inspection {
-        log,
-        epochs: terms.cast_unsigned(),
+        log: manifest.log,
+        epochs: manifest.epochs.len() as u64,
         range: found.range,
     }))
 }
@@ -104,9 +94,7 @@ mod tests {
     #[test]
     fn what_is_no_log_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(DATABASE_FILE);
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(inspect(directory.path()).unwrap(), None);
+        let path = directory.path().join(MANIFEST_FILE);
         std::fs::write(&path, "x".repeat(10_000)).unwrap();
         let other = inspect(directory.path());
         assert!(matches!(other, Err(OpenError::NotALog { .. })), "{other:?}");

@@ -1,47 +1,37 @@
-//! Owns the work beside the commits, on a thread of its own: making the next segment ready, carrying
-//! the index's write-ahead log over into its database file, and removing segments. No commit waits
-//! for any of it, and none of it for the whole of another: a segment is made a piece at a time.
+//! Owns the work beside the commits, on a thread of its own: making the next segment ready, the footers
+//! of sealed segments, the manifest, the files of ids, and removing segments. No commit waits for any
+//! of it, and none of it for the whole of another: a segment and a file of ids are made a piece at a
+//! time.
 
 use std::{
-    fs::File,
     io,
     path::Path,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode};
-
 use super::{
-    Shared,
-    directory::DATABASE_FILE,
-    disk_error,
-    ids::PAGE_BYTES,
+    Shared, Stage, footer,
+    manifest::Manifest,
     preparation::{Order, Preparation, Ready},
-    segments,
+    segments::{self, Segment},
 };
+use crate::ids::Background;
 use prelude_bridge_event::LogId;
 
-/// A write-ahead log that nobody adds to is carried over after this time, …
-const IDLE_WAIT: Duration = Duration::from_secs(5);
-/// … if it has so many pages: a start has less to read.
-const IDLE_PAGES_MIN: u64 = 16;
-/// The index is flushed at most so often for the sake of the last commit.
-const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+/// What could not be done, as there was no room, is tried again after this time.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// After a step of the ids' work there is a rest of so many times as long as that took, unless commits
+/// may have to wait for it: most of them find the disk free.
+const REST_TIMES: u32 = 3;
+/// How long the thread waits when there is nothing to do.
+const IDLE_WAIT: Duration = Duration::from_secs(3_600);
 
 /// Where the writer leaves its wishes, and finds what came of them.
+#[derive(Default)]
 pub(super) struct Keeper {
     state: Mutex<State>,
     changed: Condvar,
-    /// Held by whoever must not be disturbed in the index: the writer while it writes there, the
-    /// keeper while it carries the write-ahead log over.
-    pub(super) index: Mutex<()>,
-    /// Pages in the write-ahead log, as of the last transaction.
-    wal_pages: AtomicU64,
-    wal_pages_max: u64,
 }
 
 #[derive(Default)]
@@ -53,16 +43,33 @@ struct State {
     is_late: bool,
     /// Somebody waits for what is being made.
     hurry: bool,
-    /// Segments whose end is in the index, though it may not have been flushed.
-    given_up: Vec<u64>,
-    carry_over: bool,
-    /// When the index's write-ahead log is to be flushed.
-    confirm_at: Option<Instant>,
-    /// That is news.
-    confirm_is_new: bool,
-    confirmed_at: Option<Instant>,
+    notes: Notes,
+    ids_have_work: bool,
     stopped: bool,
     ended: bool,
+}
+
+/// What is to be written down.
+#[derive(Default)]
+struct Notes {
+    /// Segments that are not written to any more.
+    sealed: Vec<Segment>,
+    manifest: Option<Manifest>,
+    /// Segments that this manifest gives up.
+    given_up: Vec<u64>,
+}
+
+impl Notes {
+    fn is_empty(&self) -> bool {
+        self.sealed.is_empty() && self.manifest.is_none() && self.given_up.is_empty()
+    }
+
+    /// Later ones come on top.
+    fn add(&mut self, later: Self) {
+        self.sealed.extend(later.sealed);
+        self.manifest = later.manifest.or(self.manifest.take());
+        self.given_up.extend(later.given_up);
+    }
 }
 
 /// What there is to do.
@@ -72,22 +79,13 @@ struct Chores {
     is_late: bool,
     /// … and has to do as it is.
     is_enough: bool,
-    given_up: Vec<u64>,
-    carry_over: bool,
-    confirm: bool,
+    notes: Notes,
+    ids_have_work: bool,
+    /// Nothing comes after these.
+    is_last: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(wal_bytes_max: u64) -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            index: Mutex::default(),
-            wal_pages: AtomicU64::new(0),
-            wal_pages_max: (wal_bytes_max / PAGE_BYTES).max(2),
-        }
-    }
-
     /// Asks for a segment.
     pub(super) fn order(&self, order: Order) {
         self.state().order = Some(order);
@@ -120,79 +118,60 @@ impl Keeper {
         made.unwrap_or_else(|| Err(io::Error::other("the keeper ended")))
     }
 
-    /// Has files removed whose end the index has noted.
-    pub(super) fn remove(&self, ordinals: Vec<u64>) {
-        if !ordinals.is_empty() {
-            self.state().given_up.extend(ordinals);
-            self.changed.notify_all();
-        }
+    /// Has a segment given its footer. The next one has a commit that is durable.
+    pub(super) fn seal(&self, segment: Segment) {
+        self.state().notes.sealed.push(segment);
+        self.changed.notify_all();
     }
 
-    /// Has the index flushed soon, so that it knows of the last commit also after a loss of power.
-    pub(super) fn confirm(&self) {
+    /// Has the manifest replaced, and then the files removed of segments that it gives up.
+    pub(super) fn save(&self, manifest: Manifest, given_up: Vec<u64>) {
+        self.state().notes.add(Notes {
+            sealed: Vec::new(),
+            manifest: Some(manifest),
+            given_up,
+        });
+        self.changed.notify_all();
+    }
+
+    /// Has the ids' work done until nothing is left of it.
+    pub(super) fn work_on_ids(&self) {
         let mut state = self.state();
-        if state.confirm_at.is_none() {
-            let rested = state.confirmed_at.map(|at| at + CONFIRM_INTERVAL);
-            let now = Instant::now();
-            state.confirm_at = Some(rested.map_or(now, |rested| rested.max(now)));
-            state.confirm_is_new = true;
+        if !state.ids_have_work {
+            state.ids_have_work = true;
             self.changed.notify_all();
         }
     }
 
-    /// Called by SQLite after each transaction.
-    pub(super) fn set_wal_pages(&self, pages: u64) {
-        self.wal_pages.store(pages, Ordering::Relaxed);
-        if pages >= self.wal_pages_max {
-            self.state().carry_over = true;
-            self.changed.notify_all();
-        }
-    }
-
-    /// Bytes in the write-ahead log that the next transactions do not write over.
-    pub(super) fn wal_bytes(&self) -> u64 {
-        self.wal_pages.load(Ordering::Relaxed) * PAGE_BYTES
-    }
-
-    /// Ends the thread.
+    /// Ends the thread, once the notes are written down.
     pub(super) fn stop(&self) {
         self.state().stopped = true;
         self.changed.notify_all();
     }
 
-    /// Waits until there is something to do; `None` when nothing more will be. When a segment is
-    /// being made there is, from the end of the rest on.
-    fn wait(&self, rest_ends_at: Option<Instant>) -> Option<Chores> {
+    /// Waits until there is something to do, and no longer than until `wake_at`, if there is such a
+    /// moment. `ids_rest` when the ids' work is not to be gone on with before that.
+    fn wait(&self, wake_at: Option<Instant>, ids_rest: bool) -> Chores {
         let state = self.state();
-        let now = Instant::now();
-        let until = |at: Instant| at.saturating_duration_since(now);
-        let moment = rest_ends_at.map_or(IDLE_WAIT, until);
-        let moment = moment.min(state.confirm_at.map_or(IDLE_WAIT, until));
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let moment = wake_at.map_or(IDLE_WAIT, until);
         let nothing = |state: &mut State| {
             let is_urgent = state.making && (state.is_late || state.hurry);
-            let idle = state.order.is_none() && state.given_up.is_empty() && !is_urgent;
-            idle && !state.carry_over && !state.confirm_is_new && !state.stopped
+            let has_ids = state.ids_have_work && !ids_rest;
+            let idle = state.order.is_none() && state.notes.is_empty() && !is_urgent;
+            idle && !has_ids && !state.stopped
         };
         let waited = self.changed.wait_timeout_while(state, moment, nothing);
-        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        let idle_pages = self.wal_pages.load(Ordering::Relaxed);
-        let now = Instant::now();
-        let confirm = state.confirm_at.take_if(|at| *at <= now).is_some();
-        if confirm {
-            state.confirmed_at = Some(now);
-        }
-        state.confirm_is_new = false;
-        let is_idle = !state.making && timeout.timed_out() && idle_pages >= IDLE_PAGES_MIN;
-        let is_idle = is_idle && !confirm;
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.making |= state.order.is_some();
-        (!state.stopped).then(|| Chores {
+        Chores {
             order: state.order.take(),
             is_late: state.is_late,
             is_enough: state.hurry,
-            given_up: std::mem::take(&mut state.given_up),
-            carry_over: std::mem::take(&mut state.carry_over) || is_idle,
-            confirm,
-        })
+            notes: std::mem::take(&mut state.notes),
+            ids_have_work: std::mem::take(&mut state.ids_have_work),
+            is_last: state.stopped,
+        }
     }
 
     /// Leaves a segment for whoever asked for it.
@@ -210,67 +189,150 @@ impl Keeper {
     }
 }
 
-/// Runs until the keeper is stopped.
-pub(super) fn run(shared: &Shared, connection: &Connection, directory: &Path, log: LogId) {
-    let keeper = &shared.keeper;
-    let _ended = Ended(keeper);
-    let mut making: Option<Preparation> = None;
-    let mut given_up = Vec::new();
-    while let Some(chores) = keeper.wait(making.as_ref().map(Preparation::rest_ends_at)) {
-        // First, as a commit may wait for it.
-        if let Some(order) = chores.order {
-            match Preparation::begin(directory, log, order) {
-                Ok(begun) => making = Some(begun),
-                Err(error) => keeper.hand_over(Err(error)),
-            }
-        }
-        if let Some(mut segment) = making.take() {
-            let is_whole = if chores.is_enough {
-                Ok(true)
-            } else {
-                segment.go_on(chores.is_late)
-            };
-            match is_whole {
-                Ok(true) => keeper.hand_over(Ok(segment.ready())),
-                Ok(false) => making = Some(segment),
-                Err(error) => keeper.hand_over(Err(error)),
-            }
-        }
-        if chores.carry_over {
-            let index = keeper.index.lock().unwrap_or_else(PoisonError::into_inner);
-            match carry_over(connection) {
-                Ok(true) => keeper.wal_pages.store(0, Ordering::Relaxed),
-                Ok(false) => {}
-                Err(error) if is_harmless(&error) => {}
-                // What was flushed is unknown.
-                Err(error) => {
-                    shared.fail_index(&error);
-                }
-            }
-            drop(index);
-        }
-        if chores.confirm
-            && let Err(error) = flush_wal(directory)
-            && !disk_error::is_no_descriptor(&error)
-        {
-            shared.fail(&format!("flush of the index: {error}"));
-        }
-        given_up.extend(chores.given_up);
-        if !given_up.is_empty() {
-            match remove(directory, &given_up) {
-                Ok(()) => given_up.clear(),
-                // They go with the next ones.
-                Err(error) if disk_error::is_no_descriptor(&error) => {}
-                Err(error) => {
-                    shared.fail(&format!("removal of old events: {error}"));
-                }
-            }
+/// What the thread works on.
+pub(super) struct Work {
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: LogId,
+    pub(super) ids: Arc<Background>,
+    making: Option<Preparation>,
+    notes: Notes,
+    /// When what failed for want of room is tried again.
+    retry_at: Option<Instant>,
+    ids_have_work: bool,
+    ids_rest_until: Instant,
+}
+
+impl Work {
+    pub(super) fn new(shared: Arc<Shared>, log: LogId, ids: Arc<Background>) -> Self {
+        Self {
+            shared,
+            log,
+            ids,
+            making: None,
+            notes: Notes::default(),
+            retry_at: None,
+            ids_have_work: true,
+            ids_rest_until: Instant::now(),
         }
     }
-    // Zeros that nobody wrote over. Where that fails, the next start removes them.
-    let made = keeper.state().made.take().and_then(Result::ok);
-    if let Some(unused) = making.map(Preparation::ready).or(made) {
-        let _ = remove(directory, &[unused.ordinal]);
+
+    /// Runs until the keeper is stopped.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _ended = Ended(&shared.keeper);
+        loop {
+            let chores = shared.keeper.wait(self.wake_at(), self.ids_have_work);
+            // First, as a commit may wait for it.
+            self.make_segment(chores.order, chores.is_late, chores.is_enough);
+            self.notes.add(chores.notes);
+            self.ids_have_work |= chores.ids_have_work;
+            if chores.is_last || self.retry_at.is_none_or(|at| at <= Instant::now()) {
+                self.write_notes();
+            }
+            if chores.is_last {
+                break;
+            }
+            self.step_ids();
+        }
+        // Zeros that nobody wrote over. Where that fails, the next start removes them.
+        let made = shared.keeper.state().made.take().and_then(Result::ok);
+        if let Some(unused) = self.making.map(Preparation::ready).or(made) {
+            let _ = remove(shared.segments.directory(), &[unused.ordinal]);
+        }
+    }
+
+    /// When there is something to do of what was begun.
+    fn wake_at(&self) -> Option<Instant> {
+        let piece = self.making.as_ref().map(Preparation::rest_ends_at);
+        let retry = self.retry_at.filter(|_| !self.notes.is_empty());
+        let ids = self.ids_have_work.then_some(self.ids_rest_until);
+        [piece, retry, ids].into_iter().flatten().min()
+    }
+
+    fn make_segment(&mut self, order: Option<Order>, is_late: bool, is_enough: bool) {
+        let keeper = &self.shared.keeper;
+        if let Some(order) = order {
+            match Preparation::begin(self.shared.segments.directory(), self.log, order) {
+                Ok(begun) => self.making = Some(begun),
+                Err(error) => keeper.hand_over(Err(error)),
+            }
+        }
+        let Some(mut segment) = self.making.take() else {
+            return;
+        };
+        let is_whole = if is_enough {
+            Ok(true)
+        } else {
+            segment.go_on(is_late)
+        };
+        match is_whole {
+            Ok(true) => keeper.hand_over(Ok(segment.ready())),
+            Ok(false) => self.making = Some(segment),
+            Err(error) => keeper.hand_over(Err(error)),
+        }
+    }
+
+    /// Writes the notes down, in an order in which each step may be the last one.
+    fn write_notes(&mut self) {
+        self.retry_at = None;
+        if self.shared.failure().is_some() {
+            return;
+        }
+        while let Some(segment) = self.notes.sealed.first() {
+            let written = (self.shared.fault)(Stage::Footer)
+                .and_then(|()| footer::append(self.directory(), self.log, segment));
+            if !self.is_done(written, "the footer of a segment") {
+                return;
+            }
+            self.notes.sealed.remove(0);
+        }
+        if let Some(manifest) = &self.notes.manifest {
+            let written = (self.shared.fault)(Stage::Manifest)
+                .and_then(|()| manifest.write(self.directory()));
+            if !self.is_done(written, "the manifest") {
+                return;
+            }
+            self.notes.manifest = None;
+        }
+        let removed = remove(self.directory(), &self.notes.given_up);
+        if self.is_done(removed, "removal of old events") {
+            self.notes.given_up.clear();
+        }
+    }
+
+    /// Does a step of the ids' work, if there is any and it does not rest.
+    fn step_ids(&mut self) {
+        let began = Instant::now();
+        if !self.ids_have_work || began < self.ids_rest_until {
+            return;
+        }
+        if self.shared.failure().is_some() {
+            self.ids_have_work = false;
+            return;
+        }
+        match self.shared.step_ids(&self.ids) {
+            Ok(more) => {
+                let times = if self.ids.is_urgent() { 0 } else { REST_TIMES };
+                self.ids_have_work = more;
+                self.ids_rest_until = Instant::now() + began.elapsed() * times;
+            }
+            // It may pass, or the log has failed.
+            Err(_) => self.ids_rest_until = began + RETRY_INTERVAL,
+        }
+    }
+
+    /// Whether it is done. Want of room or of a file descriptor passes; anything else ends the log.
+    fn is_done(&mut self, done: io::Result<()>, what: &str) -> bool {
+        let Err(error) = done else {
+            return true;
+        };
+        self.shared.evaluate(&error, what);
+        self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+        false
+    }
+
+    fn directory(&self) -> &Path {
+        self.shared.segments.directory()
     }
 }
 
@@ -284,12 +346,8 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Removes segments, oldest first. That they were given up has to be durable before.
+/// Removes segments, oldest first. That they were given up is durable.
 pub(super) fn remove(directory: &Path, ordinals: &[u64]) -> io::Result<()> {
-    if ordinals.is_empty() {
-        return Ok(());
-    }
-    flush_wal(directory)?;
     for &ordinal in ordinals {
         match std::fs::remove_file(segments::path(directory, ordinal)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -299,90 +357,55 @@ pub(super) fn remove(directory: &Path, ordinals: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes what is in the index durable.
-fn flush_wal(directory: &Path) -> io::Result<()> {
-    match File::open(directory.join(format!("{DATABASE_FILE}-wal"))) {
-        Ok(wal) => wal.sync_data(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Carries the whole write-ahead log over, so that the next transaction begins it anew. False when
-/// somebody still reads in it.
-pub(super) fn carry_over(connection: &Connection) -> rusqlite::Result<bool> {
-    checkpoint(connection, "PASSIVE")
-}
-
-/// Carries everything over and empties the write-ahead log, when nothing will come any more.
-pub(super) fn finish(connection: &Connection) -> rusqlite::Result<()> {
-    match checkpoint(connection, "TRUNCATE") {
-        Ok(_) => Ok(()),
-        Err(error) if is_harmless(&error) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
-    connection
-        .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?
-        .query_row([], |row| Ok(row.get::<_, i64>(1)? == row.get::<_, i64>(2)?))
-}
-
-/// What costs only time: a lock that is held, or a full disk. The write-ahead log stays as it is.
-fn is_harmless(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::thread;
 
     use super::*;
     use crate::embedded::frame;
+    use prelude_bridge_event::Sequence;
 
     #[test]
     fn nothing_waits_until_a_segment_is_made() {
-        let keeper = Keeper::new(10 * PAGE_BYTES);
+        let keeper = Keeper::default();
         keeper.order(Order {
             ordinal: 7,
             bytes: 1,
         });
-        let chores = keeper.wait(None).unwrap();
+        let chores = keeper.wait(None, false);
         assert!(chores.order.is_some_and(|order| order.ordinal == 7));
         // It rests for longer than anybody would wait.
         let rest = Some(Instant::now() + Duration::from_secs(3_600));
 
-        keeper.set_wal_pages(10);
-        assert!(keeper.wait(rest).unwrap().carry_over);
-        keeper.remove(vec![3]);
-        assert_eq!(keeper.wait(rest).unwrap().given_up, [3]);
+        let manifest = Manifest::beginning(LogId(1), 4, Sequence(9));
+        keeper.save(manifest.clone(), vec![3]);
+        let notes = keeper.wait(rest, false).notes;
+        assert_eq!((notes.manifest, notes.given_up), (Some(manifest), vec![3]));
+        keeper.work_on_ids();
+        assert!(keeper.wait(rest, false).ids_have_work);
         assert!(keeper.take().is_none());
-        let chores = keeper.wait(rest).unwrap();
-        assert!(chores.is_late && !chores.carry_over && chores.given_up.is_empty());
+        let chores = keeper.wait(rest, false);
+        assert!(chores.is_late && !chores.ids_have_work && chores.notes.is_empty());
         keeper.stop();
-        assert!(keeper.wait(rest).is_none());
+        assert!(keeper.wait(rest, false).is_last);
     }
+
     #[test]
-    fn the_index_is_confirmed_at_once_and_then_after_an_interval() {
-        let keeper = Keeper::new(10 * PAGE_BYTES);
-        keeper.confirm();
-        let first = Instant::now();
-        assert!(keeper.wait(None).unwrap().confirm);
-        keeper.confirm();
-        let chores = keeper.wait(None).unwrap();
-        assert!(!chores.confirm, "it is only told of it");
-        assert!(keeper.wait(None).unwrap().confirm);
-        assert!(first.elapsed() >= CONFIRM_INTERVAL);
+    fn the_last_manifest_counts_and_what_was_given_up_before_goes_with_it() {
+        let keeper = Keeper::default();
+        for ordinal in [3, 4] {
+            let manifest = Manifest::beginning(LogId(1), ordinal + 1, Sequence(9));
+            keeper.save(manifest, vec![ordinal]);
+        }
+        let notes = keeper.wait(None, false).notes;
+        let first = notes.manifest.map(|manifest| manifest.first_ordinal);
+        assert_eq!((first, notes.given_up), (Some(5), vec![3, 4]));
     }
 
     #[test]
     fn what_is_demanded_comes_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::new(10 * PAGE_BYTES);
+        let keeper = Keeper::default();
         let order = Order {
             ordinal: 1,
             bytes: 10_000_000,
@@ -390,7 +413,7 @@ mod tests {
         thread::scope(|scope| {
             let demanded = scope.spawn(|| keeper.demand(order).unwrap());
             let chores = loop {
-                let chores = keeper.wait(None).unwrap();
+                let chores = keeper.wait(None, false);
                 if chores.order.is_some() {
                     break chores;
                 }

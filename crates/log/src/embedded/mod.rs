@@ -1,35 +1,38 @@
-//! Owns the log on disk: segment files, to which one thread appends, and an index that follows them.
+//! Owns the log on disk: segment files, to which one thread appends, and what follows them.
 //!
-//! `queue` → `writer` (with `ids` and `retention`) → the `active` segment → `readers`. A commit is
-//! durable when its frames are (`frame` knows their bytes), with one write and one flush of space
-//! that was made ready. The index is a SQLite database (`schema`): it remembers the ids of weeks,
-//! and what is true of the log as a whole. It may be behind the segments, never ahead of them; a
-//! start (`opening`) reads in the segments (`recovery`) what it has not got, and makes a damaged index
-//! anew from them (`rebuild`). What is taken out of the log goes to the `quarantine`. The `keeper` does what no commit is
-//! to wait for; the next segment (`preparation`) is a part of it.
+//! `queue` → `writer` (with `retention`) → the `active` segment → `readers`. A `commit` is durable when
+//! its frames are (`frame` knows their bytes), with one write and one flush of space that was made
+//! ready. The keys of weeks are in the files of `ids`; a sealed segment says by its `footer` what is in
+//! it; the `manifest` says what is true of the log as a whole. All three may be behind the segments,
+//! never ahead of them: a start (`opening`) reads in the segments (`recovery`, `scan`) what they have not got,
+//! and makes a damaged manifest anew from them (`survey`). What is taken out of the log goes to the
+//! `quarantine`. The `keeper` does what no commit is to wait for; the next segment (`preparation`) is a
+//! part of it.
 
 mod active;
-mod checksum;
-mod clock_row;
+mod commit;
 #[cfg(test)]
 mod damage_tests;
 mod directory;
 mod disk_error;
+mod footer;
 mod frame;
-mod ids;
 mod inspect;
 mod keeper;
+mod manifest;
 mod open_error;
 mod opening;
 mod preparation;
 mod quarantine;
 mod queue;
 mod readers;
-mod rebuild;
 mod recovery;
 mod retention;
-mod schema;
+mod scan;
 mod segments;
+mod survey;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -49,8 +52,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, directory::Directory, keeper::Keeper, queue::Queue, readers::Readers,
-    retention::Retention, segments::Segments, writer::Writer,
+    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
+    readers::Readers, retention::Retention, segments::Segments, writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
@@ -61,8 +64,9 @@ use super::{
     Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
+    ids::{self, Background},
 };
-use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
 /// that somebody tries again.
@@ -80,7 +84,7 @@ pub struct Options {
     /// The oldest segment is removed when the log, its ids included, occupies more than this. The
     /// newest segment always stays. 10 GiB: some twenty million events of usual size.
     pub retention_bytes: u64,
-    /// For how long a repetition of an event is recognised, at least; up to twice as long. 15 days:
+    /// For how long a repetition of an event is recognised, at least; up to a day longer. 15 days:
     /// the sender retries for 14.
     pub ids_age: Duration,
     /// How many batches may wait for the disk. 1,024: a second's worth on a slow disk, after which
@@ -93,9 +97,6 @@ pub struct Options {
     pub group_events_max: usize,
     /// How many bytes of batches are committed together, at most. 4 MiB: a few milliseconds.
     pub group_bytes_max: usize,
-    /// What the index's write-ahead log may take before it is carried over. 4 MiB: written in some
-    /// ten milliseconds.
-    pub wal_bytes_max: u64,
     /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
     /// enough.
     pub readers: usize,
@@ -119,6 +120,17 @@ pub struct Commit {
     pub duration: Duration,
 }
 
+impl Options {
+    fn queue_limits(&self) -> queue::Limits {
+        queue::Limits {
+            queue_batches_max: self.queue_batches_max,
+            queue_bytes_max: self.queue_bytes_max,
+            group_events_max: self.group_events_max,
+            group_bytes_max: self.group_bytes_max,
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -129,7 +141,6 @@ impl Default for Options {
             queue_bytes_max: 64 * 1024 * 1024,
             group_events_max: 8_192,
             group_bytes_max: 4 * 1024 * 1024,
-            wal_bytes_max: 4 * 1024 * 1024,
             readers: 4,
             on_commit: None,
         }
@@ -154,9 +165,9 @@ pub(super) struct Seams {
 }
 
 /// May fail in the place of the disk.
-pub(super) type Fault = Box<dyn FnMut(Stage) -> io::Result<()> + Send>;
+pub(super) type Fault = Arc<dyn Fn(Stage) -> io::Result<()> + Send + Sync>;
 
-/// What the writer is about to do.
+/// What the writer or the keeper is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Begin with a group.
@@ -165,15 +176,19 @@ pub(super) enum Stage {
     Write,
     /// Make it durable.
     Flush,
-    /// Bring the index up to date.
-    Index,
+    /// Append the footer of a segment.
+    Footer,
+    /// Replace the manifest.
+    Manifest,
+    /// Do a step of the ids' work.
+    Ids,
 }
 
 impl Default for Seams {
     fn default() -> Self {
         Self {
             clock: clock::system_clock(),
-            fault: Box::new(|_| Ok(())),
+            fault: Arc::new(|_| Ok(())),
             ids_limits: None,
         }
     }
@@ -186,69 +201,71 @@ pub(super) fn open_with_seams(
     seams: Seams,
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
-    let path = directory.database();
-    let database_error = |source| open_error::database_error(path, source);
-    let directory_error = |source| OpenError::Directory {
+    let ids_limits = seams.ids_limits;
+    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age));
+    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
+    let place = opened.found.tip.ok_or(opened.found.next_ordinal);
+    let log = opened.manifest.log;
+    let active = Active::open(data_dir, log, place, options.retention_bytes);
+    let active = active.map_err(|source| OpenError::Directory {
         path: data_dir.to_owned(),
         source,
-    };
-    let ids_age_micros = i64::try_from(options.ids_age.as_micros()).unwrap_or(i64::MAX);
-    let ids_limits = seams.ids_limits;
-    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(ids_age_micros));
-    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
-    let (log, found, mut connection) = (opened.log, opened.found, opened.connection);
-    let place = found.tip.ok_or(found.next_ordinal);
-    let active = Active::open(data_dir, log, place, options.retention_bytes);
-    let active = active.map_err(directory_error)?;
+    })?;
+    start(directory, opened, active, options, seams.fault)
+}
+
+/// Starts the threads of a log that was opened.
+fn start(
+    directory: Directory,
+    opened: Opened,
+    active: Active,
+    options: Options,
+    fault: Fault,
+) -> Result<Arc<Embedded>, OpenError> {
+    let Opened {
+        manifest,
+        ids,
+        epoch,
+        clock,
+        ages,
+        found,
+    } = opened;
     let (done, ended) = watch::channel(false);
+    let epochs = Epochs::new(manifest.log, manifest.epochs);
     let shared = Arc::new(Shared {
-        queue: Queue::new(queue::Limits {
-            queue_batches_max: options.queue_batches_max,
-            queue_bytes_max: options.queue_bytes_max,
-            group_events_max: options.group_events_max,
-            group_bytes_max: options.group_bytes_max,
-        }),
-        keeper: Keeper::new(options.wal_bytes_max),
+        queue: Queue::new(options.queue_limits()),
+        keeper: Keeper::default(),
         segments: Arc::new(found.segments),
-        publisher: Publisher::new(found.range, Epochs::new(log, opened.terms), Health::Ready),
-        index_bytes: AtomicU64::new(0),
-        clock: opened.clock.watch(),
+        publisher: Publisher::new(found.range, epochs, Health::Ready),
+        ids_bytes: AtomicU64::new(ids.stored_bytes()),
+        clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
+        fault,
         done,
     });
-    let hooked = Arc::clone(&shared);
-    let on_wal = move |_: &mut rusqlite::hooks::Wal, pages| {
-        hooked
-            .keeper
-            .set_wal_pages(u64::try_from(pages).unwrap_or(0));
-        Ok(())
-    };
-    connection.wal_hook(Some(on_wal)).map_err(database_error)?;
-    let keeper = {
-        let (shared, directory) = (Arc::clone(&shared), data_dir.to_owned());
-        let connection = schema::open_keeper(path).map_err(database_error)?;
-        spawn("log-keeper", move || {
-            keeper::run(&shared, &connection, &directory, log);
-        })?
-    };
+    let log = manifest.log;
+    found
+        .unsealed
+        .into_iter()
+        .for_each(|segment| shared.keeper.seal(segment));
+    let keeper = keeper::Work::new(Arc::clone(&shared), log, ids.background());
+    let keeper = spawn("log-keeper", move || keeper.run())?;
     let writer = Writer {
         shared: Arc::clone(&shared),
-        connection,
         keeper,
         on_commit: options.on_commit,
         log,
-        term: opened.term,
+        epoch,
         builder: group::new_builder(),
-        clock: opened.clock,
+        clock,
         stamps: Stamps::new(found.last_at),
-        ages: opened.ages,
-        ids: opened.ids,
+        ages,
+        ids,
         active,
-        unsealed: found.unsealed,
-        behind: writer::Behind::default(),
+        next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
         retention: Retention::new(options.retention_bytes),
-        seams,
+        unsaved: writer::Unsaved::default(),
     };
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
@@ -260,6 +277,12 @@ pub(super) fn open_with_seams(
         ended,
         _directory: directory,
     }))
+}
+
+/// Keys as the files of ids have them.
+fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
+    let keys = keys.iter();
+    keys.map(|key| ids::Key::from_be_bytes(key.0)).collect()
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
@@ -285,11 +308,12 @@ struct Shared {
     keeper: Keeper,
     segments: Arc<Segments>,
     publisher: Publisher,
-    /// What the index occupies, without free pages and its write-ahead log.
-    index_bytes: AtomicU64,
+    /// What the files of ids occupy.
+    ids_bytes: AtomicU64,
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
+    fault: Fault,
     done: watch::Sender<bool>,
 }
 
@@ -322,12 +346,33 @@ impl Shared {
         error
     }
 
-    /// The same for what SQLite says. A damaged index is made anew by the next start.
-    fn fail_index(&self, error: &rusqlite::Error) -> Error {
-        if self.failure.get().is_none() {
-            opening::mark_if_damaged(self.segments.directory(), error);
+    /// What a failure of the disk means for those who wait. `what` failed.
+    fn evaluate(&self, error: &io::Error, what: &str) -> Error {
+        if disk_error::is_no_space(error) {
+            self.set_no_space(true);
+            return Error::NoSpace;
         }
-        self.fail(&error.to_string())
+        // Only what opens a file fails so, which is before anything is written.
+        if disk_error::is_no_descriptor(error) {
+            tracing::error!(%error, "no file can be opened: events are refused until one can");
+            return Error::Overloaded;
+        }
+        self.fail(&format!("{what}: {error}"))
+    }
+
+    /// The same for the files of ids. One that is damaged was put aside: the next start reads its keys
+    /// from the segments again.
+    fn evaluate_ids(&self, error: &ids::Error) -> Error {
+        match error {
+            ids::Error::Io { source, .. } => self.evaluate(source, "the files of ids"),
+            ids::Error::Damaged { .. } => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Does a step of the ids' work. False when nothing is left of it.
+    fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
+        (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
+        ids.run_once().map_err(|error| self.evaluate_ids(&error))
     }
 
     fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -355,10 +400,6 @@ impl Shared {
         if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY) {
             self.publisher.set_health(Health::Ready);
         }
-    }
-
-    fn index_bytes(&self) -> u64 {
-        self.index_bytes.load(Ordering::Relaxed) + self.keeper.wal_bytes()
     }
 }
 
@@ -395,7 +436,8 @@ impl Log for Embedded {
 
     fn usage(&self) -> Usage {
         Usage {
-            stored_bytes: self.shared.segments.bytes() + self.shared.index_bytes(),
+            stored_bytes: self.shared.segments.bytes()
+                + self.shared.ids_bytes.load(Ordering::Relaxed),
             queued_batches: self.shared.queue.len(),
             clock_jumps: self.shared.clock.jumps(),
         }

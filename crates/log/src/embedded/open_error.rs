@@ -1,13 +1,6 @@
 //! Owns the reasons why a log cannot be opened, each with what to do.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
-
-use rusqlite::ErrorCode;
-
-use super::checksum;
+use std::{io, path::PathBuf};
 
 /// Why a log cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -53,24 +46,19 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// Its version.
-        found: i64,
+        found: u8,
         /// The version of this release.
-        known: i64,
+        known: u8,
     },
     /// The file was written before the first release.
     #[error(
-        "{} has version {found} of before the first release, and this release reads version \
-         {known}: choose another directory with --data-dir, or remove this one if its events are \
-         no longer needed",
+        "{} is of a version of before the first release, which this release does not read: choose \
+         another directory with --data-dir, or remove this one if its events are no longer needed",
         path.display()
     )]
     Older {
         /// The file.
         path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// The version of this release.
-        known: i64,
     },
     /// The log contradicts itself.
     #[error("{} is damaged: {reason}; restore it from a backup", path.display())]
@@ -80,25 +68,17 @@ pub enum OpenError {
         /// What does not fit.
         reason: String,
     },
-    /// The index contradicts itself or the segments. Opening the log makes it anew from the segments,
-    /// so this is what only an inspection says, and an opening whose second attempt fails too.
+    /// The manifest is damaged or missing, or contradicts the segments. Opening the log makes it anew
+    /// from the segments, so this is what only an inspection says.
     #[error(
-        "the index {} is damaged: {reason}; a start of the bridge makes it anew from the segments",
+        "the manifest {} is damaged: {reason}; a start of the bridge makes it anew from the segments",
         path.display()
     )]
-    DamagedIndex {
+    DamagedManifest {
         /// The file.
         path: PathBuf,
         /// What does not fit.
         reason: String,
-    },
-    /// SQLite could not read or write it.
-    #[error("cannot open {}: {source}", path.display())]
-    Database {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
     },
     /// The system gives no random bytes for the log's identity.
     #[error("cannot make an identity for the log: {0}")]
@@ -106,17 +86,4 @@ pub enum OpenError {
     /// The system gives no thread.
     #[error("cannot start the log's threads: {0}")]
     Thread(io::Error),
-}
-
-/// What an error of SQLite means for the opening of a log.
-pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> OpenError {
-    let path = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotALog { path },
-        _ if checksum::is_damage(&source) => OpenError::DamagedIndex {
-            path,
-            reason: source.to_string(),
-        },
-        _ => OpenError::Database { path, source },
-    }
 }

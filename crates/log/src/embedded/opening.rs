@@ -1,184 +1,211 @@
-//! Owns the opening of a log: the index, the ids, the segments, and what has to be put right before
-//! anything is written. A damaged index is made anew from the segments; what is taken out of the log
-//! is kept in the quarantine, and said.
+//! Owns the opening of a log: the manifest, the ids, the segments, and what has to be put right before
+//! anything is written. A damaged manifest is made anew from the segments; what is taken out of the
+//! log is kept in the quarantine, and said.
 
-use std::{path::Path, time::Duration};
-
-use rusqlite::Connection;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    checksum, clock_row,
-    directory::{self, Directory},
-    disk_error,
-    ids::{self, Effort, Ids},
-    keeper,
-    open_error::{OpenError, database_error},
-    quarantine, rebuild,
-    recovery::{self, Found, Unindexed},
-    schema::{self, Beginning, Notes},
-    segments,
+    directory::{self, Directory, IDS_DIRECTORY, MANIFEST_FILE},
+    disk_error, keeper,
+    manifest::{Manifest, NO_MANIFEST},
+    numbers,
+    open_error::OpenError,
+    quarantine,
+    recovery::{self, Found},
+    segments, survey,
 };
 use crate::{
-    clock::{Ages, Clock, LogClock, RetentionNow},
+    clock::{Ages, Clock, LogClock, Mark, Stored},
     group,
+    ids::{self, Ids},
 };
-use prelude_bridge_event::{Epoch, LogId, Sequence};
-
-/// So many ids that the index has not got are read before it gets them: 1 MiB. Usually there are
-/// fewer, and the writer is given them.
-const UNINDEXED_KEYS_MAX: usize = 65_536;
+use prelude_bridge_event::{Epoch, Sequence, UnixMicros};
 
 /// A log right after it was opened.
 pub(super) struct Opened {
-    pub(super) connection: Connection,
+    /// As it is on disk.
+    pub(super) manifest: Manifest,
     pub(super) ids: Ids,
-    pub(super) log: LogId,
-    /// All terms; the last one is that of this run.
-    pub(super) terms: Vec<(Sequence, Epoch)>,
-    pub(super) term: Epoch,
+    /// That of this run, the last one in the manifest.
+    pub(super) epoch: Epoch,
     pub(super) clock: LogClock,
     pub(super) ages: Ages,
     pub(super) found: Found,
 }
 
-/// Opens a log, makes a new one where there is none, and begins a new term.
+/// Opens a log, makes a new one where there is none, and begins a new epoch.
 pub(super) fn open(
     directory: &Directory,
     limits: ids::Limits,
     source: &Clock,
     age_max: Duration,
 ) -> Result<Opened, OpenError> {
-    let attempt = || attempt(directory, limits, source, age_max);
-    let opened = match attempt() {
-        Err(OpenError::DamagedIndex { reason, .. }) => {
-            rebuild::rebuild(directory, &reason)?;
-            attempt()
+    let data_dir = directory.path();
+    let failed = |source| directory_error(data_dir, source);
+    // Nothing is changed until it is known that nothing would be lost.
+    let (mut manifest, damage) = match whole_manifest(data_dir)? {
+        Some(found) => found,
+        None => (
+            Manifest::beginning(group::new_log_id()?, 1, Sequence::ZERO),
+            None,
+        ),
+    };
+    let ids_dir = data_dir.join(IDS_DIRECTORY);
+    let mut ids = Ids::open(&ids_dir, manifest.log, limits).map_err(ids_error)?;
+    let (mut clock, marks) = resume_clock(&manifest, source, &ids);
+    let now = clock.now().retention.time;
+    let through = Some(ids.through());
+    let found = recovery::look(data_dir, &manifest, through, &mut |last, keys| {
+        // Later than they came, so that none is forgotten too early.
+        if ids.add(&numbers(keys), last, UnixMicros(now.0)) {
+            while ids.background().run_once().map_err(ids_error)? {}
         }
-        // Its first bytes say so; the segments know better.
-        Err(OpenError::NotALog { path })
-            if path == directory.database() && rebuild::is_possible(directory.path())? =>
-        {
-            rebuild::rebuild(directory, "it is no database")?;
-            attempt()
-        }
-        opened => opened,
-    }?;
-    put_right(directory.path(), &opened.found)?;
-    Ok(opened)
-}
-
-fn attempt(
-    directory: &Directory,
-    limits: ids::Limits,
-    source: &Clock,
-    age_max: Duration,
-) -> Result<Opened, OpenError> {
-    let path = directory.database();
-    let error = |source| database_error(path, source);
-    if directory.is_marked_damaged() {
-        let reason = "it was found to be damaged while the bridge ran".to_owned();
-        let path = path.to_owned();
-        return Err(OpenError::DamagedIndex { path, reason });
-    }
-    let beginning = Beginning::new(group::new_log_id()?);
-    if schema::is_empty(path)? && rebuild::is_possible(directory.path())? {
-        let reason = "there is none, though there are segments".to_owned();
-        let path = path.to_owned();
-        return Err(OpenError::DamagedIndex { path, reason });
-    }
-    let mut connection = schema::open_writer(directory, &beginning)?;
-    let term = group::new_epoch()?;
-    let facts = schema::facts(&connection).map_err(error)?;
-    let (log, sealed_is_damaged) = (facts.log, facts.sealed_is_damaged);
-    let sealed_through = facts.sealed.last().map(|segment| segment.ordinal);
-    let mut ids = Ids::open(&connection, limits).map_err(error)?;
-    let (mut clock, marks) = clock_row::load(&connection, source.clone()).map_err(error)?;
-    let now = clock.now().retention;
-    let found = recovery::look(directory.path(), facts, &mut |commit| {
-        restore(&connection, &mut ids, &commit, &now).map_err(error)
+        Ok(())
     })?;
-    clock.compare_with_newest_event(found.last_at);
-    let mut ages = Ages::resume(age_max, &marks, found.range.head, now.time);
-    ages.forget_before(found.range.earliest);
-    if sealed_is_damaged {
-        schema::forget_sealed(&connection, sealed_through).map_err(error)?;
+    take_ids(data_dir, &ids).map_err(failed)?;
+    if let Some(reason) = damage {
+        set_aside(data_dir, &reason, &found)?;
     }
-    let terms = schema::begin_term(&mut connection, found.range.head, term).map_err(error)?;
-    // From now on a commit is durable without the index, which follows, and is flushed by the
-    // keeper. What it loses in a crash, it gets again from the segments.
-    connection
-        .pragma_update(None, "synchronous", "NORMAL")
-        .map_err(error)?;
+    put_right(data_dir, &found)?;
+    clock.compare_with_newest_event(found.last_at);
+    let mut ages = Ages::resume(age_max, &marks, found.range.head, now);
+    ages.forget_before(found.range.earliest);
+    let epoch = group::new_epoch()?;
+    manifest.epochs = epochs(&manifest, &found);
+    manifest.epochs.push((found.range.head.plus(1), epoch));
+    manifest.write(data_dir).map_err(failed)?;
     Ok(Opened {
-        connection,
+        manifest,
         ids,
-        log,
-        terms,
-        term,
+        epoch,
         clock,
         ages,
         found,
     })
 }
 
-/// Remembers the ids of a commit that the index has not got. It gets them at once when there are
-/// many, so that memory is bounded however far it is behind.
-fn restore(
-    connection: &Connection,
-    ids: &mut Ids,
-    commit: &Unindexed,
-    now: &RetentionNow,
-) -> rusqlite::Result<()> {
-    // Later than they came, so that none is forgotten too early.
-    ids.restore(&commit.keys, now.time);
-    if ids.unwritten() < UNINDEXED_KEYS_MAX {
-        return Ok(());
-    }
-    let transaction = connection.unchecked_transaction()?;
-    let notes = Notes {
-        indexed_through: commit.last_sequence,
-        ..Notes::default()
+/// The manifest of a directory, with which the segments agree; or one made from the segments, with
+/// what is wrong with the one that is there. `None` if there is no log.
+pub(super) fn whole_manifest(
+    data_dir: &Path,
+) -> Result<Option<(Manifest, Option<String>)>, OpenError> {
+    directory::refuse_older(data_dir)?;
+    let look = |manifest: &Manifest| recovery::look(data_dir, manifest, None, &mut |_, _| Ok(()));
+    let mut confirmed = Sequence::ZERO;
+    let agreed = Manifest::read(data_dir).and_then(|manifest| {
+        if let Some(manifest) = &manifest {
+            confirmed = manifest.confirmed;
+            look(manifest)?;
+        }
+        Ok(manifest)
+    });
+    let (path, reason) = match agreed {
+        Ok(Some(manifest)) => return Ok(Some((manifest, None))),
+        Ok(None) => {
+            let reason = "there is none, though there are segments";
+            (data_dir.join(MANIFEST_FILE), reason.to_owned())
+        }
+        Err(OpenError::DamagedManifest { path, reason }) => (path, reason),
+        Err(error) => return Err(error),
     };
-    notes.write(&transaction)?;
-    ids.write_behind(&transaction, now, Effort::Due)?;
-    schema::seal(&transaction)?;
-    transaction.commit()?;
-    ids.written();
-    // Nobody else does it yet, and it would grow by all the ids there are.
-    keeper::carry_over(connection).map(drop)
+    let survey = survey::manifest(data_dir).map_err(|source| directory_error(data_dir, source))?;
+    let Some(mut manifest) = survey else {
+        return no_log(path, &reason);
+    };
+    manifest.confirmed = confirmed;
+    look(&manifest)?;
+    Ok(Some((manifest, Some(reason))))
+}
+
+/// A directory without segments is one without a log, unless there is something in the manifest's
+/// place.
+fn no_log<T>(path: PathBuf, reason: &str) -> Result<Option<T>, OpenError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    if reason == NO_MANIFEST {
+        return Err(OpenError::NotALog { path });
+    }
+    let reason = format!("{reason}, and there are no segments to make it anew from");
+    Err(OpenError::Damaged { path, reason })
+}
+
+/// Takes up the clocks where they were left, with the marks of the events' ages. What is not known is
+/// no reason not to open the log: then everything in it counts as new, and is kept for longer than it
+/// has to be.
+fn resume_clock(manifest: &Manifest, source: &Clock, ids: &Ids) -> (LogClock, Vec<Mark>) {
+    if let Some((stored, marks)) = Stored::decode(&manifest.clock) {
+        return (LogClock::resume(source.clone(), &stored), marks);
+    }
+    // Ids of a later time than the clock's would never be forgotten.
+    (LogClock::new(source.clone(), ids.newest_at()), Vec::new())
+}
+
+/// Keeps a manifest that was damaged, and says what is lost with it.
+fn set_aside(data_dir: &Path, reason: &str, found: &Found) -> Result<(), OpenError> {
+    let failed = |source| directory_error(data_dir, source);
+    let path = data_dir.join(MANIFEST_FILE);
+    tracing::error!(
+        path = %path.display(),
+        reason,
+        first_event = found.range.earliest.0,
+        last_event = found.range.head.0,
+        "the manifest of the log is damaged: it is made anew from the segments, which are whole; the \
+         age of all events is counted from now on"
+    );
+    if path.try_exists().map_err(failed)? {
+        let kept = quarantine::take_file(data_dir, &path).map_err(failed)?;
+        tracing::warn!(kept = %kept.display(), "the damaged manifest is kept");
+    }
+    Ok(())
+}
+
+/// Each epoch with the first event that it wrote: as the segments say, and before the first one as
+/// the manifest does. An epoch that wrote nothing leaves no trace.
+fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
+    let from = found.epochs.first().map(|&(first, _)| first);
+    let from = from.unwrap_or(found.range.head.plus(1));
+    let before = manifest.epochs.iter().filter(|&&(first, _)| first < from);
+    let mut epochs: Vec<(Sequence, Epoch)> = Vec::new();
+    for &(first, epoch) in before.chain(&found.epochs) {
+        if epochs.last().is_none_or(|&(_, last)| last != epoch) {
+            epochs.push((first, epoch));
+        }
+    }
+    epochs
+}
+
+/// Takes out of the log the files of ids that do not count: the keys of their events are read from the
+/// segments, as far as retention has left them.
+fn take_ids(data_dir: &Path, ids: &Ids) -> io::Result<()> {
+    for file in ids.aside() {
+        let kept = quarantine::take_file(data_dir, &file.path)?;
+        tracing::error!(
+            path = %file.path.display(),
+            reason = file.reason,
+            kept = %kept.display(),
+            "a file of ids is damaged: its ids are read from the segments again; repetitions of events \
+             that retention has removed are not recognised any more"
+        );
+    }
+    Ok(())
+}
+
+fn ids_error(error: ids::Error) -> OpenError {
+    match error {
+        ids::Error::Io { path, source } => OpenError::Directory { path, source },
+        ids::Error::Damaged { path, reason } => OpenError::Damaged { path, reason },
+    }
 }
 
 /// Takes out of the log what is no part of it.
 fn put_right(data_dir: &Path, found: &Found) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Directory {
-        path: data_dir.to_owned(),
-        source,
-    };
-    let after = found.range.head.0;
-    if let Some(torn) = found.torn {
-        let path = segments::path(data_dir, torn.ordinal);
-        match quarantine::take_bytes(data_dir, &path, torn.from, torn.to) {
-            Ok(kept) => tracing::warn!(
-                path = %path.display(),
-                from_byte = torn.from,
-                to_byte = torn.to,
-                after_event = after,
-                kept = %kept.display(),
-                "the last commit of the log is not whole, and was cut: the process ended while it \
-                 was written, and nobody got an answer, or it was damaged since"
-            ),
-            Err(error) if disk_error::is_no_space(&error) => tracing::error!(
-                path = %path.display(),
-                from_byte = torn.from,
-                to_byte = torn.to,
-                after_event = after,
-                %error,
-                "the last commit of the log is not whole, and the disk has no room to keep what \
-                 there is of it: the next commit is written over it"
-            ),
-            Err(error) => return Err(failed(error)),
-        }
-    }
+    let failed = |source| directory_error(data_dir, source);
+    take_torn(data_dir, found).map_err(failed)?;
     for &(ordinal, why) in &found.discarded {
         let path = segments::path(data_dir, ordinal);
         let bytes = path.metadata().map_or(0, |metadata| metadata.len());
@@ -187,7 +214,7 @@ fn put_right(data_dir: &Path, found: &Found) -> Result<(), OpenError> {
             path = %path.display(),
             from_byte = 0,
             to_byte = bytes,
-            after_event = after,
+            after_event = found.range.head.0,
             why,
             kept = %kept.display(),
             "a file that holds no commit was taken out of the log"
@@ -197,21 +224,40 @@ fn put_right(data_dir: &Path, found: &Found) -> Result<(), OpenError> {
     keeper::remove(data_dir, &found.unused).map_err(failed)
 }
 
-/// Leaves word for the next start when an error means that the index is damaged.
-pub(super) fn mark_if_damaged(data_dir: &Path, error: &rusqlite::Error) {
-    if !checksum::is_damage(error) {
-        return;
+/// Cuts the end of the log off, if it is torn.
+fn take_torn(data_dir: &Path, found: &Found) -> io::Result<()> {
+    let Some(torn) = found.torn else {
+        return Ok(());
+    };
+    let after = found.range.head.0;
+    let path = segments::path(data_dir, torn.ordinal);
+    match quarantine::take_bytes(data_dir, &path, torn.from, torn.to) {
+        Ok(kept) => tracing::warn!(
+            path = %path.display(),
+            from_byte = torn.from,
+            to_byte = torn.to,
+            after_event = after,
+            kept = %kept.display(),
+            "the last commit of the log is not whole, and was cut: the process ended while it \
+             was written, and nobody got an answer, or it was damaged since"
+        ),
+        Err(error) if disk_error::is_no_space(&error) => tracing::error!(
+            path = %path.display(),
+            from_byte = torn.from,
+            to_byte = torn.to,
+            after_event = after,
+            %error,
+            "the last commit of the log is not whole, and the disk has no room to keep what \
+             there is of it: the next commit is written over it"
+        ),
+        Err(error) => return Err(error),
     }
-    match directory::mark_damaged(data_dir) {
-        Ok(()) => tracing::error!(
-            %error,
-            "the index of the log is damaged: the next start makes it anew from the segments"
-        ),
-        Err(source) => tracing::error!(
-            %error,
-            %source,
-            "the index of the log is damaged; move log.sqlite3 away, and the next start makes it \
-             anew from the segments"
-        ),
+    Ok(())
+}
+
+fn directory_error(path: &Path, source: io::Error) -> OpenError {
+    OpenError::Directory {
+        path: path.to_owned(),
+        source,
     }
 }

@@ -1,5 +1,5 @@
 //! Owns the directory of what a start took out of the log: the ends of commits that were torn, files
-//! without a commit, an index that was damaged. Nothing is read there again; it is kept for a person
+//! without a commit, a manifest that was damaged. Nothing is read there again; it is kept for a person
 //! to look at, within bounds.
 
 use std::{
@@ -17,8 +17,6 @@ pub(super) const DIRECTORY: &str = "quarantine";
 const FILES_MAX: usize = 16;
 /// … or more bytes: four segments. The newest always stays.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Of indexes only the last one is kept: its file, its write-ahead log and that one's index.
-const INDEX_FILES_MAX: usize = 3;
 
 /// Moves a file there. Durable when this returns.
 pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {
@@ -67,25 +65,17 @@ fn finish(data_dir: &Path, kept: &Path) -> io::Result<()> {
     let directory = data_dir.join(DIRECTORY);
     directory::sync_directory(&directory)?;
     directory::sync_directory(data_dir)?;
-    let is_index = |path: &Path| path.to_string_lossy().contains(directory::DATABASE_FILE);
-    let (files_max, bytes_max) = if is_index(kept) {
-        (INDEX_FILES_MAX, u64::MAX)
-    } else {
-        (FILES_MAX, BYTES_MAX)
-    };
     let mut files = Vec::new();
     for entry in directory.read_dir()? {
         let path = entry?.path();
         let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-        if is_index(&path) == is_index(kept) {
-            files.push((path, bytes));
-        }
+        files.push((path, bytes));
     }
     files.sort();
     let mut bytes: u64 = files.iter().map(|(_, bytes)| bytes).sum();
     let mut count = files.len();
     for (path, size) in files {
-        if (count <= files_max && bytes <= bytes_max) || path == kept {
+        if (count <= FILES_MAX && bytes <= BYTES_MAX) || path == kept {
             break;
         }
         fs::remove_file(&path)?;

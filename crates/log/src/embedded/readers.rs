@@ -195,7 +195,7 @@ pub(super) fn read(
                     return Ok(blocks);
                 }
                 let body = frames.body(&header)?;
-                let body = body.filter(|body| body.is_whole(&header));
+                let body = body.filter(|body| body.has_whole_block(&header));
                 let damaged = || Fault::Damaged(format!("events {expected} to {last} are damaged"));
                 let block = body.ok_or_else(damaged)?.to_block();
                 let block = block.map_err(|_| damaged())?;

@@ -16,10 +16,8 @@ pub(super) struct Retention {
 /// What is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
-    /// The newest event that goes, …
+    /// The newest event that goes.
     pub(super) through: Sequence,
-    /// … and a time at or before which it was received, and at or after which all that stays was.
-    pub(super) through_at: UnixMicros,
     /// When the oldest event that stays was received; `None` when none stays.
     pub(super) earliest_at: Option<UnixMicros>,
 }
@@ -29,16 +27,16 @@ impl Retention {
         Self { bytes_max }
     }
 
-    /// What is to go now; the index occupies `index_bytes`, and the events up to `expired` are too
+    /// What is to go now; the files of ids occupy `ids_bytes`, and the events up to `expired` are too
     /// old.
     pub(super) fn due(
         &self,
         segments: &Segments,
         range: &Range,
-        index_bytes: u64,
+        ids_bytes: u64,
         expired: Option<Sequence>,
     ) -> Result<Option<Due>, Fault> {
-        let (Some(earliest_at), Some(head_at)) = (range.earliest_at, range.head_at) else {
+        let Some(earliest_at) = range.earliest_at else {
             return Ok(None);
         };
         if let Some(through) = expired.filter(|&through| through >= range.earliest) {
@@ -46,20 +44,18 @@ impl Retention {
             let due = match readers::time_after(segments, range.head, through) {
                 Ok(earliest_at) => Due {
                     through,
-                    through_at: earliest_at.unwrap_or(head_at),
                     earliest_at,
                 },
                 // Damage keeps nothing: what is left was received no earlier than what goes.
                 Err(Fault::Damaged(_)) => Due {
                     through,
-                    through_at: earliest_at,
                     earliest_at: Some(earliest_at),
                 },
                 Err(fault) => return Err(fault),
             };
             return Ok(Some(due));
         }
-        if segments.bytes() + index_bytes <= self.bytes_max {
+        if segments.bytes() + ids_bytes <= self.bytes_max {
             return Ok(None);
         }
         // The newest segment stays, whatever its size.
@@ -79,7 +75,6 @@ impl Retention {
 fn whole_segment((through, through_at): (Sequence, UnixMicros)) -> Due {
     Due {
         through,
-        through_at,
         earliest_at: Some(through_at),
     }
 }

@@ -1,6 +1,6 @@
 //! Owns the list of segments: files of frames, one after another, the last of which is written to.
 //! Of each it knows the ends, and some places in between (marks), so that any event is found by
-//! reading little. Knows nothing of SQLite.
+//! reading little; and which epochs wrote it.
 
 use std::{
     collections::VecDeque,
@@ -13,15 +13,12 @@ use std::{
     },
 };
 
-use bytes::Buf as _;
-
 use super::frame::{Frames, Header, SEGMENT_HEADER_BYTES};
-use prelude_bridge_event::{LogId, Sequence, UnixMicros};
+use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 /// Between two marks there is at most so much, and the frame that goes beyond. 256 KiB: read in
 /// some fifty microseconds; and the marks of 10 GiB take 1 MB of memory.
 const MARK_BYTES: u64 = 256 * 1024;
-const MARK_STORED_BYTES: usize = 24;
 const NAME_PREFIX: &str = "events-";
 
 /// The name of a segment's file. Longer numbers are taken for a person's in what the program says.
@@ -46,9 +43,9 @@ pub(super) fn ordinals(directory: &Path) -> io::Result<Vec<u64>> {
 /// A frame's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    sequence: Sequence,
-    at: UnixMicros,
-    offset: u64,
+    pub(super) sequence: Sequence,
+    pub(super) at: UnixMicros,
+    pub(super) offset: u64,
 }
 
 /// A segment with events in it.
@@ -61,7 +58,9 @@ pub(super) struct Segment {
     pub(super) last_at: UnixMicros,
     /// Where the last frame ends.
     pub(super) end: u64,
-    marks: Vec<Mark>,
+    pub(super) marks: Vec<Mark>,
+    /// Each epoch that wrote in it, with its first event there.
+    pub(super) epochs: Vec<(Sequence, Epoch)>,
 }
 
 impl Segment {
@@ -74,6 +73,7 @@ impl Segment {
             last_at: header.received_at,
             end: offset,
             marks: Vec::new(),
+            epochs: Vec::new(),
         };
         segment.add(header);
         segment
@@ -89,36 +89,12 @@ impl Segment {
                 offset: self.end,
             });
         }
+        if self.epochs.last().map(|&(_, epoch)| epoch) != Some(header.epoch) {
+            self.epochs.push((header.first_sequence, header.epoch));
+        }
         self.last_sequence = header.last_sequence();
         self.last_at = header.received_at;
         self.end += header.frame_bytes();
-    }
-
-    /// What was stored of a segment.
-    pub(super) fn stored(
-        ordinal: u64,
-        sequences: (Sequence, Sequence),
-        last_at: UnixMicros,
-        end: u64,
-        marks: &[u8],
-    ) -> Self {
-        let (marks, _) = marks.as_chunks::<MARK_STORED_BYTES>();
-        let marks = marks.iter().map(|mark| {
-            let mut mark = &mark[..];
-            Mark {
-                sequence: Sequence(mark.get_u64_le()),
-                at: UnixMicros(mark.get_i64_le()),
-                offset: mark.get_u64_le(),
-            }
-        });
-        Self {
-            ordinal,
-            first_sequence: sequences.0,
-            last_sequence: sequences.1,
-            last_at,
-            end,
-            marks: marks.collect(),
-        }
     }
 
     /// Whether everything that is known of it can be true together.
@@ -129,28 +105,20 @@ impl Segment {
         let (Some(first), Some(last)) = (self.marks.first(), self.marks.last()) else {
             return false;
         };
+        let epochs_ascend = self.epochs.is_sorted_by(|a, b| a.0 < b.0);
+        let epochs_from = self.epochs.first().map(|&(first, _)| first);
         ascend
+            && epochs_ascend
+            && epochs_from == Some(self.first_sequence)
+            && self
+                .epochs
+                .last()
+                .is_some_and(|&(first, _)| first <= self.last_sequence)
             && first.sequence == self.first_sequence
             && first.offset >= SEGMENT_HEADER_BYTES
             && last.sequence <= self.last_sequence
             && last.at <= self.last_at
             && last.offset < self.end
-    }
-
-    /// Whether another one comes next.
-    pub(super) fn precedes(&self, next: &Self) -> bool {
-        self.ordinal < next.ordinal && self.last_sequence.plus(1) == next.first_sequence
-    }
-
-    /// The marks, as they are stored.
-    pub(super) fn marks_to_store(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.marks.len() * MARK_STORED_BYTES);
-        for mark in &self.marks {
-            bytes.extend_from_slice(&mark.sequence.0.to_le_bytes());
-            bytes.extend_from_slice(&mark.at.0.to_le_bytes());
-            bytes.extend_from_slice(&mark.offset.to_le_bytes());
-        }
-        bytes
     }
 
     /// The place at the last mark for which this holds, or at the first.
@@ -248,9 +216,13 @@ impl Segments {
     }
 
     /// Takes note of frames that were written into the last segment, or into a new one.
-    pub(super) fn add(&self, ordinal: u64, offset: u64, headers: &[Header]) {
+    pub(super) fn add<'a>(
+        &self,
+        ordinal: u64,
+        offset: u64,
+        mut headers: impl Iterator<Item = &'a Header>,
+    ) {
         let mut list = self.list_mut();
-        let mut headers = headers.iter();
         let is_new = list.back().is_none_or(|last| last.ordinal != ordinal);
         if is_new && let Some(first) = headers.next() {
             list.push_back(Segment::new(ordinal, first, offset));
@@ -262,11 +234,9 @@ impl Segments {
         }
     }
 
-    /// The newest event in them; 0 if there never was one.
-    pub(super) fn last_sequence(&self) -> Sequence {
-        let list = self.list();
-        list.back()
-            .map_or(Sequence::ZERO, |last| last.last_sequence)
+    /// The newest segment.
+    pub(super) fn last_ordinal(&self) -> Option<u64> {
+        self.list().back().map(|segment| segment.ordinal)
     }
 
     /// The oldest segment.
@@ -274,15 +244,16 @@ impl Segments {
         self.list().front().map(|segment| segment.ordinal)
     }
 
-    /// Takes those off the list in which everything is at or before an event, except the last.
-    pub(super) fn forget(&self, through: Sequence) -> Vec<u64> {
+    /// Takes those off the list in which everything is at or before an event, except the last. Returns
+    /// them, each with its last event.
+    pub(super) fn forget(&self, through: Sequence) -> Vec<(u64, Sequence)> {
         let mut list = self.list_mut();
         let mut forgotten = Vec::new();
         while list.len() > 1
             && let Some(oldest) = list.front()
             && oldest.last_sequence <= through
         {
-            forgotten.push(oldest.ordinal);
+            forgotten.push((oldest.ordinal, oldest.last_sequence));
             self.bytes.fetch_sub(oldest.end, Ordering::Relaxed);
             list.pop_front();
         }

@@ -1,61 +1,52 @@
-//! Owns the only thread that writes. It commits everything that waits together, hands the new blocks
-//! to the followers, and answers. Between commits it brings the index up to date, some commits at a time,
-//! and gives up what is too old.
+//! Owns the only thread that writes. It commits everything that waits together, in three steps:
+//!
+//! - *prepare*: leave out what is known, stamp what is new, lay it out as the frames of a commit;
+//! - *commit*: make the frames durable, with one write and one flush;
+//! - *apply*: note the commit in the lists of segments and ids, pass its blocks to the followers, answer.
+//!
+//! The last two take the frames alone, whoever prepared them. Between commits it gives up what is too
+//! old, and leaves the manifest to the keeper.
 //!
 //! What fails: a full disk refuses the group, and the next one is tried as if nothing had been.
 //! Anything else (above all a failed flush, after which nobody knows what is on the disk) ends the
 //! writer for good; nothing is tried twice.
 
 use std::{
-    io,
-    sync::{Arc, PoisonError, TryLockError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode};
-
 use super::{
-    Commit, OnCommit, Seams, Shared, Stage,
+    Commit, OnCommit, Shared, Stage,
     active::{Active, Stored},
-    clock_row, disk_error,
-    ids::{Effort, Ids, PAGE_BYTES},
-    keeper,
+    commit::CommitFrames,
+    manifest::Manifest,
+    numbers,
     queue::{Job, Taken},
     retention::{Due, Retention},
-    schema::{self, Notes},
 };
 use crate::{
-    Appended, Block, Error,
+    Appended, Error,
     block::Builder,
-    clock::{Ages, LogClock},
+    clock::{Ages, LogClock, RetentionTime},
     group::{self, Place, Stamps},
+    ids::{self, Ids},
 };
 use prelude_bridge_event::{Batch, Epoch, EventKey, LogId, Sequence, UnixMicros};
 
 /// How often an idle writer looks whether something has become too old.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// The log is idle when nothing has come for so long. Then what is left to do for the ids is done,
-/// which otherwise is a part of the commits.
-const IDLE_AFTER: Duration = Duration::from_millis(20);
-
-/// The index is brought up to date when it is behind by so many ids: some tenths of a millisecond
-/// of work, …
-const BEHIND_IDS: usize = 1_024;
-/// … or by so many bytes of events, which a start would have to read, …
-const BEHIND_BYTES: u64 = 16 * 1024 * 1024;
-/// … or for so long.
-const BEHIND_TIME: Duration = Duration::from_secs(1);
-/// While the keeper has the index for itself, it may fall behind by so many times that.
-const BEHIND_TIMES_MAX: usize = 64;
+/// The manifest is replaced at most so often. It confirms the last commit: what it confirms cannot be
+/// taken for torn when it is damaged later.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) connection: Connection,
     pub(super) keeper: JoinHandle<()>,
     pub(super) on_commit: Option<OnCommit>,
     pub(super) log: LogId,
-    pub(super) term: Epoch,
+    pub(super) epoch: Epoch,
     /// Kept for its memory.
     pub(super) builder: Builder,
     pub(super) clock: LogClock,
@@ -63,26 +54,27 @@ pub(super) struct Writer {
     pub(super) ages: Ages,
     pub(super) ids: Ids,
     pub(super) active: Active,
-    /// Segments that the index does not know to be sealed, of which the last one is not.
-    pub(super) unsealed: Vec<u64>,
-    pub(super) behind: Behind,
+    /// The number of the next commit. They begin anywhere, and each attempt has one of its own.
+    pub(super) next_commit: u64,
     pub(super) retention: Retention,
-    pub(super) seams: Seams,
+    pub(super) unsaved: Unsaved,
 }
 
-/// What the index has not got, beside the ids.
+/// What the manifest does not say yet.
 #[derive(Default)]
-pub(super) struct Behind {
-    bytes: u64,
-    /// When the first of these commits was written.
-    since: Option<Instant>,
-    trimmed: Option<(Sequence, UnixMicros)>,
-    given_up: Vec<u64>,
+pub(super) struct Unsaved {
+    /// There are commits that it does not confirm, or events that were removed.
+    pub(super) has_news: bool,
+    /// Segments that nobody reads any more, oldest first, each with its last event.
+    pub(super) given_up: Vec<(u64, Sequence)>,
+    pub(super) saved_at: Option<Instant>,
 }
 
-/// What became of a group.
-struct Written {
-    blocks: Vec<Arc<Block>>,
+/// A group that is ready to be committed.
+struct Prepared {
+    frames: CommitFrames,
+    /// When, by the retention clock.
+    at: RetentionTime,
     appended: Vec<Appended>,
 }
 
@@ -91,35 +83,21 @@ impl Writer {
     pub(super) fn run(mut self) {
         // Whatever ends this thread, nobody waits for it in vain.
         let _ended = Ended(Arc::clone(&self.shared));
-        let opened = self.ids.read_filters(&self.connection);
-        if let Err(error) = opened.and_then(|()| self.measure()) {
-            self.shared.fail_index(&error);
-        }
         let mut wait = Duration::ZERO;
-        let mut idle = false;
         loop {
             match self.shared.queue.take(wait) {
-                Taken::Group(jobs) => {
-                    idle = false;
-                    self.append(jobs);
-                }
-                Taken::Nothing => idle |= wait >= IDLE_AFTER,
+                Taken::Group(jobs) => self.append(jobs),
+                Taken::Nothing => {}
                 Taken::End => break,
             }
-            wait = self.maintain(idle);
+            wait = self.maintain();
         }
         if self.shared.failure().is_none() {
-            // A full disk loses nothing: the next start reads what the index has not got.
-            let _ = self.index(Effort::Due);
+            self.save();
         }
         self.shared.keeper.stop();
         if self.keeper.join().is_err() {
             self.shared.fail("the keeper ended");
-        }
-        if self.shared.failure().is_none()
-            && let Err(error) = keeper::finish(&self.connection)
-        {
-            self.shared.fail(&format!("last checkpoint: {error}"));
         }
     }
 
@@ -127,14 +105,8 @@ impl Writer {
     fn append(&mut self, jobs: Vec<Job>) {
         let (batches, replies): (Vec<_>, Vec<_>) =
             jobs.into_iter().map(|job| (job.batch, job.reply)).unzip();
-        let started = Instant::now();
-        let written = self.write(&batches);
-        let duration = started.elapsed();
-        let fates: Vec<_> = match written {
-            Ok(written) => match self.publish(&written.blocks, batches.len(), duration) {
-                Ok(()) => written.appended.into_iter().map(Ok).collect(),
-                Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
-            },
+        let fates: Vec<_> = match self.write(&batches) {
+            Ok(appended) => appended.into_iter().map(Ok).collect(),
             Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
         };
         for (reply, fate) in replies.into_iter().zip(fates) {
@@ -143,254 +115,127 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batches: &[Batch]) -> Result<Written, Error> {
+    fn write(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
         if let Some(error) = self.shared.failure() {
             return Err(error);
         }
-        (self.seams.fault)(Stage::Begin).map_err(|error| self.judge(&error))?;
-        let written = self.write_group(batches);
-        match &written {
-            Ok(written) if written.blocks.is_empty() => self.ids.forget(),
-            Ok(_) => self.shared.set_no_space(false),
-            Err(_) => self.ids.forget(),
+        let began = Instant::now();
+        (self.shared.fault)(Stage::Begin).map_err(|error| self.shared.evaluate(&error, "log"))?;
+        let prepared = self.prepare(batches)?;
+        // What is known already needs no room.
+        if !prepared.frames.is_empty() {
+            self.make_room_for_ids()?;
+            let stored = self.commit(&prepared.frames)?;
+            let duration = began.elapsed();
+            self.apply(&prepared.frames, &stored, prepared.at)?;
+            self.report(&prepared.frames, batches.len(), duration);
         }
-        written
+        Ok(prepared.appended)
     }
 
-    fn write_group(&mut self, batches: &[Batch]) -> Result<Written, Error> {
-        let events = || {
-            batches
-                .iter()
-                .flat_map(|batch| batch.drafts.iter().map(move |draft| (batch, draft)))
-        };
-        let keys: Vec<_> = events().map(|(_, draft)| draft.key).collect();
-        // Before the keys are looked at: what moves them must not meet those that are tentative.
-        let caught_up = self.catch_up();
-        let sifted = self.ids.sift(&self.connection, &keys);
-        let fresh = sifted.map_err(|error| self.shared.fail_index(&error))?;
+    /// Leaves out the events that are known, stamps the others, and lays them out.
+    fn prepare(&mut self, batches: &[Batch]) -> Result<Prepared, Error> {
         let now = self.clock.now();
-        let received_at = self.stamps.next(now.wall);
         let place = Place {
             log: self.log,
-            epoch: self.term,
+            epoch: self.epoch,
             first_sequence: self.shared.range().head.plus(1),
-            received_at,
+            received_at: self.stamps.next(now.wall),
         };
-        let fresh_events = events()
-            .zip(&fresh)
-            .filter_map(|(event, &fresh)| fresh.then_some(event));
-        let blocks = group::lay_out_with(&mut self.builder, place, fresh_events);
-        if !blocks.is_empty() {
-            let fresh_keys = keys.iter().zip(&fresh);
-            let fresh_keys = fresh_keys.filter_map(|(&key, &fresh)| fresh.then_some(key));
-            let fresh_keys: Vec<EventKey> = fresh_keys.collect();
-            // What is known already needs no room.
-            caught_up?;
-            let stored = self.active.write(
-                &blocks,
-                &fresh_keys,
-                &self.shared.keeper,
-                &mut self.seams.fault,
-            );
-            let stored = stored.map_err(|error| self.judge(&error))?;
-            self.note(&stored);
-            self.stamps.used(received_at);
-            let head = self.shared.segments.last_sequence();
-            self.ages.note(head, now.retention.time);
-            self.ids.keep(now.retention.time);
-        }
-        let mut fresh = fresh.into_iter();
-        let appended = batches
-            .iter()
-            .map(|batch| {
-                let events = batch.drafts.len();
-                let accepted = fresh.by_ref().take(events).filter(|&fresh| fresh).count();
-                Appended {
-                    accepted,
-                    duplicates: events - accepted,
-                }
-            })
-            .collect();
-        Ok(Written { blocks, appended })
+        let (shared, ids) = (&self.shared, &mut self.ids);
+        let deduplicate = |keys: &[_]| deduplicate(shared, ids, keys);
+        let group::Prepared { commit, appended } =
+            group::prepare(&mut self.builder, place, batches.iter(), deduplicate)?;
+        let number = self.next_commit;
+        self.next_commit = number.wrapping_add(1);
+        Ok(Prepared {
+            frames: CommitFrames::new(self.log, number, commit.blocks, commit.keys),
+            at: now.retention.time,
+            appended,
+        })
     }
 
-    /// What a failure of the disk means for those who wait.
-    fn judge(&self, error: &io::Error) -> Error {
-        if disk_error::is_no_space(error) {
-            self.shared.set_no_space(true);
-            return Error::NoSpace;
-        }
-        // Only what opens a file fails so, which is before anything is written.
-        if disk_error::is_no_descriptor(error) {
-            tracing::error!(%error, "no file can be opened: events are refused until one can");
-            return Error::Overloaded;
-        }
-        self.shared.fail(&error.to_string())
-    }
-
-    /// Takes note of what was written.
-    fn note(&mut self, stored: &Stored) {
-        let Stored {
-            ordinal,
-            offset,
-            headers,
-        } = stored;
-        self.shared.segments.add(*ordinal, *offset, headers);
-        if self.unsealed.last() != Some(ordinal) {
-            self.unsealed.push(*ordinal);
-        }
-        let bytes = headers.iter().map(super::frame::Header::frame_bytes);
-        self.behind.bytes += bytes.sum::<u64>();
-        self.behind.since.get_or_insert_with(Instant::now);
-    }
-
-    /// Whether the index is behind, and it is worth the while.
-    fn is_behind(&self, times: usize) -> bool {
-        self.ids.unwritten() >= BEHIND_IDS * times
-            || self.behind.bytes >= BEHIND_BYTES * times as u64
-    }
-
-    /// Whether the index has not got a commit for too long. What it has got is known to have been
-    /// whole: so it cannot be taken for torn when it is damaged later.
-    fn is_overdue(&self) -> bool {
-        let since = self.behind.since;
-        since.is_some_and(|since| since.elapsed() >= BEHIND_TIME)
-    }
-
-    /// Does not let the index fall behind any further.
-    fn catch_up(&mut self) -> Result<(), Error> {
-        if self.is_behind(BEHIND_TIMES_MAX) {
-            self.index(Effort::Due)?;
+    /// Waits for the ids' work where the keys of one more commit would take more memory than they
+    /// may.
+    fn make_room_for_ids(&mut self) -> Result<(), Error> {
+        while self.ids.is_full() {
+            let background = self.ids.background();
+            self.shared.step_ids(&background)?;
+            if self.ids.seal() {
+                self.shared.keeper.work_on_ids();
+            }
         }
         Ok(())
     }
 
-    /// Brings the index up to date, in a transaction.
-    fn index(&mut self, effort: Effort) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let _index = shared
-            .keeper
-            .index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        (self.seams.fault)(Stage::Index).map_err(|error| self.judge(&error))?;
-        // All but the last segment are sealed. Retention may have given up some of them already.
-        let sealed = self
-            .unsealed
-            .split_last()
-            .map_or(&[][..], |(_, sealed)| sealed);
-        let first = shared.segments.first();
-        let notes = Notes {
-            indexed_through: shared.segments.last_sequence(),
-            trimmed: self
-                .behind
-                .trimmed
-                .zip(first)
-                .map(|((through, at), first)| (through, at, first)),
-            sealed: sealed
-                .iter()
-                .filter_map(|&ordinal| shared.segments.get(ordinal))
-                .collect(),
-        };
-        let now = self.clock.now().retention;
-        let clock = self.clock.snapshot();
-        let done = self.transact(|writer| {
-            notes.write(&writer.connection)?;
-            writer.ids.write_behind(&writer.connection, &now, effort)?;
-            clock_row::store(&writer.connection, &clock, writer.ages.marks())?;
-            schema::seal(&writer.connection)?;
-            writer.measure()
-        });
-        let Err(error) = done else {
-            self.ids.written();
-            let sealed = self.unsealed.len().saturating_sub(1);
-            self.unsealed.drain(..sealed);
-            let behind = std::mem::take(&mut self.behind);
-            shared.keeper.remove(behind.given_up);
-            return Ok(());
-        };
-        self.ids.not_written();
-        let is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
-        // SQLite may have rolled back by itself.
-        let rolled_back =
-            self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok();
-        if is_full && rolled_back {
-            shared.set_no_space(true);
-            return Err(Error::NoSpace);
-        }
-        Err(shared.fail_index(&error))
+    /// Makes a commit durable.
+    fn commit(&mut self, frames: &CommitFrames) -> Result<Stored, Error> {
+        let shared = &self.shared;
+        let stored = self.active.write(frames, &shared.keeper, &shared.fault);
+        let stored = stored.map_err(|error| shared.evaluate(&error, "log"))?;
+        shared.set_no_space(false);
+        Ok(stored)
     }
 
-    fn transact(
+    /// Takes note of a commit that is durable, and makes it known.
+    fn apply(
         &mut self,
-        work: impl FnOnce(&mut Self) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        self.run_statement("BEGIN IMMEDIATE")?;
-        work(self)?;
-        self.run_statement("COMMIT")
-    }
-
-    fn run_statement(&self, sql: &str) -> rusqlite::Result<()> {
-        self.connection.prepare_cached(sql)?.execute([]).map(drop)
-    }
-
-    /// Finds out what the index occupies.
-    fn measure(&self) -> rusqlite::Result<()> {
-        let number = |sql| {
-            self.connection
-                .prepare_cached(sql)?
-                .query_row([], |row| row.get::<_, i64>(0))
-                .map(i64::cast_unsigned)
-        };
-        let pages = number("PRAGMA page_count")?;
-        let used = pages.saturating_sub(number("PRAGMA freelist_count")?);
-        let bytes = used * PAGE_BYTES;
-        self.shared.index_bytes.store(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Makes committed blocks known.
-    fn publish(
-        &mut self,
-        blocks: &[Arc<Block>],
-        batches: usize,
-        duration: Duration,
+        frames: &CommitFrames,
+        stored: &Stored,
+        at: RetentionTime,
     ) -> Result<(), Error> {
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
-            return Ok(());
-        };
-        let applied = self.shared.publisher.apply(blocks);
-        applied.map_err(|gap| self.shared.fail(&gap.to_string()))?;
-        let bytes = blocks
-            .iter()
-            .map(|block| block.as_bytes().len() as u64)
-            .sum();
-        if let Some(on_commit) = &self.on_commit {
-            on_commit(Commit {
-                batches,
-                events: last.last_sequence().plus(1).0 - first.first_sequence().0,
-                bytes,
-                duration,
-            });
+        let shared = &self.shared;
+        let before = shared.segments.last_ordinal();
+        let Stored { ordinal, offset } = *stored;
+        shared.segments.add(ordinal, offset, frames.headers());
+        if let Some(sealed) = before.filter(|&before| before != ordinal)
+            && let Some(segment) = shared.segments.get(sealed)
+        {
+            shared.keeper.seal(segment);
         }
-        Ok(())
+        self.ages.note(frames.last_sequence(), at);
+        let keys = numbers(frames.keys());
+        let at = UnixMicros(at.0);
+        if self.ids.add(&keys, frames.last_sequence(), at) {
+            shared.keeper.work_on_ids();
+        }
+        self.unsaved.has_news = true;
+        for block in frames.blocks() {
+            self.stamps.used(block.received_at());
+        }
+        let applied = shared.publisher.apply(frames.blocks());
+        applied.map_err(|gap| shared.fail(&gap.to_string()))
     }
 
-    /// Gives up what is too old or too much, and brings the index up to date when it is behind or
-    /// the log is idle. Returns how long to wait for appends until the next time.
-    fn maintain(&mut self, idle: bool) -> Duration {
+    /// Tells the metrics of a commit.
+    fn report(&self, frames: &CommitFrames, batches: usize, duration: Duration) {
+        let Some(on_commit) = &self.on_commit else {
+            return;
+        };
+        let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
+        on_commit(Commit {
+            batches,
+            events: frames.keys().len() as u64,
+            bytes: bytes.sum(),
+            duration,
+        });
+    }
+
+    /// Gives up what is too old or too much, and has the manifest replaced when there is news.
+    /// Returns how long to wait for appends until the next time.
+    fn maintain(&mut self) -> Duration {
         if self.shared.failure().is_some() {
             return MAINTENANCE_INTERVAL;
         }
         self.shared.forget_no_space();
         let now = self.clock.now().retention;
+        let ids_bytes = self.ids.stored_bytes();
+        self.shared.ids_bytes.store(ids_bytes, Ordering::Relaxed);
         let range = self.shared.range();
-        let due = self.retention.due(
-            &self.shared.segments,
-            &range,
-            self.shared.index_bytes(),
-            self.ages.expired(&now),
-        );
+        let expired = self.ages.expired(&now);
+        let due = self
+            .retention
+            .due(&self.shared.segments, &range, ids_bytes, expired);
         match due {
             Ok(Some(due)) => self.give_up(&due),
             Ok(None) => {}
@@ -401,43 +246,59 @@ impl Writer {
                 return MAINTENANCE_INTERVAL;
             }
         }
-        let has_news = self.ids.unwritten() > 0 || self.behind.trimmed.is_some();
-        let is_untidy = has_news || self.ids.is_untidy(&now) || self.clock.store_is_due();
-        let is_time = self.is_behind(1) || self.is_overdue() || idle && is_untidy;
-        if is_time && self.index_is_free() {
-            let effort = if idle { Effort::Idle } else { Effort::Due };
-            return match self.index(effort) {
-                Ok(()) => {
-                    if idle && has_news {
-                        self.shared.keeper.confirm();
-                    }
-                    Duration::ZERO
-                }
-                // A full disk is tried again in a while.
-                Err(_) => MAINTENANCE_INTERVAL,
-            };
+        let rested = self.unsaved.saved_at.map(|at| at.elapsed());
+        if let Some(rest) = rested.and_then(|rested| SAVE_INTERVAL.checked_sub(rested)) {
+            return rest;
         }
-        if is_untidy {
-            IDLE_AFTER
-        } else {
-            MAINTENANCE_INTERVAL
+        if self.ids.forget(&now) {
+            self.shared.keeper.work_on_ids();
         }
+        if self.unsaved.has_news || self.clock.store_is_due() {
+            self.save();
+        }
+        MAINTENANCE_INTERVAL
     }
 
-    /// Whether the keeper is not busy in the index.
-    fn index_is_free(&self) -> bool {
-        let index = self.shared.keeper.index.try_lock();
-        !matches!(index, Err(TryLockError::WouldBlock))
+    /// Leaves the manifest, as of now, to the keeper.
+    fn save(&mut self) {
+        let range = self.shared.range();
+        let clock = self.clock.snapshot();
+        // A segment stays until its keys are in files: a start reads them from it.
+        let ids_through = self.ids.through();
+        let unsaved = &mut self.unsaved;
+        let given_up = unsaved
+            .given_up
+            .extract_if(.., |(_, last)| *last <= ids_through);
+        let given_up: Vec<u64> = given_up.map(|(ordinal, _)| ordinal).collect();
+        let first_kept = unsaved.given_up.first().map(|&(ordinal, _)| ordinal);
+        let first_ordinal = first_kept.or(self.shared.segments.first());
+        unsaved.has_news = first_kept.is_some();
+        unsaved.saved_at = Some(Instant::now());
+        if first_kept.is_some() && self.ids.seal() {
+            self.shared.keeper.work_on_ids();
+        }
+        let manifest = Manifest {
+            log: self.log,
+            trimmed: range.earliest.before(),
+            first_ordinal: first_ordinal.unwrap_or(1),
+            confirmed: range.head,
+            epochs: self.shared.publisher.status().epochs().entries().to_vec(),
+            clock: clock.encode(self.ages.marks()),
+        };
+        self.shared.keeper.save(manifest, given_up);
     }
 
-    /// Nobody sees the events any more; their segments go when the index has noted it.
+    /// Nobody sees the events any more; their segments go when the manifest has noted it.
     fn give_up(&mut self, due: &Due) {
-        let earliest = due.through.plus(1);
-        self.shared.publisher.trim(earliest, due.earliest_at);
+        // A segment that waited for its ids at the end of the last run may be before the range.
+        if due.through >= self.shared.range().earliest {
+            let earliest = due.through.plus(1);
+            self.shared.publisher.trim(earliest, due.earliest_at);
+        }
         self.ages.forget_before(due.through.plus(1));
-        self.behind.trimmed = Some((due.through, due.through_at));
+        self.unsaved.has_news = true;
         let given_up = self.shared.segments.forget(due.through);
-        self.behind.given_up.extend(given_up);
+        self.unsaved.given_up.extend(given_up);
     }
 }
 
@@ -452,4 +313,17 @@ impl Drop for Ended {
         }
         self.0.done.send_replace(true);
     }
+}
+
+/// Which of these events are new. Of those with the same key in one group the first is.
+fn deduplicate(shared: &Shared, ids: &mut Ids, keys: &[EventKey]) -> Result<Vec<bool>, Error> {
+    let keys = numbers(keys);
+    let mut known = Vec::with_capacity(keys.len());
+    ids.contains(&keys, &mut known)
+        .map_err(|error| shared.evaluate_ids(&error))?;
+    let mut group = ids::key_set(keys.len());
+    let fresh = keys.iter().zip(known);
+    Ok(fresh
+        .map(|(&key, known)| !known && group.insert(key))
+        .collect())
 }

@@ -34,6 +34,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::recent::key_set;
 pub(crate) use self::{background::Background, directory::Aside};
 use self::{background::View, file::BLOCK_BYTES, recent::Recent};
 use crate::clock::{RetentionNow, RetentionTime};
@@ -218,6 +219,22 @@ impl Ids {
         let files = files.iter().map(|file| file.footer.keys).sum::<u64>();
         let sets = self.recent.len() + sealed.map_or(0, |sealed| sealed.len());
         files + sets as u64
+    }
+
+    /// Whether the set in memory is full, and the one before it is still being written: the keys of
+    /// one more commit would take more memory than they may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.recent.len() as u64 >= self.limits.part_keys_max && self.background.is_urgent()
+    }
+
+    /// The newest time that a key was added at.
+    pub(crate) fn newest_at(&self) -> RetentionTime {
+        let View { sealed, files } = self.background.view();
+        let files = files.iter().map(|file| file.footer.newest_at);
+        let sets = [Some(&self.recent), sealed.as_deref()];
+        let sets = sets.into_iter().flatten().filter_map(Recent::times);
+        let times = files.chain(sets.map(|(_, newest)| newest));
+        times.max().unwrap_or_default()
     }
 }
 

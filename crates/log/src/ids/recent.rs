@@ -20,7 +20,7 @@ const SLOT_BYTES: usize = size_of::<Key>() + 1;
 
 /// Keys are hashes already.
 #[derive(Default)]
-pub(super) struct KeyHasher(u64);
+pub(crate) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
@@ -37,6 +37,11 @@ impl Hasher for KeyHasher {
     fn write_u128(&mut self, key: u128) {
         self.0 = key as u64;
     }
+}
+
+/// An empty set with room for so many keys.
+pub(crate) fn key_set(keys: usize) -> HashSet<Key, BuildHasherDefault<KeyHasher>> {
+    HashSet::with_capacity_and_hasher(keys, BuildHasherDefault::default())
 }
 
 /// A set of keys, the times of the oldest and the newest, and the event up to which it goes.
