@@ -43,10 +43,23 @@ impl ByteSize {
     pub const fn gib(count: u64) -> Self {
         Self(count << 30)
     }
+}
 
-    /// The number of bytes, as a count of things in memory.
-    pub fn as_usize(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
+/// The number of bytes, in the types that count them; what a type cannot hold is its largest number.
+macro_rules! count_of_bytes {
+    ($($type:ty),+) => {$(
+        impl From<ByteSize> for $type {
+            fn from(size: ByteSize) -> Self {
+                Self::try_from(size.0).unwrap_or(Self::MAX)
+            }
+        }
+    )+};
+}
+count_of_bytes!(usize, u32);
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> Self {
+        size.0
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{Error, options::sources};
 use crate::{
-    bus::{self, Bus},
+    bus::Bus,
     config::{self, Config, Store},
     event::Sequence,
     log::{self, Log, embedded, memory},
@@ -62,12 +62,9 @@ pub(super) fn log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
-    let options = bus::Options {
-        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
-    };
     // The bus begins at the head of the log, which is known only once the log is open, and the log
     // publishes to the bus from then on. Nothing is appended in between.
-    let bus = Bus::new(options, Sequence::ZERO);
+    let bus = Bus::new(config.into(), Sequence::ZERO);
     let tail = Arc::clone(&bus);
     let tail: log::Tail = Box::new(move |block| tail.publish(&block));
     let log: Arc<dyn Log> = match config.store {
@@ -85,7 +82,7 @@ pub(super) fn log(
                 retention_bytes: config.retention.bytes_max.0,
                 ids_age: config.retention.id_age_min,
                 queue_batches_max: config.log_limits.queue_batches_max,
-                queue_bytes_max: config.log_limits.queue_bytes_max.as_usize(),
+                queue_bytes_max: config.log_limits.queue_bytes_max.into(),
                 on_commit: Some(Arc::new(move |commit: embedded::Commit| {
                     let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
                     let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);

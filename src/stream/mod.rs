@@ -102,38 +102,6 @@ pub struct Options {
     pub quiet: quiet::Limits,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            streams_max: 10_000,
-            streams_per_address_max: 2_500,
-            calls_max: 1_024,
-            calls_per_address_max: 256,
-            checks_max: 1_024,
-            watches_max: 4_096,
-            watches_per_address_max: 1_024,
-            proxies: Vec::new(),
-            credential_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(900),
-            local_error_resets_max: 128,
-            pending_accept_resets_max: 20,
-            streams_per_connection_max: 100,
-            header_bytes_max: 16 * 1024,
-            request_bytes_max: 64 * 1024,
-            response_bytes_max: 256 * 1024,
-            unsent_bytes_max: 1024 * 1024,
-            frames: FrameLimits::default(),
-            header_timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(30),
-            ping_timeout: Duration::from_secs(20),
-            slow_consumer_timeout: Duration::from_secs(60),
-            drain_retry_spread: Duration::from_secs(5),
-            web_origins: Vec::new(),
-            quiet: quiet::Limits::default(),
-        }
-    }
-}
-
 impl Options {
     /// How long a client should wait before it comes back: another time for each.
     fn drain_retry_after(&self) -> Duration {
