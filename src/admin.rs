@@ -155,9 +155,9 @@ impl Admin {
         let (limits, metrics) = (self.limits, Arc::clone(&self.metrics));
         let service = warp::service(routes(self));
         let stopping = shutdown.clone();
+        let connection = http1::Limits::default();
         listener
             .run(limits, metrics, shutdown, move |stream, peer| {
-                let connection = http1::Limits::default();
                 http1::serve(stream, peer, connection, service.clone(), stopping.clone())
             })
             .await

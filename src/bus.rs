@@ -33,16 +33,6 @@ pub struct Options {
     pub window_bytes_max: usize,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        // About 60,000 events: a subscriber may pause for seconds under full load without a read
-        // from the disk, and it is small beside what a server has.
-        Self {
-            window_bytes_max: 64 * 1024 * 1024,
-        }
-    }
-}
-
 /// How often a bus tries to begin with the head of a log that grows meanwhile. Between looking and
 /// following lies less than a microsecond.
 const FOLLOW_ATTEMPTS_MAX: usize = 1_000;

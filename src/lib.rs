@@ -26,6 +26,12 @@ pub mod permissions;
 // Token buckets: what all rate limits are made of.
 pub mod rate;
 
+// The known name that was probably meant.
+pub mod nearest;
+
+// TOML that people write: places and syntax errors.
+pub mod toml_text;
+
 // Event, cursor, bytes on the wire, blocks, filters: pure values.
 pub use prelude_bridge_event as event;
 pub use prelude_bridge_event::{filter, wire};

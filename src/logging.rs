@@ -56,40 +56,7 @@ pub struct Options {
 #[error("logging is already set up in this process")]
 pub struct AlreadySetUp;
 
-impl Format {
-    /// Every format.
-    pub const ALL: [Self; 2] = [Self::Text, Self::Json];
-
-    /// The name as it is written in flags and files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        }
-    }
-}
-
 impl Level {
-    /// Every level, the most severe first.
-    pub const ALL: [Self; 5] = [
-        Self::Error,
-        Self::Warn,
-        Self::Info,
-        Self::Debug,
-        Self::Trace,
-    ];
-
-    /// The name as it is written in flags and files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-
     fn filter(self) -> LevelFilter {
         match self {
             Self::Error => LevelFilter::ERROR,
@@ -256,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_a_client_sent_cannot_steer_the_terminal_or_forge_a_line() {
-        for format in Format::ALL {
+        for format in [Format::Text, Format::Json] {
             let line = logged(format, Level::Info, || {
                 let sent =
                     "a\u{1b}[2J\r\n2026 INFO forged\u{7}\u{9b}31m\u{202e}\u{2066}\u{2028}\u{7f}";

@@ -79,23 +79,12 @@ impl fmt::Debug for Listener {
 pub struct Limits {
     /// Connections in all. Further ones are closed at once, so that a flood costs a handshake
     /// each and no memory, or take the place of one that has proven nothing, see
-    /// [`Listener::evicting`]. Default 10,000.
+    /// [`Listener::evicting`].
     pub connections_max: usize,
-    /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets. Default
-    /// 256: one stranger cannot take all.
+    /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets.
     pub connections_per_address_max: usize,
-    /// How long connections may go on after the shutdown began. Default 15 s.
+    /// How long connections may go on after the shutdown began.
     pub drain_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections_max: 10_000,
-            connections_per_address_max: 256,
-            drain_timeout: Duration::from_secs(15),
-        }
-    }
 }
 
 /// How a drain went.

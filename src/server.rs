@@ -157,13 +157,13 @@ impl Server {
         let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
         let webhook = open::secured(webhook, webhook_tls, config)
             .exempting(options::is_in(&config.trusted_proxies))
-            .with_quiet(options::quiet(config));
+            .with_quiet(config.into());
         let grpc = grpc
             .with_tls(grpc_tls)
             .exempting(options::is_in(&config.grpc_proxies))
             .evicting()
             .refusing_with(http2::refusal)
-            .with_quiet(options::quiet(config));
+            .with_quiet(config.into());
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
@@ -172,7 +172,7 @@ impl Server {
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();
         let streams = grpc::Server::new(
-            options::of_streams(config),
+            config.into(),
             credentials.clone(),
             Arc::clone(&log),
             Arc::clone(&bus),
@@ -182,7 +182,7 @@ impl Server {
         watch::everything(&metrics, &log, &bus, &streams, &keyrings);
 
         let receiver = Receiver::new(
-            options::of_receiver(config),
+            config.into(),
             options::apps(config, &keyrings),
             Arc::clone(&log),
             Arc::clone(&metrics),
@@ -312,7 +312,7 @@ fn refuse_exposure(
     address: SocketAddr,
     credentials: &Credentials,
 ) -> Result<(), Error> {
-    let anonymous = config.credentials.allow_anonymous;
+    let anonymous = config.allow_anonymous;
     if anonymous {
         tracing::warn!(
             %address,

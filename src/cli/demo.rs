@@ -212,11 +212,7 @@ fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
             origin: config::Origin::Default,
         }],
         // Nobody's events: whoever may reach the address that was asked for may read them.
-        credentials: config::Credentials {
-            file: None,
-            allow_anonymous: true,
-            jwt: None,
-        },
+        allow_anonymous: true,
         ..Config::default()
     }
 }

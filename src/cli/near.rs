@@ -4,10 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{filter, management::EVENT_TYPES};
-
-/// How alike two names have to be for one to be taken for the other, from 0 to 1.
-const LIKENESS_MIN: f64 = 0.6;
+use crate::{filter, management::EVENT_TYPES, nearest::nearest};
 
 /// What to say of a type or pattern that fits no known type; `None` where one fits, and for what is
 /// no pattern, which is refused anyway.
@@ -26,7 +23,7 @@ pub(super) fn doubt_of_type(flag: &str, pattern: &str) -> Option<String> {
     let known: BTreeSet<String> = known.collect();
     let doubt =
         format!("`{flag} {pattern}` matches none of the event types that Prelude documents");
-    Some(match nearest(pattern, &known) {
+    Some(match nearest(pattern, known.iter().map(String::as_str)) {
         Some(near) => format!("{doubt}; did you mean `{near}`?"),
         None => format!("{doubt}: check it for typing errors"),
     })
@@ -39,23 +36,13 @@ pub(super) fn doubt_of_app(flag: &str, id: &str, known: &BTreeSet<String>) -> Op
         return None;
     }
     let doubt = format!("`{flag} {id}` is none of the apps that the bridge is configured for");
-    Some(match nearest(id, known) {
+    Some(match nearest(id, known.iter().map(String::as_str)) {
         Some(near) => format!("{doubt}; did you mean `{near}`?"),
         None => {
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
             format!("{doubt}: {}", known.join(", "))
         }
     })
-}
-
-fn nearest<'a>(typed: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
-    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(typed, known);
-    known
-        .iter()
-        .map(|known| (likeness(known), known.as_str()))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|(left, _), (right, _)| left.total_cmp(right))
-        .map(|(_, known)| known)
 }
 
 /// A known type with the wildcards of a pattern, so that a suggestion is as wide as what was typed:

@@ -44,7 +44,7 @@ PRELUDE_BRIDGE_RETENTION_AGE_MAX. `prelude-bridge config show` prints what they 
 /// A configuration with faults (exit code 2), or whatever keeps the bridge from running.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let config = args.settings.resolve()?.servable()?;
-    logging::start(config.logging)
+    logging::start(config.logging())
         .map_err(|error| Failure::new(Exit::Failed, error).help("start the program once"))?;
     let connections_max =
         config.webhook_limits.connections_max + config.grpc_limits.connections_max;

@@ -1,63 +1,96 @@
-//! The flags that set settings of the bridge, shared by every command that runs or shows one.
-//! Collects what was typed; [`crate::config`] says what it means.
+//! The flags that set settings of the bridge, shared by every command that runs or shows one. Says
+//! which settings have a flag; their help follows from how [`crate::config`] declares them.
 
 use std::{collections::BTreeMap, env, path::PathBuf};
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, FromArgMatches, builder::NonEmptyStringValueParser,
+    value_parser,
+};
 
-use crate::config::{self, Resolved, Sources};
+use crate::config::{self, Declared, Resolved, Sources};
 
 use super::exit::{self, Failure};
 
+/// The settings that have a flag.
+const FLAGS: [&str; 9] = [
+    "webhook_listen",
+    "grpc_listen",
+    "admin_listen",
+    "data_dir",
+    "store",
+    "allow_anonymous",
+    "drain_timeout",
+    "log_format",
+    "log_level",
+];
+const CONFIG: &str = "config";
+
 /// Settings on the command line. All are text here, so that a bad one is reported together with
 /// whatever else is wrong, and alike wherever it was written.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "Settings")]
-#[group(skip)]
+#[derive(Clone, Debug, Default)]
 pub struct Args {
-    /// Read settings from this TOML file [env: PRELUDE_BRIDGE_CONFIG]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    file: Option<PathBuf>,
+    flags: BTreeMap<&'static str, String>,
+}
 
-    /// Take Prelude's deliveries here [env: PRELUDE_BRIDGE_WEBHOOK_LISTEN] [default: 0.0.0.0:8080]
-    #[arg(long, value_name = "ADDRESS", value_parser = NonEmptyStringValueParser::new())]
-    webhook_listen: Option<String>,
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(CONFIG)
+            .long(CONFIG)
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Read settings from this TOML file [env: PRELUDE_BRIDGE_CONFIG]");
+        let flags = config::declared().into_iter();
+        let flags = flags.filter(|declared| FLAGS.contains(&declared.name.key));
+        let arguments = std::iter::once(file).chain(flags.map(|declared| flag(&declared)));
+        command.args(arguments.map(|argument| argument.help_heading("Settings")))
+    }
 
-    /// Serve subscribers here [env: PRELUDE_BRIDGE_GRPC_LISTEN] [default: 127.0.0.1:50051]
-    #[arg(long, value_name = "ADDRESS", value_parser = NonEmptyStringValueParser::new())]
-    grpc_listen: Option<String>,
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
 
-    /// Serve health and metrics here [env: PRELUDE_BRIDGE_ADMIN_LISTEN] [default: 127.0.0.1:9090]
-    #[arg(long, value_name = "ADDRESS", value_parser = NonEmptyStringValueParser::new())]
-    admin_listen: Option<String>,
+impl FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = BTreeMap::new();
+        for key in FLAGS {
+            let text = match matches.try_get_one::<bool>(key) {
+                Ok(is_set) => is_set.filter(|is_set| **is_set).map(bool::to_string),
+                Err(_) => matches.get_one::<String>(key).cloned(),
+            };
+            flags.extend(text.map(|text| (key, text)));
+        }
+        Ok(Self {
+            file: matches.get_one(CONFIG).cloned(),
+            flags,
+        })
+    }
 
-    /// Keep the log and the key sets here [env: PRELUDE_BRIDGE_DATA_DIR] [default: ./data]
-    #[arg(long, value_name = "DIRECTORY", value_parser = NonEmptyStringValueParser::new())]
-    data_dir: Option<String>,
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
 
-    /// Keep events in: embedded (files in the data directory) or memory (for trials, lost on
-    /// exit) [env: PRELUDE_BRIDGE_STORE] [default: embedded]
-    #[arg(long, value_name = "STORE", value_parser = NonEmptyStringValueParser::new())]
-    store: Option<String>,
-
-    /// Let subscribers in without a credential, from everywhere
-    /// [env: PRELUDE_BRIDGE_ALLOW_ANONYMOUS]
-    #[arg(long)]
-    allow_anonymous: bool,
-
-    /// How long requests and streams may take to finish after SIGTERM
-    /// [env: PRELUDE_BRIDGE_DRAIN_TIMEOUT] [default: 15s]
-    #[arg(long, value_name = "DURATION", value_parser = NonEmptyStringValueParser::new())]
-    drain_timeout: Option<String>,
-
-    /// Log as: text or json [env: PRELUDE_BRIDGE_LOG_FORMAT] [default: text]
-    #[arg(long, value_name = "FORMAT", value_parser = NonEmptyStringValueParser::new())]
-    log_format: Option<String>,
-
-    /// Log from this level: error, warn, info, debug or trace [env: PRELUDE_BRIDGE_LOG_LEVEL]
-    /// [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = NonEmptyStringValueParser::new())]
-    log_level: Option<String>,
+/// The flag of a setting.
+fn flag(declared: &Declared) -> Arg {
+    let key = declared.name.key;
+    let mut help = format!("{} [env: {}]", declared.summary(), config::variable_of(key));
+    let argument = Arg::new(key).long(key.replace('_', "-"));
+    if declared.default == "false" {
+        return argument.action(ArgAction::SetTrue).help(help);
+    }
+    help.push_str(&format!(
+        " [default: {}]",
+        declared.default.trim_matches('"')
+    ));
+    let noun = declared.kind.rsplit(' ').next().unwrap_or_default();
+    argument
+        .value_name(noun.to_uppercase())
+        .value_parser(NonEmptyStringValueParser::new())
+        .help(help)
 }
 
 impl Args {
@@ -82,24 +115,9 @@ impl Args {
     }
 
     fn sources(self) -> Sources {
-        let typed = [
-            ("webhook_listen", self.webhook_listen),
-            ("grpc_listen", self.grpc_listen),
-            ("admin_listen", self.admin_listen),
-            ("data_dir", self.data_dir),
-            ("store", self.store),
-            (
-                "allow_anonymous",
-                self.allow_anonymous.then(|| "true".to_owned()),
-            ),
-            ("drain_timeout", self.drain_timeout),
-            ("log_format", self.log_format),
-            ("log_level", self.log_level),
-        ];
-        let flags = typed.into_iter();
         Sources {
-            file: self.config.or_else(file_of_environment),
-            flags: flags.filter_map(|(key, text)| Some((key, text?))).collect(),
+            file: self.file.or_else(file_of_environment),
+            flags: self.flags,
             environment: environment(),
         }
     }
@@ -132,4 +150,41 @@ fn file_of_environment() -> Option<PathBuf> {
 
 fn environment() -> BTreeMap<std::ffi::OsString, std::ffi::OsString> {
     env::vars_os().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Args {
+        let command = <Args as clap::Args>::augment_args(Command::new("serve"));
+        let matches = command.try_get_matches_from(line.split(' ')).unwrap();
+        Args::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn every_flag_sets_its_setting_and_is_explained() {
+        let declared = config::declared();
+        let command = <Args as clap::Args>::augment_args(Command::new("serve"));
+        for key in FLAGS {
+            let declared = declared.iter().find(|declared| declared.name.key == key);
+            let declared = declared.unwrap_or_else(|| panic!("{key} is no setting"));
+            let argument = command.get_arguments().find(|one| one.get_id() == key);
+            let help = argument.unwrap().get_help().unwrap().to_string();
+            assert!(help.starts_with(&declared.summary()), "{help}");
+            let flag = key.replace('_', "-");
+            let default = declared.default.trim_matches('"');
+            let (line, expected) = match default {
+                "false" => (format!("serve --{flag}"), "true"),
+                _ => (format!("serve --{flag} {default}"), default),
+            };
+            assert_eq!(
+                parse(&line).flags,
+                BTreeMap::from([(key, expected.to_owned())])
+            );
+        }
+        let args = parse("serve --config bridge.toml");
+        assert_eq!(args.file, Some("bridge.toml".into()));
+        assert!(args.flags.is_empty());
+    }
 }

@@ -22,6 +22,7 @@ use crate::{
     management::{
         API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, Webhook, challenge, is_loopback,
     },
+    nearest::nearest,
 };
 
 /// The variable with the management key.
@@ -426,13 +427,10 @@ fn warn_of_unknown(event: &str) {
     if EVENT_TYPES.contains(&event) {
         return;
     }
-    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(event, name);
-    let nearest = EVENT_TYPES
-        .into_iter()
-        .max_by(|left, right| likeness(left).total_cmp(&likeness(right)));
+    let near = nearest(event, EVENT_TYPES).map(|near| format!("; did you mean `{near}`?"));
     exit::warn(&format!(
-        "`{event}` is none of the seven documented types; did you mean `{}`?",
-        nearest.unwrap_or_default()
+        "`{event}` is none of the seven documented types{}",
+        near.unwrap_or_default()
     ));
 }
 

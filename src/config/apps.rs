@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use super::{
     fault::{Fault, Origin},
     file::{self, AppTable, Entry, Kind},
-    resolver::{Resolver, nearest},
+    resolver::Resolver,
     secret::Secret,
 };
+use crate::toml_text::help_of_unknown_key;
 
 /// The longest verification token that Prelude's API takes, in characters.
 pub const TOKEN_CHARS_MAX: usize = 100;
@@ -222,10 +223,10 @@ fn unknown_key(key: &str, entry: &Entry, origin: Origin) -> Fault {
         ),
         _ => (
             format!("unknown key `apps.{key}`"),
-            format!(
-                "did you mean `{}`? An app has the keys {}",
-                nearest(key, KEYS.into_iter()).unwrap_or_default(),
-                KEYS.join(", ")
+            help_of_unknown_key(
+                key,
+                KEYS,
+                &format!("An app has the keys {}", KEYS.join(", ")),
             ),
         ),
     };

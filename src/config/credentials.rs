@@ -7,34 +7,23 @@ use std::{
 };
 
 use super::{
-    Config, DATA_DIR, TokenSource, apps,
+    Config, TokenSource, apps,
     fault::{Error, Origin},
+    macros::settings,
     resolver::{Resolver, Sources},
 };
 use crate::{
     credentials::{self, STREAMS_MAX, jwt},
+    logging,
     signature::{self, KeySource},
 };
 
 /// The credentials file in the data directory, where no other is named.
 const FILE: &str = "credentials.toml";
-const FILE_KEY: &str = "credentials_file";
 const URL_KEY: &str = "jwt.jwks_url";
 const KEY_FILE_KEY: &str = "jwt.jwks_file";
 const ISSUER_KEY: &str = "jwt.issuer";
 const AUDIENCE_KEY: &str = "jwt.audience";
-
-/// Who may subscribe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The file with tokens and identities of certificates. Default: `credentials.toml` in the data
-    /// directory, which does not have to be there.
-    pub file: Option<PathBuf>,
-    /// Whether callers without a credential are let in, and from everywhere. Default no.
-    pub allow_anonymous: bool,
-    /// Whose JWTs are taken. Default nobody's.
-    pub jwt: Option<Jwt>,
-}
 
 /// The issuer of JWTs, and what their claims mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,29 +34,68 @@ pub struct Jwt {
     pub issuer: String,
     /// What `aud` has to be or to hold.
     pub audience: String,
-    /// The claim with the types that are allowed. Default `types`; without the claim, none are.
+    /// The claim with the types that are allowed. Without the claim, none are.
     pub types_claim: String,
-    /// The claim with the apps that are allowed. Default none: then all are.
+    /// The claim with the apps that are allowed. Without it in the settings, all are.
     pub apps_claim: Option<String>,
-    /// Streams of one subject. Default 100: a service with many instances, and far from all the
-    /// streams of a bridge.
+    /// Streams of one subject.
     pub streams_max: usize,
 }
 
+settings! {
+    /// Subscribers with JWTs, for those who have an issuer of them. Beside a credentials file or instead
+    /// of one. A JWT is taken if a key of the issuer signed it (RS256, PS256, ES256, EdDSA or a longer
+    /// variant), `iss` and `aud` are as below, `exp` is to come, `nbf` is not, and `sub` names the caller.
+    /// Its streams end when `exp` comes.
+    struct Issuer in "jwt" {
+        /// Where the issuer publishes its keys, such as `https://auth.example.com/.well-known/jwks.json`.
+        /// https only, except from this machine. Fetched every ten minutes, and when a JWT names an unknown
+        /// key.
+        jwks_url: String = String::new();
+
+        /// Or a key set in a file. One of the two.
+        jwks_file: Option<PathBuf> = None;
+
+        /// What `iss` has to be, such as `https://auth.example.com/`.
+        issuer: String = String::new();
+
+        /// What `aud` has to be or to hold, so that nobody gets in with a JWT that was meant for another
+        /// service.
+        audience: String = String::new();
+
+        /// The claim with the types that the caller may get, exact or patterns: an array of strings, or one
+        /// string with spaces between them. `["**"]` is all types. Without the claim the caller gets nothing.
+        /// What in the claim is no type is passed over, so it can be a claim that has other uses, as "scope".
+        types_claim: String = "types".to_owned();
+
+        /// The claim with the apps that the caller may get, written likewise. Empty: JWTs do not say, and all
+        /// apps are allowed. If it is set, a JWT without the claim gets nothing.
+        apps_claim: String = String::new();
+
+        /// Streams of one subject (`sub`) at once, whatever JWTs it shows: a service with many instances, and
+        /// far from all the streams of a bridge.
+        streams_max: usize = 100, in 1..=STREAMS_MAX;
+    }
+}
+
 impl Config {
+    /// How the program logs.
+    #[must_use]
+    pub fn logging(&self) -> logging::Options {
+        logging::Options {
+            format: self.log_format,
+            level: self.log_level,
+        }
+    }
+
     /// Where credentials are, and who needs none, for the room that looks after them.
     #[must_use]
     pub fn credentials_options(&self) -> credentials::Options {
-        let Credentials {
-            file,
-            allow_anonymous,
-            jwt,
-        } = &self.credentials;
         credentials::Options {
-            file: Some(file_in(file.as_deref(), &self.data_dir)),
-            file_is_named: file.is_some(),
+            file: Some(self.credentials_path()),
+            file_is_named: self.credentials_file.is_some(),
             record: Some(credentials::Record::new(self.data_dir.clone())),
-            jwt: jwt.as_ref().map(|jwt| jwt::Options {
+            jwt: self.jwt.as_ref().map(|jwt| jwt::Options {
                 keys: jwt.keys.clone(),
                 issuer: jwt.issuer.clone(),
                 audience: jwt.audience.clone(),
@@ -76,12 +104,16 @@ impl Config {
                 streams_max: jwt.streams_max,
                 refresh: signature::Options::default(),
             }),
-            anonymous: *allow_anonymous,
+            anonymous: self.allow_anonymous,
         }
     }
-}
 
-impl Config {
+    /// The credentials file: the one that is named, or the one in the data directory.
+    fn credentials_path(&self) -> PathBuf {
+        let named = self.credentials_file.clone();
+        named.unwrap_or_else(|| self.data_dir.join(FILE))
+    }
+
     /// The files whose content is a secret: who reads one can pass for the bridge.
     pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
         let tokens = self.apps.iter().filter_map(|app| match &app.token_source {
@@ -114,8 +146,7 @@ impl Config {
             files.push(tls.certificate_file.clone());
             files.extend(tls.client_ca_file.clone());
         }
-        let jwt = self.credentials.jwt.as_ref();
-        files.extend(jwt.and_then(|jwt| match &jwt.keys {
+        files.extend(self.jwt.as_ref().and_then(|jwt| match &jwt.keys {
             KeySource::JwksFile(path) | KeySource::PemFile(path) => Some(path.clone()),
             KeySource::Url(_) => None,
         }));
@@ -146,13 +177,14 @@ pub struct CredentialsSetup {
 pub fn credentials_setup(sources: &Sources) -> Result<CredentialsSetup, Error> {
     let (file, data_dir) = credentials_file(sources)?;
     let mut resolver = Resolver::new(sources);
-    let settings = take(&mut resolver);
-    let has_issuer = take_jwt(&mut resolver).is_some();
+    let config = Config::take(&mut resolver);
     let apps = apps::planned(&mut resolver, &data_dir).into_iter();
     Ok(CredentialsSetup {
         file,
         // A file that is named counts as there, also while it is missing.
-        file_ends_anonymity: settings.file.is_none() && !settings.allow_anonymous && !has_issuer,
+        file_ends_anonymity: config.credentials_file.is_none()
+            && !config.allow_anonymous
+            && config.jwt.is_none(),
         app_ids: apps.map(|app| app.id).collect(),
         data_dir,
     })
@@ -162,37 +194,25 @@ pub fn credentials_setup(sources: &Sources) -> Result<CredentialsSetup, Error> {
 /// file, and need nothing else to be right.
 ///
 /// # Errors
-/// A configuration file that cannot be read, or paths that cannot be meant.
+/// A configuration file that cannot be read, or paths that are invalid.
 pub fn credentials_file(sources: &Sources) -> Result<(PathBuf, PathBuf), Error> {
-    let mut resolver = Resolver::new(sources);
-    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
-    let file = resolver.take_optional_path(FILE_KEY);
-    let faults = resolver.faults;
-    if faults.is_empty() {
-        Ok((file_in(file.as_deref(), &data_dir), data_dir))
-    } else {
-        Err(Error { faults })
-    }
-}
-
-/// Takes the settings at the top of the file.
-pub(super) fn take(take: &mut Resolver<'_>) -> Credentials {
-    Credentials {
-        file: take.take_optional_path(FILE_KEY),
-        allow_anonymous: take.take("allow_anonymous", false),
-        jwt: None,
-    }
+    let mut resolver = Resolver::only(sources, &["data_dir", "credentials_file"]);
+    let config = Config::take(&mut resolver);
+    resolver.finish()?;
+    Ok((config.credentials_path(), config.data_dir))
 }
 
 /// Takes the section of the issuer.
 pub(super) fn take_jwt(take: &mut Resolver<'_>) -> Option<Jwt> {
-    let url = take.take(URL_KEY, String::new());
-    let file = take.take_optional_path(KEY_FILE_KEY);
-    let issuer = take.take(ISSUER_KEY, String::new());
-    let audience = take.take(AUDIENCE_KEY, String::new());
-    let types_claim = take.take("jwt.types_claim", "types".to_owned());
-    let apps_claim = take.take("jwt.apps_claim", String::new());
-    let streams_max = take.take_in("jwt.streams_max", 100, 1..=STREAMS_MAX);
+    let Issuer {
+        jwks_url: url,
+        jwks_file: file,
+        issuer,
+        audience,
+        types_claim,
+        apps_claim,
+        streams_max,
+    } = Issuer::take(take);
     if url.is_empty() && file.is_none() && issuer.is_empty() && audience.is_empty() {
         return None;
     }
@@ -261,8 +281,4 @@ fn refuse_missing(take: &mut Resolver<'_>, key: &str, help: &str) {
     let origin = origins.find(|origin| *origin != Origin::Default);
     let reason = "it is missing, and without it no JWT can be trusted";
     take.refuse(origin.unwrap_or(Origin::Default), key, reason, help);
-}
-
-fn file_in(file: Option<&Path>, data_dir: &Path) -> PathBuf {
-    file.map_or_else(|| data_dir.join(FILE), Path::to_owned)
 }

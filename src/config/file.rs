@@ -8,12 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::{Spanned, de::DeValue};
 
 use super::fault::{Fault, Origin};
+use crate::toml_text::{self, SyntaxError, line_at};
 
 /// No honest configuration comes near this; a device or a log named by mistake does.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -91,13 +89,12 @@ impl Document {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, Vec<Fault>> {
-        let (table, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            return Err(errors
-                .iter()
-                .map(|error| syntax_fault(path, text, error))
-                .collect());
-        }
+        let table = toml_text::parse(text).map_err(|errors| {
+            let faults = errors.into_iter();
+            faults
+                .map(|error| syntax_fault(path, error))
+                .collect::<Vec<_>>()
+        })?;
         let mut document = Self {
             path: path.to_owned(),
             entries: Entries::new(),
@@ -235,24 +232,17 @@ fn decimal(digits: &str, radix: u32) -> String {
     }
 }
 
-/// The parser's message without its excerpt of the file: a line that failed to parse may hold
-/// anything, also a secret.
-fn syntax_fault(path: &Path, text: &str, error: &toml::de::Error) -> Fault {
+fn syntax_fault(path: &Path, error: SyntaxError) -> Fault {
     Fault {
         origin: Origin::File {
             path: path.to_owned(),
-            line: error.span().map(|span| line_at(text, span.start)),
+            line: error.line,
         },
-        message: format!("not valid TOML: {}", error.message()),
+        message: error.message,
         help: "a key is written `name = \"text\"` or `name = 123`, a section `[name]`, an app \
                `[[apps]]`"
             .to_owned(),
     }
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().iter().take(offset);
-    before.filter(|byte| **byte == b'\n').count() + 1
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The settings of the bridge: what they are, what they default to, and why.
+//! The settings of the bridge: what they are, what they default to, and why. Each is declared in one
+//! place, by the macro `settings!`; the example file and `docs/settings.md` are generated from that.
 //!
 //! What was typed ([`Sources`]) is kept apart from what it means ([`Config`]). [`resolve`] goes
 //! from one to the other and reports every fault at once. Owns precedence, defaults, bounds and
@@ -6,22 +7,25 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `declared`, `macros` | how a setting is declared, and what follows from it |
 //! | `apps`, `app_checks` | the apps with their tokens and key sources |
 //! | `credentials` | who may subscribe: the credentials file, the issuer of JWTs |
 //! | `resolver` | flag before environment before file before default, and where each value is from |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
 //! | `tls` | which ports do TLS, and with what |
-//! | `limits` | how much anybody may take of anything |
+//! | `limits` | retention, and how much anybody may take of anything |
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | what is wrong, and what must not be seen |
 
 mod app_checks;
 mod apps;
 mod credentials;
+mod declared;
 mod fault;
 mod file;
 mod limits;
+mod macros;
 mod resolver;
 mod secret;
 mod show;
@@ -35,69 +39,108 @@ use std::{
     time::Duration,
 };
 
-use self::resolver::Resolver;
 pub use self::{
     apps::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,
     },
-    credentials::{Credentials, CredentialsSetup, Jwt, credentials_file, credentials_setup},
+    credentials::{CredentialsSetup, Jwt, credentials_file, credentials_setup},
+    declared::{Declared, Name, Section},
     fault::{Error, Fault, Origin},
-    limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, WebhookLimits},
+    limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, Retention, WebhookLimits},
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
     tls::{GrpcTls, Tls, WebhookTls},
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
+use self::{macros::settings, resolver::Resolver};
 use crate::{logging, net::network::Network, receiver::source};
 
 /// The variable that names the file, for where `--config` cannot be given.
 pub const CONFIG_VARIABLE: &str = "PRELUDE_BRIDGE_CONFIG";
 
-/// Every setting, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where Prelude's deliveries arrive. Default `0.0.0.0:8080`: they come from outside.
-    pub webhook_listen: SocketAddr,
-    /// Where subscribers connect. Default `127.0.0.1:50051`: nobody outside until that is decided.
-    pub grpc_listen: SocketAddr,
-    /// Where health and metrics are served. Default `127.0.0.1:9090`, for the same reason.
-    pub admin_listen: SocketAddr,
-    /// Where the log and the last good key sets are kept. Default `./data`.
-    pub data_dir: PathBuf,
-    /// What keeps the events. Default embedded: durable with nothing else to run.
-    pub store: Store,
-    /// Whose deliveries are taken.
-    pub apps: Vec<App>,
-    /// Which addresses may speak to the webhook port. Default all: signatures decide.
-    pub allowed_sources: AllowedSources,
-    /// The proxies whose `X-Forwarded-For` or `Forwarded` is believed. Default none.
-    pub trusted_proxies: Vec<Network>,
-    /// The proxies before the gRPC port, whose addresses many clients share. Default none.
-    pub grpc_proxies: Vec<Network>,
-    /// The sites whose pages may subscribe by gRPC-Web, beside those of this machine.
-    pub web_origins: Vec<WebOrigin>,
-    /// Who may subscribe.
-    pub credentials: Credentials,
-    /// How long requests and streams may take to finish after SIGTERM. Default 15 s: above a
-    /// request's 8 s, below the 30 s that container platforms wait before they kill.
-    pub drain_timeout: Duration,
-    /// Which ports do TLS. Default none.
-    pub tls: Tls,
-    /// How the program logs.
-    pub logging: logging::Options,
-    /// How long events are kept.
-    pub retention: Retention,
-    /// Limits of the webhook port.
-    pub webhook_limits: WebhookLimits,
-    /// Limits of the gRPC port.
-    pub grpc_limits: GrpcLimits,
-    /// Limits of the events held in memory.
-    pub bus_limits: BusLimits,
-    /// Limits of the log's queue.
-    pub log_limits: LogLimits,
-    /// Limits of the log lines about refusals.
-    pub refusal_limits: RefusalLimits,
+settings! {
+    /// Every setting, checked.
+    pub struct Config in "" {
+        /// Where Prelude's deliveries arrive. They come from outside, through your proxy or directly.
+        webhook_listen: SocketAddr = address(Ipv4Addr::UNSPECIFIED, 8080);
+
+        /// Where subscribers connect. Only from this machine, until you decide otherwise.
+        grpc_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 50051);
+
+        /// Where `/healthz`, `/readyz` and `/metrics` are served. Only from this machine, likewise.
+        admin_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 9090);
+
+        /// Where the log and the last good key sets are kept. It has to be a disk that stays.
+        data_dir: PathBuf = PathBuf::from("./data");
+
+        /// Which addresses may speak to the webhook port: networks, and "prelude" for the three addresses
+        /// that Prelude documents. Others get 403. Nothing here means everybody: the signature decides
+        /// anyhow. Behind a proxy this needs `trusted_proxies`, or all requests seem to come from the proxy.
+        allowed_sources: Vec<AllowedSource> = Vec::new();
+
+        /// The proxies whose `X-Forwarded-For` or `Forwarded` header is believed, read from right to left
+        /// as far as the hops are in this list. List only proxies that set the header themselves. Their
+        /// connections have no limit by address either: it would be one for all clients together.
+        trusted_proxies: Vec<Network> = Vec::new();
+
+        /// The proxies in front of the gRPC port. Nothing they say is believed; but many clients share
+        /// their addresses, so the limits by address of `[limits.grpc]` do not hold for them. List only
+        /// proxies: who comes from such an address can take all there is.
+        grpc_proxies: Vec<Network> = Vec::new();
+
+        /// The sites whose pages may subscribe by gRPC-Web, as browsers name them, such as
+        /// `https://app.example.com`, or "*" for all. Pages that this machine serves to itself always may.
+        /// Anything else gets 403, so that no stranger's page reads events through its visitor's browser.
+        web_origins: Vec<WebOrigin> = Vec::new();
+
+        /// Who may subscribe: the file with the hashes of tokens and the names of client certificates,
+        /// which `prelude-bridge token create` makes. Empty: credentials.toml in the data directory, if
+        /// there is one. A running bridge sees changes within a second. Without a file, and without
+        /// `[jwt]`, subscribers need nothing, and may connect only from this machine. But a file that is
+        /// named here, or that was there before, and is missing lets nobody in. Nobody but root and the
+        /// bridge's user may write it.
+        credentials_file: Option<PathBuf> = None;
+
+        /// Let subscribers in without a credential, from everywhere. What they get are people's phone
+        /// numbers and e-mail addresses: only for networks that nobody else is in. It is also the way back
+        /// to a bridge without credentials after it had some.
+        allow_anonymous: bool = false;
+
+        /// What keeps the events: "embedded" (files in the data directory) or "memory" (for trials; lost
+        /// on exit).
+        store: Store = Store::Embedded;
+
+        /// How long requests and streams may take to finish after SIGTERM. Longer than a request's 8 s,
+        /// shorter than the 30 s after which container platforms kill.
+        drain_timeout: Duration = seconds(15), in seconds(0)..=seconds(3600);
+
+        /// How log lines are written on stderr: "text" or "json".
+        log_format: logging::Format = logging::Format::Text;
+
+        /// The least severe log lines that are written: "error", "warn", "info", "debug" or "trace".
+        log_level: logging::Level = logging::Level::Info;
+    }
+    with resolver {
+        /// Which ports do TLS.
+        tls: Tls = tls::take(resolver);
+        /// How long events are kept.
+        retention: Retention = Retention::take(resolver);
+        /// Limits of the webhook port.
+        webhook_limits: WebhookLimits = WebhookLimits::take(resolver);
+        /// Limits of the gRPC port.
+        grpc_limits: GrpcLimits = GrpcLimits::take(resolver);
+        /// Limits of the events held in memory.
+        bus_limits: BusLimits = BusLimits::take(resolver);
+        /// Limits of the log's queue.
+        log_limits: LogLimits = LogLimits::take(resolver);
+        /// Limits of the log lines about refusals.
+        refusal_limits: RefusalLimits = RefusalLimits::take(resolver);
+        /// Whose JWTs are taken.
+        jwt: Option<Jwt> = credentials::take_jwt(resolver);
+        /// Whose deliveries are taken. They are no settings: [`resolve`] adds them.
+        apps: Vec<App> = Vec::new();
+    }
 }
 
 /// A site, as a browser names it: `https://app.example.com`, or `*` for all.
@@ -113,10 +156,6 @@ pub enum Store {
     Memory,
 }
 
-/// Which addresses may speak to the webhook port; all, if there are none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowedSources(pub Vec<AllowedSource>);
-
 /// Some addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedSource {
@@ -126,28 +165,16 @@ pub enum AllowedSource {
     Network(Network),
 }
 
-impl AllowedSources {
-    /// The networks they come to.
+impl Config {
+    /// The networks that may speak to the webhook port; all, if there are none.
     #[must_use]
-    pub fn networks(&self) -> Vec<Network> {
-        let networks = self.0.iter().flat_map(|source| match source {
+    pub fn allowed_networks(&self) -> Vec<Network> {
+        let networks = self.allowed_sources.iter().flat_map(|source| match source {
             AllowedSource::Prelude => source::PRELUDE.map(Network::single).to_vec(),
             AllowedSource::Network(network) => vec![*network],
         });
         networks.collect()
     }
-}
-
-/// How long events are kept; whichever limit is reached first trims the oldest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Events older than this are trimmed. Default 30 days.
-    pub age_max: Duration,
-    /// The oldest events are trimmed while the log is larger. Default 10 GiB.
-    pub bytes_max: ByteSize,
-    /// How long the ids of events are remembered whatever happens to the events. Default and
-    /// minimum 15 days: the sender retries for two weeks, and a retry must not become new.
-    pub id_age_min: Duration,
 }
 
 /// A configuration and how it came about.
@@ -164,8 +191,17 @@ pub struct Resolved {
 impl Default for Config {
     /// What holds when nothing is typed: no app, and every default.
     fn default() -> Self {
-        build(&mut Resolver::new(&Sources::default()))
+        Self::take(&mut Resolver::new(&Sources::default()))
     }
+}
+
+/// Every setting as it is declared, in the order of the example file.
+pub fn declared() -> Vec<Declared> {
+    let nothing = Sources::default();
+    let mut resolver = Resolver::new(&nothing);
+    Config::take(&mut resolver);
+    let settings = resolver.settings.into_iter();
+    settings.map(|setting| setting.declared).collect()
 }
 
 impl Resolved {
@@ -193,22 +229,17 @@ impl Resolved {
 /// Goes from what was typed to what it means.
 ///
 /// # Errors
-/// Anything that was typed and cannot be meant: all of it, in the order of the file.
+/// Everything that is wrong with what was typed, in the order of the file.
 pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     let mut resolver = Resolver::new(sources);
-    let config = build(&mut resolver);
+    let mut config = Config::take(&mut resolver);
+    config.apps = app_checks::take(&mut resolver, &config.data_dir);
     refuse_shared_addresses(&mut resolver, &config);
     resolver.refuse_unknown_keys();
-    if !resolver.faults.is_empty() {
-        let mut faults = resolver.faults;
-        // Stable, so that faults of one line stay in the order they were found in.
-        faults.sort_by(|left, right| left.origin.cmp(&right.origin));
-        return Err(Error { faults });
-    }
     let warnings = resolver.misspelt_variables(&apps::VARIABLES);
     Ok(Resolved {
         config,
-        settings: resolver.settings,
+        settings: resolver.finish()?,
         warnings,
     })
 }
@@ -216,69 +247,13 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
 /// The apps that were typed, with tokens or without: for the command that makes the tokens.
 ///
 /// # Errors
-/// A file that cannot be read, or that says something of apps that cannot be meant.
+/// A file that cannot be read, or invalid settings of apps.
 pub fn planned_apps(sources: &Sources) -> Result<Vec<Planned>, Error> {
-    let mut resolver = Resolver::new(sources);
-    let data_dir = resolver.take_path(DATA_DIR.0, DATA_DIR.1);
-    let planned = apps::planned(&mut resolver, &data_dir);
-    let faults = resolver.faults;
-    if faults.is_empty() {
-        Ok(planned)
-    } else {
-        Err(Error { faults })
-    }
-}
-
-/// The key of the data directory and its default.
-const DATA_DIR: (&str, &str) = ("data_dir", "./data");
-
-/// The one place that says which settings there are, in the order of the example file.
-fn build(take: &mut Resolver<'_>) -> Config {
-    let webhook_listen = take.take("webhook_listen", address(Ipv4Addr::UNSPECIFIED, 8080));
-    let grpc_listen = take.take("grpc_listen", address(Ipv4Addr::LOCALHOST, 50051));
-    let admin_listen = take.take("admin_listen", address(Ipv4Addr::LOCALHOST, 9090));
-    let data_dir = take.take_path(DATA_DIR.0, DATA_DIR.1);
-    let allowed_sources = take.take("allowed_sources", AllowedSources::default());
-    let trusted_proxies = take.take("trusted_proxies", Vec::new());
-    let grpc_proxies = take.take("grpc_proxies", Vec::new());
-    let web_origins = take.take("web_origins", Vec::new());
-    let credentials = credentials::take(take);
-    Config {
-        webhook_listen,
-        grpc_listen,
-        admin_listen,
-        store: take.take("store", Store::Embedded),
-        drain_timeout: take.take_in("drain_timeout", seconds(15), seconds(0)..=seconds(3600)),
-        logging: logging::Options {
-            format: take.take("log_format", logging::Format::Text),
-            level: take.take("log_level", logging::Level::Info),
-        },
-        tls: tls::take(take),
-        retention: Retention {
-            age_max: take.take_in("retention.age_max", days(30), days(1)..=days(36_500)),
-            bytes_max: take.take_in(
-                "retention.bytes_max",
-                ByteSize::gib(10),
-                ByteSize::mib(1)..=ByteSize::gib(1 << 20),
-            ),
-            id_age_min: take.take_in("retention.id_age_min", days(15), days(15)..=days(36_500)),
-        },
-        webhook_limits: limits::webhook(take),
-        grpc_limits: limits::grpc(take),
-        bus_limits: limits::bus(take),
-        log_limits: limits::log(take),
-        refusal_limits: limits::refusals(take),
-        credentials: Credentials {
-            jwt: credentials::take_jwt(take),
-            ..credentials
-        },
-        apps: app_checks::take(take, &data_dir),
-        data_dir,
-        allowed_sources,
-        trusted_proxies,
-        grpc_proxies,
-        web_origins,
-    }
+    let mut resolver = Resolver::only(sources, &["data_dir"]);
+    let config = Config::take(&mut resolver);
+    let planned = apps::planned(&mut resolver, &config.data_dir);
+    resolver.finish()?;
+    Ok(planned)
 }
 
 /// Two listeners cannot have one address; said here, with both keys, rather than by a bind error.

@@ -10,15 +10,17 @@ use std::{
 };
 
 use super::{
-    fault::{Fault, Origin},
+    declared::{Declared, Name},
+    fault::{Error, Fault, Origin},
     file::{Document, Kind},
     value::{Shape, Value},
 };
+use crate::nearest::{likeness, nearest, nearest_by};
 
 /// What every variable of ours starts with.
 pub const ENVIRONMENT_PREFIX: &str = "PRELUDE_BRIDGE_";
 
-/// Everything that was typed, before any of it is judged. It cannot be printed for debugging: the
+/// Everything that was typed, before any of it is validated. It cannot be printed for debugging: the
 /// environment holds tokens.
 #[derive(Clone, Default)]
 pub struct Sources {
@@ -35,11 +37,8 @@ impl Sources {
     /// hide what is wrong with it; the ones that apps read their tokens from stay.
     #[must_use]
     pub fn without_setting_variables(mut self) -> Self {
-        let nothing = Self::default();
-        let mut resolver = Resolver::new(&nothing);
-        super::build(&mut resolver);
-        for setting in &resolver.settings {
-            let name = OsString::from(variable_of(setting.key));
+        for declared in super::declared() {
+            let name = OsString::from(variable_of(declared.name.key));
             self.environment.remove(&name);
         }
         self
@@ -49,17 +48,26 @@ impl Sources {
 /// One setting, as `config show` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The key in the file, dotted.
-    pub key: &'static str,
+    /// What is declared of it.
+    pub declared: Declared,
     /// The value in TOML.
     pub value: String,
     /// Who set it.
     pub origin: Origin,
 }
 
+impl Setting {
+    /// The key in the file, dotted.
+    pub fn key(&self) -> &'static str {
+        self.declared.name.key
+    }
+}
+
 /// Hands out settings and remembers what was wrong with them.
 pub(super) struct Resolver<'a> {
     sources: &'a Sources,
+    /// The keys of the settings that count; all the others are as if nobody had written them.
+    only: Option<&'static [&'static str]>,
     pub(super) document: Option<Document>,
     pub(super) faults: Vec<Fault>,
     pub(super) settings: Vec<Setting>,
@@ -84,87 +92,96 @@ impl<'a> Resolver<'a> {
         };
         Self {
             sources,
+            only: None,
             document,
             faults,
             settings: Vec::new(),
         }
     }
 
+    /// The same for a caller that needs some settings, and for whom the others need not be right.
+    pub(super) fn only(sources: &'a Sources, keys: &'static [&'static str]) -> Self {
+        Self {
+            only: Some(keys),
+            ..Self::new(sources)
+        }
+    }
+
     /// The value of a setting; on a fault, which is recorded, its default.
-    pub(super) fn take<T: Value>(&mut self, key: &'static str, default: T) -> T {
-        let (value, origin) = match self.written(key) {
-            None => (default, Origin::Default),
-            Some(written) => match read::<T>(&written) {
-                Ok(value) => (value, written.origin),
-                Err(reason) => {
-                    self.refuse(written.origin.clone(), key, &reason, T::HELP);
-                    (default, written.origin)
-                }
-            },
-        };
-        self.settings.push(Setting {
-            key,
-            value: value.show(),
-            origin,
-        });
-        value
+    pub(super) fn take<T: Value>(&mut self, name: Name, default: T) -> T {
+        self.take_checked(name, default, None, |_| true)
     }
 
     /// The same for a value that has to be within bounds.
     pub(super) fn take_in<T: Value + PartialOrd>(
         &mut self,
-        key: &'static str,
+        name: Name,
         default: T,
         bounds: RangeInclusive<T>,
     ) -> T {
-        let value = self.take(key, default);
-        if !bounds.contains(&value) {
-            let origin = self.origin_of(key);
-            // The sign that a number has lost tells a telephone number from a limit.
-            let written = self.written(key).map(|written| written.text);
-            let signed = written.filter(|text| text.starts_with('+'));
-            let shown = signed.unwrap_or_else(|| value.show());
-            let reason = format!("{shown} is out of bounds");
-            let help = format!(
-                "write a value from {} to {}",
-                bounds.start().show(),
-                bounds.end().show()
-            );
-            self.refuse(origin, key, &reason, &help);
-        }
+        let shown = (bounds.start().show(), bounds.end().show());
+        self.take_checked(name, default, Some(shown), |value| bounds.contains(value))
+    }
+
+    fn take_checked<T: Value>(
+        &mut self,
+        name: Name,
+        default: T,
+        bounds: Option<(String, String)>,
+        is_within: impl Fn(&T) -> bool,
+    ) -> T {
+        let declared = Declared {
+            name,
+            kind: T::KIND,
+            default: default.show(),
+            bounds,
+        };
+        let (value, origin) = match self.written(name.key) {
+            None => (default, Origin::Default),
+            Some(written) => match read(&written, &declared, is_within) {
+                Ok(value) => (
+                    value.located_in(self.directory_of(&written)),
+                    written.origin,
+                ),
+                Err((reason, help)) => {
+                    self.refuse(written.origin.clone(), name.key, &reason, &help);
+                    (default, written.origin)
+                }
+            },
+        };
+        self.settings.push(Setting {
+            declared,
+            value: value.show_absolute(),
+            origin,
+        });
         value
     }
 
-    /// The same for a path: one in the file is taken from the directory of the file.
-    pub(super) fn take_path(&mut self, key: &'static str, default: &str) -> PathBuf {
-        let path = self.take(key, PathBuf::from(default));
-        self.locate(key, path)
+    /// The directory that a relative path is taken from: one in the file from that of the file.
+    fn directory_of(&self, written: &Written) -> Option<&Path> {
+        written.kind?;
+        self.document.as_ref()?.path.parent()
     }
 
-    /// The same for a path that need not be there.
-    pub(super) fn take_optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.take(key, None::<PathBuf>)?;
-        Some(self.locate(key, path))
-    }
-
-    /// Where the path of the setting that was taken last is.
-    fn locate(&mut self, key: &'static str, path: PathBuf) -> PathBuf {
-        let path = match (&self.document, self.origin_of(key)) {
-            (Some(document), Origin::File { .. }) => match path.to_str() {
-                Some(text) => document.relative(text),
-                None => path,
-            },
-            _ => path,
-        };
-        if let Some(setting) = self.settings.last_mut() {
-            setting.value = absolute(&path).show();
+    /// The faults that were recorded, in the order of the file.
+    ///
+    /// # Errors
+    /// Any fault.
+    pub(super) fn finish(mut self) -> Result<Vec<Setting>, Error> {
+        if self.faults.is_empty() {
+            return Ok(self.settings);
         }
-        path
+        // Stable, so that faults of one line stay in the order they were found in.
+        self.faults
+            .sort_by(|left, right| left.origin.cmp(&right.origin));
+        Err(Error {
+            faults: self.faults,
+        })
     }
 
     /// Who set a setting that was taken before.
     pub(super) fn origin_of(&self, key: &str) -> Origin {
-        let setting = self.settings.iter().find(|setting| setting.key == key);
+        let setting = self.settings.iter().find(|setting| setting.key() == key);
         setting.map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
@@ -203,10 +220,10 @@ impl<'a> Resolver<'a> {
         let Some(document) = &self.document else {
             return;
         };
-        let known: Vec<&str> = self.settings.iter().map(|setting| setting.key).collect();
+        let known: Vec<&str> = self.settings.iter().map(Setting::key).collect();
         for (key, entry) in &document.entries {
             let is_empty = !document.entries.keys().any(|other| is_within(other, key));
-            if let Some((message, help)) = judge_key(key, entry.kind, is_empty, &known) {
+            if let Some((message, help)) = fault_of_key(key, entry.kind, is_empty, &known) {
                 self.faults.push(Fault {
                     origin: document.at(entry.line),
                     message,
@@ -220,7 +237,11 @@ impl<'a> Resolver<'a> {
     /// variables with our prefix for other reasons (Kubernetes does for a service of our name).
     pub(super) fn misspelt_variables(&self, others: &[&str]) -> Vec<String> {
         let mut known: BTreeSet<String> = others.iter().map(ToString::to_string).collect();
-        known.extend(self.settings.iter().map(|setting| variable_of(setting.key)));
+        known.extend(
+            self.settings
+                .iter()
+                .map(|setting| variable_of(setting.key())),
+        );
         let names = self
             .sources
             .environment
@@ -237,6 +258,9 @@ impl<'a> Resolver<'a> {
     }
 
     fn written(&mut self, key: &'static str) -> Option<Written> {
+        if self.only.is_some_and(|only| !only.contains(&key)) {
+            return None;
+        }
         if let Some(text) = self.sources.flags.get(key) {
             return Some(Written {
                 text: text.clone(),
@@ -269,32 +293,43 @@ pub fn variable_of(key: &str) -> String {
     format!("{ENVIRONMENT_PREFIX}{name}")
 }
 
-/// The known name most like the one that was typed.
-pub(super) fn nearest<'k>(typed: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    known
-        .map(|name| (likeness(typed, name), name))
-        .max_by(|(left, _), (right, _)| left.total_cmp(right))
-        .map(|(_, name)| name)
-}
-
-/// A path as one that does not depend on the working directory, where that can be said.
-pub(super) fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// A key that was left out of its section counts as near to the one in it.
-fn likeness(typed: &str, known: &str) -> f64 {
-    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-    let whole = strsim::normalized_damerau_levenshtein(typed, known);
-    let name = strsim::normalized_damerau_levenshtein(&last(typed), &last(known));
-    whole.max(name * 0.95)
+/// The known key most like the one that was typed. One that was left out of its section is near to the
+/// one in it.
+fn nearest_key<'k>(typed: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    fn last(key: &str) -> &str {
+        key.rsplit('.').next().unwrap_or(key)
+    }
+    nearest_by(known, |known| {
+        likeness(typed, known).max(likeness(last(typed), last(known)) * 0.95)
+    })
 }
 
 fn flag_of(key: &str) -> String {
     format!("--{}", key.replace(['.', '_'], "-"))
 }
 
-fn read<T: Value>(written: &Written) -> Result<T, String> {
+/// Reads a value, or says what is wrong with it and what to write.
+fn read<T: Value>(
+    written: &Written,
+    declared: &Declared,
+    is_within: impl Fn(&T) -> bool,
+) -> Result<T, (String, String)> {
+    let value = parse::<T>(written).map_err(|reason| (reason, T::HELP.to_owned()))?;
+    match &declared.bounds {
+        Some((min, max)) if !is_within(&value) => {
+            // The sign that a number has lost tells a telephone number from a limit.
+            let signed = written.text.starts_with('+').then(|| written.text.clone());
+            let shown = signed.unwrap_or_else(|| value.show());
+            Err((
+                format!("{shown} is out of bounds"),
+                format!("write a {} from {min} to {max}", T::KIND),
+            ))
+        }
+        Some(_) | None => Ok(value),
+    }
+}
+
+fn parse<T: Value>(written: &Written) -> Result<T, String> {
     let mismatch = match (written.kind, T::SHAPE) {
         (None | Some(Kind::Text), Shape::Text | Shape::TextOrInteger | Shape::List)
         | (Some(Kind::List), Shape::List)
@@ -318,8 +353,8 @@ fn read<T: Value>(written: &Written) -> Result<T, String> {
 }
 
 /// What is wrong with a key of the file, if anything is: the message and the remedy.
-fn judge_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
-    // Whatever is under that name was judged with the apps.
+fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
+    // Whatever is under that name was validated with the apps.
     if key == "apps" {
         return None;
     }
@@ -334,7 +369,7 @@ fn judge_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(S
         // The keys in an unknown section are unknown too, and say so with a better guess.
         (Kind::Section, false, false) => {
             let sections = known.iter().filter_map(|name| name.rsplit_once('.'));
-            let near = nearest(key, sections.map(|(section, _)| section));
+            let near = nearest_key(key, sections.map(|(section, _)| section));
             is_empty.then(|| unknown("section", key, near))
         }
         (_, false, true) => Some((
@@ -342,7 +377,7 @@ fn judge_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(S
             format!("write `[{key}]` on a line of its own, and its keys below"),
         )),
         (_, false, false) => {
-            let near = nearest(key, known.iter().copied());
+            let near = nearest_key(key, known.iter().copied());
             Some(unknown("key", key, near))
         }
     }
@@ -354,10 +389,11 @@ fn is_within(key: &str, section: &str) -> bool {
 }
 
 fn unknown(what: &str, key: &str, near: Option<&str>) -> (String, String) {
+    let near = near.map(|near| format!("did you mean `{near}`? "));
     (
         format!("unknown {what} `{key}`"),
         format!(
-            "did you mean `{}`? prelude-bridge.example.toml explains every key",
+            "{}prelude-bridge.example.toml explains every key",
             near.unwrap_or_default()
         ),
     )

@@ -3,7 +3,10 @@
 
 use std::fmt::Write as _;
 
-use super::{App, KeySource, Origin, Resolved, Setting, TokenSource, resolver, value::quoted};
+use super::{
+    App, KeySource, Origin, Resolved, Setting, TokenSource,
+    value::{self, quoted},
+};
 
 impl Resolved {
     /// The configuration as a file that means the same, with origins as comments.
@@ -11,12 +14,12 @@ impl Resolved {
         let mut text = String::new();
         let mut section = "";
         for setting in &self.settings {
-            let (this, name) = setting.key.rsplit_once('.').unwrap_or(("", setting.key));
-            if this != section {
-                section = this;
+            let name = setting.declared.name;
+            if name.section.name != section {
+                section = name.section.name;
                 text.push_str(&format!("\n[{section}]\n"));
             }
-            line(&mut text, name, &setting.value, &setting.origin);
+            line(&mut text, name.name, &setting.value, &setting.origin);
         }
         for app in &self.config.apps {
             text.push_str("\n[[apps]]\n");
@@ -44,7 +47,7 @@ fn line(text: &mut String, name: &str, value: &str, origin: &Origin) {
 /// The keys of an app that lead to the same app again. Paths are absolute, so that they do
 /// wherever the text is saved.
 fn describe(app: &App) -> Vec<(&'static str, String)> {
-    let path = |path: &std::path::Path| quoted(&resolver::absolute(path).to_string_lossy());
+    let path = |path: &std::path::Path| quoted(&value::absolute(path).to_string_lossy());
     let token = match &app.token_source {
         TokenSource::File(file) => ("verification_token_file", path(file)),
         TokenSource::Variable(name) => ("verification_token_env", quoted(name)),
@@ -59,7 +62,7 @@ fn describe(app: &App) -> Vec<(&'static str, String)> {
 
 fn setting_json(setting: &Setting) -> serde_json::Value {
     serde_json::json!({
-        "key": setting.key,
+        "key": setting.key(),
         "value": bare(&setting.value),
         "origin": setting.origin.to_string(),
     })

@@ -1,7 +1,9 @@
 //! Precedence, faults and defaults, without a process: files in temporary directories, and an
 //! environment that is a map.
 
-use std::{collections::BTreeMap, fs, path::Path};
+mod declared;
+
+use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
@@ -104,7 +106,7 @@ fn flags_win_over_variables_over_the_file_over_defaults() {
     let origins: Vec<String> = resolved
         .settings
         .iter()
-        .filter(|setting| setting.key.ends_with("_listen") || setting.key == "drain_timeout")
+        .filter(|setting| setting.key().ends_with("_listen") || setting.key() == "drain_timeout")
         .map(|setting| setting.origin.to_string())
         .collect();
     assert_eq!(
@@ -126,10 +128,10 @@ fn every_setting_can_come_from_the_environment() {
             // An empty variable counts as not set, and not set is what this default says.
             continue;
         }
-        let scene = Scene::without_file().variable(&variable_of(setting.key), value);
+        let scene = Scene::without_file().variable(&variable_of(setting.key()), value);
         let settings = scene.resolved().settings;
-        let same = settings.iter().find(|other| other.key == setting.key);
-        let origin = Origin::Environment(variable_of(setting.key));
+        let same = settings.iter().find(|other| other.key() == setting.key());
+        let origin = Origin::Environment(variable_of(setting.key()));
         assert_eq!(same.unwrap().origin, origin);
         assert_eq!(same.unwrap().value, setting.value);
     }
@@ -306,7 +308,10 @@ fn values_that_cannot_be_meant_say_what_to_write() {
             "store = \"nats://user:pass@host:4222\"",
             ["not in this version", "\"embedded\""],
         ),
-        ("store = \"postgres\"", ["none of the stores", "\"memory\""]),
+        (
+            "store = \"postgres\"",
+            ["`postgres` is not a store", "\"memory\""],
+        ),
         ("drain_timeout = 15", ["the value is a number", "\"15s\""]),
         ("drain_timeout = \"15\"", ["`15` has no unit", "\"15s\""]),
         (
@@ -592,7 +597,7 @@ fn what_is_shown_means_the_same_when_it_is_read_back() {
     let mut after = second.resolved();
     assert_eq!(
         after.config.data_dir,
-        resolver::absolute(&before.config.data_dir)
+        value::absolute(&before.config.data_dir)
     );
     after.config.data_dir.clone_from(&before.config.data_dir);
     for (one, other) in after.config.apps.iter_mut().zip(&before.config.apps) {
@@ -623,64 +628,6 @@ fn a_file_judged_alone_is_not_hidden_by_variables() {
     assert!(resolve(&scene.sources.clone().without_setting_variables()).is_err());
 }
 
-const EXAMPLE: &str = include_str!("../../prelude-bridge.example.toml");
-
-/// The example with every key in force: defaults are the lines that begin with `#key =`.
-fn example_in_force() -> String {
-    let is_key = |line: &str| {
-        line.strip_prefix('#').is_some_and(|rest| {
-            rest.starts_with("[[")
-                || rest.split_once(" = ").is_some_and(|(key, _)| {
-                    !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
-                })
-        })
-    };
-    let lines = EXAMPLE.lines();
-    lines
-        .map(|line| {
-            if is_key(line) {
-                line.trim_start_matches('#')
-            } else {
-                line
-            }
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-#[test]
-fn the_example_as_it_stands_changes_nothing() {
-    let config = Scene::new(EXAMPLE).resolved().config;
-    assert_eq!(config, Config::default());
-}
-
-#[test]
-fn the_example_has_every_key_with_its_default() {
-    // Its app has both sources of tokens and all of keys, to show them: here it has one of each.
-    let text = example_in_force();
-    let (settings, app) = text.split_once("[[apps]]").unwrap();
-    let app = app.lines().filter(|line| {
-        !["verification_token_env", "jwks_file", "pem_file"]
-            .iter()
-            .any(|key| line.starts_with(key))
-    });
-    let text = format!("{settings}[[apps]]{}", app.collect::<Vec<_>>().join("\n"));
-    let scene = Scene::new(&text);
-    let resolved = scene.resolved();
-    for setting in &resolved.settings {
-        let is_written = matches!(setting.origin, Origin::File { .. });
-        assert!(is_written, "`{}` is not in the example", setting.key);
-    }
-    let [app] = resolved.config.apps.as_slice() else {
-        panic!("{resolved:?}");
-    };
-    assert_eq!(app.keys, KeySource::JwksUrl(default_jwks_url(&app.id)));
-    let mut config = resolved.config.clone();
-    config.apps.clear();
-    config.data_dir = Config::default().data_dir;
-    assert_eq!(config, Config::default());
-}
-
 #[test]
 fn an_address_gets_a_quarter_of_the_grpc_port_unless_the_file_says_how_much() {
     let limits = |text: &str| {
@@ -701,37 +648,6 @@ fn an_address_gets_a_quarter_of_the_grpc_port_unless_the_file_says_how_much() {
          calls_per_address_max = 2\nwatches_per_address_max = 10000000\n"
     );
     assert_eq!(limits(&said), [50, 1, 2, 10_000_000]);
-    for (line, reason) in [
-        ("connections_per_address_max = 0", "0 is out of bounds"),
-        ("streams_per_address_max = 0", "0 is out of bounds"),
-        ("calls_per_address_max = 0", "0 is out of bounds"),
-        ("watches_per_address_max = 0", "0 is out of bounds"),
-        ("checks_max = 0", "0 is out of bounds"),
-        ("watches_max = 0", "0 is out of bounds"),
-        ("credential_timeout = \"999ms\"", "out of bounds"),
-        ("credential_timeout = \"3601s\"", "out of bounds"),
-        ("idle_timeout = \"999ms\"", "out of bounds"),
-        ("idle_timeout = \"8d\"", "out of bounds"),
-    ] {
-        let faults = Scene::new(&format!("[limits.grpc]\n{line}\n")).faults();
-        assert!(faults.concat().contains(reason), "{line}: {faults:?}");
-    }
-    let edges = "[limits.grpc]\ncredential_timeout = \"1s\"\nidle_timeout = \"7d\"\n";
-    let limits = Scene::new(edges).resolved().config.grpc_limits;
-    assert_eq!(limits.credential_timeout, seconds(1));
-    assert_eq!(limits.idle_timeout, days(7));
-}
-
-#[test]
-fn the_example_has_every_key_of_an_app() {
-    let text = example_in_force();
-    let names: BTreeMap<&str, ()> = text
-        .lines()
-        .filter_map(|line| Some((line.split_once(" = ")?.0, ())))
-        .collect();
-    for key in apps::KEYS {
-        assert!(names.contains_key(key), "`{key}` is not in the example");
-    }
 }
 
 #[test]
@@ -740,7 +656,7 @@ fn addresses_are_lists_in_the_file_and_commas_in_a_variable() {
                 grpc_proxies = [\"10.0.0.5\", \"2001:db8::/48\"]\n\
                 web_origins = [\"https://app.example.com:8443\", \"*\"]\n";
     let resolved = Scene::new(text).resolved();
-    let networks = resolved.config.allowed_sources.networks();
+    let networks = resolved.config.allowed_networks();
     assert_eq!(networks.len(), 4);
     assert!(
         networks
@@ -853,9 +769,22 @@ fn credentials_are_in_the_data_directory_unless_another_file_is_named() {
 }
 
 #[test]
+fn commands_for_some_settings_do_not_mind_faults_of_others() {
+    let scene = Scene::new("credentials_file = \"c.toml\"\ndrain_timeout = \"soon\"\nx = 1");
+    let scene = scene.variable("PRELUDE_BRIDGE_LIMITS_GRPC_STREAMS_MAX", "0");
+    let (file, _) = credentials_file(&scene.sources).unwrap();
+    assert_eq!(file, PathBuf::from(scene.path("c.toml")));
+    assert!(planned_apps(&scene.sources).unwrap().is_empty());
+    assert_eq!(scene.faults().len(), 3);
+    let wrong = scene.variable("PRELUDE_BRIDGE_DATA_DIR", " ");
+    assert!(credentials_file(&wrong.sources).is_err());
+    assert!(planned_apps(&wrong.sources).is_err());
+}
+
+#[test]
 fn an_issuer_of_jwts_is_whole_or_refused() {
     let scene = Scene::new(&format!("{JWT}apps_claim = \"apps\"\n"));
-    let jwt = scene.resolved().config.credentials.jwt.unwrap();
+    let jwt = scene.resolved().config.jwt.unwrap();
     assert_eq!(jwt.types_claim, "types");
     assert_eq!(jwt.apps_claim.as_deref(), Some("apps"));
     assert_eq!(jwt.streams_max, 100);
@@ -883,7 +812,7 @@ fn a_switch_is_true_or_false() {
     for (text, expected) in [("true", true), ("1", true), ("false", false)] {
         let scene = Scene::without_file().variable("PRELUDE_BRIDGE_ALLOW_ANONYMOUS", text);
         let config = scene.resolved().config;
-        assert_eq!(config.credentials.allow_anonymous, expected, "{text}");
+        assert_eq!(config.allow_anonymous, expected, "{text}");
     }
     let scene = Scene::without_file().variable("PRELUDE_BRIDGE_ALLOW_ANONYMOUS", "yes");
     scene.refused_with(&[

@@ -1,17 +1,13 @@
-//! Durations and sizes as people write them: `15s`, `1h30m`, `30d`; `64KiB`, `10GiB`.
-//! Owns the grammar and its messages; knows nothing of settings.
+//! Durations and sizes as people write them: `15s`, `1h30m`, `30d`; `64KiB`, `10GiB`. Durations are
+//! jiff's; sizes are our own few lines, as the crates for them print `10.0 GiB` or round.
+//! Knows nothing of settings.
 
 use std::{fmt, time::Duration};
 
-/// Milliseconds in each unit of a duration, longest first, which is also the order of printing.
-const DURATION_UNITS: [(&str, u64); 6] = [
-    ("w", 7 * 24 * 60 * 60 * 1000),
-    ("d", 24 * 60 * 60 * 1000),
-    ("h", 60 * 60 * 1000),
-    ("m", 60 * 1000),
-    ("s", 1000),
-    ("ms", 1),
-];
+use jiff::{
+    SignedDuration, Span, SpanRelativeTo, SpanRound, Unit,
+    fmt::friendly::{Designator, Spacing, SpanParser, SpanPrinter},
+};
 
 /// Bytes in each unit of a size. Decimal units are understood but never printed, so that a value
 /// shown by the program can be compared with the defaults at a glance.
@@ -47,10 +43,23 @@ impl ByteSize {
     pub const fn gib(count: u64) -> Self {
         Self(count << 30)
     }
+}
 
-    /// The number of bytes, as a count of things in memory.
-    pub fn as_usize(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
+/// The number of bytes, in the types that count them; what a type cannot hold is its largest number.
+macro_rules! count_of_bytes {
+    ($($type:ty),+) => {$(
+        impl From<ByteSize> for $type {
+            fn from(size: ByteSize) -> Self {
+                Self::try_from(size.0).unwrap_or(Self::MAX)
+            }
+        }
+    )+};
+}
+count_of_bytes!(usize, u32);
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> Self {
+        size.0
     }
 }
 
@@ -64,50 +73,40 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Reads a duration: numbers with the units `ms`, `s`, `m`, `h`, `d` (24 h) and `w`, longest
-/// first or in any order, as in `1h30m`.
+/// Reads a duration in jiff's friendly format, such as `1h30m` or `1.5 hours`; a day has 24 hours.
+/// Refused although jiff reads it: `10:30:00`, which may be meant as a time of day, and what is
+/// negative. jiff itself refuses months and years without a date to count from.
 ///
 /// # Errors
 /// A clause that says what is wrong with the text, fit to follow the name of a setting.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let mut rest = text.trim();
-    if rest.is_empty() {
+    let text = text.trim();
+    if text.is_empty() {
         return Err("it is empty".to_owned());
     }
-    let mut total: u64 = 0;
-    while !rest.is_empty() {
-        let (count, unit, after) = split_quantity(rest)?;
-        let Some((_, scale)) = DURATION_UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(match unit {
-                "" => format!("`{}` has no unit", text.trim()),
-                _ => format!("`{}` has the unknown unit `{unit}`", text.trim()),
-            });
-        };
-        total = count
-            .checked_mul(*scale)
-            .and_then(|part| total.checked_add(part))
-            .ok_or_else(|| format!("`{}` is too long", text.trim()))?;
-        rest = after.trim_start();
+    if text.chars().all(|c| c.is_ascii_digit()) {
+        return Err(format!("`{text}` has no unit"));
     }
-    Ok(Duration::from_millis(total))
+    let span = SpanParser::new().parse_span(text).ok();
+    span.filter(|_| !text.contains(':'))
+        .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| format!("`{text}` is not a duration"))
 }
 
-/// Writes a duration so that [`parse_duration`] reads it back; parts under a millisecond are
-/// dropped.
+/// Writes a duration so that [`parse_duration`] reads it back. Weeks are understood but not
+/// written: `30d` says more than `4w2d`.
 pub fn show_duration(duration: Duration) -> String {
-    let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    if rest == 0 {
-        return "0s".to_owned();
+    let days = SpanRound::new().largest(Unit::Day).days_are_24_hours();
+    let printer = SpanPrinter::new()
+        .spacing(Spacing::None)
+        .designator(Designator::HumanTime);
+    let span = SignedDuration::try_from(duration).and_then(Span::try_from);
+    match span.and_then(|span| span.round(days)) {
+        Ok(span) => printer.span_to_string(&span),
+        // Longer than jiff's twenty thousand years.
+        Err(_) => format!("{}s", duration.as_secs()),
     }
-    let mut text = String::new();
-    // Weeks are understood but not printed: `30d` says more than `4w2d`.
-    for (unit, scale) in DURATION_UNITS.iter().skip(1) {
-        if rest >= *scale {
-            text.push_str(&format!("{}{unit}", rest / scale));
-            rest %= scale;
-        }
-    }
-    text
 }
 
 /// Reads a size: a whole number with the unit `B`, `KiB`, `MiB`, `GiB`, `TiB` or their decimal
@@ -120,13 +119,17 @@ pub fn parse_size(text: &str) -> Result<ByteSize, String> {
     if text.is_empty() {
         return Err("it is empty".to_owned());
     }
-    let (count, unit, after) = split_quantity(text)?;
-    if !after.is_empty() {
-        return Err(format!("`{text}` has more than one number"));
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    if number.is_empty() {
+        return Err(format!("`{text}` does not start with a whole number"));
     }
-    let scale = match unit {
+    let count: u64 = number
+        .parse()
+        .map_err(|_| format!("`{number}` is too large a number"))?;
+    let scale = match unit.trim_start() {
         "" => 1,
-        _ => SIZE_UNITS
+        unit => SIZE_UNITS
             .iter()
             .find(|(name, _)| *name == unit)
             .map(|(_, bytes)| *bytes)
@@ -136,26 +139,6 @@ pub fn parse_size(text: &str) -> Result<ByteSize, String> {
         .checked_mul(scale)
         .map(ByteSize)
         .ok_or_else(|| format!("`{text}` is too large"))
-}
-
-/// Splits `10GiB rest` into its number, its unit and what follows.
-fn split_quantity(text: &str) -> Result<(u64, &str, &str), String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, rest) = text.split_at(digits);
-    if number.is_empty() {
-        return Err(format!("`{text}` does not start with a whole number"));
-    }
-    let count = number
-        .parse()
-        .map_err(|_| format!("`{number}` is too large a number"))?;
-    let rest = rest.trim_start();
-    let letters = rest
-        .find(|c: char| c.is_ascii_digit() || c.is_whitespace())
-        .unwrap_or(rest.len());
-    let (unit, rest) = rest.split_at(letters);
-    Ok((count, unit, rest.trim_start()))
 }
 
 #[cfg(test)]
@@ -169,42 +152,61 @@ mod tests {
             ("500ms", 500),
             ("1h30m", 5_400_000),
             ("1h 30m", 5_400_000),
+            ("1.5h", 5_400_000),
             ("30d", 2_592_000_000),
             ("2w", 1_209_600_000),
             ("0s", 0),
             (" 5 s ", 5_000),
+            ("36500d", 3_153_600_000_000),
+            ("90 days", 7_776_000_000),
         ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_millis(millis)),
-                "{text}"
-            );
+            let expected = Duration::from_millis(millis);
+            assert_eq!(parse_duration(text), Ok(expected), "{text}");
         }
     }
 
     #[test]
     fn a_duration_that_is_none_says_why() {
-        for (text, reason) in [
-            ("", "it is empty"),
-            ("15", "`15` has no unit"),
-            ("15 parsecs", "`15 parsecs` has the unknown unit `parsecs`"),
-            ("soon", "`soon` does not start with a whole number"),
-            ("-5s", "`-5s` does not start with a whole number"),
-            ("1.5h", "`1.5h` has the unknown unit `.`"),
-            (
-                "18446744073709551615w",
-                "`18446744073709551615w` is too long",
-            ),
+        assert_eq!(parse_duration(" "), Err("it is empty".to_owned()));
+        assert_eq!(parse_duration("15"), Err("`15` has no unit".to_owned()));
+        for text in [
+            "15 parsecs",
+            "soon",
+            "1h30",
+            "PT15S",
+            "1mo",
+            "1y",
+            "18446744073709551615w",
+            // What jiff would take.
+            "-5s",
+            "5s ago",
+            "10:30:00",
+            "1d 10:30:00",
         ] {
-            assert_eq!(parse_duration(text), Err(reason.to_owned()), "{text}");
+            let expected = format!("`{text}` is not a duration");
+            assert_eq!(parse_duration(text), Err(expected), "{text}");
         }
     }
 
     #[test]
     fn what_is_shown_of_a_duration_reads_back_the_same() {
-        for text in ["15s", "30d", "1h30m", "1d1ms", "0s", "8s500ms"] {
+        for text in [
+            "15s", "30d", "1h30m", "1d1ms", "0s", "8s500ms", "36500d", "1us",
+        ] {
             let duration = parse_duration(text).unwrap();
             assert_eq!(show_duration(duration), text);
+        }
+        let forever = Duration::from_secs(u64::MAX);
+        assert_eq!(show_duration(forever), "18446744073709551615s");
+    }
+
+    #[test]
+    fn the_simulator_reads_durations_by_the_same_grammar() {
+        for text in [
+            "250ms", "1m 30s", "2d", "1.5h", "", "15", "soon", "-5s", "1mo", "10:30:00", "PT5S",
+        ] {
+            let simulated = crate::simulator::options::parse_duration(text).ok();
+            assert_eq!(simulated, parse_duration(text).ok(), "{text}");
         }
     }
 
@@ -238,7 +240,7 @@ mod tests {
                 "99999999999999999999",
                 "`99999999999999999999` is too large a number",
             ),
-            ("1GiB1MiB", "`1GiB1MiB` has more than one number"),
+            ("1GiB1MiB", "`1GiB1MiB` has the unknown unit `GiB1MiB`"),
         ] {
             assert_eq!(parse_size(text), Err(reason.to_owned()), "{text}");
         }

@@ -1,10 +1,14 @@
 //! How each type of setting is read and shown, with the remedy when it cannot be read.
 //! Knows nothing of keys, files or precedence.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    AllowedSource, AllowedSources, Store, WebOrigin,
+    AllowedSource, Store, WebOrigin,
     units::{self, ByteSize},
 };
 use crate::{
@@ -27,6 +31,8 @@ pub(super) enum Shape {
 pub(super) trait Value: Sized {
     /// How it is written in the file.
     const SHAPE: Shape;
+    /// What it is, as a noun.
+    const KIND: &'static str;
     /// What to write instead of what could not be read.
     const HELP: &'static str;
 
@@ -35,10 +41,21 @@ pub(super) trait Value: Sized {
 
     /// The value in TOML.
     fn show(&self) -> String;
+
+    /// A path that was written in a file, as seen from the directory of that file.
+    fn located_in(self, _directory: Option<&Path>) -> Self {
+        self
+    }
+
+    /// The value in TOML, such that it does not depend on the working directory.
+    fn show_absolute(&self) -> String {
+        self.show()
+    }
 }
 
 impl Value for SocketAddr {
     const SHAPE: Shape = Shape::Text;
+    const KIND: &'static str = "address";
     const HELP: &'static str = "write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -54,6 +71,7 @@ impl Value for SocketAddr {
 /// Text that may be empty, which is then as if it were not set.
 impl Value for String {
     const SHAPE: Shape = Shape::Text;
+    const KIND: &'static str = "text";
     const HELP: &'static str = "write it in quotes, without control characters";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -70,6 +88,7 @@ impl Value for String {
 
 impl Value for bool {
     const SHAPE: Shape = Shape::Boolean;
+    const KIND: &'static str = "true or false";
     const HELP: &'static str = "write true or false";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -87,6 +106,7 @@ impl Value for bool {
 
 impl Value for PathBuf {
     const SHAPE: Shape = Shape::Text;
+    const KIND: &'static str = "path";
     const HELP: &'static str = "write a path";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -99,47 +119,51 @@ impl Value for PathBuf {
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
     }
-}
 
-/// A path that need not be there: nothing is written as an empty string.
-impl Value for Option<PathBuf> {
-    const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str = "write a path";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        Ok((!text.trim().is_empty()).then(|| PathBuf::from(text)))
-    }
-
-    fn show(&self) -> String {
-        self.as_ref().map_or_else(|| quoted(""), PathBuf::show)
-    }
-}
-
-/// An empty string leaves it to whether there is an issuer to judge certificates by.
-impl Value for Option<ClientCertificates> {
-    const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str = "write \"required\" or \"optional\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "" => Ok(None),
-            "required" => Ok(Some(ClientCertificates::Required)),
-            "optional" => Ok(Some(ClientCertificates::Optional)),
-            _ => Err(format!("`{text}` is neither")),
+    fn located_in(self, directory: Option<&Path>) -> Self {
+        match directory {
+            Some(directory) => directory.join(self),
+            None => self,
         }
     }
 
-    fn show(&self) -> String {
-        quoted(match self {
-            None => "",
-            Some(ClientCertificates::Required) => "required",
-            Some(ClientCertificates::Optional) => "optional",
-        })
+    fn show_absolute(&self) -> String {
+        absolute(self).show()
     }
+}
+
+/// A value that need not be there: nothing is written as an empty string.
+impl<T: Value> Value for Option<T> {
+    const SHAPE: Shape = T::SHAPE;
+    const KIND: &'static str = T::KIND;
+    const HELP: &'static str = T::HELP;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let is_there = !text.trim().is_empty();
+        is_there.then(|| T::parse(text)).transpose()
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), T::show)
+    }
+
+    fn located_in(self, directory: Option<&Path>) -> Self {
+        self.map(|value| value.located_in(directory))
+    }
+
+    fn show_absolute(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), T::show_absolute)
+    }
+}
+
+/// A path as one that does not depend on the working directory, where that can be said.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 impl Value for Duration {
     const SHAPE: Shape = Shape::Text;
+    const KIND: &'static str = "duration";
     const HELP: &'static str =
         "write a number with its unit, such as \"500ms\", \"15s\", \"10m\", \"2h\" or \"30d\"";
 
@@ -154,6 +178,7 @@ impl Value for Duration {
 
 impl Value for ByteSize {
     const SHAPE: Shape = Shape::TextOrInteger;
+    const KIND: &'static str = "size";
     const HELP: &'static str =
         "write a whole number with its unit, such as \"64KiB\", \"1MiB\" or \"10GiB\"";
 
@@ -166,14 +191,106 @@ impl Value for ByteSize {
     }
 }
 
-impl Value for usize {
-    const SHAPE: Shape = Shape::Integer;
-    const HELP: &'static str = "write a whole number, such as 100";
+/// Counts, as wide as whoever takes them needs.
+macro_rules! counts {
+    ($($type:ty),+) => {$(
+        impl Value for $type {
+            const SHAPE: Shape = Shape::Integer;
+            const KIND: &'static str = "whole number";
+            const HELP: &'static str = "write a whole number, such as 100";
+
+            fn parse(text: &str) -> Result<Self, String> {
+                text.trim()
+                    .parse()
+                    .map_err(|_| format!("`{text}` is not a whole number"))
+            }
+
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )+};
+}
+counts!(usize, u32, u64);
+
+/// Types whose values are a few words.
+macro_rules! words {
+    ($($type:ty, $kind:literal, $help:literal: $($word:literal => $value:path),+;)+) => {$(
+        impl Value for $type {
+            const SHAPE: Shape = Shape::Text;
+            const KIND: &'static str = $kind;
+            const HELP: &'static str = $help;
+
+            fn parse(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok($value),)+
+                    // An address is not repeated: it may hold a password.
+                    _ if text.contains([':', '/', '@']) => Err(refusal_of_address(text).to_owned()),
+                    _ => Err(format!(concat!("`{}` is not a ", $kind), text)),
+                }
+            }
+
+            fn show(&self) -> String {
+                quoted(match self {
+                    $($value => $word,)+
+                })
+            }
+        }
+    )+};
+}
+words! {
+    Store, "store",
+    "write \"embedded\" (files in the data directory) or \"memory\" (for trials, lost on exit)":
+        "embedded" => Store::Embedded, "memory" => Store::Memory;
+    Format, "log format", "write \"text\" or \"json\"":
+        "text" => Format::Text, "json" => Format::Json;
+    Level, "log level", "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\"":
+        "error" => Level::Error, "warn" => Level::Warn, "info" => Level::Info,
+        "debug" => Level::Debug, "trace" => Level::Trace;
+    ClientCertificates, "rule", "write \"required\" or \"optional\"":
+        "required" => ClientCertificates::Required, "optional" => ClientCertificates::Optional;
+}
+
+/// What to say of an address where a word is expected: stores will have them.
+fn refusal_of_address(text: &str) -> &'static str {
+    match text.split_once("://") {
+        Some(("nats" | "tls", _)) => "a NATS server as the store is not in this version",
+        Some(_) | None => "it is an address, not a word",
+    }
+}
+
+/// What a list holds.
+trait Item: Sized {
+    const KIND: &'static str;
+    const HELP: &'static str;
+
+    fn parse(text: &str) -> Result<Self, String>;
+
+    fn show(&self) -> String;
+}
+
+impl<T: Item> Value for Vec<T> {
+    const SHAPE: Shape = Shape::List;
+    const KIND: &'static str = T::KIND;
+    const HELP: &'static str = T::HELP;
 
     fn parse(text: &str) -> Result<Self, String> {
-        text.trim()
-            .parse()
-            .map_err(|_| format!("`{text}` is not a whole number"))
+        items(text).map(T::parse).collect()
+    }
+
+    fn show(&self) -> String {
+        let items: Vec<String> = self.iter().map(|item| quoted(&item.show())).collect();
+        format!("[{}]", items.join(", "))
+    }
+}
+
+impl Item for Network {
+    const KIND: &'static str = "list of networks";
+    const HELP: &'static str =
+        "write addresses or networks such as [\"10.0.0.0/8\"], or in a variable `10.0.0.0/8,::1`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse::<Self>().map_err(|error| error.to_string())
     }
 
     fn show(&self) -> String {
@@ -181,116 +298,29 @@ impl Value for usize {
     }
 }
 
-impl Value for Store {
-    const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str =
-        "write \"embedded\" (files in the data directory) or \"memory\" (for trials, lost on exit)";
+impl Item for AllowedSource {
+    const KIND: &'static str = Network::KIND;
+    const HELP: &'static str = "write networks such as [\"prelude\", \"10.0.0.0/8\"], or in a variable `prelude,10.0.0.0/8`; \"prelude\" is the addresses that Prelude documents";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text {
-            "embedded" => Ok(Self::Embedded),
-            "memory" => Ok(Self::Memory),
-            // The rest of the address is not repeated: it may hold a password.
-            _ if text.starts_with("nats://") || text.starts_with("tls://") => {
-                Err("a NATS server as the store is not in this version".to_owned())
-            }
-            _ => Err("it is none of the stores".to_owned()),
+            "prelude" => Ok(Self::Prelude),
+            _ => <Network as Item>::parse(text).map(Self::Network),
         }
     }
 
     fn show(&self) -> String {
-        quoted(match self {
-            Self::Embedded => "embedded",
-            Self::Memory => "memory",
-        })
+        match self {
+            Self::Prelude => "prelude".to_owned(),
+            Self::Network(network) => network.to_string(),
+        }
     }
 }
 
-impl Value for Format {
-    const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str = "write \"text\" or \"json\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|format| format.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a log format"))
-    }
-
-    fn show(&self) -> String {
-        quoted(self.name())
-    }
-}
-
-impl Value for Level {
-    const SHAPE: Shape = Shape::Text;
-    const HELP: &'static str = "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|level| level.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a log level"))
-    }
-
-    fn show(&self) -> String {
-        quoted(self.name())
-    }
-}
-
-impl Value for AllowedSources {
-    const SHAPE: Shape = Shape::List;
-    const HELP: &'static str = "write networks such as [\"prelude\", \"10.0.0.0/8\"], or in a variable `prelude,10.0.0.0/8`; \"prelude\" is the addresses that Prelude documents";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let parse = |item: &str| match item {
-            "prelude" => Ok(AllowedSource::Prelude),
-            _ => item
-                .parse()
-                .map(AllowedSource::Network)
-                .map_err(|error| error.to_string()),
-        };
-        items(text).map(parse).collect::<Result<_, _>>().map(Self)
-    }
-
-    fn show(&self) -> String {
-        let items = self.0.iter().map(|source| match source {
-            AllowedSource::Prelude => "prelude".to_owned(),
-            AllowedSource::Network(network) => network.to_string(),
-        });
-        array(items)
-    }
-}
-
-impl Value for Vec<Network> {
-    const SHAPE: Shape = Shape::List;
-    const HELP: &'static str =
-        "write addresses or networks such as [\"10.0.0.0/8\"], or in a variable `10.0.0.0/8,::1`";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let parse = |item: &str| item.parse::<Network>().map_err(|error| error.to_string());
-        items(text).map(parse).collect()
-    }
-
-    fn show(&self) -> String {
-        array(self.iter().map(Network::to_string))
-    }
-}
-
-impl Value for Vec<WebOrigin> {
-    const SHAPE: Shape = Shape::List;
+impl Item for WebOrigin {
+    const KIND: &'static str = "list of origins";
     const HELP: &'static str = "write what a browser sends as `Origin`, such as [\"https://app.example.com\"], or [\"*\"] for every site";
 
-    fn parse(text: &str) -> Result<Self, String> {
-        items(text).map(WebOrigin::parse).collect()
-    }
-
-    fn show(&self) -> String {
-        array(self.iter().map(|origin| origin.0.clone()))
-    }
-}
-
-impl WebOrigin {
     /// Scheme, host and maybe a port, and nothing after them: that is all a browser sends.
     fn parse(text: &str) -> Result<Self, String> {
         let is_origin = || {
@@ -302,6 +332,10 @@ impl WebOrigin {
             return Ok(Self(text.to_ascii_lowercase()));
         }
         Err(format!("`{text}` is not an origin"))
+    }
+
+    fn show(&self) -> String {
+        self.0.clone()
     }
 }
 
@@ -316,11 +350,6 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     items
         .map(|item| item.trim().trim_matches('"'))
         .filter(|item| !item.is_empty())
-}
-
-fn array(items: impl Iterator<Item = String>) -> String {
-    let items: Vec<String> = items.map(|item| quoted(&item)).collect();
-    format!("[{}]", items.join(", "))
 }
 
 /// A TOML string, with escapes for whatever steers a terminal: TOML asks for that only below U+0080.

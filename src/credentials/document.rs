@@ -5,10 +5,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use jiff::Timestamp;
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::{Spanned, de::DeValue};
 
 use super::{
     certificate::CertificateName,
@@ -17,7 +14,10 @@ use super::{
     token::Digest,
     value::{self, ALL},
 };
-use crate::filter;
+use crate::{
+    filter,
+    toml_text::{self, SyntaxError, help_of_unknown_key, line_at},
+};
 
 /// The most credentials in a file: far more than people look after, and few enough to be compared
 /// whenever the file changes.
@@ -165,13 +165,10 @@ struct Located {
 }
 
 fn locate(text: &str) -> Result<Layout, Vec<Fault>> {
-    let (root, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        return Err(errors
-            .iter()
-            .map(|error| syntax_fault(text, error))
-            .collect());
-    }
+    let root = toml_text::parse(text).map_err(|errors| {
+        let faults = errors.into_iter().map(syntax_fault);
+        faults.collect::<Vec<_>>()
+    })?;
     let mut reader = Reader {
         text,
         faults: Vec::new(),
@@ -373,7 +370,8 @@ impl Reader<'_> {
             "created_at" => value::timestamp(value).map(|at| draft.created_at = Some(at)),
             "expires_at" => value::timestamp(value).map(|at| draft.expires_at = Some(at)),
             _ => {
-                let help = format!("the keys are {}", KEYS.join(", "));
+                let keys = format!("the keys are {}", KEYS.join(", "));
+                let help = help_of_unknown_key(key, KEYS, &keys);
                 return self.refuse(place, &unknown_key(key), &help);
             }
         };
@@ -458,21 +456,14 @@ fn unknown_key(key: &str) -> String {
     }
 }
 
-/// The parser's message without its excerpt of the file, which may hold a token that somebody put
-/// there by mistake.
-fn syntax_fault(text: &str, error: &toml::de::Error) -> Fault {
+fn syntax_fault(error: SyntaxError) -> Fault {
     Fault {
-        line: error.span().map(|span| line_at(text, span.start)),
-        message: format!("not valid TOML: {}", error.message()),
+        line: error.line,
+        message: error.message,
         help:
             "a credential begins with a line `[[credentials]]`; a key is written `name = \"text\"`"
                 .to_owned(),
     }
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().iter().take(offset);
-    before.filter(|byte| **byte == b'\n').count() + 1
 }
 
 /// Where a section begins, with the lines of comment right above it.
@@ -703,7 +694,7 @@ mod tests {
         for (line, expected) in [
             (
                 "typos = []",
-                "line 4: unknown key `typos` (the keys are name, sha256,",
+                "line 4: unknown key `typos` (did you mean `types`? the keys are name, sha256,",
             ),
             (
                 "types = \"user.created\"",

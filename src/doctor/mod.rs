@@ -18,7 +18,8 @@ pub use self::readiness::{Readiness, readiness};
 
 use crate::{
     client,
-    config::{self, AllowedSources, Config, Resolved, Store},
+    config::{self, Config, Resolved, Store},
+    net::network::Network,
     plain,
     receiver::source::PRELUDE,
 };
@@ -111,7 +112,7 @@ impl Check {
 pub async fn examine(options: Options) -> Report {
     let mut checks = Vec::new();
     if let Some(config) = configuration(options.configuration, &mut checks) {
-        checks.extend(allowed_sources(&config.allowed_sources));
+        checks.extend(allowed_sources(&config.allowed_networks()));
         let disk = disk::examine(&config);
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
@@ -171,9 +172,8 @@ fn configuration(
 }
 
 /// A list that leaves Prelude out refuses every delivery.
-fn allowed_sources(allowed: &AllowedSources) -> Option<Check> {
+fn allowed_sources(networks: &[Network]) -> Option<Check> {
     let name = "allowed sources";
-    let networks = allowed.networks();
     if networks.is_empty() {
         return None;
     }

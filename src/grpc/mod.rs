@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The limits of the subscribers' port.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Those of subscriptions.
     pub subscriptions: subscription::Options,

@@ -34,20 +34,6 @@ pub struct Limits {
     pub proxies: Vec<Network>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            calls_max: 1_024,
-            calls_per_address_max: 256,
-            checks_max: 1_024,
-            watches_max: 4_096,
-            watches_per_address_max: 1_024,
-            streams_per_address_max: 2_500,
-            proxies: Vec::new(),
-        }
-    }
-}
-
 /// Calls that share a number of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

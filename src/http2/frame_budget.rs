@@ -17,30 +17,17 @@ use crate::{net::tap::Tap, rate::Bucket};
 /// How many frames a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What a frame costs, in bytes that are written to the client. Default 32: the shortest DATA
+    /// What a frame costs, in bytes that are written to the client. The shortest DATA
     /// frame of a stream has 70 bytes, and a client has at most two or three frames to say to it: a
     /// window for the stream, one for the connection, and a PING that measures.
     pub frame_cost_bytes: u64,
-    /// What a client has by itself in a second. Default 1,000: three hundred calls, or their
-    /// cancellation.
+    /// What a client has by itself in a second.
     pub frames_per_second: u64,
-    /// What a new connection begins with. Default 10,000: all its streams and their settings many
-    /// times over.
+    /// What a new connection begins with.
     pub frames_at_first: u64,
-    /// What can be saved up. Default 100,000: what was written lately is still to be replied to;
+    /// What can be saved up: what was written lately is still to be replied to;
     /// what was written yesterday pays for no flood today.
     pub frames_saved_max: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            frame_cost_bytes: 32,
-            frames_per_second: 1_000,
-            frames_at_first: 10_000,
-            frames_saved_max: 100_000,
-        }
-    }
 }
 
 /// RFC 9113, section 3.4: what comes before the first frame.

@@ -74,27 +74,6 @@ pub struct Options {
     pub slow_consumer_timeout: Duration,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            credential_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(900),
-            local_error_resets_max: 128,
-            pending_accept_resets_max: 20,
-            streams_per_connection_max: 100,
-            header_bytes_max: 16 * 1024,
-            request_bytes_max: 64 * 1024,
-            response_bytes_max: 256 * 1024,
-            unsent_bytes_max: 1024 * 1024,
-            frames: FrameLimits::default(),
-            header_timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(30),
-            ping_timeout: Duration::from_secs(20),
-            slow_consumer_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
 /// Answers the requests of connections, in the protocol that is spoken above HTTP.
 pub(crate) trait RequestHandler: Send + Sync + 'static {
     /// The body of an answer.

@@ -30,32 +30,20 @@ use crate::metrics::Closure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// From a connection's beginning, or the last answer, to the end of a header. So it is also
-    /// how long an idle connection is kept. Default 5 s: a header is one packet.
+    /// how long an idle connection is kept. A header is one packet.
     pub header_timeout: Duration,
-    /// How long a client may refuse to take an answer. Default 8 s: an answer is one packet, and
+    /// How long a client may refuse to take an answer. An answer is one packet, and
     /// only who sends requests without reading answers gets here.
     pub write_timeout: Duration,
-    /// Headers of a request; a delivery has about ten. More are answered with 431. Default 64.
+    /// Headers of a request; a delivery has about ten. More are answered with 431.
     pub headers_max: usize,
     /// Bytes of a request's header, and of a body in flight between the socket and its reader.
-    /// Default 16 KiB; less than 8 KiB counts as that.
+    /// Less than 8 KiB counts as that.
     pub header_bytes_max: usize,
     /// Bytes of a request that are neither its header nor its body: the sizes of chunks and what
-    /// belongs to them. Default 64 KiB, and each byte of the body allows for eight more, so that
+    /// belongs to them. Each byte of the body allows for eight more, so that
     /// chunks may be as small as they like.
     pub framing_bytes_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            header_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(8),
-            headers_max: 64,
-            header_bytes_max: 16 * 1024,
-            framing_bytes_max: 64 * 1024,
-        }
-    }
 }
 
 /// hyper takes no smaller buffer.

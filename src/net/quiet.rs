@@ -15,20 +15,11 @@ use crate::rate::Bucket;
 /// How many lines there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Lines of one kind in a row. Default 100: a morning's worth of scanners, and each attempt of
+    /// Lines of one kind in a row: a morning's worth of scanners, and each attempt of
     /// somebody who sets a client up.
     pub lines_at_once: u32,
-    /// After that, one line in this time. Default 100 ms.
+    /// After that, one line in this time.
     pub line_interval: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            lines_at_once: 100,
-            line_interval: Duration::from_millis(100),
-        }
-    }
 }
 
 /// Who may still write a line.

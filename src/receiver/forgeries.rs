@@ -34,21 +34,12 @@ const PROVEN_MAX: usize = 1024;
 /// How many forged deliveries are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Verified and answered at once, after a time without any. Default 100: whoever sets a sender up
+    /// Verified and answered at once, after a time without any: whoever sets a sender up
     /// and tries wrong keys is never kept waiting.
     pub at_once: u32,
-    /// Verified in a second after that. Default 500: some hundredths of a core. A delivery counts as
+    /// Verified in a second after that. A delivery counts as
     /// one if it is small and there is one key of 2048 bits to try, and for more where it costs more.
     pub per_second: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            at_once: 100,
-            per_second: 500,
-        }
-    }
 }
 
 /// The turns of all deliveries.

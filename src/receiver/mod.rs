@@ -46,30 +46,28 @@ use crate::{
 /// What the webhook port takes at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Who may speak to the port at all. Default everybody: signatures decide.
+    /// Who may speak to the port at all. Where nobody is named, everybody: signatures decide.
     pub sources: Sources,
-    /// Bytes of one body, counted while reading. Default 1 MiB: some two thousand events, far
-    /// above any batch.
+    /// Bytes of one body, counted while reading.
     pub body_bytes_max: usize,
-    /// Bytes of all bodies that are being read or processed. Default 64 MiB. A body counts from
+    /// Bytes of all bodies that are being read or processed. A body counts from
     /// its first bytes to its answer, by what has arrived and not by what was announced.
     pub bodies_bytes_max: usize,
     /// Of these, bytes of the bodies of one IPv4 address or one IPv6 /64, by whoever a trusted proxy
-    /// names; a proxy that names nobody has all. Default 16 MiB: three thousand usual batches at once.
+    /// names; a proxy that names nobody has all.
     /// Never less than one body.
     pub bodies_bytes_per_address_max: usize,
-    /// Deliveries that are being verified at once; others wait their turn. Default 1,024. One
+    /// Deliveries that are being verified at once; others wait their turn. One
     /// attempt takes a thread for tens of microseconds, so this bounds how long a genuine delivery
     /// waits behind a flood of forged ones. One that waits for newer keys does not
     /// count meanwhile.
     pub verifications_max: usize,
     /// How many forged deliveries are verified and answered; the others wait for their turn.
     pub forgeries: forgeries::Limits,
-    /// From the end of the header to the end of the body. Default 5 s, which leaves three for what
-    /// comes after.
+    /// From the end of the header to the end of the body.
     pub body_timeout: Duration,
-    /// Everything from the end of the header to the answer. Default 8 s, so that the sender's 10 s
-    /// never run out on an answer that is on its way.
+    /// Everything from the end of the header to the answer: below the sender's 10 s, which must not run
+    /// out on an answer that is on its way.
     pub request_timeout: Duration,
     /// Limits of one connection.
     pub connection: http1::Limits,
@@ -77,24 +75,6 @@ pub struct Options {
     pub listener: net::Limits,
     /// How many lines the refusals may fill the log with.
     pub quiet: quiet::Limits,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            sources: Sources::default(),
-            body_bytes_max: 1024 * 1024,
-            bodies_bytes_max: 64 * 1024 * 1024,
-            bodies_bytes_per_address_max: 16 * 1024 * 1024,
-            verifications_max: 1024,
-            forgeries: forgeries::Limits::default(),
-            body_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(8),
-            connection: http1::Limits::default(),
-            listener: net::Limits::default(),
-            quiet: quiet::Limits::default(),
-        }
-    }
 }
 
 /// An app whose deliveries are taken.

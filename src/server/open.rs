@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{Error, options::sources};
 use crate::{
-    bus::{self, Bus},
+    bus::Bus,
     config::{self, Config, Store},
     log::{Log, embedded, memory},
     metrics::Metrics,
@@ -76,7 +76,7 @@ pub(super) fn log(
                 retention_bytes: config.retention.bytes_max.0,
                 ids_age: config.retention.id_age_min,
                 queue_batches_max: config.log_limits.queue_batches_max,
-                queue_bytes_max: config.log_limits.queue_bytes_max.as_usize(),
+                queue_bytes_max: config.log_limits.queue_bytes_max.into(),
                 on_commit: Some(Arc::new(move |commit: embedded::Commit| {
                     let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
                     let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);
@@ -87,10 +87,7 @@ pub(super) fn log(
             embedded::open(&config.data_dir, options)?
         }
     };
-    let options = bus::Options {
-        window_bytes_max: config.bus_limits.window_bytes_max.as_usize(),
-    };
-    let bus = Bus::follow(options, &*log).map_err(Error::Follow)?;
+    let bus = Bus::follow(config.into(), &*log).map_err(Error::Follow)?;
     Ok((log, bus))
 }
 

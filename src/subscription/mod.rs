@@ -46,15 +46,6 @@ pub struct Options {
     pub drain_retry_spread: Duration,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            streams_max: 10_000,
-            drain_retry_spread: Duration::from_secs(5),
-        }
-    }
-}
-
 /// A session of a client that keeps its own place in the log.
 pub(crate) type CursorSession = Session<CursorSource>;
 

@@ -3,6 +3,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
+use jiff::{SpanRelativeTo, fmt::friendly::SpanParser};
 use serde::{Deserialize, Deserializer, de};
 
 use super::{
@@ -257,13 +258,15 @@ fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     }
 }
 
-/// Reads a duration as people write it: `250ms`, `10s`, `1m 30s`, `2h`.
+/// Reads a duration as people write it: `250ms`, `10s`, `1m 30s`, `2h`, `1d` of 24 hours. Clock times
+/// such as `10:30:00` are none.
 ///
 /// # Errors
 /// [`Invalid`] with examples.
 pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok();
-    parsed
+    let span = SpanParser::new().parse_span(text.trim()).ok();
+    span.filter(|_| !text.contains(':'))
+        .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| {
             Invalid(format!(
@@ -301,7 +304,10 @@ mod tests {
     fn durations_read_as_people_write_them() {
         assert_eq!(parse_duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(parse_duration("1m 30s").unwrap(), Duration::from_secs(90));
-        assert!(parse_duration("-1s").is_err());
+        assert_eq!(parse_duration("2d").unwrap(), Duration::from_secs(172_800));
+        for text in ["-1s", "10:30:00", "1mo", "15", ""] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
         assert!(
             parse_duration("soon")
                 .unwrap_err()

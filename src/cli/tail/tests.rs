@@ -28,7 +28,7 @@ fn what_is_no_time_is_told_with_what_to_write() {
         ("yesterday", "neither a duration nor a time"),
         ("", "neither a duration nor a time"),
         ("10", "`10` has no unit"),
-        ("10 parsecs", "unknown unit `parsecs`"),
+        ("10 parsecs", "`10 parsecs` is not a duration"),
         ("2026-11-20", "not an RFC 3339 time"),
         ("2026-11-20T08:30:00", "not an RFC 3339 time"),
         ("08:30", "not an RFC 3339 time"),
