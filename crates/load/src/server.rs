@@ -41,8 +41,15 @@ impl Server {
         settings: &[(&str, &str)],
     ) -> Result<Self, Error> {
         let directory = directory(context)?;
-        fs::write(directory.path().join("jwks.json"), context.key.jwks())
-            .map_err(Error::system("the key set cannot be written"))?;
+        let files = [
+            ("bridge.toml", config()),
+            ("key.pem", context.key.public_pem()?),
+            ("token.txt", VERIFICATION_TOKEN.to_owned()),
+        ];
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text)
+                .map_err(Error::system("the server's files cannot be written"))?;
+        }
         let command = command(&directory, store, settings)?;
         let process = ServerProcess::start(command, &context.split, context.stop)?;
         Ok(Self {
@@ -68,6 +75,13 @@ fn directory(context: &Context<'_>) -> Result<TempDir, Error> {
     made.map_err(Error::system("no temporary directory can be made"))
 }
 
+fn config() -> String {
+    format!(
+        "[[apps]]\nid = \"{APP_ID}\"\nverification_token_file = \"token.txt\"\n\
+         pem_file = \"key.pem\"\n"
+    )
+}
+
 fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Result<Command, Error> {
     let program =
         std::env::current_exe().map_err(Error::system("this program's own file is not known"))?;
@@ -75,7 +89,7 @@ fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Resu
     let anywhere = "127.0.0.1:0";
     command
         .args(["serve", "--log-format", "json", "--log-level", "info"])
-        .args(["--store", store.name()])
+        .args(["--config", "bridge.toml", "--store", store.name()])
         .args(["--webhook-listen", anywhere])
         .args(["--grpc-listen", anywhere])
         .args(["--admin-listen", anywhere])
@@ -89,12 +103,7 @@ fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Resu
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
-    let app = [
-        ("APP_ID", APP_ID),
-        ("VERIFICATION_TOKEN", VERIFICATION_TOKEN),
-        ("JWKS_FILE", "jwks.json"),
-    ];
-    for (name, value) in app.iter().chain(&LIMITS).chain(settings) {
+    for (name, value) in LIMITS.iter().chain(settings) {
         command.env(format!("{ENVIRONMENT_PREFIX}{name}"), value);
     }
     Ok(command)

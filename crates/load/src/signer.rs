@@ -9,6 +9,7 @@ use std::{
 use aws_lc_rs::{
     encoding::{AsDer as _, PublicKeyX509Der},
     rand::SystemRandom,
+    rsa::KeySize,
     signature::{KeyPair as _, RSA_PSS_SHA256, RsaKeyPair},
 };
 use base64::{
@@ -17,21 +18,15 @@ use base64::{
 };
 
 use super::{Context, Error, events::APP_ID};
-use prelude_bridge_simulator::keys::{KeyRing, SIGNATURE_PREFIX, SetStyle, SigningKey};
-
-/// What Prelude's keys most likely have, and what the limits are measured with.
-const KEY_BITS: usize = 2048;
 
 /// The whole bytes of a POST with a signed batch.
 pub(super) type Request = Vec<u8>;
 
-/// A key that signs batches.
-pub struct Key {
-    /// The simulator's implementation publishes it …
-    published: SigningKey,
-    /// … and this one signs, several times faster.
-    pair: RsaKeyPair,
-}
+/// What Prelude's signature header begins with.
+const SIGNATURE_PREFIX: &str = "rsassa-pss-sha256=";
+
+/// A key that signs batches: RSA with 2048 bits, as Prelude's most likely are.
+pub struct Key(RsaKeyPair);
 
 impl Key {
     /// A fresh one.
@@ -39,22 +34,9 @@ impl Key {
     /// # Errors
     /// [`Error::Key`].
     pub fn generate() -> Result<Self, Error> {
-        let published = SigningKey::generate(KEY_BITS).map_err(failed)?;
-        let pem = published.to_pem().map_err(failed)?;
-        let base64: String = pem
-            .lines()
-            .filter(|line| !line.starts_with("-----"))
-            .collect();
-        let der = STANDARD.decode(base64).map_err(failed)?;
-        let pair = RsaKeyPair::from_pkcs8(&der).map_err(failed)?;
-        Ok(Self { published, pair })
-    }
-
-    /// The key set that the server is given.
-    pub(super) fn jwks(&self) -> String {
-        KeyRing::new(self.published.clone())
-            .jwks(SetStyle::default())
-            .to_string()
+        RsaKeyPair::generate(KeySize::Rsa2048)
+            .map(Self)
+            .map_err(failed)
     }
 
     /// The public key as X.509 has it (RFC 5280, `SubjectPublicKeyInfo`).
@@ -62,7 +44,7 @@ impl Key {
     /// # Errors
     /// [`Error::Key`].
     pub fn public_der(&self) -> Result<Vec<u8>, Error> {
-        let der: PublicKeyX509Der<'_> = self.pair.public_key().as_der().map_err(failed)?;
+        let der: PublicKeyX509Der<'_> = self.0.public_key().as_der().map_err(failed)?;
         Ok(der.as_ref().to_vec())
     }
 
@@ -85,8 +67,8 @@ impl Key {
     /// # Errors
     /// [`Error::Key`].
     pub fn sign(&self, body: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair
+        let mut signature = vec![0; self.0.public_modulus_len()];
+        self.0
             .sign(&RSA_PSS_SHA256, &SystemRandom::new(), body, &mut signature)
             .map_err(failed)?;
         Ok(signature)
@@ -149,7 +131,7 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use rsa::{BigUint, Pss, RsaPublicKey, pkcs8::DecodePublicKey as _};
+    use rsa::{Pss, RsaPublicKey, pkcs8::DecodePublicKey as _};
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -166,14 +148,7 @@ mod tests {
         let signature = URL_SAFE_NO_PAD
             .decode(rest.lines().next().unwrap())
             .unwrap();
-        let set: serde_json::Value = serde_json::from_str(&key.jwks()).unwrap();
-        let number = |name: &str| {
-            let text = set["keys"][0][name].as_str().unwrap();
-            BigUint::from_bytes_be(&URL_SAFE_NO_PAD.decode(text).unwrap())
-        };
-        let public = RsaPublicKey::new(number("n"), number("e")).unwrap();
-        let pem = key.public_pem().unwrap();
-        assert_eq!(RsaPublicKey::from_public_key_pem(&pem).unwrap(), public);
+        let public = RsaPublicKey::from_public_key_pem(&key.public_pem().unwrap()).unwrap();
         let digest = Sha256::digest(b"{}");
         public
             .verify(Pss::new::<Sha256>(), &digest, &signature)
