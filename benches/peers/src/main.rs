@@ -137,9 +137,11 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
         "9,000 subscribers need more open files than {files}: ulimit -n"
     );
     let extent = Extent::new(arguments);
+    // Before this thread is bound to one of the machine's cores.
+    let machine = facts::machine();
     let bench = prepare(arguments, &extent)?;
     let mut results = Results {
-        machine: facts::machine(),
+        machine,
         versions: facts::versions(&bench.host.programs),
         rounds: extent.rounds,
         ..Results::default()
