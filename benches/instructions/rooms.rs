@@ -26,6 +26,7 @@ use prelude_bridge::{
     metrics::Metrics,
     signature::{KeySet, SCHEME, Signature, VerifiedBody},
 };
+use prelude_bridge_load::frames;
 use rsa::{
     RsaPrivateKey,
     pkcs8::{EncodePublicKey as _, LineEnding},
@@ -351,31 +352,15 @@ impl Subscriber {
     }
 }
 
-/// What a client says to subscribe to everything (RFC 9113, 7541), with all the room there can be:
-/// it never has to say more.
+/// What a client sends to subscribe to everything, with the largest windows that there are: it never
+/// has to send more.
 fn opening() -> Vec<u8> {
-    const ROOM: u32 = 0x7fff_ffff;
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut put = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-        let length = u8::try_from(payload.len()).unwrap();
-        bytes.extend_from_slice(&[0, 0, length, kind, flags, 0, 0, 0, stream]);
-        bytes.extend_from_slice(payload);
-    };
-    // INITIAL_WINDOW_SIZE; a connection begins with 65,535 bytes whatever the settings say.
-    put(4, 0, 0, &[&[0, 4][..], &ROOM.to_be_bytes()].concat());
-    put(8, 0, 0, &(ROOM - 65_535).to_be_bytes());
-    let mut headers = vec![0x83, 0x86]; // POST, http
-    for (name, value) in [
-        (&[0x04][..], "/prelude.bridge.v1.EventService/Subscribe"),
-        (&[0x01], "bench"),                  // :authority
-        (&[0x0f, 0x10], "application/grpc"), // content-type
-        (b"\x00\x02te", "trailers"),
-    ] {
-        headers.extend_from_slice(name);
-        headers.push(u8::try_from(value.len()).unwrap());
-        headers.extend_from_slice(value.as_bytes());
-    }
-    put(1, 0x4, 1, &headers); // END_HEADERS
-    put(0, 0x1, 1, &[0; 5]); // END_STREAM: a message without content
-    bytes
+    const WINDOW_BYTES: u32 = 0x7fff_ffff;
+    [
+        frames::PREFACE.to_vec(),
+        frames::settings(&[(frames::INITIAL_WINDOW_SIZE, WINDOW_BYTES)]),
+        frames::window_update(0, WINDOW_BYTES - frames::CONNECTION_WINDOW_BYTES),
+        frames::whole_call(1, "/prelude.bridge.v1.EventService/Subscribe"),
+    ]
+    .concat()
 }

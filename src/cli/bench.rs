@@ -342,6 +342,7 @@ fn failure(error: Error) -> Failure {
         | Error::System { .. }
         | Error::Key(_)
         | Error::Refused(_)
+        | Error::Protocol(_)
         | Error::Subscriber(_)
         | Error::Lost(_)
         | Error::Stalled(_)

@@ -10,13 +10,12 @@ use prost::Message as _;
 
 use crate::{
     abuse::frames::{
-        ACK, DATA, END_STREAM, Frame, GOAWAY, HEADERS, Http2, PING, SETTINGS, SUBSCRIBE, call,
-        frame, window_update,
+        ACK, DATA, END_STREAM, Frame, GOAWAY, HEADERS, Http2, INITIAL_WINDOW_SIZE, PING, SETTINGS,
+        SUBSCRIBE, call, frame, window_update,
     },
     support::{Bridge, SOON, Setup},
 };
 
-const INITIAL_WINDOW_SIZE: u16 = 4;
 /// What every connection begins with, and many streams do.
 const USUAL_WINDOW_BYTES: u32 = 65_535;
 /// As much as no test is sent.

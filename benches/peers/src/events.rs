@@ -2,20 +2,9 @@
 //! the JSON that Prelude signs and as the encoded `Event` that the bridge makes of it. Everything
 //! is made, and signed, before anything is measured.
 
-use std::{path::Path, sync::Arc};
-
 use anyhow::{Context as _, Result};
-use aws_lc_rs::{
-    encoding::{AsDer as _, PublicKeyX509Der},
-    rand::SystemRandom,
-    rsa::{KeyPair, KeySize},
-    signature::{KeyPair as _, ParsedPublicKey, RSA_PSS_2048_8192_SHA256, RSA_PSS_SHA256},
-};
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
 use bytes::Bytes;
+use prelude_bridge_load::{Key, Split};
 use prost::Message as _;
 use prost_types::Timestamp;
 
@@ -40,13 +29,6 @@ pub const TYPES: [&str; 7] = [
     "user.session.created",
     "user.session.revoked",
 ];
-
-/// How many of the first `published` events are of this type.
-#[must_use]
-pub fn of_type(published: u64, kind: usize) -> u64 {
-    let (rounds, rest) = (published / 7, published % 7);
-    rounds + u64::from((kind as u64) < rest)
-}
 
 /// One event in both of its forms.
 struct Event {
@@ -190,111 +172,13 @@ fn encode(number: u64, correlation: &str, padding: usize) -> Vec<u8> {
     event.encode_to_vec()
 }
 
-/// Signs batches as Prelude does.
-#[derive(Clone)]
-pub struct Signer {
-    key: Arc<KeyPair>,
-}
-
-impl Signer {
-    /// A fresh RSA-2048 key.
-    ///
-    /// # Errors
-    /// The system gives no random bytes.
-    pub fn generate() -> Result<Self> {
-        let key = KeyPair::generate(KeySize::Rsa2048).context("no key")?;
-        Ok(Self { key: Arc::new(key) })
-    }
-
-    /// Writes the public key as PEM.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write_public_key(&self, path: &Path) -> Result<()> {
-        let der: PublicKeyX509Der<'_> = self.key.public_key().as_der().context("no public key")?;
-        let text = STANDARD.encode(der.as_ref());
-        let lines: Vec<&str> = text
-            .as_bytes()
-            .chunks(64)
-            .filter_map(|line| std::str::from_utf8(line).ok())
-            .collect();
-        let pem = format!(
-            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
-            lines.join("\n")
-        );
-        std::fs::write(path, pem).with_context(|| path.display().to_string())
-    }
-
-    fn sign(&self, body: &[u8]) -> Result<Vec<u8>> {
-        let mut signature = vec![0; self.key.public_modulus_len()];
-        self.key
-            .sign(&RSA_PSS_SHA256, &SystemRandom::new(), body, &mut signature)
-            .context("no signature")?;
-        Ok(signature)
-    }
-
-    /// A signed batch of the events `from..from + count`.
-    ///
-    /// # Errors
-    /// The signature cannot be made.
-    pub fn signed(&self, from: u64, count: usize) -> Result<Signed> {
-        let items: Vec<String> = (from..from + count as u64)
-            .map(|number| Event::new(number).json)
-            .collect();
-        let body = format!(r#"{{"app_id":"{APP}","events":[{}]}}"#, items.join(","));
-        let signature = self.sign(body.as_bytes())?;
-        Ok(Signed { body, signature })
-    }
-
-    /// Verifies what this signs, as fast as aws-lc can.
-    ///
-    /// # Errors
-    /// The key cannot be taken apart.
-    pub fn verifier(&self) -> Result<Verifier> {
-        let der: PublicKeyX509Der<'_> = self.key.public_key().as_der().context("no public key")?;
-        let key = ParsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, der.as_ref());
-        Ok(Verifier {
-            key: key.ok().context("no key")?,
-        })
-    }
-
-    /// The HTTP request that delivers a batch.
-    fn request(&self, from: u64, count: usize) -> Result<Bytes> {
-        let Signed { body, signature } = self.signed(from, count)?;
-        let signature = URL_SAFE_NO_PAD.encode(signature);
-        let length = body.len();
-        let request = format!(
-            "POST /webhooks/{APP} HTTP/1.1\r\nHost: bridge.example.com\r\n\
-             Content-Type: application/json\r\nX-Webhook-Signature: rsassa-pss-sha256={signature}\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        );
-        Ok(request.into())
-    }
-}
-
-/// A batch and its signature.
-pub struct Signed {
-    /// What is signed.
-    pub body: String,
-    signature: Vec<u8>,
-}
-
-/// A key that was parsed once.
-pub struct Verifier {
-    key: ParsedPublicKey,
-}
-
-impl Verifier {
-    /// Verifies a batch.
-    ///
-    /// # Errors
-    /// The signature is wrong.
-    pub fn verify(&self, signed: &Signed) -> Result<()> {
-        let verified = self
-            .key
-            .verify_sig(signed.body.as_bytes(), &signed.signature);
-        verified.ok().context("a wrong signature")
-    }
+/// The body of a batch of the events `from..from + count`.
+#[must_use]
+pub fn body(from: u64, count: usize) -> String {
+    let items: Vec<String> = (from..from + count as u64)
+        .map(|number| Event::new(number).json)
+        .collect();
+    format!(r#"{{"app_id":"{APP}","events":[{}]}}"#, items.join(","))
 }
 
 /// The same events in the form that each kind of server takes, in chunks of equal size.
@@ -319,14 +203,19 @@ pub struct Chunks {
 const REUSED_CHUNKS: u64 = 70;
 
 impl Chunks {
-    /// Makes them: `requests` signed requests, and the other forms.
+    /// Makes them: `requests` signed requests, and the other forms. Signing is the slow part, and
+    /// done on all cores.
     ///
     /// # Errors
     /// A signature cannot be made.
-    pub fn new(signer: &Signer, size: usize, requests: usize) -> Result<Self> {
+    pub fn new(split: &Split, key: &Key, size: usize, requests: usize) -> Result<Self> {
+        let requests = split.make_all(requests, |chunk| {
+            let body = body((chunk * size) as u64, size);
+            key.request(APP, body.as_bytes()).map(Bytes::from)
+        })?;
         let mut chunks = Self {
             size,
-            requests: sign_all(signer, size, requests)?,
+            requests,
             frames: Vec::new(),
             publishes: Vec::new(),
             acknowledged_publishes: Vec::new(),
@@ -355,25 +244,6 @@ impl Chunks {
     }
 }
 
-/// Signing is the slow part: on both cores, nothing else runs yet.
-fn sign_all(signer: &Signer, size: usize, count: usize) -> Result<Vec<Bytes>> {
-    let middle = count / 2;
-    let sign = |range: std::ops::Range<usize>| -> Result<Vec<Bytes>> {
-        range
-            .map(|chunk| signer.request((chunk * size) as u64, size))
-            .collect()
-    };
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| sign(middle..count));
-        let mut requests = sign(0..middle)?;
-        let rest = other
-            .join()
-            .map_err(|_| anyhow::anyhow!("the signing thread ended early"))?;
-        requests.extend(rest?);
-        Ok(requests)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,18 +256,9 @@ mod tests {
     }
 
     #[test]
-    fn types_come_in_turn() {
-        assert_eq!(of_type(0, 0), 0);
-        assert_eq!(of_type(1, 0), 1);
-        assert_eq!(of_type(1, 1), 0);
-        assert_eq!((0..7).map(|kind| of_type(100, kind)).sum::<u64>(), 100);
-        let expected = (0..100).filter(|number| number % 7 == 3).count() as u64;
-        assert_eq!(of_type(100, 3), expected);
-    }
-
-    #[test]
     fn every_form_has_the_same_events() {
-        let chunks = Chunks::new(&Signer::generate().unwrap(), 10, 2).unwrap();
+        let (split, key) = (Split::pair().unwrap(), Key::generate().unwrap());
+        let chunks = Chunks::new(&split, &key, 10, 2).unwrap();
         assert_eq!(chunks.requests.len(), 2);
         let text = String::from_utf8(chunks.requests[1].to_vec()).unwrap();
         assert!(text.contains("evt_00000000000000000000000019"));

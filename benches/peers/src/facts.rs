@@ -6,28 +6,20 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use prelude_bridge_peers::system::Programs;
 
 pub(super) fn machine() -> BTreeMap<String, String> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let field = |path: &str, name: &str| {
-        let text = read(path);
-        let line = text.lines().find(|line| line.starts_with(name));
-        let value = line.and_then(|line| line.split_once(':'));
-        value
-            .map(|(_, value)| value.trim().to_owned())
-            .unwrap_or_default()
-    };
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let memory = memory.map(|value| value.trim().to_owned());
+    let memory = memory.unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let facts = [
-        ("CPU", field("/proc/cpuinfo", "model name")),
+        ("CPU", prelude_bridge_load::cpu_model()),
         ("cores", cores.to_string()),
         (
             "date",
             jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
         ),
-        (
-            "kernel",
-            read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        ),
-        ("memory", field("/proc/meminfo", "MemTotal")),
+        ("kernel", prelude_bridge_load::kernel_release()),
+        ("memory", memory),
     ];
     facts
         .into_iter()

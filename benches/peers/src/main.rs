@@ -11,16 +11,19 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use prelude_bridge_load::{Key, Split, Stop, open_files};
 use prelude_bridge_peers::{
     compare,
-    events::{Chunks, Signer},
+    events::Chunks,
     plan::{self, Step},
-    process::{LOAD_CORE, pin, raise_open_files, unpin},
     report,
     results::Results,
-    system::Programs,
+    system::{Host, Programs},
     work::{Bench, Sample},
 };
+
+/// Open files that 9,000 subscribers need.
+const FILES: u64 = 12_000;
 
 /// Compares prelude-bridge with what a user would pick instead.
 #[derive(Parser)]
@@ -128,24 +131,25 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     ensure!(!steps.is_empty(), "nothing is left to be measured");
-    let files = raise_open_files();
+    let files = open_files(FILES).unwrap_or(u64::MAX);
     ensure!(
-        files >= 12_000,
+        files >= FILES,
         "9,000 subscribers need more open files than {files}: ulimit -n"
     );
     let extent = Extent::new(arguments);
+    // Before this thread is bound to one of the machine's cores.
+    let machine = facts::machine();
     let bench = prepare(arguments, &extent)?;
     let mut results = Results {
-        machine: facts::machine(),
-        versions: facts::versions(&bench.programs),
+        machine,
+        versions: facts::versions(&bench.host.programs),
         rounds: extent.rounds,
         ..Results::default()
     };
-    pin(LOAD_CORE)?;
     for round in 0..extent.rounds {
         run(&bench, &steps, round, extent.rounds, &mut results);
     }
-    unpin()?;
+    bench.host.split.enter_all();
     results.compare(&compare::comparisons());
     if let Some(directory) = &arguments.results {
         write(directory, &results)?;
@@ -200,16 +204,21 @@ fn prepare(arguments: &Arguments, extent: &Extent) -> Result<Bench> {
         node: absolute(&arguments.node)?,
         data: absolute(&arguments.data)?,
     };
-    let signer = Signer::generate()?;
+    let host = Host {
+        programs,
+        split: Split::pair()?,
+        stop: Stop::default(),
+        key: Key::generate()?,
+    };
     let singles = extent.singles();
     let count = singles + extent.tens + extent.hundreds;
     eprintln!("signing {count} batches");
+    let chunks = |size, requests| Chunks::new(&host.split, &host.key, size, requests);
     Ok(Bench {
-        programs,
-        singles: Chunks::new(&signer, 1, singles)?,
-        tens: Chunks::new(&signer, 10, extent.tens)?,
-        hundreds: Chunks::new(&signer, 100, extent.hundreds)?,
-        signer,
+        singles: chunks(1, singles)?,
+        tens: chunks(10, extent.tens)?,
+        hundreds: chunks(100, extent.hundreds)?,
+        host,
         window_events: arguments.window_events,
         duration: extent.duration,
         latency_duration: extent.latency_duration,

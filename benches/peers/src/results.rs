@@ -1,8 +1,9 @@
 //! Owns what is kept of a run: every sample, their medians, and ratios. A ratio is taken within
-//! each round, where the machine was in one mood, and the median of those is what counts.
+//! each round, as the machine's speed changes between rounds; the median of those ratios counts.
 
 use std::collections::BTreeMap;
 
+use prelude_bridge_load::Summary;
 use serde::Serialize;
 
 use crate::{
@@ -119,11 +120,11 @@ impl Results {
     }
 
     fn outcome(&self, comparison: &Comparison) -> Option<Outcome> {
-        let ratios = self.ratios(&comparison.ours, &comparison.theirs);
-        let ratio = median(&ratios)?;
+        let ratios = Summary::of(self.ratios(&comparison.ours, &comparison.theirs))?;
+        let ratio = ratios.median;
         let cpu = comparison.cpu.and_then(|quantity| {
             let of = |side: &Side| Side { quantity, ..*side };
-            median(&self.ratios(&of(&comparison.ours), &of(&comparison.theirs)))
+            median(self.ratios(&of(&comparison.ours), &of(&comparison.theirs)))
         });
         let times_better = |ratio: f64| {
             if comparison.more_is_better {
@@ -149,8 +150,8 @@ impl Results {
             group: comparison.group.into(),
             title: comparison.title.clone(),
             ratio,
-            least: ratios.iter().copied().fold(f64::INFINITY, f64::min),
-            greatest: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            least: ratios.min,
+            greatest: ratios.max,
             cpu_ratio: cpu,
             goal,
             reached,
@@ -206,35 +207,18 @@ fn medians(rounds: &[Sample]) -> Sample {
                 .iter()
                 .filter_map(|sample| sample.get(name).copied())
                 .collect();
-            Some((name.clone(), median(&values)?))
+            Some((name.clone(), median(values)?))
         })
         .collect()
 }
 
-/// The middle value, or the mean of the two in the middle; nothing of nothing.
-#[must_use]
-pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let upper = sorted.get(middle)?;
-    if sorted.len() % 2 == 1 {
-        return Some(*upper);
-    }
-    Some(f64::midpoint(*sorted.get(middle - 1)?, *upper))
+fn median(values: Vec<f64>) -> Option<f64> {
+    Some(Summary::of(values)?.median)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0]), Some(3.0));
-        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), Some(3.0));
-    }
 
     fn side(system: System) -> Side {
         Side {

@@ -12,12 +12,18 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::{
-    events::{APP, Chunks, EVENT_BYTES, Signer, TOKEN},
-    load::Load,
-    process::Server,
-    protocol::{Protocol, Raw, grpc, http, nats},
+use prelude_bridge_load::{
+    Answers, Engine, Key, Protocol, ServerProcess, Split, Stop, Subscription,
 };
+
+use crate::{
+    events::{APP, Chunks, EVENT_BYTES, TOKEN},
+    proto::{Filter, SubscribeRequest},
+    protocol::{Raw, nats},
+};
+
+/// How long the server may take to confirm connections.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server, and how its subscribers behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,6 +78,18 @@ impl System {
     }
 }
 
+/// Where and with what servers run.
+pub struct Host {
+    /// Where the programs are.
+    pub programs: Programs,
+    /// A core for the server and one for the load.
+    pub split: Split,
+    /// Ends a server that is still running.
+    pub stop: Stop,
+    /// Signs for all.
+    pub key: Key,
+}
+
 /// Where the programs are.
 pub struct Programs {
     /// prelude-bridge itself.
@@ -91,7 +109,7 @@ pub struct Programs {
 /// A server that runs, and how to reach it.
 pub struct Running {
     /// The process.
-    pub server: Server,
+    pub server: ServerProcess,
     system: System,
     /// Where subscribers go.
     pub stream: SocketAddr,
@@ -105,17 +123,18 @@ impl Running {
     ///
     /// # Errors
     /// It does not start.
-    pub fn start(system: System, programs: &Programs, signer: &Signer) -> Result<Self> {
-        let started = Self::try_start(system, programs, signer);
+    pub fn start(system: System, host: &Host) -> Result<Self> {
+        let started = Self::try_start(system, host);
         started.with_context(|| format!("{} does not start", system.name()))
     }
 
-    fn try_start(system: System, programs: &Programs, signer: &Signer) -> Result<Self> {
+    fn try_start(system: System, host: &Host) -> Result<Self> {
+        let programs = &host.programs;
         let home = tempfile::tempdir_in(&programs.data)?;
         let key = home.path().join("key.pem");
-        signer.write_public_key(&key)?;
+        std::fs::write(&key, host.key.public_pem()?)?;
         if matches!(system, System::Nats | System::JetStream) {
-            return Self::start_nats(system, programs, home);
+            return Self::start_nats(system, host, home);
         }
         let (command, stream, feed) = match system {
             System::BridgeMemory | System::BridgeMemoryLargeFrames | System::BridgeEmbedded => {
@@ -156,7 +175,7 @@ impl Running {
                 bail!("not such a server")
             }
         };
-        let server = Server::start(command)?;
+        let server = ServerProcess::start(command, &host.split, &host.stop)?;
         let stream = server.address(stream)?;
         let feed = server.address(feed)?;
         Ok(Self {
@@ -168,14 +187,14 @@ impl Running {
         })
     }
 
-    fn start_nats(system: System, programs: &Programs, home: TempDir) -> Result<Self> {
+    fn start_nats(system: System, host: &Host, home: TempDir) -> Result<Self> {
         let address = free_address()?;
-        let mut command = Command::new(&programs.nats);
+        let mut command = Command::new(&host.programs.nats);
         command.args(["-a", "127.0.0.1", "-p", &address.port().to_string()]);
         if system == System::JetStream {
             command.arg("-js").arg("-sd").arg(home.path());
         }
-        let server = Server::start_silently(command)?;
+        let server = ServerProcess::start_silently(command, &host.split, &host.stop)?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(address).is_err() {
             if Instant::now() > deadline {
@@ -184,9 +203,8 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         if system == System::JetStream {
-            let mut load = Load::new()?;
-            load.open(address, Protocol::Nats(nats::Client::stream_creator()))?;
-            load.wait_until_ready()?;
+            let creator: Box<dyn Protocol> = Box::new(nats::Client::stream_creator());
+            open_all(&mut Engine::new()?, address, [creator])?;
         }
         Ok(Self {
             server,
@@ -198,44 +216,51 @@ impl Running {
     }
 
     /// A subscriber's side of a connection; `number` is different for each.
-    #[must_use]
-    pub fn subscriber(&self, number: usize, event_type: Option<&str>) -> Protocol {
+    fn subscriber(&self, number: usize, event_type: Option<&str>) -> Box<dyn Protocol> {
         match self.system {
-            System::Nats => Protocol::Nats(nats::Client::subscriber(event_type)),
-            System::JetStream => Protocol::Nats(nats::Client::consumer(number, event_type)),
-            System::RawTcp => Protocol::Raw(Raw::subscriber(EVENT_BYTES as u64)),
-            System::BridgeMemoryLargeFrames => {
-                Protocol::Grpc(grpc::Subscriber::new(event_type, 64 * 1024))
-            }
-            _ => Protocol::Grpc(grpc::Subscriber::new(event_type, 16 * 1024)),
+            System::Nats => Box::new(nats::Client::subscriber(event_type)),
+            System::JetStream => Box::new(nats::Client::consumer(number, event_type)),
+            System::RawTcp => Box::new(Raw::subscriber(EVENT_BYTES as u64)),
+            System::BridgeMemoryLargeFrames => Box::new(subscription(event_type, 64 * 1024)),
+            _ => Box::new(subscription(event_type, 16 * 1024)),
         }
+    }
+
+    /// Opens a connection for each of the subscribers with these numbers.
+    ///
+    /// # Errors
+    /// The server does not take or confirm them.
+    pub fn subscribe(
+        &self,
+        engine: &mut Engine,
+        numbers: std::ops::Range<usize>,
+        event_type: impl Fn(usize) -> Option<&'static str>,
+    ) -> Result<()> {
+        let subscribers = numbers.map(|number| self.subscriber(number, event_type(number)));
+        open_all(engine, self.stream, subscribers)
     }
 
     /// Opens what events are published over.
     ///
     /// # Errors
     /// The server does not take the connection.
-    pub fn publisher(&self, load: &mut Load, connections: usize) -> Result<Publisher> {
+    pub fn publisher(&self, engine: &mut Engine, connections: usize) -> Result<Publisher> {
         let takes_webhooks = self.takes_webhooks();
         let connections = if takes_webhooks { connections } else { 1 };
-        let opened = (0..connections).map(|_| {
-            let protocol = match self.system {
-                System::Nats | System::JetStream => Protocol::Nats(nats::Client::publisher()),
-                _ if takes_webhooks => Protocol::Http(http::Sender::default()),
-                _ => Protocol::Raw(Raw::publisher()),
-            };
-            load.open(self.feed, protocol)
+        let first = engine.connections().len();
+        let publishers = (0..connections).map(|_| -> Box<dyn Protocol> {
+            match self.system {
+                System::Nats | System::JetStream => Box::new(nats::Client::publisher()),
+                System::RawTcp => Box::new(Raw::publisher(b"P")),
+                _ if takes_webhooks => Box::new(Answers::default()),
+                _ => Box::new(Raw::publisher(b"")),
+            }
         });
-        let idle: Vec<usize> = opened.collect::<Result<_>>()?;
-        load.wait_until_ready()?;
-        if self.system == System::RawTcp {
-            // Says what this connection is.
-            load.send(idle[0], Bytes::from_static(b"P"))?;
-        }
+        open_all(engine, self.feed, publishers)?;
         Ok(Publisher {
             takes_webhooks,
-            first: idle[0],
-            idle,
+            first,
+            idle: (first..first + connections).collect(),
             waiting: std::collections::VecDeque::new(),
         })
     }
@@ -258,6 +283,33 @@ impl Running {
             System::Nats | System::JetStream | System::PlainTonic | System::RawTcp
         )
     }
+}
+
+/// To events of one type, or all. The cursors of a bridge are not looked at, as no other server
+/// sends any.
+fn subscription(event_type: Option<&str>, frame_bytes: u32) -> Subscription {
+    let request = SubscribeRequest {
+        filter: event_type.map(|event_type| Filter {
+            types: vec![event_type.to_owned()],
+            ..Filter::default()
+        }),
+        ..SubscribeRequest::default()
+    };
+    Subscription::without_cursors(&request, frame_bytes)
+}
+
+/// Opens connections and waits until the server has confirmed all of them.
+fn open_all(
+    engine: &mut Engine,
+    address: SocketAddr,
+    protocols: impl IntoIterator<Item = Box<dyn Protocol>>,
+) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let opened = engine.open_all(address, protocols, || match Instant::now() > deadline {
+        true => Err(prelude_bridge_load::Error::Stalled(PATIENCE)),
+        false => Ok(()),
+    });
+    opened.context("not every connection was accepted")
 }
 
 fn bridge(programs: &Programs, home: &Path, store: &str) -> Result<Command> {
@@ -324,12 +376,12 @@ impl Publisher {
     ///
     /// # Errors
     /// The connection is gone.
-    pub fn publish(&mut self, load: &mut Load, chunk: Bytes) -> Result<()> {
+    pub fn publish(&mut self, engine: &mut Engine, chunk: Bytes) -> Result<()> {
         if !self.takes_webhooks {
-            return load.send(self.first, chunk);
+            return Ok(engine.send(self.first, chunk)?);
         }
         match self.idle.pop() {
-            Some(index) => load.send(index, chunk),
+            Some(index) => Ok(engine.send(index, chunk)?),
             None => {
                 self.waiting.push_back(chunk);
                 Ok(())
@@ -353,12 +405,12 @@ impl Publisher {
     ///
     /// # Errors
     /// The connection is gone.
-    pub fn answered(&mut self, load: &mut Load, index: usize) -> Result<()> {
+    pub fn answered(&mut self, engine: &mut Engine, index: usize) -> Result<()> {
         if !self.takes_webhooks {
             return Ok(());
         }
         match self.waiting.pop_front() {
-            Some(chunk) => load.send(index, chunk),
+            Some(chunk) => Ok(engine.send(index, chunk)?),
             None => {
                 self.idle.push(index);
                 Ok(())

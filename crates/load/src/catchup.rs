@@ -9,11 +9,12 @@ use std::{
 
 use super::{
     Context, Error, Shape, Store,
+    cpus::join,
     latency::{Live, Schedule},
     report::{Figure, Line, Measured, Unit, Value},
     sender::Senders,
     server::Server,
-    signer::{Turn, join},
+    signer::Turn,
     subscriber::{Begin, Crowd, Wish},
     usage::Clock,
 };
@@ -87,7 +88,7 @@ fn measure(
     options: &Options,
     next: &mut u64,
 ) -> Result<Measured, Error> {
-    let clock = Clock::start(context, server);
+    let clock = Clock::start(&context.split, server.process());
     let alone = read(context, server)?;
     let usage = clock.stop();
 
@@ -132,7 +133,7 @@ fn measure(
     let cpu = usage.server_cpu;
     let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / alone.events as f64;
     measured.push((SERVER_CPU_PER_EVENT, cpu.map(per_event)));
-    measured.extend(usage.measured(context));
+    measured.extend(usage.measured(&context.split));
     Ok(measured)
 }
 

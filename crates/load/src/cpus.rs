@@ -8,7 +8,7 @@ use super::{Error, Settings};
 
 /// The CPUs of both sides.
 #[derive(Clone, Debug)]
-pub(super) struct Split {
+pub struct Split {
     all: Vec<usize>,
     sides: Result<Sides, &'static str>,
 }
@@ -32,6 +32,25 @@ impl Split {
             Err("there is one CPU only: server and load share it")
         } else {
             Ok(Sides::new(&all, settings.server_cpus)?)
+        };
+        Ok(Self { all, sides })
+    }
+
+    /// The first CPU for the server and the second for the load, on a machine of any size.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when there is one CPU only, or the system cannot pin.
+    pub fn pair() -> Result<Self, Error> {
+        let all = affinity::allowed();
+        let sides = match all.as_slice() {
+            [server, load, ..] if affinity::SUPPORTED => Ok(Sides {
+                server: vec![*server],
+                load: vec![*load],
+            }),
+            _ => {
+                let text = "two CPUs are needed to pin to: one for the server and one for the load";
+                return Err(Error::Settings(text.to_owned()));
+            }
         };
         Ok(Self { all, sides })
     }
@@ -68,21 +87,55 @@ impl Split {
     }
 
     /// Moves this thread, and what it starts from now on, to the load's CPUs.
-    pub(super) fn enter_load(&self) {
+    pub fn enter_load(&self) {
         if let Ok(sides) = &self.sides {
             affinity::enter(&sides.load);
         }
     }
 
     /// Lets this thread, and what it starts from now on, run everywhere.
-    pub(super) fn enter_all(&self) {
+    pub fn enter_all(&self) {
         if self.sides.is_ok() {
             affinity::enter(&self.all);
         }
     }
 
+    /// Makes so many things on all CPUs, each from its number, before anything is measured.
+    ///
+    /// # Errors
+    /// The first of `make`'s.
+    pub fn make_all<T: Send, E: Send>(
+        &self,
+        count: usize,
+        make: impl Fn(usize) -> Result<T, E> + Sync,
+    ) -> Result<Vec<T>, E> {
+        self.enter_all();
+        let (share, make) = (count.div_ceil(self.all_cpus()).max(1), &make);
+        let made = thread::scope(|scope| {
+            let threads: Vec<_> = (0..count)
+                .step_by(share)
+                .map(|first| {
+                    let numbers = first..count.min(first + share);
+                    scope.spawn(move || numbers.map(make).collect::<Result<Vec<T>, E>>())
+                })
+                .collect();
+            let mut all = Vec::with_capacity(count);
+            // All are joined, also after a failure.
+            let pieces: Vec<_> = threads
+                .into_iter()
+                .map(|thread| join(thread.join()))
+                .collect();
+            for piece in pieces {
+                all.extend(piece?);
+            }
+            Ok(all)
+        });
+        self.enter_load();
+        made
+    }
+
     /// Starts something on the server's CPUs.
-    pub(super) fn on_server<T>(&self, start: impl FnOnce() -> T) -> T {
+    pub fn on_server<T>(&self, start: impl FnOnce() -> T) -> T {
         if let Ok(sides) = &self.sides {
             affinity::enter(&sides.server);
         }
@@ -90,6 +143,11 @@ impl Split {
         self.enter_load();
         started
     }
+}
+
+/// What a thread of ours came to. One that panicked has said so on stderr.
+pub(super) fn join<T>(result: thread::Result<T>) -> T {
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// For people: who is where.
@@ -172,6 +230,28 @@ fn parallelism() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_made_on_all_cpus_is_in_order_or_an_error() {
+        let settings = Settings {
+            runs: 1,
+            event_bytes: 500,
+            pin: false,
+            server_cpus: None,
+            frame_bytes: 16_384,
+            directory: None,
+        };
+        let split = Split::new(&settings).unwrap();
+        for count in [0, 1, 2, 3, 100, 101] {
+            let made: Result<Vec<usize>, ()> = split.make_all(count, Ok);
+            assert!(made.unwrap().into_iter().eq(0..count));
+        }
+        let failed = split.make_all(100, |number| match number {
+            70 => Err(number),
+            _ => Ok(()),
+        });
+        assert_eq!(failed, Err(70));
+    }
 
     #[test]
     fn both_sides_get_a_cpu() {

@@ -139,7 +139,7 @@ fn measure(
     let (warm_up, requests) = requests.split_at(WARM_UP_BATCHES.min(requests.len()));
     senders.send(warm_up)?;
 
-    let before = server.process.resident_bytes();
+    let before = server.process().resident_bytes();
     let wish = Wish {
         shape: case.shape,
         begin: Begin::Latest,
@@ -149,14 +149,14 @@ fn measure(
     crowd.caught_up()?;
     let subscriber_bytes =
         before
-            .zip(server.process.resident_bytes())
+            .zip(server.process().resident_bytes())
             .and_then(|(before, after)| {
                 let grown = after.saturating_sub(before) as f64;
                 (crowd.len() > 0).then(|| grown / crowd.len() as f64)
             });
 
     let (responses, bytes) = sums(&crowd);
-    let clock = Clock::start(context, &server);
+    let clock = Clock::start(&context.split, server.process());
     let sent_batches = feed(
         context,
         case,
@@ -180,7 +180,7 @@ fn measure(
         responses: responses_after - responses,
         bytes: bytes_after - bytes,
         subscriber_bytes,
-        resident_bytes_peak: server.process.resident_bytes_peak(),
+        resident_bytes_peak: server.process().resident_bytes_peak(),
     })
 }
 
@@ -267,7 +267,7 @@ impl Outcome {
                 self.resident_bytes_peak.map(|bytes| bytes as f64),
             ),
         ];
-        measured.extend(self.usage.measured(context));
+        measured.extend(self.usage.measured(&context.split));
         measured
     }
 }

@@ -1,329 +1,250 @@
-//! Owns just enough of HTTP/2 (RFC 9113) for a subscriber that costs nothing: one stream, a request
-//! written by hand, and a reader that passes the content of DATA frames on, gives flow control back
-//! and answers what has to be answered. Knows nothing of what the content means.
+//! Owns the frames of HTTP/2 (RFC 9113) as bytes: how each is written, how a header is read, and
+//! header blocks of literals that no table has to know (RFC 7541, 6.2.2). It writes whatever it is
+//! told, also what no client library would send. Knows nothing of sockets and of streams' states.
 
-use super::events::APP_ID;
+/// What a client sends first.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How much the server may send before it is told that it was read: what tonic's and other
-/// clients on hyper give a connection.
-const WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// The length of a frame's header.
+pub const HEADER_BYTES: usize = 9;
 
-/// The bounds of SETTINGS_MAX_FRAME_SIZE, and the default of every client (RFC 9113, 6.5.2).
-pub const FRAME_BYTES: std::ops::RangeInclusive<u32> = 16_384..=16_777_215;
+/// The types of frames.
+pub const DATA: u8 = 0x0;
+/// Opens a stream, or ends it with trailers.
+pub const HEADERS: u8 = 0x1;
+/// Deprecated since RFC 9113.
+pub const PRIORITY: u8 = 0x2;
+/// Ends a stream with an error code.
+pub const RST_STREAM: u8 = 0x3;
+/// Settings of a connection.
+pub const SETTINGS: u8 = 0x4;
+/// Asks for the same eight bytes.
+pub const PING: u8 = 0x6;
+/// Ends a connection with an error code.
+pub const GOAWAY: u8 = 0x7;
+/// Adds to a flow-control window.
+pub const WINDOW_UPDATE: u8 = 0x8;
+/// More of a header block.
+pub const CONTINUATION: u8 = 0x9;
 
-const HEADER_BYTES: usize = 9;
+/// The flag of SETTINGS and PING that are answers.
+pub const ACK: u8 = 0x1;
+/// The flag of DATA and HEADERS that end their stream.
+pub const END_STREAM: u8 = 0x1;
+/// The flag of HEADERS and CONTINUATION that end a header block.
+pub const END_HEADERS: u8 = 0x4;
+/// The flag of DATA and HEADERS with padding.
+pub const PADDED: u8 = 0x8;
 
-const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const RST_STREAM: u8 = 0x3;
-const SETTINGS: u8 = 0x4;
-const PING: u8 = 0x6;
-const GOAWAY: u8 = 0x7;
-const WINDOW_UPDATE: u8 = 0x8;
+/// The settings that clients send (RFC 9113, 6.5.2).
+pub const ENABLE_PUSH: u16 = 0x2;
+/// The flow-control window of new streams, in bytes.
+pub const INITIAL_WINDOW_SIZE: u16 = 0x4;
+/// The largest frame that is allowed, in bytes.
+pub const MAX_FRAME_SIZE: u16 = 0x5;
 
-const END_STREAM: u8 = 0x1;
-const ACK: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
-const PADDED: u8 = 0x8;
+/// A connection's flow-control window at its start, whatever the settings say (RFC 9113, 6.9.2).
+pub const CONNECTION_WINDOW_BYTES: u32 = 65_535;
 
-/// The stream of the one request.
-const STREAM: u32 = 1;
+/// A gRPC message of no bytes.
+pub const EMPTY_MESSAGE: [u8; 5] = [0; 5];
 
-/// The most of a control frame's payload that is looked at.
-const CONTROL_BYTES_MAX: usize = 8;
+/// The header of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The length of what follows, in bytes.
+    pub length: usize,
+    /// The type.
+    pub kind: u8,
+    /// The flags.
+    pub flags: u8,
+    /// The stream; 0 is the connection.
+    pub stream: u32,
+}
 
-/// Everything that a subscriber says to begin with: the preface, its settings, and a gRPC request
-/// with this message.
-pub(super) fn opening(path: &str, message: &[u8], frame_bytes: u32) -> Vec<u8> {
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let settings: [(u16, u32); 3] = [
-        (0x2, 0),            // ENABLE_PUSH
-        (0x4, WINDOW_BYTES), // INITIAL_WINDOW_SIZE
-        (0x5, frame_bytes),  // MAX_FRAME_SIZE
-    ];
-    let settings = settings
-        .iter()
-        .flat_map(|(id, value)| id.to_be_bytes().into_iter().chain(value.to_be_bytes()));
-    put_frame(&mut bytes, SETTINGS, 0, 0, &settings.collect::<Vec<u8>>());
-    // A connection begins with 65,535 bytes whatever the settings say.
-    put_window_update(&mut bytes, 0, WINDOW_BYTES - 65_535);
-    put_frame(
-        &mut bytes,
-        HEADERS,
-        END_HEADERS,
-        STREAM,
-        &header_block(path),
-    );
-    let mut content = vec![0];
-    content.extend_from_slice(
-        &u32::try_from(message.len())
-            .unwrap_or(u32::MAX)
-            .to_be_bytes(),
-    );
-    content.extend_from_slice(message);
-    put_frame(&mut bytes, DATA, END_STREAM, STREAM, &content);
+impl Header {
+    /// Reads a header.
+    #[must_use]
+    pub fn parse(bytes: [u8; HEADER_BYTES]) -> Self {
+        let [a, b, c, kind, flags, d, e, f, g] = bytes;
+        Self {
+            length: u32::from_be_bytes([0, a, b, c]) as usize,
+            kind,
+            flags,
+            stream: u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff,
+        }
+    }
+}
+
+/// Appends a frame.
+pub fn put(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    debug_assert!(payload.len() < 1 << 24, "a length has three bytes");
+    let [_, length @ ..] = be_length(payload.len());
+    bytes.extend(length);
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+}
+
+/// A frame as it goes over the wire.
+#[must_use]
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+    put(&mut bytes, kind, flags, stream, payload);
     bytes
 }
 
-/// HPACK (RFC 7541) without compression: names from the static table, values as they are.
-fn header_block(path: &str) -> Vec<u8> {
-    let mut block = vec![
-        0x83, // :method POST
-        0x86, // :scheme http
-        0x04, // :path, not indexed
+/// The settings with these identifiers and values.
+#[must_use]
+pub fn settings(values: &[(u16, u32)]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for (identifier, value) in values {
+        payload.extend(identifier.to_be_bytes());
+        payload.extend(value.to_be_bytes());
+    }
+    frame(SETTINGS, 0, 0, &payload)
+}
+
+/// Adds to the window of a stream, or of the connection.
+#[must_use]
+pub fn window_update(stream: u32, increment: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &increment.to_be_bytes())
+}
+
+/// Ends a stream with an error code.
+#[must_use]
+pub fn reset(stream: u32, code: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &code.to_be_bytes())
+}
+
+/// A header that is not put into the table.
+#[must_use]
+pub fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
+    field(0, name, value)
+}
+
+/// A header that both sides put into their tables.
+#[must_use]
+pub fn indexed(name: &[u8], value: &[u8]) -> Vec<u8> {
+    field(0x40, name, value)
+}
+
+fn field(first: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    for text in [name, value] {
+        put_length(&mut bytes, text.len());
+        bytes.extend(text);
+    }
+    bytes
+}
+
+/// A length with a prefix of seven bits (RFC 7541, 5.1), of a string that is not compressed.
+fn put_length(bytes: &mut Vec<u8>, length: usize) {
+    const PREFIX_MAX: usize = 0x7f;
+    let low_bits = |rest: usize| rest.to_le_bytes()[0] & 0x7f;
+    let Some(mut rest) = length.checked_sub(PREFIX_MAX) else {
+        bytes.push(low_bits(length));
+        return;
+    };
+    bytes.push(0x7f);
+    while rest >= 0x80 {
+        bytes.push(0x80 | low_bits(rest));
+        rest >>= 7;
+    }
+    bytes.push(low_bits(rest));
+}
+
+/// The header block of a gRPC call.
+#[must_use]
+pub fn call_block(path: &str) -> Vec<u8> {
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "bridge"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
     ];
-    put_text(&mut block, path);
-    block.push(0x01); // :authority
-    put_text(&mut block, APP_ID);
-    block.extend_from_slice(&[0x0f, 0x10]); // content-type
-    put_text(&mut block, "application/grpc");
-    block.push(0x00); // a name of its own
-    put_text(&mut block, "te");
-    put_text(&mut block, "trailers");
-    block
+    fields
+        .map(|(name, value)| literal(name.as_bytes(), value.as_bytes()))
+        .concat()
 }
 
-fn put_text(block: &mut Vec<u8>, text: &str) {
-    debug_assert!(text.len() < 127, "one byte of length");
-    block.push(u8::try_from(text.len()).unwrap_or(0));
-    block.extend_from_slice(text.as_bytes());
+/// The headers of a gRPC call whose message is still to come.
+#[must_use]
+pub fn call(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &call_block(path))
 }
 
-fn put_frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let length = u32::try_from(payload.len())
-        .unwrap_or(u32::MAX)
-        .to_be_bytes();
-    bytes.extend_from_slice(&length[1..]);
-    bytes.extend_from_slice(&[kind, flags]);
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
+/// A whole gRPC call with an empty message.
+#[must_use]
+pub fn whole_call(stream: u32, path: &str) -> Vec<u8> {
+    let message = frame(DATA, END_STREAM, stream, &EMPTY_MESSAGE);
+    [call(stream, path), message].concat()
 }
 
-fn put_window_update(bytes: &mut Vec<u8>, stream: u32, increment: u32) {
-    put_frame(bytes, WINDOW_UPDATE, 0, stream, &increment.to_be_bytes());
+/// A message with gRPC's prefix, not compressed.
+#[must_use]
+pub fn grpc_message(message: &[u8]) -> Vec<u8> {
+    [&[0], &be_length(message.len())[..], message].concat()
 }
 
-/// How the server ended it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum End {
-    #[error("the server ended the stream")]
-    Stream,
-    #[error("the server reset the stream (error code {0})")]
-    Reset(u32),
-    #[error("the server closes the connection (error code {0})")]
-    Connection(u32),
-    #[error("the server sent padding, which this reader does not know")]
-    Padding,
-}
-
-/// Reads the frames of one connection, however they are cut.
-#[derive(Debug)]
-pub(super) struct Frames {
-    header: [u8; HEADER_BYTES],
-    header_bytes: usize,
-    kind: u8,
-    flags: u8,
-    payload_left: usize,
-    control: [u8; CONTROL_BYTES_MAX],
-    control_bytes: usize,
-    /// What the server has sent since it was last told that it was read.
-    unacknowledged_bytes: u32,
-    /// What has to be sent to the server.
-    pub(super) replies: Vec<u8>,
-}
-
-impl Frames {
-    pub(super) fn new() -> Self {
-        Self {
-            header: [0; HEADER_BYTES],
-            header_bytes: 0,
-            kind: 0,
-            flags: 0,
-            payload_left: 0,
-            control: [0; CONTROL_BYTES_MAX],
-            control_bytes: 0,
-            unacknowledged_bytes: 0,
-            replies: Vec::new(),
-        }
-    }
-
-    /// Takes what was read and passes the content on.
-    pub(super) fn feed(
-        &mut self,
-        mut bytes: &[u8],
-        mut content: impl FnMut(&[u8]),
-    ) -> Result<(), End> {
-        while !bytes.is_empty() {
-            if self.header_bytes < HEADER_BYTES {
-                let missing = self.header.get_mut(self.header_bytes..).unwrap_or_default();
-                let count = missing.len().min(bytes.len());
-                let (taken, rest) = bytes.split_at(count);
-                missing
-                    .iter_mut()
-                    .zip(taken)
-                    .for_each(|(to, from)| *to = *from);
-                self.header_bytes += count;
-                bytes = rest;
-                if self.header_bytes < HEADER_BYTES {
-                    return Ok(());
-                }
-                self.begin()?;
-            }
-            let (taken, rest) = bytes.split_at(self.payload_left.min(bytes.len()));
-            bytes = rest;
-            self.payload_left -= taken.len();
-            if self.kind == DATA {
-                content(taken);
-            } else {
-                self.keep(taken);
-            }
-            if self.payload_left == 0 {
-                self.end()?;
-                self.header_bytes = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self) -> Result<(), End> {
-        let [a, b, c, kind, flags, ..] = self.header;
-        let length = u32::from_be_bytes([0, a, b, c]);
-        (self.kind, self.flags) = (kind, flags);
-        self.payload_left = length as usize;
-        self.control_bytes = 0;
-        if kind == DATA {
-            if flags & PADDED != 0 {
-                return Err(End::Padding);
-            }
-            self.unacknowledged_bytes += length;
-            // Half a window is still there, so the server never has to wait for this.
-            if self.unacknowledged_bytes >= WINDOW_BYTES / 2 {
-                put_window_update(&mut self.replies, 0, self.unacknowledged_bytes);
-                put_window_update(&mut self.replies, STREAM, self.unacknowledged_bytes);
-                self.unacknowledged_bytes = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = self
-            .control
-            .get_mut(self.control_bytes..)
-            .unwrap_or_default();
-        let count = room.len().min(bytes.len());
-        room.iter_mut()
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from);
-        self.control_bytes += count;
-    }
-
-    fn end(&mut self) -> Result<(), End> {
-        let [a, b, c, d, e, f, g, h] = self.control;
-        match self.kind {
-            DATA | HEADERS if self.flags & END_STREAM != 0 => Err(End::Stream),
-            RST_STREAM => Err(End::Reset(u32::from_be_bytes([a, b, c, d]))),
-            GOAWAY => Err(End::Connection(u32::from_be_bytes([e, f, g, h]))),
-            SETTINGS if self.flags & ACK == 0 => {
-                put_frame(&mut self.replies, SETTINGS, ACK, 0, &[]);
-                Ok(())
-            }
-            PING if self.flags & ACK == 0 => {
-                let opaque = self.control;
-                put_frame(&mut self.replies, PING, ACK, 0, &opaque);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
+fn be_length(length: usize) -> [u8; 4] {
+    u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        put_frame(&mut bytes, kind, flags, STREAM, payload);
-        bytes
-    }
-
-    fn read(bytes: &[u8], piece_bytes: usize) -> (Vec<u8>, Vec<u8>, Result<(), End>) {
-        let (mut frames, mut content) = (Frames::new(), Vec::new());
-        let outcome = bytes
-            .chunks(piece_bytes)
-            .try_for_each(|piece| frames.feed(piece, |data| content.extend_from_slice(data)));
-        (content, frames.replies, outcome)
-    }
-
     #[test]
-    fn content_is_the_same_however_it_is_cut() {
-        let mut bytes = frame(SETTINGS, 0, &[0, 4, 0, 1, 0, 0]);
-        bytes.extend(frame(HEADERS, END_HEADERS, &[0x88]));
-        bytes.extend(frame(DATA, 0, b"hello, "));
-        bytes.extend(frame(DATA, 0, b""));
-        bytes.extend(frame(PING, 0, b"12345678"));
-        bytes.extend(frame(SETTINGS, ACK, b""));
-        bytes.extend(frame(DATA, 0, b"world"));
-        let mut replies = Vec::new();
-        put_frame(&mut replies, SETTINGS, ACK, 0, &[]);
-        put_frame(&mut replies, PING, ACK, 0, b"12345678");
-        for piece_bytes in [1, 2, 3, 10, 1_000] {
-            let expected = (b"hello, world".to_vec(), replies.clone(), Ok(()));
-            assert_eq!(read(&bytes, piece_bytes), expected);
-        }
+    fn a_header_is_read_as_it_was_written() {
+        let written = frame(DATA, END_STREAM, 7, &[0; 70_000]);
+        let header = Header::parse(*written.first_chunk().unwrap());
+        let expected = Header {
+            length: 70_000,
+            kind: DATA,
+            flags: END_STREAM,
+            stream: 7,
+        };
+        assert_eq!(header, expected);
+        assert_eq!(written.len(), HEADER_BYTES + 70_000);
+        // The reserved bit is ignored (RFC 9113, 4.1).
+        let reserved = [0, 0, 0, PING, 0, 0x80, 0, 0, 0];
+        assert_eq!(Header::parse(reserved).stream, 0);
     }
 
-    #[test]
-    fn every_way_to_end_is_told() {
-        let go_away = frame(GOAWAY, 0, &[0, 0, 0, 1, 0, 0, 0, 11, b'x']);
-        for (bytes, end) in [
-            (
-                frame(HEADERS, END_HEADERS | END_STREAM, &[0x88]),
-                End::Stream,
-            ),
-            (frame(DATA, END_STREAM, b"x"), End::Stream),
-            (frame(RST_STREAM, 0, &[0, 0, 0, 8]), End::Reset(8)),
-            (go_away, End::Connection(11)),
-            (frame(DATA, PADDED, &[0]), End::Padding),
-        ] {
-            assert_eq!(read(&bytes, 4).2, Err(end));
-        }
-    }
-
-    #[test]
-    fn what_was_read_is_given_back_in_time() {
-        let mut frames = Frames::new();
-        let bytes = frame(DATA, 0, &[0; 16_384]);
-        let mut count = 0;
-        while frames.replies.is_empty() {
-            frames.feed(&bytes, |_| {}).unwrap();
-            count += 16_384;
-        }
-        assert_eq!(count, WINDOW_BYTES / 2);
-        let mut expected = Vec::new();
-        put_window_update(&mut expected, 0, count);
-        put_window_update(&mut expected, STREAM, count);
-        assert_eq!(frames.replies, expected);
-    }
-
-    /// The server's own implementation reads it as the request that it is meant to be.
+    /// An implementation that is not ours reads literals of lengths at and around the prefix.
     #[tokio::test]
-    async fn an_http2_server_understands_the_opening() {
+    async fn an_http2_server_understands_calls_and_literals() {
         use tokio::io::AsyncWriteExt as _;
         let (mut client, server) = tokio::io::duplex(1 << 16);
-        client
-            .write_all(&opening("/a.B/C", b"message", 65_536))
-            .await
-            .unwrap();
+        let lengths = [0, 126, 127, 128, 254, 255, 256, 9_000];
+        let large = lengths.map(|length| literal(b"x-large", &vec![b'x'; length]));
+        let block = [
+            call_block("/a.B/C"),
+            large.concat(),
+            indexed(b"x-indexed", b"1"),
+        ]
+        .concat();
+        let bytes = [
+            PREFACE.to_vec(),
+            settings(&[(ENABLE_PUSH, 0)]),
+            frame(HEADERS, END_HEADERS, 1, &block),
+            frame(DATA, END_STREAM, 1, &grpc_message(b"message")),
+        ];
+        client.write_all(&bytes.concat()).await.unwrap();
         let mut server = h2::server::handshake(server).await.unwrap();
         let (request, _respond) = server.accept().await.unwrap().unwrap();
         assert_eq!(request.method(), "POST");
         assert_eq!(request.uri().path(), "/a.B/C");
-        assert_eq!(request.headers()["content-type"], "application/grpc");
-        assert_eq!(request.headers()["te"], "trailers");
-        let mut body = request.into_body();
-        let data = body.data().await.unwrap().unwrap();
+        let headers = request.headers();
+        assert_eq!(headers["content-type"], "application/grpc");
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers["x-indexed"], "1");
+        let values = headers.get_all("x-large").iter();
+        assert!(values.map(|value| value.len()).eq(lengths));
+        let data = request.into_body().data().await.unwrap().unwrap();
         assert_eq!(&data[..], b"\0\0\0\0\x07message");
     }
 }

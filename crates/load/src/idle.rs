@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{
     Context, Error, Shape, Store,
+    machine::open_files,
     report::{Figure, Line, Measured, Unit, Value},
     sender::{Connection, micros},
     subscriber::{Begin, Crowd, Wish},
@@ -52,24 +53,6 @@ fn allowed(context: &Context<'_>, wanted: usize) -> usize {
     wanted.min(room).max(1)
 }
 
-/// Asks for so many open files, which children inherit, and says how many there may be. `None` is
-/// no limit.
-fn open_files(wanted: u64) -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= wanted) {
-        return current;
-    }
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => maximum,
-        Err(_) => current,
-    }
-}
-
 fn measure(context: &Context<'_>, subscribers: usize) -> Result<Measured, Error> {
     let server = context.server(Store::Memory)?;
     let mut sender = Connection::open(server.webhook)?;
@@ -81,7 +64,7 @@ fn measure(context: &Context<'_>, subscribers: usize) -> Result<Measured, Error>
         begin: Begin::Latest,
         frame_bytes: context.settings.frame_bytes,
     };
-    let before = server.process.resident_bytes();
+    let before = server.process().resident_bytes();
     let started = Instant::now();
     let crowd = Crowd::connect(context, server.grpc, subscribers, wish, |_| None)?;
     crowd.caught_up()?;
@@ -91,7 +74,7 @@ fn measure(context: &Context<'_>, subscribers: usize) -> Result<Measured, Error>
         let grown = after?.saturating_sub(before?);
         Some(grown as f64 / count)
     };
-    let idle = each(server.process.resident_bytes());
+    let idle = each(server.process().resident_bytes());
 
     let request = context.request(WARM_UP_BATCHES..WARM_UP_BATCHES + 1)?;
     let sent = Instant::now();
@@ -103,7 +86,7 @@ fn measure(context: &Context<'_>, subscribers: usize) -> Result<Measured, Error>
         (BYTES_PER_SUBSCRIBER, idle),
         (
             BYTES_PER_SUBSCRIBER_WOKEN,
-            each(server.process.resident_bytes()),
+            each(server.process().resident_bytes()),
         ),
         (CONNECTED_PER_SECOND, Some(count / connecting.as_secs_f64())),
         (ONE_EVENT_TO_ALL, Some(micros(woken) as f64)),
@@ -130,14 +113,3 @@ const ONE_EVENT_TO_ALL: Figure = Figure {
     title: "one event to all",
     unit: Unit::Micros,
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(unix)]
-    fn the_files_that_are_open_already_are_allowed() {
-        assert!(open_files(1).is_none_or(|files| files > 0));
-    }
-}

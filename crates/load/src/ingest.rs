@@ -80,7 +80,7 @@ fn measure(
     requests: &[Request],
     batch_events: u64,
 ) -> Result<Measured, Error> {
-    let clock = Clock::start(context, server);
+    let clock = Clock::start(&context.split, server.process());
     let times = senders.send(requests)?;
     let usage = clock.stop();
     let batches = requests.len() as f64;
@@ -92,7 +92,7 @@ fn measure(
     measured.extend(acknowledged(&times));
     let micros = usage.server_cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / events);
     measured.push((SERVER_CPU_PER_EVENT, micros));
-    measured.extend(usage.measured(context));
+    measured.extend(usage.measured(&context.split));
     Ok(measured)
 }
 

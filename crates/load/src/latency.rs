@@ -194,7 +194,7 @@ impl Live {
         // A moment for the threads to begin.
         let start = Instant::now() + Duration::from_millis(20);
         let _ = self.start.set(start);
-        let clock = Clock::start(context, server);
+        let clock = Clock::start(&context.split, server.process());
         let acknowledged = self.senders.run(|connection, times| {
             precise_sleep();
             loop {
@@ -247,7 +247,7 @@ impl Outcome {
         let per_delivery = cpu.map(|cpu| micros(cpu) / self.deliveries as f64);
         measured.push((SERVER_CPU_PER_EVENT, per_event));
         measured.push((SERVER_CPU_PER_DELIVERY, per_delivery));
-        measured.extend(self.usage.measured(context));
+        measured.extend(self.usage.measured(&context.split));
         measured
     }
 }

@@ -9,19 +9,24 @@
 //! ```
 //!
 //! The load has to be cheaper than what it measures. So batches are signed before, requests are
-//! prepared bytes, and a subscriber reads frames and counts events without decoding them
-//! (`frames`, `responses`). The share of CPU that each side used stands in every line, and says
-//! which of them was the limit.
+//! prepared bytes, and one thread and one event queue read many connections (`engine`), whose
+//! subscribers count events without decoding them (`subscription`, `responses`). The share of CPU
+//! that each side used stands in every line, and says which of them was the limit.
+//!
+//! `benches/peers` compares the bridge with other servers by the same parts: each of them is a
+//! [`ServerProcess`], and what it speaks is a [`Protocol`] of an [`Engine`].
 
 mod catchup;
 mod cpus;
+mod engine;
 mod events;
 mod fanout;
-mod frames;
+pub mod frames;
 mod idle;
 mod ingest;
 mod latency;
 mod machine;
+mod process;
 mod report;
 mod responses;
 mod sender;
@@ -29,24 +34,30 @@ mod server;
 mod signer;
 mod stop;
 mod subscriber;
+mod subscription;
 mod usage;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 pub use self::{
     catchup::Options as Catchup,
+    cpus::Split,
+    engine::{Connection, Engine, Protocol, ProtocolError},
     events::Shape,
     fanout::{Options as Fanout, SUBSCRIBERS},
-    frames::FRAME_BYTES,
     idle::Options as Idle,
     ingest::Options as Ingest,
     latency::{Options as Latency, RATE},
-    machine::Environment,
-    report::{Line, Summary, Table, Value},
-    sender::CONNECTIONS,
+    machine::{Environment, Process, cpu_model, kernel_release, open_files},
+    process::ServerProcess,
+    report::{Latencies, Line, Summary, Table, Value, histogram},
+    sender::{Answers, CONNECTIONS, micros},
+    signer::Key,
     stop::Stop,
+    subscription::{FRAME_BYTES, Subscription},
+    usage::{Clock, Usage},
 };
-use self::{cpus::Split, events::Events, server::Server, signer::Key};
+use self::{events::Events, server::Server};
 
 /// The largest number of runs: more changes no median.
 pub const RUNS_MAX: u32 = 100;
@@ -156,6 +167,9 @@ pub enum Error {
     /// A batch was not taken.
     #[error("a batch was answered with {0} instead of 200")]
     Refused(String),
+    /// A connection ended, or what came on it cannot be read.
+    #[error("{0}")]
+    Protocol(String),
     /// A subscriber failed.
     #[error("a subscriber failed: {0}")]
     Subscriber(String),
@@ -194,8 +208,6 @@ struct Context<'a> {
     events: Events,
     stop: &'a Stop,
     observer: &'a dyn Observer,
-    /// Runs the subscribers, on the CPUs of the load.
-    runtime: tokio::runtime::Runtime,
 }
 
 impl Context<'_> {
@@ -265,12 +277,6 @@ impl<'a> Context<'a> {
         split.enter_load();
         observer.progress("making a signing key");
         let key = Key::generate()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(split.load_cpus())
-            .thread_name("subscribers")
-            .enable_all()
-            .build()
-            .map_err(Error::system("the runtime cannot start"))?;
         Ok(Self {
             settings,
             split,
@@ -278,7 +284,6 @@ impl<'a> Context<'a> {
             events: Events::new(settings.event_bytes),
             stop,
             observer,
-            runtime,
         })
     }
 

@@ -26,17 +26,12 @@ pub struct Environment {
 
 impl Environment {
     pub(super) fn new(settings: &Settings, split: &Split) -> Self {
-        let read = |path| fs::read_to_string(path).ok();
-        let model = read("/proc/cpuinfo").and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
-        let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
         let system = std::env::consts::OS;
+        let kernel = format!("{system} {}", kernel_release());
         Self {
-            cpu_model: model.unwrap_or_else(|| format!("unknown {}", std::env::consts::ARCH)),
+            cpu_model: cpu_model(),
             cpus: split.all_cpus(),
-            kernel: format!("{system} {}", release.trim()).trim_end().to_owned(),
+            kernel: kernel.trim_end().to_owned(),
             pinning: split.to_string(),
             settings: settings.clone(),
         }
@@ -66,26 +61,79 @@ impl Environment {
     }
 }
 
+/// The CPU's own name.
+#[must_use]
+pub fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("model name"));
+    let name = line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()));
+    name.unwrap_or_else(|| format!("unknown {}", std::env::consts::ARCH))
+}
+
+/// The release of the kernel; empty where it is not known.
+#[must_use]
+pub fn kernel_release() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Asks for so many open files, which children inherit, and says how many there may be. `None` is
+/// no limit.
+#[must_use]
+pub fn open_files(wanted: u64) -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= wanted) {
+        return current;
+    }
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    }
+}
+
 /// A process whose use of CPU and memory can be looked up.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Process(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(u32);
 
 impl Process {
     pub(super) fn new(id: u32) -> Self {
         Self(id)
     }
 
-    pub(super) fn own() -> Self {
+    /// This process.
+    #[must_use]
+    pub fn own() -> Self {
         Self(std::process::id())
     }
 
-    /// The CPU time of all its threads since it began, in whole ticks of the system's clock (10 ms).
-    pub(super) fn cpu_time(self) -> Option<Duration> {
-        parse_cpu_time(&self.read("stat")?, rustix::param::clock_ticks_per_second())
+    /// The CPU time of all its threads since it began. The kernel keeps it in nanoseconds for each
+    /// thread (`schedstat`); what threads used that have ended is only in the ticks (10 ms) of the
+    /// whole (`stat`). The larger counts.
+    #[must_use]
+    pub fn cpu_time(self) -> Option<Duration> {
+        if self == Self::own() {
+            let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+            return Duration::try_from(time).ok();
+        }
+        let ticks = parse_cpu_time(&self.read("stat")?, rustix::param::clock_ticks_per_second())?;
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter();
+        let threads = tasks.flatten().filter_map(|task| {
+            // A thread may end meanwhile.
+            let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            let nanos = text.split_ascii_whitespace().next()?.parse().ok()?;
+            Some(Duration::from_nanos(nanos))
+        });
+        Some(ticks.max(threads.sum()))
     }
 
     /// How much of its memory is resident now, in bytes.
-    pub(super) fn resident_bytes(self) -> Option<u64> {
+    #[must_use]
+    pub fn resident_bytes(self) -> Option<u64> {
         parse_kib(&self.read("status")?, "VmRSS:")
     }
 
@@ -163,6 +211,27 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn another_process_is_counted_while_it_runs() {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "while :; do :; done"]);
+        let mut child = command.spawn().unwrap();
+        let process = Process::new(child.id());
+        let started = std::time::Instant::now();
+        while process.cpu_time().unwrap() < Duration::from_millis(50) {
+            assert!(started.elapsed() < Duration::from_secs(60), "it is counted");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.cpu_time(), None);
+    }
+
+    #[test]
+    fn the_files_that_are_open_already_are_allowed() {
+        assert!(open_files(1).is_none_or(|files| files > 0));
+    }
+
+    #[test]
     fn a_cpu_is_busy_when_it_is_neither_idle_nor_waiting() {
         let stat = "cpu  9 9 9 9\ncpu1 1 2 3 1000 500 4 5 6 7 8\ncpu10 100 0 0 1 1 0 0 0 0 0\n";
         let busy = |cpus: &[usize]| parse_busy_time(stat, cpus, 100);
@@ -175,7 +244,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn this_process_uses_cpu_and_memory() {
         let process = Process::own();
-        assert!(process.cpu_time().is_some());
+        assert!(process.cpu_time().unwrap() > Duration::ZERO);
         assert!(process.resident_bytes().unwrap() > 1 << 20);
         assert!(process.resident_bytes_peak().unwrap() > 1 << 20);
     }

@@ -13,8 +13,12 @@ const DIM: Style = Style::new().effects(Effects::DIMMED);
 /// Latencies are kept to three digits, up to this.
 const LATENCY_MAX: Duration = Duration::from_secs(100);
 
-/// An empty histogram of microseconds.
-pub(super) fn histogram() -> Histogram<u64> {
+/// Latencies in microseconds.
+pub type Latencies = Histogram<u64>;
+
+/// Without any yet.
+#[must_use]
+pub fn histogram() -> Latencies {
     let max = u64::try_from(LATENCY_MAX.as_micros()).unwrap_or(u64::MAX);
     #[expect(
         clippy::expect_used,
@@ -92,7 +96,9 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    /// Of nothing there is none.
+    #[must_use]
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let upper = *values.get(values.len() / 2)?;

@@ -63,29 +63,44 @@ enum State {
     Cursor { left: usize },
 }
 
+impl State {
+    /// At the start of a message.
+    const PREFIX: Self = Self::Prefix {
+        bytes: [0; PREFIX_BYTES],
+        have: 0,
+    };
+}
+
 /// Counts the responses of one stream, however they are cut.
 #[derive(Debug)]
 pub(super) struct Responses {
     state: State,
     message_left: usize,
     events: u64,
+    /// Whether each response has to have a cursor.
+    has_cursors: bool,
     cursor: [u8; CURSOR_TEXT_BYTES],
-    cursor_bytes: usize,
     pub(super) counts: Counts,
 }
 
 impl Responses {
+    /// Of a bridge.
     pub(super) fn new() -> Self {
         Self {
-            state: State::Prefix {
-                bytes: [0; PREFIX_BYTES],
-                have: 0,
-            },
+            state: State::PREFIX,
             message_left: 0,
             events: 0,
+            has_cursors: true,
             cursor: [0; CURSOR_TEXT_BYTES],
-            cursor_bytes: 0,
             counts: Counts::default(),
+        }
+    }
+
+    /// Of a server whose cursors are not looked at, if it sends any.
+    pub(super) fn without_cursors() -> Self {
+        Self {
+            has_cursors: false,
+            ..Self::new()
         }
     }
 
@@ -93,75 +108,108 @@ impl Responses {
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
         self.counts.bytes += bytes.len() as u64;
         while let Some((&byte, rest)) = bytes.split_first() {
-            match &mut self.state {
-                State::Skip { left } => {
-                    let count = (*left).min(bytes.len());
-                    *left -= count;
-                    let is_over = *left == 0;
-                    bytes = bytes.get(count..).unwrap_or_default();
-                    self.passed(count, is_over)?;
-                }
-                State::Cursor { left } => {
-                    *left -= 1;
-                    let is_over = *left == 0;
-                    if let Some(place) = self.cursor.get_mut(self.cursor_bytes) {
-                        *place = byte;
-                    }
-                    self.cursor_bytes += 1;
-                    bytes = rest;
-                    self.passed(1, is_over)?;
-                }
+            bytes = match self.state {
+                State::Skip { left } => self.skip(bytes, left)?,
+                State::Cursor { left } => self.read_cursor(bytes, left)?,
                 State::Tag => {
-                    if byte >= 0x80 || u64::from(byte) & 7 != LENGTH_DELIMITED {
-                        return Err(Malformed("an unknown field in a response"));
-                    }
-                    self.state = State::Length {
-                        field: u64::from(byte) >> 3,
-                        value: 0,
-                        shift: 0,
-                    };
-                    bytes = rest;
-                    self.passed(1, false)?;
+                    self.read_tag(byte)?;
+                    rest
                 }
                 State::Length {
                     field,
                     value,
                     shift,
                 } => {
-                    if *shift > 28 {
-                        return Err(Malformed("a length beyond 32 bits"));
-                    }
-                    *value |= u64::from(byte & 0x7f) << *shift;
-                    *shift += 7;
-                    let (field, value) = (*field, *value);
-                    bytes = rest;
-                    self.message_left = self.message_left.saturating_sub(1);
-                    if byte < 0x80 {
-                        self.begin(field, value)?;
-                    }
+                    self.read_length(byte, field, value, shift)?;
+                    rest
                 }
                 State::Prefix {
                     bytes: prefix,
                     have,
                 } => {
-                    if let Some(place) = prefix.get_mut(*have) {
-                        *place = byte;
-                    }
-                    *have += 1;
-                    bytes = rest;
-                    if *have == PREFIX_BYTES {
-                        let [compressed, a, b, c, d] = *prefix;
-                        if compressed != 0 {
-                            return Err(Malformed("a compressed message"));
-                        }
-                        self.message_left = u32::from_be_bytes([a, b, c, d]) as usize;
-                        self.state = State::Tag;
-                        self.passed(0, true)?;
-                    }
+                    self.read_prefix(byte, prefix, have)?;
+                    rest
                 }
-            }
+            };
         }
         Ok(())
+    }
+
+    /// Skips what has come of a field, and returns what comes after it.
+    fn skip<'a>(&mut self, bytes: &'a [u8], left: usize) -> Result<&'a [u8], Malformed> {
+        let (skipped, rest) = bytes.split_at(left.min(bytes.len()));
+        let left = left - skipped.len();
+        self.state = State::Skip { left };
+        self.passed(skipped.len(), left == 0)?;
+        Ok(rest)
+    }
+
+    fn read_cursor<'a>(&mut self, bytes: &'a [u8], left: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = bytes.split_at(left.min(bytes.len()));
+        let from = self.cursor.len().saturating_sub(left);
+        let places = self.cursor.iter_mut().skip(from);
+        places.zip(taken).for_each(|(place, byte)| *place = *byte);
+        let left = left - taken.len();
+        self.state = State::Cursor { left };
+        self.passed(taken.len(), left == 0)?;
+        Ok(rest)
+    }
+
+    fn read_tag(&mut self, byte: u8) -> Result<(), Malformed> {
+        if byte >= 0x80 || u64::from(byte) & 7 != LENGTH_DELIMITED {
+            return Err(Malformed("an unknown field in a response"));
+        }
+        self.state = State::Length {
+            field: u64::from(byte) >> 3,
+            value: 0,
+            shift: 0,
+        };
+        self.passed(1, false)
+    }
+
+    fn read_length(
+        &mut self,
+        byte: u8,
+        field: u64,
+        value: u64,
+        shift: u32,
+    ) -> Result<(), Malformed> {
+        if shift > 28 {
+            return Err(Malformed("a length beyond 32 bits"));
+        }
+        let value = value | u64::from(byte & 0x7f) << shift;
+        self.message_left = self.message_left.saturating_sub(1);
+        if byte < 0x80 {
+            return self.begin(field, value);
+        }
+        self.state = State::Length {
+            field,
+            value,
+            shift: shift + 7,
+        };
+        Ok(())
+    }
+
+    fn read_prefix(
+        &mut self,
+        byte: u8,
+        mut bytes: [u8; PREFIX_BYTES],
+        have: usize,
+    ) -> Result<(), Malformed> {
+        if let Some(place) = bytes.get_mut(have) {
+            *place = byte;
+        }
+        let have = have + 1;
+        self.state = State::Prefix { bytes, have };
+        if have < PREFIX_BYTES {
+            return Ok(());
+        }
+        let [compressed, a, b, c, d] = bytes;
+        if compressed != 0 {
+            return Err(Malformed("a compressed message"));
+        }
+        self.message_left = u32::from_be_bytes([a, b, c, d]) as usize;
+        self.passed(0, true)
     }
 
     /// Begins a field's content.
@@ -173,8 +221,8 @@ impl Responses {
         self.state = State::Skip { left: length };
         match field {
             field::EVENTS => self.events += 1,
+            field::CURSOR if !self.has_cursors => {}
             field::CURSOR if length == CURSOR_TEXT_BYTES => {
-                self.cursor_bytes = 0;
                 self.state = State::Cursor { left: length };
             }
             field::CURSOR => return Err(Malformed("a cursor of another length")),
@@ -197,31 +245,33 @@ impl Responses {
         }
         self.state = State::Tag;
         if left == 0 {
-            self.state = State::Prefix {
-                bytes: [0; PREFIX_BYTES],
-                have: 0,
-            };
+            self.state = State::PREFIX;
             self.end_response()?;
         }
         Ok(())
     }
 
     fn end_response(&mut self) -> Result<(), Malformed> {
-        let text = str::from_utf8(&self.cursor).ok();
+        let events = std::mem::take(&mut self.events);
+        let counts = &mut self.counts;
+        counts.responses += 1;
+        counts.events += events;
+        if !self.has_cursors {
+            return Ok(());
+        }
+        // The next response has to bring its own.
+        let cursor = std::mem::replace(&mut self.cursor, [0; CURSOR_TEXT_BYTES]);
+        let text = str::from_utf8(&cursor).ok();
         let cursor = text.and_then(|text| text.parse::<Cursor>().ok());
         let Some(cursor) = cursor else {
             return Err(Malformed("a response without a cursor"));
         };
         let place = cursor.sequence.0;
-        let counts = &mut self.counts;
         match counts.started_after {
-            None => counts.started_after = Some(place.saturating_sub(self.events)),
-            Some(_) => counts.jumped |= counts.place.checked_add(self.events) != Some(place),
+            None => counts.started_after = Some(place.saturating_sub(events)),
+            Some(_) => counts.jumped |= counts.place.checked_add(events) != Some(place),
         }
         counts.place = place;
-        counts.responses += 1;
-        counts.events += self.events;
-        self.events = 0;
         Ok(())
     }
 }
@@ -373,6 +423,28 @@ mod tests {
     }
 
     #[test]
+    fn events_are_counted_without_cursors_too_where_nobody_looks_at_them() {
+        let mut odd = response(9, &["c"], None);
+        odd.cursor = "of another kind".to_owned();
+        let bytes = content(&[
+            SubscribeResponse::default(),
+            response(7, &["a", "b"], None),
+            odd,
+        ]);
+        for piece_bytes in [1, 7, 1_000] {
+            let mut responses = Responses::without_cursors();
+            for piece in bytes.chunks(piece_bytes) {
+                responses.feed(piece).unwrap();
+            }
+            assert_eq!(
+                (responses.counts.events, responses.counts.responses),
+                (3, 3)
+            );
+        }
+        assert!(Responses::new().feed(&bytes).is_err());
+    }
+
+    #[test]
     fn a_gap_and_a_repetition_show_in_the_places() {
         let start = response(5, &[], None);
         assert!(!count(&content(&[start.clone(), response(6, &["a"], None)]), 9).jumped);
@@ -412,6 +484,9 @@ mod tests {
             fails(&[0, 0, 0, 0, 9, 0x08]),
             Malformed("an unknown field in a response")
         );
+        let mut second = content(&[response(5, &[], None)]);
+        second.extend([0, 0, 0, 0, 0]);
+        assert_eq!(fails(&second), Malformed("a response without a cursor"));
         let long = [0, 0, 0, 0, 9, 0x0a, 50];
         assert_eq!(
             fails(&long),

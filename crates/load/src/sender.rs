@@ -12,8 +12,10 @@ use hdrhistogram::Histogram;
 
 use super::{
     Context, Error, Stop,
+    cpus::join,
+    engine::{Protocol, ProtocolError},
     report::histogram,
-    signer::{Request, Turn, join},
+    signer::{Request, Turn},
 };
 
 /// The server answers within its own request timeout of 8 s, or not at all.
@@ -34,7 +36,8 @@ pub(super) struct Connection {
     address: SocketAddr,
     stream: TcpStream,
     used: Instant,
-    answer: [u8; ANSWER_BYTES_MAX],
+    answers: Answers,
+    buffer: [u8; ANSWER_BYTES_MAX],
 }
 
 impl Connection {
@@ -45,7 +48,8 @@ impl Connection {
             address,
             stream,
             used: Instant::now(),
-            answer: [0; ANSWER_BYTES_MAX],
+            answers: Answers::of_new_events(),
+            buffer: [0; ANSWER_BYTES_MAX],
         })
     }
 
@@ -64,23 +68,15 @@ impl Connection {
             .write_all(request)
             .map_err(Error::system("a batch cannot be sent"))?;
         let failed = "an answer cannot be read";
-        let mut have = 0;
         loop {
-            let room = self.answer.get_mut(have..).unwrap_or_default();
-            let count = self.stream.read(room).map_err(Error::system(failed))?;
-            have += count;
-            let so_far = self.answer.get(..have).unwrap_or_default();
-            match Answer::parse(so_far) {
-                Some(answer) => return answer.check(),
-                // Also when the answer is longer than there is room for.
-                None if count == 0 => {
-                    let source = io::ErrorKind::UnexpectedEof.into();
-                    return Err(Error::System {
-                        what: failed,
-                        source,
-                    });
-                }
-                None => {}
+            let read = self.stream.read(&mut self.buffer);
+            let count = read.map_err(Error::system(failed))?;
+            if count == 0 {
+                return Err(Error::system(failed)(io::ErrorKind::UnexpectedEof));
+            }
+            let bytes = self.buffer.get(..count).unwrap_or_default();
+            if self.answers.take(bytes)? > 0 {
+                return Ok(());
             }
         }
     }
@@ -93,6 +89,51 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// The answers on a kept connection, each of which has to be `200`. Counts them.
+#[derive(Debug, Default)]
+pub struct Answers {
+    cut: Vec<u8>,
+    /// Whether all events have to be new to the server.
+    are_new: bool,
+}
+
+impl Answers {
+    /// Of a bridge, to which every event is sent once.
+    pub(super) fn of_new_events() -> Self {
+        Self {
+            are_new: true,
+            ..Self::default()
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<u64, Error> {
+        self.cut.extend_from_slice(bytes);
+        let (mut rest, mut count) = (self.cut.as_slice(), 0);
+        while let Some((answer, after)) = Answer::parse(rest)? {
+            answer.check(self.are_new)?;
+            rest = after;
+            count += 1;
+        }
+        let used = self.cut.len() - rest.len();
+        self.cut.drain(..used);
+        Ok(count)
+    }
+}
+
+impl Protocol for Answers {
+    fn opening(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn receive(&mut self, bytes: &[u8], _: &mut Vec<u8>) -> Result<u64, ProtocolError> {
+        Ok(self.take(bytes)?)
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+}
+
 /// A whole answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer<'a> {
@@ -101,26 +142,43 @@ struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// `None` while something is missing.
-    fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let text = str::from_utf8(bytes).ok()?;
-        let (head, rest) = text.split_once("\r\n\r\n")?;
+    /// The first answer, and what comes after it. `None` while something is missing.
+    fn parse(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, Error> {
+        let unreadable = |what| Error::Refused(format!("an answer that {what},"));
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+        let Some((head, rest)) = end.and_then(|end| bytes.split_at_checked(end + 4)) else {
+            return match bytes.len() {
+                ..ANSWER_BYTES_MAX => Ok(None),
+                _ => Err(unreadable("does not end")),
+            };
+        };
+        let head = str::from_utf8(head).map_err(|_| unreadable("is no text"))?;
         let mut lines = head.split("\r\n");
-        let status = lines.next()?.split(' ').nth(1)?;
+        let status = lines.next().and_then(|line| line.split(' ').nth(1));
         let length = lines.find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("content-length").then_some(value)
-        })?;
-        let body = rest.get(..length.trim().parse().ok()?)?;
-        Some(Self { status, body })
+            let is_length = name.eq_ignore_ascii_case("content-length");
+            is_length.then(|| value.trim().parse::<usize>().ok())?
+        });
+        let (Some(status), Some(length)) = (status, length) else {
+            return Err(unreadable("has no status or does not say its length"));
+        };
+        if length > ANSWER_BYTES_MAX {
+            return Err(unreadable("is too long"));
+        }
+        let Some((body, after)) = rest.split_at_checked(length) else {
+            return Ok(None);
+        };
+        let body = str::from_utf8(body).map_err(|_| unreadable("is no text"))?;
+        Ok(Some((Self { status, body }, after)))
     }
 
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self, are_new: bool) -> Result<(), Error> {
         if self.status != "200" {
             return Err(Error::Refused(format!("{} {}", self.status, self.body)));
         }
         // Every event is sent once, so a duplicate is a fault of the server or of this tool.
-        if !self.body.contains(r#""duplicates":0"#) {
+        if are_new && !self.body.contains(r#""duplicates":0"#) {
             return Err(Error::Lost(format!(
                 "events were taken for duplicates: {}",
                 self.body
@@ -197,7 +255,8 @@ impl Senders {
 }
 
 /// As histograms count.
-pub(super) fn micros(duration: Duration) -> u64 {
+#[must_use]
+pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -205,15 +264,42 @@ pub(super) fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    const ACCEPTED: &str =
+        "HTTP/1.1 200 OK\r\ncontent-length: 29\r\n\r\n{\"accepted\":1,\"duplicates\":0}";
+
+    #[test]
+    fn answers_are_counted_however_they_are_cut() {
+        let bytes = [ACCEPTED, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"].concat();
+        for cut in 1..bytes.len() {
+            let mut answers = Answers::default();
+            let pieces = bytes.as_bytes().chunks(cut);
+            let counts = pieces.map(|piece| answers.take(piece).unwrap());
+            assert_eq!(counts.sum::<u64>(), 2, "cut every {cut} bytes");
+        }
+    }
+
     #[test]
     fn an_answer_is_whole_when_its_body_is() {
-        let text = "HTTP/1.1 200 OK\r\ncontent-length: 29\r\n\r\n{\"accepted\":1,\"duplicates\":0}";
-        for cut in 0..text.len() {
-            assert_eq!(Answer::parse(&text.as_bytes()[..cut]), None);
+        for cut in 0..ACCEPTED.len() {
+            assert_eq!(Answer::parse(&ACCEPTED.as_bytes()[..cut]).unwrap(), None);
         }
-        let answer = Answer::parse(text.as_bytes()).unwrap();
-        assert_eq!(answer.status, "200");
-        assert!(answer.check().is_ok());
+        let (answer, after) = Answer::parse(ACCEPTED.as_bytes()).unwrap().unwrap();
+        assert_eq!((answer.status, after), ("200", &b""[..]));
+        assert!(answer.check(true).is_ok());
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_is_an_error() {
+        let large = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(ANSWER_BYTES_MAX));
+        for bytes in [
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n",
+            &large,
+        ] {
+            let error = Answers::default().take(bytes.as_bytes()).unwrap_err();
+            assert!(matches!(error, Error::Refused(_)), "{bytes}: {error}");
+        }
     }
 
     #[test]
@@ -222,11 +308,12 @@ mod tests {
             status: "503",
             body: "{}",
         };
-        assert!(matches!(refused.check(), Err(Error::Refused(text)) if text == "503 {}"));
+        assert!(matches!(refused.check(false), Err(Error::Refused(text)) if text == "503 {}"));
         let repeated = Answer {
             status: "200",
             body: r#"{"accepted":0,"duplicates":1}"#,
         };
-        assert!(matches!(repeated.check(), Err(Error::Lost(_))));
+        assert!(matches!(repeated.check(true), Err(Error::Lost(_))));
+        assert!(repeated.check(false).is_ok());
     }
 }

@@ -1,31 +1,14 @@
-//! Owns the bridge that is measured: this very program as `serve`, in a process of its own, on free
-//! ports, in a temporary directory, with nothing of the environment's settings. It never outlives
-//! its owner.
+//! Owns the bridge that is measured: this very program as `serve`, on free ports, in a temporary
+//! directory, with nothing of the environment's settings.
 
-use std::{
-    collections::VecDeque,
-    fs,
-    io::{BufRead as _, BufReader, Read},
-    net::SocketAddr,
-    process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, process::Command};
 
-use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Context, Error, Stop, Store, events::APP_ID, machine::Process};
+use super::{Context, Error, Store, events::APP_ID, machine::Process, process::ServerProcess};
 
 /// What the names of the bridge's variables begin with.
 const ENVIRONMENT_PREFIX: &str = "PRELUDE_BRIDGE_";
-
-/// How long a start may take: a debug build on a loaded machine needs seconds.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How many lines of its stderr are kept for the case that it fails.
-const LAST_LINES: usize = 5;
 
 /// It never asks for a challenge, so nobody has to know it.
 const VERIFICATION_TOKEN: &str = "bench-verification-token";
@@ -45,9 +28,7 @@ const LIMITS: [(&str, &str); 6] = [
 pub(super) struct Server {
     pub(super) webhook: SocketAddr,
     pub(super) grpc: SocketAddr,
-    pub(super) process: Process,
-    stop: Stop,
-    last_lines: Arc<Mutex<VecDeque<String>>>,
+    process: ServerProcess,
     /// Removed when the server is gone.
     _directory: TempDir,
 }
@@ -60,55 +41,27 @@ impl Server {
         settings: &[(&str, &str)],
     ) -> Result<Self, Error> {
         let directory = directory(context)?;
-        fs::write(directory.path().join("jwks.json"), context.key.jwks())
-            .map_err(Error::system("the key set cannot be written"))?;
-        let mut command = command(&directory, store, settings)?;
-        let mut child = context
-            .split
-            .on_server(|| command.spawn())
-            .map_err(Error::system("the server process cannot be started"))?;
-        let process = Process::new(child.id());
-        let stderr = child.stderr.take();
-        context.stop.guard_server(child)?;
-        let last_lines = Arc::default();
-        let ready = stderr.map(|stderr| follow(stderr, Arc::clone(&last_lines)));
-        let mut server = Self {
-            webhook: ([127, 0, 0, 1], 0).into(),
-            grpc: ([127, 0, 0, 1], 0).into(),
+        let files = [
+            ("bridge.toml", config()),
+            ("key.pem", context.key.public_pem()?),
+            ("token.txt", VERIFICATION_TOKEN.to_owned()),
+        ];
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text)
+                .map_err(Error::system("the server's files cannot be written"))?;
+        }
+        let command = command(&directory, store, settings)?;
+        let process = ServerProcess::start(command, &context.split, context.stop)?;
+        Ok(Self {
+            webhook: process.address("webhook")?,
+            grpc: process.address("grpc")?,
             process,
-            stop: context.stop.clone(),
-            last_lines,
             _directory: directory,
-        };
-        let ready = ready.and_then(|ready| ready.recv_timeout(START_TIMEOUT).ok());
-        let address =
-            |name| -> Option<SocketAddr> { ready.as_ref()?.get(name)?.as_str()?.parse().ok() };
-        let (Some(webhook), Some(grpc)) = (address("webhook"), address("grpc")) else {
-            context.stop.check()?;
-            return Err(server.failure("did not start"));
-        };
-        (server.webhook, server.grpc) = (webhook, grpc);
-        Ok(server)
+        })
     }
 
-    /// Says that it failed, with what it said last.
-    pub(super) fn failure(&self, what: &'static str) -> Error {
-        let lines = self
-            .last_lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let last_words = match lines.as_slice() {
-            [] => "it said nothing".to_owned(),
-            lines => lines.join("; "),
-        };
-        Error::Server { what, last_words }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.end_server();
+    pub(super) fn process(&self) -> Process {
+        self.process.process()
     }
 }
 
@@ -122,6 +75,13 @@ fn directory(context: &Context<'_>) -> Result<TempDir, Error> {
     made.map_err(Error::system("no temporary directory can be made"))
 }
 
+fn config() -> String {
+    format!(
+        "[[apps]]\nid = \"{APP_ID}\"\nverification_token_file = \"token.txt\"\n\
+         pem_file = \"key.pem\"\n"
+    )
+}
+
 fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Result<Command, Error> {
     let program =
         std::env::current_exe().map_err(Error::system("this program's own file is not known"))?;
@@ -129,16 +89,13 @@ fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Resu
     let anywhere = "127.0.0.1:0";
     command
         .args(["serve", "--log-format", "json", "--log-level", "info"])
-        .args(["--store", store.name()])
+        .args(["--config", "bridge.toml", "--store", store.name()])
         .args(["--webhook-listen", anywhere])
         .args(["--grpc-listen", anywhere])
         .args(["--admin-listen", anywhere])
         .arg("--data-dir")
         .arg(directory.path().join("data"))
-        .current_dir(directory.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+        .current_dir(directory.path());
     let is_setting = |name: &std::ffi::OsString| {
         let name = name.to_string_lossy();
         name.starts_with(ENVIRONMENT_PREFIX)
@@ -146,43 +103,8 @@ fn command(directory: &TempDir, store: Store, settings: &[(&str, &str)]) -> Resu
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
-    let app = [
-        ("APP_ID", APP_ID),
-        ("VERIFICATION_TOKEN", VERIFICATION_TOKEN),
-        ("JWKS_FILE", "jwks.json"),
-    ];
-    for (name, value) in app.iter().chain(&LIMITS).chain(settings) {
+    for (name, value) in LIMITS.iter().chain(settings) {
         command.env(format!("{ENVIRONMENT_PREFIX}{name}"), value);
     }
-    // Ctrl-C on the terminal is for us alone: the server is ended by its id.
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     Ok(command)
-}
-
-/// Reads the server's stderr to its end, on a thread that ends with it. The `ready` line comes out.
-fn follow(
-    stderr: impl Read + Send + 'static,
-    last_lines: Arc<Mutex<VecDeque<String>>>,
-) -> mpsc::Receiver<Value> {
-    let (sender, ready) = mpsc::sync_channel(1);
-    let mut sender = Some(sender);
-    thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if sender.is_some()
-                && let Ok(value) = serde_json::from_str::<Value>(&line)
-                && value.get("message").and_then(Value::as_str) == Some("ready")
-                && let Some(sender) = sender.take()
-            {
-                // Whoever waited may have given up.
-                let _ = sender.send(value);
-                continue;
-            }
-            let mut lines = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.len() == LAST_LINES {
-                lines.pop_front();
-            }
-            lines.push_back(line);
-        }
-    });
-    ready
 }

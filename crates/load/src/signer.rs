@@ -4,12 +4,13 @@
 use std::{
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
-    thread,
 };
 
 use aws_lc_rs::{
+    encoding::{AsDer as _, PublicKeyX509Der},
     rand::SystemRandom,
-    signature::{RSA_PSS_SHA256, RsaKeyPair},
+    rsa::KeySize,
+    signature::{KeyPair as _, RSA_PSS_SHA256, RsaKeyPair},
 };
 use base64::{
     Engine as _,
@@ -17,60 +18,82 @@ use base64::{
 };
 
 use super::{Context, Error, events::APP_ID};
-use prelude_bridge_simulator::keys::{KeyRing, SIGNATURE_PREFIX, SetStyle, SigningKey};
-
-/// What Prelude's keys most likely have, and what the limits are measured with.
-const KEY_BITS: usize = 2048;
 
 /// The whole bytes of a POST with a signed batch.
 pub(super) type Request = Vec<u8>;
 
-/// A key that signs batches.
-pub(super) struct Key {
-    /// The simulator's implementation publishes it …
-    published: SigningKey,
-    /// … and this one signs, several times faster.
-    pair: RsaKeyPair,
-}
+/// What Prelude's signature header begins with.
+const SIGNATURE_PREFIX: &str = "rsassa-pss-sha256=";
+
+/// A key that signs batches: RSA with 2048 bits, as Prelude's most likely are.
+pub struct Key(RsaKeyPair);
 
 impl Key {
-    pub(super) fn generate() -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::Key(error.to_string());
-        let published = SigningKey::generate(KEY_BITS).map_err(|error| failed(&error))?;
-        let pem = published.to_pem().map_err(|error| failed(&error))?;
-        let base64: String = pem
-            .lines()
-            .filter(|line| !line.starts_with("-----"))
-            .collect();
-        let der = STANDARD.decode(base64).map_err(|error| failed(&error))?;
-        let pair = RsaKeyPair::from_pkcs8(&der).map_err(|error| failed(&error))?;
-        Ok(Self { published, pair })
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// [`Error::Key`].
+    pub fn generate() -> Result<Self, Error> {
+        RsaKeyPair::generate(KeySize::Rsa2048)
+            .map(Self)
+            .map_err(failed)
     }
 
-    /// The key set that the server is given.
-    pub(super) fn jwks(&self) -> String {
-        KeyRing::new(self.published.clone())
-            .jwks(SetStyle::default())
-            .to_string()
+    /// The public key as X.509 has it (RFC 5280, `SubjectPublicKeyInfo`).
+    ///
+    /// # Errors
+    /// [`Error::Key`].
+    pub fn public_der(&self) -> Result<Vec<u8>, Error> {
+        let der: PublicKeyX509Der<'_> = self.0.public_key().as_der().map_err(failed)?;
+        Ok(der.as_ref().to_vec())
     }
 
-    /// The bytes of a POST with this body.
-    pub(super) fn request(&self, body: &[u8]) -> Result<Request, Error> {
-        let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair
+    /// The same as PEM (RFC 7468).
+    ///
+    /// # Errors
+    /// [`Error::Key`].
+    pub fn public_pem(&self) -> Result<String, Error> {
+        let text = STANDARD.encode(self.public_der()?);
+        let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
+        let lines: Vec<_> = lines.collect();
+        Ok(format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            lines.join("\n")
+        ))
+    }
+
+    /// A signature as Prelude's: RSA-PSS with SHA-256.
+    ///
+    /// # Errors
+    /// [`Error::Key`].
+    pub fn sign(&self, body: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut signature = vec![0; self.0.public_modulus_len()];
+        self.0
             .sign(&RSA_PSS_SHA256, &SystemRandom::new(), body, &mut signature)
-            .map_err(|error| Error::Key(error.to_string()))?;
+            .map_err(failed)?;
+        Ok(signature)
+    }
+
+    /// The bytes of a POST with this body, to the webhook of an app.
+    ///
+    /// # Errors
+    /// [`Error::Key`].
+    pub fn request(&self, app_id: &str, body: &[u8]) -> Result<Vec<u8>, Error> {
         let mut request = format!(
-            "POST /webhooks/{APP_ID} HTTP/1.1\r\nHost: bridge\r\n\
+            "POST /webhooks/{app_id} HTTP/1.1\r\nHost: bridge\r\n\
              Content-Type: application/json\r\n\
              X-Webhook-Signature: {SIGNATURE_PREFIX}{}\r\nContent-Length: {}\r\n\r\n",
-            URL_SAFE_NO_PAD.encode(signature),
+            URL_SAFE_NO_PAD.encode(self.sign(body)?),
             body.len()
         )
         .into_bytes();
         request.extend_from_slice(body);
         Ok(request)
     }
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Key(error.to_string())
 }
 
 impl Context<'_> {
@@ -82,42 +105,17 @@ impl Context<'_> {
         batch_events: u64,
     ) -> Result<Vec<Request>, Error> {
         self.progress(format_args!("signing {count} batches of {batch_events}"))?;
-        let mut requests: Vec<Request> = vec![Vec::new(); count];
-        let workers = self.split.all_cpus();
-        let share = count.div_ceil(workers).max(1);
-        self.split.enter_all();
-        let signed = thread::scope(|scope| {
-            let pieces = requests.chunks_mut(share).zip(0_u64..);
-            let threads: Vec<_> = pieces
-                .map(|(piece, index)| {
-                    let first = first + index * share as u64 * batch_events;
-                    scope.spawn(move || {
-                        for (request, batch) in piece.iter_mut().zip(0_u64..) {
-                            self.stop.check()?;
-                            let start = first + batch * batch_events;
-                            *request = self.request(start..start + batch_events)?;
-                        }
-                        Ok(())
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| join(thread.join()))
-        });
-        self.split.enter_load();
-        signed.map(|()| requests)
+        self.split.make_all(count, |batch| {
+            self.stop.check()?;
+            let start = first + batch as u64 * batch_events;
+            self.request(start..start + batch_events)
+        })
     }
 
     /// Signs one batch with the events of these numbers.
     pub(super) fn request(&self, numbers: Range<u64>) -> Result<Request, Error> {
-        self.key.request(&self.events.body(numbers))
+        self.key.request(APP_ID, &self.events.body(numbers))
     }
-}
-
-/// What a thread of ours came to. One that panicked has said so on stderr.
-pub(super) fn join<T>(result: thread::Result<Result<T, Error>>) -> Result<T, Error> {
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Hands out the indices of what is to be sent, to whoever comes next.
@@ -133,7 +131,7 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use rsa::{BigUint, Pss, RsaPublicKey};
+    use rsa::{Pss, RsaPublicKey, pkcs8::DecodePublicKey as _};
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -141,7 +139,7 @@ mod tests {
     #[test]
     fn a_request_carries_a_signature_that_the_published_key_verifies() {
         let key = Key::generate().unwrap();
-        let request = key.request(b"{}").unwrap();
+        let request = key.request("bench", b"{}").unwrap();
         let text = String::from_utf8(request).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, "{}");
@@ -150,12 +148,7 @@ mod tests {
         let signature = URL_SAFE_NO_PAD
             .decode(rest.lines().next().unwrap())
             .unwrap();
-        let set: serde_json::Value = serde_json::from_str(&key.jwks()).unwrap();
-        let number = |name: &str| {
-            let text = set["keys"][0][name].as_str().unwrap();
-            BigUint::from_bytes_be(&URL_SAFE_NO_PAD.decode(text).unwrap())
-        };
-        let public = RsaPublicKey::new(number("n"), number("e")).unwrap();
+        let public = RsaPublicKey::from_public_key_pem(&key.public_pem().unwrap()).unwrap();
         let digest = Sha256::digest(b"{}");
         public
             .verify(Pss::new::<Sha256>(), &digest, &signature)

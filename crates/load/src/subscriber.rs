@@ -1,38 +1,28 @@
 //! Owns the receiving side: a crowd of subscribers with a connection each, which read as fast as
-//! they can and count. One buffer a thread is read into and forgotten; nothing is kept but counts.
+//! they can and count. Each of its threads reads its share of them; nothing is kept but counts.
 
 use std::{
-    cell::RefCell,
-    io,
     net::SocketAddr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, stream};
-use prost::Message as _;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinHandle};
+use mio::{Token, Waker};
 
 use super::{
     Context, Error, Shape, Stop,
+    engine::{Engine, Protocol, ProtocolError},
     events::APP_ID,
-    frames::{self, Frames},
-    responses::{Counts, Messages, Responses},
+    responses::{Counts, Messages},
+    subscription::Subscription,
 };
 use prelude_bridge_contract::{
     Earliest, Latest, StartPosition, SubscribeRequest, start_position::Position,
 };
-
-const PATH: &str = "/prelude.bridge.v1.EventService/Subscribe";
-
-/// Read with one system call; less than a core's second-level cache.
-const READ_BYTES: usize = 128 * 1024;
-
-/// How many connections are opened at once: a listener's queue is not endless.
-const OPENING_MAX: usize = 64;
 
 /// How long nothing may arrive that should.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,9 +30,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a wait looks whether it is still wanted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-}
+/// Wakes a thread of a crowd.
+const WAKER: Token = Token(usize::MAX);
 
 /// Gets every message of one subscriber, and when it was read.
 pub(super) type Look = Box<dyn FnMut(&[u8], Instant) + Send>;
@@ -65,46 +54,59 @@ pub(super) struct Wish {
 }
 
 impl Wish {
-    fn opening(self) -> Vec<u8> {
+    fn request(self) -> SubscribeRequest {
         let position = match self.begin {
             Begin::Latest => Position::Latest(Latest {}),
             Begin::Earliest => Position::Earliest(Earliest {}),
         };
-        let request = SubscribeRequest {
+        SubscribeRequest {
             filter: Some(self.shape.filter()),
             start: Some(StartPosition {
                 position: Some(position),
             }),
             client_name: APP_ID.to_owned(),
             ..SubscribeRequest::default()
-        };
-        frames::opening(PATH, &request.encode_to_vec(), self.frame_bytes)
+        }
     }
 }
 
 /// Subscribers that want the same.
 pub(super) struct Crowd {
-    subscribers: Vec<Subscriber>,
-    pub(super) delivered: Arc<Tally>,
-    caught_up: Arc<Tally>,
+    counts: Vec<Arc<Mutex<Counts>>>,
+    totals: Arc<Totals>,
     stop: Stop,
+    /// Ended with the crowd.
+    _threads: Vec<ReadingThread>,
 }
 
-struct Subscriber {
-    responses: Arc<Mutex<Responses>>,
-    task: JoinHandle<()>,
+/// What all subscribers of a crowd have come to.
+#[derive(Debug, Default)]
+struct Totals {
+    delivered: Tally,
+    caught_up: Tally,
 }
 
-impl Drop for Crowd {
+struct ReadingThread {
+    is_over: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for ReadingThread {
     fn drop(&mut self) {
-        for subscriber in &self.subscribers {
-            subscriber.task.abort();
+        self.is_over.store(true, Ordering::SeqCst);
+        // A thread that cannot be woken looks by itself soon.
+        let _ = self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so on stderr.
+            let _ = thread.join();
         }
     }
 }
 
 impl Crowd {
-    /// Connects them all. `look` makes for each of them who is to see its messages, if anybody.
+    /// Connects them all, and returns before they are connected. `look` makes for each of them what
+    /// is to see its messages, if anything.
     pub(super) fn connect(
         context: &Context<'_>,
         address: SocketAddr,
@@ -112,62 +114,51 @@ impl Crowd {
         wish: Wish,
         look: impl Fn(usize) -> Option<Look>,
     ) -> Result<Self, Error> {
-        let (delivered, caught_up) = (Arc::<Tally>::default(), Arc::<Tally>::default());
-        let opening = wish.opening();
-        let connecting = stream::iter(0..count)
-            .map(|index| {
-                let stop = context.stop;
-                let (opening, look) = (&opening, look(index));
-                let (delivered, caught_up) = (Arc::clone(&delivered), Arc::clone(&caught_up));
-                async move {
-                    stop.check()?;
-                    let stream = open(address, opening)
-                        .await
-                        .map_err(Error::system("the gRPC port cannot be connected to"))?;
-                    let responses = Arc::new(Mutex::new(Responses::new()));
-                    let reader = Reader {
-                        stream,
-                        frames: Frames::new(),
-                        responses: Arc::clone(&responses),
-                        look: look.map(|look| (Messages::default(), look)),
-                        delivered,
-                        caught_up,
-                    };
-                    Ok(Subscriber {
-                        responses,
-                        task: tokio::spawn(reader.run()),
-                    })
-                }
-            })
-            .buffer_unordered(OPENING_MAX)
-            .collect::<Vec<_>>();
-        let subscribers = context.runtime.block_on(connecting);
+        let (totals, request) = (Arc::<Totals>::default(), wish.request());
+        let counts: Vec<Arc<Mutex<Counts>>> = (0..count).map(|_| Arc::default()).collect();
+        let readers = counts.iter().enumerate().map(|(index, counts)| Reader {
+            subscription: Subscription::new(&request, wish.frame_bytes),
+            counts: Arc::clone(counts),
+            look: look(index).map(|look| (Messages::default(), look)),
+            totals: Arc::clone(&totals),
+        });
+        let mut readers = readers.map(|reader| Box::new(reader) as Box<dyn Protocol>);
+        let share = count.div_ceil(context.split.load_cpus()).max(1);
+        let mut threads = Vec::new();
+        loop {
+            let readers: Vec<_> = readers.by_ref().take(share).collect();
+            if readers.is_empty() {
+                break;
+            }
+            threads.push(ReadingThread::start(address, readers, &totals)?);
+        }
         Ok(Self {
-            subscribers: subscribers.into_iter().collect::<Result<_, Error>>()?,
-            delivered,
-            caught_up,
+            counts,
+            totals,
             stop: context.stop.clone(),
+            _threads: threads,
         })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.subscribers.len()
+        self.counts.len()
     }
 
     /// Waits until all have read all history there is.
     pub(super) fn caught_up(&self) -> Result<(), Error> {
-        self.caught_up.wait_for(self.len() as u64, &self.stop)
+        self.totals
+            .caught_up
+            .wait_for(self.len() as u64, &self.stop)
     }
 
     /// Waits until so many events have arrived, with all of them together.
     pub(super) fn delivered(&self, events: u64) -> Result<(), Error> {
-        self.delivered.wait_for(events, &self.stop)
+        self.totals.delivered.wait_for(events, &self.stop)
     }
 
     /// What each of them has counted.
     pub(super) fn counts(&self) -> impl Iterator<Item = Counts> {
-        let counts = |subscriber: &Subscriber| locked(&subscriber.responses).counts;
-        self.subscribers.iter().map(counts)
+        self.counts.iter().map(|counts| *locked(counts))
     }
 
     /// Checks that each has got `events` since it started, and that without a filter the places of
@@ -191,82 +182,94 @@ impl Crowd {
     }
 }
 
-async fn open(address: SocketAddr, opening: &[u8]) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    stream.write_all(opening).await?;
-    Ok(stream)
-}
-
-/// One connection.
-struct Reader {
-    stream: TcpStream,
-    frames: Frames,
-    responses: Arc<Mutex<Responses>>,
-    look: Option<(Messages, Look)>,
-    delivered: Arc<Tally>,
-    caught_up: Arc<Tally>,
-}
-
-impl Reader {
-    async fn run(mut self) {
-        let Err(fault) = self.read().await;
-        self.delivered.fail(&fault);
-        self.caught_up.fail(&fault);
-    }
-
-    /// Reads for ever.
-    async fn read(&mut self) -> Result<std::convert::Infallible, String> {
-        loop {
-            self.stream
-                .readable()
-                .await
-                .map_err(|error| error.to_string())?;
-            let taken = BUFFER.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
-                Ok(0) => Err("the server closed the connection".to_owned()),
-                Ok(count) => self.take(buffer.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                Err(error) => Err(error.to_string()),
-            });
-            taken?;
-            if !self.frames.replies.is_empty() {
-                let replies = &mut self.frames.replies;
-                let written = self.stream.write_all(replies).await;
-                written.map_err(|error| error.to_string())?;
-                replies.clear();
-            }
-        }
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let mut responses = locked(&self.responses);
-        let before = responses.counts;
-        let look = &mut self.look;
-        let now = look.is_some().then(Instant::now);
-        let mut malformed = Ok(());
-        let framed = self.frames.feed(bytes, |content| {
-            let mut read = responses.feed(content);
-            if let (Some((messages, look)), Some(now)) = (look.as_mut(), now) {
-                read = read.and_then(|()| messages.feed(content, |message| look(message, now)));
-            }
-            if malformed.is_ok() {
-                malformed = read;
+impl ReadingThread {
+    fn start(
+        address: SocketAddr,
+        readers: Vec<Box<dyn Protocol>>,
+        totals: &Arc<Totals>,
+    ) -> Result<Self, Error> {
+        let engine = Engine::new()?;
+        let waker = Waker::new(engine.registry(), WAKER)
+            .map_err(Error::system("no event queue can be made"))?;
+        let (is_over, totals) = (Arc::<AtomicBool>::default(), Arc::clone(totals));
+        let over = Arc::clone(&is_over);
+        let thread = thread::Builder::new().name("subscribers".to_owned());
+        let thread = thread.spawn(move || {
+            let Err(error) = read(engine, address, readers, &over);
+            if !over.load(Ordering::SeqCst) {
+                let text = error.to_string();
+                totals.delivered.fail(&text);
+                totals.caught_up.fail(&text);
             }
         });
-        let after = responses.counts;
-        drop(responses);
-        if after.caught_up && !before.caught_up {
-            self.caught_up.add(1);
+        Ok(Self {
+            is_over,
+            waker,
+            thread: Some(thread.map_err(Error::system("no thread can be started"))?),
+        })
+    }
+}
+
+/// Reads until it is over, which is an error like any other that ends it.
+fn read(
+    mut engine: Engine,
+    address: SocketAddr,
+    readers: Vec<Box<dyn Protocol>>,
+    is_over: &AtomicBool,
+) -> Result<std::convert::Infallible, Error> {
+    let wanted = || match is_over.load(Ordering::SeqCst) {
+        true => Err(Error::Interrupted),
+        false => Ok(()),
+    };
+    engine.open_all(address, readers, wanted)?;
+    loop {
+        wanted()?;
+        engine.turn(Some(LOOK_INTERVAL), |_, _| ())?;
+    }
+}
+
+/// One subscriber.
+struct Reader {
+    subscription: Subscription,
+    counts: Arc<Mutex<Counts>>,
+    look: Option<(Messages, Look)>,
+    totals: Arc<Totals>,
+}
+
+impl Protocol for Reader {
+    fn opening(&self) -> Vec<u8> {
+        self.subscription.opening()
+    }
+
+    fn receive(&mut self, bytes: &[u8], replies: &mut Vec<u8>) -> Result<u64, ProtocolError> {
+        let had_caught_up = self.subscription.counts().caught_up;
+        let look = &mut self.look;
+        let now = look.is_some().then(Instant::now);
+        let received = self.subscription.receive_with(bytes, replies, |content| {
+            match (look.as_mut(), now) {
+                (Some((messages, look)), Some(now)) => {
+                    messages.feed(content, |message| look(message, now))
+                }
+                _ => Ok(()),
+            }
+        })?;
+        let counts = self.subscription.counts();
+        *locked(&self.counts) = counts;
+        if counts.caught_up && !had_caught_up {
+            self.totals.caught_up.add(1);
         }
-        self.delivered.add(after.events - before.events);
-        malformed.map_err(|error| error.to_string())?;
-        framed.map_err(|end| end.to_string())
+        self.totals.delivered.add(received);
+        Ok(received)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.subscription.is_ready()
     }
 }
 
 /// A sum that others wait for.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+struct Tally {
     sum: AtomicU64,
     /// The smallest sum that somebody waits for; nobody does at 0.
     wanted: AtomicU64,
@@ -275,7 +278,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn sum(&self) -> u64 {
+    fn sum(&self) -> u64 {
         self.sum.load(Ordering::SeqCst)
     }
 
@@ -300,7 +303,7 @@ impl Tally {
     /// # Errors
     /// [`Error::Subscriber`] when one failed, [`Error::Stalled`] when nothing moves any more,
     /// [`Error::Interrupted`].
-    pub(super) fn wait_for(&self, wanted: u64, stop: &Stop) -> Result<(), Error> {
+    fn wait_for(&self, wanted: u64, stop: &Stop) -> Result<(), Error> {
         let mut moved = (self.sum(), Instant::now());
         let mut fault = locked(&self.fault);
         loop {

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Context,
+    cpus::Split,
     machine::{Process, busy_time},
     report::{self, Figure, Measured, Unit},
-    server::Server,
 };
 
 const SECONDS: Figure = Figure {
@@ -33,7 +32,7 @@ const OTHERS_CPU_SHARE: Figure = Figure {
 };
 
 /// Measures a stretch of time, and the CPU that both sides use in it.
-pub(super) struct Clock<'a> {
+pub struct Clock<'a> {
     server: Process,
     started: Instant,
     server_cpu: Option<Duration>,
@@ -42,30 +41,37 @@ pub(super) struct Clock<'a> {
     cpus: &'a [usize],
 }
 
-/// What was used between a start and a stop.
+/// What was used between a start and a stop; `None` where this system does not tell.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
-    pub(super) elapsed: Duration,
-    pub(super) server_cpu: Option<Duration>,
-    load_cpu: Option<Duration>,
+pub struct Usage {
+    /// The time that went by.
+    pub elapsed: Duration,
+    /// The CPU time of the server.
+    pub server_cpu: Option<Duration>,
+    /// The CPU time of this process.
+    pub load_cpu: Option<Duration>,
     /// What all CPUs did, for whomever.
     busy: Option<Duration>,
 }
 
 impl<'a> Clock<'a> {
-    pub(super) fn start(context: &'a Context<'_>, server: &Server) -> Self {
-        let cpus = context.split.all();
+    /// Begins now.
+    #[must_use]
+    pub fn start(split: &'a Split, server: Process) -> Self {
+        let cpus = split.all();
         Self {
             cpus,
             busy: busy_time(cpus),
-            server: server.process,
-            server_cpu: server.process.cpu_time(),
+            server,
+            server_cpu: server.cpu_time(),
             load_cpu: Process::own().cpu_time(),
             started: Instant::now(),
         }
     }
 
-    pub(super) fn stop(self) -> Usage {
+    /// Ends now.
+    #[must_use]
+    pub fn stop(self) -> Usage {
         let elapsed = self.started.elapsed();
         let used = |process: Process, before: Option<Duration>| {
             Some(process.cpu_time()?.saturating_sub(before?))
@@ -82,12 +88,14 @@ impl<'a> Clock<'a> {
 }
 
 impl Usage {
-    pub(super) fn seconds(&self) -> f64 {
+    /// The time that went by.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
         self.elapsed.as_secs_f64()
     }
 
     /// How long it was, and how much of its CPUs each side used.
-    pub(super) fn measured(&self, context: &Context<'_>) -> Measured {
+    pub(super) fn measured(&self, split: &Split) -> Measured {
         let share = |cpu: Option<Duration>, cpus: usize| {
             cpu.map(|cpu| cpu.as_secs_f64() / self.seconds() / cpus as f64)
         };
@@ -99,13 +107,10 @@ impl Usage {
             (SECONDS, Some(self.seconds())),
             (
                 SERVER_CPU_SHARE,
-                share(self.server_cpu, context.split.server_cpus()),
+                share(self.server_cpu, split.server_cpus()),
             ),
-            (
-                LOAD_CPU_SHARE,
-                share(self.load_cpu, context.split.load_cpus()),
-            ),
-            (OTHERS_CPU_SHARE, share(others, context.split.all_cpus())),
+            (LOAD_CPU_SHARE, share(self.load_cpu, split.load_cpus())),
+            (OTHERS_CPU_SHARE, share(others, split.all_cpus())),
         ]
     }
 }

@@ -1,6 +1,6 @@
-//! HTTP/2 written by hand (RFC 9113): what a client library would never send, and what comes back
-//! frame by frame. Headers are sent as literals that no table has to know (RFC 7541, 6.2.2); those
-//! of answers are not decoded, because what is asked here is only whether there was one.
+//! A connection of HTTP/2 that is driven frame by frame: what a client library would never send, and
+//! what comes back. The frames themselves are the load's. Headers of answers are not decoded, because
+//! what is asked here is only whether there was one.
 
 use std::{
     io,
@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use prelude_bridge_load::frames::*;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -18,110 +19,14 @@ use tokio::{
 
 use super::sockets;
 
-pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const PRIORITY: u8 = 2;
-pub(crate) const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PING: u8 = 6;
-pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
-pub(crate) const CONTINUATION: u8 = 9;
-
-pub(crate) const ACK: u8 = 1;
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
-
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 pub(crate) const SUBSCRIBE: &str = "/prelude.bridge.v1.EventService/Subscribe";
 pub(crate) const GET_RANGE: &str = "/prelude.bridge.v1.EventService/GetRange";
 
-/// A gRPC message of no bytes: everything from now on, or an empty question.
-pub(crate) const EMPTY_MESSAGE: [u8; 5] = [0; 5];
-
-/// A frame as it goes over the wire.
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut bytes = Vec::with_capacity(9 + payload.len());
-    bytes.extend(&length[1..]);
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// The settings with these identifiers and values.
-pub(crate) fn settings(values: &[(u16, u32)]) -> Vec<u8> {
-    let mut payload = Vec::new();
-    for (identifier, value) in values {
-        payload.extend(identifier.to_be_bytes());
-        payload.extend(value.to_be_bytes());
-    }
-    frame(SETTINGS, 0, 0, &payload)
-}
-
-pub(crate) fn window_update(stream: u32, increment: u32) -> Vec<u8> {
-    frame(WINDOW_UPDATE, 0, stream, &increment.to_be_bytes())
-}
-
-pub(crate) fn reset(stream: u32, code: u32) -> Vec<u8> {
-    frame(RST_STREAM, 0, stream, &code.to_be_bytes())
-}
-
-/// A header that is not remembered.
-pub(crate) fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
-    field(0, name, value)
-}
-
-/// A header that both sides put into their tables.
-pub(crate) fn remembered(name: &[u8], value: &[u8]) -> Vec<u8> {
-    field(0x40, name, value)
-}
-
-fn field(first: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    for text in [name, value] {
-        bytes.extend(string_length(text.len()));
-        bytes.extend(text);
-    }
-    bytes
-}
-
-/// A length with a prefix of seven bits (RFC 7541, 5.1), of a string that is not compressed.
-fn string_length(length: usize) -> Vec<u8> {
-    if length < 127 {
-        return vec![u8::try_from(length).unwrap()];
-    }
-    let mut bytes = vec![127];
-    let mut rest = length - 127;
-    while rest >= 128 {
-        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
-        rest /= 128;
-    }
-    bytes.push(u8::try_from(rest).unwrap());
-    bytes
-}
-
 /// How long a server may think about a flood that has ended.
 const JUDGEMENT: Duration = Duration::from_secs(5);
-
-/// The header block of a call.
-pub(crate) fn call_block(path: &str) -> Vec<u8> {
-    let pairs = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "bridge"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    let fields = pairs.map(|(name, value)| literal(name.as_bytes(), value.as_bytes()));
-    fields.concat()
-}
 
 /// A whole call with an empty message, under a token.
 pub(super) fn authorized_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
@@ -133,17 +38,6 @@ pub(super) fn authorized_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
     let headers = frame(HEADERS, END_HEADERS, stream, &block.concat());
     let message = frame(DATA, END_STREAM, stream, &EMPTY_MESSAGE);
     [headers, message].concat()
-}
-
-/// The headers of a call whose message is still to come.
-pub(crate) fn call(stream: u32, path: &str) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &call_block(path))
-}
-
-/// A whole call with an empty message.
-pub(crate) fn whole_call(stream: u32, path: &str) -> Vec<u8> {
-    let message = frame(DATA, END_STREAM, stream, &EMPTY_MESSAGE);
-    [call(stream, path), message].concat()
 }
 
 /// A frame that came.
@@ -288,15 +182,15 @@ impl Http2 {
 }
 
 async fn read(reader: &mut OwnedReadHalf) -> Option<Frame> {
-    let mut head = [0; 9];
-    reader.read_exact(&mut head).await.ok()?;
-    let [a, b, c, kind, flags, d, e, f, g] = head;
-    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    let mut header = [0; HEADER_BYTES];
+    reader.read_exact(&mut header).await.ok()?;
+    let header = Header::parse(header);
+    let mut payload = vec![0; header.length];
     reader.read_exact(&mut payload).await.ok()?;
     Some(Frame {
-        kind,
-        flags,
-        stream: u32::from_be_bytes([d, e, f, g]),
+        kind: header.kind,
+        flags: header.flags,
+        stream: header.stream,
         payload,
     })
 }

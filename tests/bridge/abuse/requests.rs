@@ -9,7 +9,7 @@ use super::{
     Guarded,
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GET_RANGE, HEADERS,
-        Http2, PREFACE, RST_STREAM, SUBSCRIBE, call, call_block, frame, literal, remembered,
+        Http2, PREFACE, RST_STREAM, SUBSCRIBE, call, call_block, frame, indexed, literal,
         whole_call, window_update,
     },
     within,
@@ -179,7 +179,7 @@ async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connect
     // One byte each, for four thousand bytes that both sides remember.
     let bomb = [
         call_block(SUBSCRIBE),
-        remembered(b"x-bomb", &[b'x'; 4_000]),
+        indexed(b"x-bomb", &[b'x'; 4_000]),
         vec![0xbe; 10_000],
     ];
     let twice = [

@@ -11,7 +11,8 @@ use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 use super::{
     Guarded,
     frames::{
-        DATA, END_STREAM, HEADERS, Http2, PREFACE, SUBSCRIBE, call, frame, settings, window_update,
+        DATA, END_STREAM, HEADERS, Http2, INITIAL_WINDOW_SIZE, PREFACE, SUBSCRIBE, call, frame,
+        settings, window_update,
     },
     sockets, within,
 };
@@ -21,7 +22,6 @@ const SLOW_CONSUMER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A ping every second, and a second for its answer.
 const PING_TIMEOUTS: Duration = Duration::from_secs(2);
 
-const INITIAL_WINDOW_SIZE: u16 = 4;
 const WIDE_WINDOW_BYTES: u32 = i32::MAX as u32;
 
 /// A bridge with some history.

@@ -9,11 +9,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PSS_2048_8192_SHA256};
 use clap::{Parser, Subcommand};
-use prelude_bridge_peers::events::{Signed, Signer};
+use prelude_bridge_load::Key;
+use prelude_bridge_peers::events;
 
 /// Batches that are used again and again.
 const BATCHES: usize = 100;
+
+/// A batch and its signature.
+struct Signed {
+    body: String,
+    signature: Vec<u8>,
+}
 
 #[derive(Parser)]
 struct Arguments {
@@ -40,15 +48,23 @@ enum Command {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let signer = Signer::generate()?;
+    let key = Key::generate()?;
     let signed: Vec<Signed> = (0..BATCHES)
-        .map(|batch| signer.signed((batch * arguments.events) as u64, arguments.events))
+        .map(|batch| {
+            let body = events::body((batch * arguments.events) as u64, arguments.events);
+            let signature = key.sign(body.as_bytes())?;
+            Ok(Signed { body, signature })
+        })
         .collect::<Result<_>>()?;
     let duration = Duration::from_secs_f64(arguments.seconds);
     let mut took = match arguments.command {
         Command::Verify => {
-            let verifier = signer.verifier()?;
-            repeat(duration, &signed, |signed| verifier.verify(signed))?
+            let key = ParsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, key.public_der()?);
+            let key = key.ok().context("no key")?;
+            repeat(duration, &signed, |Signed { body, signature }| {
+                let verified = key.verify_sig(body.as_bytes(), signature);
+                verified.ok().context("a wrong signature")
+            })?
         }
         Command::Append { directory } => {
             let path = tempfile::NamedTempFile::new_in(directory)?;

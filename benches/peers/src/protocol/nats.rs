@@ -3,6 +3,7 @@
 //! <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
 
 use anyhow::{Result, bail};
+use prelude_bridge_load::{Protocol, ProtocolError};
 use serde_json::json;
 
 /// The subscription whose messages count.
@@ -10,7 +11,7 @@ const EVENTS_SID: &[u8] = b"1";
 
 /// One connection.
 pub struct Client {
-    hello: Vec<u8>,
+    opening: Vec<u8>,
     ready: Ready,
     state: State,
     /// A control line, or the head of a message, that was cut by the end of the bytes.
@@ -49,7 +50,7 @@ const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\"
 impl Client {
     fn new(commands: &str, ready: Ready) -> Self {
         Self {
-            hello: format!("{CONNECT}{commands}").into_bytes(),
+            opening: format!("{CONNECT}{commands}").into_bytes(),
             ready,
             state: State::Line,
             cut: Vec::new(),
@@ -107,23 +108,6 @@ impl Client {
         let commands =
             format!("{before}SUB {inbox} 2\r\nPUB {subject} {inbox} {length}\r\n{content}\r\n");
         Self::new(&commands, Ready::Answer)
-    }
-
-    pub(super) fn hello(&self) -> Vec<u8> {
-        self.hello.clone()
-    }
-
-    pub(super) fn is_ready(&self) -> bool {
-        matches!(self.ready, Ready::Yes)
-    }
-
-    pub(super) fn receive(&mut self, bytes: &[u8], answer: &mut Vec<u8>) -> Result<u64> {
-        if self.cut.is_empty() {
-            return self.walk(bytes, answer);
-        }
-        let mut whole = std::mem::take(&mut self.cut);
-        whole.extend_from_slice(bytes);
-        self.walk(&whole, answer)
     }
 
     fn walk(&mut self, mut bytes: &[u8], answer: &mut Vec<u8>) -> Result<u64> {
@@ -236,6 +220,25 @@ impl Client {
             answer.extend_from_slice(format!("PUB {to} 0\r\n\r\n").as_bytes());
         }
         Ok(())
+    }
+}
+
+impl Protocol for Client {
+    fn opening(&self) -> Vec<u8> {
+        self.opening.clone()
+    }
+
+    fn receive(&mut self, bytes: &[u8], replies: &mut Vec<u8>) -> Result<u64, ProtocolError> {
+        if self.cut.is_empty() {
+            return Ok(self.walk(bytes, replies)?);
+        }
+        let mut whole = std::mem::take(&mut self.cut);
+        whole.extend_from_slice(bytes);
+        Ok(self.walk(&whole, replies)?)
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self.ready, Ready::Yes)
     }
 }
 

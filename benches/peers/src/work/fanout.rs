@@ -4,12 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use prelude_bridge_load::{Connection, Engine};
 
-use super::{Bench, Sample, sample, standard::StandardClients};
+use super::{Bench, Sample, cpu, sample, standard::StandardClients};
 use crate::{
     events::{Chunks, TYPES},
-    load::Load,
-    process::own_cpu_seconds,
     system::{Publisher, Running, Source, System},
 };
 
@@ -41,21 +40,21 @@ impl Plan {
 }
 
 pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sample> {
-    let running = Running::start(system, &bench.programs, &bench.signer)?;
-    let mut load = Load::new()?;
+    let running = Running::start(system, &bench.host)?;
+    let mut engine = Engine::new()?;
     let standard = if plan.standard {
         Some(StandardClients::start(running.stream, plan.subscribers)?)
     } else {
-        let subscriber = |number| running.subscriber(number, plan.event_type(number));
-        load.open_all(running.stream, (0..plan.subscribers).map(subscriber))?;
+        let event_type = |number| plan.event_type(number);
+        running.subscribe(&mut engine, 0..plan.subscribers, event_type)?;
         None
     };
-    let publisher = running.publisher(&mut load, SENDERS)?;
+    let publisher = running.publisher(&mut engine, SENDERS)?;
     let chunks: &Chunks = bench.chunks(100);
     let mut flow = Flow {
         plan,
         window_events: bench.window_events * plan.events_per_delivery(),
-        load,
+        engine,
         standard,
         publisher,
         source: running.chunks(chunks),
@@ -64,16 +63,12 @@ pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sampl
         last_progress: (0, Instant::now()),
     };
     flow.run(WARM_UP)?;
-    let (from, server_cpu, load_cpu) = (
-        flow.delivered(),
-        running.server.cpu_seconds()?,
-        own_cpu_seconds(),
-    );
-    let bytes = flow.received_bytes();
-    let took = flow.run(bench.duration)?.as_secs_f64();
+    let (from, bytes) = (flow.delivered(), flow.received_bytes());
+    let clock = bench.clock(&running);
+    flow.run(bench.duration)?;
     let deliveries = flow.delivered() - from;
-    let server_cpu = running.server.cpu_seconds()? - server_cpu;
-    let load_cpu = own_cpu_seconds() - load_cpu;
+    let usage = clock.stop();
+    let (took, (server_cpu, shares)) = (usage.seconds(), cpu(usage)?);
     let bytes = flow.received_bytes() - bytes;
     ensure!(deliveries > 0, "nothing was delivered");
     #[expect(
@@ -92,10 +87,9 @@ pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sampl
         ("events/s", events / took),
         ("CPU µs/delivery", server_cpu * 1e6 / deliveries),
         ("CPU µs/event", server_cpu * 1e6 / events),
-        ("server busy", server_cpu / took),
-        ("load busy", load_cpu / took),
         ("seconds", took),
     ]);
+    sample.extend(shares.map(|(name, share)| (name.to_owned(), share)));
     // Standard clients don't say.
     if bytes > 0.0 {
         sample.insert("bytes/delivery".into(), bytes / deliveries);
@@ -107,7 +101,7 @@ struct Flow<'a> {
     plan: Plan,
     /// Published events that the slowest subscriber may not have yet.
     window_events: u64,
-    load: Load,
+    engine: Engine,
     standard: Option<StandardClients>,
     publisher: Publisher,
     source: Source<'a>,
@@ -117,8 +111,8 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    /// Keeps events flowing for this long, or until there are none left. Returns how long it was.
-    fn run(&mut self, duration: Duration) -> Result<Duration> {
+    /// Keeps events flowing for this long, or until there are none left.
+    fn run(&mut self, duration: Duration) -> Result<()> {
         let started = Instant::now();
         let mut answered = Vec::new();
         while started.elapsed() < duration {
@@ -128,34 +122,31 @@ impl Flow<'_> {
                 let Some(chunk) = self.source.get(self.chunks_published) else {
                     break;
                 };
-                self.publisher.publish(&mut self.load, chunk)?;
+                self.publisher.publish(&mut self.engine, chunk)?;
                 self.chunks_published += 1;
                 continue;
             }
             // Standard clients are counted elsewhere: look at them often enough.
             let wait = Duration::from_millis(if self.standard.is_some() { 1 } else { 100 });
             let publisher = &self.publisher;
-            self.load.turn(Some(wait), |index, _| {
+            self.engine.turn(Some(wait), |index, _| {
                 if publisher.owns(index) {
                     answered.push(index);
                 }
             })?;
             for index in answered.drain(..) {
-                self.publisher.answered(&mut self.load, index)?;
+                self.publisher.answered(&mut self.engine, index)?;
             }
             self.check_progress()?;
         }
-        Ok(started.elapsed())
+        Ok(())
     }
 
     /// How far the slowest subscriber is, in published events.
     fn slowest(&self) -> u64 {
         let slowest = match &self.standard {
             Some(clients) => clients.counts().min(),
-            None => self
-                .subscribers()
-                .map(|connection| connection.received)
-                .min(),
+            None => self.subscribers().map(Connection::received).min(),
         };
         slowest
             .unwrap_or(u64::MAX)
@@ -165,26 +156,21 @@ impl Flow<'_> {
     fn delivered(&self) -> u64 {
         match &self.standard {
             Some(clients) => clients.counts().sum(),
-            None => self
-                .subscribers()
-                .map(|connection| connection.received)
-                .sum(),
+            None => self.subscribers().map(Connection::received).sum(),
         }
     }
 
     fn received_bytes(&self) -> u64 {
-        self.subscribers()
-            .map(|connection| connection.received_bytes)
-            .sum()
+        self.subscribers().map(Connection::received_bytes).sum()
     }
 
-    fn subscribers(&self) -> impl Iterator<Item = &crate::load::Connection> {
+    fn subscribers(&self) -> impl Iterator<Item = &Connection> {
         let count = if self.standard.is_some() {
             0
         } else {
             self.plan.subscribers
         };
-        self.load.connections().iter().take(count)
+        self.engine.connections().iter().take(count)
     }
 
     /// A server that lost an event would leave everybody waiting for it.

@@ -2,33 +2,36 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use prelude_bridge_load::Engine;
 
 use super::{Bench, Sample, sample};
-use crate::{
-    load::Load,
-    system::{Running, System},
-};
+use crate::system::{Running, System};
 
 /// Memory is not given back, nor taken, at once: collectors have a rhythm of their own.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) fn measure(bench: &Bench, system: System, subscribers: usize) -> Result<Sample> {
-    let running = Running::start(system, &bench.programs, &bench.signer)?;
-    let mut load = Load::new()?;
+    let running = Running::start(system, &bench.host)?;
+    let resident_bytes = || {
+        let bytes = running.server.process().resident_bytes();
+        #[expect(clippy::cast_precision_loss, reason = "the memory of one machine")]
+        bytes
+            .map(|bytes| bytes as f64)
+            .context("the server has ended")
+    };
+    let mut engine = Engine::new()?;
     // The first subscriber brings what all share. It is one of them: JetStream takes a thousand.
-    load.open(running.stream, running.subscriber(0, None))?;
-    load.wait_until_ready()?;
-    let before = running.server.memory_bytes()?;
+    running.subscribe(&mut engine, 0..1, |_| None)?;
+    let before = resident_bytes()?;
     let started = Instant::now();
-    let subscriber = |number| running.subscriber(number, None);
-    load.open_all(running.stream, (1..subscribers).map(subscriber))?;
+    running.subscribe(&mut engine, 1..subscribers, |_| None)?;
     let took = started.elapsed();
     let settled = Instant::now() + SETTLE;
     while Instant::now() < settled {
-        load.turn(Some(Duration::from_millis(100)), |_, _| ())?;
+        engine.turn(Some(Duration::from_millis(100)), |_, _| ())?;
     }
-    let after = running.server.memory_bytes()?;
+    let after = resident_bytes()?;
     #[expect(clippy::cast_precision_loss, reason = "ten thousand")]
     let subscribers = (subscribers - 1) as f64;
     let each = (after - before) / subscribers;

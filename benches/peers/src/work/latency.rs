@@ -2,16 +2,21 @@
 //! before it, and its latency counts from there to when each subscriber has read it. So a server
 //! that stalls pays for every event that it held up (no coordinated omission).
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, ensure};
-
-use super::{Bench, Sample, quantile, sample};
-use crate::{
-    load::Load,
-    process::own_cpu_seconds,
-    system::{Running, System},
+use std::{
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::{Duration, Instant},
 };
+
+use anyhow::{Context as _, Result, ensure};
+use mio::{Interest, Token, unix::SourceFd};
+use prelude_bridge_load::{Engine, Latencies, histogram, micros};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use super::{Bench, Sample, cpu, quantile, sample};
+use crate::system::{Running, System};
 
 const EVENTS_PER_SECOND: u32 = 2_000;
 
@@ -30,11 +35,11 @@ pub(super) fn measure(
     batch: usize,
     subscribers: usize,
 ) -> Result<Sample> {
-    let running = Running::start(system, &bench.programs, &bench.signer)?;
-    let mut load = Load::new()?;
-    let subscriber = |number| running.subscriber(number, None);
-    load.open_all(running.stream, (0..subscribers).map(subscriber))?;
-    let mut publisher = running.publisher(&mut load, SENDERS)?;
+    let running = Running::start(system, &bench.host)?;
+    let mut engine = Engine::new()?;
+    let timer = Timer::new(&engine)?;
+    running.subscribe(&mut engine, 0..subscribers, |_| None)?;
+    let mut publisher = running.publisher(&mut engine, SENDERS)?;
     let source = running.chunks(bench.chunks(batch));
     let interval = Duration::from_secs(1) / EVENTS_PER_SECOND * u32::try_from(batch)?;
     let count = |duration: Duration| (duration.as_nanos() / interval.as_nanos()) as usize;
@@ -46,22 +51,22 @@ pub(super) fn measure(
         batch,
         warm_up,
         seen: vec![0; subscribers],
-        latencies: Vec::with_capacity(total * batch * subscribers),
-        late: Vec::with_capacity(total),
+        latencies: histogram(),
+        late: histogram(),
     };
     let mut answered = Vec::new();
     let mut next = 0;
-    let mut begun = (0.0, 0.0, Instant::now());
+    let mut clock = None;
     let wanted = (total * batch) as u64;
     loop {
         let now = Instant::now();
         while next < total && pace.due(next) <= now {
             if next == warm_up {
-                begun = (running.server.cpu_seconds()?, own_cpu_seconds(), now);
+                clock = Some(bench.clock(&running));
             }
             let chunk = source.get(next as u64);
             ensure!(chunk.is_some(), "too few events were made");
-            publisher.publish(&mut load, chunk.unwrap_or_default())?;
+            publisher.publish(&mut engine, chunk.unwrap_or_default())?;
             pace.published(next);
             next += 1;
         }
@@ -71,9 +76,9 @@ pub(super) fn measure(
         }
         ensure!(now < pace.due(total) + PATIENCE, "events were lost");
         if next < total {
-            load.wake_at(pace.due(next))?;
+            timer.wake_at(pace.due(next))?;
         }
-        load.turn(Some(Duration::from_millis(100)), |index, received| {
+        engine.turn(Some(Duration::from_millis(100)), |index, received| {
             if publisher.owns(index) {
                 answered.push(index);
             } else {
@@ -81,22 +86,18 @@ pub(super) fn measure(
             }
         })?;
         for index in answered.drain(..) {
-            publisher.answered(&mut load, index)?;
+            publisher.answered(&mut engine, index)?;
         }
     }
-    let took = begun.2.elapsed().as_secs_f64();
-    let server_cpu = running.server.cpu_seconds()? - begun.0;
-    let load_cpu = own_cpu_seconds() - begun.1;
-    pace.latencies.sort_unstable();
-    pace.late.sort_unstable();
+    let usage = clock.context("nothing was due")?.stop();
+    let (server_cpu, shares) = cpu(usage)?;
     #[expect(clippy::cast_precision_loss, reason = "events of one run")]
     let events = ((total - warm_up) * batch) as f64;
     let mut sample = sample([
         ("CPU µs/event", server_cpu * 1e6 / events),
         ("sent late p99 µs", quantile(&pace.late, 0.99)),
-        ("server busy", server_cpu / took),
-        ("load busy", load_cpu / took),
     ]);
+    sample.extend(shares.map(|(name, share)| (name.to_owned(), share)));
     if subscribers > 0 {
         for (name, at) in [("p50 µs", 0.5), ("p99 µs", 0.99), ("max µs", 1.0)] {
             sample.insert(name.into(), quantile(&pace.latencies, at));
@@ -113,8 +114,8 @@ struct Pace {
     warm_up: usize,
     /// Events that each subscriber has seen.
     seen: Vec<u64>,
-    latencies: Vec<u32>,
-    late: Vec<u32>,
+    latencies: Latencies,
+    late: Latencies,
 }
 
 impl Pace {
@@ -124,7 +125,8 @@ impl Pace {
 
     fn published(&mut self, chunk: usize) {
         if chunk >= self.warm_up {
-            self.late.push(micros(self.due(chunk).elapsed()));
+            let late = self.due(chunk).elapsed();
+            self.late.saturating_record(micros(late));
         }
     }
 
@@ -139,12 +141,37 @@ impl Pace {
             let chunk = usize::try_from(event).unwrap_or(usize::MAX) / self.batch;
             if chunk >= self.warm_up {
                 let latency = now.saturating_duration_since(self.due(chunk));
-                self.latencies.push(micros(latency));
+                self.latencies.saturating_record(micros(latency));
             }
         }
     }
 }
 
-fn micros(duration: Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+/// Ends a wait of the engine at a moment to the microsecond; epoll alone counts in milliseconds.
+struct Timer(OwnedFd);
+
+impl Timer {
+    fn new(engine: &Engine) -> Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let mut source = SourceFd(&timer.as_raw_fd());
+        let token = Token(usize::MAX);
+        engine
+            .registry()
+            .register(&mut source, token, Interest::READABLE)?;
+        Ok(Self(timer))
+    }
+
+    fn wake_at(&self, at: Instant) -> Result<()> {
+        // Zero would switch the timer off.
+        let left = at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec::try_from(left)?,
+        };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
 }

@@ -6,10 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{Bench, Sample, sample};
-use crate::process::{LOAD_CORE, SERVER_CORE, pin};
 
 pub(super) fn verification(bench: &Bench) -> Result<Sample> {
-    let mut command = Command::new(bench.programs.own.join("limits"));
+    let mut command = Command::new(bench.host.programs.own.join("limits"));
     command.arg("verify");
     let (rate, p50) = run(bench, command)?;
     Ok(sample([
@@ -22,8 +21,8 @@ pub(super) fn verification(bench: &Bench) -> Result<Sample> {
 
 /// The flush is a wait and no work: it has no CPU time to compare.
 pub(super) fn append(bench: &Bench) -> Result<Sample> {
-    let mut command = Command::new(bench.programs.own.join("limits"));
-    command.arg("append").arg(&bench.programs.data);
+    let mut command = Command::new(bench.host.programs.own.join("limits"));
+    command.arg("append").arg(&bench.host.programs.data);
     let (rate, p50) = run(bench, command)?;
     Ok(sample([
         ("batches/s", rate),
@@ -34,9 +33,7 @@ pub(super) fn append(bench: &Bench) -> Result<Sample> {
 
 fn run(bench: &Bench, mut command: Command) -> Result<(f64, f64)> {
     command.args(["--seconds", &bench.duration.as_secs_f64().to_string()]);
-    pin(SERVER_CORE)?;
-    let output = command.output();
-    pin(LOAD_CORE)?;
+    let output = bench.host.split.on_server(|| command.output());
     let output = output.context("cannot start limits")?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "limits: {text}");

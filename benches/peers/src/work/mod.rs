@@ -9,11 +9,12 @@ mod standard;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use prelude_bridge_load::{Clock, Latencies, Usage};
 
 use crate::{
-    events::{Chunks, Signer},
-    system::{Programs, System},
+    events::Chunks,
+    system::{Host, Running, System},
 };
 
 /// What one round of one work on one server came to, by the name of the quantity.
@@ -166,10 +167,8 @@ impl Work {
 
 /// What is measured, and for how long.
 pub struct Bench {
-    /// Where the programs are.
-    pub programs: Programs,
-    /// Signs for all.
-    pub signer: Signer,
+    /// Where servers run.
+    pub host: Host,
     /// Events by one, by ten and by a hundred.
     pub singles: Chunks,
     /// By ten.
@@ -217,6 +216,11 @@ impl Bench {
         }
     }
 
+    /// Measures from now on what a server and the load take.
+    fn clock(&self, running: &Running) -> Clock<'_> {
+        Clock::start(&self.host.split, running.server.process())
+    }
+
     fn chunks(&self, size: usize) -> &Chunks {
         match size {
             1 => &self.singles,
@@ -233,32 +237,41 @@ fn sample<const N: usize>(values: [(&str, f64); N]) -> Sample {
         .collect()
 }
 
-/// A quantile of sorted values.
-fn quantile(sorted: &[u32], quantile: f64) -> f64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an index below the number of samples of one run"
-    )]
-    let index = (sorted.len() as f64 * quantile) as usize;
-    let last = sorted.len().saturating_sub(1);
-    sorted
-        .get(index.min(last))
-        .copied()
-        .map_or(f64::NAN, f64::from)
+/// The CPU time of the server, and the share of its core that the server and the load used.
+fn cpu(usage: Usage) -> Result<(f64, [(&'static str, f64); 2])> {
+    let known = "this system does not tell the CPU time of a process";
+    let server = usage.server_cpu.context(known)?.as_secs_f64();
+    let load = usage.load_cpu.context(known)?.as_secs_f64();
+    let took = usage.seconds();
+    let shares = [("server busy", server / took), ("load busy", load / took)];
+    Ok((server, shares))
+}
+
+/// A quantile in microseconds; of nothing there is none.
+fn quantile(latencies: &Latencies, quantile: f64) -> f64 {
+    if latencies.is_empty() {
+        return f64::NAN;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "below a hundred seconds")]
+    let micros = latencies.value_at_quantile(quantile) as f64;
+    micros
 }
 
 #[cfg(test)]
 mod tests {
+    use prelude_bridge_load::histogram;
+
     use super::quantile;
 
     #[test]
-    fn quantiles_are_of_the_sorted_values() {
-        let sorted: Vec<u32> = (0..100).collect();
-        assert_eq!(quantile(&sorted, 0.5), 50.0);
-        assert_eq!(quantile(&sorted, 0.99), 99.0);
-        assert_eq!(quantile(&sorted, 1.0), 99.0);
-        assert!(quantile(&[], 0.5).is_nan());
+    fn quantiles_are_values_that_were_seen_and_of_nothing_there_are_none() {
+        let mut latencies = histogram();
+        assert!(quantile(&latencies, 0.5).is_nan());
+        for value in 1..=100 {
+            latencies.saturating_record(value);
+        }
+        assert_eq!(quantile(&latencies, 0.5), 50.0);
+        assert_eq!(quantile(&latencies, 0.99), 99.0);
+        assert_eq!(quantile(&latencies, 1.0), 100.0);
     }
 }

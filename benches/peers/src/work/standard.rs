@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
 
 use crate::proto::{SubscribeRequest, event_service_client::EventServiceClient};
 
@@ -79,7 +80,8 @@ async fn subscribe(
     index: usize,
     ready: &mpsc::Sender<Result<()>>,
 ) -> Result<()> {
-    let mut client = EventServiceClient::connect(format!("http://{address}")).await?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+    let mut client = EventServiceClient::new(endpoint.connect().await?);
     let responses = client.subscribe(SubscribeRequest::default()).await?;
     ready.send(Ok(())).await?;
     let mut responses = responses.into_inner();
