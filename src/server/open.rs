@@ -20,7 +20,7 @@ const KEY_CACHE_DIRECTORY: &str = "keys";
 
 /// Refuses a data directory and files that others can change, and warns of secrets that they can
 /// read. Each file is checked again where it is opened.
-pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
+pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Untrusted> {
     let Permissions { faults, warnings } = permissions(config, By::Bridge);
     if let Some(fault) = faults.into_iter().next() {
         return Err(fault);
@@ -34,7 +34,7 @@ pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Faul
 /// Who else can change or read what the bridge trusts.
 pub(super) struct Permissions {
     /// What others can change.
-    pub(super) faults: Vec<permissions::Fault>,
+    pub(super) faults: Vec<permissions::Untrusted>,
     /// Secrets that others can read, and a directory of our own in which others can make files.
     pub(super) warnings: Vec<String>,
 }
