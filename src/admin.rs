@@ -1,6 +1,6 @@
-//! Owns the admin port: whether the process is up (`/healthz`), whether it can take and serve
-//! events (`/readyz`), and what it counts (`/metrics`). It reads the state of others and changes
-//! nothing. [`Readiness`] is the one place that says what "ready" means.
+//! Owns the admin port: whether the process is up (`/healthz`), whether it can receive and serve events
+//! (`/readyz`), and its metrics (`/metrics`). It reads the state of other parts and changes nothing.
+//! Only [`Readiness`] defines what "ready" means.
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
@@ -24,12 +24,12 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How often [`Readiness::reached`] looks again. A log tells that it takes events again; keys do not
-/// tell that they have come.
+/// How often [`Readiness::reached`] checks again. A log notifies when it can append again; keys do not
+/// notify when they have come.
 const READINESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Whether a bridge can take and serve events: the log can be written to, every app has a key, and
-/// the bridge is not shutting down.
+/// Whether a bridge can receive and serve events: the log can append, every app has a key, and the
+/// bridge is not shutting down.
 #[derive(Clone)]
 pub struct Readiness {
     log: Arc<dyn Log>,
@@ -39,7 +39,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Of a bridge with this log and the keys of these apps, until `draining` is cancelled.
+    /// The readiness of a bridge with this log and these apps' keys, until `draining` is cancelled.
     #[must_use]
     pub fn new(log: Arc<dyn Log>, keyrings: &[Keyring], draining: CancellationToken) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Readiness {
         self
     }
 
-    /// Each thing that must hold and does not, as a phrase; empty when the bridge is ready.
+    /// Each requirement that is not met, as a phrase; empty if the bridge is ready.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let checks = self.checks().into_iter();
@@ -87,7 +87,7 @@ impl Readiness {
         true
     }
 
-    /// Each thing that must hold, and why it does not.
+    /// Each requirement, and why it is not met.
     fn checks(&self) -> Vec<Check> {
         let refusal = self.log.status().health().refusal();
         let mut checks = vec![Check {
@@ -102,7 +102,7 @@ impl Readiness {
             fault: (!keyring.is_usable()).then(|| "no usable key is known yet".to_owned()),
             warning: None,
         }));
-        // Deliveries are taken all the same, and have to be: the sender gives up at some time.
+        // The bridge still accepts deliveries, and must: the sender gives up after two weeks.
         checks.extend(self.credentials.as_ref().map(|credentials| Check {
             name: "credentials",
             app: None,
@@ -139,7 +139,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Reports what is counted and what is missing.
+    /// Serves these metrics and this readiness.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
         Self {
@@ -149,8 +149,8 @@ impl Admin {
         }
     }
 
-    /// Serves the port until `shutdown` is cancelled. That should be later than `draining`: while
-    /// the bridge drains, somebody may want to know.
+    /// Serves the port until `shutdown` is cancelled. That should be later than `draining`, so that
+    /// `/readyz` answers while the bridge drains.
     pub async fn run(self, listener: net::Listener, shutdown: CancellationToken) -> net::Drained {
         let (limits, metrics) = (self.limits, Arc::clone(&self.metrics));
         let service = warp::service(routes(self));
@@ -180,9 +180,9 @@ struct Check {
     name: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     app: Option<String>,
-    /// `null` where all is well.
+    /// `null` if the requirement is met.
     fault: Option<String>,
-    /// What somebody has to see to, although the bridge is ready.
+    /// What the operator has to correct although the bridge is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
 }

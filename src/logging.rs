@@ -1,5 +1,5 @@
-//! Log lines on stderr: text for people, JSON for collectors. Owns their format and what is let
-//! through; knows nothing of what is logged.
+//! Log lines on stderr: text for people, JSON for log collectors. Owns their format and their level;
+//! knows nothing of what is logged.
 
 use std::{fmt, io};
 
@@ -28,14 +28,14 @@ pub enum Format {
 /// The least severe lines that are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
-    /// Something failed that needs a person.
+    /// Something failed, and a person has to act.
     Error,
-    /// Something is wrong that the program lives with.
+    /// Something is wrong, and the program continues.
     Warn,
-    /// What an operator wants to read afterwards.
+    /// What an operator needs to reconstruct what happened.
     #[default]
     Info,
-    /// What a developer wants to read.
+    /// Details for developers.
     Debug,
     /// Everything.
     Trace,
@@ -51,7 +51,7 @@ pub struct Options {
     pub level: Level,
 }
 
-/// The log was set up before, or by somebody else in the process.
+/// This process has set up its log already.
 #[derive(Debug, thiserror::Error)]
 #[error("logging is already set up in this process")]
 pub struct AlreadySetUp;
@@ -75,7 +75,7 @@ impl Level {
 pub fn start(options: Options) -> Result<(), AlreadySetUp> {
     let colours = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let set = tracing::subscriber::set_global_default;
-    // Boxed, as each format is a subscriber of a type of its own.
+    // Boxed, because each format is a subscriber of another type.
     set(subscriber(options, colours, io::stderr)).map_err(|_| AlreadySetUp)
 }
 
@@ -83,15 +83,15 @@ fn subscriber<W>(options: Options, colours: bool, writer: W) -> Box<dyn Subscrib
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    // h2 warns of each frame that a peer should not have sent, so a peer could fill the log: what
-    // it then does about it is logged here, once a connection.
+    // h2 warns of each frame that a peer should not have sent, so a peer could fill the log. The bridge
+    // logs the consequence once for each connection.
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("h2", LevelFilter::ERROR)
         .with_target("prelude_bridge", options.level.filter());
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
-        // A stderr that is gone must not stop the program: its default is to panic there.
+        // A closed stderr must not stop the program; the default is to panic.
         .log_internal_errors(false);
     let lines = match options.format {
         Format::Text => lines
@@ -111,8 +111,8 @@ where
     Box::new(tracing_subscriber::registry().with(lines))
 }
 
-/// One field in a line of text. Control characters are escaped, line ends too: what a client sent
-/// must neither steer the terminal nor forge a line.
+/// Writes one field of a text line. Control characters and line ends are escaped, so that text of a
+/// client can neither control the terminal nor forge a line.
 fn write_field(
     writer: &mut format::Writer<'_>,
     field: &Field,
@@ -124,8 +124,8 @@ fn write_field(
     writer.write_str(&plain::escaped(&format!("{value:?}")))
 }
 
-/// Writers whose lines of JSON have escapes for whatever steers a terminal. JSON itself asks for
-/// that only below U+0020.
+/// Makes writers that escape control characters in lines of JSON. JSON itself requires that only below
+/// U+0020.
 struct EscapeJson<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapeJson<W> {
@@ -139,7 +139,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapeJson<W> {
 struct EscapingWriter<W>(W);
 
 impl<W: io::Write> io::Write for EscapingWriter<W> {
-    /// Is given whole lines.
+    /// Gets whole lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let is_escaped = |character: char| steers(character) && character != '\n';
         match str::from_utf8(line) {

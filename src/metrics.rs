@@ -2,9 +2,9 @@
 //! agree with. It comes first because every room may count; it knows none of them: what it is told
 //! are plain numbers and short, fixed words.
 //!
-//! Labels never carry what a stranger chose: event types that are not documented are `other`, and
-//! the remaining labels are words of the code or ids of configured apps. So the number of series
-//! is bounded.
+//! Labels never have values that a stranger chose: event types that are not documented are `other`, and
+//! the other labels are words of the code or ids of configured apps. So the number of series is
+//! bounded.
 
 mod families;
 mod reasons;
@@ -31,7 +31,7 @@ use self::{
     watched::Watched,
 };
 pub use self::{
-    reasons::{Closure, Eviction, Handshake, Refusal},
+    reasons::{Closure, ConnectionRefusal, Eviction, Handshake},
     watched::{Bus, Keys, Log, Streams},
 };
 
@@ -87,8 +87,8 @@ impl Metrics {
         }
     }
 
-    /// A request on the webhook port was answered: with which outcome (the error's code, or the
-    /// name of the success) and status, and how long after its header was read.
+    /// A request on the webhook port was answered: its outcome (the error's code, or the name of the
+    /// success), its status, and the time since its header was read.
     pub fn request(&self, outcome: &'static str, status: u16, took: Duration) {
         self.webhook
             .requests
@@ -122,13 +122,13 @@ impl Metrics {
         };
     }
 
-    /// A batch became durable: events that were new, and events that the log had already.
+    /// A batch became durable: how many of its events were new, and how many the log had already.
     pub fn batch_appended(&self, accepted: usize, duplicates: usize) {
         self.events.accepted.inc_by(accepted as u64);
         self.events.duplicates.inc_by(duplicates as u64);
     }
 
-    /// The log committed a group.
+    /// The log committed a group of batches.
     pub fn committed(&self, events: usize, bytes: usize, took: Duration) {
         self.log.events.observe(events as f64);
         self.log.bytes.observe(bytes as f64);
@@ -142,7 +142,7 @@ impl Metrics {
         self.streams.bytes.inc_by(bytes as u64);
     }
 
-    /// A subscriber's stream ended, for a reason that has a name.
+    /// A subscriber's stream ended, for this reason.
     pub fn stream_ended(&self, reason: &'static str) {
         self.streams
             .ended
@@ -150,7 +150,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A listener took a connection; it counts as open until the result is dropped.
+    /// A listener accepted a connection; it counts as open until the result is dropped.
     #[must_use]
     pub fn connection_opened(&self, listener: &'static str) -> OpenConnection {
         let label = ListenerLabel { listener };
@@ -160,8 +160,8 @@ impl Metrics {
         OpenConnection { open }
     }
 
-    /// A listener turned a connection away.
-    pub fn connection_refused(&self, listener: &'static str, refusal: Refusal) {
+    /// A listener refused a connection.
+    pub fn connection_refused(&self, listener: &'static str, refusal: ConnectionRefusal) {
         let reason = refusal.reason();
         self.connections
             .refused
@@ -169,7 +169,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A listener's connection was closed for what its client did.
+    /// A listener's connection was closed because of what its client did or did not do.
     pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
         let reason = closure.reason();
         self.connections
@@ -178,7 +178,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A listener's connection was closed for a new one.
+    /// A listener's connection was closed so that a new one gets its slot.
     pub fn connection_evicted(&self, listener: &'static str, eviction: Eviction) {
         let reason = eviction.reason();
         self.connections
@@ -195,7 +195,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A client of a listener did not get through the TLS handshake.
+    /// A client of a listener did not complete the TLS handshake.
     pub fn handshake_failed(&self, listener: &'static str, failure: Handshake) {
         let reason = failure.reason();
         self.connections
@@ -204,8 +204,8 @@ impl Metrics {
             .inc();
     }
 
-    /// A listener uses a certificate from now on that is valid until then, in seconds since the
-    /// Unix epoch.
+    /// A listener uses a new certificate, which is valid until `not_after`, in seconds since the Unix
+    /// epoch.
     pub fn certificate_used(&self, listener: &'static str, not_after: f64) {
         self.connections
             .certificate_expiry
@@ -259,7 +259,7 @@ impl Default for Metrics {
     }
 }
 
-/// The values are on the metrics page; here they would only be noise.
+/// The values are on the metrics page, so debug output leaves them out.
 impl fmt::Debug for Metrics {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Metrics").finish_non_exhaustive()
@@ -292,7 +292,7 @@ mod tests {
         metrics.committed(3, 900, Duration::from_micros(400));
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
-        metrics.connection_refused("webhook", Refusal::AddressFull);
+        metrics.connection_refused("webhook", ConnectionRefusal::AddressFull);
         metrics.connection_closed("grpc", Closure::Flood);
         metrics.handshake_failed("webhook", Handshake::NotTls);
         metrics.certificate_used("grpc", 1_800_000_000.0);

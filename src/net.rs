@@ -25,7 +25,7 @@ use self::{
     quiet::{Admitted, Quiet},
     slots::{Full, Slot, Slots, Standing},
 };
-use crate::metrics::{Closure, Eviction, Metrics, Refusal};
+use crate::metrics::{Closure, ConnectionRefusal, Eviction, Metrics};
 
 mod connection;
 pub mod descriptors;
@@ -301,11 +301,11 @@ impl Listener {
         peer: SocketAddr,
         standing: &Standing,
         metrics: &Metrics,
-    ) -> Result<Slot, Refusal> {
+    ) -> Result<Slot, ConnectionRefusal> {
         let address = peer.ip();
         let passes = |test: &AddressTest| test(address.to_canonical());
         if !self.admit.as_ref().is_none_or(passes) {
-            return Err(Refusal::Source);
+            return Err(ConnectionRefusal::Source);
         }
         let is_exempt = self.exempt.as_ref().is_some_and(passes);
         let standing = self.evicts.then(|| standing.clone());
@@ -313,8 +313,8 @@ impl Listener {
             slots
                 .enter(address, is_exempt, standing)
                 .map_err(|full| match full {
-                    Full::Total => Refusal::Full,
-                    Full::Address => Refusal::AddressFull,
+                    Full::Total => ConnectionRefusal::Full,
+                    Full::Address => ConnectionRefusal::AddressFull,
                 })?;
         if let Some(evicted) = evicted {
             let eviction = match evicted.limit {
@@ -336,12 +336,18 @@ impl Listener {
     }
 
     /// Turns a connection away, with the reason if it can be told.
-    fn refuse(&self, stream: TcpStream, peer: SocketAddr, refusal: Refusal, metrics: &Metrics) {
+    fn refuse(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        refusal: ConnectionRefusal,
+        metrics: &Metrics,
+    ) {
         metrics.connection_refused(self.name, refusal);
         let full = match refusal {
-            Refusal::Full => Full::Total,
-            Refusal::AddressFull => Full::Address,
-            Refusal::Source => {
+            ConnectionRefusal::Full => Full::Total,
+            ConnectionRefusal::AddressFull => Full::Address,
+            ConnectionRefusal::Source => {
                 tracing::debug!(listener = self.name, %peer, ?refusal, "connection refused");
                 return;
             }

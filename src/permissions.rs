@@ -1,7 +1,7 @@
-//! Owns the question who can change a file or directory that this process trusts: only root and the
-//! user that the process runs as may. Whoever can write a credentials file, a key or the data
-//! directory decides who gets events and which events are genuine, whatever else is checked. Knows
-//! modes and owners; what a file is for is known by whoever opens it.
+//! Checks who can change a file or directory that this process trusts: only root and the user of the
+//! process may. A user who can write a credentials file, a key or the data directory decides who gets
+//! events and which events are genuine, whatever else is checked. Knows modes and owners, and nothing
+//! of what a file is for.
 
 use std::{
     fs::{self, File, Metadata},
@@ -17,23 +17,22 @@ const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
 const FILE_TYPE: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
-/// In such a directory nobody can replace what is another's.
+/// The sticky bit: in such a directory a user can replace only files of their own.
 const STICKY: u32 = 0o1000;
 
-/// Who trusts a file.
+/// Which process trusts a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// The bridge itself: it trusts the files of root and of the user that it runs as.
+    /// The bridge: it trusts the files of root and of the user that it runs as.
     Bridge,
-    /// Whatever reads a file: the same, but root may look after the files of the user that the
-    /// bridge runs as.
+    /// Any process that reads a file: the same, but root may handle the files of the bridge's user.
     Reader,
 }
 
-/// Why a file or directory cannot be trusted. The text says which command corrects it.
+/// Why a file or directory is not trusted. The text has the command that corrects it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Its mode lets others write.
+pub enum Untrusted {
+    /// Its mode allows others to write.
     #[error(
         "other users of this machine can write to {} (mode {mode:04o}): run `chmod {change} {}`",
         path.display(), path.display()
@@ -43,10 +42,10 @@ pub enum Fault {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
-        /// What `chmod` has to be told.
+        /// The argument for `chmod`.
         change: &'static str,
     },
-    /// It belongs to somebody else, who can change its mode and write.
+    /// It belongs to another user, who can change its mode and write.
     #[error(
         "{} belongs to the user with id {owner}, and this process runs as {process}: run `chown \
          {process} {}`",
@@ -62,11 +61,11 @@ pub enum Fault {
     },
 }
 
-/// Opens a file that is trusted: as [`File::open`], but a file that others can change is refused.
-/// The open file is checked, so nobody can put another one in its place after that.
+/// Opens a file that is trusted: like [`File::open`], but refuses a file that others can change. It
+/// checks the open file, so that nobody can replace the file after the check.
 ///
 /// # Errors
-/// Those of the file system; `PermissionDenied` with a [`Fault`] inside.
+/// Those of the file system; `PermissionDenied` with a [`Untrusted`] inside.
 pub fn open(path: &Path, by: By) -> io::Result<File> {
     let file = File::open(path)?;
     check_file(path, &file.metadata()?, by)
@@ -74,8 +73,8 @@ pub fn open(path: &Path, by: By) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether others can read a file that is a secret; the text says which command corrects it. `None`
-/// also where there is no such file.
+/// A warning with the command that corrects it, if others can read this secret file. `None` also if
+/// there is no such file.
 #[must_use]
 pub fn exposed(path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
@@ -90,8 +89,8 @@ pub fn exposed(path: &Path) -> Option<String> {
     })
 }
 
-/// Whether others can make files in a directory of our own, though not change those that are there;
-/// the text says which command corrects it.
+/// A warning with the command that corrects it, if others can create files in this directory of ours
+/// but not change existing ones.
 #[must_use]
 pub fn shared(path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
@@ -106,28 +105,28 @@ pub fn shared(path: &Path) -> Option<String> {
     })
 }
 
-/// Checks a file that will be trusted. One that is not there, or cannot be inspected, passes: whoever
-/// opens it knows more about that.
+/// Checks a file that will be trusted. A file that does not exist, or cannot be inspected, passes: the
+/// error of opening it says more.
 ///
 /// # Errors
 /// Others can change it.
-pub fn file(path: &Path, by: By) -> Result<(), Fault> {
+pub fn file(path: &Path, by: By) -> Result<(), Untrusted> {
     match fs::metadata(path) {
         Ok(metadata) => check_file(path, &metadata, by),
         Err(_) => Ok(()),
     }
 }
 
-/// Checks a directory of our own and what is in it, down to the files of its directories. What is
-/// not there, or cannot be inspected, passes here too.
+/// Checks a directory of ours and its content, down to the files of its directories. What does not
+/// exist, or cannot be inspected, passes here too.
 ///
 /// # Errors
 /// The first thing that others can change.
-pub fn directory(path: &Path, by: By) -> Result<(), Fault> {
+pub fn directory(path: &Path, by: By) -> Result<(), Untrusted> {
     tree(path, by, 1)
 }
 
-fn tree(path: &Path, by: By, levels: u32) -> Result<(), Fault> {
+fn tree(path: &Path, by: By, levels: u32) -> Result<(), Untrusted> {
     let Ok(metadata) = fs::metadata(path) else {
         return Ok(());
     };
@@ -145,27 +144,26 @@ fn tree(path: &Path, by: By, levels: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
-    // Pipes and devices have no content that somebody could have left there.
+fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted> {
+    // Pipes and devices have no content that another user could have written earlier.
     if !metadata.is_file() {
         return Ok(());
     }
     check_metadata(path, metadata, by).and_then(|()| check_parent(path))
 }
 
-fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Fault> {
+fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted> {
     let process = rustix::process::geteuid().as_raw();
     check_mode(path, metadata.mode(), metadata.uid(), process, by)
 }
 
-fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Result<(), Fault> {
+fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Result<(), Untrusted> {
     let is_directory = mode & FILE_TYPE == DIRECTORY;
     let mode = mode & PERMISSIONS;
-    // In a sticky directory others can make files of theirs, which are not trusted, and touch no
-    // other's.
+    // In a sticky directory others can create files, which are not trusted, and cannot change ours.
     let is_sticky = is_directory && mode & STICKY != 0;
     if mode & (GROUP_WRITES | OTHERS_WRITE) != 0 && !is_sticky {
-        return Err(Fault::Writable {
+        return Err(Untrusted::Writable {
             path: path.to_owned(),
             mode,
             change: "go-w",
@@ -175,16 +173,16 @@ fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Resul
     if owner == ROOT || owner == process || is_looked_after {
         return Ok(());
     }
-    Err(Fault::Owned {
+    Err(Untrusted::Owned {
         path: path.to_owned(),
         owner,
         process,
     })
 }
 
-/// Whoever can write to a directory can put another file in the place of one that is in it. A
-/// directory of a group passes: many systems share projects that way.
-fn check_parent(path: &Path) -> Result<(), Fault> {
+/// A user who can write to a directory can replace the files in it. A directory that its group can
+/// write passes, because many systems share projects that way.
+fn check_parent(path: &Path) -> Result<(), Untrusted> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -194,7 +192,7 @@ fn check_parent(path: &Path) -> Result<(), Fault> {
     };
     let mode = metadata.mode() & PERMISSIONS;
     if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-        return Err(Fault::Writable {
+        return Err(Untrusted::Writable {
             path: parent.to_owned(),
             mode,
             change: "o-w",

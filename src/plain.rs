@@ -1,18 +1,18 @@
-//! Owns which text may be read in a log or on a terminal. Most text never gets here, as payloads and
-//! identifiers have no way into a log at all. For the rest there are two rules, and the caller says
-//! which one holds:
+//! Owns which text may appear in log lines or on a terminal. Most text never gets here, because
+//! payloads and identifiers never reach a log line. For the rest there are two rules, and the caller
+//! chooses one:
 //!
-//! - What **others** wrote ([`name`], [`words`]), such as a subscriber's name for itself or the key
-//!   ids of a key set, is withheld where it could be a person or a secret.
+//! - Text that **others** wrote ([`name`], [`words`]), such as a subscriber's `client_name` or the key
+//!   ids of a key set, is withheld if it could name a person or be a secret.
 //! - What the **operator** configured or typed ([`configured`]), such as paths, URLs and flags, is
 //!   shown, because nobody can correct what they cannot read. Only what is secret in any text is
 //!   masked: user information and query values of URLs, tokens, and, since anything can be pasted by
 //!   mistake, e-mail addresses and international telephone numbers.
 //!
-//! What would steer a terminal is escaped ([`escaped`]).
+//! Control characters are escaped ([`escaped`]).
 //!
-//! Both rules go by form, so they let through what has the form of a name: `Alice`, or a password of
-//! one short word.
+//! Both rules decide by the form of a text, so they show whatever has the form of a name: `Alice`, or a
+//! password of one short word.
 
 use std::{
     borrow::Cow,
@@ -20,29 +20,29 @@ use std::{
     net::IpAddr,
 };
 
-/// What stands in the place of a text that is not shown.
+/// What is shown instead of a text that is withheld.
 pub const WITHHELD: &str = "(withheld)";
 
 /// The longest name, in bytes: paths and URLs are longer than what people call things.
 const NAME_BYTES_MAX: usize = 512;
-/// So many digits in a row, whatever people write between them, can be telephoned to.
+/// This many digits in a row, whatever separates them, can be a telephone number.
 const DIGITS_MAX: usize = 5;
-/// Words longer than this are no words. The longest of Kubernetes's own have ten, in hexadecimal.
+/// Longer words are not shown. The longest that Kubernetes makes have ten characters, in hexadecimal.
 const LETTERS_MAX: usize = 24;
 const LETTERS_AND_DIGITS_MAX: usize = 10;
-/// Something longer than this, in both cases and with digits, is base64.
+/// A longer text with both cases and digits is taken for base64.
 const MIXED_MAX: usize = 32;
 /// What our own tokens begin with.
 const TOKEN_PREFIX: &str = "pb_";
-/// In text of the operator's, fewer characters after that prefix are no token: `pb_data` is a
-/// directory. Our own have 43.
+/// In the operator's text, fewer characters after that prefix are not a token: `pb_data` is a
+/// directory. Our tokens have 43.
 const TOKEN_CHARS_MIN: usize = 16;
-/// In text of the operator's, as many digits after a `+` are a telephone number. A time's offset
-/// from UTC has four.
+/// In the operator's text, this many digits after a `+` are a telephone number. The UTC offset of a
+/// time has four.
 const TELEPHONE_DIGITS_MIN: usize = 7;
 
-/// A text, if it reads like a name: letters, digits, spaces and `._-/:()`; no number that could be
-/// called, and no word that could be a token. Else [`WITHHELD`].
+/// The text, if it reads like a name: letters, digits, spaces and `._-/:()`, no number that could be a
+/// telephone number, and no word that could be a token. Otherwise [`WITHHELD`].
 #[must_use]
 pub fn name(text: &str) -> &str {
     if is_name(text) { text } else { WITHHELD }
@@ -59,13 +59,13 @@ pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_BYTES_MAX && text.chars().all(is_of_name) && !could_be_private(text)
 }
 
-/// A sentence of ours with texts of others in it: those of its words that could be an address, a
+/// A sentence of ours that contains text of others: its words that could be an address, a telephone
 /// number or a token are withheld.
 #[must_use]
 pub fn words(sentence: impl fmt::Display) -> String {
     let sentence = sentence.to_string();
     let mut shown = String::with_capacity(sentence.len());
-    // Numbers are written in groups, so groups are judged together.
+    // Telephone numbers are written in groups, so adjacent groups are evaluated together.
     let is_group = |word: &str| !word.is_empty() && word.chars().all(is_of_number);
     let mut words = sentence.split(' ').peekable();
     let mut is_first = true;
@@ -87,9 +87,9 @@ pub fn words(sentence: impl fmt::Display) -> String {
     shown
 }
 
-/// A text that the operator wrote into the configuration, the environment or a flag, or a sentence
-/// of ours with such texts in it. It is shown as it is, with escapes for whatever steers a terminal,
-/// except that [`WITHHELD`] takes the place of what is secret in it.
+/// A text that the operator wrote into the configuration, the environment or a flag, or a sentence of
+/// ours that contains such text. It is shown with its control characters escaped and its secrets
+/// replaced by [`WITHHELD`].
 #[must_use]
 pub fn configured(text: impl fmt::Display) -> String {
     let text = text.to_string();
@@ -143,18 +143,18 @@ fn without_url_secrets(word: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// What a sentence puts after a text that it quotes, and what separates the parts of a query.
+/// Punctuation that follows a quoted text in a sentence, or separates the parts of a query.
 fn is_around_quote(character: char) -> bool {
     character.is_whitespace() || matches!(character, '&' | '`' | '"' | '\'' | ',' | ';' | ':' | ')')
 }
 
-/// Both parts of a text, of which the second begins with the first of these characters.
+/// Splits a text before the first of these characters.
 fn split_before<'t>(text: &'t str, ends: &[char]) -> (&'t str, &'t str) {
     let at = text.find(ends).unwrap_or(text.len());
     text.split_at_checked(at).unwrap_or((text, ""))
 }
 
-/// A word without the names in e-mail addresses.
+/// A word without the local parts of e-mail addresses.
 fn without_addresses(word: &str) -> Cow<'_, str> {
     if !has_address(word) {
         return word.into();
@@ -203,7 +203,7 @@ fn without_telephones(text: &str) -> String {
     shown
 }
 
-/// A word without our own tokens and without whatever else only a random generator writes.
+/// A word without our tokens and without other text that looks random.
 fn without_tokens(word: &str) -> String {
     let is_of_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     let mut shown = String::with_capacity(word.len());
@@ -227,9 +227,9 @@ fn without_tokens(word: &str) -> String {
     shown
 }
 
-/// Whether a stretch is base64 of random bytes: long, in both cases and with digits, and changing
-/// between them more often than names do. Of random characters three in five are of another kind
-/// than the one before; in `Prelude-Bridge-Production-2026` it is one in five.
+/// Whether a part of a text is base64 of random bytes: it is long, has both cases and digits, and
+/// changes between them more often than names do. In random text, three of five characters are of
+/// another kind than the previous one; in `Prelude-Bridge-Production-2026` it is one of five.
 fn is_random(stretch: &str) -> bool {
     let kind = |c: char| match c {
         'a'..='z' => Some(0),
@@ -242,7 +242,7 @@ fn is_random(stretch: &str) -> bool {
     is_base64(stretch) && 3 * changes.count() >= stretch.len()
 }
 
-/// A text on one line, with escapes for whatever steers a terminal.
+/// A text on one line, with control characters escaped.
 #[must_use]
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(steers) {
@@ -260,8 +260,8 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// Whether a terminal does something else with a character than show it: it is a control character,
-/// or it turns text around or breaks its line.
+/// Whether a terminal does anything but show this character: it is a control character, changes the
+/// direction of text, or breaks the line.
 #[must_use]
 pub fn steers(character: char) -> bool {
     let turns = matches!(
@@ -286,7 +286,7 @@ fn has_address(text: &str) -> bool {
     text.contains('@') || text.contains("%40")
 }
 
-/// What numbers are written with.
+/// Whether telephone numbers are written with this character.
 fn is_of_number(character: char) -> bool {
     character.is_ascii_digit() || matches!(character, ' ' | '.' | '-' | '/' | '(' | ')' | '+')
 }
@@ -296,7 +296,7 @@ fn could_be_called(number: &str) -> bool {
     if digits == 0 {
         return false;
     }
-    // The addresses of machines are in logs, and are meant to be.
+    // Log lines have the addresses of machines on purpose.
     let trimmed = number.trim_matches(|c: char| !c.is_ascii_digit());
     let is_of_machine = match trimmed.split_once('/') {
         // A network.

@@ -86,7 +86,7 @@ pub enum Error {
     Credentials(#[from] credentials::Error),
     /// Others can change what the bridge trusts.
     #[error(transparent)]
-    Permissions(#[from] permissions::Fault),
+    Permissions(#[from] permissions::Untrusted),
     /// Others than this machine could subscribe, and nothing says who may.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \

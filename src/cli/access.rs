@@ -1,6 +1,6 @@
-//! The flags that say how a command reaches a bridge's streams: its token, its certificate, and
-//! whom it trusts. Secrets are in files or in the environment, never on the command line, where
-//! every process of the machine can read them.
+//! The flags with which a command connects to a bridge's gRPC port: its token, its certificate, and
+//! which issuers it trusts. Secrets are in files or in the environment, never on the command line,
+//! where every process of the machine can read them.
 
 use std::{
     env, fs,
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Send the token over http:// to another machine too, where everybody on the way can read it
+    /// Send the token over http:// to other machines too, so that anybody on the network can read it
     #[arg(long)]
     pub token_over_plain_text: bool,
 
@@ -67,8 +67,8 @@ impl Args {
         Ok(options)
     }
 
-    /// The flags again, for a command that continues this one. A token in the environment is still
-    /// there then.
+    /// The flags for a command that continues this one. That command takes a token from the same
+    /// environment.
     pub(super) fn flags(&self) -> Vec<(&'static str, Option<&Path>)> {
         let files = [
             ("--token-file", &self.token_file),
@@ -90,11 +90,11 @@ impl Args {
             return Ok(Some(TokenSource::file(path)));
         }
         match env::var(TOKEN_VARIABLE) {
-            // Container tools pass what they have no value for as empty.
+            // Container tools pass a variable without a value as empty.
             Ok(token) if token.is_empty() => Ok(None),
             Ok(token) => Ok(Some(token.trim().into())),
             Err(env::VarError::NotPresent) => Ok(None),
-            // The error itself would repeat what is in it.
+            // The error itself would repeat the token.
             Err(env::VarError::NotUnicode(_)) => {
                 let cause = format!("{TOKEN_VARIABLE} is not UTF-8");
                 Err(Failure::new(Exit::Usage, cause).help("set it to a token of the bridge"))

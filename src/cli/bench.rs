@@ -1,5 +1,5 @@
-//! `bench`: load tests of this very program on this machine. Owns the flags, the sizes that they
-//! default to, and what the person at the terminal sees; all measuring is done by `bench`.
+//! `bench`: load tests of this program on this machine. Owns the flags, their defaults, and the output
+//! on the terminal; the crate `prelude_bridge_load` measures.
 
 mod terminal;
 
@@ -16,7 +16,7 @@ use prelude_bridge_load::{
 use self::terminal::Terminal;
 use super::exit::{Exit, Failure};
 
-/// How long a measurement may take to notice that it is to end. Its server is gone by then.
+/// How long a measurement may take to end after it was stopped. Its server has ended by then.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `bench`
@@ -68,19 +68,19 @@ pub struct Args {
 
 #[derive(Clone, Debug, Subcommand)]
 enum What {
-    /// Signed batches in: events and requests a second acknowledged durable, and how fast
+    /// Receiving: events and requests acknowledged as durable per second, and their latency
     #[command(after_help = INGEST_EXAMPLES)]
     Ingest(IngestArgs),
-    /// Deliveries out: rate, CPU and memory, by number of subscribers and filter
+    /// Sending: deliveries per second, CPU and memory, by number of subscribers and filter
     #[command(after_help = FANOUT_EXAMPLES)]
     Fanout(FanoutArgs),
-    /// From sending to receiving at a fixed rate, without coordinated omission
+    /// Latency from sending to receiving at a fixed rate, without coordinated omission
     #[command(after_help = LATENCY_EXAMPLES)]
     Latency(LatencyArgs),
-    /// One subscriber reads history, alone and while others are live
+    /// One subscriber reads old events, alone and while others are live
     #[command(after_help = CATCHUP_EXAMPLES)]
     Catchup(CatchupArgs),
-    /// Memory of subscribers that only wait, a connection each
+    /// Memory of idle subscribers, each with a connection
     #[command(after_help = IDLE_EXAMPLES)]
     Idle(IdleArgs),
     /// Everything, one after the other
@@ -124,7 +124,7 @@ struct FanoutArgs {
     )]
     subscribers: Vec<u64>,
 
-    /// What they ask for: everything, one event in seven (a type), or one in a thousand (a user);
+    /// What they receive: everything, one event in seven (a type), or one in a thousand (a user);
     /// repeatable [default: all three]
     #[arg(long = "filter", value_name = "SHARE")]
     filters: Vec<Filter>,
@@ -206,7 +206,7 @@ enum Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Switch {
-    /// Yes, where there are at least two CPUs and the system can
+    /// Yes, if there are at least two CPUs and the system supports it
     On,
     /// No
     Off,
@@ -308,16 +308,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             }
         }
     };
-    // A panic over there is a bug and is passed on as one.
+    // A panic in that thread is a bug and is passed on as one.
     match outcome.map_err(|error| Failure::new(Exit::Failed, error))? {
-        // Who closed the pipe has seen enough; the rest of the run would have been for nobody.
+        // The reader closed the pipe, so nobody needs the rest of the run.
         Ok(Err(Error::Unread)) => Ok(()),
         Ok(outcome) => outcome.map_err(failure),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// Resolves when somebody wants the program to end. The server would outlive it otherwise.
+/// Resolves when a signal asks the program to end. Without this the server would keep running.
 async fn interrupted() -> Result<(), Failure> {
     let listen = |kind| {
         signal(kind).map_err(|error| {

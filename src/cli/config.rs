@@ -1,4 +1,4 @@
-//! `config show` and `config check`: what the bridge would run with, and whether a file is good.
+//! `config show` and `config check`: the settings in force, and whether a file is valid.
 
 use std::path::PathBuf;
 

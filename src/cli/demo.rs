@@ -43,15 +43,15 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
 
-    /// Take batches here [default: 127.0.0.1:8080, or another port if it is taken]
+    /// Receive batches at this address [default: 127.0.0.1:8080, or another port if it is taken]
     #[arg(long, value_name = "ADDRESS")]
     pub webhook_listen: Option<SocketAddr>,
 
-    /// Serve subscribers here [default: 127.0.0.1:50051, or another port if it is taken]
+    /// Serve subscribers at this address [default: 127.0.0.1:50051, or another port if it is taken]
     #[arg(long, value_name = "ADDRESS")]
     pub grpc_listen: Option<SocketAddr>,
 
-    /// Serve health and metrics here [default: 127.0.0.1:9090, or another port if it is taken]
+    /// Serve health and metrics at this address [default: 127.0.0.1:9090, or another port if it is taken]
     #[arg(long, value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
 }
@@ -76,7 +76,7 @@ impl Args {
         }
     }
 
-    /// What was asked for, and the ports that the documentation speaks of.
+    /// The given addresses, or else the documented ports.
     fn documented(&self) -> [(Option<SocketAddr>, u16); 3] {
         [
             (self.webhook_listen, WEBHOOK_PORT),
@@ -91,11 +91,11 @@ struct Ports {
     webhook: SocketAddr,
     grpc: SocketAddr,
     admin: SocketAddr,
-    /// The documented ports that somebody else listens on.
+    /// The documented ports on which another program listens.
     taken: Vec<u16>,
 }
 
-/// The address that was asked for, else the documented port if it is free, else any.
+/// The given address, else the documented port if it is free, else any free port.
 fn choose(chosen: Option<SocketAddr>, port: u16, taken: &mut Vec<u16>) -> SocketAddr {
     let documented = here(port);
     chosen.unwrap_or_else(|| match TcpListener::bind(documented) {
@@ -126,26 +126,26 @@ const GRPC_PORT: u16 = 50051;
 const ADMIN_PORT: u16 = 9090;
 /// How often free ports are looked for: another process can take one before the bridge does.
 const STARTS_MAX: u32 = 3;
-/// What is printed fits into this.
+/// The width that all printed lines fit.
 const COLUMNS: usize = 80;
 
-/// The app that the demo plays.
+/// The app of the demo.
 const APP_ID: &str = "demo";
-/// How long what is on its way at the end may take to arrive.
+/// How long events in progress may take to arrive at the end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Delays are kept for this many events; the first ones speak for the rest.
+/// Delays are kept for the first events only, up to this many.
 const DELAYS_MAX: usize = 1_000_000;
 
-/// Runs the whole way of an event in this process.
+/// Runs simulator, bridge and tail in this process.
 ///
 /// # Errors
-/// Something on the way failed, or an event that was acknowledged did not arrive.
+/// A part failed, or an acknowledged event did not arrive.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let directory = tempfile::Builder::new()
         .prefix("prelude-bridge-demo-")
         .tempdir()
         .map_err(|error| failed(format!("no temporary directory can be made: {error}")))?;
-    say(&format!("{DIM}making a signing key …{DIM:#}"));
+    print_note(&format!("{DIM}making a signing key …{DIM:#}"));
     let simulator = Simulator::start(simulator::Options {
         apps: vec![AppOptions::new(APP_ID)],
         ..simulator::Options::default()
@@ -162,7 +162,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let _ = stopped.await;
     }));
 
-    say(&introduction(
+    print_note(&introduction(
         addresses,
         &taken,
         simulator.address(),
@@ -185,7 +185,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     outcome?.report()
 }
 
-/// Starts the bridge, and says which of the documented ports were taken.
+/// Starts the bridge, and returns which of the documented ports were taken.
 async fn start(args: &Args, mut config: Config) -> Result<(Server, Vec<u16>), Failure> {
     let mut starts = 1;
     loop {
@@ -303,7 +303,7 @@ fn tail_command(grpc: SocketAddr) -> String {
     }
 }
 
-/// Lets events happen and prints them as they come out, until the count is reached or Ctrl-C.
+/// Sends events and prints those that arrive, until the count is reached or Ctrl-C.
 async fn follow(
     args: &Args,
     simulator: &Simulator,
@@ -371,7 +371,7 @@ async fn follow(
     Ok(outcome)
 }
 
-/// What came of it.
+/// The result of a run.
 struct Outcome {
     started: Instant,
     acknowledged: u64,
@@ -423,7 +423,7 @@ impl Outcome {
         };
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = self.delivered as f64 / seconds;
-        say(&format!(
+        print_note(&format!(
             "\n{BOLD}{} received, {} delivered, {lost} lost, {} repeated{BOLD:#}\n\
              in {seconds:.1} s ({rate:.0} events/s)\n\
              from durable on disk to printed: median {}, 99th percentile {}",
@@ -448,8 +448,8 @@ async fn interrupt() -> Result<(), Failure> {
         .map_err(|error| failed(format!("cannot listen for Ctrl-C: {error}")))
 }
 
-/// For the person at the terminal: stdout has the events. A stderr that is gone changes nothing.
-fn say(text: &str) {
+/// Prints a line to stderr, because stdout has the events. A closed stderr changes nothing.
+fn print_note(text: &str) {
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 

@@ -1,4 +1,4 @@
-//! `doctor`: what keeps a bridge from working. Owns how a report is shown; `crate::doctor` makes it.
+//! `doctor`: what prevents a bridge from working. Owns how a report is shown; `crate::doctor` makes it.
 
 use anstyle::{AnsiColor, Effects, Style};
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
@@ -16,7 +16,7 @@ use crate::{
 /// `doctor`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Try the activation challenge through this URL, as Prelude would; `{app}` in it becomes the
+    /// Send the activation challenge through this URL, as Prelude would; `{app}` in it becomes the
     /// app's id
     #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
     url: Option<String>,
@@ -58,7 +58,7 @@ const FAULT: Style = AnsiColor::Red.on_default().bold();
 const SKIPPED: Style = Style::new().effects(Effects::DIMMED);
 const HELP: Style = AnsiColor::Cyan.on_default().bold();
 
-/// Runs the command: [`Exit::Done`] if all is well, [`Exit::Failed`] if anything is not.
+/// Runs the command: [`Exit::Done`] if no check fails, else [`Exit::Failed`].
 ///
 /// # Errors
 /// A stdout that cannot be written to.

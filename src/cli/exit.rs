@@ -1,4 +1,4 @@
-//! How a command ends: its exit code, its last words on stderr, and what a closed stdout means.
+//! How a command ends: its exit code, its last lines on stderr, and what a closed stdout means.
 //! Knows nothing of any one command.
 
 use std::{
@@ -19,11 +19,11 @@ const HELP: Style = AnsiColor::Cyan.on_default().bold();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All was done.
+    /// The command is done.
     Done = 0,
-    /// Something failed on the way.
+    /// Something failed.
     Failed = 1,
-    /// The command line or the configuration cannot be meant.
+    /// The command line or the configuration is invalid.
     Usage = 2,
     /// The server cannot be reached.
     Unreachable = 3,
@@ -33,10 +33,10 @@ pub enum Exit {
     CursorExpired = 5,
 }
 
-/// Why a command did not end well, in words for the person at the terminal.
+/// Why a command failed, in words for the person at the terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What the process exits with.
+    /// The exit code of the process.
     pub exit: Exit,
     faults: Vec<(String, Vec<String>)>,
 }
@@ -73,7 +73,7 @@ impl Failure {
         self
     }
 
-    /// Writes the failure to stderr. A stderr that is gone changes nothing.
+    /// Writes the failure to stderr. A closed stderr changes nothing.
     pub fn report(&self) {
         let _ = self.write(&mut anstream::stderr().lock());
     }
@@ -89,8 +89,8 @@ impl Failure {
     }
 }
 
-/// Writes what clap has to say: help and version, which are such errors too, or what is wrong with the
-/// command line. That repeats what was typed, in which secrets are masked.
+/// Writes the output of clap: help and version, which clap returns as errors too, or what is wrong with
+/// the command line. That repeats what was typed, with secrets masked.
 pub fn report_usage(error: &clap::Error) {
     let text = error.render().to_string();
     let shown: Vec<String> = text.split('\n').map(plain::configured).collect();
@@ -131,7 +131,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Turns the outcome of writing to stdout into the outcome of the command. A reader that closed
-/// the pipe (`| head -1`) has what it wanted, so that is success.
+/// the pipe (`| head -1`) needs no more, so that is success.
 ///
 /// # Errors
 /// Any other failure to write, such as a full disk.
@@ -145,19 +145,19 @@ pub fn finish_stdout(written: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Writes something odd to stderr that does not stop the command.
+/// Writes a warning to stderr.
 pub fn warn(text: &str) {
     let mut out = anstream::stderr().lock();
     let _ = writeln!(out, "{WARNING}warning:{WARNING:#} {}", one_line(text));
 }
 
-/// Writes something to stderr that is good to know.
+/// Writes a note to stderr.
 pub fn note(text: &str) {
     let mut out = anstream::stderr().lock();
     let _ = writeln!(out, "{HELP}note:{HELP:#} {}", one_line(text));
 }
 
-/// Text from elsewhere must not steer the terminal, so control characters are written as escapes.
+/// Text from elsewhere must not control the terminal, so control characters are escaped.
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(plain::escaped).collect();
     lines.join("; ")

@@ -19,7 +19,7 @@ pub struct CompletionsArgs {
 /// `man`
 #[derive(Debug, clap::Args)]
 pub struct ManArgs {
-    /// Write one page for each command into this directory instead; it is made if need be
+    /// Write one page for each command into this directory instead; it is created if needed
     #[arg(long, value_name = "DIRECTORY")]
     dir: Option<PathBuf>,
 }
@@ -39,10 +39,10 @@ pub fn completions(args: &CompletionsArgs, mut definition: Command) -> Result<()
     })
 }
 
-/// `clap_complete` writes the hyphen of our name in two ways in its script for bash: one where it
-/// notes which subcommand was typed, another where it looks up what that takes, so that it found
-/// nothing after any subcommand (<https://github.com/clap-rs/clap/issues/6421>). Changes nothing
-/// once that is mended.
+/// In its script for bash, `clap_complete` writes the hyphen of our name in two ways: in one where it
+/// stores the subcommand, in another where it looks the subcommand up, so that it completes nothing
+/// after a subcommand (<https://github.com/clap-rs/clap/issues/6421>). Changes nothing once that is
+/// fixed.
 fn with_one_label(script: &str, name: &str) -> String {
     let looked_up = format!("{}__subcmd__", name.replace('-', "__subcmd__"));
     let noted = format!("{}__subcmd__", name.replace('-', "__"));

@@ -1,5 +1,5 @@
-//! The command line: one definition that help, man page and completions are made from, and the
-//! match that hands each command to its file. What a command does is in that file.
+//! The command line: one definition, from which help, man page and completions are made, and the match
+//! that calls each command. What a command does is in its own file.
 
 mod access;
 pub mod bench;
@@ -45,31 +45,31 @@ pub struct Cli {
 enum Command {
     /// Run the bridge
     ///
-    /// Takes webhook batches, keeps them, and streams them to subscribers until it gets SIGTERM or
-    /// Ctrl-C; a second one ends it at once.
+    /// Receives webhook batches, stores their events, and streams them to subscribers until it gets
+    /// SIGTERM or Ctrl-C; a second signal ends it at once.
     #[command(after_help = serve::EXAMPLES)]
     Serve(serve::Args),
     /// Subscribe to a bridge and print events
     #[command(after_help = tail::EXAMPLES)]
     Tail(tail::Args),
-    /// Play Prelude: key sets, activation, signed batches, retries
+    /// Act as Prelude: key sets, activation, signed batches, retries
     ///
-    /// A stand-in for trying and testing a bridge without a Prelude account. Ends on Ctrl-C with a
-    /// ledger of what was sent, how often, and what was acknowledged.
+    /// For trying and testing a bridge without a Prelude account. Ends on Ctrl-C and prints a ledger of
+    /// what was sent, how often, and what was acknowledged.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::Args),
     /// Send one realistic signed event to a bridge that trusts the simulator's key
     #[command(after_help = trigger::EXAMPLES)]
     Trigger(trigger::Args),
-    /// Try everything at once: simulator, bridge and tail in one process
+    /// Run everything in one process: simulator, bridge and tail
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Args),
     /// Explain one captured delivery: which key, which salt, or what is wrong with it
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
-    /// Find out what keeps a bridge from working, and what to do about it
+    /// Find out what prevents a bridge from working, and what to do about it
     ///
-    /// Looks and changes nothing. Use the same flags and environment as for `serve`.
+    /// Changes nothing. Use the same flags and environment as for `serve`.
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
     /// Measure this program on this machine: ingest, fan-out, latency, catch-up, idle memory
@@ -77,7 +77,7 @@ enum Command {
     Bench(bench::Args),
     /// Register webhooks with Prelude: make, list, activate, change, delete, or all in one
     Webhook(webhook::Args),
-    /// Say who may subscribe: make, list and revoke tokens
+    /// Control who may subscribe: create, list and revoke tokens
     Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
@@ -89,7 +89,7 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-/// The version, and what was built: the commit with its date, and for which target.
+/// The version, the commit with its date, and the target.
 pub const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
@@ -148,7 +148,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The code is the command's own where it has more to say than that it was done.
+/// Runs the command and returns its exit code.
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => block_on(serve::run(args))?,
@@ -168,7 +168,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     Ok(Exit::Done.into())
 }
 
-/// Runs a command that waits for things, on a runtime that ends with it.
+/// Runs an async command on a runtime that ends with it.
 fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -23,7 +23,7 @@ use crate::simulator::{
 
 use self::{
     flags::{FaultArgs, TrafficArgs, WireArgs},
-    narration::{hint, introduce, progress, say},
+    narration::{hint, introduce, print_note, progress},
 };
 use super::{
     exit::{Exit, Failure, finish_stdout},
@@ -241,7 +241,7 @@ impl Run {
             connect(simulator, connection).await?;
         }
         if self.connections.is_empty() {
-            say("waiting for a webhook to be registered and activated");
+            print_note("waiting for a webhook to be registered and activated");
             simulator.wait_for_webhook().await;
         }
         match &self.story {
@@ -250,7 +250,7 @@ impl Run {
             }
             Story::Scenario(scenario) => {
                 for step in 0..scenario.steps() {
-                    say(&format!("step {} of {}", step + 1, scenario.steps()));
+                    print_note(&format!("step {} of {}", step + 1, scenario.steps()));
                     scenario.take_step(step, simulator).await.map_err(explain)?;
                 }
             }
@@ -354,12 +354,12 @@ async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), F
             .await
         {
             Ok(_) => {
-                say(&format!("the webhook of app {app_id} is active"));
+                print_note(&format!("the webhook of app {app_id} is active"));
                 return Ok(());
             }
             Err(Error::Activation(activation::Failure::Unreachable)) => {
                 if !waiting {
-                    say(&format!(
+                    print_note(&format!(
                         "waiting for a bridge that answers for app {app_id}"
                     ));
                     waiting = true;
@@ -442,7 +442,7 @@ fn explain(error: Error) -> Failure {
         | Error::Json(_)
         | Error::Stopped => (
             Exit::Failed,
-            "try again; if it stays, it is a fault of the simulator",
+            "try again; if it happens again, it is a bug in the simulator",
         ),
     };
     Failure::new(exit, error).help(help)

@@ -1,5 +1,5 @@
-//! `tail`: subscribes and prints. How an event looks, where `--last` begins and what is said in
-//! between are in the files below; reconnecting is the client's.
+//! `tail`: subscribes and prints. The files below format events, find where `--last` begins and choose
+//! the remarks; the client library reconnects.
 
 mod format;
 mod last;
@@ -20,7 +20,7 @@ use tokio_stream::StreamExt as _;
 pub(super) use self::format::Formatter;
 use self::{
     narrator::Narrator,
-    printer::{Line, Place, Printer, locked},
+    printer::{Line, Printer, Written, locked},
 };
 use super::{
     access,
@@ -77,7 +77,7 @@ pub struct Args {
     )]
     pub since: Option<Since>,
 
-    /// Start with the newest N events that are there
+    /// Start with the newest N events of the log
     #[arg(
         long,
         value_name = "N",
@@ -87,7 +87,7 @@ pub struct Args {
     )]
     pub last: Option<u64>,
 
-    /// Start right after this cursor, or with the oldest event that is there: `earliest`
+    /// Start right after this cursor, or with the oldest event of the log: `earliest`
     #[arg(
         long,
         value_name = "CURSOR",
@@ -107,7 +107,7 @@ pub struct Args {
     )]
     pub count: Option<u64>,
 
-    /// Stop when everything that is there now has been printed
+    /// Stop when all events that are in the log now have been printed
     #[arg(long, help_heading = "From where to where")]
     pub until_caught_up: bool,
 
@@ -123,11 +123,11 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
     pub color: Color,
 
-    /// What the bridge calls this client in its log
+    /// The name of this client in the bridge's log
     #[arg(long, value_name = "NAME", default_value = CLIENT_NAME)]
     pub client_name: String,
 
-    /// How to get in.
+    /// How to connect.
     #[command(flatten)]
     pub access: access::Args,
 }
@@ -154,14 +154,14 @@ pub enum Output {
     Raw,
 }
 
-/// When there are colours.
+/// When to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Color {
     /// On a terminal, unless NO_COLOR is set
     Auto,
     /// Also in a pipe
     Always,
-    /// Nowhere
+    /// Never
     Never,
 }
 
@@ -193,21 +193,21 @@ Examples:
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
 Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
 
-/// What `--from` takes beside cursors, none of which is a word.
+/// The word that `--from` takes besides cursors; no cursor is a word.
 const EARLIEST: &str = "earliest";
 
 const CLIENT_NAME: &str = "prelude-bridge tail";
 
-/// The most events that `--last` can look for: what it keeps of each is small, but not nothing.
+/// The limit of `--last`: it keeps a little memory for each event.
 const LAST_EVENTS_MAX: u64 = 1_000_000;
 
-/// How long a command that is interrupted waits for a stdout that may stand still.
+/// How long an interrupted command waits for a stdout that may be blocked.
 const PARTING_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Subscribes and prints.
 ///
 /// # Errors
-/// The server cannot be reached, refuses, or has lost the place.
+/// The server cannot be reached, refuses, or does not know the cursor any more.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let output = args.output.unwrap_or_else(|| {
         let is_terminal = io::stdout().is_terminal();
@@ -220,8 +220,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     for doubt in args.doubts() {
         exit::warn(&doubt);
     }
-    let place = Arc::new(Mutex::new(Place::default()));
-    let printer = Printer::start(io::stdout(), Arc::clone(&place))?;
+    let written = Arc::new(Mutex::new(Written::default()));
+    let printer = Printer::start(io::stdout(), Arc::clone(&written))?;
     let zone = if args.utc {
         TimeZone::UTC
     } else {
@@ -239,16 +239,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         finish_stdout(printer.finish().await)?;
         return outcome;
     }
-    // What is on its way to stdout is printed and noted, so that none of it comes again.
+    // Lines that are queued are printed and recorded, so that none of them comes again.
     let _ = tokio::time::timeout(PARTING_TIMEOUT, printer.finish()).await;
-    if let Some(command) = resume::command(&args, &locked(&place)) {
+    if let Some(command) = resume::command(&args, &locked(&written)) {
         let _ = writeln!(anstream::stderr(), "\nto continue: {command}");
     }
     Ok(())
 }
 
 impl Args {
-    /// What is probably misspelt.
+    /// Warnings of types and apps that may be misspelt.
     fn doubts(&self) -> Vec<String> {
         let flags = [
             ("--type", &self.types),
@@ -263,7 +263,7 @@ impl Args {
     }
 }
 
-/// Prints until the stop position, an error that does not pass, or the end of whoever reads.
+/// Prints until the stop position, a permanent error, or until stdout is closed.
 async fn follow(args: &Args, mut formatter: Formatter, printer: &Printer) -> Result<(), Failure> {
     let options = args.access.apply(Options::new(&args.server))?;
     let client = Client::connect(&options).await.map_err(failure)?;
@@ -291,7 +291,7 @@ async fn follow(args: &Args, mut formatter: Formatter, printer: &Printer) -> Res
                 cursor: event.cursor,
             },
             Some(Ok(Item::Notice(notice))) => Line::Notice {
-                text: narrator.tell(&notice),
+                text: narrator.remark(&notice),
                 cursor: subscription.cursor().map(str::to_owned),
             },
         };
@@ -302,7 +302,7 @@ async fn follow(args: &Args, mut formatter: Formatter, printer: &Printer) -> Res
     outcome
 }
 
-/// What the arguments ask for, but for the start.
+/// The request of the arguments, without the start position.
 fn request(args: &Args) -> Request {
     let mut request = Request::new()
         .types(&args.types)
@@ -443,7 +443,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
     if let Ok(time) = text.parse() {
         return Ok(Since::At(time));
     }
-    // A time begins with its year, and a duration with a count and its unit.
+    // A time begins with a year, a duration with a number and its unit.
     let is_time = text.contains(':') || text.get(4..5) == Some("-");
     let reason = match config::parse_duration(text) {
         Ok(duration) => return Ok(Since::Ago(duration)),

@@ -1,5 +1,5 @@
-//! `token`: the credentials of subscribers. Owns the flags, what is said about them, and how they
-//! are listed; [`crate::credentials`] owns the file.
+//! `token`: the credentials of subscribers. Owns the flags, the messages and the list;
+//! [`crate::credentials`] owns the file.
 
 mod list;
 
@@ -30,9 +30,9 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Let a subscriber in: make a token, or enter the identity of a client certificate
+    /// Create a credential: a token, or an entry for the name of a client certificate
     ///
-    /// The token is printed once, alone on stdout; only its hash is kept. A running bridge takes it
+    /// The token is printed once, alone on stdout; only its hash is stored. A running bridge accepts it
     /// within a second. With --certificate nothing is printed there: the certificate is the
     /// credential. The first credential ends the time in which subscribers need none.
     #[command(after_help = CREATE_EXAMPLES)]
@@ -44,22 +44,22 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
         #[command(flatten)]
-        place: Place,
+        file_args: FileArgs,
     },
-    /// Let a subscriber in no more, and end its streams within a second
+    /// Revoke a credential, and end its streams within a second
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke {
         /// The credential
         #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
         name: String,
         #[command(flatten)]
-        place: Place,
+        file_args: FileArgs,
     },
 }
 
 #[derive(Debug, clap::Args)]
 struct Create {
-    /// What to call it, here and in the logs of the bridge
+    /// Its name, here and in the bridge's log
     #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: String,
 
@@ -73,32 +73,32 @@ struct Create {
     #[arg(long = "app", value_name = "APP_ID", value_delimiter = ',')]
     apps: Vec<String>,
 
-    /// Allow so many streams at once [default: no limit but the bridge's]
+    /// Allow at most this many streams at once [default: no limit but the bridge's]
     #[arg(long, value_name = "COUNT")]
     streams_max: Option<usize>,
 
-    /// Let it end after this time, such as 90d or 12h [default: never]
+    /// Expire after this time, such as 90d or 12h [default: never]
     #[arg(long, value_name = "DURATION", conflicts_with = "expires_at")]
     expires_in: Option<String>,
 
-    /// Let it end then (RFC 3339), such as 2027-01-31T12:00:00Z
+    /// Expire at this time (RFC 3339), such as 2027-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
 
-    /// Make no token, but let in who has a client certificate with this name: uri:, dns:, email: or
+    /// Make no token, but accept a client certificate with this name: uri:, dns:, email: or
     /// ip: and a subject alternative name, or cn: and the common name of one that has none. Without
     /// a kind its form decides, and it is never a common name
     #[arg(long, value_name = "IDENTITY", value_parser = NonEmptyStringValueParser::new())]
     certificate: Option<String>,
 
     #[command(flatten)]
-    place: Place,
+    file_args: FileArgs,
 }
 
-/// Where the file is: said as for `serve`, so that both mean the same one.
+/// Which file to use: the same flags as for `serve`, so that both use the same file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
-struct Place {
+struct FileArgs {
     /// The bridge's configuration, which may name a credentials_file [env: PRELUDE_BRIDGE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -148,8 +148,8 @@ Examples:
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Create(create) => create.run(),
-        Command::List { output, place } => {
-            let file = place.file()?;
+        Command::List { output, file_args } => {
+            let file = file_args.file()?;
             let entries = file.read().map_err(|error| failure(&error))?;
             let now = Timestamp::now();
             exit::print(&match output {
@@ -157,8 +157,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 Output::Json => list::json(entries.as_deref().unwrap_or_default(), now),
             })
         }
-        Command::Revoke { name, place } => {
-            place
+        Command::Revoke { name, file_args } => {
+            file_args
                 .file()?
                 .remove(&name)
                 .map_err(|error| failure(&error))?;
@@ -175,7 +175,7 @@ impl Create {
         let now = Timestamp::now();
         let expires_at = self.expires_at(now)?;
         self.check()?;
-        let setup = self.place.setup()?;
+        let setup = self.file_args.setup()?;
         self.warn_of_typing_errors(&setup.app_ids);
         let (file, record) = (File::new(setup.file), Record::new(setup.data_dir));
         let (token, proof) = match self.certificate {
@@ -313,7 +313,7 @@ impl Create {
     }
 }
 
-impl Place {
+impl FileArgs {
     fn file(&self) -> Result<File, Failure> {
         Ok(File::new(self.setup()?.file))
     }

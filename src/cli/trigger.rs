@@ -275,7 +275,7 @@ fn explain(error: Error) -> Failure {
         Error::Options(_) => (Exit::Usage, "check the id given with --app"),
         _ => (
             Exit::Failed,
-            "try again; if it stays, it is a fault of this program",
+            "try again; if it happens again, it is a bug in this program",
         ),
     };
     Failure::new(exit, error).help(help)

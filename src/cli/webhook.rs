@@ -236,7 +236,7 @@ async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
         .map(|webhook| webhook.url);
     match (url, app.token()) {
         (Some(url), Ok(token)) => {
-            let finding = challenge::ask(&url, &app.id, token.expose()).await;
+            let finding = challenge::send(&url, &app.id, token.expose()).await;
             Err(not_activated(&error, &finding))
         }
         // Without a token there is nothing to ask with: Prelude's word has to do.
@@ -415,7 +415,7 @@ fn refused(error: &Error) -> Failure {
             ),
             _ => (
                 Exit::Failed,
-                "try again in a minute; if it stays, ask Prelude's support",
+                "try again in a minute; if it happens again, ask Prelude's support",
             ),
         },
     };

@@ -1,5 +1,5 @@
-//! Who may subscribe, as the files say: the credentials file, the record that there was one, and who
-//! else can change what the bridge trusts.
+//! Checks who may subscribe, according to the files: the credentials file, the record that there was
+//! one, and who else can change what the bridge trusts.
 
 use super::Check;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 const CREDENTIALS: &str = "credentials";
 const PERMISSIONS: &str = "permissions";
 
-/// Looks at both.
+/// Checks permissions and credentials.
 pub(super) fn examine(config: &Config) -> Vec<Check> {
     vec![permissions(config), credentials(config)]
 }

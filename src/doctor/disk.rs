@@ -1,4 +1,4 @@
-//! The data directory and the log in it. Writes one temporary file, and nothing of the log.
+//! Checks the data directory and the log in it. Writes one temporary file, and nothing to the log.
 
 use std::{
     fs::File,
@@ -14,9 +14,9 @@ use crate::{
     log::{Inspection, OpenError, inspect},
 };
 
-/// Below this a log soon stops: it is the largest segment, four times over.
+/// With less free space a log stops soon: this is four of the largest segments.
 const FREE_MIN: ByteSize = ByteSize::mib(256);
-/// Prelude waits 10 s for several of these.
+/// Prelude waits 10 s, in which several such writes have to finish.
 const SYNC_MAX: Duration = Duration::from_secs(1);
 
 const DIRECTORY: &str = "data directory";
@@ -25,13 +25,13 @@ const LOG: &str = "log";
 /// What was found.
 pub(super) struct Disk {
     pub(super) checks: Vec<Check>,
-    /// Whether a bridge uses it now.
+    /// Whether a running bridge uses the directory.
     pub(super) is_in_use: bool,
     /// When the newest event was received.
     pub(super) head_at: Option<UnixMicros>,
 }
 
-/// Looks at both.
+/// Checks directory and log.
 pub(super) fn examine(config: &Config) -> Disk {
     if config.store == Store::Memory {
         let found = "the store is memory, so nothing is kept on disk";
@@ -103,14 +103,14 @@ fn directory(data_dir: &Path) -> Check {
     )
 }
 
-/// The nearest directory above that is there.
+/// The nearest parent directory that exists.
 fn existing(data_dir: &Path) -> Option<PathBuf> {
     let mut above = data_dir.ancestors();
     let found = above.find(|path| path.symlink_metadata().is_ok());
     found.map(Path::to_path_buf)
 }
 
-/// As a commit does: a new file, flushed, and its directory, too.
+/// Does what a commit does: writes a new file and flushes it and its directory.
 fn write_and_sync(directory: &Path) -> io::Result<Duration> {
     let mut file = tempfile::Builder::new()
         .prefix(".prelude-bridge-doctor-")

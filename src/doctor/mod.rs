@@ -1,10 +1,10 @@
-//! Finds out what keeps a bridge from working: from its configuration outwards, each thing that
-//! must hold, what was found, and what to do. Looks and changes nothing, and goes on after a fault,
-//! as far as the next check can mean something without the last one.
+//! Finds what prevents a bridge from working. It begins with the configuration and ends with the
+//! network; each check has a requirement, a finding and a remedy. It changes nothing, and continues
+//! after a failed check unless the next one depends on it.
 //!
-//! `disk` looks at the data directory and the log, `credentials` at who may subscribe, `tls` at
-//! certificates, `readiness` at what a bridge that runs says of itself, `outside` at everything else
-//! over a socket. The words are made here; how they are shown is the command's business.
+//! `disk` checks the data directory and the log, `credentials` who may subscribe, `tls` the
+//! certificates, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
+//! that needs a socket. The texts are made here; the command decides how they are shown.
 
 mod credentials;
 mod disk;
@@ -24,37 +24,37 @@ use crate::{
     receiver::source::PRELUDE,
 };
 
-/// What is to be examined.
+/// What to check.
 #[derive(Debug)]
 pub struct Options {
-    /// What `serve` would run with, or why it would not.
+    /// The configuration of `serve`, or why `serve` would refuse it.
     pub configuration: Result<Resolved, config::Error>,
-    /// Where Prelude calls, if that is to be tried.
+    /// The public URL that Prelude calls, if it is to be checked.
     pub public_url: Option<String>,
-    /// How the streams are to be reached; the URL comes from the configuration.
+    /// How to connect to the gRPC port; the URL comes from the configuration.
     pub client: client::Options,
-    /// Whose certificates are trusted beside those that the system trusts.
+    /// Issuers that are trusted in addition to those of the system.
     pub issuers: Vec<reqwest::Certificate>,
 }
 
 /// All checks, in their order.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Whether nothing is wrong.
+    /// Whether no check failed.
     pub well: bool,
     /// Each check.
     pub checks: Vec<Check>,
 }
 
-/// One thing that must hold.
+/// One requirement and whether it is met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Which one: one of a few fixed words.
+    /// Its name: one of a few fixed words.
     pub name: &'static str,
-    /// Whose, where it is of one app.
+    /// The app, if the check is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
-    /// How it ended.
+    /// The result.
     pub verdict: Verdict,
     /// What was found, in one sentence.
     pub found: String,
@@ -63,15 +63,15 @@ pub struct Check {
     pub remedies: Vec<String>,
 }
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be.
+    /// The requirement is met.
     Good,
-    /// Not as it should be.
+    /// The requirement is not met.
     Fault,
-    /// Not looked at, and `found` says why. That alone is no fault.
+    /// The check was skipped, and `found` says why. This does not count as a failure.
     Skipped,
 }
 
@@ -81,7 +81,7 @@ impl Check {
             name,
             app: None,
             verdict,
-            // A URL with a query may be in it.
+            // It may contain a URL with a query.
             found: plain::configured(found.into()),
             remedies: Vec::new(),
         }
@@ -108,7 +108,7 @@ impl Check {
     }
 }
 
-/// Examines everything, which takes as long as what is outside takes to answer.
+/// Runs all checks, which takes as long as the servers that it calls take to answer.
 pub async fn examine(options: Options) -> Report {
     let mut checks = Vec::new();
     if let Some(config) = configuration(options.configuration, &mut checks) {
@@ -164,14 +164,14 @@ fn configuration(
                     Check::fault(CONFIGURATION, fault.to_string(), fault.help.clone())
                 }),
             );
-            let found = "nothing else can be examined without a configuration";
+            let found = "the other checks need a valid configuration";
             checks.push(Check::skipped("the rest", found));
             None
         }
     }
 }
 
-/// A list that leaves Prelude out refuses every delivery.
+/// A list without Prelude's addresses refuses every delivery.
 fn allowed_sources(networks: &[Network]) -> Option<Check> {
     let name = "allowed sources";
     if networks.is_empty() {
@@ -189,7 +189,7 @@ fn allowed_sources(networks: &[Network]) -> Option<Check> {
         Check::fault(
             name,
             format!(
-                "`allowed_sources` leaves out addresses that Prelude sends from: {}",
+                "`allowed_sources` lacks addresses that Prelude sends from: {}",
                 left_out.join(", ")
             ),
             "add \"prelude\" to `allowed_sources`",

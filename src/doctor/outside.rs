@@ -1,4 +1,4 @@
-//! Everything over a socket: key sets, the clock against others', ports, the public URL, gRPC.
+//! Checks everything that needs a socket: key sets, the clock, ports, the public URL, gRPC.
 
 use std::{
     fmt::Write as _,
@@ -21,9 +21,9 @@ use crate::{
     signature::{self, FetchFault},
 };
 
-/// A clock that is off by more gives events wrong times; by minutes, TLS certificates wrong dates.
+/// With a larger difference events get wrong times; from minutes on, certificates seem invalid.
 const CLOCK_OFF_MAX: SignedDuration = SignedDuration::from_secs(30);
-/// How long anybody may take to answer.
+/// How long a server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEYS: &str = "keys";
@@ -32,19 +32,19 @@ const PORTS: &str = "ports";
 const PUBLIC_URL: &str = "public URL";
 const GRPC: &str = "gRPC";
 
-/// What is looked at, and with what.
+/// What is checked, and with which settings.
 pub(super) struct Outside<'a> {
     pub(super) config: &'a Config,
     pub(super) public_url: Option<&'a str>,
     pub(super) client: client::Options,
-    /// Trusted beside those of the system.
+    /// Trusted in addition to those of the system.
     pub(super) issuers: &'a [reqwest::Certificate],
     pub(super) is_running: bool,
     pub(super) head_at: Option<UnixMicros>,
 }
 
 impl Outside<'_> {
-    /// Looks at all of it, in order.
+    /// Runs the checks in order.
     pub(super) async fn examine(self) -> Vec<Check> {
         let mut checks = Vec::new();
         for app in &self.config.apps {
@@ -68,7 +68,7 @@ async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
         KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
     };
     let fetched = match &source {
-        // As `serve` does, which trusts no file.
+        // First with the issuers that `serve` trusts, which are those of the system.
         Ok(source) => signature::fetch(source, ANSWER_TIMEOUT).await,
         Err(error) => return Check::fault(KEYS, error.to_string(), "check the app's `jwks_url`"),
     };
@@ -104,7 +104,9 @@ fn unfetched(app: &App, error: &signature::Error, is_had_by_trusting: bool) -> C
     let mut found = error.to_string();
     let remedy = match (error, &app.keys) {
         _ if is_had_by_trusting => {
-            found.push_str("; with --ca-file the set can be had, but `serve` trusts no such file");
+            found.push_str(
+                "; with --ca-file the set can be fetched, but `serve` trusts no such file",
+            );
             trust.to_owned()
         }
         (signature::Error::Fetch(FetchFault::Tls { trouble, .. }), _) => match trouble.advice() {
@@ -153,7 +155,7 @@ fn usable(set: &signature::KeySet) -> Check {
     Check::good(KEYS, found)
 }
 
-/// Against the server of a key set, which tells the time in every answer, and against the log.
+/// Compares the clock with that of a key set's server, which every answer contains, and with the log.
 async fn clock(
     apps: &[App],
     head_at: Option<UnixMicros>,
@@ -165,19 +167,20 @@ async fn clock(
     if let Some(newest) = newest
         && newest.duration_since(now) > CLOCK_OFF_MAX
     {
-        let found = format!("the log's newest event is of {newest}, and it is only {now} here");
+        let found =
+            format!("the log's newest event is of {newest}, but this machine's clock says {now}");
         return Check::fault(CLOCK, found, remedy);
     }
-    let mut found = "no key set is fetched that could tell the time";
+    let mut found = "there is no key server to compare it with";
     for app in apps {
         let KeySource::JwksUrl(url) = &app.keys else {
             continue;
         };
         match time_of(url, issuers).await {
-            Told::Time(theirs) => return compared(theirs, remedy),
-            Told::Nothing => found = "no server of a key set tells the time",
-            Told::Unreachable => {
-                found = "it could not be compared: no server of a key set answers";
+            ServerTime::At(theirs) => return compared(theirs, remedy),
+            ServerTime::NotSent => found = "no key server sends the time",
+            ServerTime::Unreachable => {
+                found = "it could not be compared: no key server answers";
             }
         }
     }
@@ -196,29 +199,29 @@ fn compared(theirs: Timestamp, remedy: &str) -> Check {
     Check::good(CLOCK, found)
 }
 
-/// What a server says of the time.
-enum Told {
-    Time(Timestamp),
-    /// It answers without a date.
-    Nothing,
-    /// It does not answer.
+/// The time by a server's clock.
+enum ServerTime {
+    At(Timestamp),
+    /// The server answers without a date.
+    NotSent,
+    /// The server does not answer.
     Unreachable,
 }
 
-/// The `Date` of an answer, which has the form of a mail's (RFC 9110 section 5.6.7).
-async fn time_of(url: &str, issuers: &[reqwest::Certificate]) -> Told {
+/// The `Date` of an answer, which has the format of an e-mail date (RFC 9110 section 5.6.7).
+async fn time_of(url: &str, issuers: &[reqwest::Certificate]) -> ServerTime {
     let Ok(url) = reqwest::Url::parse(url) else {
-        return Told::Unreachable;
+        return ServerTime::Unreachable;
     };
     let Some(client) = http_client(&url, issuers) else {
-        return Told::Unreachable;
+        return ServerTime::Unreachable;
     };
     let Ok(response) = client.get(url).send().await else {
-        return Told::Unreachable;
+        return ServerTime::Unreachable;
     };
     let date = response.headers().get("date");
     let date = date.and_then(|date| rfc2822::parse(date.to_str().ok()?).ok());
-    date.map_or(Told::Nothing, |date| Told::Time(date.timestamp()))
+    date.map_or(ServerTime::NotSent, |date| ServerTime::At(date.timestamp()))
 }
 
 pub(super) fn http_client(
@@ -236,7 +239,7 @@ pub(super) fn http_client(
     builder.build().ok()
 }
 
-/// Each listener's, by taking it for a moment: the one sure way.
+/// Checks each listener's port by binding it for a moment, which is the only reliable way.
 fn ports(config: &Config, is_running: bool) -> Vec<Check> {
     let listeners = [
         ("webhook_listen", config.webhook_listen),
@@ -261,7 +264,7 @@ fn port(key: &str, address: SocketAddr, is_running: bool) -> Check {
         Ok(_) => Check::good(PORTS, format!("`{key}`: {address} is free")),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             if is_running {
-                let found = format!("`{key}`: the bridge that runs has {address}");
+                let found = format!("`{key}`: the running bridge has {address}");
                 return Check::good(PORTS, found);
             }
             Check::fault(
@@ -278,7 +281,7 @@ fn port(key: &str, address: SocketAddr, is_running: bool) -> Check {
     }
 }
 
-/// The activation challenge through the public URL: name, proxy, path, app and token in one.
+/// Sends the activation challenge through the public URL: this checks name, proxy, path, app and token.
 async fn challenge_through(url: &str, apps: &[App], issuers: &[reqwest::Certificate]) -> Check {
     let last = url
         .split('?')
@@ -286,18 +289,21 @@ async fn challenge_through(url: &str, apps: &[App], issuers: &[reqwest::Certific
         .and_then(|path| path.rsplit('/').next());
     let named = apps.iter().find(|app| Some(app.id.as_str()) == last);
     let Some(app) = named.or(apps.first()) else {
-        return Check::skipped(PUBLIC_URL, "there is no app to ask for");
+        return Check::skipped(PUBLIC_URL, "there is no app to send a challenge for");
     };
     let url = url.replace("{app}", &app.id);
     let token = app.verification_token.expose();
-    let mut finding = challenge::ask(&url, &app.id, token).await;
+    let mut finding = challenge::send(&url, &app.id, token).await;
     let mut note = "";
     if finding == Finding::Tls(Trouble::UnknownIssuer) && !issuers.is_empty() {
-        finding = challenge::ask_trusting(&url, &app.id, token, issuers).await;
+        finding = challenge::send_trusting(&url, &app.id, token, issuers).await;
         note = ", with the issuers of --ca-file, which Prelude does not know";
     }
     let check = match &finding {
-        Finding::Met => Check::good(PUBLIC_URL, format!("the challenge is met through it{note}")),
+        Finding::Met => Check::good(
+            PUBLIC_URL,
+            format!("the challenge is answered through it{note}"),
+        ),
         Finding::SourceRefused => Check::fault(
             PUBLIC_URL,
             finding.to_string(),
@@ -307,8 +313,7 @@ async fn challenge_through(url: &str, apps: &[App], issuers: &[reqwest::Certific
         Finding::Tls(Trouble::UnknownIssuer) => {
             let mut check = Check::fault(PUBLIC_URL, finding.to_string(), finding.remedy());
             check.remedies.push(
-                "to look past it from this machine, give doctor the issuers with --ca-file"
-                    .to_owned(),
+                "to check what comes after TLS, give doctor the issuers with --ca-file".to_owned(),
             );
             check
         }
@@ -331,13 +336,13 @@ async fn grpc(config: &Config, client: client::Options, is_running: bool) -> Che
         None => "http",
     };
     let url = format!("{scheme}://{}", reachable(listen));
-    // Certificates may have been given for the public URL alone.
+    // The certificates may be meant for the public URL only.
     let client = match &config.tls.grpc {
         Some(_) => client,
         None => client.without_certificates(),
     };
     let mut options = client.with_url(&url).connect_timeout(ANSWER_TIMEOUT);
-    // It is called by its address here, and its certificate is for a name.
+    // This calls the port by its address, but its certificate has a name.
     if let Some(name) = super::tls::name_of_grpc(&config.tls) {
         options = options.server_name(name);
     }
@@ -373,7 +378,7 @@ async fn grpc(config: &Config, client: client::Options, is_running: bool) -> Che
     }
 }
 
-/// Whether a bridge's admin port answers there.
+/// Whether a bridge's admin port answers at this address.
 pub(super) async fn answers(listen: SocketAddr) -> bool {
     let url = format!("http://{}/healthz", reachable(listen));
     let Ok(url) = reqwest::Url::parse(&url) else {
@@ -391,7 +396,7 @@ pub(super) async fn answers(listen: SocketAddr) -> bool {
     }
 }
 
-/// Where a listener is reached from this machine.
+/// The address at which this machine reaches a listener.
 pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,5 +1,4 @@
-//! What a bridge that runs says of itself at `/readyz`: the one place where all is known that it
-//! needs.
+//! Asks a running bridge for `/readyz`, which lists all that the bridge needs.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,22 +11,22 @@ use super::{
 
 const READINESS: &str = "readiness";
 
-/// What a bridge said.
+/// The answer of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It takes and serves events.
+    /// It receives and serves events.
     Ready {
-        /// The apps that it takes them of.
+        /// The apps whose deliveries it accepts.
         apps: Vec<String>,
     },
-    /// It does not, and this is why.
+    /// It does not, for these reasons.
     Missing {
         /// The apps that it is configured for.
         apps: Vec<String>,
         /// Each reason.
         reasons: Vec<String>,
     },
-    /// Nobody answered who could be a bridge, for this reason.
+    /// No bridge answered, for this reason.
     Unknown(String),
 }
 
@@ -44,7 +43,7 @@ struct Line {
     fault: Option<String>,
 }
 
-/// Asks the bridge whose admin port is there.
+/// Asks the bridge whose admin port has this address.
 pub async fn readiness(listen: SocketAddr) -> Readiness {
     if listen.port() == 0 {
         let reason = "the port of `admin_listen` was chosen when the bridge started";
@@ -58,12 +57,12 @@ pub async fn readiness(listen: SocketAddr) -> Readiness {
         answer.await.ok()?.json::<Page>().await.ok()
     };
     match page.await {
-        Some(page) => judge(page),
+        Some(page) => readiness_of(page),
         None => Readiness::Unknown(format!("no bridge answers at {url}")),
     }
 }
 
-fn judge(page: Page) -> Readiness {
+fn readiness_of(page: Page) -> Readiness {
     let apps = page.checks.iter().filter_map(|line| line.app.clone());
     let apps = apps.collect();
     if page.ready {
@@ -80,20 +79,20 @@ fn judge(page: Page) -> Readiness {
     Readiness::Missing { apps, reasons }
 }
 
-/// Whether the bridge that runs is ready.
+/// Checks whether the running bridge is ready.
 pub(super) async fn check(listen: SocketAddr, is_running: bool) -> Check {
     if !is_running {
         return Check::skipped(READINESS, "no bridge is running");
     }
     match readiness(listen).await {
-        Readiness::Ready { .. } => Check::good(READINESS, "the bridge that runs is ready"),
+        Readiness::Ready { .. } => Check::good(READINESS, "the running bridge is ready"),
         Readiness::Missing { reasons, .. } => Check::fault(
             READINESS,
             format!(
-                "the bridge that runs is not ready, so it answers deliveries with 503: {}",
+                "the running bridge is not ready, so it answers deliveries with 503: {}",
                 reasons.join("; ")
             ),
-            "mend what it names; it is tried again by itself",
+            "correct what it names; the bridge then becomes ready by itself",
         ),
         Readiness::Unknown(reason) => Check::skipped(READINESS, reason),
     }
@@ -105,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_not_ready_says_what_is_missing() {
-        let page = |text: &str| judge(serde_json::from_str(text).unwrap());
+        let page = |text: &str| readiness_of(serde_json::from_str(text).unwrap());
         let apps = vec!["54e9ujn".to_owned()];
         let missing = page(
             r#"{"ready":false,"checks":[{"name":"log","fault":null},

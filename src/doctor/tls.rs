@@ -1,4 +1,4 @@
-//! The certificates of the ports: whether they can be used, and until when.
+//! Checks the certificates of the ports: whether they can be used, and until when.
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ use crate::{
 
 const TLS: &str = "TLS";
 
-/// Looks at each port's.
+/// Checks the certificate of each port.
 pub(super) fn examine(config: &Tls) -> Vec<Check> {
     let ports = [("webhook", config.of_webhook()), ("gRPC", config.of_grpc())];
     let checks = ports.into_iter().map(|(port, options)| match options {
@@ -28,7 +28,7 @@ fn certificate(port: &str, options: &tls::Options) -> Check {
                 TLS,
                 format!("the {port} port: {fault}"),
                 format!(
-                    "mend the file, or name others in `[tls.{}]`",
+                    "correct the file, or name others in `[tls.{}]`",
                     port.to_lowercase()
                 ),
             );
@@ -54,10 +54,10 @@ fn certificate(port: &str, options: &tls::Options) -> Check {
     }
 }
 
-/// A name that the gRPC port's certificate is for.
+/// A name in the certificate of the gRPC port.
 pub(super) fn name_of_grpc(config: &Tls) -> Option<String> {
     let leaf = tls::examine(&config.of_grpc()?).ok()?;
-    // `*.example.com` is for all names there.
+    // `*.example.com` matches all names below the domain.
     let name = leaf.names.into_iter().next()?;
     Some(name.replacen('*', "bridge", 1))
 }

@@ -1,6 +1,5 @@
-//! The activation challenge, asked by ourselves: what Prelude does, done from here, to find out why
-//! it failed there. Owns the question and every way it can end; the words that follow from it are
-//! in [`Finding`]'s own methods, so that all commands say the same.
+//! Sends the activation challenge as Prelude does, to find out why an activation failed. Owns the
+//! request and every way it can end; [`Finding`] has the texts, so that all commands say the same.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -11,7 +10,7 @@ use serde_json::{Value, value::RawValue};
 use super::{innermost, is_loopback};
 use crate::net::tls::{self, Trouble};
 
-/// As long as Prelude waits.
+/// Prelude waits this long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// More of an answer than this is not read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -19,25 +18,25 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How a challenge ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// As it should.
+    /// The bridge answered with the challenge.
     Met,
-    /// The URL is none.
+    /// The URL is invalid.
     Url(String),
     /// Nothing accepts connections there, or its name is not known.
     Unreachable(String),
-    /// Something is there, and no TLS with it came about.
+    /// The server answers, but the TLS handshake failed.
     Tls(Trouble),
     /// Something accepted the connection and did not answer in time.
     TimedOut,
-    /// A bridge is there, with another verification token.
+    /// The bridge has another verification token.
     OtherToken,
-    /// A bridge is there, without this app.
+    /// The bridge does not know this app.
     AppUnknown,
-    /// A bridge is there, at another path.
+    /// The bridge serves another path.
     PathUnknown,
-    /// A bridge is there, and takes nothing from this machine's address.
+    /// A bridge is there, and refuses this machine's address.
     SourceRefused,
-    /// A redirect, which Prelude need not follow.
+    /// A redirect, which Prelude may not follow.
     Redirect(u16),
     /// Another status.
     Status {
@@ -51,12 +50,12 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether the bridge there may only not be up yet.
+    /// Whether the cause may be that the bridge has not started yet.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::TimedOut => true,
-            // What a proxy says whose bridge is not there.
+            // The answer of a proxy when the bridge does not run.
             Self::Status { status, code } => code.is_none() && matches!(status, 502..=504),
             Self::Met
             | Self::Url(_)
@@ -86,7 +85,7 @@ impl Finding {
                 );
             }
             Self::Met => {
-                "Prelude may reach another place than this machine does (check DNS and firewalls), \
+                "Prelude may reach another server at this URL (check DNS and firewalls), \
                  or the webhook was registered with another verification token: delete it, and run \
                  `prelude-bridge webhook setup` again"
             }
@@ -99,7 +98,7 @@ impl Finding {
             }
             Self::TimedOut => {
                 "check what is between the URL and the bridge's webhook port: it accepts \
-                 connections and passes nothing on"
+                 connections and does not forward them"
             }
             Self::OtherToken => {
                 "give both the same configuration, and restart `prelude-bridge serve`: it reads \
@@ -131,7 +130,9 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Met => formatter.write_str("the challenge is met, asked from this machine"),
+            Self::Met => {
+                formatter.write_str("the challenge is answered when this machine sends it")
+            }
             Self::Url(fault) => write!(formatter, "the URL cannot be called: {fault}"),
             Self::Unreachable(fault) => write!(formatter, "nothing answers at the URL: {fault}"),
             Self::Tls(trouble) => write!(formatter, "{trouble}"),
@@ -145,7 +146,7 @@ impl fmt::Display for Finding {
             Self::AppUnknown => formatter.write_str("the bridge there does not know this app"),
             Self::PathUnknown => formatter.write_str("the bridge there has nothing at this path"),
             Self::SourceRefused => {
-                formatter.write_str("the bridge there takes nothing from this machine's address")
+                formatter.write_str("the bridge there refuses this machine's address")
             }
             Self::Redirect(status) => {
                 write!(formatter, "the URL answers with a redirect ({status})")
@@ -164,14 +165,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Asks a URL as Prelude would for this app and token.
-pub async fn ask(url: &str, app_id: &str, verification_token: &str) -> Finding {
-    ask_trusting(url, app_id, verification_token, &[]).await
+/// Sends the challenge to a URL, as Prelude would for this app and token.
+pub async fn send(url: &str, app_id: &str, verification_token: &str) -> Finding {
+    send_trusting(url, app_id, verification_token, &[]).await
 }
 
-/// The same for a server with a certificate of one of these issuers, or of those that the system
-/// trusts. Prelude knows only the latter.
-pub async fn ask_trusting(
+/// Like [`send`], but also trusts certificates of these issuers. Prelude trusts only those that the
+/// system trusts.
+pub async fn send_trusting(
     url: &str,
     app_id: &str,
     verification_token: &str,
@@ -185,7 +186,7 @@ pub async fn ask_trusting(
     let Ok(number) = getrandom::u64() else {
         return Finding::Url("the system gives no random number".to_owned());
     };
-    // Within 53 bits, so that a proxy that reads JSON does no harm.
+    // At most 53 bits, so that a proxy that parses JSON does not change it.
     let number = number >> 11;
     parsed
         .query_pairs_mut()
@@ -198,7 +199,7 @@ pub async fn ask_trusting(
         Err(fault) => Err(fault),
     };
     match answered {
-        Ok((status, body)) => judge(status, &body, number),
+        Ok((status, body)) => finding_of(status, &body, number),
         Err(fault) if fault.is_timeout() => Finding::TimedOut,
         Err(fault) => match tls::trouble(&fault) {
             Some(trouble) => Finding::Tls(trouble),
@@ -207,7 +208,7 @@ pub async fn ask_trusting(
     }
 }
 
-/// Whether a URL cannot be called because of TLS, and why.
+/// Why a URL cannot be called because of TLS; `None` if TLS works.
 pub async fn trouble_at(url: &str, issuers: &[reqwest::Certificate]) -> Option<Trouble> {
     let url = Url::parse(url).ok()?;
     let client = client(&url, issuers).ok()?;
@@ -240,7 +241,7 @@ async fn answer(client: &reqwest::Client, url: Url) -> reqwest::Result<(u16, Vec
     Ok((status, body))
 }
 
-fn judge(status: u16, body: &[u8], number: u64) -> Finding {
+fn finding_of(status: u16, body: &[u8], number: u64) -> Finding {
     #[derive(Deserialize)]
     struct Answer<'a> {
         #[serde(borrow)]
@@ -297,7 +298,7 @@ mod tests {
                 status(503, Some("deadline_exceeded")),
             ),
         ] {
-            assert_eq!(judge(code, body.as_bytes(), 7), finding);
+            assert_eq!(finding_of(code, body.as_bytes(), 7), finding);
             assert!(!finding.remedy().is_empty() && !finding.to_string().is_empty());
         }
     }
@@ -305,15 +306,18 @@ mod tests {
     #[test]
     fn only_what_a_start_of_the_bridge_can_mend_may_pass() {
         assert!(Finding::Unreachable(String::new()).may_pass());
-        assert!(judge(502, b"<h1>Bad Gateway</h1>", 7).may_pass());
-        assert!(!judge(503, br#"{"error":{"code":"keys_unavailable"}}"#, 7).may_pass());
+        assert!(finding_of(502, b"<h1>Bad Gateway</h1>", 7).may_pass());
+        assert!(!finding_of(503, br#"{"error":{"code":"keys_unavailable"}}"#, 7).may_pass());
         assert!(!Finding::OtherToken.may_pass());
     }
 
     #[tokio::test]
     async fn a_url_that_is_none_is_not_called() {
         for url in ["", "example.com/webhooks", "ftp://example.com"] {
-            assert!(matches!(ask(url, "a", "t").await, Finding::Url(_)), "{url}");
+            assert!(
+                matches!(send(url, "a", "t").await, Finding::Url(_)),
+                "{url}"
+            );
         }
     }
 }

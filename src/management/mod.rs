@@ -1,6 +1,6 @@
 //! Prelude's management API for webhooks: create, list, activate, add an event, delete. Owns the
-//! calls, their limits, and what an answer may look like; `challenge` owns finding out why an
-//! activation failed. Knows nothing of configuration files or terminals.
+//! calls, their limits, and the forms of an answer; `challenge` finds out why an activation failed.
+//! Knows nothing of configuration files or terminals.
 //!
 //! Documented at <https://docs.prelude.so/session/documentation/webhooks>. What is not documented
 //! (members of the webhook object that may be missing, the form of errors) is read tolerantly.
@@ -14,7 +14,7 @@ use reqwest::{Method, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Where Prelude serves it.
+/// The URL of Prelude's API.
 pub const API_URL: &str = "https://api.prelude.dev";
 
 /// The seven types that Prelude documents.
@@ -37,7 +37,7 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How much of an error that has no known form is shown.
 const MESSAGE_CHARS_MAX: usize = 300;
-/// What may stand in a segment of a path as it is (RFC 3986, unreserved).
+/// Characters that need no encoding in a path (RFC 3986, unreserved).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -50,8 +50,8 @@ pub enum Error {
     /// The base URL cannot be used.
     #[error("the API's URL cannot be used: {0}")]
     Url(String),
-    /// The management key cannot stand in a header.
-    #[error("the management key has characters that no key has")]
+    /// The management key cannot be sent in a header.
+    #[error("the management key has characters that are not allowed in a header")]
     Key,
     /// Nothing answered.
     #[error("Prelude's API cannot be reached: {0}")]
@@ -59,26 +59,26 @@ pub enum Error {
     /// It took longer than [`CALL_TIMEOUT`].
     #[error("Prelude's API did not answer within {} s", CALL_TIMEOUT.as_secs())]
     TimedOut,
-    /// The API said no.
+    /// The API refused the call.
     #[error("Prelude refused: {0}")]
-    Refused(Refusal),
-    /// The API said yes, in a form that is not known.
+    Refused(ApiRefusal),
+    /// The API accepted the call, but its answer has an unknown form.
     #[error("Prelude's answer cannot be understood: {0}")]
     Answer(String),
 }
 
-/// What the API said instead of yes.
+/// A refusal by the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ApiRefusal {
     /// The HTTP status.
     pub status: u16,
-    /// Prelude's own code, where it has one.
+    /// Prelude's code, if the answer has one.
     pub code: Option<String>,
-    /// What Prelude says, or the beginning of whatever came.
+    /// Prelude's message, or else the beginning of the answer.
     pub message: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for ApiRefusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.status)?;
         if let Some(code) = &self.code {
@@ -91,7 +91,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A webhook as Prelude shows it. Only the id is sure to be there.
+/// A webhook as Prelude returns it. Only the id is required.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Webhook {
     /// `web_…`, opaque.
@@ -102,10 +102,10 @@ pub struct Webhook {
     /// Which events it gets.
     #[serde(default)]
     pub events: Vec<String>,
-    /// Whether the challenge was met.
+    /// Whether the webhook was activated.
     #[serde(default)]
     pub active: bool,
-    /// The status of the latest answer to a delivery; 0 or nothing where there was none.
+    /// The status of the latest answer to a delivery; 0 or `None` if there was none.
     #[serde(default)]
     pub last_http_code: Option<i64>,
     /// When that was, RFC 3339.
@@ -139,7 +139,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Calls nobody yet. `api_url` is [`API_URL`], or where a stand-in is.
+    /// Makes a client without calling the API. `api_url` is [`API_URL`] or that of a simulator.
     ///
     /// # Errors
     /// [`Error::Url`] for anything but https (http to this machine), [`Error::Key`].
@@ -208,16 +208,16 @@ impl Client {
         Ok(listed.webhooks)
     }
 
-    /// Has Prelude challenge the webhook's URL. The webhook is active when this succeeds.
+    /// Makes Prelude send the activation challenge. If this succeeds, the webhook is active.
     ///
     /// # Errors
-    /// As [`Client::create`]; a refusal with status 400 says that the challenge was not met.
+    /// As [`Client::create`]; a refusal with status 400 means that the challenge failed.
     pub async fn activate(&self, webhook_id: &str) -> Result<Webhook, Error> {
         let path = format!("/{}/activate", segment(webhook_id));
         self.one(Method::POST, &path, None).await
     }
 
-    /// Has the webhook get one more type of events.
+    /// Adds an event type to a webhook.
     ///
     /// # Errors
     /// As [`Client::create`].
@@ -227,7 +227,7 @@ impl Client {
         self.one(Method::POST, &path, Some(body)).await
     }
 
-    /// Removes a webhook; what is still to be delivered to it is not.
+    /// Removes a webhook. Events that are not delivered yet are not delivered any more.
     ///
     /// # Errors
     /// As [`Client::create`].
@@ -302,7 +302,7 @@ fn understand<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
 
 /// Reads `{"code","status","message"}` at the top or under `error`; anything else is shown as it
 /// came, up to a length.
-fn refusal(status: u16, answer: &[u8]) -> Refusal {
+fn refusal(status: u16, answer: &[u8]) -> ApiRefusal {
     let value: Value = serde_json::from_slice(answer).unwrap_or_default();
     let inner = value.get("error").filter(|inner| inner.is_object());
     let inner = inner.unwrap_or(&value);
@@ -313,7 +313,7 @@ fn refusal(status: u16, answer: &[u8]) -> Refusal {
     });
     let whole = || String::from_utf8_lossy(answer).trim().to_owned();
     let message = text("message").unwrap_or_else(whole);
-    Refusal {
+    ApiRefusal {
         status,
         code,
         message: message.chars().take(MESSAGE_CHARS_MAX).collect(),

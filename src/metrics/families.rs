@@ -1,5 +1,4 @@
-//! Owns the metrics by what they are about, each under its name and with its help, and the labels that
-//! they have.
+//! Owns the metrics, grouped by subject, each with its name and help, and their labels.
 
 use std::sync::atomic::AtomicU64;
 
@@ -52,7 +51,7 @@ pub(super) struct Webhook {
 
 impl Webhook {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        // 100 µs to 13 s: one request takes little over a signature, the deadline is 8 s.
+        // 100 µs to 13 s: a request takes little longer than its verification, the deadline is 8 s.
         let durations = Histogram::new(exponential_buckets(0.000_1, 2.0, 18));
         let these = Self {
             requests: Family::default(),
@@ -95,7 +94,7 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        // All series are there from the start, so that a rate can be taken of the first event.
+        // All series exist from the start, so that a rate includes the first event.
         let received = Family::<TypeLabel, Counter>::default();
         let of = |r#type| received.get_or_create_owned(&TypeLabel { r#type });
         let these = Self {

@@ -1,17 +1,17 @@
-//! Owns why connections are turned away and closed, as they are counted and logged.
+//! Owns the reasons for which connections are refused and closed, as they are counted and logged.
 
-/// Why a connection was turned away at the door.
+/// Why a new connection was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The listener holds as many as it may.
+pub enum ConnectionRefusal {
+    /// The listener has reached its limit.
     Full,
-    /// The client's address holds as many as one address may.
+    /// The client's address has reached its limit.
     AddressFull,
-    /// The client's address is none of those that may connect.
+    /// The client's address is not one of those that may connect.
     Source,
 }
 
-impl Refusal {
+impl ConnectionRefusal {
     /// The word that it is counted under.
     #[must_use]
     pub fn reason(self) -> &'static str {
@@ -23,12 +23,12 @@ impl Refusal {
     }
 }
 
-/// Why a connection that had proven nothing was closed for a new one.
+/// Why a connection that had shown no credential was closed for a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eviction {
-    /// The listener held as many as it may.
+    /// The listener had reached its limit.
     Full,
-    /// The address held as many as one address may.
+    /// The address had reached its limit.
     AddressFull,
 }
 
@@ -52,7 +52,7 @@ pub enum Handshake {
     Aborted,
     /// The client's certificate is missing, expired, or of another issuer.
     ClientCertificate,
-    /// What the client sent is no TLS, such as HTTP.
+    /// What the client sent is not TLS, but for example HTTP.
     NotTls,
     /// Client and port have no version, cipher or protocol in common, or the client broke the
     /// rules.
@@ -73,16 +73,16 @@ impl Handshake {
     }
 }
 
-/// Why a connection was closed that its client would have kept.
+/// Why the bridge closed a connection that its client had not closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closure {
-    /// The client did not begin, or did not go on, to ask anything in time.
+    /// The client did not begin or continue a request in time.
     Silent,
     /// What it sent was not the protocol, or broke its rules.
     Protocol,
-    /// It sent far more than it had reason to.
+    /// It exceeded a rate limit on frames or another limit on what it sends.
     Flood,
-    /// It did not read what it was sent.
+    /// It did not read what the bridge sent.
     Unread,
     /// It did not answer a ping.
     Unanswered,

@@ -1,10 +1,10 @@
-//! Owns the older of the two text formats, made out of the newer one.
+//! Converts the newer of the two text formats into the older one.
 
 /// Turns OpenMetrics text into the older format. They differ in the comment lines: the older one
 /// names a counter with its suffix, knows no `info`, no `# UNIT` and no `# EOF`.
 pub(super) fn prometheus(open_metrics: &str) -> String {
     let mut page = String::with_capacity(open_metrics.len());
-    // The help comes before the type, and it is the type that decides the name.
+    // The help comes before the type, but the type decides the name.
     let mut help = "";
     for line in open_metrics.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {

@@ -1,5 +1,5 @@
-//! Owns how a body is read: under its limit, its least speed, and a common budget of memory. Knows
-//! nothing of what is in it.
+//! Owns how a body is read: within its limit, at its minimum speed, and within a shared budget of memory.
+//! Knows nothing of its content.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
     source::Client,
 };
 
-/// The least that a body grows by. A usual batch fits at once.
+/// The smallest step by which a body's buffer grows. A usual batch fits at once.
 const STEP_BYTES: usize = 16 * 1024;
 /// A larger one grows by this part of itself: so it is copied a few times, and takes little more than
 /// has arrived.
@@ -29,8 +29,8 @@ pub(super) struct Body {
     pub(super) held: Held,
 }
 
-/// Reads a body of at most `bytes_max`. Memory is taken as the bytes arrive: a caller who announces
-/// much and sends little holds little.
+/// Reads a body of at most `bytes_max`. Memory is reserved as bytes arrive: a caller that announces a
+/// large body and sends little holds little memory.
 pub(super) async fn read<B: Buf>(
     mut chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
     bytes_max: usize,
@@ -38,7 +38,7 @@ pub(super) async fn read<B: Buf>(
     budget: &Arc<Budget>,
     client: Client,
 ) -> Result<Body, Error> {
-    // Without an announcement the limit is what may come.
+    // Without a Content-Length, the body may have as many bytes as the limit.
     let bytes_expected = announced.unwrap_or(bytes_max).min(bytes_max);
     let mut held = budget.begin(client);
     let mut body = Vec::new();
@@ -74,7 +74,7 @@ pub(super) async fn read<B: Buf>(
                 return Err(error);
             }
             body.reserve_exact(grown - body.len());
-            // It did not have to send while it waited for room.
+            // While it waited for memory, it did not have to send.
             lively_until = held.arrived(0);
         }
         while chunk.has_remaining() {

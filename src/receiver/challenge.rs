@@ -1,4 +1,4 @@
-//! Owns the activation challenge: the GET by which the sender learns that a URL is ours. Source:
+//! Owns the activation challenge: the GET by which the sender checks that a URL is ours. Source:
 //! <https://docs.prelude.so/session/documentation/webhooks>.
 
 use super::{Shared, error::Error};
@@ -35,7 +35,7 @@ pub(super) fn answer(
     Ok(challenge.to_owned())
 }
 
-/// A parameter that must be there once: of two, nobody could say which one counts.
+/// A parameter that must occur once: of two, it is not known which one counts.
 fn parameter<'a>(
     query: &'a [(String, String)],
     name: &str,

@@ -26,7 +26,7 @@ use crate::{
 };
 
 const SIGNATURE: &str = "x-webhook-signature";
-/// Documented for a sibling of the webhooks only: used where it is there, never required.
+/// Documented only for another API of Prelude: used if present, never required.
 const KEY_ID: &str = "x-webhook-signature-key-id";
 const TRACEPARENT: &str = "traceparent";
 
@@ -60,7 +60,7 @@ pub(super) async fn take<B: Buf>(
     let signature = match signature(headers) {
         Ok(signature) => signature,
         Err(error) => {
-            // Size is judged before signatures, but nothing unsigned is kept in memory for it.
+            // The size is checked before the signature, but no unsigned body is kept in memory for that.
             let length = discard_unless_held_back(headers, chunks, bytes_max).await;
             return Err(if length > bytes_max {
                 too_large()
@@ -96,7 +96,7 @@ pub(super) async fn take<B: Buf>(
     Ok(appended)
 }
 
-/// Verifies a body in its turn.
+/// Verifies a body when its turn comes.
 async fn verify(
     shared: &Shared,
     app: &App,
@@ -117,7 +117,7 @@ async fn verify(
         tried: AtomicBool::new(false),
     };
     if let Some(turn) = attempt.trial.turn() {
-        // What most likely is forged holds no memory that others wait for.
+        // A body that is probably forged gives up its memory while others wait for some.
         held.idle(turn).await?;
     }
     let turns = &shared.verifications;
@@ -136,14 +136,14 @@ async fn verify(
     }
 }
 
-/// A verification that is under way. Where the sender closes the connection before its outcome is known,
-/// this is dropped with everything else, and is what still counts the forgery.
+/// A verification in progress. If the sender closes the connection before the result is known, this is
+/// dropped and still counts the forgery.
 struct Attempt<'s> {
     shared: &'s Shared,
     app: &'s App,
     peer: Option<SocketAddr>,
     trial: Trial<'s>,
-    /// Whether a key has been tried in vain.
+    /// Whether a key was tried and did not verify the body.
     tried: AtomicBool,
 }
 
@@ -159,8 +159,8 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// What can be said before the body is read: the app, where the path names it, and the length,
-/// where it is announced.
+/// What is known before the body is read: the app, if the path names it, and the length, if it is
+/// announced.
 fn check_head<'s>(
     shared: &'s Shared,
     path_app: Option<&str>,
@@ -213,8 +213,8 @@ fn is_json(content_type: &[u8]) -> bool {
         || (essence.starts_with(b"application/") && essence.ends_with(b"+json"))
 }
 
-/// The one signature of a delivery. Two could be meant for two receivers that each look at
-/// another one.
+/// The only signature of a delivery. Two are refused, because two receivers could each check another
+/// one.
 fn signature(headers: &HeaderMap) -> Result<Signature, Error> {
     let mut values = headers.get_all(SIGNATURE).iter();
     let value = values.next().ok_or(Error::SignatureMissing)?;
@@ -227,13 +227,13 @@ fn signature(headers: &HeaderMap) -> Result<Signature, Error> {
     Ok(Signature::parse(text)?)
 }
 
-/// The app that a body claims to be of. Nothing is believed by this: its keys decide.
+/// The app that a body claims. The claim only selects the keys, which decide.
 fn app_of_body<'s>(shared: &'s Shared, body: &[u8]) -> Result<&'s App, Error> {
     if let Some(id) = decode::claimed_app_id(body) {
         return shared.apps.get(&*id).ok_or(Error::AppUnknown);
     }
-    // A body that names no app is no batch; whether it is signed can be said where there is only
-    // one app whose keys could have signed it.
+    // A body without an app is not a batch. Whether it is signed can be checked only if one app is
+    // configured.
     let mut apps = shared.apps.values();
     match (apps.next(), apps.next()) {
         (Some(app), None) => Ok(app),

@@ -1,5 +1,5 @@
-//! Owns the reasons for not taking a request, in the operator's words. What the caller is told is
-//! [`super::status`]'s business.
+//! Owns the reasons for which a request is refused, with texts for the operator. [`super::status`] has
+//! the texts for the caller.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::{decode, log, net::framing::Excess, signature};
 
-/// Why a request was refused. The text is for the log: it names no payload, no token, and nothing
-/// else that a stranger wrote.
+/// Why a request was refused. The text is for the log: it has no payload, no token, and no other text of
+/// a stranger.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("nothing is served at this path")]
@@ -72,7 +72,7 @@ pub(super) enum Error {
 }
 
 impl From<warp::Error> for Error {
-    /// Of a body that cannot be read on.
+    /// The cause, if a body cannot be read any further.
     fn from(error: warp::Error) -> Self {
         if Excess::caused(&error) {
             Self::FramingTooLarge

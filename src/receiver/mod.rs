@@ -1,6 +1,6 @@
-//! Owns the webhook port: what is asked of a request before its events are taken, in which order,
-//! and within which limits. A delivery goes through it like this, and each step has its refusals
-//! (`status` is the one table of all answers):
+//! Owns the webhook port: which checks a request passes before its events are accepted, in which order,
+//! and within which limits. A delivery takes these steps, and each step has its refusals (`status` is
+//! the only table of answers):
 //!
 //! ```text
 //! routes     path, source address, method               404 403 405
@@ -11,7 +11,7 @@
 //!            append, and wait until it is durable       503
 //! ```
 //!
-//! It knows the log only by its trait and nothing of who reads the events.
+//! It knows only the log's trait, and nothing of subscribers.
 
 mod body;
 mod budget;
@@ -43,10 +43,10 @@ use crate::{
     signature::Keyring,
 };
 
-/// What the webhook port takes at most.
+/// The limits of the webhook port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Who may speak to the port at all. Where nobody is named, everybody: signatures decide.
+    /// Which addresses may send requests. By default all: signatures decide.
     pub sources: Sources,
     /// Bytes of one body, counted while reading.
     pub body_bytes_max: usize,
@@ -62,7 +62,7 @@ pub struct Options {
     /// waits behind a flood of forged ones. One that waits for newer keys does not
     /// count meanwhile.
     pub verifications_max: usize,
-    /// How many forged deliveries are verified and answered; the others wait for their turn.
+    /// The rate limit on forged deliveries; those beyond it wait.
     pub forgeries: forgeries::Limits,
     /// From the end of the header to the end of the body.
     pub body_timeout: Duration,
@@ -73,30 +73,30 @@ pub struct Options {
     pub connection: http1::Limits,
     /// Limits of all connections.
     pub listener: net::Limits,
-    /// How many lines the refusals may fill the log with.
+    /// The rate limit on log lines about refusals.
     pub quiet: quiet::Limits,
 }
 
-/// An app whose deliveries are taken.
+/// An app whose deliveries are accepted.
 #[derive(Clone, Debug)]
 pub struct App {
-    /// As the sender writes it.
+    /// Its id, as the sender writes it.
     pub id: Arc<str>,
-    /// What the activation challenge must carry.
+    /// The token that the activation challenge must have.
     pub verification_token: VerificationToken,
-    /// What verifies deliveries.
+    /// The keys that verify its deliveries.
     pub keyring: Keyring,
 }
 
-/// A verification token, kept as its hash only: so it cannot be printed, and comparing takes the
-/// same time whatever is compared, also where the lengths differ.
+/// A verification token. Only its hash is stored, so that it cannot be printed, and that a comparison
+/// always takes the same time, also if the lengths differ.
 #[derive(Clone)]
 pub struct VerificationToken {
     digest: [u8; 32],
 }
 
 impl VerificationToken {
-    /// Takes the token in.
+    /// Stores the hash of a token.
     #[must_use]
     pub fn new(token: &str) -> Self {
         Self {

@@ -1,5 +1,5 @@
-//! Owns what the operator is told of a refusal: the counters, and a line in the log unless there are
-//! too many of its kind. What the caller is told is [`super::status`]'s business.
+//! Owns the counters of refusals, and their log lines, which are rate-limited by kind. [`super::status`]
+//! has the answers to the caller.
 
 use std::net::SocketAddr;
 
@@ -9,8 +9,8 @@ use super::{Shared, error::Error, status};
 use crate::{net::quiet::Admitted, signature};
 
 impl Shared {
-    /// Counts a refusal, and says in the log what needs saying. `app` is the id of a configured app:
-    /// a stranger's words stay out of the log.
+    /// Counts a refusal, and logs it. `app` is the id of a configured app: text of strangers is not
+    /// logged.
     pub(super) fn note_refusal(
         &self,
         error: &Error,

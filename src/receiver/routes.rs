@@ -1,5 +1,5 @@
-//! Owns the warp routes: which path and method leads where, the deadline over everything, and the
-//! counting and logging of what came of it.
+//! Owns the warp routes: which handler serves a path and method, the deadline of a request, and the
+//! counting and logging of outcomes.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::net::http1::Peer;
 
-/// All routes of the webhook port. Nothing is rejected: whatever is asked has its answer.
+/// All routes of the webhook port. No request is rejected by warp: each gets an answer of ours.
 pub(super) fn routes(
     shared: Arc<Shared>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
@@ -58,7 +58,7 @@ pub(super) fn routes(
 }
 
 struct Request {
-    /// The segment of the path after `webhooks`, as it was written.
+    /// The part of the path after `webhooks`, as it was sent.
     app: Option<String>,
     method: Method,
     headers: HeaderMap,
@@ -104,11 +104,11 @@ async fn answer<B: Buf>(
         }),
     };
     let app = decoded.ok().flatten();
-    // Counted and logged before anything is waited for: the caller may close the connection meanwhile,
-    // and then nothing goes on here.
+    // Counted and logged before the next await: if the caller closes the connection, this future is
+    // dropped there.
     let response = conclude(shared, &outcome, app.as_deref(), peer, since);
     if let Outcome::Refused(Error::Forged { answer_at }) = outcome {
-        // After all that was held for it has been given back.
+        // After its memory and slots have been released.
         tokio::time::sleep_until(answer_at).await;
     }
     response
@@ -139,7 +139,7 @@ async fn handle<B: Buf>(
     }
 }
 
-/// Counts an outcome, says in the log what needs saying, and answers.
+/// Counts and logs an outcome, and makes the answer.
 fn conclude(
     shared: &Shared,
     outcome: &Outcome,
@@ -150,7 +150,7 @@ fn conclude(
     let answer = outcome.answer();
     let status = answer.response.status().as_u16();
     shared.metrics.request(answer.code, status, since.elapsed());
-    // Only a configured id: a stranger's words stay out of the log.
+    // Only a configured id: text of strangers is not logged.
     let app = app.and_then(|app| shared.apps.get(app)).map(|app| &*app.id);
     let shown_peer = peer.map(tracing::field::display);
     match outcome {

@@ -1,20 +1,20 @@
-//! Owns every status of the webhook port: one table from reasons to answers, complete by the
-//! compiler's word, so it has no arm for "the rest".
+//! Owns every status of the webhook port: one table from reasons to answers. The compiler checks that it
+//! is complete, because it has no `_` arm.
 //!
 //! | status | when |
 //! |---|---|
 //! | 200 | `{"challenge":N}`, or the whole batch is durable: `{"accepted":A,"duplicates":D}` |
-//! | 400 | an activation challenge without what is documented |
+//! | 400 | malformed activation challenge |
 //! | 401 | wrong verification token; signature missing, repeated, malformed or of no known key |
 //! | 403 | a source address that is not allowed |
-//! | 404 | another path, or an app that is not configured |
+//! | 404 | unknown path, or an app that is not configured |
 //! | 405 | neither GET nor POST |
 //! | 411 | a POST without a length |
-//! | 413 | a body over the limit, or one whose chunks are all wrapping |
-//! | 415 | a content type that is not JSON (none at all is taken for JSON), any content encoding |
-//! | 422 | signed, but not a batch of this app, or one that can be read in two ways |
-//! | 429 | more bodies at once than there is memory for; it came slower than others who waited for it |
-//! | 503 | no keys yet, too slow a body, no answer within the time, or the log cannot take the batch now |
+//! | 413 | a body over the limit, or one whose chunks have too much overhead |
+//! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
+//! | 422 | signed, but not a batch of this app, or an ambiguous one |
+//! | 429 | the memory for bodies is used up; or this body made less progress than one that waited |
+//! | 503 | no keys yet, a body that is too slow, the deadline, or the log cannot append now |
 
 use std::{borrow::Cow, time::Duration};
 
@@ -26,7 +26,7 @@ use warp::reply::Response;
 use super::error::Error;
 use crate::{decode, log, signature};
 
-/// What a request led to.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// The challenge, digit for digit.
@@ -37,7 +37,7 @@ pub(super) enum Outcome {
     Refused(Error),
 }
 
-/// How an outcome is answered and counted.
+/// The answer to an outcome, and the name that it is counted under.
 pub(super) struct Answer {
     pub(super) response: Response,
     /// The word for it in metrics and logs.
@@ -48,7 +48,7 @@ impl Outcome {
     pub(super) fn answer(&self) -> Answer {
         match self {
             Self::Challenge(digits) => Answer {
-                // Not through a number type: it may have more digits than any.
+                // Not as a number type: it may have more digits than any of them holds.
                 response: response(StatusCode::OK, format!(r#"{{"challenge":{digits}}}"#)),
                 code: "challenge_answered",
             },
@@ -67,10 +67,10 @@ impl Outcome {
     }
 }
 
-/// How loud the log is about a refusal.
+/// The log level of a refusal.
 pub(super) fn level(error: &Error) -> Level {
     match error {
-        // The sender and we disagree about what a batch is, or the disk is gone: somebody must act.
+        // The sender's form of a batch is not ours, or the disk failed: the operator must act.
         Error::NoBatch(_) | Error::NotAppended(log::Error::Failed(_) | log::Error::NoSpace) => {
             Level::ERROR
         }
@@ -109,7 +109,7 @@ pub(super) fn level(error: &Error) -> Level {
 struct Row {
     status: StatusCode,
     code: &'static str,
-    /// When the same request may succeed; `None` where it never will.
+    /// When the same request may succeed; `None` if it never will.
     retry_after: Option<Duration>,
 }
 

@@ -19,7 +19,7 @@ const KEY_CACHE_DIRECTORY: &str = "keys";
 
 /// Refuses a data directory and files that others can change, and warns of secrets that they can
 /// read. Each file is checked again where it is opened.
-pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Fault> {
+pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Untrusted> {
     let Permissions { faults, warnings } = inspect_permissions(config, By::Bridge);
     if let Some(fault) = faults.into_iter().next() {
         return Err(fault);
@@ -33,7 +33,7 @@ pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Faul
 /// Who else can change or read what the bridge trusts.
 pub(crate) struct Permissions {
     /// What others can change.
-    pub(crate) faults: Vec<permissions::Fault>,
+    pub(crate) faults: Vec<permissions::Untrusted>,
     /// Secrets that others can read, and a directory of our own in which others can make files.
     pub(crate) warnings: Vec<String>,
 }

@@ -129,8 +129,8 @@ async fn a_good_setup_is_well_before_the_first_start_and_while_it_runs() {
     for part in [
         "log: a bridge has it open",
         "keys: 1 usable, of 2048 bits",
-        "the bridge that runs has",
-        "public URL: the challenge is met",
+        "the running bridge has",
+        "public URL: the challenge is answered",
         "the log's newest event is 0",
     ] {
         assert!(good.contains(part), "{part}: {good}");
@@ -220,7 +220,7 @@ async fn a_key_server_that_is_not_there_says_nothing_of_the_clock() {
         let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", url)], &[]).await;
         visit.finds(&["keys:", url, "DNS"]);
         let skipped = visit.of("skipped").join("\n");
-        let words = "clock: it could not be compared: no server of a key set answers";
+        let words = "clock: it could not be compared: no key server answers";
         assert!(skipped.contains(words), "{skipped}");
     }
 }
@@ -256,7 +256,7 @@ async fn a_bridge_that_runs_and_is_not_ready_is_named() {
     let environment = [("PRELUDE_BRIDGE_ADMIN_LISTEN", bridge.admin.as_str())];
     let visit = Visit::to(&scene, &environment, &[]).await;
     let faults = visit.of("fault");
-    let words = "readiness: the bridge that runs is not ready, so it answers deliveries with 503";
+    let words = "readiness: the running bridge is not ready, so it answers deliveries with 503";
     assert!(
         faults.iter().any(|fault| fault.contains(words)),
         "{faults:?}"

@@ -342,10 +342,7 @@ async fn a_bridge_that_takes_nothing_from_here_is_named() {
     let bridge = scene.bridge(&[("PRELUDE_BRIDGE_ALLOWED_SOURCES", "prelude")]);
     fails_with(
         &scene,
-        &[
-            "takes nothing from this machine's address",
-            "`allowed_sources`",
-        ],
+        &["refuses this machine's address", "`allowed_sources`"],
     )
     .await;
     // Nor are signed batches taken.
@@ -389,7 +386,7 @@ async fn a_webhook_that_was_registered_with_another_token_is_named() {
     fails_with(
         &scene,
         &[
-            "the challenge is met",
+            "the challenge is answered",
             "another verification token",
             "delete",
         ],

@@ -498,7 +498,8 @@ async fn doctor_looks_at_certificates_and_calls_over_tls() {
 
     let url = format!("https://{}/webhooks/{{app}}", bridge.addresses.webhook);
     let well = stdout(&doctor(&["--ca-file", text(&ca), "--url", &url]).await);
-    let met = "the challenge is met through it, with the issuers of --ca-file, which Prelude does";
+    let met =
+        "the challenge is answered through it, with the issuers of --ca-file, which Prelude does";
     assert!(
         well.contains(met) && well.contains("\nall is well\n"),
         "{well}"
@@ -606,7 +607,7 @@ async fn doctor_trusts_the_server_of_a_key_set_no_more_than_serve_does() {
     let with_file = stdout(&doctor(&["--ca-file", text(&ca)], None).await);
     for part in [
         "FAULT  keys of 54e9ujn",
-        "with --ca-file the set can be had, but `serve` trusts no such file",
+        "with --ca-file the set can be fetched, but `serve` trusts no such file",
     ] {
         assert!(with_file.contains(part), "{part} is not in: {with_file}");
     }

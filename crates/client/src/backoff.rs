@@ -1,9 +1,9 @@
-//! Owns how long a client waits between attempts. Pure: tells durations, waits for nothing.
+//! Owns how long a client waits between attempts. Pure: it computes durations and does not wait.
 
 use std::time::Duration;
 
-/// Exponential backoff with jitter, so that clients that lost a server together do not come back
-/// together.
+/// Exponential backoff with jitter, so that clients that lost a server at the same time do not
+/// reconnect at the same time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -40,8 +40,8 @@ impl Backoff {
         retry_after.unwrap_or_default().saturating_add(jittered)
     }
 
-    /// Begins again with the first step. To be called on progress, not on a mere connection: a
-    /// server that accepts and fails at once must not be hammered.
+    /// Begins again with the first step. Call it on progress, not on a new connection: otherwise a
+    /// server that accepts and fails at once would get many attempts.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
@@ -49,7 +49,7 @@ impl Backoff {
 
 /// From 0 up to but not including 1.
 fn random_fraction() -> f64 {
-    // Without a source of randomness the middle is as good as anything.
+    // Without a source of randomness, the middle of the range.
     getrandom::u32().map_or(0.5, |random| {
         f64::from(random) / (f64::from(u32::MAX) + 1.0)
     })

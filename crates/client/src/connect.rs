@@ -1,5 +1,5 @@
-//! Owns the connection: where the bridge is, the HTTP/2 settings that suit event streams, and the
-//! calls. What a stream does when it breaks is in `subscription`.
+//! Owns the connection: the bridge's URL, the HTTP/2 settings for event streams, and the calls.
+//! `subscription` resumes streams.
 
 use std::{fmt, time::Duration};
 
@@ -31,7 +31,7 @@ const WRITE_URL: &str = "write https://host:port, or http://host:port without TL
 /// How long a call that is not a stream may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How to reach a bridge and how patient to be.
+/// How to connect to a bridge, and how long to wait.
 #[derive(Clone, Debug)]
 pub struct Options {
     url: String,
@@ -46,7 +46,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The bridge at `https://host:port`, or at `http://host:port` where there is no TLS.
+    /// The bridge at `https://host:port`, or at `http://host:port` without TLS.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Options {
         }
     }
 
-    /// The same for a bridge elsewhere.
+    /// The same options with another URL.
     #[must_use]
     pub fn with_url(mut self, url: impl Into<String>) -> Self {
         self.url = url.into();
@@ -78,8 +78,8 @@ impl Options {
         self
     }
 
-    /// Sends the token over `http://` to other machines too, where everybody on the way can read
-    /// it: for networks that are encrypted otherwise, such as a service mesh.
+    /// Sends the token over `http://` to other machines too, so that anybody on the network can read
+    /// it: for networks that encrypt by other means, such as a service mesh.
     #[must_use]
     pub fn token_over_plain_text(mut self) -> Self {
         self.is_token_sent_in_plain_text = true;
@@ -94,7 +94,7 @@ impl Options {
         self
     }
 
-    /// Forgets issuers and certificates, which mean nothing over plain text.
+    /// Removes issuers and certificates, which have no effect without TLS.
     #[must_use]
     pub fn without_certificates(mut self) -> Self {
         self.trust = Trust::default();
@@ -113,8 +113,8 @@ impl Options {
         self
     }
 
-    /// Expects this name in the server's certificate instead of the URL's host: for a way that goes
-    /// through a tunnel or by an address.
+    /// Expects this name in the server's certificate instead of the URL's host: for connections through
+    /// a tunnel or to an address.
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.trust.server_name = Some(name.into());
@@ -128,8 +128,8 @@ impl Options {
         self
     }
 
-    /// How often to check with an HTTP/2 ping that the connection lives, and how long to wait for
-    /// the answer: by default 30 s and 20 s. Proxies often close what is silent for a minute.
+    /// How often to check the connection with an HTTP/2 ping, and how long to wait for the answer: by
+    /// default 30 s and 20 s. Proxies often close connections that are silent for a minute.
     #[must_use]
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keepalive_interval = interval;
@@ -178,10 +178,10 @@ impl Options {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES_MAX);
-        Ok((endpoint, Connector::new(tls, credential.refusal.clone())))
+        Ok((endpoint, Connector::new(tls, credential.evidence.clone())))
     }
 
-    /// What was set for TLS must not silently go without it.
+    /// Refuses TLS settings with a URL without TLS.
     fn refuse_plain_text(&self, host: &str) -> Result<(), Error> {
         if self.trust.needs_tls() {
             let problem = "certificates mean nothing over http; write https://host:port";
@@ -198,7 +198,7 @@ impl Options {
     }
 }
 
-/// A connection to a bridge, shared by its clones. It comes back by itself when it breaks.
+/// A connection to a bridge, shared by its clones. It reconnects by itself.
 #[derive(Clone)]
 pub struct Client {
     service: EventServiceClient<Channel>,
@@ -261,7 +261,7 @@ impl Client {
         })
     }
 
-    /// Subscribes. Calls nobody yet: that is done when the first item is asked for.
+    /// Subscribes. The call is made when the first item is polled.
     #[must_use]
     pub fn subscribe(&self, request: Request) -> Subscription {
         Subscription::new(

@@ -1,6 +1,5 @@
-//! Owns how a client's connections are made: TCP, then TLS where the URL says so, and what became
-//! of the client's certificate. tonic makes TLS connections too, but loses the one thing that a
-//! person has to know: that the server did not accept the certificate.
+//! Makes a client's connections: TCP, then TLS if the URL has https. Records whether the server refused
+//! the client's certificate. tonic makes TLS connections too, but does not report such a refusal.
 
 use std::{
     io,
@@ -30,22 +29,22 @@ use crate::tls::{self, Trouble};
 pub(super) struct Connector {
     tcp: HttpConnector,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    refusal: Refusal,
+    evidence: TlsEvidence,
 }
 
 impl Connector {
     pub(super) fn new(
         tls: Option<(rustls::ClientConfig, ServerName<'static>)>,
-        refusal: Refusal,
+        evidence: TlsEvidence,
     ) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
-        // Requests are small and complete: waiting for more to send would only delay them.
+        // Requests are small and complete, so Nagle's algorithm would only delay them.
         tcp.set_nodelay(true);
         Self {
             tcp,
             tls: tls.map(|(config, name)| (Arc::new(config).into(), name)),
-            refusal,
+            evidence,
         }
     }
 }
@@ -63,47 +62,46 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.tcp.call(uri);
-        let (tls, refusal) = (self.tls.clone(), self.refusal.clone());
+        let (tls, evidence) = (self.tls.clone(), self.evidence.clone());
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
             let Some((connector, name)) = tls else {
-                let beginning = Beginning::new(refusal);
+                let beginning = Beginning::new(evidence);
                 return Ok(TokioIo::new(Connection::Plain(stream, beginning)));
             };
-            refusal.forget();
+            evidence.forget();
             let connected = connector.connect(name, stream).await;
             let stream = connected.map_err(|error| {
-                refusal.notice(&error);
+                evidence.notice(&error);
                 match tls::trouble(&error) {
                     Some(trouble) => io::Error::other(trouble.sentence()),
                     None => error,
                 }
             })?;
             let stream = Box::new(stream);
-            Ok(TokioIo::new(Connection::Tls(stream, refusal)))
+            Ok(TokioIo::new(Connection::Tls(stream, evidence)))
         })
     }
 }
 
-/// What the server said on the newest connection that whoever waits for an answer does not learn: for
-/// them the connection is just gone.
+/// What the newest connection showed about TLS. A call only learns that its connection has ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Refusal(Arc<Mutex<Said>>);
+pub(super) struct TlsEvidence(Arc<Mutex<Said>>);
 
 #[derive(Debug, Default)]
 struct Said {
-    /// Of the client's certificate. In TLS 1.3 the server judges it after the client has begun to
-    /// speak, so it is not the connecting that fails but what follows.
+    /// Why the server refused the client's certificate. In TLS 1.3 the server checks it after the
+    /// client's handshake has completed, so that not the handshake fails but what follows.
     of_certificate: Option<String>,
-    /// It answered in TLS where it was called without.
+    /// It answered in TLS to a connection without TLS.
     speaks_tls: bool,
-    /// It once spoke without TLS, on this connection or an earlier one.
+    /// It has answered without TLS, on this connection or an earlier one.
     has_spoken_plainly: bool,
 }
 
-impl Refusal {
-    /// What it said of the certificate, if it did.
-    pub(super) fn told(&self) -> Option<String> {
+impl TlsEvidence {
+    /// Why the server refused the certificate, if it did.
+    pub(super) fn certificate_refusal(&self) -> Option<String> {
         self.said().of_certificate.clone()
     }
 
@@ -158,23 +156,23 @@ fn words(alert: AlertDescription) -> Option<String> {
 /// A connection to a bridge.
 pub(super) enum Connection {
     Plain(TcpStream, Beginning),
-    Tls(Box<TlsStream<TcpStream>>, Refusal),
+    Tls(Box<TlsStream<TcpStream>>, TlsEvidence),
 }
 
-/// The first two bytes that came, as far as they did.
+/// The first two bytes that were received, or fewer.
 #[derive(Debug)]
 pub(super) struct Beginning {
     bytes: [u8; 2],
     length: usize,
-    refusal: Refusal,
+    evidence: TlsEvidence,
 }
 
 impl Beginning {
-    fn new(refusal: Refusal) -> Self {
+    fn new(evidence: TlsEvidence) -> Self {
         Self {
             bytes: [0; 2],
             length: 0,
-            refusal,
+            evidence,
         }
     }
 
@@ -182,8 +180,8 @@ impl Beginning {
         self.length == self.bytes.len()
     }
 
-    /// A server of TLS answers HTTP/2 with an alert, which HTTP/2 takes for an oversized frame and
-    /// calls by that name.
+    /// A TLS server answers HTTP/2 with an alert, which an HTTP/2 client reports as a frame with an
+    /// invalid size.
     ///
     /// # Errors
     /// It is one.
@@ -197,7 +195,7 @@ impl Beginning {
         }
         if self.is_known() {
             let is_tls = tls::is_tls(&self.bytes);
-            self.refusal.notice_beginning(is_tls);
+            self.evidence.notice_beginning(is_tls);
             if is_tls {
                 return Err(io::Error::other(Trouble::Tls.sentence()));
             }
@@ -205,9 +203,9 @@ impl Beginning {
         Ok(())
     }
 
-    /// The outcome of writing so many bytes. A server that has said why it closed the connection
-    /// has to be heard first: until then what cannot be written counts as written, and reading finds
-    /// the reason, or the end.
+    /// The result of a write. If the server has sent a reason before it closed the connection, the
+    /// client must read it first: until then a failed write counts as done, and the read finds the
+    /// reason, or the end.
     fn written(&self, outcome: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
         match outcome {
             Poll::Ready(Err(error)) if is_closed(&error) && !self.is_known() => {
@@ -238,9 +236,9 @@ impl AsyncRead for Connection {
                 let read = buffer.filled().get(filled..).unwrap_or_default();
                 Poll::Ready(beginning.inspect(read))
             }
-            Self::Tls(stream, refusal) => {
+            Self::Tls(stream, evidence) => {
                 let read = ready!(Pin::new(stream).poll_read(context, buffer));
-                Poll::Ready(read.inspect_err(|error| refusal.notice(error)))
+                Poll::Ready(read.inspect_err(|error| evidence.notice(error)))
             }
         }
     }
@@ -305,7 +303,7 @@ mod tests {
     #[test]
     fn an_answer_in_tls_is_recognised_however_it_arrives() {
         let told = |reads: &[&[u8]]| {
-            let mut beginning = Beginning::new(Refusal::default());
+            let mut beginning = Beginning::new(TlsEvidence::default());
             let mut results = reads.iter().map(|read| beginning.inspect(read));
             results.find_map(Result::err).map(|error| error.to_string())
         };
@@ -322,19 +320,19 @@ mod tests {
 
     #[test]
     fn a_url_is_wrong_only_for_a_server_that_never_spoke_without_tls() {
-        let refusal = Refusal::default();
-        let connection = |bytes: &[u8]| Beginning::new(refusal.clone()).inspect(bytes).is_ok();
-        assert!(!refusal.asks_for_tls());
-        assert!(!connection(&[0x15, 3, 3]) && refusal.asks_for_tls());
+        let evidence = TlsEvidence::default();
+        let connection = |bytes: &[u8]| Beginning::new(evidence.clone()).inspect(bytes).is_ok();
+        assert!(!evidence.asks_for_tls());
+        assert!(!connection(&[0x15, 3, 3]) && evidence.asks_for_tls());
         // Whoever was served once comes back when the server is itself again.
-        assert!(connection(&[0, 0, 6, 4]) && !refusal.asks_for_tls());
-        assert!(!connection(&[0x16, 3, 1]) && !refusal.asks_for_tls());
+        assert!(connection(&[0, 0, 6, 4]) && !evidence.asks_for_tls());
+        assert!(!connection(&[0x16, 3, 1]) && !evidence.asks_for_tls());
     }
 
     #[test]
     fn what_a_server_says_before_it_closes_is_heard_before_the_close() {
         let broken = || Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        let mut beginning = Beginning::new(Refusal::default());
+        let mut beginning = Beginning::new(TlsEvidence::default());
         let written = beginning.written(broken(), 7);
         assert!(matches!(written, Poll::Ready(Ok(7))), "{written:?}");
         let failed = beginning.written(Poll::Ready(Err(io::ErrorKind::TimedOut.into())), 7);
@@ -346,16 +344,19 @@ mod tests {
 
     #[test]
     fn only_alerts_about_the_certificate_count_and_only_until_the_next_connection() {
-        let refusal = Refusal::default();
+        let evidence = TlsEvidence::default();
         let alert = |alert| io::Error::other(rustls::Error::AlertReceived(alert));
-        refusal.notice(&alert(AlertDescription::ProtocolVersion));
-        refusal.notice(&io::ErrorKind::ConnectionReset.into());
-        assert_eq!(refusal.told(), None);
-        refusal.notice(&alert(AlertDescription::CertificateRequired));
+        evidence.notice(&alert(AlertDescription::ProtocolVersion));
+        evidence.notice(&io::ErrorKind::ConnectionReset.into());
+        assert_eq!(evidence.certificate_refusal(), None);
+        evidence.notice(&alert(AlertDescription::CertificateRequired));
         // What comes after it says less.
-        refusal.notice(&io::ErrorKind::ConnectionReset.into());
-        assert_eq!(refusal.told().unwrap(), "it asks for a client certificate");
-        refusal.forget();
-        assert_eq!(refusal.told(), None);
+        evidence.notice(&io::ErrorKind::ConnectionReset.into());
+        assert_eq!(
+            evidence.certificate_refusal().unwrap(),
+            "it asks for a client certificate"
+        );
+        evidence.forget();
+        assert_eq!(evidence.certificate_refusal(), None);
     }
 }

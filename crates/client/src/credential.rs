@@ -1,5 +1,5 @@
-//! Owns how a client shows who it is and knows whom it speaks to: its token, its certificate, and
-//! the issuers it trusts. Nothing of it that is secret can be printed.
+//! Owns a client's token, its certificate, and the issuers that it trusts. No secret of these can be
+//! printed.
 
 use std::{
     fmt,
@@ -21,10 +21,10 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
 };
 
-use super::{connector::Refusal, error::Error};
+use super::{connector::TlsEvidence, error::Error};
 use crate::tls::Trouble;
 
-/// More than any token has; a server takes 16 KiB of headers.
+/// Larger than any token; a server accepts 16 KiB of headers.
 const TOKEN_BYTES_MAX: usize = 12 * 1024;
 
 /// Where a client's bearer token is.
@@ -67,32 +67,32 @@ impl fmt::Debug for TokenSource {
     }
 }
 
-/// What is shown with every call, and what became of the certificate on the way.
+/// The credential that every call sends, and whether the server refused the certificate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Credential {
     token: Option<TokenSource>,
-    pub(super) refusal: Refusal,
+    pub(super) evidence: TlsEvidence,
 }
 
 impl Credential {
     pub(super) fn new(token: Option<TokenSource>) -> Self {
         Self {
             token,
-            refusal: Refusal::default(),
+            evidence: TlsEvidence::default(),
         }
     }
 
-    /// Why a call or a connection really failed: the connection's end says nothing of a certificate
-    /// that was not accepted.
+    /// The real cause of a failed call or connection: the end of a connection does not say that the
+    /// server refused the certificate.
     pub(super) fn explain(&self, error: Error) -> Error {
         let is_of_connection = matches!(
             error,
             Error::Unreachable(_) | Error::Interrupted { reason: None, .. }
         );
-        if is_of_connection && self.refusal.asks_for_tls() {
+        if is_of_connection && self.evidence.asks_for_tls() {
             return Error::Url(Trouble::Tls.sentence());
         }
-        match (&error, self.refusal.told()) {
+        match (&error, self.evidence.certificate_refusal()) {
             (Error::Unreachable(_) | Error::Interrupted { reason: None, .. }, Some(message)) => {
                 Error::Refused {
                     reason: None,
@@ -103,12 +103,12 @@ impl Credential {
         }
     }
 
-    /// Whether it can be another one at the next call.
+    /// Whether the next call can have another token.
     pub(super) fn can_change(&self) -> bool {
         matches!(&self.token, Some(TokenSource(Source::File(_))))
     }
 
-    /// Fails where no call could be made.
+    /// Fails if no call could be made.
     pub(super) async fn check(&self) -> Result<(), Error> {
         self.authorization().await.map(drop)
     }
@@ -149,7 +149,7 @@ impl Credential {
     }
 }
 
-/// Disks can be slow: they are waited for on a thread of their own.
+/// Reads on a blocking thread, because disks can be slow.
 async fn read(path: &Path) -> Result<MetadataValue<Ascii>, String> {
     let path = path.to_owned();
     let reading = tokio::task::spawn_blocking(move || {
@@ -184,7 +184,7 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, String> {
     }
 }
 
-/// Whom a client trusts, and the certificate that it shows.
+/// The issuers that a client trusts, and the certificate that it shows.
 #[derive(Clone, Default)]
 pub(super) struct Trust {
     pub(super) ca_certificates: Option<String>,
@@ -204,12 +204,12 @@ impl fmt::Debug for Trust {
 }
 
 impl Trust {
-    /// Whether anything was set that means nothing without TLS.
+    /// Whether a setting has no effect without TLS.
     pub(super) fn needs_tls(&self) -> bool {
         self.ca_certificates.is_some() || self.client_certificate.is_some()
     }
 
-    /// What TLS is done with, and the name that the server has to prove.
+    /// The TLS configuration, and the name that the server's certificate must have.
     pub(super) fn secure(&self, host: &str) -> Result<(ClientConfig, ServerName<'static>), Error> {
         let builder = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -219,7 +219,7 @@ impl Trust {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
                 let chain = certificates(certificate, "the client certificate")?;
-                // What the error would repeat of the key stays out.
+                // The error could repeat parts of the key, so it is left out.
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
                     let problem =
                         "the client's key has no PEM section PRIVATE KEY, or it is encrypted";
@@ -274,7 +274,7 @@ fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, E
     }
 }
 
-/// Whether a host is this machine, so that nobody else hears what is said to it.
+/// Whether a host is this machine, so that no other machine can read the connection.
 pub(super) fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     match address.parse::<IpAddr>() {

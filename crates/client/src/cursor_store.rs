@@ -1,4 +1,4 @@
-//! Owns where a consumer's cursor is kept between its runs: the trait, and a file. Knows nothing of
+//! Owns where a consumer's cursor is stored between its runs: the trait, and a file. Knows nothing of
 //! what a cursor means.
 
 use std::{
@@ -14,31 +14,31 @@ use futures_util::future::BoxFuture;
 /// Why a store failed.
 pub type StoreError = Box<dyn StdError + Send + Sync>;
 
-/// Keeps the cursor of one consumer.
+/// Stores the cursor of one consumer.
 ///
-/// Best kept where the consumer's results are, and in the same transaction: then what it does is
-/// done exactly once. Such a consumer needs no store of this kind: it writes
+/// Store the cursor in the transaction that stores your results: each event then takes effect exactly
+/// once. Such a consumer does not need this trait: it writes
 /// [`Subscription::cursor`](super::Subscription::cursor) itself.
 pub trait CursorStore: Send + Sync + 'static {
-    /// The cursor that was saved last; `None` when none ever was.
+    /// The cursor that was saved last; `None` if none was.
     fn load(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>>;
 
-    /// Keeps the cursor: once this returns it must survive a crash.
+    /// Saves the cursor. When this returns, the cursor must survive a crash.
     fn save<'a>(&'a self, cursor: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
-/// Keeps a cursor in a file of its own, which at any moment holds either the old or the new one.
+/// Stores a cursor in a file of its own, which always holds either the old or the new one.
 #[derive(Clone, Debug)]
 pub struct FileCursorStore {
     path: PathBuf,
 }
 
-/// More than any cursor has: a larger file is some other file.
+/// Longer than any cursor: a larger file is not a cursor file.
 const FILE_BYTES_MAX: u64 = 1024;
 
 impl FileCursorStore {
-    /// A store in the file at `path`, which need not exist; its directory must. Two consumers must
-    /// not share a file.
+    /// A store in the file at `path`. The file need not exist, but its directory must. Two consumers
+    /// must not share a file.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
@@ -58,7 +58,7 @@ impl CursorStore for FileCursorStore {
     }
 }
 
-/// Disks can be slow: they are waited for on a thread of their own.
+/// Runs on a blocking thread, because disks can be slow.
 async fn blocking<T: Send + 'static>(
     path: PathBuf,
     work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
@@ -86,8 +86,8 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     Ok((!cursor.is_empty()).then(|| cursor.to_owned()))
 }
 
-/// Writes beside the file, syncs, and puts the new in the place of the old; a crash leaves one of
-/// the two. The directory is synced too: the name is in it.
+/// Writes a temporary file, syncs it, renames it over the old file, and syncs the directory, which has
+/// the name. A crash leaves the old or the new file.
 fn replace(path: &Path, cursor: &str) -> io::Result<()> {
     let mut beside: OsString = path.as_os_str().to_owned();
     beside.push(".new");

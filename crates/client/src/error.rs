@@ -1,5 +1,4 @@
-//! Owns what can go wrong for a client, and which of it passes by itself: the one map from gRPC
-//! statuses to errors.
+//! Owns a client's errors, and which of them are temporary: the only map from gRPC statuses to errors.
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -8,7 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::cursor_store::StoreError;
 
-/// The domain of the bridge's own reasons; those of proxies on the way have others.
+/// The domain of the bridge's reasons; proxies have others.
 const DOMAIN: &str = "prelude-bridge";
 /// The longest wait that a server can ask for, so that a mistaken answer does not stop a client.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -20,18 +19,18 @@ pub enum Error {
     /// The URL cannot be used.
     #[error("the server's URL is not valid: {0}")]
     Url(String),
-    /// The token or the certificate cannot be used, or would be sent where it should not. Nothing
-    /// was sent.
+    /// The token or the certificate cannot be used, or would be sent to a server that must not get it.
+    /// Nothing was sent.
     #[error("the credential cannot be used: {0}")]
     Credential(String),
     /// No connection could be made.
     #[error("the server cannot be reached: {0}")]
     Unreachable(String),
-    /// The connection broke, or the server asked to come back later. The only error that passes by
-    /// itself: a [`Subscription`](super::Subscription) resumes after it and does not end with it.
+    /// The connection broke, or the server asked the client to retry later. Only this error is temporary:
+    /// a [`Subscription`](super::Subscription) resumes after it and does not end with it.
     #[error("{message}")]
     Interrupted {
-        /// The bridge's reason, such as `DRAINING`; `None` where the network is the reason.
+        /// The bridge's reason, such as `DRAINING`; `None` if the network is the reason.
         reason: Option<String>,
         /// What happened.
         message: String,
@@ -46,17 +45,17 @@ pub enum Error {
         /// What the server says.
         message: String,
     },
-    /// Retention has removed events after the place to continue from.
+    /// Retention has removed events after the start position.
     #[error("the cursor has expired: {message}")]
     Expired {
-        /// The cursor to continue with the oldest event that is left.
+        /// The cursor from which a stream continues with the oldest event that is left.
         earliest: Option<String>,
-        /// The cursor to continue with what is newer than the log.
+        /// The cursor from which a stream continues with the next event that arrives.
         head: Option<String>,
         /// What the server says.
         message: String,
     },
-    /// The cursor is none, or is not one of this log.
+    /// The cursor is malformed, or is not one of this log.
     #[error("the cursor cannot be used: {message}")]
     Cursor {
         /// The bridge's reason: `CURSOR_MALFORMED`, `CURSOR_EPOCH_MISMATCH` or `CURSOR_AHEAD`.
@@ -69,10 +68,10 @@ pub enum Error {
     Invalid {
         /// What the server says.
         message: String,
-        /// Each fault.
+        /// Each error of the request.
         faults: Vec<FieldFault>,
     },
-    /// The server failed in a way that a repetition does not mend.
+    /// The server failed, and a retry does not help.
     #[error("the server failed ({code:?}): {message}")]
     Failed {
         /// The gRPC code.
@@ -85,12 +84,12 @@ pub enum Error {
     Store(#[source] StoreError),
 }
 
-/// One fault of a request.
+/// One error of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldFault {
     /// The field's path, such as `filter.types[3]`.
     pub field: String,
-    /// What is wrong there and what to do.
+    /// What is wrong with it and what to do.
     pub problem: String,
 }
 
@@ -120,7 +119,7 @@ impl Error {
         }
     }
 
-    /// An interruption that no status tells of.
+    /// An interruption without a status.
     pub(super) fn interrupted(message: &str) -> Self {
         Self::Interrupted {
             reason: None,
@@ -148,7 +147,7 @@ impl From<Status> for Error {
     }
 }
 
-/// What the bridge says itself: the reasons of `EventService`.
+/// Errors of the bridge itself: the reasons of `EventService`.
 fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error {
     let message = status.message().to_owned();
     let metadata = |key: &str| details.error_info()?.metadata.get(key).cloned();
@@ -175,12 +174,12 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             message,
             retry_after: retry_after(details),
         },
-        // A reason of a later release is as good as its code.
+        // A reason of a later release is mapped by its code.
         _ => from_code(status, details),
     }
 }
 
-/// What proxies and the connection say, which have only codes for it.
+/// Errors of proxies and connections, which have only a code.
 fn from_code(status: &Status, details: &ErrorDetails) -> Error {
     let message = describe(status);
     match status.code() {
@@ -235,7 +234,7 @@ fn field_faults(details: &ErrorDetails) -> Vec<FieldFault> {
         .collect()
 }
 
-/// The status's message, and below the connection's the cause, which alone says anything.
+/// The message of a status; for a broken connection, its innermost cause.
 fn describe(status: &Status) -> String {
     let message = status.message();
     match status.source() {

@@ -1,6 +1,6 @@
-//! Owns the way in for Rust programs: a [`Client`] of a bridge and a [`Subscription`] to its
-//! events, which survives restarts of the bridge and of the network. What it knows of the bridge
-//! is the contract in `proto/`; it shares no code with the server.
+//! The client library for Rust programs: a [`Client`] of a bridge and a [`Subscription`] to its events,
+//! which resumes after restarts of the bridge and failures of the network. It knows only the contract in
+//! `proto/`, and shares no code with the server.
 //!
 //! ```no_run
 //! use prelude_bridge_client::{Client, FileCursorStore, Item, Options, Request, Start};
@@ -9,7 +9,7 @@
 //! # async fn process(event: &prelude_bridge_client::proto::Event) {}
 //! # async fn example() -> Result<(), prelude_bridge_client::Error> {
 //! let client = Client::connect(&Options::new("http://127.0.0.1:50051")).await?;
-//! // The first run starts with all history, later ones after what was processed.
+//! // The first run starts with the oldest event, later runs after the last acknowledged one.
 //! let request = Request::new().types(["user.session.*"]).start(Start::Earliest);
 //! let store = FileCursorStore::new("sessions.cursor");
 //! let mut subscription = client.resume(request, store).await?;
@@ -19,7 +19,7 @@
 //!         Item::Event(event) => process(&event).await,
 //!         Item::Notice(notice) => eprintln!("{notice}"),
 //!     }
-//!     // Everything that was received is processed: this is where a restart may continue.
+//!     // Everything that was received is processed, so a restart may continue here.
 //!     if subscription.buffered() == 0 {
 //!         subscription.acknowledge().await?;
 //!     }
@@ -28,9 +28,9 @@
 //! # }
 //! ```
 //!
-//! Delivery is at least once. While a subscription lives it repeats nothing, whatever happens to
-//! the connection; a program that is started again continues after what it acknowledged, so what
-//! it processed after that comes again: recognise it by `(app_id, id)`.
+//! Delivery is at least once. A subscription never repeats an event, whatever happens to its connection.
+//! A program that is restarted continues after what it acknowledged, so events that it processed after
+//! that come again: recognise them by `(app_id, id)`.
 
 mod backoff;
 mod connect;

@@ -1,4 +1,4 @@
-//! Owns what a consumer asks for, in Rust's own types, and its form in the contract.
+//! Owns a consumer's request in Rust types, and its form in the contract.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use crate::proto::{
     SubscribeRequest, start_position, stop_position,
 };
 
-/// What to subscribe to. By default every event from now on, for ever, with typed payloads.
+/// What to subscribe to. By default all events from now on, without end, with typed payloads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request(SubscribeRequest);
 
@@ -25,10 +25,10 @@ pub enum Start {
     At(SystemTime),
 }
 
-/// Where a subscription ends by itself.
+/// Where a subscription ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Stop {
-    /// Nowhere.
+    /// It does not end.
     #[default]
     Never,
     /// With the newest event at the time of the call.
@@ -82,7 +82,7 @@ impl Request {
         self
     }
 
-    /// Where to start, unless a stored cursor says where to continue.
+    /// Where to start if there is no stored cursor.
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
         let position = match start {
@@ -109,14 +109,14 @@ impl Request {
         self
     }
 
-    /// End after this many events, if the stop position does not come first. 0 means no such end.
+    /// End after this many events, if the stop position does not come first. 0 means no limit.
     #[must_use]
     pub fn events_max(mut self, count: u64) -> Self {
         self.0.stop.get_or_insert_default().max_events = count;
         self
     }
 
-    /// What to do when retention has passed the place to continue from: by default the subscription
+    /// What to do if retention has removed events after the start position: by default the subscription
     /// ends with [`Error::Expired`](super::Error::Expired).
     #[must_use]
     pub fn on_expired(mut self, policy: ExpiredCursorPolicy) -> Self {
@@ -124,14 +124,14 @@ impl Request {
         self
     }
 
-    /// Which form of an event's content to send.
+    /// In which form to send an event's payload.
     #[must_use]
     pub fn payload_format(mut self, format: PayloadFormat) -> Self {
         self.0.set_payload_format(format);
         self
     }
 
-    /// How often to hear from the bridge while nothing matches: 100 ms to 5 min, by default 5 s.
+    /// How often the bridge sends `Progress` while nothing matches: 100 ms to 5 min, by default 5 s.
     #[must_use]
     pub fn progress_interval(mut self, interval: Duration) -> Self {
         // What does not fit is far out of bounds, and the server says so.

@@ -75,7 +75,7 @@ pub struct Subscription {
     service: EventServiceClient<Channel>,
     credential: Credential,
     request: SubscribeRequest,
-    state: State,
+    state: CallState,
     /// What is left of the last response.
     received: VecDeque<Item>,
     /// The place after the whole of the last response.
@@ -94,7 +94,7 @@ pub struct Subscription {
     silence: Silence,
 }
 
-enum State {
+enum CallState {
     Idle,
     Calling(BoxFuture<'static, Result<Streaming<SubscribeResponse>, Error>>),
     Streaming(Box<Streaming<SubscribeResponse>>),
@@ -119,7 +119,7 @@ impl Subscription {
             service,
             credential,
             request,
-            state: State::Idle,
+            state: CallState::Idle,
             received: VecDeque::new(),
             received_cursor: String::new(),
             cursor: None,
@@ -184,7 +184,7 @@ impl Subscription {
         let mut service = self.service.clone();
         let request = self.request.clone();
         let credential = self.credential.clone();
-        self.state = State::Calling(Box::pin(async move {
+        self.state = CallState::Calling(Box::pin(async move {
             let request = credential.request(request).await?;
             Ok(service.subscribe(request).await?.into_inner())
         }));
@@ -258,21 +258,21 @@ impl Subscription {
         let error = self.credential.explain(error);
         self.silence.stop();
         if self.is_complete {
-            self.state = State::Ended;
+            self.state = CallState::Ended;
             return None;
         }
         // A token that is kept in a file may have been replaced: it is read once more.
         let is_refused = matches!(error, Error::Refused { .. });
         let is_worth_another = is_refused && self.credential.can_change() && !self.was_refused;
         if !error.is_retryable() && !is_worth_another {
-            self.state = State::Ended;
+            self.state = CallState::Ended;
             return Some(Err(error));
         }
         self.was_refused |= is_refused;
         let retry_after = error.retry_after().or(self.drain_retry_after);
         self.drain_retry_after = None;
         let delay = self.backoff.next_delay(retry_after);
-        self.state = State::Waiting(Box::pin(sleep(delay)));
+        self.state = CallState::Waiting(Box::pin(sleep(delay)));
         Some(Ok(Item::Notice(Notice::Reconnecting { error, delay })))
     }
 
@@ -283,33 +283,33 @@ impl Subscription {
             // A stream without a stop position has no reason to end well: something between cut it.
             return self.interrupt(Error::interrupted("the stream ended too early"));
         }
-        self.state = State::Ended;
+        self.state = CallState::Ended;
         None
     }
 
     /// Waits for the next thing to happen to the stream.
     fn poll_state(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
         let happened = match &mut self.state {
-            State::Idle => {
+            CallState::Idle => {
                 self.call();
                 return Poll::Ready(None);
             }
-            State::Waiting(delay) => {
+            CallState::Waiting(delay) => {
                 ready!(delay.as_mut().poll(context));
                 self.call();
                 return Poll::Ready(None);
             }
-            State::Ended => return Poll::Ready(None),
-            State::Calling(call) => match call.as_mut().poll(context) {
+            CallState::Ended => return Poll::Ready(None),
+            CallState::Calling(call) => match call.as_mut().poll(context) {
                 Poll::Ready(Ok(stream)) => {
                     self.silence.stop();
-                    self.state = State::Streaming(Box::new(stream));
+                    self.state = CallState::Streaming(Box::new(stream));
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
                 Poll::Pending => Poll::Pending,
             },
-            State::Streaming(stream) => {
+            CallState::Streaming(stream) => {
                 let next = Pin::new(stream.as_mut()).poll_next(context);
                 next.map(|response| response.map(|response| response.map_err(Error::from)))
             }
@@ -342,7 +342,7 @@ impl Stream for Subscription {
                 return Poll::Ready(Some(Ok(item)));
             }
             let item = ready!(this.poll_state(context));
-            if item.is_some() || matches!(this.state, State::Ended) {
+            if item.is_some() || matches!(this.state, CallState::Ended) {
                 return Poll::Ready(item);
             }
         }

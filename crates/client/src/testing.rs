@@ -53,12 +53,12 @@ pub struct Fake {
     /// Where a client finds it.
     pub url: String,
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<FakeState>,
     runtime: Option<Runtime>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct FakeState {
     scripts: Mutex<VecDeque<Vec<Step>>>,
     requests: Mutex<Vec<SubscribeRequest>>,
     credentials: Mutex<Vec<String>>,
@@ -71,9 +71,9 @@ impl Fake {
     pub fn start(scripts: Scripts) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FakeState {
             scripts: Mutex::new(scripts.into()),
-            ..Shared::default()
+            ..FakeState::default()
         });
         Self {
             url: format!("http://{address}"),
@@ -126,7 +126,7 @@ impl Drop for Fake {
     }
 }
 
-fn serve(listener: TcpListener, shared: Arc<Shared>) -> Runtime {
+fn serve(listener: TcpListener, shared: Arc<FakeState>) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -236,7 +236,7 @@ pub fn range(earliest: u64, head: u64) -> LogRange {
 }
 
 #[derive(Clone)]
-struct Service(Arc<Shared>);
+struct Service(Arc<FakeState>);
 
 impl NamedService for Service {
     const NAME: &'static str = "prelude.bridge.v1.EventService";

@@ -1,5 +1,5 @@
-//! The activation challenge: a GET with a random number that the receiver has to send back. Owns
-//! the question and the judgement of the answer; knows nothing of registries.
+//! The activation challenge: a GET with a random number that the receiver has to send back. Owns the
+//! request and checks the answer; knows nothing of registries.
 
 use http_body_util::BodyExt as _;
 use reqwest::Url;
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 /// More of an answer than this is not read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// Why a challenge failed, in words for whoever runs the receiver.
+/// Why a challenge failed, in words for the operator of the receiver.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The URL cannot be called.
@@ -21,7 +21,7 @@ pub enum Failure {
     /// No answer in time.
     #[error("the receiver did not answer in time")]
     TimedOut,
-    /// Another status than 200.
+    /// A status other than 200.
     #[error(
         "the receiver answered {0} instead of 200: {hint}",
         hint = status_hint(*.0)
@@ -30,7 +30,7 @@ pub enum Failure {
     /// The answer is not `{"challenge":<number>}`.
     #[error("the receiver's answer is not JSON of the form {{\"challenge\":1234567890}}")]
     Form,
-    /// The number is another one.
+    /// The number is different.
     #[error("the receiver sent back another challenge than it was given")]
     Number,
 }
@@ -45,12 +45,13 @@ fn status_hint(status: u16) -> &'static str {
     }
 }
 
-/// A challenge, ready to be asked.
+/// A challenge, ready to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Challenge(u64);
 
 impl Challenge {
-    /// From random bits. A wide one is beyond 2^53 and still a signed 64-bit integer.
+    /// Makes a challenge from random bits. A wide one is larger than 2^53 and fits a signed 64-bit
+    /// integer.
     pub(super) fn new(random: u64, wide: bool) -> Self {
         Self(if wide {
             (random >> 2) | 1 << 60
@@ -59,8 +60,8 @@ impl Challenge {
         })
     }
 
-    /// Asks, and judges the answer.
-    pub(super) async fn ask(
+    /// Sends the challenge and checks the answer.
+    pub(super) async fn send(
         self,
         client: &reqwest::Client,
         url: &str,
@@ -92,11 +93,11 @@ impl Challenge {
         }
         let body = http_body_util::Limited::new(reqwest::Body::from(answer), ANSWER_BYTES_MAX);
         let body = body.collect().await.map_err(|_| Failure::Form)?.to_bytes();
-        self.judge(&body)
+        self.check_answer(&body)
     }
 
-    /// The number is compared digit for digit: as a float it could lose its end.
-    fn judge(self, body: &[u8]) -> Result<(), Failure> {
+    /// Compares the number digit for digit: as a float it could lose its last digits.
+    fn check_answer(self, body: &[u8]) -> Result<(), Failure> {
         #[derive(Deserialize)]
         struct Answer<'a> {
             #[serde(borrow)]
@@ -121,28 +122,31 @@ mod tests {
     #[test]
     fn only_the_same_digits_as_a_json_number_meet_a_challenge() {
         let challenge = Challenge(1_234_567_890);
-        assert_eq!(challenge.judge(br#"{"challenge":1234567890}"#), Ok(()));
         assert_eq!(
-            challenge.judge(br#"{ "challenge" : 1234567890 , "more":1}"#),
+            challenge.check_answer(br#"{"challenge":1234567890}"#),
             Ok(())
         );
         assert_eq!(
-            challenge.judge(br#"{"challenge":"1234567890"}"#),
+            challenge.check_answer(br#"{ "challenge" : 1234567890 , "more":1}"#),
+            Ok(())
+        );
+        assert_eq!(
+            challenge.check_answer(br#"{"challenge":"1234567890"}"#),
             Err(Failure::Form)
         );
         assert_eq!(
-            challenge.judge(br#"{"challenge":1234567891}"#),
+            challenge.check_answer(br#"{"challenge":1234567891}"#),
             Err(Failure::Number)
         );
         assert_eq!(
-            challenge.judge(br#"{"challenge":1.23456789e9}"#),
+            challenge.check_answer(br#"{"challenge":1.23456789e9}"#),
             Err(Failure::Number)
         );
         assert_eq!(
-            challenge.judge(br#"{"answer":1234567890}"#),
+            challenge.check_answer(br#"{"answer":1234567890}"#),
             Err(Failure::Form)
         );
-        assert_eq!(challenge.judge(b"1234567890"), Err(Failure::Form));
+        assert_eq!(challenge.check_answer(b"1234567890"), Err(Failure::Form));
     }
 
     #[test]

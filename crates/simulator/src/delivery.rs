@@ -1,6 +1,6 @@
-//! Batches on their way: one signed POST an attempt, and attempts by the schedule until the
-//! receiver answers 200 or two weeks have passed. Every attempt is entered in the ledger. Knows
-//! nothing of where batches come from.
+//! Delivers batches: each attempt is one signed POST, and attempts follow the schedule until the
+//! receiver answers 200 or two weeks have passed. The ledger records every attempt. Knows nothing of
+//! where batches come from.
 
 use std::{sync::Arc, time::Instant};
 
@@ -15,16 +15,16 @@ use super::{
     batch::Batch,
     keys::SigningKey,
     ledger::{Attempt, AttemptResult, DeliveryId, Outcome},
-    state::{Shared, lock},
+    state::{Simulation, lock},
 };
 
 /// More of an answer than this is not read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A sender that hangs up does so within this time.
+/// With the fault `hang_up`, the sender closes the connection within this time.
 const HANG_UP_MILLIS_MAX: usize = 20;
 
-/// What came back for one POST.
+/// The answer to one POST.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The status.
@@ -35,7 +35,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// A batch on its way. Dropping it does not stop the delivery.
+/// A delivery in progress. Dropping it does not stop the delivery.
 #[derive(Debug)]
 pub struct Ticket {
     delivery: JoinHandle<Outcome>,
@@ -48,26 +48,26 @@ impl Ticket {
     }
 }
 
-/// Puts a batch on its way. Waits while as many are as may be.
+/// Starts to deliver a batch. Waits while the limit of batches in progress is reached.
 pub(super) async fn start(
-    shared: &Arc<Shared>,
+    simulation: &Arc<Simulation>,
     webhook_id: &str,
     batch: Batch,
 ) -> Result<Ticket, Error> {
-    if lock(&shared.registry).by_id(webhook_id).is_none() {
+    if lock(&simulation.registry).by_id(webhook_id).is_none() {
         return Err(Error::UnknownWebhook(webhook_id.to_owned()));
     }
     // It may be another app than the webhook's: a receiver must refuse such a batch.
-    if !shared.apps.contains_key(batch.app_id()) {
+    if !simulation.apps.contains_key(batch.app_id()) {
         return Err(Error::UnknownApp(batch.app_id().to_owned()));
     }
     let permit = tokio::select! {
-        permit = Arc::clone(&shared.deliveries).acquire_owned() => permit,
-        () = shared.stopped.cancelled() => return Err(Error::Stopped),
+        permit = Arc::clone(&simulation.deliveries).acquire_owned() => permit,
+        () = simulation.stopped.cancelled() => return Err(Error::Stopped),
     };
     let permit = permit.map_err(|_| Error::Stopped)?;
-    let id = lock(&shared.ledger).open(webhook_id, &batch);
-    let under_way = UnderWay::new(Arc::clone(shared), permit);
+    let id = lock(&simulation.ledger).open(webhook_id, &batch);
+    let under_way = UnderWay::new(Arc::clone(simulation), permit);
     let delivery = OneDelivery {
         id,
         webhook_id: webhook_id.to_owned(),
@@ -75,17 +75,17 @@ pub(super) async fn start(
         under_way,
     };
     Ok(Ticket {
-        delivery: shared.tasks.spawn(delivery.run()),
+        delivery: simulation.tasks.spawn(delivery.run()),
     })
 }
 
 /// One POST without retries and without an entry in the ledger.
 pub(super) async fn post(
-    shared: &Arc<Shared>,
+    simulation: &Arc<Simulation>,
     url: &str,
     batch: &Batch,
 ) -> Result<Answer, AttemptFailure> {
-    let request = request(shared, url, batch).await?;
+    let request = request(simulation, url, batch).await?;
     let answer = request
         .send()
         .await
@@ -116,14 +116,18 @@ pub(super) enum AttemptFailure {
     Own(Error),
 }
 
-/// Signs a body away from the async threads: it takes milliseconds.
-pub(super) async fn sign(shared: &Shared, app_id: &str, body: Bytes) -> Result<Signed, Error> {
-    let app = shared
+/// Signs a body on a blocking thread: it takes milliseconds.
+pub(super) async fn sign(
+    simulation: &Simulation,
+    app_id: &str,
+    body: Bytes,
+) -> Result<Signed, Error> {
+    let app = simulation
         .apps
         .get(app_id)
         .ok_or_else(|| Error::UnknownApp(app_id.to_owned()))?;
     let key: SigningKey = lock(&app.ring).current().clone();
-    let style = lock(&shared.wire).signature;
+    let style = lock(&simulation.wire).signature;
     let key_id = key.id().to_owned();
     let header = tokio::task::spawn_blocking(move || key.sign(&body, style))
         .await
@@ -138,19 +142,19 @@ pub(super) struct Signed {
 }
 
 async fn request(
-    shared: &Arc<Shared>,
+    simulation: &Arc<Simulation>,
     url: &str,
     batch: &Batch,
 ) -> Result<reqwest::RequestBuilder, AttemptFailure> {
-    // Signed for each attempt, as a sender without a store of signatures would.
-    let signed = sign(shared, batch.app_id(), batch.body().clone())
+    // Signed for each attempt, as a sender that does not store signatures would.
+    let signed = sign(simulation, batch.app_id(), batch.body().clone())
         .await
         .map_err(AttemptFailure::Own)?;
-    let wire = *lock(&shared.wire);
-    let mut request = shared
+    let wire = *lock(&simulation.wire);
+    let mut request = simulation
         .client
         .post(url)
-        .timeout(shared.options.answer_timeout)
+        .timeout(simulation.options.answer_timeout)
         .header("content-type", "application/json")
         .header("x-webhook-signature", signed.header)
         .body(batch.body().clone());
@@ -158,7 +162,7 @@ async fn request(
         request = request.header("x-webhook-signature-key-id", signed.key_id);
     }
     if wire.traceparent {
-        let mut dice = lock(&shared.dice);
+        let mut dice = lock(&simulation.dice);
         let (high, low, span) = (dice.next_u64(), dice.next_u64(), dice.next_u64() | 1);
         request = request.header(
             "traceparent",
@@ -178,17 +182,17 @@ fn classify(error: &reqwest::Error) -> AttemptResult {
     }
 }
 
-/// Counts a delivery as long as it lives, however its task ends.
+/// Counts a delivery until it is dropped, however its task ends.
 struct UnderWay {
-    shared: Arc<Shared>,
+    simulation: Arc<Simulation>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl UnderWay {
-    fn new(shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> Self {
-        shared.outstanding.send_modify(|count| *count += 1);
+    fn new(simulation: Arc<Simulation>, permit: OwnedSemaphorePermit) -> Self {
+        simulation.outstanding.send_modify(|count| *count += 1);
         Self {
-            shared,
+            simulation,
             _permit: permit,
         }
     }
@@ -196,7 +200,7 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.shared
+        self.simulation
             .outstanding
             .send_modify(|count| *count = count.saturating_sub(1));
     }
@@ -211,23 +215,23 @@ struct OneDelivery {
 
 impl OneDelivery {
     async fn run(self) -> Outcome {
-        let shared = Arc::clone(&self.under_way.shared);
-        let stopped = shared.stopped.clone();
+        let simulation = Arc::clone(&self.under_way.simulation);
+        let stopped = simulation.stopped.clone();
         let outcome = tokio::select! {
             outcome = self.deliver() => outcome,
             () = stopped.cancelled() => Outcome::Abandoned,
         };
-        lock(&shared.ledger).close(self.id, outcome);
+        lock(&simulation.ledger).close(self.id, outcome);
         outcome
     }
 
     async fn deliver(&self) -> Outcome {
-        let shared = &self.under_way.shared;
-        let faults = *lock(&shared.faults);
-        if shared.happens(faults.hold_back) {
+        let simulation = &self.under_way.simulation;
+        let faults = *lock(&simulation.faults);
+        if simulation.happens(faults.hold_back) {
             tokio::time::sleep(faults.hold_back_for).await;
         }
-        let mut pauses = shared.options.retry.pauses();
+        let mut pauses = simulation.options.retry.pauses();
         loop {
             match self.attempt().await {
                 None => return Outcome::Abandoned,
@@ -239,20 +243,20 @@ impl OneDelivery {
             };
             tokio::time::sleep(pause.wait).await;
         }
-        let share = lock(&shared.faults).duplicates;
-        if shared.happens(share) {
-            // Whatever becomes of the repetition, the batch is delivered.
+        let share = lock(&simulation.faults).duplicates;
+        if simulation.happens(share) {
+            // The batch is delivered, whether the repetition succeeds or not.
             let _ = self.attempt().await;
         }
         Outcome::Acknowledged
     }
 
-    /// One attempt, entered in the ledger; none if the webhook is no longer there to be called.
+    /// Makes one attempt and records it; `None` if the webhook has been removed or deactivated.
     async fn attempt(&self) -> Option<AttemptResult> {
-        let shared = &self.under_way.shared;
-        let _permit = shared.requests.acquire().await.ok()?;
+        let simulation = &self.under_way.simulation;
+        let _permit = simulation.requests.acquire().await.ok()?;
         let url = {
-            let registry = lock(&shared.registry);
+            let registry = lock(&simulation.registry);
             let webhook = registry
                 .by_id(&self.webhook_id)
                 .filter(|webhook| webhook.active)?;
@@ -265,26 +269,26 @@ impl OneDelivery {
             took: started.elapsed(),
             result,
         };
-        lock(&shared.ledger).record(self.id, attempt);
+        lock(&simulation.ledger).record(self.id, attempt);
         if let AttemptResult::Status(status) = result {
-            lock(&shared.registry).note_http_code(&self.webhook_id, status);
+            lock(&simulation.registry).note_http_code(&self.webhook_id, status);
         }
         Some(result)
     }
 
     async fn post_with_faults(&self, url: &str) -> Option<AttemptResult> {
-        let shared = &self.under_way.shared;
-        let faults = *lock(&shared.faults);
-        let posted = if shared.happens(faults.hang_up) {
-            let millis = lock(&shared.dice).below(HANG_UP_MILLIS_MAX);
+        let simulation = &self.under_way.simulation;
+        let faults = *lock(&simulation.faults);
+        let posted = if simulation.happens(faults.hang_up) {
+            let millis = lock(&simulation.dice).below(HANG_UP_MILLIS_MAX);
             let patience = std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-            let posted = tokio::time::timeout(patience, post(shared, url, &self.batch)).await;
+            let posted = tokio::time::timeout(patience, post(simulation, url, &self.batch)).await;
             posted.unwrap_or(Err(AttemptFailure::Http(AttemptResult::Broken)))
         } else {
-            post(shared, url, &self.batch).await
+            post(simulation, url, &self.batch).await
         };
         match posted {
-            Ok(answer) if shared.happens(faults.lose_answers) => {
+            Ok(answer) if simulation.happens(faults.lose_answers) => {
                 Some(AttemptResult::AnswerLost(answer.status.as_u16()))
             }
             Ok(answer) => Some(AttemptResult::Status(answer.status.as_u16())),

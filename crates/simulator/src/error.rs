@@ -10,14 +10,14 @@ pub enum Error {
     /// An option makes no sense.
     #[error("{0}")]
     Options(#[from] options::Invalid),
-    /// The address cannot be listened on.
+    /// The simulator cannot listen on the address.
     #[error(
         "cannot listen on {address}: {source} (choose another address, or port 0 for a free one)"
     )]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A key cannot be made or used.
@@ -26,7 +26,7 @@ pub enum Error {
     /// The HTTP client cannot be set up.
     #[error("the HTTP client cannot be set up: {0}")]
     Client(reqwest::Error),
-    /// The system gave no seed.
+    /// The system returned no random seed.
     #[error("the system gave no random seed: {0}")]
     Seed(getrandom::Error),
     /// No such app.
@@ -38,7 +38,7 @@ pub enum Error {
     /// The registry refused.
     #[error(transparent)]
     Webhook(#[from] webhooks::Error),
-    /// The receiver did not meet the activation challenge.
+    /// The activation challenge failed.
     #[error("activation failed: {0}")]
     Activation(#[from] activation::Failure),
     /// A POST had no answer.
@@ -50,7 +50,7 @@ pub enum Error {
     /// More events than a batch may hold.
     #[error("a batch of {0} events is too large: at most {BATCH_EVENTS_MAX}")]
     BatchSize(usize),
-    /// The simulator was stopped meanwhile.
+    /// The simulator was stopped.
     #[error("the simulator was stopped")]
     Stopped,
 }

@@ -1,5 +1,5 @@
-//! Realistic events of the seven documented types, told by a seed. Owns the little world behind
-//! them (users with identifiers and sessions); knows nothing of batches, keys or delivery.
+//! Generates realistic events of the seven documented types from a seed. Owns the users, identifiers and
+//! sessions that they are about; knows nothing of batches, keys or delivery.
 //!
 //! Every person is invented: addresses are at example.com (RFC 2606), phone numbers in the block
 //! reserved for fiction (555-01xx), network addresses in the documentation ranges (RFC 5737).
@@ -16,7 +16,7 @@ use super::random::Random;
 const USERS_MAX: usize = 1_000;
 const SESSIONS_PER_USER_MAX: usize = 8;
 const IDENTIFIERS_PER_USER_MAX: usize = 4;
-/// A late event is at most as old as the sender's retries reach.
+/// A late event is at most as old as the last retry of the sender.
 const LATE_SECONDS_MAX: usize = 14 * 24 * 3600;
 
 const GIVEN_NAMES: [&str; 12] = [
@@ -63,7 +63,7 @@ pub enum EventType {
     UserSessionRevoked,
 }
 
-/// A name that is none of the seven types.
+/// A name that is not one of the seven types.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an event type: take one of {list}", list = EventType::list())]
 pub struct UnknownType(String);
@@ -94,7 +94,7 @@ impl EventType {
         }
     }
 
-    /// How often it happens beside the others: sessions come and go more often than users.
+    /// How often it happens compared with the others: sessions begin and end more often than users.
     fn weight(self) -> usize {
         match self {
             Self::UserSessionCreated => 8,
@@ -151,13 +151,13 @@ pub enum IdStyle {
     None,
 }
 
-/// One event before it is written into a batch. The fields are open, so that a test can bend what
-/// the generator made.
+/// One event before it is written into a batch. The fields are public, so that a test can change a
+/// generated event.
 #[derive(Clone, PartialEq)]
 pub struct Event {
     /// Its id, if the style has one.
     pub id: Option<String>,
-    /// Its type: one of [`EventType`], or whatever a test wants to try.
+    /// Its type: one of [`EventType`], or any other that a test needs.
     pub event_type: String,
     /// When it happened.
     pub occurred_at: Timestamp,
@@ -178,7 +178,7 @@ impl fmt::Debug for Event {
 }
 
 impl Event {
-    /// The member that ties the events of one story together.
+    /// The correlation id, which related events share.
     #[must_use]
     pub fn correlation_id(&self) -> Option<&str> {
         self.payload.get("correlation_id")?.as_str()
@@ -191,7 +191,7 @@ struct User {
     sessions: Vec<String>,
 }
 
-/// Tells events by a seed: the same seed and the same calls give the same events.
+/// Generates events from a seed: the same seed and the same calls give the same events.
 pub struct Generator {
     random: Random,
     users: Vec<User>,
@@ -208,7 +208,7 @@ impl fmt::Debug for Generator {
 }
 
 impl Generator {
-    /// The world that belongs to this seed, still empty.
+    /// A generator with this seed and no users.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -270,7 +270,7 @@ impl Generator {
     }
 
     fn payload(&mut self, event_type: EventType, at: &str) -> Map<String, Value> {
-        // A user is never invented in passing for its own creation or without a way to sign in.
+        // A user is never added implicitly for its own creation, or without an identifier to log in with.
         let index = match event_type {
             EventType::UserCreated => self.invent(),
             _ if self.users.is_empty() => self.invent(),
@@ -355,7 +355,7 @@ impl Generator {
         })
     }
 
-    /// Adds a user to the world and says where.
+    /// Adds a user and returns its index.
     fn invent(&mut self) -> usize {
         if self.users.len() >= USERS_MAX {
             self.users.remove(0);

@@ -1,5 +1,5 @@
-//! The simulator's HTTP side: one loopback server that plays every app's host (key sets) and the
-//! management API. Owns sockets, paths and limits; decides nothing about webhooks.
+//! The simulator's HTTP server on loopback: every app's key set and the management API. Owns sockets,
+//! paths and limits; decides nothing about webhooks.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     management,
-    state::{App, Shared, lock},
+    state::{App, Simulation, lock},
 };
 
 /// The path of an app's key set on its own host.
@@ -36,9 +36,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 type Answer = Response<Full<Bytes>>;
 
 /// Accepts connections until the simulator stops.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(listener: TcpListener, simulation: Arc<Simulation>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let stopped = shared.stopped.clone();
+    let stopped = simulation.stopped.clone();
     let accept = async {
         // The semaphore is never closed, so the loop ends with the select below.
         while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
@@ -46,8 +46,8 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let connection = connection(stream, Arc::clone(&shared));
-            shared.tasks.spawn(async move {
+            let connection = connection(stream, Arc::clone(&simulation));
+            simulation.tasks.spawn(async move {
                 connection.await;
                 drop(permit);
             });
@@ -59,18 +59,18 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    let stopped = shared.stopped.clone();
+async fn connection(stream: TcpStream, simulation: Arc<Simulation>) {
+    let stopped = simulation.stopped.clone();
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+        let simulation = Arc::clone(&simulation);
+        async move { Ok::<_, Infallible>(answer(&simulation, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    // A connection that ends badly is the client's affair.
+    // An error of a connection concerns its client only.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = stopped.cancelled() => {
@@ -80,15 +80,15 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+async fn answer(simulation: &Arc<Simulation>, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
-    if let Some(app_id) = jwks_app(shared, path, &parts.headers) {
-        return jwks(shared, &parts.method, &app_id);
+    if let Some(app_id) = jwks_app(simulation, path, &parts.headers) {
+        return jwks(simulation, &parts.method, &app_id);
     }
     let Some(rest) = path.strip_prefix("/v2/session/apps/") else {
         return if path == "/" {
-            map(shared)
+            map(simulation)
         } else {
             failure(&management::Error::UnknownPath)
         };
@@ -101,7 +101,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
         .headers
         .get(header::AUTHORIZATION)
         .map(|value| value.as_bytes());
-    match management::answer(shared, &parts.method, rest, authorization, &body).await {
+    match management::answer(simulation, &parts.method, rest, authorization, &body).await {
         Ok((status, body)) => respond(status, body.as_ref()),
         Err(error) => failure(&error),
     }
@@ -123,7 +123,7 @@ async fn read(body: Incoming) -> Result<Bytes, management::Error> {
 
 /// Whose key set a request asks for: `/apps/{app}/.well-known/jwks.json` names it; the bare path
 /// goes by the first label of the host (`54e9ujn.localhost`), or to the only app there is.
-fn jwks_app(shared: &Shared, path: &str, headers: &HeaderMap) -> Option<String> {
+fn jwks_app(simulation: &Simulation, path: &str, headers: &HeaderMap) -> Option<String> {
     if let Some(rest) = path.strip_prefix("/apps/") {
         return rest.strip_suffix(JWKS_PATH).map(str::to_owned);
     }
@@ -135,19 +135,19 @@ fn jwks_app(shared: &Shared, path: &str, headers: &HeaderMap) -> Option<String> 
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let label = host.split(['.', ':']).next().unwrap_or_default();
-    if shared.apps.contains_key(label) {
+    if simulation.apps.contains_key(label) {
         return Some(label.to_owned());
     }
-    let mut ids = shared.apps.keys();
+    let mut ids = simulation.apps.keys();
     match (ids.next(), ids.next()) {
         (Some(only), None) => Some(only.clone()),
-        // Without a name there is no telling which; the empty id gets the 404 that says so.
+        // Without a name the app is not known; the empty id gets the 404 that says so.
         _ => Some(String::new()),
     }
 }
 
-fn jwks(shared: &Shared, method: &Method, app_id: &str) -> Answer {
-    let Some(app) = shared.apps.get(app_id) else {
+fn jwks(simulation: &Simulation, method: &Method, app_id: &str) -> Answer {
+    let Some(app) = simulation.apps.get(app_id) else {
         return failure(&management::Error::UnknownApp(app_id.to_owned()));
     };
     if method != Method::GET && method != Method::HEAD {
@@ -158,18 +158,18 @@ fn jwks(shared: &Shared, method: &Method, app_id: &str) -> Answer {
         let body = json!({ "code": "unavailable", "status": 503, "message": "switched off" });
         return respond(StatusCode::SERVICE_UNAVAILABLE, Some(&body));
     }
-    respond(StatusCode::OK, Some(&published(shared, app)))
+    respond(StatusCode::OK, Some(&published(simulation, app)))
 }
 
 /// An app's key set as it is served.
-pub(super) fn published(shared: &Shared, app: &App) -> Value {
-    let style = lock(&shared.wire).key_set;
+pub(super) fn published(simulation: &Simulation, app: &App) -> Value {
+    let style = lock(&simulation.wire).key_set;
     lock(&app.ring).jwks(style)
 }
 
-/// What a person sees who opens the address in a browser.
-fn map(shared: &Shared) -> Answer {
-    let apps: Vec<Value> = shared
+/// The page for a person who opens the address in a browser.
+fn map(simulation: &Simulation) -> Answer {
+    let apps: Vec<Value> = simulation
         .apps
         .keys()
         .map(|id| {

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// What stands before the signature in `X-Webhook-Signature`.
+/// The prefix of the signature in `X-Webhook-Signature`.
 pub const SIGNATURE_PREFIX: &str = "rsassa-pss-sha256=";
 
 /// Keys below this size are refused: the bridge would refuse their signatures too.
@@ -32,7 +32,7 @@ pub const KEY_BITS_MIN: usize = 2048;
 /// Keys above this size are refused: making one takes minutes.
 pub const KEY_BITS_MAX: usize = 8192;
 
-/// How many retired keys a set goes on publishing when keys are rotated with overlap.
+/// How many retired keys a set still publishes when keys are rotated with overlap.
 pub const RETIRED_KEYS_MAX: usize = 7;
 
 const DIGEST_BYTES: usize = 32;
@@ -40,7 +40,7 @@ const DIGEST_BYTES: usize = 32;
 /// Why a key could not be made, loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The size asked for is outside what a bridge accepts.
+    /// The requested size is not one that a bridge accepts.
     #[error("a key of {bits} bits is not usable: take {KEY_BITS_MIN} to {KEY_BITS_MAX} bits")]
     Size {
         /// The modulus in bits.

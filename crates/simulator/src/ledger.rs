@@ -1,5 +1,5 @@
-//! What was sent, how often, and what became of it: the sender's own account of a run, to hold
-//! against the bridge's log. Knows events by id and type, never by payload.
+//! The sender's record of a run: what was sent, how often, and how it ended, to compare with the bridge's
+//! log. Knows events by id and type, never by payload.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,13 +13,13 @@ use serde::{Serialize, Serializer};
 
 use super::batch::{Batch, EventRef};
 
-/// What one attempt came to, as the sender sees it.
+/// The result of one attempt, as the sender sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptResult {
     /// An answer with this status came in time. Only 200 is success.
     Status(u16),
-    /// The receiver answered with this status, and the simulator pretends the answer never came:
-    /// to the sender it is a timeout.
+    /// The receiver answered with this status, but the simulator ignores the answer: for the sender it
+    /// is a timeout.
     AnswerLost(u16),
     /// No answer within the time allowed.
     TimedOut,
@@ -30,7 +30,7 @@ pub enum AttemptResult {
 }
 
 impl AttemptResult {
-    /// Whether the sender takes the batch for delivered.
+    /// Whether the sender counts the batch as delivered.
     #[must_use]
     pub fn is_acknowledged(self) -> bool {
         self == Self::Status(200)
@@ -77,7 +77,7 @@ pub struct Attempt {
     pub at: Timestamp,
     /// How long it took.
     pub took: Duration,
-    /// What it came to.
+    /// Its result.
     pub result: AttemptResult,
 }
 
@@ -85,7 +85,7 @@ pub struct Attempt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(u64);
 
-/// One batch on its way to one webhook.
+/// The delivery of one batch to one webhook.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// Its number.
@@ -123,7 +123,7 @@ pub struct Totals {
     pub batches_given_up: u64,
     /// Batches dropped because the webhook or the simulator ended.
     pub batches_abandoned: u64,
-    /// What the latest failed attempt came to.
+    /// The result of the latest failed attempt.
     pub latest_failure: Option<AttemptResult>,
 }
 
@@ -142,14 +142,14 @@ pub struct Line {
     pub first_sent_at: Option<Timestamp>,
     /// How many attempts carried it.
     pub attempts: usize,
-    /// What they came to, in order.
+    /// Their results, in order.
     pub results: Vec<AttemptResult>,
     /// When the first 200 came.
     #[serde(serialize_with = "rfc3339")]
     pub acknowledged_at: Option<Timestamp>,
 }
 
-/// The account of a run. Keeps at most `deliveries_max` deliveries; beyond it the oldest finished
+/// The record of a run. Keeps at most `deliveries_max` deliveries; beyond it the oldest finished
 /// ones are forgotten, and [`Ledger::forgotten`] counts them.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -175,7 +175,7 @@ impl Ledger {
         }
     }
 
-    /// Enters a batch that is about to be sent.
+    /// Records a batch that is about to be sent.
     pub fn open(&mut self, webhook_id: &str, batch: &Batch) -> DeliveryId {
         let id = DeliveryId(self.next);
         self.next += 1;
@@ -200,7 +200,7 @@ impl Ledger {
         id
     }
 
-    /// Enters an attempt. One on a delivery that was forgotten meanwhile still counts in the sums.
+    /// Records an attempt. An attempt of a delivery that is no longer listed counts in the sums.
     pub fn record(&mut self, id: DeliveryId, attempt: Attempt) {
         self.totals.attempts += 1;
         if !attempt.result.is_acknowledged() {
@@ -220,7 +220,7 @@ impl Ledger {
         }
     }
 
-    /// Enters how a delivery ended.
+    /// Records how a delivery ended.
     pub fn close(&mut self, id: DeliveryId, outcome: Outcome) {
         let Some(delivery) = self.deliveries.get_mut(&id) else {
             return;

@@ -1,9 +1,8 @@
-//! A local stand-in for Prelude: app hosts with key sets, the management API, the activation
-//! challenge, and signed deliveries with retries, on loopback sockets. It plays what is documented
-//! as documented, and has a switch for every plausible form of what is not.
+//! A local simulator of Prelude: app hosts with key sets, the management API, the activation challenge,
+//! and signed deliveries with retries, on loopback sockets. It does what Prelude documents, and has a
+//! switch for every plausible form of what Prelude does not document.
 //!
-//! It stands outside the bridge and shares no code with it: what one writes wrongly, the other
-//! must not read rightly by the same mistake.
+//! It shares no code with the bridge, so that the same mistake cannot be in both.
 //!
 //! ```text
 //! events   -> batch    -> delivery (keys, schedule) -> POST to the receiver
@@ -64,7 +63,7 @@ pub use self::{
 };
 use self::{
     delivery::AttemptFailure,
-    state::{App, Shared, lock},
+    state::{App, Simulation, lock},
     webhooks::Draft,
 };
 
@@ -77,16 +76,16 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// What [`Simulator::emit`] sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Emitted {
-    /// Events that at least one webhook got.
+    /// Events that were sent to at least one webhook.
     pub events: usize,
-    /// Batches, one for each webhook with an event it wants.
+    /// Batches, one for each webhook that has chosen an event of it.
     pub batches: usize,
 }
 
-/// A running stand-in. Cheap to clone; when the last clone is dropped everything it runs ends.
+/// A running simulator. Cheap to clone; dropping the last clone ends everything that it runs.
 #[derive(Clone)]
 pub struct Simulator {
-    shared: Arc<Shared>,
+    simulation: Arc<Simulation>,
     address: SocketAddr,
     _stop: Arc<DropGuard>,
 }
@@ -119,22 +118,23 @@ impl Simulator {
             None => getrandom::u64().map_err(Error::Seed)?,
         };
         let client = client(&options)?;
-        let shared = tokio::task::spawn_blocking(move || Shared::new(options, seed, client))
-            .await
-            .map_err(|_| Error::Stopped)??;
-        let shared = Arc::new(shared);
-        shared
+        let simulation =
+            tokio::task::spawn_blocking(move || Simulation::new(options, seed, client))
+                .await
+                .map_err(|_| Error::Stopped)??;
+        let simulation = Arc::new(simulation);
+        simulation
             .tasks
-            .spawn(host::serve(listener, Arc::clone(&shared)));
-        let stop = Arc::new(shared.stopped.clone().drop_guard());
+            .spawn(host::serve(listener, Arc::clone(&simulation)));
+        let stop = Arc::new(simulation.stopped.clone().drop_guard());
         Ok(Self {
-            shared,
+            simulation,
             address,
             _stop: stop,
         })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -146,13 +146,13 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// What the management API takes as a bearer token.
+    /// The management key, which the management API takes as a bearer token.
     #[must_use]
     pub fn management_token(&self) -> &str {
-        &self.shared.options.management_token
+        &self.simulation.options.management_token
     }
 
-    /// Where an app's key set is served.
+    /// The URL of an app's key set.
     #[must_use]
     pub fn jwks_url(&self, app_id: &str) -> String {
         format!("http://{}/apps/{app_id}{}", self.address, host::JWKS_PATH)
@@ -160,13 +160,13 @@ impl Simulator {
 
     /// The ids of its apps.
     pub fn app_ids(&self) -> impl Iterator<Item = &str> {
-        self.shared.apps.keys().map(String::as_str)
+        self.simulation.apps.keys().map(String::as_str)
     }
 
     /// The seed its events and faults follow.
     #[must_use]
     pub fn seed(&self) -> u64 {
-        self.shared.seed
+        self.simulation.seed
     }
 
     /// An app's key set as it is served now.
@@ -174,7 +174,7 @@ impl Simulator {
     /// # Errors
     /// [`Error::UnknownApp`].
     pub fn jwks(&self, app_id: &str) -> Result<Value, Error> {
-        Ok(host::published(&self.shared, self.app(app_id)?))
+        Ok(host::published(&self.simulation, self.app(app_id)?))
     }
 
     /// How often an app's key set was asked for, refusals while it was down included.
@@ -185,7 +185,7 @@ impl Simulator {
         Ok(self.app(app_id)?.jwks_fetches())
     }
 
-    /// Takes an app's key set off the air (503), or brings it back.
+    /// Stops serving an app's key set (503), or serves it again.
     ///
     /// # Errors
     /// [`Error::UnknownApp`].
@@ -205,7 +205,7 @@ impl Simulator {
         let next = match spare {
             Some(key) => key,
             None => {
-                let bits = self.shared.options.key_bits;
+                let bits = self.simulation.options.key_bits;
                 tokio::task::spawn_blocking(move || SigningKey::generate(bits))
                     .await
                     .map_err(|_| Error::Stopped)??
@@ -222,18 +222,18 @@ impl Simulator {
     /// [`Error::UnknownApp`], [`Error::Key`].
     pub async fn sign(&self, app_id: &str, body: &[u8]) -> Result<String, Error> {
         let body = bytes::Bytes::copy_from_slice(body);
-        Ok(delivery::sign(&self.shared, app_id, body).await?.header)
+        Ok(delivery::sign(&self.simulation, app_id, body).await?.header)
     }
 
     /// Changes how deliveries look from now on.
     pub fn set_wire(&self, wire: WireStyle) {
-        *lock(&self.shared.wire) = wire;
+        *lock(&self.simulation.wire) = wire;
     }
 
     /// How deliveries look now.
     #[must_use]
     pub fn wire(&self) -> WireStyle {
-        *lock(&self.shared.wire)
+        *lock(&self.simulation.wire)
     }
 
     /// Changes what goes wrong from now on.
@@ -242,14 +242,14 @@ impl Simulator {
     /// [`Error::Options`] if a share is no probability.
     pub fn set_faults(&self, faults: Faults) -> Result<(), Error> {
         faults.check()?;
-        *lock(&self.shared.faults) = faults;
+        *lock(&self.simulation.faults) = faults;
         Ok(())
     }
 
-    /// What goes wrong now.
+    /// The faults in force.
     #[must_use]
     pub fn faults(&self) -> Faults {
-        *lock(&self.shared.faults)
+        *lock(&self.simulation.faults)
     }
 
     /// Registers a webhook and activates it, as a user does in two calls. Returns its id.
@@ -271,13 +271,13 @@ impl Simulator {
             events: Some(events.to_vec()),
         };
         let id = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.create(app_id, draft))?
             .id;
-        match management::activate(&self.shared, app_id, &id).await {
+        match management::activate(&self.simulation, app_id, &id).await {
             Ok(_) => Ok(id),
             Err(error) => {
-                self.shared
+                self.simulation
                     .change_webhooks(|registry| registry.delete(app_id, &id))?;
                 Err(match error {
                     management::Error::Activation(failure) => Error::Activation(failure),
@@ -290,10 +290,10 @@ impl Simulator {
 
     /// Waits until some app has an active webhook. False if the simulator stops before.
     pub async fn wait_for_webhook(&self) -> bool {
-        let mut active = self.shared.active.subscribe();
+        let mut active = self.simulation.active.subscribe();
         tokio::select! {
             changed = active.wait_for(|count| *count > 0) => changed.is_ok(),
-            () = self.shared.stopped.cancelled() => false,
+            () = self.simulation.stopped.cancelled() => false,
         }
     }
 
@@ -333,7 +333,7 @@ impl Simulator {
     /// # Errors
     /// [`Error::NoAnswer`] says what happened instead of an answer; [`Error::UnknownApp`].
     pub async fn post(&self, url: &str, batch: &Batch) -> Result<Answer, Error> {
-        delivery::post(&self.shared, url, batch)
+        delivery::post(&self.simulation, url, batch)
             .await
             .map_err(|failure| match failure {
                 AttemptFailure::Http(result) => Error::NoAnswer(result),
@@ -347,7 +347,7 @@ impl Simulator {
     /// # Errors
     /// [`Error::UnknownWebhook`], [`Error::UnknownApp`], [`Error::Stopped`].
     pub async fn send(&self, webhook_id: &str, batch: Batch) -> Result<Ticket, Error> {
-        delivery::start(&self.shared, webhook_id, batch).await
+        delivery::start(&self.simulation, webhook_id, batch).await
     }
 
     /// Puts a batch on its way and waits for how it ends.
@@ -378,7 +378,7 @@ impl Simulator {
     /// Those of [`Simulator::send`].
     pub async fn emit_events(&self, app_id: &str, events: &[Event]) -> Result<Emitted, Error> {
         let targets: Vec<(String, Vec<EventType>)> = {
-            let registry = lock(&self.shared.registry);
+            let registry = lock(&self.simulation.registry);
             let active = registry.of_app(app_id).filter(|webhook| webhook.active);
             active
                 .map(|webhook| (webhook.id.clone(), webhook.events.clone()))
@@ -410,39 +410,39 @@ impl Simulator {
     /// How many batches are on their way, those waiting for a retry included.
     #[must_use]
     pub fn outstanding(&self) -> usize {
-        *self.shared.outstanding.borrow()
+        *self.simulation.outstanding.borrow()
     }
 
     /// Waits until no batch is on its way. False if some still are after this time.
     pub async fn settle(&self, timeout: Duration) -> bool {
-        let mut outstanding = self.shared.outstanding.subscribe();
+        let mut outstanding = self.simulation.outstanding.subscribe();
         let settled = outstanding.wait_for(|count| *count == 0);
         matches!(tokio::time::timeout(timeout, settled).await, Ok(Ok(_)))
     }
 
-    /// The account so far. Copies it: ask for it when it is needed, not in a loop.
+    /// A copy of the ledger. Copying takes time: do not call this in a loop.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
-        lock(&self.shared.ledger).clone()
+        lock(&self.simulation.ledger).clone()
     }
 
-    /// The sums of the account so far, which are cheap to ask for.
+    /// The sums of the ledger. Cheap.
     #[must_use]
     pub fn totals(&self) -> ledger::Totals {
-        lock(&self.shared.ledger).totals()
+        lock(&self.simulation.ledger).totals()
     }
 
     /// Ends everything it runs: batches on their way are abandoned, connections closed. The
     /// ledger can still be read.
     pub async fn stop(&self) {
-        self.shared.stopped.cancel();
-        self.shared.tasks.close();
+        self.simulation.stopped.cancel();
+        self.simulation.tasks.close();
         // What is not over by then are connections whose client does not read.
-        let _ = tokio::time::timeout(STOP_TIMEOUT, self.shared.tasks.wait()).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.simulation.tasks.wait()).await;
     }
 
     fn app(&self, app_id: &str) -> Result<&App, Error> {
-        self.shared
+        self.simulation
             .apps
             .get(app_id)
             .ok_or_else(|| Error::UnknownApp(app_id.to_owned()))

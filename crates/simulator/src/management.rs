@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq as _;
 use super::{
     activation::{Challenge, Failure},
     events::EventType,
-    state::{Shared, lock},
+    state::{Simulation, lock},
     webhooks::{self, Draft},
 };
 
@@ -84,13 +84,13 @@ struct EventBody {
 
 /// Answers a call. `path` is what follows `/v2/session/apps/`.
 pub(super) async fn answer(
-    shared: &Arc<Shared>,
+    simulation: &Arc<Simulation>,
     method: &Method,
     path: &str,
     authorization: Option<&[u8]>,
     body: &[u8],
 ) -> Result<(StatusCode, Option<Value>), Error> {
-    let expected = format!("Bearer {}", shared.options.management_token);
+    let expected = format!("Bearer {}", simulation.options.management_token);
     let given = authorization.unwrap_or_default();
     if !bool::from(given.ct_eq(expected.as_bytes())) {
         return Err(Error::Unauthorized);
@@ -100,10 +100,14 @@ pub(super) async fn answer(
         [app, "webhooks", rest @ ..] => (*app, rest),
         _ => return Err(Error::UnknownPath),
     };
-    if !shared.apps.contains_key(app) {
+    if !simulation.apps.contains_key(app) {
         return Err(Error::UnknownApp(app.to_owned()));
     }
-    let call = Call { shared, app, body };
+    let call = Call {
+        simulation,
+        app,
+        body,
+    };
     match (method.as_str(), rest) {
         ("POST", []) => call.create(),
         ("GET", []) => Ok(call.list()),
@@ -123,20 +127,20 @@ pub(super) async fn answer(
 
 /// Asks the challenge of a webhook and switches it on if it is met.
 pub(super) async fn activate(
-    shared: &Arc<Shared>,
+    simulation: &Arc<Simulation>,
     app_id: &str,
     id: &str,
 ) -> Result<webhooks::Webhook, Error> {
-    let webhook = lock(&shared.registry).get(app_id, id)?.clone();
-    let wide = lock(&shared.wire).wide_challenge;
-    let challenge = Challenge::new(lock(&shared.dice).next_u64(), wide);
+    let webhook = lock(&simulation.registry).get(app_id, id)?.clone();
+    let wide = lock(&simulation.wire).wide_challenge;
+    let challenge = Challenge::new(lock(&simulation.dice).next_u64(), wide);
     let asked = challenge
-        .ask(
-            &shared.client,
+        .send(
+            &simulation.client,
             &webhook.url,
             app_id,
             &webhook.verification_token,
-            shared.options.answer_timeout,
+            simulation.options.answer_timeout,
         )
         .await;
     let code = match &asked {
@@ -145,16 +149,16 @@ pub(super) async fn activate(
         Err(Failure::Url(_) | Failure::Unreachable | Failure::TimedOut) => None,
     };
     if let Some(code) = code {
-        lock(&shared.registry).note_http_code(id, code);
+        lock(&simulation.registry).note_http_code(id, code);
     }
     asked?;
-    Ok(shared.change_webhooks(|registry| registry.set_active(app_id, id, true))?)
+    Ok(simulation.change_webhooks(|registry| registry.set_active(app_id, id, true))?)
 }
 
 type Answer = Result<(StatusCode, Option<Value>), Error>;
 
 struct Call<'a> {
-    shared: &'a Arc<Shared>,
+    simulation: &'a Arc<Simulation>,
     app: &'a str,
     body: &'a [u8],
 }
@@ -168,13 +172,13 @@ impl Call<'_> {
         let draft: DraftBody = self.parse()?;
         let app = self.app;
         let made = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.create(app, draft.into()))?;
         Ok(shown(StatusCode::CREATED, &made))
     }
 
     fn list(&self) -> (StatusCode, Option<Value>) {
-        let registry = lock(&self.shared.registry);
+        let registry = lock(&self.simulation.registry);
         let all: Vec<Value> = registry
             .of_app(self.app)
             .map(webhooks::Webhook::to_json)
@@ -183,7 +187,7 @@ impl Call<'_> {
     }
 
     fn get(&self, id: &str) -> Answer {
-        let registry = lock(&self.shared.registry);
+        let registry = lock(&self.simulation.registry);
         Ok(shown(StatusCode::OK, registry.get(self.app, id)?))
     }
 
@@ -191,13 +195,13 @@ impl Call<'_> {
         let draft: DraftBody = self.parse()?;
         let app = self.app;
         let changed = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.update(app, id, draft.into()))?;
         Ok(shown(StatusCode::OK, &changed))
     }
 
     fn delete(&self, id: &str) -> Answer {
-        self.shared
+        self.simulation
             .change_webhooks(|registry| registry.delete(self.app, id))?;
         Ok((StatusCode::NO_CONTENT, None))
     }
@@ -205,14 +209,14 @@ impl Call<'_> {
     async fn activate(&self, id: &str) -> Answer {
         Ok(shown(
             StatusCode::OK,
-            &activate(self.shared, self.app, id).await?,
+            &activate(self.simulation, self.app, id).await?,
         ))
     }
 
     fn deactivate(&self, id: &str) -> Answer {
         let app = self.app;
         let changed = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.set_active(app, id, false))?;
         Ok(shown(StatusCode::OK, &changed))
     }
@@ -221,7 +225,7 @@ impl Call<'_> {
         let EventBody { event } = self.parse()?;
         let app = self.app;
         let changed = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.add_event(app, id, event))?;
         Ok(shown(StatusCode::CREATED, &changed))
     }
@@ -232,7 +236,7 @@ impl Call<'_> {
             .map_err(|error: super::events::UnknownType| Error::Body(error.to_string()))?;
         let app = self.app;
         let changed = self
-            .shared
+            .simulation
             .change_webhooks(|registry| registry.remove_event(app, id, event))?;
         Ok(shown(StatusCode::OK, &changed))
     }

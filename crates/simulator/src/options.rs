@@ -157,7 +157,7 @@ pub struct Options {
     pub seed: Option<u64>,
     /// How deliveries look.
     pub wire: WireStyle,
-    /// What goes wrong.
+    /// The faults to inject.
     pub faults: Faults,
     /// When failed deliveries are tried again.
     pub retry: RetrySchedule,

@@ -1,5 +1,5 @@
-//! What the parts of a running simulator share: apps with their keys and worlds, webhooks, ledger,
-//! switches. Owns the locks; none is ever held across an await.
+//! The state of a running simulator, which its parts share: apps with their keys and generators,
+//! webhooks, ledger, switches. Owns the locks; none is ever held across an await.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,10 +21,10 @@ use super::{
     webhooks::{self, Registry},
 };
 
-/// One app as it runs.
+/// One simulated app.
 pub(super) struct App {
     pub(super) ring: Mutex<KeyRing>,
-    /// Keys that were given and not used yet.
+    /// Keys that were configured and not used yet.
     pub(super) spare: Mutex<VecDeque<SigningKey>>,
     pub(super) world: Mutex<Generator>,
     /// Whether the key set can be fetched.
@@ -42,7 +42,7 @@ impl App {
     }
 }
 
-pub(super) struct Shared {
+pub(super) struct Simulation {
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) apps: BTreeMap<String, App>,
@@ -52,11 +52,11 @@ pub(super) struct Shared {
     pub(super) faults: Mutex<Faults>,
     pub(super) dice: Mutex<Random>,
     pub(super) client: reqwest::Client,
-    /// Bounds the batches on their way.
+    /// Bounds the batches in progress.
     pub(super) deliveries: Arc<Semaphore>,
-    /// Bounds the requests being made.
+    /// Bounds the requests in progress.
     pub(super) requests: Semaphore,
-    /// How many batches are on their way.
+    /// How many batches are in progress.
     pub(super) outstanding: watch::Sender<usize>,
     /// How many webhooks are active.
     pub(super) active: watch::Sender<usize>,
@@ -64,7 +64,7 @@ pub(super) struct Shared {
     pub(super) stopped: CancellationToken,
 }
 
-impl Shared {
+impl Simulation {
     /// # Errors
     /// Those of key generation. Blocks while keys are made.
     pub(super) fn new(

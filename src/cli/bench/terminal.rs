@@ -1,4 +1,4 @@
-//! Owns what the person at the terminal sees of a run: progress on stderr, figures on stdout.
+//! Prints a run: progress on stderr, figures on stdout.
 
 use std::{
     fmt::Display,
@@ -35,7 +35,7 @@ impl Terminal {
 impl Observer for Terminal {
     fn progress(&self, text: &str) {
         let seconds = self.started.elapsed().as_secs();
-        // A stderr that is gone changes nothing.
+        // A closed stderr changes nothing.
         let _ = writeln!(anstream::stderr(), "{DIM}{seconds:>4} s  {text}{DIM:#}");
     }
 

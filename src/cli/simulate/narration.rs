@@ -26,7 +26,7 @@ pub(super) async fn progress(simulator: &Simulator) -> Infallible {
         }
         let (sent, acknowledged) = (now.events, now.events_acknowledged);
         let waiting = simulator.outstanding();
-        say(&format!(
+        print_note(&format!(
             "{sent} events sent, {acknowledged} acknowledged, {waiting} batches on their way"
         ));
         if now.failed_attempts > before.failed_attempts
@@ -77,7 +77,7 @@ pub(super) fn introduce(args: &Args, simulator: &Simulator) {
     }
     text.push_str("A bridge that trusts it is started with\n\n");
     text.push_str(&serve_command(args, simulator));
-    say(&text);
+    print_note(&text);
 }
 
 /// The command that starts a bridge for this simulator. A token that was given is not repeated.
@@ -107,7 +107,7 @@ fn serve_command(args: &Args, simulator: &Simulator) -> String {
     text
 }
 
-/// A line for the person at the terminal. A stderr that is gone changes nothing.
-pub(super) fn say(text: &str) {
+/// Prints a line to stderr. A closed stderr changes nothing.
+pub(super) fn print_note(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }

@@ -1,7 +1,6 @@
 //! Owns how an event looks: a line for people, a JSON object, or the JSON as it was signed. Pure.
 //!
-//! What an event says was written by somebody else, so for people everything that could steer a
-//! terminal is written as an escape.
+//! Others wrote the content of an event, so control characters are escaped for people.
 
 use std::borrow::Cow;
 
@@ -20,17 +19,17 @@ use crate::proto::{Event, Identifier, PayloadFormat, event::Payload};
 
 /// The longest documented type, `user.identifier.created`.
 const TYPE_WIDTH: usize = 23;
-/// Columns grow with what they hold, up to here.
+/// Columns grow with their content up to this width.
 const COLUMN_WIDTH_MAX: usize = 32;
 /// The same on a terminal, where ids are shortened.
 const SHORT_ID_WIDTH_MAX: usize = 12;
-/// So many of an id's last characters tell it from others: the first ones are often its time.
+/// How many of an id's last characters are shown: the first ones are often its time.
 const SHORT_ID_END: usize = 7;
-/// The details of an event are cut here, in columns: a line is for glancing at.
+/// The details of an event are cut at this width.
 const DETAIL_COLUMNS_MAX: usize = 160;
-/// Below this a terminal has no room for fractions of seconds and sequence numbers beside details.
+/// A narrower terminal does not show fractions of seconds and sequence numbers.
 const ROOMY_COLUMNS: usize = 100;
-/// Details that would get fewer columns say nothing.
+/// Details that would get fewer columns are not shown.
 const DETAIL_COLUMNS_MIN: usize = 8;
 /// What separates two cells.
 const GAP: &str = "  ";
@@ -45,7 +44,7 @@ pub(in crate::cli) struct Formatter {
     has_colour: bool,
     width: Width,
     zone: TimeZone,
-    /// What the last heading said.
+    /// The last heading.
     day: Option<(Date, Offset)>,
     app_width: usize,
     user_width: usize,
@@ -80,7 +79,7 @@ impl Formatter {
         self.output
     }
 
-    /// What has to be asked for to be shown.
+    /// A field that is shown only on request.
     pub(super) fn payload_format(&self) -> PayloadFormat {
         match self.output {
             Output::Human => PayloadFormat::Typed,
@@ -112,7 +111,7 @@ impl Formatter {
         }
     }
 
-    /// For files and other programs: a line that is understood alone.
+    /// For files and other programs: a line with all fields.
     fn whole(&mut self, event: &Event, at: Option<&Zoned>) -> String {
         let received_at = at.map_or_else(String::new, |at| {
             at.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
@@ -226,7 +225,7 @@ fn type_cell(event: &Event) -> Cell<'_> {
     cell(escape(&event.r#type), style, TYPE_WIDTH)
 }
 
-/// An id with its middle left out: `usr_…rfsgt1x` says which kind it is of, and which of them.
+/// An id without its middle: `usr_…rfsgt1x` shows its kind and its last characters.
 fn short(id: &str) -> String {
     let count = id.chars().count();
     if count <= SHORT_ID_WIDTH_MAX {
@@ -246,7 +245,7 @@ fn column_width(width: usize, text: &str, width_max: usize) -> usize {
     width.max(terminal::columns(text)).min(width_max)
 }
 
-/// The colour says what became of the subject: new, gone or changed.
+/// The colour shows what happened to the subject: created, removed or changed.
 fn type_style(event_type: &str) -> Style {
     let colour = match event_type.rsplit('.').next() {
         Some("created") => AnsiColor::Green,
@@ -257,7 +256,7 @@ fn type_style(event_type: &str) -> Style {
     Style::new().fg_color(Some(Color::Ansi(colour)))
 }
 
-/// What is particular about an event, in a few words, or in fewer.
+/// The details of an event, in a long and a short form.
 fn detail(payload: &Payload, is_short: bool) -> String {
     let id = |id: &str| if is_short { short(id) } else { id.to_owned() };
     let identifier = |identifier: &Identifier| match is_short {
@@ -308,7 +307,7 @@ fn detail(payload: &Payload, is_short: bool) -> String {
     }
 }
 
-/// Writes what could steer a terminal, or turn around how its text reads, as an escape.
+/// Escapes control characters and characters that change the direction of text.
 fn escape(text: &str) -> Cow<'_, str> {
     let is_harmful = |character: char| {
         character.is_control()

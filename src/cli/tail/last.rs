@@ -1,7 +1,7 @@
 //! Owns where `--last N` begins. The contract can start at a time or a cursor, but not at a number of
 //! events from the end, as a filter decides which events count. So this looks back from the head,
-//! slice by slice, and reads no slice twice. The place that a stream starts after is told in its
-//! first response, so a slice of about the right number of events is found by asking for times.
+//! slice by slice, and reads no slice twice. The first response of a stream has the position that it
+//! starts after, so a slice with about the right number of events is found by trying times.
 
 use std::{
     collections::VecDeque,
@@ -16,17 +16,17 @@ use crate::{
     proto::{LogEnd, PayloadFormat},
 };
 
-/// A slice is not made smaller than this: reading some events costs less than asking again.
+/// The smallest slice: reading some events costs less than another call.
 const EXCESS_EVENTS: u64 = 100;
 /// How much larger the next slice is when the last one had too few matches, at least.
 const SLICE_FACTOR: u64 = 8;
 const SLICE_EVENTS_MIN: u64 = 1_000;
-/// Halving half a year as often leads to a minute, and every other question is a better guess.
+/// Halving half a year this often leads to a minute, and every other call is a better guess.
 const QUESTIONS_MAX: u32 = 32;
-/// What the log's times are precise to.
+/// The precision of the log's times.
 const TICK: Duration = Duration::from_micros(1);
 
-/// Finds the place from which on `count` events match, or the earliest if there are fewer.
+/// Finds the cursor after which `count` events match, or the earliest if there are fewer.
 ///
 /// # Errors
 /// Those of the client that do not pass.
@@ -69,10 +69,10 @@ pub(super) async fn find(client: &Client, request: &Request, count: u64) -> Resu
     }
 }
 
-/// A place between two events.
+/// A position between two events.
 struct Edge {
     cursor: String,
-    /// Of the event before it.
+    /// The sequence number of the event before it.
     sequence: u64,
     /// A time that leads there.
     at: SystemTime,
@@ -86,11 +86,11 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// A place with at least `wanted` events between it and `upper`, and not many more; `None` for
+    /// A position with at least `wanted` events between it and `upper`, and not many more; `None` for
     /// the earliest end.
     async fn lower_edge(&self, upper: &Edge, wanted: u64) -> Result<Option<Edge>, Error> {
         let enough = wanted.saturating_mul(2).saturating_add(EXCESS_EVENTS);
-        // How many events there are from two times on, one of them too many and one too few.
+        // The numbers of events after two times: one too many, and one too few.
         let (mut low, mut many) = (
             self.earliest_at,
             (upper.sequence + 1).saturating_sub(self.earliest.sequence),
@@ -103,7 +103,7 @@ impl Search<'_> {
                 break;
             }
             let share = match question % 2 {
-                // As if events came evenly.
+                // Assumes that events arrive evenly.
                 0 => share(wanted.saturating_add(enough) / 2 - few, many - few),
                 _ => 0.5,
             };
@@ -119,7 +119,8 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// Where a stream from a time on starts. Its stop position is behind it, so it ends at once.
+    /// The position at which a stream from this time starts. Its stop position is before it, so the
+    /// stream ends at once.
     async fn edge_at(&self, at: SystemTime) -> Result<Edge, Error> {
         let request = self
             .request
@@ -147,8 +148,7 @@ impl Search<'_> {
         Ok(edge)
     }
 
-    /// The places around the newest `count` matches of a slice: the one before the first, and those
-    /// after each.
+    /// The positions around the newest `count` matches of a slice: before the first, and after each.
     async fn read(
         &self,
         lower: Option<&Edge>,
@@ -187,7 +187,7 @@ fn warn_of(notice: &Notice) {
     }
 }
 
-/// Never all and never nothing, so that every question narrows the span.
+/// Never all and never nothing, so that every call narrows the span.
 fn share(part: u64, whole: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a guess")]
     let share = part as f64 / whole.max(1) as f64;

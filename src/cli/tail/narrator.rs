@@ -1,9 +1,9 @@
-//! Owns what is said on stderr beside the events. Pure.
+//! Decides which notices are reported on stderr. Pure.
 
 use super::{Output, printer::Remark};
 use crate::client::Notice;
 
-/// Tells of notices, as far as somebody at a terminal or in front of a log wants to know.
+/// Turns notices into remarks for the person at the terminal or for a log.
 pub(super) struct Narrator {
     output: Output,
     was_interrupted: bool,
@@ -19,8 +19,8 @@ impl Narrator {
         }
     }
 
-    /// What to say, if anything.
-    pub(super) fn tell(&mut self, notice: &Notice) -> Option<Remark> {
+    /// The remark about a notice, if there is one.
+    pub(super) fn remark(&mut self, notice: &Notice) -> Option<Remark> {
         match notice {
             Notice::Reconnecting { .. } => {
                 self.was_interrupted = true;
@@ -34,14 +34,14 @@ impl Narrator {
                 let place = started.after_sequence;
                 Some(Remark::Plain(format!("reconnected, after event {place}")))
             }
-            // Who looks at a terminal wants to know that silence is not failure; once is enough.
+            // At a terminal, silence could look like a failure. Said once.
             Notice::CaughtUp(_) if self.output == Output::Human && !self.was_caught_up => {
                 self.was_caught_up = true;
                 Some(Remark::Plain(
                     "waiting for new events; Ctrl-C ends".to_owned(),
                 ))
             }
-            // Those that a later client knows need no sentence either.
+            // The same for notices that a later client library adds.
             _ => None,
         }
     }
@@ -59,7 +59,10 @@ mod tests {
 
     fn said(output: Output, notices: &[Notice]) -> Vec<Option<Remark>> {
         let mut narrator = Narrator::new(output);
-        notices.iter().map(|notice| narrator.tell(notice)).collect()
+        notices
+            .iter()
+            .map(|notice| narrator.remark(notice))
+            .collect()
     }
 
     fn warning(text: &str) -> Option<Remark> {

@@ -1,6 +1,6 @@
-//! Owns writing: a thread that prints lines in order and remembers how far it came.
+//! Owns writing: a thread prints lines in order and records what it has written.
 //!
-//! Stdout can stand still for as long as its reader likes. On a thread of its own that stops
+//! A write to stdout can block for as long as its reader does not read. In a thread of its own it blocks
 //! neither signals nor the connection, and a program that ends does not wait for it.
 
 use std::{
@@ -16,7 +16,7 @@ use tokio::sync::{
 
 use crate::cli::exit::{self, Exit, Failure};
 
-/// How many lines may wait. More would only be printed later than they could be read.
+/// How many lines may wait. With more, lines would only be printed later.
 const LINES_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -27,30 +27,30 @@ pub(super) enum Line {
     Event {
         /// With its newline.
         text: Vec<u8>,
-        /// The place after it.
+        /// The cursor after it.
         cursor: String,
     },
     /// A notice, to stderr if it says anything.
     Notice {
         text: Option<Remark>,
-        /// The place after it.
+        /// The cursor after it.
         cursor: Option<String>,
     },
 }
 
-/// Something for stderr.
+/// A line for stderr.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Remark {
-    /// As things should be.
+    /// Information.
     Plain(String),
-    /// Odd, but the command goes on.
+    /// A warning; the command continues.
     Warning(String),
 }
 
-/// How far stdout is.
+/// What has been written to stdout.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
-    /// The place after everything that was written and flushed.
+pub(super) struct Written {
+    /// The cursor after everything that was written and flushed.
     pub(super) cursor: Option<String>,
     /// How many events that was.
     pub(super) events: u64,
@@ -66,13 +66,13 @@ impl Printer {
     /// Starts to print to `out`.
     pub(super) fn start(
         out: impl Write + Send + 'static,
-        place: Arc<Mutex<Place>>,
+        written: Arc<Mutex<Written>>,
     ) -> Result<Self, Failure> {
         let (lines, receiver) = mpsc::channel(LINES_MAX);
         let (sender, done) = oneshot::channel();
         let work = move || {
-            // Nobody listens when the program ends at once.
-            let _ = sender.send(print_all(receiver, out, &place));
+            // The receiver is gone if the program ends at once.
+            let _ = sender.send(print_all(receiver, out, &written));
         };
         match thread::Builder::new().name("printer".into()).spawn(work) {
             Ok(_) => Ok(Self { lines, done }),
@@ -101,9 +101,9 @@ impl Printer {
     }
 }
 
-/// The place, also when a thread that held it panicked: it is replaced whole.
-pub(super) fn locked(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
-    place.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks it, also after a thread that held the lock panicked: the value is always replaced whole.
+pub(super) fn locked(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
+    written.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Flushes whenever nothing waits: a line never stays in the buffer, and many together cost one
@@ -111,16 +111,16 @@ pub(super) fn locked(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
 fn print_all(
     mut lines: mpsc::Receiver<Line>,
     out: impl Write,
-    place: &Mutex<Place>,
+    written: &Mutex<Written>,
 ) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
-    let mut reached = Place::default();
+    let mut reached = Written::default();
     loop {
         let line = match lines.try_recv() {
             Ok(line) => Some(line),
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
                 out.flush()?;
-                locked(place).clone_from(&reached);
+                locked(written).clone_from(&reached);
                 lines.blocking_recv()
             }
         };
@@ -205,8 +205,8 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_written_in_order_and_the_place_follows() {
-        let (out, place) = (Shared::default(), Arc::default());
-        let printer = Printer::start(out.clone(), Arc::clone(&place)).unwrap();
+        let (out, written) = (Shared::default(), Arc::default());
+        let printer = Printer::start(out.clone(), Arc::clone(&written)).unwrap();
         for sequence in 1..=200 {
             assert!(printer.print(event(sequence)).await);
         }
@@ -219,11 +219,11 @@ mod tests {
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
         let expected: Vec<String> = (1..=200).map(|sequence| sequence.to_string()).collect();
         assert_eq!(text.lines().collect::<Vec<_>>(), expected);
-        let reached = Place {
+        let reached = Written {
             cursor: Some("cursor-250".into()),
             events: 200,
         };
-        assert_eq!(*locked(&place), reached);
+        assert_eq!(*locked(&written), reached);
     }
 
     #[tokio::test]
@@ -239,16 +239,16 @@ mod tests {
     #[tokio::test]
     async fn what_is_stuck_does_not_count_as_written() {
         let (release, wait) = std::sync::mpsc::channel();
-        let place = Arc::default();
-        let printer = Printer::start(Stuck(wait), Arc::clone(&place)).unwrap();
+        let written = Arc::default();
+        let printer = Printer::start(Stuck(wait), Arc::clone(&written)).unwrap();
         for sequence in 1..=3 {
             assert!(printer.print(event(sequence)).await);
         }
-        assert_eq!(locked(&place).cursor, None);
+        assert_eq!(locked(&written).cursor, None);
         for _ in 0..3 {
             release.send(()).unwrap();
         }
         printer.finish().await.unwrap();
-        assert_eq!(locked(&place).cursor.as_deref(), Some("cursor-3"));
+        assert_eq!(locked(&written).cursor.as_deref(), Some("cursor-3"));
     }
 }

@@ -4,11 +4,12 @@ use std::borrow::Cow;
 
 use clap::ValueEnum as _;
 
-use super::{Args, printer::Place};
+use super::{Args, printer::Written};
 
-/// The same command from the place on; `None` when there is no place yet or nothing is left to do.
-pub(super) fn command(args: &Args, place: &Place) -> Option<String> {
-    let cursor = place.cursor.as_ref()?;
+/// The command that continues after what was written; `None` if nothing was written yet or nothing is
+/// left to do.
+pub(super) fn command(args: &Args, written: &Written) -> Option<String> {
+    let cursor = written.cursor.as_ref()?;
     let mut words = vec!["prelude-bridge".to_owned(), "tail".to_owned()];
     words.extend(["--server".to_owned(), quoted(&args.server).into_owned()]);
     for (name, path) in args.access.flags() {
@@ -33,7 +34,7 @@ pub(super) fn command(args: &Args, place: &Place) -> Option<String> {
     }
     flag("--from", cursor);
     if let Some(count) = args.count {
-        let left = count.checked_sub(place.events).filter(|&left| left > 0)?;
+        let left = count.checked_sub(written.events).filter(|&left| left > 0)?;
         flag("--count", &left.to_string());
     }
     if let Some(output) = args.output.and_then(|output| output.to_possible_value()) {
@@ -56,7 +57,7 @@ pub(super) fn command(args: &Args, place: &Place) -> Option<String> {
     Some(words.join(" "))
 }
 
-/// The text as a shell takes it for one word.
+/// The text, quoted as one word of a shell.
 fn quoted(text: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
@@ -83,8 +84,8 @@ mod tests {
         Command::try_parse_from(words).unwrap().args
     }
 
-    fn place(events: u64) -> Place {
-        Place {
+    fn written(events: u64) -> Written {
+        Written {
             cursor: Some("AQcursor".into()),
             events,
         }
@@ -110,7 +111,7 @@ mod tests {
             "--utc",
         ]);
         assert_eq!(
-            command(&args, &place(4)).unwrap(),
+            command(&args, &written(4)).unwrap(),
             "prelude-bridge tail --server http://bridge:50051 \
              --token-file t.txt --token-over-plain-text --type 'user.session.*' \
              --type user.created --exclude-type user.session.revoked --app 54e9ujn \
@@ -121,14 +122,14 @@ mod tests {
 
     #[test]
     fn there_is_no_command_without_a_place_or_without_a_rest() {
-        assert_eq!(command(&args(&[]), &Place::default()), None);
-        assert_eq!(command(&args(&["--count=4"]), &place(4)), None);
+        assert_eq!(command(&args(&[]), &Written::default()), None);
+        assert_eq!(command(&args(&["--count=4"]), &written(4)), None);
     }
 
     #[test]
     fn what_was_not_said_is_not_said_again() {
         assert_eq!(
-            command(&args(&["--last=5"]), &place(4)).unwrap(),
+            command(&args(&["--last=5"]), &written(4)).unwrap(),
             "prelude-bridge tail --server http://127.0.0.1:50051 --from AQcursor"
         );
     }

@@ -144,9 +144,9 @@ fn json() -> Formatter {
 }
 
 /// What is printed as JSON, by sequence, and how it ends.
-async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
-    let (out, place) = (Stdout::default(), Arc::default());
-    let printer = Printer::start(out.clone(), Arc::clone(&place)).unwrap();
+async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Written) {
+    let (out, written) = (Stdout::default(), Arc::default());
+    let printer = Printer::start(out.clone(), Arc::clone(&written)).unwrap();
     let result = follow(args, json(), &printer).await;
     printer.finish().await.unwrap();
     let sequences = out
@@ -155,8 +155,8 @@ async fn printed(args: &Args) -> (Vec<u64>, Result<(), Exit>, Place) {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
         .map(|event| event["sequence"].as_u64().unwrap())
         .collect();
-    let place = locked(&place).clone();
-    (sequences, result.map_err(|failure| failure.exit), place)
+    let written = locked(&written).clone();
+    (sequences, result.map_err(|failure| failure.exit), written)
 }
 
 #[tokio::test]
@@ -169,12 +169,12 @@ async fn events_are_printed_across_an_interruption_until_the_count_is_reached() 
         ],
         vec![started(2, 9), events(3..=4)],
     ]);
-    let (sequences, result, place) = printed(&args(&fake, &["--count=4"])).await;
+    let (sequences, result, written) = printed(&args(&fake, &["--count=4"])).await;
     assert_eq!(sequences, [1, 2, 3, 4]);
     assert_eq!(result, Ok(()));
     assert_eq!(
-        place,
-        Place {
+        written,
+        Written {
             cursor: Some(cursor(4)),
             events: 4
         }
@@ -274,12 +274,12 @@ async fn what_was_received_before_a_failure_is_printed() {
 async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
     let mut fake = Fake::start(vec![vec![started(0, 9), events(1..=1), Step::Hang]]);
     let words = args(&fake, &["--count=2"]);
-    let place: Arc<Mutex<Place>> = Arc::default();
-    let printer = Printer::start(Stdout::default(), Arc::clone(&place)).unwrap();
+    let written: Arc<Mutex<Written>> = Arc::default();
+    let printer = Printer::start(Stdout::default(), Arc::clone(&written)).unwrap();
     let follow = follow(&words, json(), &printer);
     let mut follow = std::pin::pin!(follow);
     // Until the first event is printed.
-    while locked(&place).events == 0 {
+    while locked(&written).events == 0 {
         tokio::select! {
             _ = &mut follow => panic!("it ended"),
             () = tokio::task::yield_now() => {}
@@ -290,9 +290,9 @@ async fn only_the_first_connection_decides_that_the_server_cannot_be_reached() {
     let wait = Duration::from_millis(500);
     assert!(tokio::time::timeout(wait, &mut follow).await.is_err());
 
-    let (_, result, place) = printed(&words).await;
+    let (_, result, written) = printed(&words).await;
     assert_eq!(result, Err(Exit::Unreachable));
-    assert_eq!(place, Place::default());
+    assert_eq!(written, Written::default());
 }
 
 struct Closed;

@@ -25,28 +25,29 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn confirm(app: &App, deadline: Instant) -> Result<Option<bool>, Failure> {
     let listen = config::resolve(&app.sources)?.config.admin_listen;
     loop {
-        let reason = match readiness(listen).await {
-            Readiness::Ready { apps } if apps.contains(&app.id) => return Ok(Some(true)),
-            Readiness::Missing { apps, reasons } if apps.contains(&app.id) => {
-                if Instant::now() < deadline {
-                    tokio::time::sleep(ASK_PAUSE).await;
-                    continue;
-                }
-                let reasons = reasons.join("; ");
-                let cause =
-                    format!("the webhook is active, but the bridge is not ready: {reasons}");
-                return Err(Failure::new(Exit::Failed, cause)
+        let reason =
+            match readiness(listen).await {
+                Readiness::Ready { apps } if apps.contains(&app.id) => return Ok(Some(true)),
+                Readiness::Missing { apps, reasons } if apps.contains(&app.id) => {
+                    if Instant::now() < deadline {
+                        tokio::time::sleep(ASK_PAUSE).await;
+                        continue;
+                    }
+                    let reasons = reasons.join("; ");
+                    let cause =
+                        format!("the webhook is active, but the bridge is not ready: {reasons}");
+                    return Err(Failure::new(Exit::Failed, cause)
                     .help(
                         "it answers deliveries with 503 meanwhile, and Prelude sends them again \
                          for two weeks: nothing is lost yet",
                     )
-                    .help("find out more with `prelude-bridge doctor`, and mend what it names"));
-            }
-            Readiness::Ready { .. } | Readiness::Missing { .. } => {
-                format!("the bridge at `admin_listen` ({listen}) does not serve this app")
-            }
-            Readiness::Unknown(reason) => reason,
-        };
+                    .help("find out more with `prelude-bridge doctor`, and correct what it names"));
+                }
+                Readiness::Ready { .. } | Readiness::Missing { .. } => {
+                    format!("the bridge at `admin_listen` ({listen}) does not serve this app")
+                }
+                Readiness::Unknown(reason) => reason,
+            };
         exit::note(&format!(
             "the challenge was met, but whether the bridge is ready to take deliveries was not \
              checked: {reason}; ask its /readyz yourself"

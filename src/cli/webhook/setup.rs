@@ -177,14 +177,14 @@ impl Setup {
                 Err(error) if is_failed_challenge(&error) => error,
                 Err(error) => return Err(refused(&error)),
             };
-            let mut finding = self.ask().await;
+            let mut finding = self.send_challenge().await;
             if finding.may_pass() && Instant::now() < deadline {
                 exit::note(&format!(
                     "{finding}: waiting for `prelude-bridge serve` there"
                 ));
                 while finding.may_pass() && Instant::now() < deadline {
                     tokio::time::sleep(ASK_PAUSE).await;
-                    finding = self.ask().await;
+                    finding = self.send_challenge().await;
                 }
                 is_second_try = false;
             }
@@ -199,8 +199,8 @@ impl Setup {
         }
     }
 
-    async fn ask(&self) -> Finding {
-        challenge::ask(&self.url, &self.app.id, self.token.expose()).await
+    async fn send_challenge(&self) -> Finding {
+        challenge::send(&self.url, &self.app.id, self.token.expose()).await
     }
 
     /// Prelude's answer says that it is active, or its list does a little later.

@@ -2,20 +2,20 @@
 /// Something that identifies a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Identifier {
-    /// "email_address" or "phone_number"; other values may come.
+    /// "email_address" or "phone_number"; other values are possible.
     #[prost(string, tag = "1")]
     pub r#type: ::prost::alloc::string::String,
     /// The e-mail address, or the phone number in E.164 form.
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
 }
-/// The payload of "user.created": a user came into being.
+/// The payload of "user.created": a user was created.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserCreated {
     /// The new user.
     #[prost(string, tag = "1")]
     pub user_id: ::prost::alloc::string::String,
-    /// The identifiers that the user started with.
+    /// The identifiers of the user at its creation.
     #[prost(message, repeated, tag = "2")]
     pub identifiers: ::prost::alloc::vec::Vec<Identifier>,
     /// The user's profile: free-form.
@@ -27,7 +27,7 @@ pub struct UserCreated {
     /// When the user was created.
     #[prost(message, optional, tag = "5")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "6")]
     pub correlation_id: ::prost::alloc::string::String,
 }
@@ -40,7 +40,7 @@ pub struct UserDeleted {
     /// When the user was removed.
     #[prost(message, optional, tag = "2")]
     pub deleted_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "3")]
     pub correlation_id: ::prost::alloc::string::String,
 }
@@ -56,14 +56,14 @@ pub struct UserProfileUpdated {
     /// When it changed.
     #[prost(message, optional, tag = "3")]
     pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "4")]
     pub correlation_id: ::prost::alloc::string::String,
 }
-/// The payload of "user.identifier.created": a user gained an identifier.
+/// The payload of "user.identifier.created": an identifier was added to a user.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserIdentifierCreated {
-    /// The user that gained it.
+    /// The user to which it was added.
     #[prost(string, tag = "1")]
     pub user_id: ::prost::alloc::string::String,
     /// The new identifier.
@@ -72,14 +72,14 @@ pub struct UserIdentifierCreated {
     /// When it was added.
     #[prost(message, optional, tag = "3")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "4")]
     pub correlation_id: ::prost::alloc::string::String,
 }
-/// The payload of "user.identifier.deleted": a user lost an identifier.
+/// The payload of "user.identifier.deleted": an identifier of a user was removed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserIdentifierDeleted {
-    /// The user that lost it.
+    /// The user from which it was removed.
     #[prost(string, tag = "1")]
     pub user_id: ::prost::alloc::string::String,
     /// The identifier that was removed.
@@ -88,7 +88,7 @@ pub struct UserIdentifierDeleted {
     /// When it was removed.
     #[prost(message, optional, tag = "3")]
     pub deleted_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "4")]
     pub correlation_id: ::prost::alloc::string::String,
 }
@@ -104,13 +104,13 @@ pub struct UserSessionCreated {
     /// The identifier that was used to log in.
     #[prost(message, optional, tag = "3")]
     pub identifier: ::core::option::Option<Identifier>,
-    /// What the app attached to the session: free-form.
+    /// What the app stored with the session: free-form.
     #[prost(message, optional, tag = "4")]
     pub metadata: ::core::option::Option<::prost_types::Struct>,
     /// When the session began.
     #[prost(message, optional, tag = "5")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "6")]
     pub correlation_id: ::prost::alloc::string::String,
 }
@@ -126,57 +126,57 @@ pub struct UserSessionRevoked {
     /// When it was ended.
     #[prost(message, optional, tag = "3")]
     pub revoked_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Ties together the events of one request to Prelude; empty where there is none.
+    /// The same for all events of one request to Prelude; empty if there is none.
     #[prost(string, tag = "4")]
     pub correlation_id: ::prost::alloc::string::String,
 }
-/// One event, as Prelude signed it, with its place in the log.
+/// One event, as Prelude signed it, with its position in the log.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
-    /// Prelude's id of the event, or where it sent none, "syn\_" and a hash of app, type and content.
-    /// Unique within an app: use (app_id, id) to process an event once.
+    /// Prelude's id of the event; if it sent none, "syn\_" and a hash of app, type and content. Unique
+    /// within an app: use (app_id, id) to process an event once.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// The event type, such as "user.created". Types that this contract does not know pass through.
+    /// The event type, such as "user.created". Types that this contract does not know are possible.
     #[prost(string, tag = "2")]
     pub r#type: ::prost::alloc::string::String,
     /// The Prelude app that the event belongs to.
     #[prost(string, tag = "3")]
     pub app_id: ::prost::alloc::string::String,
-    /// The user that the event is about; empty where the event names none.
+    /// The user that the event is about; empty if the event names none.
     #[prost(string, tag = "4")]
     pub user_id: ::prost::alloc::string::String,
-    /// The place of this event: resuming after it continues with the next one. Opaque.
+    /// The position after this event: a stream that resumes from it begins with the next event. Opaque.
     #[prost(string, tag = "5")]
     pub cursor: ::prost::alloc::string::String,
-    /// The position in the log: starts at 1 and has no holes. Comparable only within one log.
+    /// The event's number in the log: starts at 1 and has no holes. Comparable only within one log.
     #[prost(uint64, tag = "6")]
     pub sequence: u64,
-    /// When it happened, by Prelude's clock; absent where the event does not say.
+    /// When it happened, by Prelude's clock; absent if the event does not say.
     #[prost(message, optional, tag = "7")]
     pub occurred_at: ::core::option::Option<::prost_types::Timestamp>,
     /// When the bridge made it durable, by the bridge's clock. Never goes back along the log.
     #[prost(message, optional, tag = "8")]
     pub received_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Prelude's correlation id; empty where the event has none.
+    /// Prelude's correlation id; empty if the event has none.
     #[prost(string, tag = "9")]
     pub correlation_id: ::prost::alloc::string::String,
-    /// The W3C trace context of the delivery that brought the event; empty where there was none.
+    /// The W3C trace context of the delivery that contained the event; empty if there was none.
     #[prost(string, tag = "10")]
     pub traceparent: ::prost::alloc::string::String,
-    /// The event's JSON object, byte for byte as it was signed. Set for the payload formats raw and
+    /// The event's JSON object, byte for byte as it was signed. Set with the payload formats raw and
     /// both.
     #[prost(bytes = "bytes", tag = "11")]
     pub raw_json: ::prost::bytes::Bytes,
-    /// The content, typed. Set for the payload formats typed and both, when the type is known and
-    /// the content has the documented shape.
+    /// The payload as a message. Set with the payload formats typed and both, if the type is known and
+    /// the payload has the documented form.
     #[prost(oneof = "event::Payload", tags = "20, 21, 22, 23, 24, 25, 26")]
     pub payload: ::core::option::Option<event::Payload>,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {
-    /// The content, typed. Set for the payload formats typed and both, when the type is known and
-    /// the content has the documented shape.
+    /// The payload as a message. Set with the payload formats typed and both, if the type is known and
+    /// the payload has the documented form.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Payload {
         /// For "user.created".
@@ -202,15 +202,15 @@ pub mod event {
         UserSessionRevoked(super::UserSessionRevoked),
     }
 }
-/// Which events. Within one field any entry may match; between fields all that are set must. At
-/// most 256 entries a field, each at most 256 bytes.
+/// Which events to send. An event matches if, for each field that is set, it matches one of the
+/// entries. A field has at most 256 entries of at most 256 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Filter {
     /// Event types: exact ("user.created") or patterns. "*" stands for one dot-separated segment
     /// ("user.session.*"); "\*\*" as the last segment stands for one or more.
     #[prost(string, repeated, tag = "1")]
     pub types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Event types to leave out, in the same form. An exclusion beats an inclusion.
+    /// Event types to leave out, in the same form. An exclusion wins over an inclusion.
     #[prost(string, repeated, tag = "2")]
     pub exclude_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Prelude app ids, compared exactly.
@@ -223,13 +223,13 @@ pub struct Filter {
 /// Where a stream starts. Default: latest.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartPosition {
-    /// The place.
+    /// The position.
     #[prost(oneof = "start_position::Position", tags = "1, 2, 3, 4")]
     pub position: ::core::option::Option<start_position::Position>,
 }
 /// Nested message and enum types in `StartPosition`.
 pub mod start_position {
-    /// The place.
+    /// The position.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Position {
         /// Only events that arrive from now on.
@@ -250,16 +250,16 @@ pub mod start_position {
 /// Where a stream ends, with status OK. Default: never.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopPosition {
-    /// End after this many events, if that comes first. 0 means no such end.
+    /// The stream ends after this many events, if that comes first. 0 means no limit.
     #[prost(uint64, tag = "4")]
     pub max_events: u64,
-    /// The place.
+    /// The position.
     #[prost(oneof = "stop_position::Position", tags = "1, 2, 3")]
     pub position: ::core::option::Option<stop_position::Position>,
 }
 /// Nested message and enum types in `StopPosition`.
 pub mod stop_position {
-    /// The place.
+    /// The position.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Position {
         /// The newest event at the time of the call.
@@ -268,32 +268,32 @@ pub mod stop_position {
         /// The event that has this cursor, inclusive.
         #[prost(string, tag = "2")]
         AtCursor(::prost::alloc::string::String),
-        /// The last event that the bridge received before this time. With a time in the future the
-        /// stream ends when it has come.
+        /// The last event that the bridge received before this time. If the time is in the future, the
+        /// stream ends at that time.
         #[prost(message, tag = "3")]
         AtTime(::prost_types::Timestamp),
     }
 }
-/// The live end of the log.
+/// The end of the log at which events arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Latest {}
-/// The oldest end of the log.
+/// The end of the log with the oldest event.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Earliest {}
 /// The newest event at the time of the call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Head {}
-/// What to do when retention has passed the place to continue from.
+/// What to do if retention has removed events after the start position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ExpiredCursorPolicy {
     /// The default: fail.
     Unspecified = 0,
-    /// End with OUT_OF_RANGE (CURSOR_EXPIRED); the metadata names what is still there.
+    /// End with OUT_OF_RANGE (CURSOR_EXPIRED); the metadata has the range that is left.
     Fail = 1,
-    /// Say what is lost in a Skipped notice, then continue with the oldest event that is left.
+    /// Name the removed range in a Skipped notice, then continue with the oldest event that is left.
     Earliest = 2,
-    /// Say what is lost in a Skipped notice, then continue with events that arrive from now on.
+    /// Name the removed range in a Skipped notice, then continue with events that arrive from now on.
     Latest = 3,
 }
 impl ExpiredCursorPolicy {
@@ -320,7 +320,7 @@ impl ExpiredCursorPolicy {
         }
     }
 }
-/// Which form of an event's content to send.
+/// In which form to send an event's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum PayloadFormat {
@@ -360,7 +360,7 @@ impl PayloadFormat {
 /// What to stream, from where, and how.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubscribeRequest {
-    /// Which events; absent or empty means all that the credential allows.
+    /// Which events to send; absent or empty means all that the credential allows.
     #[prost(message, optional, tag = "1")]
     pub filter: ::core::option::Option<Filter>,
     /// Where to start; absent means latest: events that arrive from now on.
@@ -369,70 +369,71 @@ pub struct SubscribeRequest {
     /// Where to stop; absent means never.
     #[prost(message, optional, tag = "3")]
     pub stop: ::core::option::Option<StopPosition>,
-    /// What to do when retention has passed the place to continue from; unspecified means fail.
+    /// What to do if retention has removed events after the start position; unspecified means fail.
     #[prost(enumeration = "ExpiredCursorPolicy", tag = "4")]
     pub on_expired: i32,
-    /// Which form of an event's content to send; unspecified means typed.
+    /// In which form to send an event's payload; unspecified means typed.
     #[prost(enumeration = "PayloadFormat", tag = "5")]
     pub payload_format: i32,
     /// How often to send Progress while nothing matches: 100 ms to 5 min. Absent means 5 s.
     #[prost(message, optional, tag = "6")]
     pub progress_interval: ::core::option::Option<::prost_types::Duration>,
     /// A name for this client in the operator's log, such as `billing (eu-west-1)`: at most 128 bytes
-    /// of printable text. Not an identity: anybody can claim any name. What does not read like a name,
-    /// but could be a person's address or number, or a token, is taken and not logged.
+    /// of printable text. It is not an identity: any client can claim any name. A name that could be a
+    /// person's address or number, or a token, is accepted and not logged.
     #[prost(string, tag = "7")]
     pub client_name: ::prost::alloc::string::String,
 }
-/// A step of the stream: events, a notice, or both.
+/// One message of the stream: events, a notice, or both.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeResponse {
     /// The matching events, oldest first. May be empty.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<Event>,
-    /// The place to resume after this response, also when it has no events. Opaque.
+    /// The position to resume from after this response, also if it has no events. Opaque.
     #[prost(string, tag = "2")]
     pub cursor: ::prost::alloc::string::String,
-    /// What else happened; absent on a plain response with events.
+    /// What else happened; absent if the response has only events.
     #[prost(oneof = "subscribe_response::Notice", tags = "3, 4, 5, 6, 7, 8")]
     pub notice: ::core::option::Option<subscribe_response::Notice>,
 }
 /// Nested message and enum types in `SubscribeResponse`.
 pub mod subscribe_response {
-    /// What else happened; absent on a plain response with events.
+    /// What else happened; absent if the response has only events.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Notice {
-        /// Always the first response of a stream, and only there.
+        /// The first response of every stream; no other response has it.
         #[prost(message, tag = "3")]
         Started(super::Started),
-        /// Nothing matched for a while, but the cursor may have moved.
+        /// No event matched for the progress interval; the cursor may have moved.
         #[prost(message, tag = "4")]
         Progress(super::Progress),
-        /// All history was sent: what follows is live.
+        /// All earlier events were sent; what follows is live.
         #[prost(message, tag = "5")]
         CaughtUp(super::CaughtUp),
-        /// The client read more slowly than events arrive and now reads from the log. Nothing is lost.
+        /// The client reads more slowly than events arrive, so the bridge sends from the log. Nothing is
+        /// lost.
         #[prost(message, tag = "6")]
         FellBehind(super::FellBehind),
-        /// Events were lost to retention before they could be sent, and the policy was to go on.
+        /// Retention removed events before they could be sent, and the policy was to continue.
         #[prost(message, tag = "7")]
         Skipped(super::Skipped),
-        /// The server is about to shut down: the stream ends with UNAVAILABLE. Resume elsewhere, or
-        /// later, from this cursor.
+        /// The bridge is shutting down, and the stream ends with UNAVAILABLE. Resume later from this
+        /// cursor.
         #[prost(message, tag = "8")]
         Draining(super::Draining),
     }
 }
-/// The first response of a stream: what the server understood.
+/// The first response of a stream: how the bridge understood the request.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Started {
-    /// The filter in force: what was asked for, narrowed to what the credential allows.
+    /// The filter in force: the requested one, narrowed to what the credential allows.
     #[prost(message, optional, tag = "1")]
     pub filter: ::core::option::Option<Filter>,
-    /// The range of the log at the start.
+    /// The range of the log when the stream started.
     #[prost(message, optional, tag = "2")]
     pub range: ::core::option::Option<LogRange>,
-    /// The sequence number that the stream starts after: the first possible event has the next one.
+    /// The sequence number after which the stream starts: the first possible event has the next one.
     #[prost(uint64, tag = "3")]
     pub after_sequence: u64,
 }
@@ -442,29 +443,29 @@ pub struct Progress {
     /// Every event up to this sequence number was delivered or did not match.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
-    /// The sequence number of the newest event in the log; the difference is what is still unread.
+    /// The sequence number of the newest event in the log; the difference is the lag in events.
     #[prost(uint64, tag = "2")]
     pub head_sequence: u64,
 }
-/// The switch from history to live.
+/// The stream has sent all earlier events and is live.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CaughtUp {
     /// Every event up to this sequence number was delivered or did not match.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
 }
-/// The switch from live back to history.
+/// The stream is no longer live: it sends from the log until it has caught up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FellBehind {
     /// Every event up to this sequence number was delivered or did not match.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
-    /// The sequence number of the newest event in the log; the difference is what is still unread.
+    /// The sequence number of the newest event in the log; the difference is the lag in events.
     #[prost(uint64, tag = "2")]
     pub head_sequence: u64,
 }
-/// Events that retention removed before this stream could send them. Whether they would have
-/// matched the filter is no longer known.
+/// Retention removed events before this stream could send them. It is not known whether they would
+/// have matched the filter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Skipped {
     /// The first sequence number that was skipped.
@@ -474,14 +475,14 @@ pub struct Skipped {
     #[prost(uint64, tag = "2")]
     pub last_sequence: u64,
 }
-/// The server is about to shut down.
+/// The bridge is shutting down.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Draining {
     /// How long to wait before reconnecting.
     #[prost(message, optional, tag = "1")]
     pub retry_after: ::core::option::Option<::prost_types::Duration>,
 }
-/// Asks for the range of the log.
+/// Requests the range of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRangeRequest {}
 /// The two ends of the log; the fields of a LogRange.
@@ -497,8 +498,8 @@ pub struct GetRangeResponse {
     #[prost(uint64, tag = "3")]
     pub event_count: u64,
 }
-/// The two ends of a log. In an empty log there is no earliest and no head event: both ends have
-/// the sequence number of the last event that was there (0 if there never was one).
+/// The two ends of a log. An empty log has no earliest and no head event: both ends have the sequence
+/// number of the last event that was there (0 if there never was one).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogRange {
     /// The oldest event that can still be read.
@@ -514,8 +515,8 @@ pub struct LogRange {
 /// One end of a log.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogEnd {
-    /// Subscribing after this cursor delivers, at the earliest end, the oldest event first, and at
-    /// the head only what is newer than the log.
+    /// A stream that starts after this cursor begins, at the earliest end, with the oldest event, and at
+    /// the head with the next event that arrives.
     #[prost(string, tag = "1")]
     pub cursor: ::prost::alloc::string::String,
     /// The sequence number of the event at this end.
@@ -609,9 +610,9 @@ pub mod event_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Streams the events that match a filter, from a start to a stop position (or for ever), in the
+        /// Streams the events that match a filter, from a start to a stop position (or without end), in the
         /// order of the log. Delivery is at least once: a client that stores the cursor of each response
-        /// after it has processed its events, and resumes with it, misses nothing.
+        /// after it has processed its events, and resumes from it, misses no event.
         ///
         /// Statuses: INVALID_ARGUMENT (FILTER_INVALID, CURSOR_MALFORMED, REQUEST_INVALID), OUT_OF_RANGE
         /// (CURSOR_EXPIRED), FAILED_PRECONDITION (CURSOR_EPOCH_MISMATCH, CURSOR_AHEAD), UNAUTHENTICATED

@@ -24,35 +24,35 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// One event, as Prelude signed it, with its place in the log.
+// One event, as Prelude signed it, with its position in the log.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Prelude's id of the event, or where it sent none, "syn_" and a hash of app, type and content.
-	// Unique within an app: use (app_id, id) to process an event once.
+	// Prelude's id of the event; if it sent none, "syn_" and a hash of app, type and content. Unique
+	// within an app: use (app_id, id) to process an event once.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The event type, such as "user.created". Types that this contract does not know pass through.
+	// The event type, such as "user.created". Types that this contract does not know are possible.
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	// The Prelude app that the event belongs to.
 	AppId string `protobuf:"bytes,3,opt,name=app_id,json=appId,proto3" json:"app_id,omitempty"`
-	// The user that the event is about; empty where the event names none.
+	// The user that the event is about; empty if the event names none.
 	UserId string `protobuf:"bytes,4,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The place of this event: resuming after it continues with the next one. Opaque.
+	// The position after this event: a stream that resumes from it begins with the next event. Opaque.
 	Cursor string `protobuf:"bytes,5,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// The position in the log: starts at 1 and has no holes. Comparable only within one log.
+	// The event's number in the log: starts at 1 and has no holes. Comparable only within one log.
 	Sequence uint64 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// When it happened, by Prelude's clock; absent where the event does not say.
+	// When it happened, by Prelude's clock; absent if the event does not say.
 	OccurredAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
 	// When the bridge made it durable, by the bridge's clock. Never goes back along the log.
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
-	// Prelude's correlation id; empty where the event has none.
+	// Prelude's correlation id; empty if the event has none.
 	CorrelationId string `protobuf:"bytes,9,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
-	// The W3C trace context of the delivery that brought the event; empty where there was none.
+	// The W3C trace context of the delivery that contained the event; empty if there was none.
 	Traceparent string `protobuf:"bytes,10,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
-	// The event's JSON object, byte for byte as it was signed. Set for the payload formats raw and
+	// The event's JSON object, byte for byte as it was signed. Set with the payload formats raw and
 	// both.
 	RawJson []byte `protobuf:"bytes,11,opt,name=raw_json,json=rawJson,proto3" json:"raw_json,omitempty"`
-	// The content, typed. Set for the payload formats typed and both, when the type is known and
-	// the content has the documented shape.
+	// The payload as a message. Set with the payload formats typed and both, if the type is known and
+	// the payload has the documented form.
 	//
 	// Types that are valid to be assigned to Payload:
 	//
