@@ -134,40 +134,60 @@ pub enum Error {
     Log(#[from] log::Error),
 }
 
+/// The ports, bound but not served yet.
+struct Ports {
+    addresses: Addresses,
+    webhook: Listener,
+    grpc: Listener,
+    admin: Listener,
+    /// Reload the certificates when their files change.
+    certificates: Vec<tls::Watch>,
+}
+
+impl Ports {
+    /// Binds all ports before anything else is opened: a second bridge on this machine should say that
+    /// its address is taken.
+    async fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Error> {
+        let webhook = Listener::bind("webhook", "--webhook-listen", config.webhook_listen).await?;
+        let grpc = Listener::bind("grpc", "--grpc-listen", config.grpc_listen).await?;
+        let admin = Listener::bind("admin", "--admin-listen", config.admin_listen).await?;
+        open::check_permissions(config)?;
+        let (webhook_tls, webhook_watch) =
+            open::tls_port("webhook", config.tls.of_webhook(), metrics)?;
+        let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), metrics)?;
+        Ok(Self {
+            addresses: Addresses {
+                webhook: webhook.local_addr(),
+                grpc: grpc.local_addr(),
+                admin: admin.local_addr(),
+            },
+            webhook: open::secured(webhook, webhook_tls, config)
+                .exempting(options::is_in(&config.trusted_proxies))
+                .with_quiet(config.into()),
+            grpc: grpc
+                .with_tls(grpc_tls)
+                .exempting(options::is_in(&config.grpc_proxies))
+                .evicting()
+                .refusing_with(http2::refusal)
+                .with_quiet(config.into()),
+            admin,
+            certificates: [webhook_watch, grpc_watch].into_iter().flatten().collect(),
+        })
+    }
+}
+
 impl Server {
     /// Starts every part, from the log outwards: a port is open only when what is behind it works.
     ///
     /// # Errors
     /// What keeps it from running; nothing is left behind then.
     pub async fn start(config: &Config) -> Result<Self, Error> {
-        // All ports before anything else: a second bridge on this machine should say that its
-        // address is taken.
-        let webhook = Listener::bind("webhook", "--webhook-listen", config.webhook_listen).await?;
-        let grpc = Listener::bind("grpc", "--grpc-listen", config.grpc_listen).await?;
-        let admin = Listener::bind("admin", "--admin-listen", config.admin_listen).await?;
-        let addresses = Addresses {
-            webhook: webhook.local_addr(),
-            grpc: grpc.local_addr(),
-            admin: admin.local_addr(),
-        };
-        open::check_permissions(config)?;
         let metrics = Arc::new(Metrics::new());
-        let (webhook_tls, webhook_watch) =
-            open::tls_port("webhook", config.tls.of_webhook(), &metrics)?;
-        let (grpc_tls, grpc_watch) = open::tls_port("grpc", config.tls.of_grpc(), &metrics)?;
-        let webhook = open::secured(webhook, webhook_tls, config)
-            .exempting(options::is_in(&config.trusted_proxies))
-            .with_quiet(config.into());
-        let grpc = grpc
-            .with_tls(grpc_tls)
-            .exempting(options::is_in(&config.grpc_proxies))
-            .evicting()
-            .refusing_with(http2::refusal)
-            .with_quiet(config.into());
+        let ports = Ports::bind(config, &metrics).await?;
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which judges the data directory that they are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
-        refuse_exposure(config, addresses.grpc, &credentials)?;
+        refuse_exposure(config, ports.addresses.grpc, &credentials)?;
         let keyrings = open::keyrings(config)?;
         let draining = CancellationToken::new();
         let stopping = CancellationToken::new();
@@ -187,9 +207,9 @@ impl Server {
             Arc::clone(&log),
             Arc::clone(&metrics),
         );
-        let webhook = tokio::spawn(receiver.run(webhook, draining.clone()));
+        let webhook = tokio::spawn(receiver.run(ports.webhook, draining.clone()));
         let server = streams.clone();
-        let grpc = tokio::spawn(grpc.run(
+        let grpc = tokio::spawn(ports.grpc.run(
             options::of_grpc_listener(config),
             Arc::clone(&metrics),
             draining.clone(),
@@ -205,16 +225,16 @@ impl Server {
             },
         ));
         let certificates = TaskTracker::new();
-        for watch in [webhook_watch, grpc_watch].into_iter().flatten() {
+        for watch in ports.certificates {
             certificates.spawn(watch.run(draining.clone()));
         }
         certificates.close();
         let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
             .with_credentials(credentials.clone());
         let admin_service = Admin::new(Arc::clone(&metrics), readiness);
-        let admin = tokio::spawn(admin_service.run(admin, stopping.clone()));
+        let admin = tokio::spawn(admin_service.run(ports.admin, stopping.clone()));
         Ok(Self {
-            addresses,
+            addresses: ports.addresses,
             drain_timeout: config.drain_timeout,
             log,
             keyrings,

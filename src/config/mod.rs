@@ -293,4 +293,5 @@ const fn days(count: u64) -> Duration {
 }
 
 #[cfg(test)]
+#[expect(clippy::too_many_lines, reason = "tables of cases")]
 mod tests;

@@ -485,6 +485,7 @@ fn start_with_comment(text: &str, offset: usize) -> usize {
 }
 
 #[cfg(test)]
+#[expect(clippy::too_many_lines, reason = "tables of cases")]
 mod tests {
     use super::*;
 
