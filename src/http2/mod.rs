@@ -1,6 +1,6 @@
 //! Owns the connections of subscribers: HTTP/2, and HTTP/1.1 for pages. How long they may stay, how
 //! many frames a client may send, how responses reach it as its windows allow, and what may wait for
-//! its socket. Knows no RPCs and no statuses: a [`RequestHandler`] answers requests, and says with which
+//! its socket. Knows no RPCs and no statuses: a `RequestHandler` answers requests, and says with which
 //! trailers a stream ends.
 
 mod calls;

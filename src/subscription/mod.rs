@@ -1,6 +1,6 @@
 //! Owns subscriptions: which events a client wants, how far it is, what it is sent next, and why its
-//! stream ends. Knows no connections and no statuses: whoever has a connection asks a [`Session`]
-//! what to send, and whoever speaks a protocol says what a [`Failure`] is in it.
+//! stream ends. Knows no connections and no statuses: whoever has a connection asks a `Session`
+//! what to send, and whoever speaks a protocol says what a `Failure` is in it.
 
 mod cursor;
 mod failure;
@@ -83,7 +83,7 @@ impl Subscriptions {
     /// Opens a subscription for a caller at `peer` with the credential of this name.
     ///
     /// # Errors
-    /// The [`Failure`] to answer with, before any response.
+    /// The `Failure` to answer with, before any response.
     pub(crate) async fn open(
         self: &Arc<Self>,
         plan: Plan,

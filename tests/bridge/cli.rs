@@ -10,10 +10,15 @@ use tempfile::tempdir;
 
 use crate::support::{KEY, jwks};
 
-/// The built program with an environment of its own: nothing of whoever runs the tests leaks in.
 /// Names another build of the program to test, such as one with optimisations, for figures.
 const PROGRAM_VARIABLE: &str = "PRELUDE_BRIDGE_TEST_PROGRAM";
 
+/// Whether the tests run a program with optimisations.
+pub(crate) fn is_optimised() -> bool {
+    !cfg!(debug_assertions) || std::env::var_os(PROGRAM_VARIABLE).is_some()
+}
+
+/// The built program with an environment of its own: nothing of whoever runs the tests leaks in.
 pub(crate) fn program(arguments: &[&str]) -> Command {
     let built = env!("CARGO_BIN_EXE_prelude-bridge");
     let program = std::env::var_os(PROGRAM_VARIABLE);

@@ -23,10 +23,7 @@ mod epochs;
 mod error;
 mod follow;
 mod group;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "tests and benchmarks ask for its sizes")
-)]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests ask for its sizes"))]
 mod ids;
 pub mod memory;
 mod publisher;

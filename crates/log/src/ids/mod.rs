@@ -17,8 +17,6 @@
 
 mod background;
 #[cfg(test)]
-mod benchmark;
-#[cfg(test)]
 mod damage_tests;
 mod directory;
 mod file;
