@@ -75,16 +75,17 @@ impl Readiness {
     pub async fn reached(&self) -> bool {
         let mut interval = tokio::time::interval(READINESS_INTERVAL);
         let status = self.log.status();
-        while let health = status.health()
-            && !self.missing().is_empty()
-        {
+        loop {
+            let health = status.health();
+            if self.missing().is_empty() {
+                return true;
+            }
             tokio::select! {
                 () = self.draining.cancelled() => return false,
                 _ = status.health_where(|now| *now != health) => {}
                 _ = interval.tick() => {}
             }
         }
-        true
     }
 
     /// Each requirement, and why it is not met.

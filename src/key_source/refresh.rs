@@ -347,17 +347,20 @@ impl<U: KeyUse> Refresher<U> {
             };
         let keys = news.map(|(document, keys)| {
             self.document = document;
-            self.key_use.log_loaded(&self.source, &keys);
             Arc::new(keys)
         });
         self.state.send_modify(|state| {
-            if let Some(keys) = keys {
-                state.keys = keys;
+            if let Some(keys) = &keys {
+                state.keys = Arc::clone(keys);
             }
             state.origin = Origin::Source;
             state.fetched_at = Some(SystemTime::now());
             state.last_error = None;
         });
+        // After the keys are in use: no line of readiness contradicts it.
+        if let Some(keys) = keys {
+            self.key_use.log_loaded(&self.source, &keys);
+        }
     }
 
     /// Keeps the last good keys while they may be kept.
@@ -401,13 +404,14 @@ impl<U: KeyUse> Refresher<U> {
             .duration_since(fetched_at)
             .unwrap_or_default();
         self.expires = Instant::now() + self.options.outage_max.saturating_sub(age);
-        self.key_use.log_loaded(&self.source, &keys);
         self.document = document;
+        let keys = Arc::new(keys);
         self.state.send_modify(|state| {
-            state.keys = Arc::new(keys);
+            state.keys = Arc::clone(&keys);
             state.origin = Origin::Cache;
             state.fetched_at = Some(fetched_at);
         });
+        self.key_use.log_loaded(&self.source, &keys);
     }
 
     /// A cache that cannot be written costs nothing until the next outage: say so and go on.

@@ -90,26 +90,32 @@ async fn each_opening_is_a_term_and_those_without_events_leave_no_trace() {
     assert_eq!(inspect(dir.path()).unwrap().unwrap().epochs, 2);
 }
 
+/// A log by this clock that keeps events for ten seconds.
+fn open_briefly_kept(path: &Path, now: &Arc<AtomicI64>) -> Arc<Embedded> {
+    let options = Options {
+        retention_age: Duration::from_secs(10),
+        ..Options::default()
+    };
+    let seams = Seams {
+        clock: clock(now),
+        ..Seams::default()
+    };
+    open_with_seams(path, options, seams).unwrap()
+}
+
+/// Appends the first three events, waits until they are removed, and closes the log.
+async fn expire_three_events(log: Arc<Embedded>, now: &AtomicI64) {
+    append(&log, 0..3).await.unwrap();
+    now.fetch_add(100_000_000, Ordering::SeqCst);
+    waits_until(|| log.range().event_count() == 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_expired_whole_keeps_its_place_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
-    let open_log = || {
-        let options = Options {
-            retention_age: Duration::from_secs(10),
-            ..Options::default()
-        };
-        let seams = Seams {
-            clock: clock(&now),
-            ..Seams::default()
-        };
-        open_with_seams(dir.path(), options, seams).unwrap()
-    };
-    let log = open_log();
-    append(&log, 0..3).await.unwrap();
-    now.fetch_add(100_000_000, Ordering::SeqCst);
-    waits_until(|| log.range().event_count() == 0).await;
-    drop(log);
+    let open_log = || open_briefly_kept(dir.path(), &now);
+    expire_three_events(open_log(), &now).await;
     // Not even with a clock that went back does time go back.
     now.fetch_sub(1_000_000_000, Ordering::SeqCst);
     let log = open_log();
@@ -123,22 +129,8 @@ async fn a_log_that_expired_whole_keeps_its_place_over_a_restart() {
 async fn a_log_that_expired_whole_gives_no_number_twice_without_its_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
-    let open_log = || {
-        let options = Options {
-            retention_age: Duration::from_secs(10),
-            ..Options::default()
-        };
-        let seams = Seams {
-            clock: clock(&now),
-            ..Seams::default()
-        };
-        open_with_seams(dir.path(), options, seams).unwrap()
-    };
-    let log = open_log();
-    append(&log, 0..3).await.unwrap();
-    now.fetch_add(100_000_000, Ordering::SeqCst);
-    waits_until(|| log.range().event_count() == 0).await;
-    drop(log);
+    let open_log = || open_briefly_kept(dir.path(), &now);
+    expire_three_events(open_log(), &now).await;
     fs::remove_file(dir.path().join(MANIFEST_FILE)).unwrap();
     let log = open_log();
     assert_eq!(events(&log).await, in_order(0..3), "they are back");
