@@ -238,7 +238,9 @@ impl CursorSource {
                 let cursor = Some(self.sent_cursor());
                 Failure::LogUnavailable { cursor }
             }
-            (ReadError::Failed(_) | ReadError::Unavailable(_), _) => self.unreadable(&error),
+            (ReadError::Failed(_) | ReadError::Damaged(_) | ReadError::Unavailable(_), _) => {
+                self.unreadable(&error)
+            }
         })?;
         let block = blocks.into_iter().find(holds);
         block.ok_or_else(|| {
@@ -315,7 +317,9 @@ impl Source for CursorSource {
                     Err(failure) => outbox.end = Some(Err(failure)),
                 }
             }
-            Err(error @ (ReadError::Failed(_) | ReadError::Unavailable(_))) => {
+            Err(
+                error @ (ReadError::Failed(_) | ReadError::Damaged(_) | ReadError::Unavailable(_)),
+            ) => {
                 outbox.end = Some(Err(self.unreadable(&error)));
             }
         }

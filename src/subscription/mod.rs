@@ -158,7 +158,7 @@ impl Subscriptions {
             ReadError::Unavailable(_) => {
                 tracing::warn!(%error, "a stream ends because the log is unavailable");
             }
-            ReadError::Failed(_) | ReadError::Expired { .. } => {
+            ReadError::Failed(_) | ReadError::Damaged(_) | ReadError::Expired { .. } => {
                 tracing::error!(%error, "a stream ends because the log cannot be read");
             }
         }

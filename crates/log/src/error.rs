@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::Damaged;
 use prelude_bridge_event::Sequence;
 
 /// Why a batch was not appended. Retrying is always safe: what the log has already, it leaves out.
@@ -35,6 +36,10 @@ pub enum ReadError {
         /// The oldest event that is left.
         earliest: Sequence,
     },
+    /// The event after the place that was asked for is damaged, as are those up to the last one of
+    /// the range: what comes after that can be read.
+    #[error("{0} are damaged")]
+    Damaged(Damaged),
     /// What keeps the events does not answer. It passes without a restart.
     #[error("the log cannot be read for now: {0}")]
     Unavailable(Arc<str>),

@@ -40,7 +40,7 @@ pub use self::{
     follow::{Follower, Gap},
     group::Commit,
     publisher::Publisher,
-    status::{Cursors, Health, Range, Status},
+    status::{Cursors, Damaged, Health, Range, Status},
 };
 pub use prelude_bridge_event::block::{self, Block, Format};
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
@@ -71,7 +71,8 @@ pub trait Log: Send + Sync + 'static {
     /// the place; the caller skips those events.
     ///
     /// # Errors
-    /// [`ReadError::Expired`] when retention has removed the event after `after`.
+    /// [`ReadError::Expired`] when retention has removed the event after `after`, and
+    /// [`ReadError::Damaged`] when it is damaged. Blocks before damage are returned first.
     fn read(
         &self,
         after: Sequence,

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::{
     epochs::Epochs,
     follow::{Follower, Gap},
-    status::{Health, Range, Status},
+    status::{Damaged, Health, Range, Status},
 };
 
 /// The status of a log, and those that follow it. An implementation has one, and tells it of each
@@ -20,6 +20,7 @@ pub struct Publisher {
     range: watch::Sender<Range>,
     epochs: watch::Sender<Arc<Epochs>>,
     health: watch::Sender<Health>,
+    damaged: watch::Sender<Arc<[Damaged]>>,
     /// Held while blocks are applied, so that nobody begins to follow in between.
     followers: Mutex<Vec<Arc<dyn Follower>>>,
 }
@@ -32,16 +33,19 @@ impl Publisher {
         let (range, range_seen) = watch::channel(range);
         let (epochs, epochs_seen) = watch::channel(Arc::new(epochs));
         let (health, health_seen) = watch::channel(health);
+        let (damaged, damaged_seen) = watch::channel(Arc::default());
         Self {
             log,
             status: Status {
                 range: range_seen,
                 epochs: epochs_seen,
                 health: health_seen,
+                damaged: damaged_seen,
             },
             range,
             epochs,
             health,
+            damaged,
             followers: Mutex::default(),
         }
     }
@@ -130,6 +134,17 @@ impl Publisher {
             let changes = may_change && *known != health;
             if changes {
                 *known = health;
+            }
+            changes
+        });
+    }
+
+    /// Makes known which events are damaged: all of them, in order.
+    pub fn set_damaged(&self, damaged: Vec<Damaged>) {
+        self.damaged.send_if_modified(|known| {
+            let changes = **known != *damaged;
+            if changes {
+                *known = damaged.into();
             }
             changes
         });

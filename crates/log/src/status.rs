@@ -39,6 +39,22 @@ impl Range {
     }
 }
 
+/// Consecutive events that the log has and cannot read: the bytes on the disk are not those that were
+/// written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Damaged {
+    /// The first of them.
+    pub first: Sequence,
+    /// The last of them, at least the first.
+    pub last: Sequence,
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "events {} to {}", self.first, self.last)
+    }
+}
+
 /// Whether a log takes events, and if not, why and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -98,6 +114,7 @@ pub struct Status {
     pub(super) range: watch::Receiver<Range>,
     pub(super) epochs: watch::Receiver<Arc<Epochs>>,
     pub(super) health: watch::Receiver<Health>,
+    pub(super) damaged: watch::Receiver<Arc<[Damaged]>>,
 }
 
 impl Status {
@@ -118,6 +135,13 @@ impl Status {
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.borrow().clone()
+    }
+
+    /// The damaged events that are known of, in order, none of them twice. Damage is found when the
+    /// log is opened, when it is read, or by checking it.
+    #[must_use]
+    pub fn damaged(&self) -> Arc<[Damaged]> {
+        Arc::clone(&self.damaged.borrow())
     }
 
     /// Makes cursors for whoever makes many.
