@@ -1,8 +1,8 @@
 //! Owns the newest part of the log in memory: a bounded window of committed blocks that all
-//! subscribers share, and their wake-ups. A subscriber costs a place and a filter, not a queue, so
-//! publishing never waits for anybody; a subscriber that falls out of the window reads from the log
-//! until it is back in it. It follows a log, and takes only what continues what it has. Knows nothing
-//! of how blocks are sent.
+//! subscribers share, and their wake-ups. A subscriber has a position and a filter instead of a queue,
+//! so publishing never waits for a subscriber. A subscriber whose position has left the window reads
+//! from the log until its position is in the window again. The bus follows one log and accepts only
+//! the block that comes next. Knows nothing of how blocks are sent.
 
 mod extract;
 
@@ -26,15 +26,15 @@ use crate::{
     log::{Block, Follower, Format, Gap, Log},
 };
 
-/// What the bus may use.
+/// The limits of the bus.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How much the window may hold, in bytes. The newest block always stays.
+    /// The most bytes of blocks that the window holds. The newest block always stays.
     pub window_bytes_max: usize,
 }
 
-/// How often a bus tries to begin with the head of a log that grows meanwhile. Between looking and
-/// following lies less than a microsecond.
+/// How often [`Bus::follow`] tries again when the log grew between the reading of its head and the
+/// registration as a follower, which takes less than a microsecond.
 const FOLLOW_ATTEMPTS_MAX: usize = 1_000;
 
 /// The window and its subscribers. Shared as an `Arc`.
@@ -42,10 +42,10 @@ pub struct Bus {
     options: Options,
     log: LogId,
     window: RwLock<Window>,
-    /// The newest sequence number; a copy of what the window knows, to be read without its lock.
+    /// The newest sequence number: a copy of the window's, which is read without the lock.
     head: AtomicU64,
-    /// Subscribers with equal filters wake together, so that a publication looks at each filter
-    /// once, however many have it.
+    /// Subscribers with equal filters are woken together, so that publishing evaluates each distinct
+    /// filter once.
     groups: DashMap<Filter, Arc<Group>>,
     bytes: AtomicUsize,
 }
@@ -62,58 +62,58 @@ struct Published {
 }
 
 struct Group {
-    /// Changes with each block that may match.
+    /// Is sent each time that a block may match.
     matched: watch::Sender<()>,
     recent: RwLock<Recent>,
     extracts: Extracts,
-    /// How many subscribers there are; changed only under the lock of the group's entry in the map.
+    /// The number of subscribers. It changes only under the lock of the group's entry in the map.
     subscribers: AtomicUsize,
 }
 
-/// Where the blocks are that may match, so that a subscriber that slept through many others need
-/// not look at them, nor be told that it fell behind when they leave the window.
+/// Which of the published blocks may match a filter. With it a subscriber passes over the blocks that
+/// cannot match without looking at them, also when they have left the window.
 struct Recent {
-    /// The last sequence numbers of matching blocks within the window.
+    /// The last sequence number of each block in the window that may match.
     in_window: VecDeque<Sequence>,
-    /// Matching blocks may have left the window up to here.
+    /// The end of the newest block that may have matched and is not in the window any more.
     gone: Sequence,
-    /// The newest block that was looked at.
+    /// The end of the newest block that the filter was evaluated for.
     seen: Sequence,
 }
 
-/// What a group knows about the blocks after a place. It may lag behind the window, so it is only
-/// believed about blocks that it has seen.
+/// What a group knows about the blocks after a position. The group may be behind the window: it knows
+/// nothing of the blocks that its filter was not evaluated for yet.
 #[derive(Clone, Copy)]
 enum Known {
-    /// They came before the group.
+    /// Nothing: the next block was published before the group existed, or has left the window.
     Nothing,
-    /// The first that may match ends there.
+    /// The first block that may match ends with this event.
     NextMatch { last: Sequence },
-    /// None up to there can match.
+    /// No block up to this event can match.
     NoMatchUntil(Sequence),
 }
 
-/// What comes after a place.
+/// What comes after a position.
 #[derive(Debug)]
 pub enum Next {
-    /// There is an event that may match.
+    /// A block with an event that may match.
     Block {
-        /// The block that holds it. It may begin before the place.
+        /// The block. It may begin before the position.
         block: Arc<Block>,
         /// When the block was published.
         published_at: Instant,
     },
-    /// Nothing yet: everything up to the given place is known not to match or was before it.
+    /// Nothing yet: no event between the position and this one matches.
     AtHead(Sequence),
-    /// The window no longer has it: read from the log.
+    /// The position has left the window: read from the log.
     Behind,
 }
 
 impl Bus {
-    /// A window that follows a log from its head on.
+    /// Makes a bus that follows a log from its head on.
     ///
     /// # Errors
-    /// [`Gap`], when the log grew at every attempt to follow it.
+    /// [`Gap`] if the log grew during every attempt to follow it.
     pub fn follow(options: Options, log: &dyn Log) -> Result<Arc<Self>, Gap> {
         let mut attempts_left = FOLLOW_ATTEMPTS_MAX;
         loop {
@@ -122,13 +122,13 @@ impl Bus {
             match log.follow(head, Arc::clone(&bus) as _) {
                 Ok(()) => return Ok(bus),
                 Err(gap) if attempts_left == 0 => return Err(gap),
-                // It has grown since, by a commit of another bridge.
+                // A commit of another bridge came in between.
                 Err(_) => attempts_left -= 1,
             }
         }
     }
 
-    /// An empty window over a log that ends with `head`, for whoever publishes to it.
+    /// Makes a bus with an empty window, for a log that ends with `head`. The caller publishes to it.
     #[must_use]
     pub fn new(options: Options, log: LogId, head: Sequence) -> Arc<Self> {
         Arc::new(Self {
@@ -145,19 +145,19 @@ impl Bus {
         })
     }
 
-    /// Adds the newest block, lets the oldest go, and wakes the subscribers that may want it. Called
-    /// by one thread at a time, in the log's order.
+    /// Adds the newest block, removes the oldest ones above the limit, and wakes the subscribers whose
+    /// filter may match. Only one thread at a time may call it, in the log's order.
     ///
     /// # Errors
-    /// [`Gap`], when it is not the block that comes next. Nothing changes then.
+    /// [`Gap`] if it is not the block that comes next. Nothing changes then.
     pub fn publish(&self, block: &Arc<Block>) -> Result<(), Gap> {
         let evicted = {
             let mut window = self.window.write().unwrap_or_else(PoisonError::into_inner);
             Gap::check(self.log, window.head, block)?;
             window.push(Arc::clone(block), self.options.window_bytes_max)
         };
-        // After the window and before the groups: whoever subscribes in between sees the block in
-        // the window, whoever subscribed before is woken.
+        // After the window and before the groups: a subscriber that joins in between finds the block
+        // in the window, and one that joined before is woken.
         self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
         self.head.store(block.last_sequence().0, Ordering::Release);
         for entry in &self.groups {
@@ -172,13 +172,13 @@ impl Bus {
         Sequence(self.head.load(Ordering::Acquire))
     }
 
-    /// What the window holds, in bytes.
+    /// The bytes of blocks in the window.
     #[must_use]
     pub fn window_bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many blocks the window holds.
+    /// The number of blocks in the window.
     #[must_use]
     pub fn window_blocks(&self) -> usize {
         self.window
@@ -188,8 +188,8 @@ impl Bus {
             .len()
     }
 
-    /// When the event after a place became durable, as far as the window knows: of what has left
-    /// it, the age of its oldest block is the least that can be said.
+    /// When the event after a position was received. If it has left the window, this is the time of
+    /// the oldest block in the window, which is later.
     #[must_use]
     pub fn received_after(&self, after: Sequence) -> Option<UnixMicros> {
         let window = self.window.read().unwrap_or_else(PoisonError::into_inner);
@@ -197,11 +197,11 @@ impl Bus {
         Some(published.block.received_at())
     }
 
-    /// Joins the subscribers with this filter.
+    /// Adds a subscriber to those with this filter.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, filter: Filter) -> Subscriber {
         let entry = self.groups.entry(filter.clone()).or_insert_with(|| {
-            // Read under the entry's lock: a publication that has passed this entry has set it.
+            // Read under the entry's lock: publishing has set the head before it passes this entry.
             Arc::new(Group::new(self.head()))
         });
         entry.subscribers.fetch_add(1, Ordering::Relaxed);
@@ -223,9 +223,8 @@ impl Follower for Bus {
     }
 }
 
-/// [`VecDeque::partition_point`] for who most likely looks for one of the last: it looks back from the
-/// end in steps that double, and searches between the last two. All but the newest of the window are
-/// in no cache.
+/// [`VecDeque::partition_point`] by galloping search from the back: most callers want one of the last
+/// items, and only the newest blocks of the window are in the CPU's cache.
 fn partition_point_from_back<T>(items: &VecDeque<T>, is_before: impl Fn(&T) -> bool) -> usize {
     let is_before = |index: usize| items.get(index).is_some_and(&is_before);
     let (mut low, mut high) = (items.len(), items.len());
@@ -288,7 +287,6 @@ impl Window {
         match known {
             Known::Nothing if covered => self.block_with(after.plus(1)),
             Known::NextMatch { last } if last >= first => self.block_with(last),
-            // All that was published up to there is passed over at once.
             Known::NoMatchUntil(seen) if seen > after => Next::AtHead(seen),
             Known::NoMatchUntil(_) if covered => self.block_with(after.plus(1)),
             _ => Next::Behind,
@@ -314,7 +312,7 @@ impl Window {
 
 impl Group {
     fn new(head: Sequence) -> Self {
-        // Whether earlier blocks matched is not known, so they count as if they did.
+        // Whether earlier blocks match is not known, so they count as if they did.
         let recent = Recent {
             in_window: VecDeque::new(),
             gone: head,
@@ -363,7 +361,7 @@ impl Group {
     }
 }
 
-/// One subscriber's view of the window. Leaves its group when dropped.
+/// One subscriber of the bus. It leaves its group when it is dropped.
 pub struct Subscriber {
     bus: Arc<Bus>,
     filter: Filter,
@@ -378,16 +376,16 @@ impl Subscriber {
         &self.filter
     }
 
-    /// What comes after a place. Never waits.
+    /// Returns what comes after a position. Never waits.
     pub fn next(&mut self, after: Sequence) -> Next {
-        // Seen before looking: what comes after this wakes `changed`.
+        // Before the look: a block that is published after this wakes `changed`.
         self.matched.mark_unchanged();
-        // Most calls find that there is nothing new. The head is set before subscribers are woken,
-        // so it needs no lock to see that.
+        // Most calls find nothing new. The head is set before subscribers are woken, so this needs no
+        // lock.
         if after >= self.bus.head() {
             return Next::AtHead(after);
         }
-        // The group before the window: what it knows is then never newer than the window.
+        // The group is read before the window, so that it never knows of newer blocks than the window.
         let known = self.group.known(after);
         let window = self
             .bus
@@ -397,8 +395,8 @@ impl Subscriber {
         window.next(after, known)
     }
 
-    /// What of a block from the window matches, if others want the same: made once for all of them.
-    /// `None` for who is alone with a filter, and where all matches and the block itself will do.
+    /// The matching events of a block, copied once for all subscribers with this filter. `None` if no
+    /// other subscriber has the filter, or if all events match and the block itself can be used.
     #[must_use]
     pub fn extract(&self, block: &Block, format: Format) -> Option<Arc<Extract>> {
         if self.filter.is_everything() || self.group.subscribers.load(Ordering::Relaxed) < 2 {

@@ -233,14 +233,7 @@ mod tests {
 
     #[test]
     fn what_is_made_on_all_cpus_is_in_order_or_an_error() {
-        let settings = Settings {
-            runs: 1,
-            event_bytes: 500,
-            pin: false,
-            server_cpus: None,
-            frame_bytes: 16_384,
-            directory: None,
-        };
+        let settings = Settings::unpinned();
         let split = Split::new(&settings).unwrap();
         for count in [0, 1, 2, 3, 100, 101] {
             let made: Result<Vec<usize>, ()> = split.make_all(count, Ok);

@@ -109,6 +109,21 @@ pub struct Settings {
     pub directory: Option<PathBuf>,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Small, on all CPUs.
+    fn unpinned() -> Self {
+        Self {
+            runs: 1,
+            event_bytes: 500,
+            pin: false,
+            server_cpus: None,
+            frame_bytes: 16_384,
+            directory: None,
+        }
+    }
+}
+
 /// One measurement with its sizes.
 #[derive(Clone, Debug)]
 pub enum Bench {

@@ -163,14 +163,7 @@ mod tests {
     use crate::{Settings, cpus::Split};
 
     fn start(script: &str) -> Result<ServerProcess, Error> {
-        let settings = Settings {
-            runs: 1,
-            event_bytes: 500,
-            pin: false,
-            server_cpus: None,
-            frame_bytes: 16_384,
-            directory: None,
-        };
+        let settings = Settings::unpinned();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         ServerProcess::start(command, &Split::new(&settings)?, &Stop::default())
