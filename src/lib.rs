@@ -12,54 +12,54 @@
 //!
 //! `ARCHITECTURE.md` has the bird's-eye view and the invariants.
 
-// What everybody speaks of.
+// Shared vocabulary.
 
 // The contract in `proto/`, as Rust types.
 pub use prelude_bridge_contract as proto;
 
-// What of others' text may be read in a log or on a terminal.
+// Which text of others may appear in log lines and on a terminal.
 pub mod plain;
 
-// Who can change the files that are trusted.
+// Which users can change the trusted files.
 pub mod permissions;
 
-// Token buckets: what all rate limits are made of.
+// Token buckets, for all rate limits.
 pub mod rate;
 
-// The known name that was probably meant.
+// The known name that is most similar to an unknown one.
 pub mod nearest;
 
-// TOML that people write: places and syntax errors.
+// Positions and syntax errors in TOML files.
 pub mod toml_text;
 
 // Event, cursor, bytes on the wire, blocks, filters: pure values.
 pub use prelude_bridge_event as event;
 pub use prelude_bridge_event::{filter, wire};
 
-// What is counted, and under which name.
+// Metrics and their names.
 pub mod metrics;
 
-// The door of every port: binding, accepting, limits, HTTP/1.1.
+// Listeners of all ports: binding, accepting, limits, HTTP/1.1.
 pub mod net;
 
 // The way in.
 
-// Where keys are published: how they are fetched, kept fresh, and kept for an outage.
+// Published key sets: fetched, refreshed, and kept for an outage.
 pub mod key_source;
 
-// Keys and RSA-PSS: only here a body becomes a verified one.
+// Keys and RSA-PSS: the only room that can create a verified body.
 pub mod signature;
 
 // Verified bytes to events.
 pub mod decode;
 
-// The promise that an acknowledged event is kept: embedded, memory.
+// The durable log: embedded, memory.
 pub use prelude_bridge_log as log;
 
-// Who may subscribe to what: tokens, certificates, JWTs, and their end.
+// Who may subscribe to what, and until when: tokens, certificates, JWTs.
 pub mod credentials;
 
-// The newest blocks in memory, and who is woken for them: those whose filter may match.
+// The newest blocks in memory, and the wake-ups of the subscribers whose filter may match.
 pub mod bus;
 
 // The webhook port: routes, limits, statuses.
@@ -67,10 +67,10 @@ pub mod receiver;
 
 // The way out.
 
-// Subscriptions: what a client is sent next, and why its stream ends. No connections, no statuses.
+// Subscriptions: what a client gets next, and why its stream ends. No connections, no statuses.
 pub mod subscription;
 
-// Connections of subscribers: how long they stay, what they may cost, how responses reach them.
+// Connections of subscribers: their age, their limits, how responses reach them.
 pub mod http2;
 
 // The RPCs: one table, requests, statuses.
@@ -79,7 +79,7 @@ pub mod grpc;
 // Health, readiness, metrics.
 pub mod admin;
 
-// Around it.
+// Everything else.
 
 // A client library whose subscriptions resume by themselves.
 pub use prelude_bridge_client as client;
@@ -87,7 +87,7 @@ pub use prelude_bridge_client as client;
 // Prelude's management API: registering webhooks.
 pub mod management;
 
-// The local stand-in for Prelude.
+// The simulator of Prelude.
 pub use prelude_bridge_simulator as simulator;
 
 // Log lines on stderr.
@@ -99,7 +99,7 @@ pub mod config;
 // Wiring: start, run, drain.
 pub mod server;
 
-// What is wrong with a set-up, and what to do.
+// Checks of a set-up, with remedies.
 pub mod doctor;
 
 // The commands.

@@ -1,5 +1,4 @@
-//! Owns the wiring: which parts there are, in which order they start, and in which order they
-//! stop. What the parts do is theirs.
+//! Owns the wiring: which parts the bridge has, and the order in which they start and stop.
 
 mod check;
 mod open;
@@ -36,7 +35,7 @@ pub struct Server {
     keyrings: Vec<Keyring>,
     streams: grpc::Server,
     metrics: Arc<Metrics>,
-    /// Cancelled first: nothing new is taken, and what runs is brought to an end.
+    /// Cancelled first: the ports accept nothing new and finish what runs.
     draining: CancellationToken,
     /// Cancelled last: the admin port answers while the rest drains.
     stopping: CancellationToken,
@@ -44,22 +43,22 @@ pub struct Server {
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
     credentials: Credentials,
-    /// What replaces certificates when their files change.
+    /// The tasks that replace certificates when their files change.
     certificates: TaskTracker,
 }
 
-/// Where a bridge listens, with the ports that the system chose.
+/// The addresses of a bridge, with the ports that the system chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// Prelude's deliveries.
+    /// For Prelude's deliveries.
     pub webhook: SocketAddr,
-    /// Subscribers.
+    /// For subscribers.
     pub grpc: SocketAddr,
-    /// Health and metrics.
+    /// For health and metrics.
     pub admin: SocketAddr,
 }
 
-/// Has what a bridge can take over while it runs read again at once.
+/// Makes a running bridge read keys, credentials and certificates again.
 #[derive(Clone)]
 pub struct Reload {
     keyrings: Vec<Keyring>,
@@ -67,39 +66,39 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Asks for it, and waits for nothing. What cannot be used changes nothing; the log says so.
-    /// Credentials and certificates are read every second anyway.
+    /// Requests it and does not wait. Invalid files change nothing and are logged. Credentials and
+    /// certificates are also read every second.
     pub fn now(&self) {
         self.keyrings.iter().for_each(Keyring::read_again);
         self.credentials.read_again();
     }
 }
 
-/// Why a bridge does not run.
+/// Why a bridge does not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address cannot be listened on.
+    /// The bridge cannot listen on an address.
     #[error(transparent)]
     Listen(#[from] net::Error),
     /// The credentials of subscribers cannot be used.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
-    /// Others can change what the bridge trusts.
+    /// Other users can change files that the bridge trusts.
     #[error(transparent)]
     Permissions(#[from] permissions::Untrusted),
-    /// Others than this machine could subscribe, and nothing says who may.
+    /// Other machines could connect to the gRPC port, and no credential is configured.
     #[error(
         "the gRPC port would be open to everybody who reaches {address}, and no credential is \
          configured"
     )]
     Exposed {
-        /// Where it would listen.
+        /// The address of the gRPC port.
         address: SocketAddr,
     },
-    /// A certificate whose time has not come or is over. A bridge starts with it, and warns.
+    /// A certificate is not valid yet, or not any more. The bridge starts with it, and warns.
     #[error("TLS of the {listener} port: {complaint}: {}", path.display())]
     Certificate {
-        /// Which port.
+        /// The port.
         listener: &'static str,
         /// What is wrong with its dates.
         complaint: String,
@@ -118,7 +117,7 @@ pub enum Error {
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
-    /// The keys of an app cannot be had.
+    /// The keys of an app cannot be loaded.
     #[error("the keys of app {app_id}: {source}")]
     Keys {
         /// The app.
@@ -126,7 +125,7 @@ pub enum Error {
         /// Why.
         source: signature::Error,
     },
-    /// The gRPC services cannot be put together.
+    /// The gRPC services cannot be built.
     #[error(transparent)]
     Streams(#[from] grpc::Error),
     /// The log failed while the bridge ran.
@@ -145,8 +144,8 @@ struct Ports {
 }
 
 impl Ports {
-    /// Binds all ports before anything else is opened: a second bridge on this machine should say that
-    /// its address is taken.
+    /// Binds all ports before anything else is opened, so that a second bridge on this machine reports
+    /// that its address is in use.
     async fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Error> {
         let webhook = Listener::bind("webhook", "--webhook-listen", config.webhook_listen).await?;
         let grpc = Listener::bind("grpc", "--grpc-listen", config.grpc_listen).await?;
@@ -177,15 +176,15 @@ impl Ports {
 }
 
 impl Server {
-    /// Starts every part, from the log outwards: a port is open only when what is behind it works.
+    /// Starts every part, from the log outwards: a port opens only when the parts behind it work.
     ///
     /// # Errors
-    /// What keeps it from running; nothing is left behind then.
+    /// Why the bridge cannot start. Nothing is left running then.
     pub async fn start(config: &Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new());
         let ports = Ports::bind(config, &metrics).await?;
         let (log, bus) = open::log(config, &metrics)?;
-        // After the log, which judges the data directory that they are in.
+        // After the log, which checks the data directory that the keys are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
         refuse_exposure(config, ports.addresses.grpc, &credentials)?;
         let keyrings = open::keyrings(config)?;
@@ -250,19 +249,19 @@ impl Server {
         })
     }
 
-    /// Where it listens.
+    /// The addresses that it listens on.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// What it counts.
+    /// Its metrics.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// What `/readyz` says.
+    /// Its readiness, as `/readyz` reports it.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let log = Arc::clone(&self.log);
@@ -276,7 +275,7 @@ impl Server {
         &self.keyrings
     }
 
-    /// For an operator who says that keys have changed.
+    /// The handle with which an operator's signal makes it read its files again.
     #[must_use]
     pub fn reload(&self) -> Reload {
         Reload {
@@ -289,8 +288,8 @@ impl Server {
     /// in flight answered, every stream ended with its cursor, the log closed.
     ///
     /// # Errors
-    /// [`Error::Log`] when the log failed meanwhile. It drains then too, but a failed log cannot
-    /// be closed in order.
+    /// [`Error::Log`] if the log failed. The bridge drains then too, but a failed log cannot be closed in
+    /// order.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let failed = tokio::select! {
             () = shutdown => None,
@@ -298,8 +297,8 @@ impl Server {
         };
         self.draining.cancel();
         let drained = async {
-            // Deliveries first: their events can still reach the streams. But a sender that dawdles
-            // takes no more than half of the time, or no stream would get its last words.
+            // Deliveries first, so that their events still reach the streams. A slow sender gets at most
+            // half of the time, so that streams get their last responses.
             let patience = self.drain_timeout / 2;
             let deliveries = tokio::time::timeout(patience, &mut self.webhook).await;
             self.streams.drain().await;
@@ -325,8 +324,8 @@ impl Server {
     }
 }
 
-/// Sees to it that nobody reads events by mistake: without credentials only this machine connects,
-/// unless the operator says that everybody may.
+/// Keeps other machines out by default: without credentials, the gRPC port must be on loopback unless
+/// the operator allows anonymous subscribers.
 fn refuse_exposure(
     config: &Config,
     address: SocketAddr,
@@ -345,7 +344,7 @@ fn refuse_exposure(
     Err(Error::Exposed { address })
 }
 
-/// Resolves when the log will not take events again.
+/// Resolves when the log will not accept events again.
 async fn failure(log: &dyn Log) -> log::Error {
     let health = log.status().health_where(log::Health::is_final).await;
     health.refusal().unwrap_or(log::Error::Closed)

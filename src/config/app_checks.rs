@@ -1,5 +1,5 @@
-//! Whether what was typed for an app can be meant: its id, its token, the source of its keys.
-//! Reads token files and looks whether key files are there; fetches and parses no keys.
+//! Validates an app: its id, its verification token, the source of its keys. Reads token files and
+//! checks that key files exist; fetches and parses no keys.
 
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,10 @@ use super::{
 };
 use crate::permissions::{self, By};
 
-/// Room for the longest token in the widest characters, and for line ends.
+/// The size of the longest token in the widest characters, with line ends.
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 
-/// All apps that can be meant. The faults of the others are recorded.
+/// Returns all valid apps, and records the faults of the others.
 pub(super) fn take(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<App> {
     apps::typed(resolver)
         .into_iter()
@@ -28,7 +28,7 @@ pub(super) fn take(resolver: &mut Resolver<'_>, data_dir: &Path) -> Vec<App> {
         .collect()
 }
 
-/// Judges one app. Its faults are recorded; without any it is an app.
+/// Validates one app: returns it, or records its faults.
 fn check(
     resolver: &mut Resolver<'_>,
     place: Origin,
@@ -66,7 +66,7 @@ fn check(
     })
 }
 
-/// An id becomes part of a host name and of a path, so its letters are those of both.
+/// An id becomes a part of a host name and of a path, so it has only characters that both allow.
 fn check_id(resolver: &mut Resolver<'_>, id: &Placed) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let reason = if id.text.is_empty() {
@@ -88,8 +88,8 @@ fn check_id(resolver: &mut Resolver<'_>, id: &Placed) -> bool {
     false
 }
 
-/// The token that `webhook setup` made, for an app that says nothing of one. Only for a good id:
-/// it becomes the name of a file.
+/// The token that `webhook setup` created, for an app without a token. Only for a valid id, which
+/// becomes a file name.
 fn look_for_default_token(app: &mut Typed, id: &str, data_dir: &Path) {
     if app.token_file.is_some() || app.token_variable.is_some() {
         return;
@@ -146,7 +146,7 @@ fn check_token(
     Some((token, source))
 }
 
-/// The text of a variable that an app names; one that is set to nothing is an empty token.
+/// The text of a variable that an app names. An empty variable is an empty token.
 fn read_token_variable(resolver: &mut Resolver<'_>, variable: &Placed) -> Option<String> {
     let name = &variable.text;
     if !resolver.has_variable(name) {
@@ -190,7 +190,7 @@ fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) ->
     }
 }
 
-/// Line ends and blanks around a token are an editor's or a shell's; the token has none.
+/// Removes line ends and blanks around a token, which editors and shells add.
 fn judge_token(
     resolver: &mut Resolver<'_>,
     text: &str,
@@ -244,7 +244,7 @@ fn check_keys(resolver: &mut Resolver<'_>, id: &str, app: &Typed) -> Option<KeyS
     }
 }
 
-/// Keys fetched without TLS could be anybody's, so plain http is for this machine only.
+/// Keys that are fetched without TLS can be forged, so plain http is allowed for loopback only.
 fn check_url(resolver: &mut Resolver<'_>, url: &Placed) -> bool {
     let reason = match url.text.parse::<Uri>() {
         Err(error) => format!("it is not a URL: {error}"),

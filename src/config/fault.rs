@@ -1,5 +1,5 @@
-//! What is wrong with a configuration: every fault with its place, its name and its remedy.
-//! Owns the wording around a fault; the rooms that find one bring the sentence.
+//! The faults of a configuration, each with its origin, its key and its remedy. Owns the wording
+//! around a fault; the code that finds one provides the sentence.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::plain;
 
-/// Why a configuration was refused: all the faults that were found, in the order of the file.
+/// Why a configuration was refused: all faults, in the order of the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", summary(.faults))]
 pub struct Error {
@@ -16,13 +16,13 @@ pub struct Error {
     pub faults: Vec<Fault>,
 }
 
-/// One thing wrong with a configuration.
+/// One fault of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Where the value was written.
     pub origin: Origin,
-    /// What is wrong, in one sentence that names the key. It never holds a secret of a key that is
-    /// for one; what was written for another is shown as [`plain::configured`] shows it.
+    /// One sentence that names the key and says what is wrong. It never contains the value of a key for
+    /// secrets; the values of other keys are shown by [`plain::configured`].
     pub message: String,
     /// What to do about it.
     pub help: String,
@@ -42,7 +42,7 @@ pub enum Origin {
     Environment(String),
     /// A flag on the command line, with its dashes.
     Flag(String),
-    /// Nothing was written: the program's own default.
+    /// The program's default.
     Default,
 }
 
@@ -64,14 +64,14 @@ impl fmt::Display for Origin {
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            // A fault of nothing written has no place worth naming.
+            // A fault of a missing value has no position.
             Origin::Default => formatter.write_str(&plain::configured(&self.message)),
             origin => write!(formatter, "{origin}: {}", plain::configured(&self.message)),
         }
     }
 }
 
-/// The name must not break out of the comment or the line that it is in.
+/// Escapes control characters, so that a file name cannot end the comment or line that it is in.
 fn shown(path: &Path) -> String {
     plain::configured(path.display())
 }

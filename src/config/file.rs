@@ -1,5 +1,5 @@
-//! The configuration file as it was typed: every key with its text, its type and its line.
-//! Knows TOML; refuses to know which keys mean something.
+//! The parsed configuration file: every key with its text, its type and its line. Knows TOML, but not
+//! which keys exist.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +13,12 @@ use toml::{Spanned, de::DeValue};
 use super::fault::{Fault, Origin};
 use crate::toml_text::{self, SyntaxError, line_at};
 
-/// No honest configuration comes near this; a device or a log named by mistake does.
+/// Far more than any configuration needs. A larger file is a device or a log, named by mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A parsed file.
 pub(super) struct Document {
-    /// The file as it was named.
+    /// The path as it was given.
     pub(super) path: PathBuf,
     /// Every key but those of apps, by its dotted path.
     pub(super) entries: Entries,
@@ -34,7 +34,7 @@ pub(super) struct AppTable {
     pub(super) entries: Entries,
 }
 
-/// Keys and what was written for them.
+/// Keys and their values.
 pub(super) type Entries = BTreeMap<String, Entry>;
 
 /// One value as it was written.
@@ -42,13 +42,13 @@ pub(super) type Entries = BTreeMap<String, Entry>;
 pub(super) struct Entry {
     /// The value without quotes.
     pub(super) text: String,
-    /// What TOML takes it for.
+    /// Its TOML type.
     pub(super) kind: Kind,
     /// The line of its key.
     pub(super) line: usize,
 }
 
-/// The types of TOML, as far as settings tell them apart.
+/// The types of TOML that settings distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A quoted string.
@@ -57,11 +57,11 @@ pub(super) enum Kind {
     Integer,
     /// An array of strings, joined by commas.
     List,
-    /// A `[section]`, kept so that an unknown one is noticed even when it is empty.
+    /// A `[section]`, kept so that an unknown one is reported even if it is empty.
     Section,
     /// `true` or `false`.
     Boolean,
-    /// Anything else, by its name in messages.
+    /// Any other type, by its name in messages.
     Other(&'static str),
 }
 
@@ -69,8 +69,8 @@ impl Document {
     /// Reads and parses a file.
     ///
     /// # Errors
-    /// The file cannot be read, is too large, is not UTF-8, or is not TOML. Syntax errors are
-    /// reported alone: what follows one cannot be judged.
+    /// The file cannot be read, is too large, is not UTF-8, or is not TOML. A syntax error is reported
+    /// alone, because the text after it cannot be parsed.
     pub(super) fn read(path: &Path) -> Result<Self, Vec<Fault>> {
         let read = File::open(path).and_then(|file| read_text(file, FILE_BYTES_MAX));
         let text = read.map_err(|error| {
@@ -119,7 +119,7 @@ impl Document {
         Ok(document)
     }
 
-    /// The place of a line of this file.
+    /// The origin of a value in a line of this file.
     pub(super) fn at(&self, line: usize) -> Origin {
         Origin::File {
             path: self.path.clone(),
@@ -127,8 +127,8 @@ impl Document {
         }
     }
 
-    /// A path written in this file: relative ones are taken from the directory of the file, so
-    /// that a configuration and its token files can be moved together.
+    /// Resolves a relative path against the directory of the file, so that a configuration and its token
+    /// files can be moved together.
     pub(super) fn relative(&self, path: &str) -> PathBuf {
         match self.path.parent() {
             Some(directory) => directory.join(path),
@@ -167,7 +167,7 @@ fn app_table(text: &str, item: &Spanned<DeValue<'_>>) -> AppTable {
                 collect(text, key.get_ref(), line, value, &mut entries);
             }
         }
-        // `apps = ["one"]`: kept under no name, and refused there.
+        // `apps = ["one"]`: kept without a name, and refused for that.
         _ => collect(text, "", line, item, &mut entries),
     }
     AppTable { line, entries }
@@ -215,7 +215,7 @@ fn collect(
     entries.insert(path.to_owned(), entry);
 }
 
-/// Strings, joined by commas; nothing if one is no string.
+/// The strings of an array, joined by commas; `None` if an item is not a string.
 fn texts<'a>(items: impl Iterator<Item = &'a DeValue<'a>>) -> Option<String> {
     let texts = items.map(|item| match item {
         DeValue::String(text) => Some(text.as_ref()),

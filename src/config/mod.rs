@@ -1,22 +1,22 @@
-//! The settings of the bridge: what they are, what they default to, and why. Each is declared in one
-//! place, by the macro `settings!`; the example file and `docs/settings.md` are generated from that.
+//! The settings of the bridge, with their defaults, bounds and reasons. The macro `settings!` declares
+//! each in one place; the example file and `docs/settings.md` are generated from the declarations.
 //!
-//! What was typed ([`Sources`]) is kept apart from what it means ([`Config`]). [`resolve`] goes
-//! from one to the other and reports every fault at once. Owns precedence, defaults, bounds and
-//! messages; opens no socket, no log and no connection, and starts nothing.
+//! The input ([`Sources`]) and the validated configuration ([`Config`]) have types of their own.
+//! [`resolve`] makes one from the other and reports all faults at once. Owns precedence, defaults,
+//! bounds and messages; opens no socket, no log and no connection, and starts nothing.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `declared`, `macros` | how a setting is declared, and what follows from it |
+//! | `declared`, `macros` | the declaration of a setting, and what is generated from it |
 //! | `apps`, `app_checks` | the apps with their tokens and key sources |
-//! | `credentials` | who may subscribe: the credentials file, the issuer of JWTs |
-//! | `resolver` | flag before environment before file before default, and where each value is from |
+//! | `credentials` | the credentials file, the issuer of JWTs |
+//! | `resolver` | flag before environment before file before default; the origin of each value |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
-//! | `tls` | which ports do TLS, and with what |
-//! | `limits` | retention, and how much anybody may take of anything |
+//! | `tls` | the certificates of the ports |
+//! | `limits` | retention, and the limits of the ports, the bus and the log |
 //! | `units` | durations and sizes as text |
-//! | `fault`, `secret` | what is wrong, and what must not be seen |
+//! | `fault`, `secret` | faults; values that are never shown |
 
 mod app_checks;
 mod apps;
@@ -56,117 +56,118 @@ pub use self::{
 use self::{macros::settings, resolver::Resolver};
 use crate::{logging, net::network::Network, receiver::source};
 
-/// The variable that names the file, for where `--config` cannot be given.
+/// The variable that names the file if there is no `--config`.
 pub const CONFIG_VARIABLE: &str = "PRELUDE_BRIDGE_CONFIG";
 
 settings! {
-    /// Every setting, checked.
+    /// All settings, validated.
     pub struct Config in "" {
-        /// Where Prelude's deliveries arrive. They come from outside, through your proxy or directly.
+        /// The address for Prelude's deliveries, which come from outside, through your proxy or directly.
         webhook_listen: SocketAddr = address(Ipv4Addr::UNSPECIFIED, 8080);
 
-        /// Where subscribers connect. Only from this machine, until you decide otherwise.
+        /// The address for subscribers. By default only this machine can connect.
         grpc_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 50051);
 
-        /// Where `/healthz`, `/readyz` and `/metrics` are served. Only from this machine, likewise.
+        /// The address for `/healthz`, `/readyz` and `/metrics`. By default only this machine can connect.
         admin_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 9090);
 
-        /// Where the log and the last good key sets are kept. It has to be a disk that stays.
+        /// The directory of the log and of the last good key sets. It must be on a persistent disk.
         data_dir: PathBuf = PathBuf::from("./data");
 
-        /// Which addresses may speak to the webhook port: networks, and "prelude" for the three addresses
-        /// that Prelude documents. Others get 403. Nothing here means everybody: the signature decides
-        /// anyhow. Behind a proxy this needs `trusted_proxies`, or all requests seem to come from the proxy.
+        /// The addresses that may call the webhook port: networks, and "prelude" for the three addresses
+        /// that Prelude documents. Others get 403. An empty list allows all addresses: every delivery needs
+        /// a valid signature anyway. Behind a proxy this needs `trusted_proxies`, or all requests seem to
+        /// come from the proxy.
         allowed_sources: Vec<AllowedSource> = Vec::new();
 
-        /// The proxies whose `X-Forwarded-For` or `Forwarded` header is believed, read from right to left
-        /// as far as the hops are in this list. List only proxies that set the header themselves. Their
-        /// connections have no limit by address either: it would be one for all clients together.
+        /// The proxies whose `X-Forwarded-For` or `Forwarded` header is used, read from right to left
+        /// while the hops are in this list. List only proxies that set the header themselves. Their
+        /// connections have no limit by address, because all clients would share it.
         trusted_proxies: Vec<Network> = Vec::new();
 
-        /// The proxies in front of the gRPC port. Nothing they say is believed; but many clients share
-        /// their addresses, so the limits by address of `[limits.grpc]` do not hold for them. List only
-        /// proxies: who comes from such an address can take all there is.
+        /// The proxies in front of the gRPC port. The limits by address of `[limits.grpc]` do not apply to
+        /// them, because many clients share their addresses; their headers are not used. List only proxies:
+        /// a client with such an address can use up a whole limit.
         grpc_proxies: Vec<Network> = Vec::new();
 
-        /// The sites whose pages may subscribe by gRPC-Web, as browsers name them, such as
-        /// `https://app.example.com`, or "*" for all. Pages that this machine serves to itself always may.
-        /// Anything else gets 403, so that no stranger's page reads events through its visitor's browser.
+        /// The origins whose pages may subscribe by gRPC-Web, such as `https://app.example.com`, or "*" for
+        /// all. Pages from this machine's loopback addresses always may. Others get 403, so that no other
+        /// page can read events through its visitor's browser.
         web_origins: Vec<WebOrigin> = Vec::new();
 
-        /// Who may subscribe: the file with the hashes of tokens and the names of client certificates,
-        /// which `prelude-bridge token create` makes. Empty: credentials.toml in the data directory, if
-        /// there is one. A running bridge sees changes within a second. Without a file, and without
-        /// `[jwt]`, subscribers need nothing, and may connect only from this machine. But a file that is
-        /// named here, or that was there before, and is missing lets nobody in. Nobody but root and the
-        /// bridge's user may write it.
+        /// The file with the credentials of subscribers: hashes of tokens and names of client certificates.
+        /// `prelude-bridge token create` writes it. Empty: credentials.toml in the data directory, if it
+        /// exists. A running bridge applies changes within a second. Without a file and without `[jwt]`,
+        /// subscribers need no credential and can connect only from this machine. If the file is named here
+        /// or existed before, and is missing, nobody can subscribe. Only root and the bridge's user may be
+        /// able to write it.
         credentials_file: Option<PathBuf> = None;
 
-        /// Let subscribers in without a credential, from everywhere. What they get are people's phone
-        /// numbers and e-mail addresses: only for networks that nobody else is in. It is also the way back
-        /// to a bridge without credentials after it had some.
+        /// Lets subscribers in without a credential, from everywhere. Events hold phone numbers and e-mail
+        /// addresses: use this only in networks without other users. It is also the way back to a bridge
+        /// without credentials.
         allow_anonymous: bool = false;
 
-        /// What keeps the events: "embedded" (files in the data directory) or "memory" (for trials; lost
-        /// on exit).
+        /// The store of the log: "embedded" (files in the data directory) or "memory" (for trials; lost on
+        /// exit).
         store: Store = Store::Embedded;
 
-        /// How long requests and streams may take to finish after SIGTERM. Longer than a request's 8 s,
-        /// shorter than the 30 s after which container platforms kill.
+        /// The time that requests and streams have to finish after SIGTERM: more than the 8 s of a request,
+        /// less than the 30 s after which container platforms end a process.
         drain_timeout: Duration = seconds(15), in seconds(0)..=seconds(3600);
 
-        /// How log lines are written on stderr: "text" or "json".
+        /// The form of log lines on stderr: "text" or "json".
         log_format: logging::Format = logging::Format::Text;
 
-        /// The least severe log lines that are written: "error", "warn", "info", "debug" or "trace".
+        /// The least severe level of log lines that are written: "error", "warn", "info", "debug" or "trace".
         log_level: logging::Level = logging::Level::Info;
     }
     with resolver {
-        /// Which ports do TLS.
+        /// The TLS certificates of the ports.
         tls: Tls = tls::take(resolver);
-        /// How long events are kept.
+        /// The retention of events.
         retention: Retention = Retention::take(resolver);
         /// Limits of the webhook port.
         webhook_limits: WebhookLimits = WebhookLimits::take(resolver);
         /// Limits of the gRPC port.
         grpc_limits: GrpcLimits = GrpcLimits::take(resolver);
-        /// Limits of the events held in memory.
+        /// Limits of the events in memory.
         bus_limits: BusLimits = BusLimits::take(resolver);
         /// Limits of the log's queue.
         log_limits: LogLimits = LogLimits::take(resolver);
         /// Limits of the log lines about refusals.
         refusal_limits: RefusalLimits = RefusalLimits::take(resolver);
-        /// Whose JWTs are taken.
+        /// The issuer of JWTs.
         jwt: Option<Jwt> = credentials::take_jwt(resolver);
-        /// Whose deliveries are taken. They are no settings: [`resolve`] adds them.
+        /// The apps. They are no settings: [`resolve`] adds them.
         apps: Vec<App> = Vec::new();
     }
 }
 
-/// A site, as a browser names it: `https://app.example.com`, or `*` for all.
+/// An origin as browsers send it: `https://app.example.com`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebOrigin(pub String);
 
-/// What keeps the events.
+/// The store of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// Files in the data directory.
     Embedded,
-    /// Nothing but memory: for trials and tests.
+    /// Memory only: for trials and tests.
     Memory,
 }
 
-/// Some addresses.
+/// A set of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedSource {
-    /// Those that Prelude documents as its own.
+    /// The addresses that Prelude documents.
     Prelude,
     /// A network, or one address.
     Network(Network),
 }
 
 impl Config {
-    /// The networks that may speak to the webhook port; all, if there are none.
+    /// The networks that may call the webhook port; empty means all.
     #[must_use]
     pub fn allowed_networks(&self) -> Vec<Network> {
         let networks = self.allowed_sources.iter().flat_map(|source| match source {
@@ -177,25 +178,25 @@ impl Config {
     }
 }
 
-/// A configuration and how it came about.
+/// A configuration with the origins of its values.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// What it means.
+    /// The validated configuration.
     pub config: Config,
-    /// Every setting with its value and origin, for showing. Apps are not among them.
+    /// Every setting with its value and origin, for `config show`. Without the apps.
     pub settings: Vec<Setting>,
-    /// What looks odd without being wrong.
+    /// Warnings: what may be a mistake but is valid.
     pub warnings: Vec<String>,
 }
 
 impl Default for Config {
-    /// What holds when nothing is typed: no app, and every default.
+    /// The configuration without any input: no app, and every default.
     fn default() -> Self {
         Self::take(&mut Resolver::new(&Sources::default()))
     }
 }
 
-/// Every setting as it is declared, in the order of the example file.
+/// The declarations of all settings, in the order of the example file.
 pub fn declared() -> Vec<Declared> {
     let nothing = Sources::default();
     let mut resolver = Resolver::new(&nothing);
@@ -205,7 +206,7 @@ pub fn declared() -> Vec<Declared> {
 }
 
 impl Resolved {
-    /// The configuration, if there is something to serve.
+    /// Returns the configuration if it has an app.
     ///
     /// # Errors
     /// No app is configured.
@@ -226,10 +227,10 @@ impl Resolved {
     }
 }
 
-/// Goes from what was typed to what it means.
+/// Resolves and validates the input.
 ///
 /// # Errors
-/// Everything that is wrong with what was typed, in the order of the file.
+/// All faults of the input, in the order of the file.
 pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     let mut resolver = Resolver::new(sources);
     let mut config = Config::take(&mut resolver);
@@ -244,7 +245,7 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     })
 }
 
-/// The apps that were typed, with tokens or without: for the command that makes the tokens.
+/// The apps, with or without a verification token: for the command that creates the tokens.
 ///
 /// # Errors
 /// A file that cannot be read, or invalid settings of apps.
@@ -256,7 +257,7 @@ pub fn planned_apps(sources: &Sources) -> Result<Vec<Planned>, Error> {
     Ok(planned)
 }
 
-/// Two listeners cannot have one address; said here, with both keys, rather than by a bind error.
+/// Two listeners cannot have one address. This fault names both keys, which a bind error does not.
 fn refuse_shared_addresses(resolver: &mut Resolver<'_>, config: &Config) {
     let listeners = [
         ("webhook_listen", config.webhook_listen),

@@ -1,6 +1,5 @@
-//! From what was typed to what it means: one setting at a time, flag before environment before
-//! file before default. Owns precedence, the bookkeeping of origins and the faults; which settings
-//! there are is said by whoever takes them.
+//! Resolves one setting at a time: flag before environment before file before default. Owns
+//! precedence, the origin of each value, and the list of faults. Its callers know which settings exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,24 +16,24 @@ use super::{
 };
 use crate::nearest::{likeness, nearest, nearest_by};
 
-/// What every variable of ours starts with.
+/// The prefix of the bridge's environment variables.
 pub const ENVIRONMENT_PREFIX: &str = "PRELUDE_BRIDGE_";
 
-/// Everything that was typed, before any of it is validated. It cannot be printed for debugging: the
-/// environment holds tokens.
+/// All input, before any of it is validated. It has no `Debug` output, because the environment holds
+/// tokens.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The file of `--config`.
     pub file: Option<PathBuf>,
-    /// Flags by the key they set (`data_dir`), with the text they were given.
+    /// The text of each flag, by the key that it sets (`data_dir`).
     pub flags: BTreeMap<&'static str, String>,
-    /// The whole environment: a token may be in a variable of any name.
+    /// The whole environment, because a token may be in a variable of any name.
     pub environment: BTreeMap<OsString, OsString>,
 }
 
 impl Sources {
-    /// The same without the variables that set single settings. Those would win over the file and
-    /// hide what is wrong with it; the ones that apps read their tokens from stay.
+    /// Removes the variables that set single settings, which would override the file and hide its
+    /// faults. Variables that hold the tokens of apps remain.
     #[must_use]
     pub fn without_setting_variables(mut self) -> Self {
         for declared in super::declared() {
@@ -48,11 +47,11 @@ impl Sources {
 /// One setting, as `config show` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// What is declared of it.
+    /// Its declaration.
     pub declared: Declared,
     /// The value in TOML.
     pub value: String,
-    /// Who set it.
+    /// Where the value came from.
     pub origin: Origin,
 }
 
@@ -63,27 +62,27 @@ impl Setting {
     }
 }
 
-/// Hands out settings and remembers what was wrong with them.
+/// Resolves settings and collects their faults.
 pub(super) struct Resolver<'a> {
     sources: &'a Sources,
-    /// The keys of the settings that count; all the others are as if nobody had written them.
+    /// The keys of the settings that are read; all others are treated as absent.
     only: Option<&'static [&'static str]>,
     pub(super) document: Option<Document>,
     pub(super) faults: Vec<Fault>,
     pub(super) settings: Vec<Setting>,
 }
 
-/// One value as it was typed, wherever it was.
+/// One value as it was written in a flag, a variable or the file.
 pub(super) struct Written {
     pub(super) text: String,
-    /// `None` outside of the file, where everything is text.
+    /// `None` for flags and variables, which are text.
     kind: Option<Kind>,
     pub(super) origin: Origin,
 }
 
 impl<'a> Resolver<'a> {
-    /// Opens the file, if there is one. A file that cannot be read is a fault, and the settings
-    /// then come from the other sources.
+    /// Opens the file, if one is named. If it cannot be read, that is a fault, and the settings come
+    /// from the other sources.
     pub(super) fn new(sources: &'a Sources) -> Self {
         let (document, faults) = match sources.file.as_deref().map(Document::read) {
             None => (None, Vec::new()),
@@ -99,7 +98,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The same for a caller that needs some settings, and for whom the others need not be right.
+    /// The same for a caller that needs only some settings: the others are not validated.
     pub(super) fn only(sources: &'a Sources, keys: &'static [&'static str]) -> Self {
         Self {
             only: Some(keys),
@@ -107,12 +106,12 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The value of a setting; on a fault, which is recorded, its default.
+    /// The value of a setting. If it is invalid, records the fault and returns the default.
     pub(super) fn take<T: Value>(&mut self, name: Name, default: T) -> T {
         self.take_checked(name, default, None, |_| true)
     }
 
-    /// The same for a value that has to be within bounds.
+    /// The same for a value with bounds.
     pub(super) fn take_in<T: Value + PartialOrd>(
         &mut self,
         name: Name,
@@ -157,13 +156,14 @@ impl<'a> Resolver<'a> {
         value
     }
 
-    /// The directory that a relative path is taken from: one in the file from that of the file.
+    /// The directory that a relative path is resolved against: for a path in the file, the directory of
+    /// the file.
     fn directory_of(&self, written: &Written) -> Option<&Path> {
         written.kind?;
         self.document.as_ref()?.path.parent()
     }
 
-    /// The faults that were recorded, in the order of the file.
+    /// Returns the recorded faults, in the order of the file.
     ///
     /// # Errors
     /// Any fault.
@@ -171,7 +171,7 @@ impl<'a> Resolver<'a> {
         if self.faults.is_empty() {
             return Ok(self.settings);
         }
-        // Stable, so that faults of one line stay in the order they were found in.
+        // The sort is stable: faults of one line stay in the order in which they were found.
         self.faults
             .sort_by(|left, right| left.origin.cmp(&right.origin));
         Err(Error {
@@ -179,14 +179,14 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// Who set a setting that was taken before.
+    /// Where the value of a setting came from that was resolved before.
     pub(super) fn origin_of(&self, key: &str) -> Origin {
         let setting = self.settings.iter().find(|setting| setting.key() == key);
         setting.map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
-    /// A variable of the environment. One that is empty counts as not set, since that is how
-    /// container tools pass what they have no value for.
+    /// A variable of the environment. An empty one counts as absent: container tools pass empty
+    /// variables for missing values.
     pub(super) fn variable(&mut self, name: &str) -> Option<String> {
         let value = self.sources.environment.get(&OsString::from(name))?;
         let Some(text) = value.to_str() else {
@@ -200,7 +200,7 @@ impl<'a> Resolver<'a> {
         (!text.is_empty()).then(|| text.to_owned())
     }
 
-    /// Whether a variable is there at all, even if empty.
+    /// Whether a variable exists, even if it is empty.
     pub(super) fn has_variable(&self, name: &str) -> bool {
         let name = OsString::from(name);
         self.sources.environment.contains_key(&name)
@@ -215,7 +215,7 @@ impl<'a> Resolver<'a> {
         });
     }
 
-    /// Records a fault for every key of the file that nobody took. Called last.
+    /// Records a fault for every key of the file that was not resolved. Called last.
     pub(super) fn refuse_unknown_keys(&mut self) {
         let Some(document) = &self.document else {
             return;
@@ -233,8 +233,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Variables that look like a misspelt one of ours. Only a warning: whoever runs us may set
-    /// variables with our prefix for other reasons (Kubernetes does for a service of our name).
+    /// Warnings of variables that look like a misspelt setting. They are no faults, because variables
+    /// with this prefix can have other origins: Kubernetes sets them for a service of this name.
     pub(super) fn misspelt_variables(&self, others: &[&str]) -> Vec<String> {
         let mut known: BTreeSet<String> = others.iter().map(ToString::to_string).collect();
         known.extend(
@@ -293,8 +293,8 @@ pub fn variable_of(key: &str) -> String {
     format!("{ENVIRONMENT_PREFIX}{name}")
 }
 
-/// The known key most like the one that was typed. One that was left out of its section is near to the
-/// one in it.
+/// The known key that is most similar to an unknown one. A key without its section counts as similar
+/// to the key in the section.
 fn nearest_key<'k>(typed: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     fn last(key: &str) -> &str {
         key.rsplit('.').next().unwrap_or(key)
@@ -308,7 +308,7 @@ fn flag_of(key: &str) -> String {
     format!("--{}", key.replace(['.', '_'], "-"))
 }
 
-/// Reads a value, or says what is wrong with it and what to write.
+/// Parses a value, or returns what is wrong with it and what to write.
 fn read<T: Value>(
     written: &Written,
     declared: &Declared,
@@ -317,7 +317,7 @@ fn read<T: Value>(
     let value = parse::<T>(written).map_err(|reason| (reason, T::HELP.to_owned()))?;
     match &declared.bounds {
         Some((min, max)) if !is_within(&value) => {
-            // The sign that a number has lost tells a telephone number from a limit.
+            // `plain` tells a telephone number from a limit by the leading `+`, which parsing removed.
             let signed = written.text.starts_with('+').then(|| written.text.clone());
             let shown = signed.unwrap_or_else(|| value.show());
             Err((
@@ -352,9 +352,9 @@ fn parse<T: Value>(written: &Written) -> Result<T, String> {
     }
 }
 
-/// What is wrong with a key of the file, if anything is: the message and the remedy.
+/// Why a key of the file is invalid, if it is: the message and the remedy.
 fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
-    // Whatever is under that name was validated with the apps.
+    // The tables of apps were validated before.
     if key == "apps" {
         return None;
     }
@@ -366,7 +366,7 @@ fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option
             format!("write `{key} = …` above the first section"),
         )),
         (Kind::Section, false, true) | (_, true, _) => None,
-        // The keys in an unknown section are unknown too, and say so with a better guess.
+        // The keys of an unknown section are reported themselves, with a better guess.
         (Kind::Section, false, false) => {
             let sections = known.iter().filter_map(|name| name.rsplit_once('.'));
             let near = nearest_key(key, sections.map(|(section, _)| section));

@@ -1,5 +1,5 @@
-//! A resolved configuration as text: TOML that can be read back, each value with its origin beside
-//! it, or JSON. Tokens are shown by where they are, never by what they are.
+//! Prints a resolved configuration as TOML that can be parsed again, with the origin of each value as a
+//! comment, or as JSON. Of a token it prints the source, never the value.
 
 use std::fmt::Write as _;
 
@@ -44,8 +44,8 @@ fn line(text: &mut String, name: &str, value: &str, origin: &Origin) {
     let _ = writeln!(text, "{setting:<44} # {origin}");
 }
 
-/// The keys of an app that lead to the same app again. Paths are absolute, so that they do
-/// wherever the text is saved.
+/// The keys of an app from which it can be configured again. Paths are absolute, so that the text can be
+/// saved in any directory.
 fn describe(app: &App) -> Vec<(&'static str, String)> {
     let path = |path: &std::path::Path| quoted(&value::absolute(path).to_string_lossy());
     let token = match &app.token_source {
@@ -81,7 +81,7 @@ fn app_json(app: &App) -> serde_json::Value {
     object.into()
 }
 
-/// A TOML literal of ours as JSON: a string, a number, a boolean or an array of strings.
+/// Converts a TOML literal that this program printed to JSON: a string, a number, a boolean or an array of strings.
 fn bare(literal: &str) -> serde_json::Value {
     match literal.parse::<toml::Value>() {
         Ok(toml::Value::Integer(number)) => number.into(),

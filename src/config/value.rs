@@ -1,5 +1,5 @@
-//! How each type of setting is read and shown, with the remedy when it cannot be read.
-//! Knows nothing of keys, files or precedence.
+//! How each type of setting is parsed and printed, with the remedy for invalid text. Knows nothing of
+//! keys, files or precedence.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use crate::{
     plain,
 };
 
-/// Which of TOML's types a setting may be written as.
+/// The TOML types that a setting can have in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Text,
@@ -29,25 +29,25 @@ pub(super) enum Shape {
 
 /// A type that a setting can have.
 pub(super) trait Value: Sized {
-    /// How it is written in the file.
+    /// Its type in the file.
     const SHAPE: Shape;
-    /// What it is, as a noun.
+    /// The kind of value, as a noun.
     const KIND: &'static str;
-    /// What to write instead of what could not be read.
+    /// The remedy for text that cannot be parsed.
     const HELP: &'static str;
 
-    /// Reads the value, or says in a clause why not.
+    /// Parses the value, or returns a clause that says what is wrong.
     fn parse(text: &str) -> Result<Self, String>;
 
     /// The value in TOML.
     fn show(&self) -> String;
 
-    /// A path that was written in a file, as seen from the directory of that file.
+    /// Resolves a relative path against the directory of the file that it was written in.
     fn located_in(self, _directory: Option<&Path>) -> Self {
         self
     }
 
-    /// The value in TOML, such that it does not depend on the working directory.
+    /// The value in TOML, independent of the working directory.
     fn show_absolute(&self) -> String {
         self.show()
     }
@@ -68,7 +68,7 @@ impl Value for SocketAddr {
     }
 }
 
-/// Text that may be empty, which is then as if it were not set.
+/// Text; empty text counts as absent.
 impl Value for String {
     const SHAPE: Shape = Shape::Text;
     const KIND: &'static str = "text";
@@ -132,7 +132,7 @@ impl Value for PathBuf {
     }
 }
 
-/// A value that need not be there: nothing is written as an empty string.
+/// An optional value: absent is written as an empty string.
 impl<T: Value> Value for Option<T> {
     const SHAPE: Shape = T::SHAPE;
     const KIND: &'static str = T::KIND;
@@ -156,7 +156,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// A path as one that does not depend on the working directory, where that can be said.
+/// Makes a path absolute, if the working directory is known.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -191,7 +191,7 @@ impl Value for ByteSize {
     }
 }
 
-/// Counts, as wide as whoever takes them needs.
+/// Whole numbers of several widths.
 macro_rules! counts {
     ($($type:ty),+) => {$(
         impl Value for $type {
@@ -213,7 +213,7 @@ macro_rules! counts {
 }
 counts!(usize, u32, u64);
 
-/// Types whose values are a few words.
+/// Types whose values are a few fixed words.
 macro_rules! words {
     ($($type:ty, $kind:literal, $help:literal: $($word:literal => $value:path),+;)+) => {$(
         impl Value for $type {
@@ -224,7 +224,7 @@ macro_rules! words {
             fn parse(text: &str) -> Result<Self, String> {
                 match text {
                     $($word => Ok($value),)+
-                    // An address is not repeated: it may hold a password.
+                    // A URL is not repeated, because it may hold a password.
                     _ if text.contains([':', '/', '@']) => Err(refusal_of_address(text).to_owned()),
                     _ => Err(format!(concat!("`{}` is not a ", $kind), text)),
                 }
@@ -251,7 +251,7 @@ words! {
         "required" => ClientCertificates::Required, "optional" => ClientCertificates::Optional;
 }
 
-/// What to say of an address where a word is expected: stores will have them.
+/// The remedy for a URL where a word is expected: stores on other machines will have URLs.
 fn refusal_of_address(text: &str) -> &'static str {
     match text.split_once("://") {
         Some(("nats" | "tls", _)) => "a NATS server as the store is not in this version",
@@ -259,7 +259,7 @@ fn refusal_of_address(text: &str) -> &'static str {
     }
 }
 
-/// What a list holds.
+/// The type of a list's items.
 trait Item: Sized {
     const KIND: &'static str;
     const HELP: &'static str;
@@ -321,7 +321,7 @@ impl Item for WebOrigin {
     const KIND: &'static str = "list of origins";
     const HELP: &'static str = "write what a browser sends as `Origin`, such as [\"https://app.example.com\"], or [\"*\"] for every site";
 
-    /// Scheme, host and maybe a port, and nothing after them: that is all a browser sends.
+    /// A scheme, a host and an optional port, as browsers send it.
     fn parse(text: &str) -> Result<Self, String> {
         let is_origin = || {
             let (scheme, rest) = text.split_once("://")?;
@@ -339,8 +339,8 @@ impl Item for WebOrigin {
     }
 }
 
-/// The items of a joined array, or of a list in a variable, which may be written like an array:
-/// `[]` there says that there is nothing, where an empty variable counts as not set.
+/// The items of a joined array, or of a list in a variable. A variable may be written like an array, so
+/// that `[]` can say that the list is empty: an empty variable counts as absent.
 fn items(text: &str) -> impl Iterator<Item = &str> {
     let text = text.trim();
     let inner = text
@@ -352,7 +352,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
         .filter(|item| !item.is_empty())
 }
 
-/// A TOML string, with escapes for whatever steers a terminal: TOML asks for that only below U+0080.
+/// A TOML string. All control characters are escaped; TOML requires that only below U+0080.
 pub(super) fn quoted(text: &str) -> String {
     if !text.contains(plain::steers) {
         return toml::Value::String(text.to_owned()).to_string();

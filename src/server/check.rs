@@ -1,6 +1,6 @@
-//! Finds out whether a bridge would start, with the code that starts it, and takes nothing that a
-//! bridge that runs needs: no port, no lock for longer than a look, nothing on the network. Names
-//! everything that is wrong, where a start ends at the first of it.
+//! Checks whether a bridge would start, with the code that starts it. It disturbs no running bridge: it
+//! opens no port, releases the log's lock at once, and sends nothing to the network. It reports all
+//! faults, while a start ends at the first one.
 
 use std::path::Path;
 
@@ -16,16 +16,16 @@ use crate::{
     permissions::By,
 };
 
-/// What was found.
+/// The result of the check.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What would keep the bridge from starting, or its clients from connecting.
+    /// Faults: with them the bridge would not start, or its clients could not connect.
     pub faults: Vec<Error>,
-    /// What looks wrong and keeps nobody from starting it.
+    /// Warnings: the bridge would start.
     pub warnings: Vec<String>,
 }
 
-/// Judges everything that a start judges, except whether the ports are free and what is fetched.
+/// Checks everything that a start checks, except whether the ports are free, and what is fetched.
 pub async fn check(config: &Config) -> Findings {
     let mut findings = Findings::default();
     let permissions = open::inspect_permissions(config, By::Reader);
@@ -34,7 +34,7 @@ pub async fn check(config: &Config) -> Findings {
         .faults
         .extend(permissions.faults.into_iter().map(Error::from));
     if !findings.faults.is_empty() {
-        // Whatever is in such a file, it is not used.
+        // The bridge does not use such a file, whatever it contains.
         return findings;
     }
     certificates(config, &mut findings);
@@ -47,7 +47,7 @@ pub async fn check(config: &Config) -> Findings {
     for app in &config.apps {
         let keyring = match &app.keys {
             KeySource::JwksFile(_) | KeySource::PemFile(_) => open::keyring(app, None),
-            // It would be fetched at once.
+            // A start would fetch it at once.
             KeySource::JwksUrl(_) => continue,
         };
         match keyring {
@@ -88,16 +88,16 @@ fn certificates(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// The directory and the log in it.
+/// Checks the data directory and the log in it.
 fn data_dir(path: &Path, findings: &mut Findings) {
     match log::inspect(path) {
-        // The bridge that runs, and is to be started anew.
+        // A bridge is running, and is to be restarted.
         Ok(_) | Err(OpenError::InUse { .. }) => {}
         Err(error) => return findings.faults.push(error.into()),
     }
     let mut above = path.ancestors();
     let existing = above.find(|path| path.symlink_metadata().is_ok());
-    // Nothing of a relative path is there: it begins in the working directory.
+    // No part of a relative path exists: it begins in the working directory.
     let existing = existing.unwrap_or(Path::new("."));
     let problem: Option<std::io::Error> = if existing.is_dir() {
         let wanted = Access::WRITE_OK | Access::EXEC_OK;
@@ -115,16 +115,16 @@ fn data_dir(path: &Path, findings: &mut Findings) {
     if path.is_absolute() {
         findings.faults.push(error);
     } else {
-        // `serve` may be started elsewhere.
+        // `serve` may run in another directory.
         let warning = format!("{error}; it is looked for in the working directory of `serve`");
         findings.warnings.push(warning);
     }
 }
 
-/// The file with credentials, the key file of JWTs, and whether the port would be open to everybody.
+/// Checks the credentials file, the key file of JWTs, and whether the port would be open to everybody.
 async fn credentials(config: &Config, warnings: &mut Vec<String>) -> Result<(), Error> {
     let mut options = config.credentials_options();
-    // A look records nothing, but what is recorded counts.
+    // The check records nothing, but respects the record of an earlier start.
     let recorded = options.record.take().and_then(|record| record.read());
     options.file_is_named |= recorded.is_some();
     if let Some(path) = &options.file
@@ -139,7 +139,7 @@ async fn credentials(config: &Config, warnings: &mut Vec<String>) -> Result<(), 
         warnings.extend(found.map(|warning| format!("{shown}: {warning}")));
     }
     let has_jwt = options.jwt.is_some();
-    // Keys behind a URL would be fetched at once.
+    // A start would fetch keys from a URL at once.
     options.jwt = options
         .jwt
         .filter(|jwt| !matches!(jwt.keys, crate::signature::KeySource::Url(_)));

@@ -1,4 +1,4 @@
-//! Owns how the parts that can fail to open are opened: the log with its bus, the key sets, TLS.
+//! Opens the parts that can fail to open: the log with its bus, the key sets, TLS.
 
 use std::{path::Path, sync::Arc};
 
@@ -14,11 +14,11 @@ use crate::{
     signature::{self, KeySource, Keyring},
 };
 
-/// Where key sets outlive a restart, below the data directory.
+/// The subdirectory of the data directory that keeps key sets over a restart.
 const KEY_CACHE_DIRECTORY: &str = "keys";
 
-/// Refuses a data directory and files that others can change, and warns of secrets that they can
-/// read. Each file is checked again where it is opened.
+/// Refuses a data directory and files that other users can change, and warns of secrets that they can
+/// read. Each file is checked again when it is opened.
 pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Untrusted> {
     let Permissions { faults, warnings } = inspect_permissions(config, By::Bridge);
     if let Some(fault) = faults.into_iter().next() {
@@ -30,15 +30,15 @@ pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Untr
     Ok(())
 }
 
-/// Who else can change or read what the bridge trusts.
+/// The files that other users can change or read.
 pub(crate) struct Permissions {
-    /// What others can change.
+    /// Files that others can change.
     pub(crate) faults: Vec<permissions::Untrusted>,
-    /// Secrets that others can read, and a directory of our own in which others can make files.
+    /// Secrets that others can read, and a directory of the bridge in which others can create files.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Looks at the data directory and the files that are trusted.
+/// Checks the permissions of the data directory and of the trusted files.
 pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
     let mut found = Permissions {
         faults: Vec::new(),
@@ -92,7 +92,7 @@ pub(super) fn log(
 }
 
 pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
-    // A trial in memory leaves nothing behind.
+    // A log in memory leaves no files.
     let cache = match config.store {
         Store::Embedded => Some(config.data_dir.join(KEY_CACHE_DIRECTORY)),
         Store::Memory => None,
@@ -128,8 +128,8 @@ pub(super) fn tls_port(
     Ok((Some(acceptor), Some(watch)))
 }
 
-/// The webhook port, with TLS if it has a certificate. A handshake costs a signature, so then
-/// those who would be refused anyway are not let in; in plain text they are told why.
+/// The webhook port, with TLS if it has a certificate. A handshake costs a signature, so with TLS an
+/// address that is not allowed is disconnected before it; without TLS it gets an answer with the reason.
 pub(super) fn secured(
     listener: Listener,
     acceptor: Option<tls::Acceptor>,

@@ -1,4 +1,5 @@
-//! Owns what of the configuration each part is given, which is also what its options default to.
+//! Owns the mapping from settings to the options of the parts. The defaults of the settings are also
+//! those of the options.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -23,8 +24,8 @@ pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> 
         .collect()
 }
 
-/// The options of parts: settings of one section that have the same name, then the others. What they
-/// default to is what the settings default to.
+/// Declares how options are made of settings: first the settings of one section with the same names,
+/// then the others.
 macro_rules! options {
     ($(
         $(#[doc = $doc:literal])*
@@ -67,11 +68,11 @@ options! {
         at_once: config.webhook_limits.forgeries_at_once,
         per_second: config.webhook_limits.forgeries_per_second,
     }
-    /// Those of the webhook port.
+    /// The options of the webhook port.
     http1::Limits: config.webhook_limits {
         header_timeout, write_timeout, headers_max, header_bytes_max, framing_bytes_max,
     }
-    /// Those of the webhook port.
+    /// The options of the webhook port.
     net::Limits: config.webhook_limits {
         connections_max, connections_per_address_max,
         ;
@@ -106,7 +107,7 @@ options! {
     bus::Options: config.bus_limits { window_bytes_max, }
 }
 
-/// Those of the gRPC port.
+/// The options of the gRPC port.
 pub(super) fn of_grpc_listener(config: &Config) -> net::Limits {
     net::Limits {
         connections_max: config.grpc_limits.connections_max,
@@ -122,13 +123,13 @@ pub(super) fn sources(config: &Config) -> Sources {
     }
 }
 
-/// Whether an address is in one of these networks.
+/// Returns whether an address is in one of these networks.
 pub(super) fn is_in(networks: &[Network]) -> impl Fn(IpAddr) -> bool + Send + Sync + use<> {
     let networks = networks.to_vec();
     move |address| networks.iter().any(|network| network.contains(address))
 }
 
-/// What connections get of the drain timeout: the last tenth is for closing the log.
+/// The share of the drain timeout for connections; the last tenth is for closing the log.
 pub(super) fn connections_drain_timeout(drain_timeout: Duration) -> Duration {
     drain_timeout.mul_f32(0.9)
 }

@@ -1,4 +1,4 @@
-//! Owns what a scrape of the metrics sees that is not counted but simply there.
+//! Owns the gauges whose values a scrape reads from the parts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     signature::Keyring,
 };
 
-/// Lets a scrape see what is not counted but simply there.
+/// Registers the gauges whose values a scrape reads from the parts.
 pub(super) fn everything(
     metrics: &Metrics,
     log: &Arc<dyn Log>,
