@@ -30,6 +30,7 @@ use std::{
 use prelude_bridge::{
     event::{Batch, Draft, EventKey},
     log::{Log, embedded},
+    wire::Head,
 };
 use tokio::runtime::Runtime;
 
@@ -201,22 +202,35 @@ struct Events(u64);
 impl Events {
     fn batch(&mut self, count: usize, bytes: usize) -> Batch {
         let half = bytes / 2;
+        let mut encoded = Vec::with_capacity(count * half);
         let drafts = (0..count).map(|index| {
             self.0 += 1;
+            let id = self.0.to_string();
+            // A start reads the first event of a block, so its fields are real ones.
+            Head {
+                id: &id,
+                event_type: "user.created",
+                app_id: "bench",
+                ..Head::default()
+            }
+            .encode(&mut encoded);
+            let head_end = encoded.len();
+            encoded.resize((index + 1) * half, 1);
             Draft {
-                key: EventKey::new("bench", &self.0.to_string()),
+                key: EventKey::new("bench", &id),
                 event_type: "user.created".into(),
                 user_hash: 7,
-                head: index * half..index * half + 60,
-                payload: index * half + 60..(index + 1) * half,
+                head: index * half..head_end,
+                payload: head_end..(index + 1) * half,
                 raw_json: index * half..(index + 1) * half,
             }
         });
+        let drafts = drafts.collect();
         Batch {
             app_id: "bench".into(),
-            drafts: drafts.collect(),
+            drafts,
             body: vec![b' '; count * half].into(),
-            encoded: vec![1; count * half].into(),
+            encoded: encoded.into(),
         }
     }
 }
