@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,8 +26,10 @@ pub(super) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 #[derive(Clone)]
 pub struct Grant {
     holder: Arc<Holder>,
-    /// The credential's end, or that of the certificate it was shown with.
-    expires_at: Option<Timestamp>,
+    /// When the certificate expires that the credential was shown with.
+    certificate_expires_at: Option<Timestamp>,
+    /// Tells the holder that this grant is in use.
+    _alive: Arc<()>,
 }
 
 /// How a caller was let in.
@@ -82,23 +84,44 @@ pub(super) struct Quota {
     streams: AtomicUsize,
 }
 
-/// What all grants of one credential share.
+/// What all grants share that were given for one proof of a credential.
 pub(super) struct Holder {
     pub(super) kind: Kind,
     pub(super) name: Box<str>,
     pub(super) scope: Scope,
     pub(super) quota: Arc<Quota>,
-    pub(super) expires_at: Option<Timestamp>,
     clock: Clock,
-    ended: watch::Sender<Option<Ended>>,
+    end: watch::Sender<End>,
+    /// Whether a grant was given since the last look.
+    was_used: AtomicBool,
+    /// Each grant has one of these.
+    alive: Arc<()>,
+}
+
+/// When grants end, or why they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct End {
+    expires_at: Option<Timestamp>,
+    ended: Option<Ended>,
 }
 
 impl Grant {
     /// A grant of a credential, for no longer than the certificate that it was shown with.
     pub(super) fn new(holder: Arc<Holder>, certificate_expires_at: Option<Timestamp>) -> Self {
-        let ends = [holder.expires_at, certificate_expires_at];
-        let expires_at = ends.into_iter().flatten().min();
-        Self { holder, expires_at }
+        let alive = Arc::clone(&holder.alive);
+        Self {
+            holder,
+            certificate_expires_at,
+            _alive: alive,
+        }
+    }
+
+    /// Notes that the credential is used.
+    pub(super) fn note_use(&self) {
+        // Written rarely, so that callers of one credential do not compete for it.
+        if !self.holder.was_used.load(Ordering::Relaxed) {
+            self.holder.was_used.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The name of the credential, for logs: at most 128 printable bytes.
@@ -130,31 +153,34 @@ impl Grant {
     }
 
     pub(super) fn is_expired(&self) -> bool {
-        self.remaining() == Some(Duration::ZERO)
+        let expires_at = self.holder.end.borrow().expires_at;
+        self.remaining(expires_at) == Some(Duration::ZERO)
     }
 
     /// Resolves when the credential is revoked, changed or expired; at once if it already was.
     /// Dropping the future loses nothing.
     pub async fn ended(&self) -> Ended {
-        let mut ended = self.holder.ended.subscribe();
+        let mut changes = self.holder.end.subscribe();
         loop {
-            let pause = match self.remaining() {
+            let End { expires_at, ended } = *changes.borrow_and_update();
+            let pause = match self.remaining(expires_at) {
                 Some(Duration::ZERO) => return Ended::Expired,
                 Some(remaining) => remaining.min(CLOCK_CHECK_INTERVAL),
                 None => Duration::MAX,
             };
-            // The sender is in the holder, which is in this grant: it cannot be gone.
-            if let Ok(Ok(ended)) =
-                tokio::time::timeout(pause, ended.wait_for(Option::is_some)).await
-                && let Some(ended) = *ended
-            {
+            if let Some(ended) = ended {
                 return ended;
             }
+            // The sender is in the holder, which is in this grant: it cannot be gone.
+            let _ = tokio::time::timeout(pause, changes.changed()).await;
         }
     }
 
-    fn remaining(&self) -> Option<Duration> {
-        let left = self.expires_at?.duration_since((self.holder.clock)());
+    /// The time until the credential or the certificate expires, whichever is first.
+    fn remaining(&self, expires_at: Option<Timestamp>) -> Option<Duration> {
+        let ends = [expires_at, self.certificate_expires_at];
+        let first = ends.into_iter().flatten().min()?;
+        let left = first.duration_since((self.holder.clock)());
         Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 }
@@ -191,19 +217,38 @@ impl Holder {
             name: name.into(),
             scope,
             quota,
-            expires_at,
             clock,
-            ended: watch::Sender::new(None),
+            end: watch::Sender::new(End {
+                expires_at,
+                ended: None,
+            }),
+            was_used: AtomicBool::new(false),
+            alive: Arc::default(),
         })
     }
 
     /// Ends everything that was granted; the first reason stays.
     pub(super) fn end(&self, why: Ended) {
-        self.ended.send_if_modified(|ended| {
-            let is_first = ended.is_none();
-            ended.get_or_insert(why);
+        self.end.send_if_modified(|end| {
+            let is_first = end.ended.is_none();
+            end.ended.get_or_insert(why);
             is_first
         });
+    }
+
+    /// Sets when everything that was granted expires.
+    pub(super) fn set_expiry(&self, expires_at: Option<Timestamp>) {
+        self.end.send_if_modified(|end| {
+            let is_changed = end.expires_at != expires_at;
+            end.expires_at = expires_at;
+            is_changed
+        });
+    }
+
+    /// Whether the credential was used since the last call, or a stream or call under it is open.
+    pub(super) fn take_use(&self) -> bool {
+        let was_used = self.was_used.swap(false, Ordering::Relaxed);
+        was_used || Arc::strong_count(&self.alive) > 1
     }
 }
 

@@ -26,15 +26,20 @@
 
 mod certificate;
 mod document;
+mod edit;
 mod entry;
+mod expiry;
 mod file;
 mod grant;
 pub mod jwt;
+mod last_use;
 mod record;
+mod rotation;
 mod scope;
 mod set;
 mod settle;
 mod token;
+mod tracking;
 mod value;
 mod watch;
 
@@ -46,23 +51,27 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::net::tls::Identity;
+use crate::{net::tls::Identity, plain};
 
 pub use self::{
     certificate::CertificateName,
     document::{Document, ENTRIES_MAX},
     entry::{
-        Entry, Fault, NAME_BYTES_MAX, Proof, STREAMS_MAX, app_problem, identity_problem,
-        name_problem,
+        Entry, Fault, NAME_BYTES_MAX, PreviousToken, Proof, STREAMS_MAX, app_problem,
+        identity_problem, name_problem,
     },
+    expiry::{EXPIRY_WARNING, Expiry},
     file::File,
     grant::{Ended, Grant, Kind, Place, QuotaReached},
+    last_use::LastUse,
     record::{Record, Recorded},
+    rotation::{Rotation, RotationError},
     scope::{Allowed, Forbidden, Scope},
     token::{Digest, Token},
 };
 use self::{
     grant::{Clock, Holder, Quota},
+    set::Set,
     token::Bearer,
     watch::{Recording, State, Watcher},
 };
@@ -206,6 +215,14 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The tokens of this credential cannot be changed so.
+    #[error("the credential `{name}` is not changed: {source}")]
+    Rotation {
+        /// The name.
+        name: String,
+        /// Why not.
+        source: RotationError,
+    },
     /// The keys of JWTs cannot be had, for a reason that a person has to correct.
     #[error(transparent)]
     Jwt(#[from] jwt::Error),
@@ -266,11 +283,12 @@ impl Credentials {
             None => None,
         };
         let (credentials, stop) = Self::new(options.anonymous, jwt, state, clock);
-        if let Some(watcher) = watcher {
+        if let Some(mut watcher) = watcher {
             // The task holds what it writes to, but not the guard that ends it.
             let shared = Arc::clone(&credentials.shared);
             credentials.tasks.spawn(async move {
-                stop.run_until_cancelled_owned(watcher.run(shared)).await;
+                stop.run_until_cancelled(watcher.run(&shared)).await;
+                watcher.finish(&shared).await;
             });
         }
         Ok(credentials)
@@ -327,6 +345,7 @@ impl Credentials {
         if grant.is_expired() {
             return Err(Refusal::Expired);
         }
+        grant.note_use();
         Ok(grant)
     }
 
@@ -334,6 +353,22 @@ impl Credentials {
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.state.borrow().status()
+    }
+
+    /// When each credential of the file expires that does.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.shared.set().expiries().cloned().collect()
+    }
+
+    /// What the operator has to correct although the bridge runs, in words that may be shown to everybody:
+    /// the fault of the file, or which credentials expire soon.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        if let Some(fault) = self.status().fault {
+            return Some(plain::words(fault));
+        }
+        expiry::warning(self.expiries(), (self.shared.clock)())
     }
 
     /// Has the keys of JWTs read now, without waiting for it. The file of credentials is read all
@@ -355,6 +390,11 @@ impl Credentials {
 }
 
 impl Shared {
+    /// The credentials of the file that are in force.
+    fn set(&self) -> Arc<Set> {
+        Arc::clone(&self.state.borrow().set)
+    }
+
     fn is_configured(&self) -> bool {
         self.jwt.is_some() || self.state.borrow().is_required
     }
@@ -364,7 +404,7 @@ impl Shared {
             // Nothing that could be shown means anything here.
             return Ok(Arc::clone(&self.anonymous));
         }
-        let set = Arc::clone(&self.state.borrow().set);
+        let set = self.set();
         match (presented.authorization, presented.certificate) {
             (Some(header), _) => match Bearer::parse(header).ok_or(Refusal::Malformed)? {
                 Bearer::Token(token) => {

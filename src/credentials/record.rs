@@ -9,6 +9,8 @@ use std::{
 
 use tempfile::NamedTempFile;
 
+use super::last_use::LastUseFile;
+
 /// Its name says what it does, and shares no pattern with that of the credentials file, so that one
 /// careless `rm` does not take both.
 const FILE: &str = "subscribers-need-a-credential";
@@ -48,6 +50,11 @@ impl Record {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.join(FILE)
+    }
+
+    /// The file of last uses in the same directory.
+    pub(super) fn last_use_file(&self) -> LastUseFile {
+        LastUseFile::new(self.directory.clone())
     }
 
     /// What is recorded; `None` if credentials were never in force. A record that cannot be read or

@@ -101,6 +101,7 @@ fn token(name: &str) -> (Token, Entry) {
         name: name.to_owned(),
         proof: Proof::Token(token.digest()),
         scope: Scope::default(),
+        previous: None,
         streams_max: None,
         created_at: None,
         expires_at: None,
@@ -885,6 +886,7 @@ mod prefixes {
                     Proof::Certificate(CertificateName::parse("uri:spiffe://e/"))
                 },
                 scope,
+                previous: None,
                 streams_max,
                 created_at: Timestamp::from_second(1).ok(),
                 expires_at: expires_at.and_then(|at| Timestamp::from_second(at).ok()),

@@ -7,7 +7,7 @@
 
 use std::{io, path::Path, sync::Arc};
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
     Error, Options, Shared, Status,
@@ -18,6 +18,7 @@ use super::{
     record::{Record, Recorded},
     set::Set,
     settle::{self, INTERVAL, Seen, Settling},
+    tracking::{self, Tracking},
 };
 use crate::{permissions::By, plain};
 
@@ -59,6 +60,8 @@ pub(super) struct Watcher {
     /// Whether the last good file had its last line, so that one without it is cut short.
     needs_end: bool,
     recording: Recording,
+    recorded_at: Instant,
+    tracking: Tracking,
 }
 
 impl Watcher {
@@ -120,12 +123,14 @@ impl Watcher {
             file,
             needs_end,
             recording,
+            recorded_at: Instant::now(),
+            tracking: Tracking::open(options.record.as_ref()).await,
         };
         Ok((watcher, state))
     }
 
     /// Watches for ever.
-    pub(super) async fn run(mut self, shared: Arc<Shared>) {
+    pub(super) async fn run(&mut self, shared: &Shared) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -136,9 +141,27 @@ impl Watcher {
                 Err(error) => Seen::Unreadable(error.to_string()),
             };
             if let Some(seen) = self.settling.look(seen) {
-                self.apply(seen, &shared);
+                self.apply(seen, shared);
             }
+            self.record_again();
             self.recording.write_due().await;
+            let (set, now) = (shared.set(), (shared.clock)());
+            self.tracking.log_expiries(&set, now);
+            self.tracking.write_due(&set, now).await;
+        }
+    }
+
+    /// Writes what would be lost with the process.
+    pub(super) async fn finish(&mut self, shared: &Shared) {
+        self.tracking.write(&shared.set(), (shared.clock)()).await;
+    }
+
+    /// Has a record that somebody removed while credentials are in force written again.
+    fn record_again(&mut self) {
+        if self.is_in_force && self.recorded_at.elapsed() >= tracking::INTERVAL {
+            self.recorded_at = Instant::now();
+            let recorded = Recorded::of(self.file.path(), self.needs_end);
+            self.recording.due.get_or_insert(recorded);
         }
     }
 
