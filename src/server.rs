@@ -4,6 +4,7 @@
 mod check;
 mod open;
 mod options;
+mod verification;
 mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -44,8 +45,8 @@ pub struct Server {
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
     credentials: Credentials,
-    /// What replaces certificates when their files change.
-    certificates: TaskTracker,
+    /// The tasks that replace certificates and verification tokens when their files change.
+    watches: TaskTracker,
 }
 
 /// Where a bridge listens, with the ports that the system chose.
@@ -68,7 +69,7 @@ pub struct Reload {
 
 impl Reload {
     /// Asks for it, and waits for nothing. What cannot be used changes nothing; the log says so.
-    /// Credentials and certificates are read every second anyway.
+    /// Credentials, verification tokens and certificates are read every second anyway.
     pub fn now(&self) {
         self.keyrings.iter().for_each(Keyring::read_again);
         self.credentials.read_again();
@@ -199,11 +200,13 @@ impl Server {
             Arc::clone(&metrics),
         )
         .await?;
-        watch::everything(&metrics, &log, &bus, &streams, &keyrings);
+        watch::everything(&metrics, &log, &bus, &streams, &keyrings, &credentials);
 
+        let apps = options::apps(config, &keyrings);
+        let verification_tokens = verification::Watch::new(config, &apps);
         let receiver = Receiver::new(
             config.into(),
-            options::apps(config, &keyrings),
+            apps,
             Arc::clone(&log),
             Arc::clone(&metrics),
         );
@@ -224,11 +227,12 @@ impl Server {
                 async move { server.serve(connection, caller).await }
             },
         ));
-        let certificates = TaskTracker::new();
+        let watches = TaskTracker::new();
         for watch in ports.certificates {
-            certificates.spawn(watch.run(draining.clone()));
+            watches.spawn(watch.run(draining.clone()));
         }
-        certificates.close();
+        watches.spawn(verification_tokens.run(draining.clone()));
+        watches.close();
         let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
             .with_credentials(credentials.clone());
         let admin_service = Admin::new(Arc::clone(&metrics), readiness);
@@ -246,7 +250,7 @@ impl Server {
             grpc,
             admin,
             credentials,
-            certificates,
+            watches,
         })
     }
 
@@ -307,7 +311,7 @@ impl Server {
                 let _ = self.webhook.await;
             }
             let _ = self.grpc.await;
-            self.certificates.wait().await;
+            self.watches.wait().await;
             self.credentials.shutdown().await;
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);

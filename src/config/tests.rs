@@ -426,7 +426,7 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
         ),
         (
             "verification_token_file = \"lines.txt\"",
-            ["has more than one line", "1 to 100"],
+            ["has more than two lines", "1 to 100"],
         ),
         (
             "verification_token_env = \"NOWHERE\"",
@@ -471,7 +471,7 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
         let scene = Scene::new(&app(keys));
         fs::write(scene.path("empty.txt"), " \n").unwrap();
         fs::write(scene.path("long.txt"), &long).unwrap();
-        fs::write(scene.path("lines.txt"), "one\ntwo").unwrap();
+        fs::write(scene.path("lines.txt"), "one\ntwo\nthree").unwrap();
         scene.refused_with(&parts);
     }
 }

@@ -56,23 +56,40 @@ impl Expiry {
 }
 
 /// A warning of the credentials that expire soon; `None` if none does.
-pub(super) fn warning(expiries: Vec<Expiry>, now: Timestamp) -> Option<String> {
-    let mut soon: Vec<Expiry> = expiries
+pub(super) fn warning(expiries: &[Expiry], now: Timestamp) -> Option<String> {
+    let soon = named(expiries, |expiry| expiry.is_soon(now))?;
+    Some(format!(
+        "credentials expire soon: {soon}; replace a token with `prelude-bridge token rotate`"
+    ))
+}
+
+/// A warning of the credentials that expire soon, and of those that have expired; `None` if none does.
+#[must_use]
+pub fn expiry_warning(entries: &[Entry], now: Timestamp) -> Option<String> {
+    let expiries: Vec<Expiry> = entries.iter().filter_map(Expiry::of).collect();
+    let expired = named(&expiries, |expiry| expiry.has_come(now)).map(|expired| {
+        format!(
+            "credentials have expired: {expired}; replace a token with `prelude-bridge token rotate`, or \
+             remove it with `token revoke`"
+        )
+    });
+    let warnings: Vec<String> = [warning(&expiries, now), expired]
         .into_iter()
-        .filter(|expiry| expiry.is_soon(now))
+        .flatten()
         .collect();
-    soon.sort_by_key(|expiry| expiry.expires_at);
-    let named: Vec<String> = soon.iter().take(NAMED_MAX).map(Expiry::to_string).collect();
-    let more = match soon.len().checked_sub(NAMED_MAX) {
+    (!warnings.is_empty()).then(|| warnings.join("; "))
+}
+
+/// Those of the expiries that are wanted, the earliest first; `None` if there are none.
+fn named(expiries: &[Expiry], is_wanted: impl Fn(&Expiry) -> bool) -> Option<String> {
+    let mut wanted: Vec<&Expiry> = expiries.iter().filter(|expiry| is_wanted(expiry)).collect();
+    wanted.sort_by_key(|expiry| expiry.expires_at);
+    let first: Vec<String> = wanted.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let more = match wanted.len().checked_sub(NAMED_MAX) {
         Some(more @ 1..) => format!(" and {more} more"),
         _ => String::new(),
     };
-    (!soon.is_empty()).then(|| {
-        format!(
-            "credentials expire soon: {}{more}; replace a token with `prelude-bridge token rotate`",
-            named.join(", ")
-        )
-    })
+    (!wanted.is_empty()).then(|| first.join(", ") + &more)
 }
 
 /// `billing at 2026-11-24T14:00:00Z`
@@ -138,10 +155,10 @@ mod tests {
             ..expiry(None, Some(100 * DAY)).unwrap()
         };
         let late = expiry(None, Some(200 * DAY)).unwrap();
-        assert_eq!(warning(vec![late.clone()], now), None);
+        assert_eq!(warning(&[late.clone()], now), None);
         let mut many: Vec<Expiry> = (0..9).map(|index| soon(format!("c{index}"))).collect();
         many.push(late);
-        let said = warning(many, now).unwrap();
+        let said = warning(&many, now).unwrap();
         assert!(said.contains("c7 at 1970-04-11T00:00:00Z and 1 more"), "{said}");
         assert!(!said.contains("c8") && !said.contains("billing"), "{said}");
     }

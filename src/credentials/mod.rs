@@ -60,7 +60,7 @@ pub use self::{
         Entry, Fault, NAME_BYTES_MAX, PreviousToken, Proof, STREAMS_MAX, app_problem,
         identity_problem, name_problem,
     },
-    expiry::{EXPIRY_WARNING, Expiry},
+    expiry::{EXPIRY_WARNING, Expiry, expiry_warning},
     file::File,
     grant::{Ended, Grant, Kind, Place, QuotaReached},
     last_use::LastUse,
@@ -368,7 +368,7 @@ impl Credentials {
         if let Some(fault) = self.status().fault {
             return Some(plain::words(fault));
         }
-        expiry::warning(self.expiries(), (self.shared.clock)())
+        expiry::warning(&self.expiries(), (self.shared.clock)())
     }
 
     /// Has the keys of JWTs read now, without waiting for it. The file of credentials is read all
