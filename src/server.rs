@@ -204,12 +204,7 @@ impl Server {
 
         let apps = options::apps(config, &keyrings);
         let verification_tokens = verification::Watch::new(config, &apps);
-        let receiver = Receiver::new(
-            config.into(),
-            apps,
-            Arc::clone(&log),
-            Arc::clone(&metrics),
-        );
+        let receiver = Receiver::new(config.into(), apps, Arc::clone(&log), Arc::clone(&metrics));
         let webhook = tokio::spawn(receiver.run(ports.webhook, draining.clone()));
         let server = streams.clone();
         let grpc = tokio::spawn(ports.grpc.run(

@@ -182,6 +182,27 @@ fn the_app_of_the_environment_wins_over_the_same_app_of_the_file() {
 }
 
 #[test]
+fn a_second_line_of_a_token_file_is_the_token_before() {
+    let scene = Scene::new(&app("verification_token_file = \"token.txt\""));
+    for (text, first, second) in [
+        ("new\nold\n", "new", Some("old")),
+        ("\r\n new \r\n\r\nold", "new", Some("old")),
+        ("new\n\n", "new", None),
+        ("new old", "new old", None),
+    ] {
+        fs::write(scene.path("token.txt"), text).unwrap();
+        let [app] = scene.resolved().config.apps.try_into().unwrap();
+        assert_eq!(app.verification_token.expose(), first, "{text:?}");
+        let old = app.old_verification_token;
+        assert_eq!(old.as_ref().map(Secret::expose), second, "{text:?}");
+    }
+    let scene = Scene::new(&app("verification_token_env = \"BOTH\"")).variable("BOTH", "new\nold");
+    let [app] = scene.resolved().config.apps.try_into().unwrap();
+    assert_eq!(app.verification_token.expose(), "new");
+    assert_eq!(app.old_verification_token.unwrap().expose(), "old");
+}
+
+#[test]
 fn paths_in_the_file_are_taken_from_its_directory() {
     let file = format!(
         "data_dir = \"events\"\n{}",

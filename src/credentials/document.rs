@@ -516,7 +516,7 @@ mod tests {
         for (line, expected) in [
             (
                 "typos = []",
-                "line 4: unknown key `typos` (did you mean `types`? the keys are name, sha256,",
+                "line 4: unknown key `typos` (did you mean `types`? the keys are name, expires_at,",
             ),
             (
                 "types = \"user.created\"",
@@ -562,7 +562,10 @@ mod tests {
                 "certificate = \"one\"",
                 "line 1: a credential has to have one of",
             ),
-            ("previous_sha256 = \"x\"", "line 4: `previous_sha256` is not"),
+            (
+                "previous_sha256 = \"x\"",
+                "line 4: `previous_sha256` is not",
+            ),
             (
                 "previous_expires_at = \"soon\"",
                 "line 4: `previous_expires_at` is no point in time",

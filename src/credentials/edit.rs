@@ -213,10 +213,12 @@ mod tests {
     use super::*;
     use crate::credentials::{
         certificate::CertificateName,
-        document::{ENTRIES_MAX, KEYS, parse},
+        document::{Document, ENTRIES_MAX, KEYS, parse},
+        entry::PreviousToken,
         scope::Scope,
         token::Digest,
     };
+    use crate::filter;
 
     const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
@@ -279,7 +281,9 @@ mod tests {
             .skip(3)
             .map(|line| line.trim_start_matches("# "))
             .collect();
-        let example = example.join("\n").replace('…', HASH);
+        let example = example.join("\n").replacen('…', HASH, 1);
+        let old = Digest::of("old").to_string();
+        let example = example.replace('…', &old);
         for key in KEYS {
             assert!(example.contains(&format!("{key} = ")), "{key}");
         }
@@ -311,6 +315,73 @@ mod tests {
         );
         assert_eq!(without(two, "two").unwrap().unwrap(), "[end]\n");
         assert_eq!(without(&text, "four"), Ok(None));
+    }
+
+    /// With another token, and the one before.
+    fn rotated(name: &str) -> Entry {
+        Entry {
+            proof: Proof::Token(Digest::of("new")),
+            previous: Some(PreviousToken {
+                digest: Digest::of(name),
+                created_at: None,
+                expires_at: "2026-11-24T14:00:00Z".parse().unwrap(),
+            }),
+            created_at: "2026-11-23T14:00:00Z".parse().ok(),
+            expires_at: "2027-11-23T14:00:00Z".parse().ok(),
+            ..token(name)
+        }
+    }
+
+    #[test]
+    fn a_rotation_writes_its_own_lines_and_no_others() {
+        let before = "# ours\n\n# the first\n  [[credentials]] # here\n  name = 'one' # a name\n\
+             \ttypes = \"all\" # all of them\n  expires_at = 2026-12-01T00:00:00Z\n# a token\n\
+             sha256 = \"OLD\" # secret\n  created_at = '2026-11-01T00:00:00Z'\napps = \"all\"\n\n\
+             # the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n";
+        let old = Digest::of("one").to_string();
+        let before = before.replace("OLD", &old);
+        let new = Digest::of("new");
+        let expected = format!(
+            "# ours\n\n# the first\n  [[credentials]] # here\n  name = 'one' # a name\n\
+             \ttypes = \"all\" # all of them\nexpires_at = 2027-11-23T14:00:00Z\n\
+             created_at = 2026-11-23T14:00:00Z\nsha256 = \"{new}\"\n\
+             previous_expires_at = 2026-11-24T14:00:00Z\nprevious_sha256 = \"{old}\"\n\
+             # a token\napps = \"all\"\n\n\
+             # the second\n[[credentials]]\nname = \"two\"\ncertificate = \"two\"\n\n[end]\n"
+        );
+        let after = with_tokens_of(&before, &rotated("one")).unwrap().unwrap();
+        assert_eq!(after, expected);
+        assert_eq!(parse(&after).unwrap().entries[0], rotated("one"));
+        let finished = Entry {
+            previous: None,
+            ..rotated("one")
+        };
+        let last = with_tokens_of(&after, &finished).unwrap().unwrap();
+        assert_eq!(parse(&last).unwrap().entries[0], finished);
+        assert!(!last.contains("previous"), "{last}");
+        assert_eq!(with_tokens_of(&before, &rotated("three")), Ok(None));
+    }
+
+    #[test]
+    fn the_bytes_of_other_editors_are_understood_and_kept() {
+        // A byte order mark, and the line ends of Windows.
+        let unix = add(&add("", &token("one")), &token("two"));
+        let text = format!("\u{feff}{}", unix.replace('\n', "\r\n"));
+        let parsed = parse(&text).unwrap();
+        assert_eq!(parsed.entries, [token("one"), token("two")]);
+        assert!(parsed.is_whole);
+        for (edited, entries) in [
+            (add(&text, &token("three")), 3),
+            (without(&text, "one").unwrap().unwrap(), 1),
+            (without(&text, "two").unwrap().unwrap(), 1),
+            (with_tokens_of(&text, &rotated("one")).unwrap().unwrap(), 2),
+            (with_tokens_of(&text, &rotated("two")).unwrap().unwrap(), 2),
+        ] {
+            let parsed = parse(&edited).unwrap_or_else(|faults| panic!("{faults:?}: {edited:?}"));
+            assert_eq!(parsed.entries.len(), entries, "{edited:?}");
+            assert!(parsed.is_whole, "{edited:?}");
+            assert!(edited.starts_with("\u{feff}# Who may"), "{edited:?}");
+        }
     }
 
     #[test]
@@ -347,6 +418,14 @@ mod tests {
         let same_certificate =
             section(&certificate("one")) + &section(&certificate("two")).replace("dns:", "");
         assert!(faults(&same_certificate)[0].contains("the same token or certificate"));
+        // The old token of one is the token of another.
+        let same_token = section(&rotated("one")) + &section(&token("two"));
+        assert_eq!(parse(&same_token).unwrap().entries.len(), 2);
+        let same_token = same_token.replace(
+            &Digest::of("two").to_string(),
+            &Digest::of("one").to_string(),
+        );
+        assert!(faults(&same_token)[0].contains("the same token or certificate"));
     }
 
     #[test]

@@ -84,7 +84,11 @@ pub fn expiry_warning(entries: &[Entry], now: Timestamp) -> Option<String> {
 fn named(expiries: &[Expiry], is_wanted: impl Fn(&Expiry) -> bool) -> Option<String> {
     let mut wanted: Vec<&Expiry> = expiries.iter().filter(|expiry| is_wanted(expiry)).collect();
     wanted.sort_by_key(|expiry| expiry.expires_at);
-    let first: Vec<String> = wanted.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let first: Vec<String> = wanted
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
     let more = match wanted.len().checked_sub(NAMED_MAX) {
         Some(more @ 1..) => format!(" and {more} more"),
         _ => String::new(),
@@ -159,7 +163,10 @@ mod tests {
         let mut many: Vec<Expiry> = (0..9).map(|index| soon(format!("c{index}"))).collect();
         many.push(late);
         let said = warning(&many, now).unwrap();
-        assert!(said.contains("c7 at 1970-04-11T00:00:00Z and 1 more"), "{said}");
+        assert!(
+            said.contains("c7 at 1970-04-11T00:00:00Z and 1 more"),
+            "{said}"
+        );
         assert!(!said.contains("c8") && !said.contains("billing"), "{said}");
     }
 

@@ -246,46 +246,46 @@ impl File {
 
 /// The lock is a file of its own, because every change replaces the credentials file.
 fn lock(file: &Path) -> Result<FsFile, Error> {
-        let mut path = file.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
-        let unlockable = |source| Error::Lock {
-            path: path.clone(),
-            source,
-        };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&path).map_err(unlockable)?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    thread::sleep(LOCK_RETRY_INTERVAL);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(unlockable(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "another command has been changing it for 10 s",
-                    )));
-                }
-                Err(TryLockError::Error(error)) => return Err(unlockable(error)),
+    let mut path = file.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let unlockable = |source| Error::Lock {
+        path: path.clone(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&path).map_err(unlockable)?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(LOCK_RETRY_INTERVAL);
             }
+            Err(TryLockError::WouldBlock) => {
+                return Err(unlockable(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "another command has been changing it for 10 s",
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(unlockable(error)),
         }
     }
+}
 
 /// Replaces the file, for this user only. The new file belongs to the owner of the old one, so that a
 /// command that root runs does not take the file from the bridge.
 fn write(path: &Path, directory: &Path, text: &str) -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        #[cfg(unix)]
-        keep_owner(file.as_file(), path, directory);
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        FsFile::open(directory)?.sync_all()
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    #[cfg(unix)]
+    keep_owner(file.as_file(), path, directory);
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    FsFile::open(directory)?.sync_all()
 }
 
 /// Gives a new file to the owner of the one that it replaces. Only root can; any other user's files stay

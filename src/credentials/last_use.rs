@@ -75,9 +75,10 @@ impl LastUseFile {
     pub(super) fn read(&self) -> LastUse {
         let mut text = String::new();
         // A directory, a pipe or a file that is too large is not ours.
-        let is_ours = self.path().metadata().is_ok_and(|metadata| {
-            metadata.is_file() && metadata.len() <= FILE_BYTES_MAX
-        });
+        let is_ours = self
+            .path()
+            .metadata()
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= FILE_BYTES_MAX);
         let opened = is_ours.then(|| File::open(self.path()));
         if let Some(Ok(file)) = opened
             && file.take(FILE_BYTES_MAX).read_to_string(&mut text).is_err()
@@ -150,19 +151,31 @@ mod tests {
         last_use.set(&certificate, at(2));
         last_use.set(&token, at(3));
         file.write(&last_use).unwrap();
-        assert_eq!(file.read(), LastUse::default(), "there is no data directory");
+        assert_eq!(
+            file.read(),
+            LastUse::default(),
+            "there is no data directory"
+        );
         fs::create_dir(directory.path().join("data")).unwrap();
         file.write(&last_use).unwrap();
         let read = LastUse::read(&directory.path().join("data"));
         assert_eq!(read, last_use);
-        assert_eq!((read.of(&token), read.of(&certificate)), (Some(at(3)), Some(at(2))));
+        assert_eq!(
+            (read.of(&token), read.of(&certificate)),
+            (Some(at(3)), Some(at(2)))
+        );
         assert_eq!(read.of(&Proof::Token(Digest::of("two"))), None);
         let text = fs::read_to_string(file.path()).unwrap();
-        let Proof::Token(digest) = token else { unreachable!() };
+        let Proof::Token(digest) = token else {
+            unreachable!()
+        };
         assert!(!text.contains(&digest.to_string()), "{text}");
 
         last_use.retain([&certificate].into_iter());
-        assert_eq!((last_use.of(&token), last_use.of(&certificate)), (None, Some(at(2))));
+        assert_eq!(
+            (last_use.of(&token), last_use.of(&certificate)),
+            (None, Some(at(2)))
+        );
     }
 
     #[test]

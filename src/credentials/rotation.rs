@@ -172,15 +172,9 @@ mod tests {
         assert_eq!(at_once.previous, None);
         assert_eq!(at_once.proof, Proof::Token(Digest::of("3")));
         let finished = rotated.without_old_token().unwrap();
-        assert_eq!(
-            (&finished.proof, finished.previous),
-            (&rotated.proof, None)
-        );
+        assert_eq!((&finished.proof, finished.previous), (&rotated.proof, None));
         assert!(finished.rotated(&rotation("3", 2, 1)).is_ok());
-        assert_eq!(
-            finished.without_old_token(),
-            Err(RotationError::NoOldToken)
-        );
+        assert_eq!(finished.without_old_token(), Err(RotationError::NoOldToken));
     }
 
     #[test]

@@ -128,7 +128,9 @@ impl Set {
 
     /// When each credential expires that does.
     pub(super) fn expiries(&self) -> impl Iterator<Item = &Expiry> {
-        self.members.values().filter_map(|member| member.expiry.as_ref())
+        self.members
+            .values()
+            .filter_map(|member| member.expiry.as_ref())
     }
 }
 

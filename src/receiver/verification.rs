@@ -43,7 +43,10 @@ impl VerificationTokens {
 
     /// Accepts these from now on, and no others.
     pub fn replace(&self, accepted: Vec<VerificationToken>) {
-        *self.accepted.write().unwrap_or_else(PoisonError::into_inner) = accepted;
+        *self
+            .accepted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = accepted;
     }
 
     /// The tokens that are accepted.

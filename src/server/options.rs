@@ -24,7 +24,10 @@ pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> 
 }
 
 fn verification_tokens(app: &config::App) -> Vec<VerificationToken> {
-    let tokens = [Some(&app.verification_token), app.old_verification_token.as_ref()];
+    let tokens = [
+        Some(&app.verification_token),
+        app.old_verification_token.as_ref(),
+    ];
     let tokens = tokens.into_iter().flatten();
     tokens
         .map(|token| VerificationToken::new(token.expose()))

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::super::exit::{Exit, Failure};
 use crate::{
     config::{self, show_duration},
-    credentials::{Entry, EXPIRY_WARNING},
+    credentials::{EXPIRY_WARNING, Entry},
 };
 
 /// What a token is valid for if nothing else is said. Long enough not to surprise anybody, and short enough
@@ -76,10 +76,8 @@ impl ExpiryArgs {
             (None, None, None) => return Ok(None),
         };
         if at <= now {
-            return Err(
-                Failure::new(Exit::Usage, "it would have expired already")
-                    .help("give a time that is to come"),
-            );
+            return Err(Failure::new(Exit::Usage, "it would have expired already")
+                .help("give a time that is to come"));
         }
         // Rounded up, or the shortest would be over before they begin.
         let whole = at.as_second() + i64::from(at.subsec_nanosecond() > 0);

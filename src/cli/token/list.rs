@@ -39,7 +39,9 @@ pub(super) fn table(entries: Option<&[Entry]>, seen: &Seen) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     for entry in entries {
         rows.push(row(entry, seen));
-        let old = entry.previous.map(|old| row_of_old_token(entry, &old, seen));
+        let old = entry
+            .previous
+            .map(|old| row_of_old_token(entry, &old, seen));
         rows.extend(old);
     }
     let mut widths = [0; HEAD.len()];
@@ -172,7 +174,11 @@ fn state(entry: &Entry, now: Timestamp) -> &'static str {
 }
 
 fn state_of_old_token(old: &PreviousToken, now: Timestamp) -> &'static str {
-    if old.expires_at <= now { "expired" } else { "old" }
+    if old.expires_at <= now {
+        "expired"
+    } else {
+        "old"
+    }
 }
 
 fn prefix(proof: &Proof) -> Option<String> {
@@ -233,7 +239,10 @@ mod tests {
         assert_eq!(lines[1][3..6], ["user.created,user.session.*", "all", "10"]);
         assert_eq!(lines[1].last(), Some(&"expired"), "{text}");
         assert_eq!(lines[2][2], "spiffe://e.com/\\u{1b}[2J");
-        assert_eq!(lines[2][3..], ["all", "all", "-", "-", "never", "-", "active"]);
+        assert_eq!(
+            lines[2][3..],
+            ["all", "all", "-", "-", "never", "-", "active"]
+        );
     }
 
     #[test]
@@ -265,7 +274,7 @@ mod tests {
         let old = Token::generate().unwrap().digest();
         entry.previous = Some(PreviousToken {
             digest: old,
-            created_at: "2026-08-26T14:00:00Z".parse().ok(),
+            created_at: "2026-08-26T10:00:00Z".parse().ok(),
             expires_at: "2026-11-24T13:00:00Z".parse().unwrap(),
         });
         let name: String = old.to_string().chars().take(16).collect();
@@ -283,14 +292,7 @@ mod tests {
             .collect();
         let now = ["22h", "2026-11-24", "14:00Z", "-", "expiring"];
         assert_eq!(rows[1][6..], now, "{text}");
-        let old = [
-            "90d",
-            "2026-11-24",
-            "13:00Z",
-            "2026-11-24",
-            "09:30Z",
-            "old",
-        ];
+        let old = ["90d", "2026-11-24", "13:00Z", "2026-11-24", "09:30Z", "old"];
         assert_eq!(rows[2][6..], old, "{text}");
         assert_eq!(rows[2][0], "billing");
         let text = json(&entry, &seen("2026-11-24T13:00:00Z"));
