@@ -137,6 +137,26 @@ pub fn shared(path: &Path) -> Option<String> {
     })
 }
 
+/// A warning with the command that corrects it, if everybody can rename a directory that this file or
+/// directory is in, and so have the bridge start with another one. It is no fault, because volumes of
+/// container platforms often are such directories, and no other user is there.
+#[must_use]
+pub fn replaceable(path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let resolved = fs::canonicalize(&path).ok();
+    [Some(path), resolved].into_iter().flatten().find_map(|path| {
+        path.ancestors().skip(1).find_map(|directory| {
+            let mode = mode_for_everybody(directory)?;
+            Some(format!(
+                "other users of this machine can replace what is in {} (mode {mode:04o}): run `chmod o-w \
+                 {}`",
+                directory.display(),
+                directory.display()
+            ))
+        })
+    })
+}
+
 /// Checks a file that will be trusted. A file that does not exist, or cannot be inspected, passes: the
 /// error of opening it says more.
 ///
@@ -149,14 +169,13 @@ pub fn file(path: &Path, by: By) -> Result<(), Untrusted> {
     }
 }
 
-/// Checks a directory of ours, its content down to the files of its directories, and the directories that
-/// it is in: whoever can rename it can have the bridge start with an empty one. What does not exist, or
-/// cannot be inspected, passes here too.
+/// Checks a directory of ours and its content, down to the files of its directories. What does not
+/// exist, or cannot be inspected, passes here too.
 ///
 /// # Errors
 /// The first thing that others can change.
 pub fn directory(path: &Path, by: By) -> Result<(), Untrusted> {
-    tree(path, by, 1).and_then(|()| check_ancestors(path))
+    tree(path, by, 1)
 }
 
 fn tree(path: &Path, by: By, levels: u32) -> Result<(), Untrusted> {
@@ -182,7 +201,7 @@ fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted>
     if !metadata.is_file() {
         return Ok(());
     }
-    check_metadata(path, metadata, by).and_then(|()| check_ancestors(path))
+    check_metadata(path, metadata, by).and_then(|()| check_parents(path))
 }
 
 fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted> {
@@ -213,29 +232,32 @@ fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Resul
     })
 }
 
-/// A user who can write to a directory can replace what is in it: the file, or a directory above the file.
-/// That holds for the directories of a link and for those of what it leads to. A directory that its group
-/// can write passes, because many systems share projects that way.
-fn check_ancestors(path: &Path) -> Result<(), Untrusted> {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let resolved = fs::canonicalize(&path).ok();
-    let resolved = resolved.filter(|resolved| *resolved != path);
-    for path in [Some(path), resolved].into_iter().flatten() {
-        for directory in path.ancestors().skip(1) {
-            let Ok(metadata) = fs::metadata(directory) else {
-                continue;
-            };
-            let mode = metadata.mode() & PERMISSIONS;
-            if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-                return Err(Untrusted::Writable {
-                    path: directory.to_owned(),
-                    mode,
-                    change: "o-w",
-                });
-            }
+/// A user who can write to a directory can replace the files in it: in the directory of a link, and in that
+/// of what the link leads to. A directory that its group can write passes, because many systems share
+/// projects that way.
+fn check_parents(path: &Path) -> Result<(), Untrusted> {
+    for path in [Some(path.to_owned()), fs::canonicalize(path).ok()] {
+        let parent = path.as_deref().and_then(Path::parent);
+        let parent = match parent {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => continue,
+        };
+        if let Some(mode) = mode_for_everybody(parent) {
+            return Err(Untrusted::Writable {
+                path: parent.to_owned(),
+                mode,
+                change: "o-w",
+            });
         }
     }
     Ok(())
+}
+
+/// The mode of a directory in which everybody can replace what is not theirs.
+fn mode_for_everybody(directory: &Path) -> Option<u32> {
+    let mode = fs::metadata(directory).ok()?.mode() & PERMISSIONS;
+    (mode & OTHERS_WRITE != 0 && mode & STICKY == 0).then_some(mode)
 }
 
 #[cfg(test)]
@@ -285,32 +307,29 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_above_in_which_everybody_can_replace_the_one_below_is_refused_too() {
+    fn a_directory_above_in_which_everybody_can_replace_the_one_below_is_pointed_out() {
         let top = tempfile::tempdir().unwrap();
         let below = top.path().join("data/keys");
         fs::create_dir_all(&below).unwrap();
-        fs::write(below.join("key"), "x").unwrap();
-        let refused_for = |path: &Path| {
-            let file = open(&below.join("key"), By::Bridge)
-                .unwrap_err()
-                .to_string();
-            let directory = directory(&below, By::Bridge).unwrap_err().to_string();
-            let command = format!("chmod o-w {}`", path.display());
-            assert!(file.contains(&command), "{file}");
-            assert!(directory.contains(&command), "{directory}");
-        };
+        let key = below.join("key");
+        fs::write(&key, "x").unwrap();
+        assert_eq!(replaceable(&key), None);
         for path in [top.path().to_owned(), top.path().join("data")] {
             set(&path, 0o757);
-            refused_for(&path);
-            set(&path, 0o1777);
-            assert!(open(&below.join("key"), By::Bridge).is_ok());
+            for inner in [&key, &below, &below.join("missing")] {
+                let said = replaceable(inner).unwrap();
+                assert!(
+                    said.contains(&format!("`chmod o-w {}`", path.display())),
+                    "{said}"
+                );
+                assert!(super::file(inner, By::Bridge).is_ok());
+            }
+            for passes in [0o1777, 0o775] {
+                set(&path, passes);
+                assert_eq!(replaceable(&key), None);
+            }
             set(&path, 0o755);
         }
-        // Also where the directory itself is not there yet.
-        let missing = top.path().join("missing");
-        assert!(super::directory(&missing, By::Bridge).is_ok());
-        set(top.path(), 0o777);
-        assert!(super::directory(&missing, By::Bridge).is_err());
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::{
     toml_text::{self, SyntaxError, help_of_unknown_key, line_at},
 };
 
-/// The most credentials in a file: far more than people look after, and few enough to be compared
-/// whenever the file changes.
+/// The most credentials in a file: far more than people manage by hand, and few enough to compare all of them
+/// at every change.
 pub const ENTRIES_MAX: usize = 4096;
 
 /// The table without keys that ends a file. A file that is cut short anywhere lacks it, and would
@@ -53,12 +53,12 @@ const KEYS_OF_TOKENS: [&str; 6] = [
 /// The longest unknown key that an error repeats: a little longer than the longest known one.
 const KEY_BYTES_SHOWN: usize = 22;
 
-/// What a file says.
+/// The content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// Its credentials, in their order.
     pub entries: Vec<Entry>,
-    /// What is allowed and probably not meant.
+    /// What may be a mistake.
     pub warnings: Vec<Fault>,
     /// Whether it has the line `[end]`.
     pub has_end: bool,
@@ -69,8 +69,8 @@ pub struct Document {
 /// Reads a document.
 ///
 /// # Errors
-/// All faults at once, in the order of the file. Syntax errors are reported alone: what follows
-/// one cannot be judged.
+/// All faults at once, in the order of the file. Syntax errors are reported alone: the text after one cannot be
+/// interpreted.
 pub(super) fn parse(text: &str) -> Result<Document, Vec<Fault>> {
     let Layout {
         located,
@@ -139,7 +139,7 @@ pub(super) fn locate(text: &str) -> Result<Layout, Vec<Fault>> {
             ),
         }
     }
-    reader.refuse_doubles(&located);
+    reader.refuse_duplicates(&located);
     let mut faults = reader.faults;
     if located.len() > ENTRIES_MAX {
         faults.push(Fault {
@@ -217,7 +217,7 @@ impl Draft {
 }
 
 impl Reader<'_> {
-    /// The entry of a section; nothing if it has a fault, which is then recorded.
+    /// The entry of a section; `None` if it has a fault, which is then recorded.
     fn section(&mut self, section: &Spanned<DeValue<'_>>) -> Option<Located> {
         let place = section.span();
         // A table in braces means the same, but `edit` cannot remove it by its lines.
@@ -282,8 +282,8 @@ impl Reader<'_> {
         })
     }
 
-    /// What a scope allows. One that was not written allows nothing, so that a file that is only
-    /// half there never allows more than the whole one.
+    /// What a scope allows. A key that is missing allows nothing, so that a file that is cut short never allows
+    /// more than the complete one.
     fn scope(&mut self, written: Option<Allowed>, key: &str, name: &str, offset: usize) -> Allowed {
         written.unwrap_or_else(|| {
             self.warn(
@@ -295,7 +295,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Where the last line begins; nothing if it is not what it has to be.
+    /// Where the last line begins; `None` if it has a fault, which is then recorded.
     fn end(&mut self, place: Range<usize>, value: &DeValue<'_>) -> Option<usize> {
         let before = self.text.get(..place.start).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -361,7 +361,7 @@ impl Reader<'_> {
         }
     }
 
-    fn refuse_doubles(&mut self, located: &[Located]) {
+    fn refuse_duplicates(&mut self, located: &[Located]) {
         let mut names = HashMap::new();
         let mut proofs = HashMap::new();
         for one in located {
@@ -395,7 +395,7 @@ impl Reader<'_> {
     }
 }
 
-/// Names a key that is short enough to be a slip of the hand. A longer one may be a token.
+/// Repeats a key that is short enough to be a typing error. A longer one may be a token.
 fn unknown_key(key: &str) -> String {
     if key.len() <= KEY_BYTES_SHOWN {
         format!("unknown key `{}`", key.escape_debug())

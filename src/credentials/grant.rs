@@ -1,5 +1,5 @@
-//! Owns what a caller holds once it has been let in: its scope, its places under the quota, and the
-//! news of its end. Knows nothing of how it was let in.
+//! Owns what a caller has once it has been let in: a scope, slots of a quota, and an end that it can wait for.
+//! Knows nothing of how it was let in.
 
 use std::{
     fmt,
@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use super::scope::{Forbidden, Scope};
 use crate::filter::Spec;
 
-/// How long a wait for an expiry goes without looking at the clock, which may have been set.
+/// How often a wait for an expiry reads the clock again, which somebody may have set.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The time of day. Tests bring one that follows tokio's.
+/// The time of day. Tests have one that follows tokio's.
 pub(super) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Proof that a caller may subscribe, and to what. Clones share one quota and one end.
@@ -45,18 +45,18 @@ pub enum Kind {
     Jwt,
 }
 
-/// Why what a grant allowed is over.
+/// Why a grant ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Ended {
-    /// The credential is gone.
+    /// The credential was removed.
     #[error("the credential was revoked: get a new one from the operator of this bridge")]
     Revoked,
-    /// What it allows is not what it was; the same credential gets the new.
+    /// The credential allows something else now; a caller that shows it again gets that.
     #[error(
         "the permissions of the credential changed: reconnect, with the cursor, to get the new"
     )]
     Changed,
-    /// Its time is over.
+    /// The credential has expired.
     #[error("the credential has expired: reconnect, with the cursor and a new one")]
     Expired,
 }
@@ -72,9 +72,9 @@ pub struct QuotaReached {
     pub streams_max: usize,
 }
 
-/// A place under the quota of a credential, given back when it is dropped.
-#[must_use = "the place is given back when this is dropped"]
-pub struct Place(Arc<Quota>);
+/// A slot of the quota of a credential, which is released when this is dropped.
+#[must_use = "the slot is released when this is dropped"]
+pub struct QuotaSlot(Arc<Quota>);
 
 /// How many streams one credential has open, and may have.
 #[derive(Debug)]
@@ -136,19 +136,19 @@ impl Grant {
         self.holder.kind
     }
 
-    /// What of a request is left within what is allowed; see [`Scope::narrow`].
+    /// The filter of a request within the scope; see [`Scope::narrow`].
     ///
     /// # Errors
-    /// All that goes beyond it, of one field.
+    /// Everything in one field that the scope does not allow.
     pub fn narrow(&self, spec: Spec) -> Result<Spec, Forbidden> {
         self.holder.scope.narrow(spec)
     }
 
-    /// Takes a place under the quota, for one stream.
+    /// Takes a slot of the quota, for one stream.
     ///
     /// # Errors
-    /// All are taken.
-    pub fn enter(&self) -> Result<Place, QuotaReached> {
+    /// All slots are taken.
+    pub fn enter(&self) -> Result<QuotaSlot, QuotaReached> {
         self.holder.quota.enter()
     }
 
@@ -193,12 +193,12 @@ impl Quota {
         })
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Place, QuotaReached> {
+    fn enter(self: &Arc<Self>) -> Result<QuotaSlot, QuotaReached> {
         let streams_max = self.streams_max.unwrap_or(usize::MAX);
         let one_more = |streams: usize| (streams < streams_max).then_some(streams + 1);
         self.streams
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| Place(Arc::clone(self)))
+            .map(|_| QuotaSlot(Arc::clone(self)))
             .map_err(|_| QuotaReached { streams_max })
     }
 }
@@ -252,7 +252,7 @@ impl Holder {
     }
 }
 
-impl Drop for Place {
+impl Drop for QuotaSlot {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
@@ -269,9 +269,9 @@ impl fmt::Debug for Grant {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for QuotaSlot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let streams = self.0.streams.load(Ordering::Relaxed);
-        write!(formatter, "Place(one of {streams})")
+        write!(formatter, "QuotaSlot(one of {streams})")
     }
 }

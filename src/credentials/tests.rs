@@ -51,7 +51,7 @@ impl Scene {
     async fn settled(&self) {
         let mut state = self.credentials.shared.state.subscribe();
         let before = state.borrow_and_update().status();
-        let is_new = |state: &State| {
+        let is_new = |state: &FileState| {
             let status = state.status();
             (status.reloads, status.reloads_refused) != (before.reloads, before.reloads_refused)
         };
@@ -274,7 +274,7 @@ async fn a_bridge_without_credentials_lets_everybody_in() {
         .await
         .unwrap();
     assert!(is_running(&grant).await);
-    let places: Vec<Place> = (0..1000).map(|_| grant.enter().unwrap()).collect();
+    let places: Vec<QuotaSlot> = (0..1000).map(|_| grant.enter().unwrap()).collect();
     assert_eq!(places.len(), 1000);
     credentials.shutdown().await;
 }

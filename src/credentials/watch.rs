@@ -1,16 +1,16 @@
-//! Owns the watch over the credentials file: reading it, and what becomes of what is found there.
-//! When a change is believed is for `settle`.
+//! Owns the watch over the credentials file: it reads the file, and puts changes into force or refuses them.
+//! `settle` decides when a change takes effect.
 //!
-//! The file is read ten times a second rather than listened to: that is portable, sees the swapped
-//! links of container platforms and edits on network disks, and a small file costs a few
-//! microseconds. Its content tells whether it changed, as times and lengths can lie.
+//! The watch reads the file ten times a second instead of waiting for notifications: that is portable, notices the
+//! swapped links of container platforms and edits on network disks, and costs a few microseconds for a small file.
+//! It compares the content, because times and lengths can be wrong.
 
 use std::{io, path::Path, sync::Arc};
 
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Error, Options, Shared, Status,
+    Error, Options, SharedCredentials, Status,
     document::Document,
     entry::Fault,
     file::File,
@@ -22,14 +22,14 @@ use super::{
 };
 use crate::{permissions::By, plain};
 
-/// How often a start reads a file that may be half written, until two readings agree.
-const LOOKS_AT_START_MAX: u32 = 50;
+/// How often a start reads a file that may be incomplete, until two readings agree.
+const READINGS_AT_START_MAX: u32 = 50;
 /// How many warnings of one file are logged.
 const WARNINGS_LOGGED_MAX: usize = 8;
 
-/// What is known of the file.
+/// The state of the file.
 #[derive(Clone, Default)]
-pub(super) struct State {
+pub(super) struct FileState {
     pub(super) set: Arc<Set>,
     /// Whether credentials are or were in force, so that callers need one.
     pub(super) is_required: bool,
@@ -38,7 +38,7 @@ pub(super) struct State {
     reloads_refused: u64,
 }
 
-impl State {
+impl FileState {
     pub(super) fn status(&self) -> Status {
         Status {
             credentials: self.set.len(),
@@ -53,11 +53,11 @@ impl State {
 pub(super) struct Watcher {
     file: File,
     settling: Settling,
-    /// Whether what the file says is in force.
+    /// Whether the file is in force.
     is_in_force: bool,
     /// Whether the file should be there: it was named, or it was there before.
     is_expected: bool,
-    /// Whether the last good file had its last line, so that one without it is cut short.
+    /// Whether the last good file had its last line, so that a file without it is cut short.
     needs_end: bool,
     recording: Recording,
     recorded_at: Instant,
@@ -70,12 +70,12 @@ impl Watcher {
         file: File,
         options: &Options,
         clock: &Clock,
-    ) -> Result<(Self, State), Error> {
+    ) -> Result<(Self, FileState), Error> {
         let mut recording = Recording::new(options.record.clone());
         let recorded = recording.read().await;
-        let mut state = State {
+        let mut state = FileState {
             is_required: options.file_is_named || recorded.is_some(),
-            ..State::default()
+            ..FileState::default()
         };
         let recorded = recorded.unwrap_or_default();
         let mut needs_end = recorded.needs_end(file.path());
@@ -130,7 +130,7 @@ impl Watcher {
     }
 
     /// Watches for ever.
-    pub(super) async fn run(&mut self, shared: &Shared) {
+    pub(super) async fn run(&mut self, shared: &SharedCredentials) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -140,7 +140,7 @@ impl Watcher {
                 Ok(None) => Seen::Missing,
                 Err(error) => Seen::Unreadable(error.to_string()),
             };
-            if let Some(seen) = self.settling.look(seen) {
+            if let Some(seen) = self.settling.observe(seen) {
                 self.apply(seen, shared);
             }
             self.record_again();
@@ -152,7 +152,7 @@ impl Watcher {
     }
 
     /// Writes what would be lost with the process.
-    pub(super) async fn finish(&mut self, shared: &Shared) {
+    pub(super) async fn finish(&mut self, shared: &SharedCredentials) {
         self.tracking.write(&shared.set(), (shared.clock)()).await;
     }
 
@@ -166,9 +166,9 @@ impl Watcher {
     }
 
     /// Puts a change into force, or says why not.
-    fn apply(&mut self, seen: Seen, shared: &Shared) {
+    fn apply(&mut self, seen: Seen, shared: &SharedCredentials) {
         match seen {
-            Seen::Missing if self.is_in_force => self.take_away(shared),
+            Seen::Missing if self.is_in_force => self.revoke_all(shared),
             // Nothing was lost: there was no file before, or it was missing before.
             Seen::Missing => {
                 let is_missed = self.is_expected && !shared.anonymous_is_let;
@@ -179,7 +179,7 @@ impl Watcher {
                 Ok(document) if self.needs_end && !document.has_end => {
                     self.refuse(&self.file.cut_short(), shared);
                 }
-                Ok(document) => self.take_over(text, document, shared),
+                Ok(document) => self.put_in_force(text, document, shared),
                 Err(error) => self.refuse(&error, shared),
             },
             Seen::Unreadable(reason) => {
@@ -188,7 +188,7 @@ impl Watcher {
         }
     }
 
-    fn take_over(&mut self, text: String, document: Document, shared: &Shared) {
+    fn put_in_force(&mut self, text: String, document: Document, shared: &SharedCredentials) {
         warn(self.file.path(), &document.warnings);
         self.settling.set_in_force(Some(text));
         self.is_in_force = true;
@@ -199,11 +199,11 @@ impl Watcher {
         self.replace(set, None, shared);
     }
 
-    /// A file that was deleted: whoever does that in alarm means that nobody is to get in.
-    fn take_away(&mut self, shared: &Shared) {
+    /// A file that was deleted lets nobody in: somebody may have deleted it in an emergency.
+    fn revoke_all(&mut self, shared: &SharedCredentials) {
         self.settling.set_in_force(None);
         self.is_in_force = false;
-        // Whoever writes a new file begins anew.
+        // A new file need not have a last line.
         self.needs_end = false;
         let missing = missing(&self.file);
         tracing::error!(
@@ -214,7 +214,7 @@ impl Watcher {
         self.replace(Set::default(), fault, shared);
     }
 
-    fn replace(&mut self, set: Set, fault: Option<String>, shared: &Shared) {
+    fn replace(&mut self, set: Set, fault: Option<String>, shared: &SharedCredentials) {
         let set = Arc::new(set);
         let mut before = Arc::default();
         let mut is_first = false;
@@ -241,8 +241,8 @@ impl Watcher {
         );
     }
 
-    /// Keeps what is in force. It is said once: the same file is not applied again.
-    fn refuse(&self, error: &Error, shared: &Shared) {
+    /// Keeps what is in force, and logs that once: `settle` does not return the same reading again.
+    fn refuse(&self, error: &Error, shared: &SharedCredentials) {
         if self.is_in_force {
             tracing::error!(
                 error = plain::configured(error),
@@ -281,11 +281,11 @@ impl Recording {
     pub(super) async fn read(&self) -> Option<Recorded> {
         let record = self.record.clone()?;
         let read = tokio::task::spawn_blocking(move || record.read()).await;
-        // Reading does not panic. If it were not known, callers would need a credential.
+        // Reading does not panic. If the record cannot be known, callers need a credential.
         read.unwrap_or_else(|_| Some(Recorded::default()))
     }
 
-    /// Writes it, now or as soon as that works: a disk that is full is no reason to let nobody in.
+    /// Writes the record, now or as soon as that works: the bridge serves callers also while the disk is full.
     pub(super) async fn write(&mut self, recorded: Recorded) {
         self.due = Some(recorded);
         self.write_due().await;
@@ -321,7 +321,7 @@ impl Recording {
     }
 }
 
-/// What is said of a file that should be there. It names the ways out, also that to no credentials.
+/// The fault of a file that should be there, with what an operator can do.
 pub(super) fn missing(file: &File) -> String {
     format!(
         "the credentials file {} is missing, so nobody with a token or certificate is let in: \
@@ -355,10 +355,10 @@ async fn read(file: &File) -> io::Result<Option<String>> {
         .unwrap_or_else(|_| Err(io::Error::other("the runtime is shutting down")))
 }
 
-/// The file as it is at the start. One that may be half written is read until it stays the same.
+/// The file when the bridge starts. A file that may be incomplete is read until it stays the same.
 async fn read_settled(file: &File) -> io::Result<Option<String>> {
     let mut found = read(file).await?;
-    for _ in 0..LOOKS_AT_START_MAX {
+    for _ in 0..READINGS_AT_START_MAX {
         if found.as_deref().is_none_or(settle::is_whole) {
             break;
         }

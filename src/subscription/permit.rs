@@ -5,13 +5,13 @@ use futures_util::future::{BoxFuture, poll_immediate};
 
 use super::Failure;
 use crate::{
-    credentials::{Ended, Grant, Place},
+    credentials::{Ended, Grant, QuotaSlot},
     net::slots::Slot,
 };
 
 /// Held by a session for as long as it lasts.
 pub(crate) struct Permit {
-    _place: Place,
+    _slot: QuotaSlot,
     _slot: Option<Slot>,
     ended: BoxFuture<'static, Ended>,
 }
@@ -28,7 +28,7 @@ impl Permit {
         // Made once and kept: waking thousands of streams must not register thousands of timers.
         let ended = Box::pin(async move { grant.ended().await });
         Ok(Self {
-            _place: place,
+            _slot: place,
             _slot: slot,
             ended,
         })
