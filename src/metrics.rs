@@ -291,6 +291,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn credentials_have_one_series_for_each_name() {
+        let metrics = Metrics::new();
+        let expiry = |credential: &str, expires_at| CredentialExpiry {
+            credential: credential.to_owned(),
+            expires_at,
+        };
+        metrics.watch_credentials(move || {
+            vec![
+                expiry("a", 1_900_000_000.0),
+                expiry("(withheld)", 1_800_000_000.0),
+                expiry("(withheld)", 1_700_000_000.0),
+            ]
+        });
+        let page = metrics.render();
+        for sample in [
+            "{credential=\"a\"} 1900000000.0",
+            "{credential=\"(withheld)\"} 1700000000.0",
+        ] {
+            let line = format!("prelude_bridge_credential_expiry_seconds{sample}\n");
+            assert!(page.contains(&line), "{page}");
+        }
+        assert_eq!(page.matches("credential_expiry_seconds{").count(), 2);
+    }
+
+    #[test]
     fn what_is_counted_is_on_the_page_with_its_unit() {
         let metrics = Metrics::new();
         metrics.request("accepted", 200, Duration::from_millis(3));
@@ -324,21 +349,8 @@ mod tests {
                 age: Some(Duration::from_secs(60)),
             }]
         });
-        let expiry = |credential: &str, expires_at| CredentialExpiry {
-            credential: credential.to_owned(),
-            expires_at,
-        };
-        metrics.watch_credentials(move || {
-            vec![
-                expiry("a", 1_900_000_000.0),
-                expiry("(withheld)", 1_800_000_000.0),
-                expiry("(withheld)", 1_700_000_000.0),
-            ]
-        });
         let page = metrics.render();
         for line in [
-            r#"prelude_bridge_credential_expiry_seconds{credential="a"} 1900000000.0"#,
-            r#"prelude_bridge_credential_expiry_seconds{credential="(withheld)"} 1700000000.0"#,
             r#"prelude_bridge_webhook_requests_total{outcome="accepted",status="200"} 1"#,
             "prelude_bridge_webhook_request_duration_seconds_count 1",
             "prelude_bridge_webhook_body_bytes_total 450",

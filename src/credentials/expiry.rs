@@ -159,7 +159,7 @@ mod tests {
             ..expiry(None, Some(100 * DAY)).unwrap()
         };
         let late = expiry(None, Some(200 * DAY)).unwrap();
-        assert_eq!(warning(&[late.clone()], now), None);
+        assert_eq!(warning(std::slice::from_ref(&late), now), None);
         let mut many: Vec<Expiry> = (0..9).map(|index| soon(format!("c{index}"))).collect();
         many.push(late);
         let said = warning(&many, now).unwrap();
