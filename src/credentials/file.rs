@@ -227,8 +227,7 @@ impl File {
             path: self.path.clone(),
             source,
         };
-        // The file that a link leads to is changed, and the link stays.
-        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let path = target(&self.path);
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -242,6 +241,16 @@ impl File {
         self.parse(&text)?;
         write(&path, directory, &text).map_err(unwritable)
     }
+}
+
+/// The file that a link leads to, so that a change keeps the link. It may not be there yet.
+fn target(path: &Path) -> PathBuf {
+    let created = || {
+        let leads_to = fs::read_link(path).ok()?;
+        Some(path.parent()?.join(leads_to))
+    };
+    let target = fs::canonicalize(path).ok().or_else(created);
+    target.unwrap_or_else(|| path.to_owned())
 }
 
 /// The lock is a file of its own, because every change replaces the credentials file.

@@ -247,9 +247,9 @@ fn a_rotation_that_cannot_be_meant_changes_nothing() {
 fn a_linked_file_is_changed_where_it_is() {
     let (scene, elsewhere) = (Scene::new(), tempdir().unwrap());
     let target = elsewhere.path().join("who.toml");
-    fs::write(&target, "[end]\n").unwrap();
     fs::create_dir(scene.data_dir()).unwrap();
     std::os::unix::fs::symlink(&target, scene.file()).unwrap();
+    // The first makes the file that the link leads to.
     for arguments in [&["create", "one"][..], &["rotate", "one"]] {
         let output = scene.token(arguments);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

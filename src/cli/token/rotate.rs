@@ -47,7 +47,9 @@ Examples:
 
 impl Rotate {
     pub(super) fn run(self) -> Result<(), Failure> {
+        // To the second, so that the life of the new token is exactly that of the one before.
         let now = Timestamp::now();
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
         let keep_old_for = expiry::duration("--keep-old-for", &self.keep_old_for)?;
         if keep_old_for > KEEP_MAX {
             let cause = format!("`--keep-old-for {}` is too long", self.keep_old_for);
@@ -62,7 +64,7 @@ impl Rotate {
         let token = new_token()?;
         let rotation = Rotation {
             digest: token.digest(),
-            now: Timestamp::from_second(now.as_second()).unwrap_or(now),
+            now,
             expires_at,
             keep_old_for,
         };
