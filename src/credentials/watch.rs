@@ -156,12 +156,11 @@ impl Watcher {
         self.tracking.write(&shared.set(), (shared.clock)()).await;
     }
 
-    /// Has a record that somebody removed while credentials are in force written again.
+    /// Writes the record again if somebody removed it while the bridge runs.
     fn record_again(&mut self) {
-        if self.is_in_force && self.recorded_at.elapsed() >= tracking::INTERVAL {
+        if self.recorded_at.elapsed() >= tracking::INTERVAL {
             self.recorded_at = Instant::now();
-            let recorded = Recorded::of(self.file.path(), self.needs_end);
-            self.recording.due.get_or_insert(recorded);
+            self.recording.due.clone_from(&self.recording.recorded);
         }
     }
 
@@ -224,7 +223,8 @@ impl Watcher {
             state.fault = fault;
             state.reloads += 1;
         });
-        self.recording.due = Some(Recorded::of(self.file.path(), self.needs_end));
+        let recorded = Recorded::of(self.file.path(), self.needs_end);
+        self.recording.request(recorded);
         let ends = before.end_for(&set);
         if is_first && shared.jwt.is_none() && !shared.anonymous_is_let {
             tracing::warn!(
@@ -264,6 +264,8 @@ impl Watcher {
 /// Writes the record that credentials are in force.
 pub(super) struct Recording {
     record: Option<Record>,
+    /// What the record has, or will have.
+    recorded: Option<Recorded>,
     /// What is still to be written.
     due: Option<Recorded>,
     is_failure_logged: bool,
@@ -273,21 +275,29 @@ impl Recording {
     pub(super) fn new(record: Option<Record>) -> Self {
         Self {
             record,
+            recorded: None,
             due: None,
             is_failure_logged: false,
         }
     }
 
-    pub(super) async fn read(&self) -> Option<Recorded> {
+    pub(super) async fn read(&mut self) -> Option<Recorded> {
         let record = self.record.clone()?;
         let read = tokio::task::spawn_blocking(move || record.read()).await;
         // Reading does not panic. If the record cannot be known, callers need a credential.
-        read.unwrap_or_else(|_| Some(Recorded::default()))
+        self.recorded = read.unwrap_or_else(|_| Some(Recorded::default()));
+        self.recorded.clone()
+    }
+
+    /// Has this written soon.
+    fn request(&mut self, recorded: Recorded) {
+        self.recorded = Some(recorded.clone());
+        self.due = Some(recorded);
     }
 
     /// Writes the record, now or as soon as that works: the bridge serves callers also while the disk is full.
     pub(super) async fn write(&mut self, recorded: Recorded) {
-        self.due = Some(recorded);
+        self.request(recorded);
         self.write_due().await;
     }
 

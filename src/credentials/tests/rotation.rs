@@ -279,6 +279,12 @@ async fn a_record_that_is_removed_while_credentials_are_in_force_is_written_agai
     fs::remove_file(restarted.record().path()).unwrap();
     tokio::time::sleep(SECOND * 62).await;
     assert_eq!(restarted.record().read(), Some(recorded));
+    // Also when the credentials file is gone too.
+    fs::remove_file(restarted.file().path()).unwrap();
+    tokio::time::sleep(SECOND * 2).await;
+    fs::remove_file(restarted.record().path()).unwrap();
+    tokio::time::sleep(SECOND * 62).await;
+    assert!(restarted.record().read().is_some());
 }
 
 #[tokio::test(start_paused = true)]
