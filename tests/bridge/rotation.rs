@@ -145,7 +145,7 @@ async fn a_rotation_that_is_killed_at_any_moment_loses_no_token() {
         rotation.stdout(Stdio::null()).stderr(Stdio::null());
         let mut rotation = rotation.spawn().unwrap();
         // Not to wait for anything: to hit different moments.
-        thread::sleep(Duration::from_micros(attempt * 700));
+        thread::sleep(Duration::from_micros(attempt * 2_000));
         let _ = rotation.kill();
         rotation.wait().unwrap();
         let entry = listed(&bridge, "billing");
