@@ -59,7 +59,10 @@ impl Entry {
             expires_at,
             keep_old_for,
         } = *rotation;
-        let ends_at = now.checked_add(keep_old_for).unwrap_or(Timestamp::MAX);
+        // To the second: nobody needs more, and people read it.
+        let created_at = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let ends_at = created_at.checked_add(keep_old_for);
+        let ends_at = ends_at.unwrap_or(Timestamp::MAX);
         let ends_at = self.expires_at.map_or(ends_at, |at| at.min(ends_at));
         if let Some(previous) = self.previous_at(now)
             && !keep_old_for.is_zero()
@@ -74,7 +77,7 @@ impl Entry {
                 created_at: self.created_at,
                 expires_at: ends_at,
             }),
-            created_at: Some(now),
+            created_at: Some(created_at),
             expires_at,
             ..self.clone()
         })
@@ -175,6 +178,30 @@ mod tests {
         assert_eq!((&finished.proof, finished.previous), (&rotated.proof, None));
         assert!(finished.rotated(&rotation("3", 2, 1)).is_ok());
         assert_eq!(finished.without_old_token(), Err(RotationError::NoOldToken));
+    }
+
+    #[test]
+    fn a_fraction_of_a_second_after_its_end_an_old_token_is_in_nobodys_way() {
+        let rotated = entry().rotated(&rotation("2", 0, 3)).unwrap();
+        let fraction = Duration::from_millis(300);
+        let almost_over = Entry {
+            previous: rotated.previous.map(|previous| PreviousToken {
+                expires_at: previous.expires_at + fraction,
+                ..previous
+            }),
+            ..rotated
+        };
+        let third = |now| {
+            let rotation = Rotation {
+                now,
+                ..rotation("3", 3, 1)
+            };
+            almost_over.rotated(&rotation)
+        };
+        assert!(third(at(3)).is_err());
+        let rotated = third(at(3) + 2 * fraction).unwrap();
+        assert_eq!(rotated.created_at, Some(at(3)));
+        assert_eq!(rotated.previous.unwrap().expires_at, at(4));
     }
 
     #[test]

@@ -47,9 +47,7 @@ Examples:
 
 impl Rotate {
     pub(super) fn run(self) -> Result<(), Failure> {
-        // To the second, so that the life of the new token is exactly that of the one before.
         let now = Timestamp::now();
-        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
         let keep_old_for = expiry::duration("--keep-old-for", &self.keep_old_for)?;
         if keep_old_for > KEEP_MAX {
             let cause = format!("`--keep-old-for {}` is too long", self.keep_old_for);
@@ -60,7 +58,9 @@ impl Rotate {
         let entries = file.read().map_err(|error| failure(&error))?;
         let mut entries = entries.unwrap_or_default().into_iter();
         let before = entries.find(|entry| entry.name == self.name);
-        let expires_at = self.expiry.of_rotated(before.as_ref(), now)?;
+        // From the time that is recorded, so that its life is exactly that of the token before.
+        let made_at = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let expires_at = self.expiry.of_rotated(before.as_ref(), made_at)?;
         let token = new_token()?;
         let rotation = Rotation {
             digest: token.digest(),
