@@ -15,7 +15,6 @@ use crate::{
     log::Log,
     metrics::Metrics,
     net::{self, http1},
-    plain,
     signature::Keyring,
 };
 
@@ -108,7 +107,7 @@ impl Readiness {
             name: "credentials",
             app: None,
             fault: None,
-            warning: credentials.status().fault.map(plain::words),
+            warning: credentials.warning(),
         }));
         let draining = self.draining.is_cancelled();
         checks.push(Check {

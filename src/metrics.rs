@@ -3,8 +3,8 @@
 //! are plain numbers and short, fixed words.
 //!
 //! Labels never have values that a stranger chose: event types that are not documented are `other`, and
-//! the other labels are words of the code or ids of configured apps. So the number of series is
-//! bounded.
+//! the other labels are words of the code, ids of configured apps, or names of the credentials file. So the
+//! number of series is bounded.
 
 mod families;
 mod reasons;
@@ -32,7 +32,7 @@ use self::{
 };
 pub use self::{
     reasons::{Closure, ConnectionRefusal, Eviction, Handshake},
-    watched::{Bus, Keys, Log, Streams},
+    watched::{Bus, CredentialExpiry, Keys, Log, Streams},
 };
 
 /// The event types that have a series of their own; all others are counted as `other`.
@@ -234,6 +234,14 @@ impl Metrics {
         let _ = self.watched.keys.set(Box::new(read));
     }
 
+    /// Reads when credentials expire at every scrape; see [`Metrics::watch_log`].
+    pub fn watch_credentials(
+        &self,
+        read: impl Fn() -> Vec<CredentialExpiry> + Send + Sync + 'static,
+    ) {
+        let _ = self.watched.credentials.set(Box::new(read));
+    }
+
     /// Everything as OpenMetrics 1.0 text, ending in `# EOF`
     /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
     #[must_use]
@@ -281,6 +289,31 @@ impl Drop for OpenConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_have_one_series_for_each_name() {
+        let metrics = Metrics::new();
+        let expiry = |credential: &str, expires_at| CredentialExpiry {
+            credential: credential.to_owned(),
+            expires_at,
+        };
+        metrics.watch_credentials(move || {
+            vec![
+                expiry("a", 1_900_000_000.0),
+                expiry("(withheld)", 1_800_000_000.0),
+                expiry("(withheld)", 1_700_000_000.0),
+            ]
+        });
+        let page = metrics.render();
+        for sample in [
+            "{credential=\"a\"} 1900000000.0",
+            "{credential=\"(withheld)\"} 1700000000.0",
+        ] {
+            let line = format!("prelude_bridge_credential_expiry_seconds{sample}\n");
+            assert!(page.contains(&line), "{page}");
+        }
+        assert_eq!(page.matches("credential_expiry_seconds{").count(), 2);
+    }
 
     #[test]
     fn what_is_counted_is_on_the_page_with_its_unit() {

@@ -6,9 +6,11 @@
 use std::{
     fs::{self, File, Metadata},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
 
 const ROOT: u32 = 0;
 const PERMISSIONS: u32 = 0o7777;
@@ -73,6 +75,36 @@ pub fn open(path: &Path, by: By) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file, and checks who can change it unless that does not matter. Anything else is refused
+/// and not opened: opening a pipe waits for a writer, and a device can be read without end.
+///
+/// # Errors
+/// Those of [`open`]; `InvalidInput` for what is no regular file.
+pub fn open_regular(path: &Path, by: Option<By>) -> io::Result<File> {
+    let refuse_others = |metadata: &Metadata| {
+        if metadata.is_file() {
+            Ok(())
+        } else {
+            let reason = "it is not a regular file";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+        }
+    };
+    refuse_others(&fs::metadata(path)?)?;
+    // A pipe may have taken the place of the file since.
+    let no_wait = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options()
+        .read(true)
+        .custom_flags(no_wait)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    refuse_others(&metadata)?;
+    if let Some(by) = by {
+        check_file(path, &metadata, by)
+            .map_err(|fault| io::Error::new(io::ErrorKind::PermissionDenied, fault))?;
+    }
+    Ok(file)
+}
+
 /// A warning with the command that corrects it, if others can read this secret file. `None` also if
 /// there is no such file.
 #[must_use]
@@ -102,6 +134,26 @@ pub fn shared(path: &Path) -> Option<String> {
             path.display(),
             path.display()
         )
+    })
+}
+
+/// A warning with the command that corrects it, if everybody can rename a directory that this file or
+/// directory is in, and so have the bridge start with another one. It is no fault, because volumes of
+/// container platforms often are such directories, and no other user is there.
+#[must_use]
+pub fn replaceable(path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let resolved = fs::canonicalize(&path).ok();
+    [Some(path), resolved].into_iter().flatten().find_map(|path| {
+        path.ancestors().skip(1).find_map(|directory| {
+            let mode = mode_for_everybody(directory)?;
+            Some(format!(
+                "other users of this machine can replace what is in {} (mode {mode:04o}): run `chmod o-w \
+                 {}`",
+                directory.display(),
+                directory.display()
+            ))
+        })
     })
 }
 
@@ -149,7 +201,7 @@ fn check_file(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted>
     if !metadata.is_file() {
         return Ok(());
     }
-    check_metadata(path, metadata, by).and_then(|()| check_parent(path))
+    check_metadata(path, metadata, by).and_then(|()| check_parents(path))
 }
 
 fn check_metadata(path: &Path, metadata: &Metadata, by: By) -> Result<(), Untrusted> {
@@ -180,25 +232,32 @@ fn check_mode(path: &Path, mode: u32, owner: u32, process: u32, by: By) -> Resul
     })
 }
 
-/// A user who can write to a directory can replace the files in it. A directory that its group can
-/// write passes, because many systems share projects that way.
-fn check_parent(path: &Path) -> Result<(), Untrusted> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let Ok(metadata) = fs::metadata(parent) else {
-        return Ok(());
-    };
-    let mode = metadata.mode() & PERMISSIONS;
-    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-        return Err(Untrusted::Writable {
-            path: parent.to_owned(),
-            mode,
-            change: "o-w",
-        });
+/// A user who can write to a directory can replace the files in it: in the directory of a link, and in that
+/// of what the link leads to. A directory that its group can write passes, because many systems share
+/// projects that way.
+fn check_parents(path: &Path) -> Result<(), Untrusted> {
+    for path in [Some(path.to_owned()), fs::canonicalize(path).ok()] {
+        let parent = path.as_deref().and_then(Path::parent);
+        let parent = match parent {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => continue,
+        };
+        if let Some(mode) = mode_for_everybody(parent) {
+            return Err(Untrusted::Writable {
+                path: parent.to_owned(),
+                mode,
+                change: "o-w",
+            });
+        }
     }
     Ok(())
+}
+
+/// The mode of a directory in which everybody can replace what is not theirs.
+fn mode_for_everybody(directory: &Path) -> Option<u32> {
+    let mode = fs::metadata(directory).ok()?.mode() & PERMISSIONS;
+    (mode & OTHERS_WRITE != 0 && mode & STICKY == 0).then_some(mode)
 }
 
 #[cfg(test)]
@@ -245,6 +304,72 @@ mod tests {
             set(directory.path(), mode);
             assert_eq!(open(&path, By::Reader).is_err(), is_refused, "{mode:o}");
         }
+    }
+
+    #[test]
+    fn a_directory_above_in_which_everybody_can_replace_the_one_below_is_pointed_out() {
+        let top = tempfile::tempdir().unwrap();
+        let below = top.path().join("data/keys");
+        fs::create_dir_all(&below).unwrap();
+        let key = below.join("key");
+        fs::write(&key, "x").unwrap();
+        assert_eq!(replaceable(&key), None);
+        for path in [top.path().to_owned(), top.path().join("data")] {
+            set(&path, 0o757);
+            for inner in [&key, &below, &below.join("missing")] {
+                let said = replaceable(inner).unwrap();
+                assert!(
+                    said.contains(&format!("`chmod o-w {}`", path.display())),
+                    "{said}"
+                );
+                assert!(super::file(inner, By::Bridge).is_ok());
+            }
+            for passes in [0o1777, 0o775] {
+                set(&path, passes);
+                assert_eq!(replaceable(&key), None);
+            }
+            set(&path, 0o755);
+        }
+    }
+
+    #[test]
+    fn a_link_is_trusted_only_if_what_it_leads_to_is() {
+        let (directory, path) = file(0o600);
+        let other = tempfile::tempdir().unwrap();
+        let link = other.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(open(&link, By::Bridge).is_ok());
+        for refused in [directory.path(), other.path()] {
+            set(refused, 0o777);
+            let said = open(&link, By::Bridge).unwrap_err().to_string();
+            let command = format!("chmod o-w {}`", refused.display());
+            assert!(said.contains(&command), "{said}");
+            set(refused, 0o700);
+        }
+        set(&path, 0o602);
+        assert!(open(&link, By::Bridge).is_err());
+        // A second name of a file is the same file.
+        let second = other.path().join("second");
+        set(&path, 0o600);
+        fs::hard_link(&path, &second).unwrap();
+        assert!(open(&second, By::Bridge).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        for path in [&pipe, directory.path(), Path::new("/dev/zero")] {
+            let error = open_regular(path, Some(By::Bridge)).unwrap_err();
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
+        let (_directory, path) = file(0o666);
+        assert!(open_regular(&path, Some(By::Bridge)).is_err());
+        assert!(open_regular(&path, None).is_ok());
+        let missing = open_regular(&directory.path().join("x"), None).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod check;
 mod open;
 mod options;
+mod verification;
 mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -43,8 +44,8 @@ pub struct Server {
     grpc: JoinHandle<net::Drained>,
     admin: JoinHandle<net::Drained>,
     credentials: Credentials,
-    /// The tasks that replace certificates when their files change.
-    certificates: TaskTracker,
+    /// The tasks that replace certificates and verification tokens when their files change.
+    watches: TaskTracker,
 }
 
 /// The addresses of a bridge, with the ports that the system chose.
@@ -66,8 +67,8 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Requests it and does not wait. Invalid files change nothing and are logged. Credentials and
-    /// certificates are also read every second.
+    /// Requests it and does not wait. Invalid files change nothing and are logged. Credentials,
+    /// verification tokens and certificates are also read every second.
     pub fn now(&self) {
         self.keyrings.iter().for_each(Keyring::read_again);
         self.credentials.read_again();
@@ -198,14 +199,11 @@ impl Server {
             Arc::clone(&metrics),
         )
         .await?;
-        watch::everything(&metrics, &log, &bus, &streams, &keyrings);
+        watch::everything(&metrics, &log, &bus, &streams, &keyrings, &credentials);
 
-        let receiver = Receiver::new(
-            config.into(),
-            options::apps(config, &keyrings),
-            Arc::clone(&log),
-            Arc::clone(&metrics),
-        );
+        let apps = options::apps(config, &keyrings);
+        let verification_tokens = verification::Watch::new(config, &apps);
+        let receiver = Receiver::new(config.into(), apps, Arc::clone(&log), Arc::clone(&metrics));
         let webhook = tokio::spawn(receiver.run(ports.webhook, draining.clone()));
         let server = streams.clone();
         let grpc = tokio::spawn(ports.grpc.run(
@@ -223,11 +221,12 @@ impl Server {
                 async move { server.serve(connection, caller).await }
             },
         ));
-        let certificates = TaskTracker::new();
+        let watches = TaskTracker::new();
         for watch in ports.certificates {
-            certificates.spawn(watch.run(draining.clone()));
+            watches.spawn(watch.run(draining.clone()));
         }
-        certificates.close();
+        watches.spawn(verification_tokens.run(draining.clone()));
+        watches.close();
         let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
             .with_credentials(credentials.clone());
         let admin_service = Admin::new(Arc::clone(&metrics), readiness);
@@ -245,7 +244,7 @@ impl Server {
             grpc,
             admin,
             credentials,
-            certificates,
+            watches,
         })
     }
 
@@ -306,7 +305,7 @@ impl Server {
                 let _ = self.webhook.await;
             }
             let _ = self.grpc.await;
-            self.certificates.wait().await;
+            self.watches.wait().await;
             self.credentials.shutdown().await;
         };
         let deadline = options::connections_drain_timeout(self.drain_timeout);

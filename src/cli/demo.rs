@@ -207,6 +207,7 @@ fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
         apps: vec![config::App {
             id: APP_ID.to_owned(),
             verification_token: Secret::new(token),
+            old_verification_token: None,
             token_source: config::TokenSource::Variable("the demo".to_owned()),
             keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
             origin: config::Origin::Default,

@@ -138,7 +138,7 @@ impl Signals {
                 _ = self.interrupt.recv() => return,
                 _ = self.hang_up.recv() => {
                     tracing::info!(
-                        "SIGHUP: reading credentials, TLS certificates and signing keys again; \
+                        "SIGHUP: reading credentials, verification tokens, TLS certificates and signing keys again; \
                          other settings need a restart"
                     );
                     reload.now();

@@ -1,13 +1,16 @@
 //! `token`: the credentials of subscribers. Owns the flags, the messages and the list;
 //! [`crate::credentials`] owns the file.
 
+mod expiry;
 mod list;
+mod rotate;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 
+use self::{expiry::ExpiryArgs, rotate::Rotate};
 use super::{
     exit::{self, Exit, Failure},
     near, settings,
@@ -15,8 +18,8 @@ use super::{
 use crate::{
     config::{self, CredentialsSetup},
     credentials::{
-        Allowed, CertificateName, Entry, Error, File, Proof, Record, Recorded, STREAMS_MAX, Scope,
-        Token, app_problem, identity_problem, name_problem,
+        Allowed, CertificateName, Entry, Error, File, LastUse, Proof, Record, Recorded,
+        RotationError, STREAMS_MAX, Scope, Token, app_problem, identity_problem, name_problem,
     },
     filter,
 };
@@ -37,7 +40,13 @@ enum Command {
     /// credential. The first credential ends the time in which subscribers need none.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Create),
-    /// List who may subscribe, to what, and until when
+    /// Give a credential a new token, beside the old one for a while
+    ///
+    /// The new token is printed once, alone on stdout. Both tokens are accepted until the old one expires, and
+    /// streams that were opened with it go on until then. Only one old token can be accepted at a time.
+    #[command(after_help = rotate::EXAMPLES)]
+    Rotate(Rotate),
+    /// List who may subscribe, to what, until when, and when each token was last used
     #[command(after_help = LIST_EXAMPLES)]
     List {
         /// How to print them
@@ -46,12 +55,15 @@ enum Command {
         #[command(flatten)]
         file_args: FileArgs,
     },
-    /// Revoke a credential, and end its streams within a second
+    /// Revoke a credential with all its tokens, and end its streams within a second
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke {
         /// The credential
         #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
         name: String,
+        /// Revoke only the old token that a rotation left
+        #[arg(long)]
+        old: bool,
         #[command(flatten)]
         file_args: FileArgs,
     },
@@ -77,13 +89,8 @@ struct Create {
     #[arg(long, value_name = "COUNT")]
     streams_max: Option<usize>,
 
-    /// Expire after this time, such as 90d or 12h [default: never]
-    #[arg(long, value_name = "DURATION", conflicts_with = "expires_at")]
-    expires_in: Option<String>,
-
-    /// Expire at this time (RFC 3339), such as 2027-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME")]
-    expires_at: Option<String>,
+    #[command(flatten)]
+    expiry: ExpiryArgs,
 
     /// Make no token, but accept a client certificate with this name: uri:, dns:, email: or
     /// ip: and a subject alternative name, or cn: and the common name of one that has none. Without
@@ -126,7 +133,7 @@ Examples:
   A service with a client certificate:
     prelude-bridge token create audit --certificate uri:spiffe://example.com/audit
 
-To replace a token: create one of another name, give it to the subscriber, revoke the old one.";
+To replace a token without a gap: prelude-bridge token rotate NAME.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -137,8 +144,10 @@ Examples:
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
-  A token that leaked:
-    prelude-bridge token revoke billing";
+  A subscriber that is no more:
+    prelude-bridge token revoke billing
+  The old token of a rotation, when no subscriber uses it any more:
+    prelude-bridge token revoke billing --old";
 
 /// Runs the command.
 ///
@@ -149,21 +158,34 @@ pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Create(create) => create.run(),
         Command::List { output, file_args } => {
-            let file = file_args.file()?;
-            let entries = file.read().map_err(|error| failure(&error))?;
-            let now = Timestamp::now();
+            let setup = file_args.setup()?;
+            let entries = File::new(setup.file).read();
+            let entries = entries.map_err(|error| failure(&error))?;
+            let seen = list::Seen {
+                last_use: LastUse::read(&setup.data_dir),
+                now: Timestamp::now(),
+            };
             exit::print(&match output {
-                Output::Table => list::table(entries.as_deref(), now),
-                Output::Json => list::json(entries.as_deref().unwrap_or_default(), now),
+                Output::Table => list::table(entries.as_deref(), &seen),
+                Output::Json => list::json(entries.as_deref().unwrap_or_default(), &seen),
             })
         }
-        Command::Revoke { name, file_args } => {
-            file_args
-                .file()?
-                .remove(&name)
-                .map_err(|error| failure(&error))?;
+        Command::Rotate(rotate) => rotate.run(),
+        Command::Revoke {
+            name,
+            old,
+            file_args,
+        } => {
+            let file = file_args.file()?;
+            let (revoked, whose) = if old {
+                let changed = file.remove_old_token(&name).map(drop);
+                (changed, format!("the old token of `{name}`"))
+            } else {
+                (file.remove(&name), format!("`{name}`"))
+            };
+            revoked.map_err(|error| failure(&error))?;
             exit::note(&format!(
-                "`{name}` is revoked: a running bridge ends its streams within a second"
+                "{whose} is revoked: a running bridge ends its streams within a second"
             ));
             Ok(())
         }
@@ -173,7 +195,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 impl Create {
     fn run(self) -> Result<(), Failure> {
         let now = Timestamp::now();
-        let expires_at = self.expires_at(now)?;
+        let expires_at = self.expiry.of_new(self.certificate.is_some(), now)?;
         self.check()?;
         let setup = self.file_args.setup()?;
         self.warn_of_typing_errors(&setup.app_ids);
@@ -184,10 +206,7 @@ impl Create {
                 (None, Proof::Certificate(name))
             }
             None => {
-                let token = Token::generate().map_err(|error| {
-                    let cause = format!("the system gives no random bytes: {error}");
-                    Failure::new(Exit::Failed, cause).help("try again")
-                })?;
+                let token = new_token()?;
                 let proof = Proof::Token(token.digest());
                 (Some(token), proof)
             }
@@ -195,6 +214,7 @@ impl Create {
         let entry = Entry {
             name: self.name,
             proof,
+            previous: None,
             scope: Scope {
                 types: Allowed::or_all(self.types),
                 apps: Allowed::or_all(self.apps),
@@ -225,7 +245,7 @@ impl Create {
             return Ok(());
         };
         exit::print(&format!("{}\n", token.expose())).inspect_err(|_| {
-            // Nobody has seen it, so nobody can use it: it should not stand in a list.
+            // Nobody has seen it, so nobody can use it.
             let _ = file.remove(&entry.name);
         })
     }
@@ -281,36 +301,6 @@ impl Create {
             Some(_) | None => Ok(()),
         }
     }
-
-    fn expires_at(&self, now: Timestamp) -> Result<Option<Timestamp>, Failure> {
-        let at = match (&self.expires_in, &self.expires_at) {
-            (Some(text), _) => {
-                let duration = config::parse_duration(text).map_err(|reason| {
-                    Failure::new(Exit::Usage, format!("--expires-in: {reason}"))
-                        .help("write a number with its unit, such as `90d` or `12h`")
-                })?;
-                now.checked_add(duration).map_err(|_| {
-                    Failure::new(Exit::Usage, format!("--expires-in: `{text}` is too long"))
-                        .help("leave it out for a credential that never expires")
-                })?
-            }
-            (None, Some(text)) => text.parse().map_err(|_| {
-                Failure::new(
-                    Exit::Usage,
-                    format!("--expires-at: `{text}` is no point in time"),
-                )
-                .help("write it with its offset, such as `2027-01-31T12:00:00Z` (RFC 3339)")
-            })?,
-            (None, None) => return Ok(None),
-        };
-        if at <= now {
-            return Err(Failure::new(Exit::Usage, "it would have expired already")
-                .help("give a time that is to come"));
-        }
-        // Rounded up, or the shortest would be over before they begin.
-        let whole = at.as_second() + i64::from(at.subsec_nanosecond() > 0);
-        Ok(Some(Timestamp::from_second(whole).unwrap_or(at)))
-    }
 }
 
 impl FileArgs {
@@ -324,6 +314,13 @@ impl FileArgs {
     }
 }
 
+fn new_token() -> Result<Token, Failure> {
+    Token::generate().map_err(|error| {
+        let cause = format!("the system gives no random bytes: {error}");
+        Failure::new(Exit::Failed, cause).help("try again")
+    })
+}
+
 /// Says on stderr what was made, so that stdout has the token alone.
 fn explain(entry: &Entry, file: &File) {
     let of = |allowed: &Allowed, all: &str| match allowed {
@@ -334,12 +331,8 @@ fn explain(entry: &Entry, file: &File) {
         Some(count) => format!("{count} streams at once"),
         None => "no limit of streams of its own".to_owned(),
     };
-    let expiry = match entry.expires_at {
-        Some(at) => format!("until {at}"),
-        None => "for good".to_owned(),
-    };
     exit::note(&format!(
-        "`{}` may get {} of {}, {quota}, {expiry}; it is in {}",
+        "`{}` may get {} of {}, {quota}; it is in {}",
         entry.name,
         of(&entry.scope.types, "all types"),
         of(&entry.scope.apps, "all apps"),
@@ -350,6 +343,9 @@ fn explain(entry: &Entry, file: &File) {
             "the certificate is recognised by {}",
             name.identity().as_str()
         ));
+    }
+    if entry.expires_at.is_some() || matches!(entry.proof, Proof::Token(_)) {
+        exit::note(&expiry::advice(entry));
     }
     exit::note(match entry.proof {
         Proof::Token(_) => {
@@ -373,6 +369,20 @@ fn failure(error: &Error) -> Failure {
             "`prelude-bridge token list` shows what there is; name the bridge's own --config \
                    or --data-dir if it has one",
         ),
+        Error::Rotation { name, source } => Failure::new(Exit::Usage, error).help(match source {
+            RotationError::Certificate => {
+                "issue a new certificate with the same name: the entry accepts it".to_owned()
+            }
+            RotationError::InProgress { .. } => format!(
+                "`prelude-bridge token list` shows when the old one was last used; when no subscriber \
+                 needs it, run `prelude-bridge token revoke {name} --old` and rotate again. \
+                 `--keep-old-for 0s` replaces both at once"
+            ),
+            RotationError::NoOldToken => format!(
+                "to revoke the credential itself, leave `--old` out: `prelude-bridge token revoke {name}`"
+            ),
+            RotationError::Changed => "see `prelude-bridge token list`".to_owned(),
+        }),
         Error::Read { .. } | Error::Write { .. } | Error::Lock { .. } | Error::Jwt(_) => {
             Failure::new(Exit::Failed, error)
                 .help("check the path, and that this user may write there; nothing was changed")

@@ -1,7 +1,10 @@
 //! Validates an app: its id, its verification token, the source of its keys. Reads token files and
 //! checks that key files exist; fetches and parses no keys.
 
-use std::path::{Path, PathBuf};
+use std::{
+    iter,
+    path::{Path, PathBuf},
+};
 
 use http::Uri;
 
@@ -52,14 +55,15 @@ fn check(
     }
     let token = check_token(resolver, &place, &id.text, &app);
     let keys = check_keys(resolver, &id.text, &app);
-    let (verification_token, token_source) = token?;
+    let (Tokens { first, second }, token_source) = token?;
     let keys = keys?;
     if !id_is_good {
         return None;
     }
     Some(App {
         id: id.text,
-        verification_token,
+        verification_token: first,
+        old_verification_token: second,
         token_source,
         keys,
         origin: place,
@@ -108,7 +112,7 @@ fn check_token(
     place: &Origin,
     id: &str,
     app: &Typed,
-) -> Option<(Secret, TokenSource)> {
+) -> Option<(Tokens, TokenSource)> {
     let (text, source, origin) = match (&app.token_file, &app.token_variable) {
         (Some(file), None) => {
             let path = PathBuf::from(&file.text);
@@ -142,8 +146,21 @@ fn check_token(
             return None;
         }
     };
-    let token = judge_token(resolver, &text, origin, id)?;
-    Some((token, source))
+    match tokens_in(&text) {
+        Ok(tokens) => Some((tokens, source)),
+        Err(reason) => {
+            resolver.faults.push(Fault {
+                origin: origin.clone(),
+                message: format!("the verification token of the app `{id}` {reason}"),
+                help: format!(
+                    "use the token that the webhook was registered with, 1 to {TOKEN_CHARS_MAX} \
+                     characters; while it is replaced, the new one on the first line and the old one \
+                     on the second"
+                ),
+            });
+            None
+        }
+    }
 }
 
 /// The text of a variable that an app names. An empty variable is an empty token.
@@ -190,33 +207,43 @@ fn read_token_file(resolver: &mut Resolver<'_>, path: &Path, origin: &Origin) ->
     }
 }
 
-/// Removes line ends and blanks around a token, which editors and shells add.
-fn judge_token(
-    resolver: &mut Resolver<'_>,
-    text: &str,
-    origin: &Origin,
-    id: &str,
-) -> Option<Secret> {
-    let token = text.trim();
-    let reason = if token.is_empty() {
-        format!("the verification token of the app `{id}` is empty")
-    } else if token.chars().count() > TOKEN_CHARS_MAX {
-        format!(
-            "the verification token of the app `{id}` is longer than {TOKEN_CHARS_MAX} characters"
-        )
-    } else if token.chars().any(char::is_control) {
-        format!("the verification token of the app `{id}` has more than one line")
-    } else {
-        return Some(Secret::new(token));
-    };
-    resolver.faults.push(Fault {
-        origin: origin.clone(),
-        message: reason,
-        help: format!(
-            "use the token that the webhook was registered with, 1 to {TOKEN_CHARS_MAX} characters"
-        ),
-    });
-    None
+/// The tokens in a file of verification tokens, for a bridge that reads it again while it runs.
+///
+/// # Errors
+/// Why it has none that can be used, as a clause that follows the app.
+pub fn read_verification_tokens(path: &Path) -> Result<Vec<Secret>, String> {
+    let text = permissions::open_regular(path, Some(By::Bridge))
+        .and_then(|opened| file::read_text(opened, TOKEN_FILE_BYTES_MAX))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    let Tokens { first, second } = tokens_in(&text)?;
+    Ok(iter::once(first).chain(second).collect())
+}
+
+/// The verification tokens of an app.
+struct Tokens {
+    first: Secret,
+    second: Option<Secret>,
+}
+
+/// Removes line ends and blanks around tokens, which editors and shells add.
+fn tokens_in(text: &str) -> Result<Tokens, String> {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let (first, second) = (lines.next().ok_or("is empty")?, lines.next());
+    if lines.next().is_some() {
+        return Err("has more than two lines".to_owned());
+    }
+    for token in iter::once(first).chain(second) {
+        if token.chars().count() > TOKEN_CHARS_MAX {
+            return Err(format!("is longer than {TOKEN_CHARS_MAX} characters"));
+        }
+        if token.chars().any(char::is_control) {
+            return Err("has a control character in it".to_owned());
+        }
+    }
+    Ok(Tokens {
+        first: Secret::new(first),
+        second: second.map(Secret::new),
+    })
 }
 
 fn check_keys(resolver: &mut Resolver<'_>, id: &str, app: &Typed) -> Option<KeySource> {

@@ -51,6 +51,8 @@ pub struct App {
     pub id: String,
     /// What Prelude has to send in the activation challenge.
     pub verification_token: Secret,
+    /// Another that is accepted too, while the first replaces it.
+    pub old_verification_token: Option<Secret>,
     /// Where the token was read from.
     pub token_source: TokenSource,
     /// Where the keys that sign its deliveries come from.
@@ -62,7 +64,7 @@ pub struct App {
 /// Where a verification token was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// A file that holds it and nothing else.
+    /// A file that holds it, and perhaps the one before on a second line, and nothing else.
     File(PathBuf),
     /// An environment variable.
     Variable(String),

@@ -40,6 +40,7 @@ use std::{
 };
 
 pub use self::{
+    app_checks::read_verification_tokens,
     apps::{
         APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
         TokenSource, default_jwks_url, default_token_file,

@@ -182,6 +182,27 @@ fn the_app_of_the_environment_wins_over_the_same_app_of_the_file() {
 }
 
 #[test]
+fn a_second_line_of_a_token_file_is_the_token_before() {
+    let scene = Scene::new(&app("verification_token_file = \"token.txt\""));
+    for (text, first, second) in [
+        ("new\nold\n", "new", Some("old")),
+        ("\r\n new \r\n\r\nold", "new", Some("old")),
+        ("new\n\n", "new", None),
+        ("new old", "new old", None),
+    ] {
+        fs::write(scene.path("token.txt"), text).unwrap();
+        let [app] = scene.resolved().config.apps.try_into().unwrap();
+        assert_eq!(app.verification_token.expose(), first, "{text:?}");
+        let old = app.old_verification_token;
+        assert_eq!(old.as_ref().map(Secret::expose), second, "{text:?}");
+    }
+    let scene = Scene::new(&app("verification_token_env = \"BOTH\"")).variable("BOTH", "new\nold");
+    let [app] = scene.resolved().config.apps.try_into().unwrap();
+    assert_eq!(app.verification_token.expose(), "new");
+    assert_eq!(app.old_verification_token.unwrap().expose(), "old");
+}
+
+#[test]
 fn paths_in_the_file_are_taken_from_its_directory() {
     let file = format!(
         "data_dir = \"events\"\n{}",
@@ -426,7 +447,7 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
         ),
         (
             "verification_token_file = \"lines.txt\"",
-            ["has more than one line", "1 to 100"],
+            ["has more than two lines", "1 to 100"],
         ),
         (
             "verification_token_env = \"NOWHERE\"",
@@ -471,7 +492,7 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
         let scene = Scene::new(&app(keys));
         fs::write(scene.path("empty.txt"), " \n").unwrap();
         fs::write(scene.path("long.txt"), &long).unwrap();
-        fs::write(scene.path("lines.txt"), "one\ntwo").unwrap();
+        fs::write(scene.path("lines.txt"), "one\ntwo\nthree").unwrap();
         scene.refused_with(&parts);
     }
 }

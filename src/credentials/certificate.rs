@@ -1,23 +1,23 @@
-//! Owns how the name of a client certificate is written in a credentials file: with its kind, as
-//! `uri:spiffe://example.com/billing`, or without, when its form decides. Knows no certificates.
+//! Owns how a credentials file names a client certificate: with the kind of the name, as in
+//! `uri:spiffe://example.com/billing`, or without, and then the form of the name decides. Knows no certificates.
 
 use std::{fmt, net::IpAddr};
 
 use crate::net::tls::{Identity, NameKind};
 
-/// The name of a client certificate, as the file has it.
+/// The name of a client certificate in the file.
 #[derive(Clone, Debug)]
 pub struct CertificateName {
     written: String,
     identity: Identity,
-    /// What should have been written, where the kind was left out and is not plain to see.
+    /// The name with its kind, if it was written without and the kind is not obvious.
     advice: Option<String>,
 }
 
 impl CertificateName {
-    /// Reads a name. Without a kind it is a URI if it begins with a scheme, an e-mail address if it
+    /// Parses a name. Without a kind it is a URI if it begins with a scheme, an e-mail address if it
     /// has an `@`, an IP address if it is one, and a DNS name otherwise. It is never a common name:
-    /// issuers check those least, so they count only where the entry says `cn:`.
+    /// issuers check those least, so an entry has to say `cn:`.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let typed = NameKind::ALL.into_iter().find_map(|kind| {
@@ -39,13 +39,13 @@ impl CertificateName {
         }
     }
 
-    /// Whom it means.
+    /// The identity that it matches.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// How to write it so that its kind can be seen, if it cannot.
+    /// The name with its kind, if it was written without and the kind is not obvious.
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
         self.advice.as_deref()

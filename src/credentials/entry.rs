@@ -1,7 +1,7 @@
 //! Owns one credential as the file has it, and the faults that a written one can have. Knows no
-//! files: `document` reads and writes them.
+//! files: `document` reads them, `edit` changes them.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use jiff::Timestamp;
 
@@ -15,30 +15,44 @@ const IDENTITY_BYTES_MAX: usize = 2048;
 /// The most streams that a quota can be: as many as a bridge can have in all, and more.
 pub const STREAMS_MAX: usize = 10_000_000;
 
-/// One credential.
+/// One credential: who a caller is, and what it may do. A caller shows its proof, or for a while
+/// after a rotation the token before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is called, in the file and in logs.
+    /// Its name, in the file and in logs.
     pub name: String,
-    /// How it is recognised.
+    /// What its caller shows.
     pub proof: Proof,
+    /// The token that a rotation replaced, as long as it is still accepted.
+    pub previous: Option<PreviousToken>,
     /// What it allows.
     pub scope: Scope,
     /// Streams at once; `None` for as many as the bridge has.
     pub streams_max: Option<usize>,
-    /// When it was made; only for people.
+    /// When the proof was made; only for people.
     pub created_at: Option<Timestamp>,
-    /// When it ends; `None` for never.
+    /// When the proof expires; `None` for never.
     pub expires_at: Option<Timestamp>,
 }
 
-/// How a credential is recognised.
+/// What a caller shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// A bearer token with this hash.
     Token(Digest),
     /// A client certificate with this name.
     Certificate(CertificateName),
+}
+
+/// A token that a newer one of the same credential replaces. It always expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviousToken {
+    /// Its hash.
+    pub digest: Digest,
+    /// When it was made; only for people.
+    pub created_at: Option<Timestamp>,
+    /// When it expires.
+    pub expires_at: Timestamp,
 }
 
 /// One thing that is wrong with a credentials file. It repeats nothing that may be a secret.
@@ -53,22 +67,12 @@ pub struct Fault {
 }
 
 impl Entry {
-    /// Whether a stream under the one is one under the other: all but the time of making is the
-    /// same.
-    pub(super) fn means_the_same(&self, other: &Self) -> bool {
-        let Self {
-            name,
-            proof,
-            scope,
-            streams_max,
-            created_at: _,
-            expires_at,
-        } = self;
-        *name == other.name
-            && *proof == other.proof
-            && *scope == other.scope
-            && *streams_max == other.streams_max
-            && *expires_at == other.expires_at
+    /// Each proof that a caller may show, with the time when it expires: the current one first.
+    pub(super) fn proofs(&self) -> impl Iterator<Item = (Proof, Option<Timestamp>)> {
+        let previous = self
+            .previous
+            .map(|token| (Proof::Token(token.digest), Some(token.expires_at)));
+        iter::once((self.proof.clone(), self.expires_at)).chain(previous)
     }
 }
 

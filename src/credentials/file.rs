@@ -1,5 +1,5 @@
 //! Owns the credentials file: reading it, and changing it so that two changes at once lose nothing
-//! and a crash leaves the old file or the new one. What is in it is `document`'s.
+//! and a crash leaves the old file or the new one. `document` knows what is in it.
 
 use std::{
     fs::{self, File as FsFile, OpenOptions, TryLockError},
@@ -14,14 +14,16 @@ use tempfile::NamedTempFile;
 use super::{
     Error,
     document::{self, Document},
+    edit,
     entry::{Entry, Proof},
+    rotation::{Rotation, RotationError},
+    token::Digest,
 };
 use crate::permissions::{self, By};
 
-/// A thousand bytes for each of the most credentials there can be. A device or a log named by
-/// mistake is larger.
+/// A thousand bytes for each of the most credentials that there can be. A log named by mistake is larger.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// How long another command is waited for. It holds the lock for some milliseconds.
+/// How long a command waits for another, which holds the lock for some milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -44,7 +46,7 @@ impl File {
         &self.path
     }
 
-    /// All credentials, in the order of the file; `None` if there is no file.
+    /// All credentials, in their order; `None` if there is no file.
     ///
     /// # Errors
     /// [`Error::Read`] and [`Error::Invalid`].
@@ -52,7 +54,7 @@ impl File {
         Ok(self.document()?.map(|document| document.entries))
     }
 
-    /// The same with what is probably not meant in it.
+    /// All credentials, with warnings of what may be a mistake.
     ///
     /// # Errors
     /// [`Error::Read`] and [`Error::Invalid`].
@@ -63,7 +65,7 @@ impl File {
         text.map(|text| self.parse(&text)).transpose()
     }
 
-    /// Adds a credential, and makes the file if there is none.
+    /// Adds a credential, and creates the file if there is none.
     ///
     /// # Errors
     /// [`Error::Taken`] if another one has its name or its identity; otherwise why the file cannot
@@ -84,7 +86,7 @@ impl File {
                     name: other.name,
                 });
             }
-            document::with(text, entry).map_err(|faults| self.invalid(faults))
+            edit::with(text, entry).map_err(|faults| self.invalid(faults))
         })
     }
 
@@ -97,31 +99,87 @@ impl File {
             path: self.path.clone(),
             name: name.to_owned(),
         };
-        // Nothing is made where there is nothing to remove.
+        // No file and no lock is created where there is nothing to remove.
         if !self.path.exists() {
             return Err(unknown());
         }
         self.change(|text| {
-            document::without(text, name)
+            edit::without(text, name)
                 .map_err(|faults| self.invalid(faults))?
                 .ok_or_else(unknown)
         })
     }
 
-    /// The text of the file; `None` if there is no file. Only a system that says so makes it missing:
-    /// one that is out of file descriptors, for example, tells nothing of the file.
-    pub(super) fn text(&self, by: By) -> io::Result<Option<String>> {
-        let file = match permissions::open(&self.path, by) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Self::read_text(file).map(Some)
+    /// Gives the credential of this name a new token. Returns it as it is then, with its old token.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] and [`Error::Rotation`]; otherwise why the file cannot be read or written.
+    pub fn rotate(&self, name: &str, rotation: &Rotation) -> Result<Entry, Error> {
+        self.change_tokens(name, |entry| entry.rotated(rotation))
     }
 
-    /// The text for a command that writes the file anew, with a mode that is right.
+    /// Takes a rotation back whose new token nobody has seen: the credential has the tokens that it had.
+    ///
+    /// # Errors
+    /// As [`File::rotate`]; also if the token is not the current one any more.
+    pub fn take_back(&self, before: &Entry, digest: Digest) -> Result<Entry, Error> {
+        self.change_tokens(&before.name, |entry| {
+            if entry.proof == Proof::Token(digest) {
+                Ok(before.clone())
+            } else {
+                Err(RotationError::Changed)
+            }
+        })
+    }
+
+    /// Removes the old token of the credential of this name.
+    ///
+    /// # Errors
+    /// As [`File::rotate`].
+    pub fn remove_old_token(&self, name: &str) -> Result<Entry, Error> {
+        self.change_tokens(name, Entry::without_old_token)
+    }
+
+    fn change_tokens(
+        &self,
+        name: &str,
+        change: impl FnOnce(&Entry) -> Result<Entry, RotationError>,
+    ) -> Result<Entry, Error> {
+        let unknown = || Error::Unknown {
+            path: self.path.clone(),
+            name: name.to_owned(),
+        };
+        if !self.path.exists() {
+            return Err(unknown());
+        }
+        let mut changed = None;
+        self.change(|text| {
+            let mut entries = self.parse(text)?.entries.into_iter();
+            let entry = entries.find(|entry| entry.name == name);
+            let entry = change(&entry.ok_or_else(unknown)?).map_err(|source| Error::Rotation {
+                name: name.to_owned(),
+                source,
+            })?;
+            let text = edit::with_tokens_of(text, &entry).map_err(|faults| self.invalid(faults))?;
+            changed = Some(entry);
+            text.ok_or_else(unknown)
+        })?;
+        changed.ok_or_else(unknown)
+    }
+
+    /// The text of the file; `None` if there is no file. The file is missing only if the system says so: a
+    /// lack of file descriptors, for example, says nothing of the file.
+    pub(super) fn text(&self, by: By) -> io::Result<Option<String>> {
+        match permissions::open_regular(&self.path, Some(by)) {
+            Ok(file) => Self::read_text(file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The text for a command that writes a new file, with the right mode.
     fn text_to_change(&self) -> io::Result<String> {
-        match FsFile::open(&self.path) {
+        match permissions::open_regular(&self.path, None) {
             Ok(file) => Self::read_text(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             Err(error) => Err(error),
@@ -169,66 +227,78 @@ impl File {
             path: self.path.clone(),
             source,
         };
-        let directory = match self.path.parent() {
+        let path = target(&self.path);
+        let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         make_private_directory(directory).map_err(unwritable)?;
         // Held until the end of this function.
-        let _lock = self.lock()?;
+        let _lock = lock(&path)?;
         let text = self.text_to_change();
         let text = edit(&text.map_err(|source| self.unreadable(source))?)?;
-        // It is read as the bridge will: a file that it would refuse is not left behind.
+        // Never leave a file that the bridge would refuse.
         self.parse(&text)?;
-        self.write(directory, &text).map_err(unwritable)
-    }
-
-    /// The lock is a file of its own, as the credentials file is replaced by every change.
-    fn lock(&self) -> Result<FsFile, Error> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(".lock");
-        let path = PathBuf::from(path);
-        let unlockable = |source| Error::Lock {
-            path: path.clone(),
-            source,
-        };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&path).map_err(unlockable)?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    thread::sleep(LOCK_RETRY_INTERVAL);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(unlockable(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "another command has been changing it for 10 s",
-                    )));
-                }
-                Err(TryLockError::Error(error)) => return Err(unlockable(error)),
-            }
-        }
-    }
-
-    /// Replaces the file, for this user only, and leaves it to whom it belonged: a command run by
-    /// root must not lock the bridge out.
-    fn write(&self, directory: &Path, text: &str) -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        #[cfg(unix)]
-        keep_owner(file.as_file(), &self.path, directory);
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        FsFile::open(directory)?.sync_all()
+        write(&path, directory, &text).map_err(unwritable)
     }
 }
 
-/// Only root can give a file away; for everybody else it is theirs already, or stays theirs.
+/// The file that a link leads to, so that a change keeps the link. It may not be there yet.
+fn target(path: &Path) -> PathBuf {
+    let created = || {
+        let leads_to = fs::read_link(path).ok()?;
+        Some(path.parent()?.join(leads_to))
+    };
+    let target = fs::canonicalize(path).ok().or_else(created);
+    target.unwrap_or_else(|| path.to_owned())
+}
+
+/// The lock is a file of its own, because every change replaces the credentials file.
+fn lock(file: &Path) -> Result<FsFile, Error> {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let unlockable = |source| Error::Lock {
+        path: path.clone(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&path).map_err(unlockable)?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(LOCK_RETRY_INTERVAL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(unlockable(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "another command has been changing it for 10 s",
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(unlockable(error)),
+        }
+    }
+}
+
+/// Replaces the file, for this user only. The new file belongs to the owner of the old one, so that a
+/// command that root runs does not take the file from the bridge.
+fn write(path: &Path, directory: &Path, text: &str) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    #[cfg(unix)]
+    keep_owner(file.as_file(), path, directory);
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    FsFile::open(directory)?.sync_all()
+}
+
+/// Gives a new file to the owner of the one that it replaces. Only root can; any other user's files stay
+/// that user's.
 #[cfg(unix)]
 pub(super) fn keep_owner(file: &FsFile, path: &Path, directory: &Path) {
     use std::os::unix::fs::{MetadataExt as _, fchown};
@@ -257,6 +327,7 @@ mod tests {
         Entry {
             name: name.to_owned(),
             proof: Proof::Token(Token::generate().unwrap().digest()),
+            previous: None,
             scope: Scope::default(),
             streams_max: None,
             created_at: None,

@@ -1,11 +1,11 @@
-//! Owns what a caller holds once it has been let in: its scope, its places under the quota, and the
-//! news of its end. Knows nothing of how it was let in.
+//! Owns what a caller has once it has been let in: a scope, slots of a quota, and an end that it can wait for.
+//! Knows nothing of how it was let in.
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,18 +16,20 @@ use tokio::sync::watch;
 use super::scope::{Forbidden, Scope};
 use crate::filter::Spec;
 
-/// How long a wait for an expiry goes without looking at the clock, which may have been set.
+/// How often a wait for an expiry reads the clock again, which somebody may have set.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The time of day. Tests bring one that follows tokio's.
+/// The time of day. Tests have one that follows tokio's.
 pub(super) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Proof that a caller may subscribe, and to what. Clones share one quota and one end.
 #[derive(Clone)]
 pub struct Grant {
     holder: Arc<Holder>,
-    /// The credential's end, or that of the certificate it was shown with.
-    expires_at: Option<Timestamp>,
+    /// When the certificate expires that the credential was shown with.
+    certificate_expires_at: Option<Timestamp>,
+    /// Tells the holder that this grant is in use.
+    _alive: Arc<()>,
 }
 
 /// How a caller was let in.
@@ -43,18 +45,18 @@ pub enum Kind {
     Jwt,
 }
 
-/// Why what a grant allowed is over.
+/// Why a grant ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Ended {
-    /// The credential is gone.
+    /// The credential was removed.
     #[error("the credential was revoked: get a new one from the operator of this bridge")]
     Revoked,
-    /// What it allows is not what it was; the same credential gets the new.
+    /// The credential allows something else now; a caller that shows it again gets that.
     #[error(
         "the permissions of the credential changed: reconnect, with the cursor, to get the new"
     )]
     Changed,
-    /// Its time is over.
+    /// The credential has expired.
     #[error("the credential has expired: reconnect, with the cursor and a new one")]
     Expired,
 }
@@ -70,9 +72,9 @@ pub struct QuotaReached {
     pub streams_max: usize,
 }
 
-/// A place under the quota of a credential, given back when it is dropped.
-#[must_use = "the place is given back when this is dropped"]
-pub struct Place(Arc<Quota>);
+/// A slot of the quota of a credential, which is released when this is dropped.
+#[must_use = "the slot is released when this is dropped"]
+pub struct QuotaSlot(Arc<Quota>);
 
 /// How many streams one credential has open, and may have.
 #[derive(Debug)]
@@ -82,23 +84,44 @@ pub(super) struct Quota {
     streams: AtomicUsize,
 }
 
-/// What all grants of one credential share.
+/// What all grants share that were given for one proof of a credential.
 pub(super) struct Holder {
     pub(super) kind: Kind,
     pub(super) name: Box<str>,
     pub(super) scope: Scope,
     pub(super) quota: Arc<Quota>,
-    pub(super) expires_at: Option<Timestamp>,
     clock: Clock,
-    ended: watch::Sender<Option<Ended>>,
+    end: watch::Sender<End>,
+    /// Whether a grant was given since the last look.
+    was_used: AtomicBool,
+    /// Each grant has one of these.
+    alive: Arc<()>,
+}
+
+/// When grants end, or why they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct End {
+    expires_at: Option<Timestamp>,
+    ended: Option<Ended>,
 }
 
 impl Grant {
     /// A grant of a credential, for no longer than the certificate that it was shown with.
     pub(super) fn new(holder: Arc<Holder>, certificate_expires_at: Option<Timestamp>) -> Self {
-        let ends = [holder.expires_at, certificate_expires_at];
-        let expires_at = ends.into_iter().flatten().min();
-        Self { holder, expires_at }
+        let alive = Arc::clone(&holder.alive);
+        Self {
+            holder,
+            certificate_expires_at,
+            _alive: alive,
+        }
+    }
+
+    /// Notes that the credential is used.
+    pub(super) fn note_use(&self) {
+        // Written rarely, so that callers of one credential do not compete for it.
+        if !self.holder.was_used.load(Ordering::Relaxed) {
+            self.holder.was_used.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The name of the credential, for logs: at most 128 printable bytes.
@@ -113,48 +136,51 @@ impl Grant {
         self.holder.kind
     }
 
-    /// What of a request is left within what is allowed; see [`Scope::narrow`].
+    /// The filter of a request within the scope; see [`Scope::narrow`].
     ///
     /// # Errors
-    /// All that goes beyond it, of one field.
+    /// Everything in one field that the scope does not allow.
     pub fn narrow(&self, spec: Spec) -> Result<Spec, Forbidden> {
         self.holder.scope.narrow(spec)
     }
 
-    /// Takes a place under the quota, for one stream.
+    /// Takes a slot of the quota, for one stream.
     ///
     /// # Errors
-    /// All are taken.
-    pub fn enter(&self) -> Result<Place, QuotaReached> {
+    /// All slots are taken.
+    pub fn enter(&self) -> Result<QuotaSlot, QuotaReached> {
         self.holder.quota.enter()
     }
 
     pub(super) fn is_expired(&self) -> bool {
-        self.remaining() == Some(Duration::ZERO)
+        let expires_at = self.holder.end.borrow().expires_at;
+        self.remaining(expires_at) == Some(Duration::ZERO)
     }
 
     /// Resolves when the credential is revoked, changed or expired; at once if it already was.
     /// Dropping the future loses nothing.
     pub async fn ended(&self) -> Ended {
-        let mut ended = self.holder.ended.subscribe();
+        let mut changes = self.holder.end.subscribe();
         loop {
-            let pause = match self.remaining() {
+            let End { expires_at, ended } = *changes.borrow_and_update();
+            let pause = match self.remaining(expires_at) {
                 Some(Duration::ZERO) => return Ended::Expired,
                 Some(remaining) => remaining.min(CLOCK_CHECK_INTERVAL),
                 None => Duration::MAX,
             };
-            // The sender is in the holder, which is in this grant: it cannot be gone.
-            if let Ok(Ok(ended)) =
-                tokio::time::timeout(pause, ended.wait_for(Option::is_some)).await
-                && let Some(ended) = *ended
-            {
+            if let Some(ended) = ended {
                 return ended;
             }
+            // The sender is in the holder, which is in this grant: it cannot be gone.
+            let _ = tokio::time::timeout(pause, changes.changed()).await;
         }
     }
 
-    fn remaining(&self) -> Option<Duration> {
-        let left = self.expires_at?.duration_since((self.holder.clock)());
+    /// The time until the credential or the certificate expires, whichever is first.
+    fn remaining(&self, expires_at: Option<Timestamp>) -> Option<Duration> {
+        let ends = [expires_at, self.certificate_expires_at];
+        let first = ends.into_iter().flatten().min()?;
+        let left = first.duration_since((self.holder.clock)());
         Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 }
@@ -167,12 +193,12 @@ impl Quota {
         })
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Place, QuotaReached> {
+    fn enter(self: &Arc<Self>) -> Result<QuotaSlot, QuotaReached> {
         let streams_max = self.streams_max.unwrap_or(usize::MAX);
         let one_more = |streams: usize| (streams < streams_max).then_some(streams + 1);
         self.streams
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| Place(Arc::clone(self)))
+            .map(|_| QuotaSlot(Arc::clone(self)))
             .map_err(|_| QuotaReached { streams_max })
     }
 }
@@ -191,23 +217,42 @@ impl Holder {
             name: name.into(),
             scope,
             quota,
-            expires_at,
             clock,
-            ended: watch::Sender::new(None),
+            end: watch::Sender::new(End {
+                expires_at,
+                ended: None,
+            }),
+            was_used: AtomicBool::new(false),
+            alive: Arc::default(),
         })
     }
 
     /// Ends everything that was granted; the first reason stays.
     pub(super) fn end(&self, why: Ended) {
-        self.ended.send_if_modified(|ended| {
-            let is_first = ended.is_none();
-            ended.get_or_insert(why);
+        self.end.send_if_modified(|end| {
+            let is_first = end.ended.is_none();
+            end.ended.get_or_insert(why);
             is_first
         });
     }
+
+    /// Sets when everything that was granted expires.
+    pub(super) fn set_expiry(&self, expires_at: Option<Timestamp>) {
+        self.end.send_if_modified(|end| {
+            let is_changed = end.expires_at != expires_at;
+            end.expires_at = expires_at;
+            is_changed
+        });
+    }
+
+    /// Whether the credential was used since the last call, or a stream or call under it is open.
+    pub(super) fn take_use(&self) -> bool {
+        let was_used = self.was_used.swap(false, Ordering::Relaxed);
+        was_used || Arc::strong_count(&self.alive) > 1
+    }
 }
 
-impl Drop for Place {
+impl Drop for QuotaSlot {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
@@ -224,9 +269,9 @@ impl fmt::Debug for Grant {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for QuotaSlot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let streams = self.0.streams.load(Ordering::Relaxed);
-        write!(formatter, "Place(one of {streams})")
+        write!(formatter, "QuotaSlot(one of {streams})")
     }
 }

@@ -1,40 +1,44 @@
-//! Owns who may subscribe, and to what: tokens and certificate identities out of a file that is
-//! watched, JWTs of a configured issuer, and the news of their end.
+//! Owns who may subscribe, and to what: by the tokens and certificate identities of a file that it watches,
+//! and by JWTs of a configured issuer. It ends what it granted when a credential ends.
 //!
 //! ```text
 //! authorization: Bearer pb_…  ── token ── set ────┐
 //! authorization: Bearer a.b.c ── jwt ─────────────┼── Grant ── narrow   what of a filter is allowed
-//! client certificate ─────────── set ─────────────┤       ├── enter    a place under the quota
-//! nothing ────────────────────── if that is let ──┘       └── ended    revoked, changed, expired
-//! credentials.toml ── watch ── file ── document ── set
+//! client certificate ─────────── set ─────────────┤       ├── enter    a slot of the quota
+//! nothing ────────────── if anonymous is allowed ─┘       └── ended    revoked, changed, expired
+//! credentials.toml ── watch ── file ── document ── set ── tracking   last uses, expiries
+//! token rotate ── rotation ── edit ── file
 //! ```
 //!
-//! It knows nothing of connections, streams and statuses: a refusal is a [`Refusal`] that others
-//! translate. Tokens have no way into its logs, errors and `Debug`.
+//! It knows nothing of connections, streams and statuses: other rooms translate its [`Refusal`]s. Tokens
+//! never reach its logs, errors and `Debug` output.
 //!
 //! # When the file changes
-//! - A credential that is gone ends the streams under it ([`Ended::Revoked`]), one that means
-//!   something else ends them too ([`Ended::Changed`]): they come back with their cursor, and to
-//!   their new scope.
+//! - A token or certificate that is not in it any more ends its streams ([`Ended::Revoked`]). So does another
+//!   scope or quota ([`Ended::Changed`]): their clients resume, with the new scope. A second token, and another
+//!   expiry, end nothing before it comes.
 //! - A file that cannot be read, is wrong, is still being written (`settle`) or was cut short
-//!   changes nothing: the last good set stays in force, and an error is logged. So a slip of the
-//!   hand neither locks everybody out nor lets anybody in.
-//! - A file that is deleted means nobody, as if all its credentials had been revoked: whoever
-//!   deletes it in alarm is right. It does not mean everybody, and neither does an empty one. That
-//!   holds after a restart too: a record in the data directory (`record`) says that credentials
-//!   were in force.
+//!   changes nothing: the last good set stays in force, and an error is logged. So a mistake in the file
+//!   neither revokes anything nor lets anybody in.
+//! - A file that is deleted, or empty, lets nobody in, as if all its credentials had been revoked. That holds
+//!   after a restart too: a record in the data directory (`record`) says that credentials were in force.
 
 mod certificate;
 mod document;
+mod edit;
 mod entry;
+mod expiry;
 mod file;
 mod grant;
 pub mod jwt;
+mod last_use;
 mod record;
+mod rotation;
 mod scope;
 mod set;
 mod settle;
 mod token;
+mod tracking;
 mod value;
 mod watch;
 
@@ -46,49 +50,52 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::net::tls::Identity;
+use crate::{net::tls::Identity, plain};
 
 pub use self::{
     certificate::CertificateName,
     document::{Document, ENTRIES_MAX},
     entry::{
-        Entry, Fault, NAME_BYTES_MAX, Proof, STREAMS_MAX, app_problem, identity_problem,
-        name_problem,
+        Entry, Fault, NAME_BYTES_MAX, PreviousToken, Proof, STREAMS_MAX, app_problem,
+        identity_problem, name_problem,
     },
+    expiry::{EXPIRY_WARNING, Expiry, expiry_warning},
     file::File,
-    grant::{Ended, Grant, Kind, Place, QuotaReached},
+    grant::{Ended, Grant, Kind, QuotaReached, QuotaSlot},
+    last_use::LastUse,
     record::{Record, Recorded},
+    rotation::{Rotation, RotationError},
     scope::{Allowed, Forbidden, Scope},
     token::{Digest, Token},
 };
 use self::{
     grant::{Clock, Holder, Quota},
+    set::Set,
     token::Bearer,
-    watch::{Recording, State, Watcher},
+    watch::{FileState, Recording, Watcher},
 };
 
 /// Where credentials are, and who needs none.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The file of tokens and identities. It may come into being later; once it has been there,
-    /// callers need a credential.
+    /// The file of tokens and identities. It may be created later; from then on callers need a credential.
     pub file: Option<PathBuf>,
-    /// Whether the operator named that file: then it counts as there even while it is missing.
+    /// Whether the operator named that file: then callers need a credential also while it is missing.
     pub file_is_named: bool,
-    /// Where it is recorded that credentials were in force. Without a record, a file that is lost
-    /// while the bridge does not run cannot be told from one that never was.
+    /// Where the bridge records that credentials were in force. Without a record, it cannot know after a
+    /// restart whether a file that is missing was ever there.
     pub record: Option<Record>,
-    /// Whose JWTs are taken.
+    /// Whose JWTs are accepted.
     pub jwt: Option<jwt::Options>,
     /// Whether callers without a credential are let in although others have one. Where there are
-    /// no credentials at all, everybody is let in, and the wiring sees to it who can connect.
+    /// no credentials at all, everybody is let in, and the server decides who can connect.
     pub anonymous: bool,
 }
 
 /// Who may subscribe. A cheap handle; the file is watched until the last one is dropped.
 #[derive(Clone)]
 pub struct Credentials {
-    shared: Arc<Shared>,
+    shared: Arc<SharedCredentials>,
     tasks: TaskTracker,
     stop: Arc<DropGuard>,
 }
@@ -96,7 +103,7 @@ pub struct Credentials {
 /// What a caller shows.
 #[derive(Clone, Copy, Default)]
 pub struct Presented<'a> {
-    /// The value of its `authorization` header. Where there is one, it alone is judged.
+    /// The value of its `authorization` header. If there is one, nothing else counts.
     pub authorization: Option<&'a [u8]>,
     /// The name in the client certificate that its connection was verified with.
     pub certificate: Option<&'a Identity>,
@@ -105,7 +112,7 @@ pub struct Presented<'a> {
     pub certificate_expires_at: Option<Timestamp>,
 }
 
-/// Why a caller is not let in. The text says what to do, and tells nothing of what there is.
+/// Why a caller is not let in. The text says what to do, and nothing of which credentials exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// It showed nothing.
@@ -120,31 +127,31 @@ pub enum Refusal {
          between them"
     )]
     Malformed,
-    /// Nobody has this token or certificate, or not any more.
+    /// No credential has this token or certificate, or none has it any more.
     #[error(
         "the credential is not known or was revoked: check it for typing errors, or get a new one \
          from the operator of this bridge"
     )]
     Unknown,
-    /// Nobody has this certificate, and it has nothing but a common name, which an entry without a
-    /// kind does not mean.
+    /// No entry names this certificate, which has only a common name: an entry without a kind does not match
+    /// that.
     #[error(
         "the certificate is not known: it has no subject alternative name, and a common name counts \
          only where the operator of this bridge has written it with its kind, as `cn:NAME`"
     )]
     UnknownCommonName,
-    /// Its time is over.
+    /// It has expired.
     #[error("the credential has expired: get a new one from whoever issued it")]
     Expired,
-    /// It is a JWT that does not hold.
+    /// It is a JWT that is not accepted.
     #[error("the JWT is refused: {0}")]
     Jwt(#[from] jwt::Fault),
-    /// It is a JWT, and there are no keys to verify it with. The same may be accepted later.
+    /// It is a JWT, and no key is known to verify it with. A retry may be accepted.
     #[error("the keys that JWTs are verified with cannot be had at present: try again later")]
     Unavailable,
 }
 
-/// What keeps credentials from being used or changed.
+/// Why credentials cannot be used or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -206,26 +213,34 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The tokens of this credential cannot be changed so.
+    #[error("the credential `{name}` is not changed: {source}")]
+    Rotation {
+        /// The name.
+        name: String,
+        /// Why not.
+        source: RotationError,
+    },
     /// The keys of JWTs cannot be had, for a reason that a person has to correct.
     #[error(transparent)]
     Jwt(#[from] jwt::Error),
 }
 
-/// What there is at this moment, for operators.
+/// The state of the credentials file, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Credentials of the file.
     pub credentials: usize,
-    /// Why the file as it is now is not in force, or that it is missing; `None` when all is well.
+    /// Why the present file is not in force; `None` if it is.
     pub fault: Option<String>,
-    /// How many times the file was found changed and taken over.
+    /// How many changes of the file came into force.
     pub reloads: u64,
-    /// How many times it was found changed and refused.
+    /// How many were refused.
     pub reloads_refused: u64,
 }
 
-struct Shared {
-    state: tokio::sync::watch::Sender<State>,
+struct SharedCredentials {
+    state: tokio::sync::watch::Sender<FileState>,
     jwt: Option<jwt::Verifier>,
     anonymous_is_let: bool,
     anonymous: Arc<Holder>,
@@ -236,7 +251,7 @@ impl Credentials {
     /// Everybody may do everything: for a port that only this machine reaches.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self::new(true, None, State::default(), system_clock()).0
+        Self::new(true, None, FileState::default(), system_clock()).0
     }
 
     /// Reads the credentials and begins to watch them.
@@ -255,7 +270,7 @@ impl Credentials {
                 let (watcher, state) = Watcher::open(file, &options, &clock).await?;
                 (Some(watcher), state)
             }
-            None => (None, State::default()),
+            None => (None, FileState::default()),
         };
         let mut recording = Recording::new(options.record);
         if options.jwt.is_some() && recording.read().await.is_none() {
@@ -266,11 +281,12 @@ impl Credentials {
             None => None,
         };
         let (credentials, stop) = Self::new(options.anonymous, jwt, state, clock);
-        if let Some(watcher) = watcher {
+        if let Some(mut watcher) = watcher {
             // The task holds what it writes to, but not the guard that ends it.
             let shared = Arc::clone(&credentials.shared);
             credentials.tasks.spawn(async move {
-                stop.run_until_cancelled_owned(watcher.run(shared)).await;
+                stop.run_until_cancelled(watcher.run(&shared)).await;
+                watcher.finish(&shared).await;
             });
         }
         Ok(credentials)
@@ -279,7 +295,7 @@ impl Credentials {
     fn new(
         anonymous_is_let: bool,
         jwt: Option<jwt::Verifier>,
-        state: State,
+        state: FileState,
         clock: Clock,
     ) -> (Self, CancellationToken) {
         let everything = Scope::default();
@@ -293,7 +309,7 @@ impl Credentials {
         );
         let stop = CancellationToken::new();
         let credentials = Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedCredentials {
                 state: tokio::sync::watch::Sender::new(state),
                 jwt,
                 anonymous_is_let,
@@ -316,8 +332,8 @@ impl Credentials {
 
     /// Lets a caller in, or says why not.
     ///
-    /// Takes no time to speak of, except for a JWT whose key is not known yet: up to the 5 s that
-    /// fetching it may take.
+    /// It does not wait, except for the key of a JWT if that is not known yet: up to the 5 s that fetching it
+    /// may take.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -327,24 +343,41 @@ impl Credentials {
         if grant.is_expired() {
             return Err(Refusal::Expired);
         }
+        grant.note_use();
         Ok(grant)
     }
 
-    /// What there is at this moment.
+    /// The state of the credentials file.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.state.borrow().status()
     }
 
-    /// Has the keys of JWTs read now, without waiting for it. The file of credentials is read all
-    /// the time.
+    /// When each credential of the file expires that does.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.shared.set().expiries().cloned().collect()
+    }
+
+    /// What the operator has to correct although the bridge runs, in words that may be shown to everybody:
+    /// the fault of the file, or which credentials expire soon.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        if let Some(fault) = self.status().fault {
+            return Some(plain::words(fault));
+        }
+        expiry::warning(&self.expiries(), (self.shared.clock)())
+    }
+
+    /// Requests the keys of JWTs now, and does not wait for them. The credentials file needs no request: it is
+    /// read ten times a second.
     pub fn read_again(&self) {
         if let Some(jwt) = &self.shared.jwt {
             jwt.read_again();
         }
     }
 
-    /// Stops watching, and waits for that. What is known goes on holding.
+    /// Stops the watch, and waits until it has written what is due. The credentials stay in force.
     pub async fn shutdown(&self) {
         self.stop.token().cancel();
         self.tasks.wait().await;
@@ -354,17 +387,22 @@ impl Credentials {
     }
 }
 
-impl Shared {
+impl SharedCredentials {
+    /// The credentials of the file that are in force.
+    fn set(&self) -> Arc<Set> {
+        Arc::clone(&self.state.borrow().set)
+    }
+
     fn is_configured(&self) -> bool {
         self.jwt.is_some() || self.state.borrow().is_required
     }
 
     async fn find(&self, presented: Presented<'_>) -> Result<Arc<Holder>, Refusal> {
         if !self.is_configured() {
-            // Nothing that could be shown means anything here.
+            // Without credentials, whatever a caller shows is ignored.
             return Ok(Arc::clone(&self.anonymous));
         }
-        let set = Arc::clone(&self.state.borrow().set);
+        let set = self.set();
         match (presented.authorization, presented.certificate) {
             (Some(header), _) => match Bearer::parse(header).ok_or(Refusal::Malformed)? {
                 Bearer::Token(token) => {
@@ -414,7 +452,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Says what was shown, not what it is.
+/// Names what was shown, without the secrets.
 impl fmt::Debug for Presented<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter

@@ -1,5 +1,5 @@
-//! Owns the record in the data directory that subscribers need a credential. It is what tells a
-//! credentials file that was lost from one that never was. Knows nothing of what is in the file.
+//! Owns the record in the data directory that subscribers need a credential. By it the bridge knows whether a
+//! credentials file that is missing was ever there. Knows nothing of the content of that file.
 
 use std::{
     fs::{self, File},
@@ -9,8 +9,10 @@ use std::{
 
 use tempfile::NamedTempFile;
 
-/// Its name says what it does, and shares no pattern with that of the credentials file, so that one
-/// careless `rm` does not take both.
+use super::last_use::LastUseFile;
+
+/// Its name says what it does, and has no pattern in common with that of the credentials file, so that one `rm`
+/// with a pattern does not remove both.
 const FILE: &str = "subscribers-need-a-credential";
 
 const EXPLANATION: &str = "\
@@ -50,8 +52,13 @@ impl Record {
         self.directory.join(FILE)
     }
 
+    /// The file of last uses in the same directory.
+    pub(super) fn last_use_file(&self) -> LastUseFile {
+        LastUseFile::new(self.directory.clone())
+    }
+
     /// What is recorded; `None` if credentials were never in force. A record that cannot be read or
-    /// understood is one all the same.
+    /// parsed counts as one.
     #[must_use]
     pub fn read(&self) -> Option<Recorded> {
         let text = match fs::read_to_string(self.path()) {
@@ -66,8 +73,7 @@ impl Record {
         })
     }
 
-    /// Makes it durable that credentials are in force. Where there is no data directory, nothing
-    /// is kept, and nothing is recorded.
+    /// Makes the record durable. It does nothing if there is no data directory.
     ///
     /// # Errors
     /// Those of the file system.

@@ -1,11 +1,11 @@
-//! Owns what a credential allows, and what of a request that leaves. Pure; knows nothing of how a
-//! credential is proven.
+//! Owns what a credential allows, and narrows the filter of a request to it. Pure; knows nothing of how a
+//! caller proves its credential.
 
 use std::fmt;
 
 use crate::filter::{self, ENTRIES_MAX, Spec};
 
-/// How many names a refusal repeats: enough to see the mistake, and a status has to fit a header.
+/// How many names a refusal repeats: enough to show the mistake, and few enough for a header.
 const NAMED_MAX: usize = 8;
 
 /// What a credential allows.
@@ -27,7 +27,7 @@ pub enum Allowed {
     Only(Vec<String>),
 }
 
-/// What a request asked for beyond its credential. The text names it: it was in the request.
+/// What a request asked for and its credential does not allow. The text repeats it: the caller sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forbidden {
     /// These types or patterns are not covered, or the credential allows no type at all and none
@@ -38,11 +38,12 @@ pub enum Forbidden {
 }
 
 impl Scope {
-    /// A filter of what was asked for, within what is allowed. An empty field means what is
-    /// allowed. The filter must be good by [`filter::Filter::compile`], and the answer then is too.
+    /// The filter within what is allowed. An empty field becomes all that is allowed. If
+    /// [`filter::Filter::compile`] accepts the filter, it accepts the result.
     ///
     /// # Errors
-    /// Everything of one field that is not allowed: nobody gets less than they asked for unawares.
+    /// Everything in one field that is not allowed: a caller never gets less than it asked for without being
+    /// told.
     pub fn narrow(&self, mut spec: Spec) -> Result<Spec, Forbidden> {
         spec.types = self
             .types
@@ -57,8 +58,7 @@ impl Scope {
 }
 
 impl Allowed {
-    /// These names, or all if there are none: how it is written in flags. In a file, nothing is
-    /// nothing.
+    /// These names, or all if there are none: the meaning of flags. In a file, no names allow nothing.
     #[must_use]
     pub fn or_all(names: Vec<String>) -> Self {
         if names.is_empty() {
@@ -68,7 +68,7 @@ impl Allowed {
         }
     }
 
-    /// The names; none for all.
+    /// The names; empty for all.
     #[must_use]
     pub fn names(&self) -> &[String] {
         match self {

@@ -1,11 +1,13 @@
-//! Owns the credentials that hold at one moment: finding the one that a caller shows, and going
+//! Owns the credentials that are in force at one moment: finding the one that a caller shows, and going
 //! from one moment to the next so that whoever lost something is told. Knows nothing of files.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     entry::{Entry, Proof},
+    expiry::Expiry,
     grant::{Clock, Ended, Holder, Kind, Quota},
+    scope::Scope,
     token::Digest,
 };
 use crate::net::tls::Identity;
@@ -21,52 +23,84 @@ pub(super) struct Set {
     certificates: HashMap<Identity, Arc<Holder>>,
 }
 
+/// One credential, with a holder for each of its proofs. They share its quota.
 struct Member {
-    entry: Entry,
-    holder: Arc<Holder>,
+    scope: Scope,
+    streams_max: Option<usize>,
+    expiry: Option<Expiry>,
+    proofs: Vec<(Proof, Arc<Holder>)>,
 }
 
 impl Set {
-    /// The set of these entries. Those that mean the same as before go on: with their streams,
-    /// and with their quota as far as it is used.
+    /// The set of these entries. What was granted for a proof goes on, with its streams and its part of
+    /// the quota, if the credential of that name still has the proof and allows the same. It expires when
+    /// the new entry says.
     pub(super) fn after(before: &Self, entries: Vec<Entry>, clock: &Clock) -> Self {
         let mut set = Self::default();
         for entry in entries {
-            let unchanged = before
-                .members
-                .get(entry.name.as_str())
-                .filter(|member| member.entry.means_the_same(&entry));
-            let holder = match unchanged {
-                Some(member) => Arc::clone(&member.holder),
-                None => hold(&entry, clock),
-            };
-            match &entry.proof {
-                Proof::Token(digest) => set.tokens.insert(*digest, Arc::clone(&holder)),
-                Proof::Certificate(name) => set
-                    .certificates
-                    .insert(name.identity().clone(), Arc::clone(&holder)),
-            };
-            let name = entry.name.as_str().into();
-            set.members.insert(name, Member { entry, holder });
+            let unchanged = before.members.get(entry.name.as_str()).filter(|member| {
+                member.scope == entry.scope && member.streams_max == entry.streams_max
+            });
+            let holder_of = |proof: &Proof| unchanged.and_then(|member| member.holder(proof));
+            let quota = entry
+                .proofs()
+                .find_map(|(proof, _)| holder_of(&proof))
+                .map_or_else(
+                    || Quota::new(entry.streams_max),
+                    |holder| Arc::clone(&holder.quota),
+                );
+            let proofs = entry.proofs().map(|(proof, expires_at)| {
+                let holder = match holder_of(&proof) {
+                    Some(holder) => {
+                        holder.set_expiry(expires_at);
+                        Arc::clone(holder)
+                    }
+                    None => hold(&entry, &proof, expires_at, &quota, clock),
+                };
+                (proof, holder)
+            });
+            let proofs: Vec<_> = proofs.collect();
+            set.insert(entry, proofs);
         }
         set
     }
 
-    /// Ends what was granted under credentials that are not in the next set as they were. Called
+    fn insert(&mut self, entry: Entry, proofs: Vec<(Proof, Arc<Holder>)>) {
+        for (proof, holder) in &proofs {
+            match proof {
+                Proof::Token(digest) => self.tokens.insert(*digest, Arc::clone(holder)),
+                Proof::Certificate(name) => self
+                    .certificates
+                    .insert(name.identity().clone(), Arc::clone(holder)),
+            };
+        }
+        let member = Member {
+            expiry: Expiry::of(&entry),
+            scope: entry.scope,
+            streams_max: entry.streams_max,
+            proofs,
+        };
+        self.members.insert(entry.name.into(), member);
+    }
+
+    /// Ends what was granted for proofs that are not in the next set, or for something else. Called
     /// when the next set is in use, so that whoever comes back meets that one.
     pub(super) fn end_for(&self, next: &Self) -> Ends {
         let mut ends = Ends::default();
         for (name, member) in &self.members {
-            match next.members.get(name) {
-                Some(other) if Arc::ptr_eq(&other.holder, &member.holder) => {}
-                // The same caller as before gets something else.
-                Some(other) if other.entry.proof == member.entry.proof => {
-                    member.holder.end(Ended::Changed);
-                    ends.changed += 1;
-                }
-                Some(_) | None => {
-                    member.holder.end(Ended::Revoked);
-                    ends.revoked += 1;
+            let next = next.members.get(name);
+            for (proof, holder) in &member.proofs {
+                match next.and_then(|next| next.holder(proof)) {
+                    Some(next) if Arc::ptr_eq(next, holder) => {}
+                    // The same caller as before gets something else.
+                    Some(_) => {
+                        holder.end(Ended::Changed);
+                        ends.changed += 1;
+                    }
+                    None => {
+                        holder.end(Ended::Revoked);
+                        ends.revoked += 1;
+                    }
                 }
             }
         }
@@ -82,20 +116,47 @@ impl Set {
         self.certificates.get(identity)
     }
 
+    /// How many credentials there are.
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }
+
+    /// Every proof and what callers hold who showed it.
+    pub(super) fn proofs(&self) -> impl Iterator<Item = &(Proof, Arc<Holder>)> {
+        self.members.values().flat_map(|member| &member.proofs)
+    }
+
+    /// When each credential expires that does.
+    pub(super) fn expiries(&self) -> impl Iterator<Item = &Expiry> {
+        self.members
+            .values()
+            .filter_map(|member| member.expiry.as_ref())
+    }
 }
 
-/// How many credentials went.
+impl Member {
+    fn holder(&self, proof: &Proof) -> Option<&Arc<Holder>> {
+        let mut proofs = self.proofs.iter();
+        let (_, holder) = proofs.find(|(own, _)| own == proof)?;
+        Some(holder)
+    }
+}
+
+/// How many tokens and certificates lost what they had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ends {
     pub(super) revoked: usize,
     pub(super) changed: usize,
 }
 
-fn hold(entry: &Entry, clock: &Clock) -> Arc<Holder> {
-    let kind = match entry.proof {
+fn hold(
+    entry: &Entry,
+    proof: &Proof,
+    expires_at: Option<jiff::Timestamp>,
+    quota: &Arc<Quota>,
+    clock: &Clock,
+) -> Arc<Holder> {
+    let kind = match proof {
         Proof::Token(_) => Kind::Token,
         Proof::Certificate(_) => Kind::Certificate,
     };
@@ -103,8 +164,8 @@ fn hold(entry: &Entry, clock: &Clock) -> Arc<Holder> {
         kind,
         &entry.name,
         entry.scope.clone(),
-        Quota::new(entry.streams_max),
-        entry.expires_at,
+        Arc::clone(quota),
+        expires_at,
         Arc::clone(clock),
     )
 }

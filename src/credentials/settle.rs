@@ -1,12 +1,12 @@
-//! Owns when a change of the credentials file is believed. Files are written in steps, and between
-//! two of them a file can be empty, cut short, or not there. Pure: it is told what was found at each
-//! look, and counts.
+//! Owns when a change of the credentials file takes effect. Programs write files in steps, and between
+//! two of them a file can be empty, cut short, or missing. Pure: `watch` reads, and this counts equal
+//! readings.
 //!
-//! - A file that ends with its last line, as our commands write it, was written to its end. It is
-//!   believed at the second look that finds the same.
-//! - Anything else may be half of something: a file without that line, one that is the beginning of
-//!   the last one, one that cannot be read, none. It has to stay as it is for longer. A file that had
-//!   its last line and lost it is never believed.
+//! - A file that ends with its last line, as our commands write it, is complete. It takes effect when two
+//!   readings agree.
+//! - Anything else may be incomplete: a file without that line, the beginning of the file in force, a file that
+//!   cannot be read, no file. It has to stay the same for longer. `watch` never accepts a file that had its last
+//!   line and lost it.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use super::document;
 
 /// How often the file is read. It costs a few microseconds.
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);
-/// So many looks find the same before a file that is whole is believed.
-const LOOKS_WHOLE: u32 = 2;
-/// So many before anything else is: 0.7 s, twice as long as writing a file was seen to take, and
-/// short enough that a change has its effect within a second.
-const LOOKS_UNSURE: u32 = 8;
+/// How many equal readings a complete file needs.
+const READINGS_WHOLE: u32 = 2;
+/// How many equal readings anything else needs: 0.7 s, twice as long as a program was measured to take for
+/// writing a file, and short enough that a change takes effect within a second.
+const READINGS_UNSURE: u32 = 8;
 
-/// What a look at the file found.
+/// What one reading found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     /// The system says that there is no such file.
@@ -31,12 +31,12 @@ pub(super) enum Seen {
     Unreadable(String),
 }
 
-/// What was found so far.
+/// The readings so far.
 #[derive(Debug)]
 pub(super) struct Settling {
-    /// What was believed last.
-    believed: Seen,
-    /// The text that is in force; `None` when none is.
+    /// What took effect last.
+    accepted: Seen,
+    /// The text that is in force; `None` if none is.
     in_force: Option<String>,
     candidate: Option<Candidate>,
 }
@@ -44,71 +44,71 @@ pub(super) struct Settling {
 #[derive(Debug)]
 struct Candidate {
     seen: Seen,
-    looks: u32,
-    looks_needed: u32,
+    readings: u32,
+    readings_needed: u32,
 }
 
 impl Settling {
-    /// Begins with what the start of the bridge found.
+    /// Begins with what the bridge found when it started.
     pub(super) fn new(found: Seen) -> Self {
         let in_force = match &found {
             Seen::Text(text) => Some(text.clone()),
             Seen::Missing | Seen::Unreadable(_) => None,
         };
         Self {
-            believed: found,
+            accepted: found,
             in_force,
             candidate: None,
         }
     }
 
-    /// Takes what one more look found. Returns it when it is to be believed, once.
-    pub(super) fn look(&mut self, seen: Seen) -> Option<Seen> {
-        if seen == self.believed {
+    /// Counts one more reading. Returns what it found when that takes effect, once.
+    pub(super) fn observe(&mut self, seen: Seen) -> Option<Seen> {
+        if seen == self.accepted {
             self.candidate = None;
             return None;
         }
-        let (looks, looks_needed) = match &self.candidate {
+        let (readings, readings_needed) = match &self.candidate {
             Some(candidate) if candidate.seen == seen => {
-                (candidate.looks + 1, candidate.looks_needed)
+                (candidate.readings + 1, candidate.readings_needed)
             }
-            Some(_) | None => (1, self.looks_needed(&seen)),
+            Some(_) | None => (1, self.readings_needed(&seen)),
         };
-        if looks >= looks_needed {
+        if readings >= readings_needed {
             self.candidate = None;
-            self.believed = seen.clone();
+            self.accepted = seen.clone();
             return Some(seen);
         }
         self.candidate = Some(Candidate {
             seen,
-            looks,
-            looks_needed,
+            readings,
+            readings_needed,
         });
         None
     }
 
-    /// What was believed is in force from now on; `None` when nothing is.
+    /// Sets which text is in force; `None` if none is.
     pub(super) fn set_in_force(&mut self, text: Option<String>) {
         self.in_force = text;
     }
 
-    fn looks_needed(&self, seen: &Seen) -> u32 {
+    fn readings_needed(&self, seen: &Seen) -> u32 {
         let Seen::Text(text) = seen else {
-            return LOOKS_UNSURE;
+            return READINGS_UNSURE;
         };
         let is_beginning = self
             .in_force
             .as_ref()
             .is_some_and(|in_force| in_force.starts_with(text.as_str()) && in_force != text);
         if is_whole(text) && !is_beginning {
-            LOOKS_WHOLE
+            READINGS_WHOLE
         } else {
-            LOOKS_UNSURE
+            READINGS_UNSURE
         }
     }
 }
 
-/// Whether a file was written to its end, as far as it can be told.
+/// Whether a file is complete, as far as its text shows.
 pub(super) fn is_whole(text: &str) -> bool {
     document::parse(text).is_ok_and(|document| document.is_whole)
 }
@@ -123,30 +123,30 @@ mod tests {
         Seen::Text(text.to_owned())
     }
 
-    /// How many looks it takes until this is believed.
-    fn looks(settling: &mut Settling, seen: &Seen) -> u32 {
-        let mut looks = 1;
-        while settling.look(seen.clone()).is_none() {
-            looks += 1;
-            assert!(looks <= LOOKS_UNSURE, "never");
+    /// How many readings it takes until this is believed.
+    fn readings(settling: &mut Settling, seen: &Seen) -> u32 {
+        let mut readings = 1;
+        while settling.observe(seen.clone()).is_none() {
+            readings += 1;
+            assert!(readings <= READINGS_UNSURE, "never");
         }
-        looks
+        readings
     }
 
     #[test]
     fn any_change_is_believed_within_a_second() {
         // The first look comes up to an interval after the change.
-        assert!(INTERVAL * LOOKS_UNSURE <= Duration::from_millis(900));
-        assert!(INTERVAL * LOOKS_WHOLE <= Duration::from_millis(500));
+        assert!(INTERVAL * READINGS_UNSURE <= Duration::from_millis(900));
+        assert!(INTERVAL * READINGS_WHOLE <= Duration::from_millis(500));
         // And no sooner than what a slow `cp` was seen to take.
-        assert!(INTERVAL * (LOOKS_UNSURE - 1) > Duration::from_millis(350));
+        assert!(INTERVAL * (READINGS_UNSURE - 1) > Duration::from_millis(350));
     }
 
     #[test]
     fn a_whole_file_is_believed_soon_and_anything_else_later() {
         let before = WHOLE.replace("\"a\"", "\"b\"");
         let new = || Settling::new(text(&before));
-        assert_eq!(looks(&mut new(), &text(WHOLE)), LOOKS_WHOLE);
+        assert_eq!(readings(&mut new(), &text(WHOLE)), READINGS_WHOLE);
         for other in [
             text(""),
             text(WHOLE.trim_end_matches("[end]\n")),
@@ -157,7 +157,7 @@ mod tests {
             Seen::Missing,
             Seen::Unreadable("too many open files".to_owned()),
         ] {
-            assert_eq!(looks(&mut new(), &other), LOOKS_UNSURE, "{other:?}");
+            assert_eq!(readings(&mut new(), &other), READINGS_UNSURE, "{other:?}");
         }
     }
 
@@ -165,29 +165,29 @@ mod tests {
     fn the_beginning_of_what_is_in_force_is_believed_late_even_if_it_looks_whole() {
         let longer = format!("{WHOLE}[[credentials]]\nname = \"c\"\ncertificate = \"c\"\n");
         let mut settling = Settling::new(text(&longer));
-        assert_eq!(looks(&mut settling, &text(WHOLE)), LOOKS_UNSURE);
+        assert_eq!(readings(&mut settling, &text(WHOLE)), READINGS_UNSURE);
     }
 
     #[test]
     fn what_passes_was_never_there() {
         let mut settling = Settling::new(text(WHOLE));
         for passing in [text(""), Seen::Missing, text("[["), Seen::Missing, text("")] {
-            for _ in 1..LOOKS_UNSURE {
-                assert_eq!(settling.look(passing.clone()), None);
+            for _ in 1..READINGS_UNSURE {
+                assert_eq!(settling.observe(passing.clone()), None);
             }
         }
-        assert_eq!(settling.look(text(WHOLE)), None);
-        // The looks before do not count any more.
-        assert_eq!(looks(&mut settling, &text("")), LOOKS_UNSURE);
+        assert_eq!(settling.observe(text(WHOLE)), None);
+        // The readings before do not count any more.
+        assert_eq!(readings(&mut settling, &text("")), READINGS_UNSURE);
     }
 
     #[test]
     fn a_file_that_goes_on_changing_is_not_believed() {
         let mut settling = Settling::new(Seen::Missing);
         for length in 0..WHOLE.len() {
-            assert_eq!(settling.look(text(&WHOLE[..length])), None);
+            assert_eq!(settling.observe(text(&WHOLE[..length])), None);
         }
-        assert_eq!(looks(&mut settling, &text(WHOLE)), LOOKS_WHOLE);
-        assert_eq!(settling.look(text(WHOLE)), None, "it is said once");
+        assert_eq!(readings(&mut settling, &text(WHOLE)), READINGS_WHOLE);
+        assert_eq!(settling.observe(text(WHOLE)), None, "it is said once");
     }
 }

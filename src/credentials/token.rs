@@ -1,5 +1,5 @@
-//! Owns bearer tokens: how they are made, read out of a header, and hashed. A token's text is seen
-//! once, by whoever made it; everything else knows its hash.
+//! Owns bearer tokens: makes them, reads them from a header, and hashes them. Only the command that makes a
+//! token shows its text; everything else has its hash.
 
 use std::fmt;
 
@@ -7,20 +7,20 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// What every token begins with, so that people and secret scanners recognise one that leaked.
+/// The beginning of every token, by which people and secret scanners recognise a token that leaked.
 const PREFIX: &str = "pb_";
-/// 256 bits: nobody guesses them, so a plain hash keeps them safe.
+/// 256 bits: nobody guesses them, so a hash without a salt is enough.
 const RANDOM_BYTES: usize = 32;
-/// What those are in base64url.
+/// The length of those in base64url.
 const ENCODED_BYTES: usize = 43;
-/// A token of any kind: JWTs with many claims have some KiB.
+/// The longest credential of any kind: JWTs with many claims have some KiB.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
 
 /// A bearer token. Printing it prints a placeholder.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
-/// The SHA-256 of a token: what is stored of it.
+/// The SHA-256 of a token, which is all that is stored of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -35,7 +35,7 @@ impl Token {
         Ok(Self(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))))
     }
 
-    /// The text itself, for the one who asked for it.
+    /// The text itself, for whoever asked for the token.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -68,7 +68,7 @@ impl Digest {
         Some(Self(bytes))
     }
 
-    /// Compares without telling by its time where two differ.
+    /// Compares in constant time.
     pub(super) fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -95,7 +95,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What an `authorization` header holds (RFC 6750, section 2.1).
+/// The content of an `authorization` header (RFC 6750, section 2.1).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bearer<'a> {
     /// A token of this bridge.
@@ -105,7 +105,7 @@ pub(super) enum Bearer<'a> {
 }
 
 impl<'a> Bearer<'a> {
-    /// `None` for another scheme, and for what can be neither kind of token.
+    /// `None` for another scheme, and for text that is neither kind of token.
     pub(super) fn parse(header: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(header).ok()?;
         let (scheme, credential) = text.trim().split_once(' ')?;

@@ -1,5 +1,5 @@
-//! Owns how the values of a credentials file are read: each with its type and its bounds, and with what
-//! to write instead. Knows no keys and no sections; those are `document`'s.
+//! Owns how the values of a credentials file are read: each has a type, bounds, and a help that says what to
+//! write instead. Knows no keys and no sections, which `document` reads.
 
 use jiff::Timestamp;
 use toml::de::DeValue;
@@ -7,10 +7,10 @@ use toml::de::DeValue;
 use super::{entry::STREAMS_MAX, scope::Allowed, token::Digest};
 use crate::filter;
 
-/// How a scope says that it has no bounds.
+/// The value of a scope without bounds.
 pub(super) const ALL: &str = "all";
 
-/// What is wrong with a value, as a clause that follows its key, and what to do.
+/// The fault of a value, as a clause that follows its key, and what to do.
 pub(super) type Problem = (&'static str, &'static str);
 
 pub(super) fn text(

@@ -1,16 +1,16 @@
-//! Owns the watch over the credentials file: reading it, and what becomes of what is found there.
-//! When a change is believed is for `settle`.
+//! Owns the watch over the credentials file: it reads the file, and puts changes into force or refuses them.
+//! `settle` decides when a change takes effect.
 //!
-//! The file is read ten times a second rather than listened to: that is portable, sees the swapped
-//! links of container platforms and edits on network disks, and a small file costs a few
-//! microseconds. Its content tells whether it changed, as times and lengths can lie.
+//! The watch reads the file ten times a second instead of waiting for notifications: that is portable, notices the
+//! swapped links of container platforms and edits on network disks, and costs a few microseconds for a small file.
+//! It compares the content, because times and lengths can be wrong.
 
 use std::{io, path::Path, sync::Arc};
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Error, Options, Shared, Status,
+    Error, Options, SharedCredentials, Status,
     document::Document,
     entry::Fault,
     file::File,
@@ -18,17 +18,18 @@ use super::{
     record::{Record, Recorded},
     set::Set,
     settle::{self, INTERVAL, Seen, Settling},
+    tracking::{self, Tracking},
 };
 use crate::{permissions::By, plain};
 
-/// How often a start reads a file that may be half written, until two readings agree.
-const LOOKS_AT_START_MAX: u32 = 50;
+/// How often a start reads a file that may be incomplete, until two readings agree.
+const READINGS_AT_START_MAX: u32 = 50;
 /// How many warnings of one file are logged.
 const WARNINGS_LOGGED_MAX: usize = 8;
 
-/// What is known of the file.
+/// The state of the file.
 #[derive(Clone, Default)]
-pub(super) struct State {
+pub(super) struct FileState {
     pub(super) set: Arc<Set>,
     /// Whether credentials are or were in force, so that callers need one.
     pub(super) is_required: bool,
@@ -37,7 +38,7 @@ pub(super) struct State {
     reloads_refused: u64,
 }
 
-impl State {
+impl FileState {
     pub(super) fn status(&self) -> Status {
         Status {
             credentials: self.set.len(),
@@ -52,13 +53,15 @@ impl State {
 pub(super) struct Watcher {
     file: File,
     settling: Settling,
-    /// Whether what the file says is in force.
+    /// Whether the file is in force.
     is_in_force: bool,
     /// Whether the file should be there: it was named, or it was there before.
     is_expected: bool,
-    /// Whether the last good file had its last line, so that one without it is cut short.
+    /// Whether the last good file had its last line, so that a file without it is cut short.
     needs_end: bool,
     recording: Recording,
+    recorded_at: Instant,
+    tracking: Tracking,
 }
 
 impl Watcher {
@@ -67,12 +70,12 @@ impl Watcher {
         file: File,
         options: &Options,
         clock: &Clock,
-    ) -> Result<(Self, State), Error> {
+    ) -> Result<(Self, FileState), Error> {
         let mut recording = Recording::new(options.record.clone());
         let recorded = recording.read().await;
-        let mut state = State {
+        let mut state = FileState {
             is_required: options.file_is_named || recorded.is_some(),
-            ..State::default()
+            ..FileState::default()
         };
         let recorded = recorded.unwrap_or_default();
         let mut needs_end = recorded.needs_end(file.path());
@@ -120,12 +123,14 @@ impl Watcher {
             file,
             needs_end,
             recording,
+            recorded_at: Instant::now(),
+            tracking: Tracking::open(options.record.as_ref()).await,
         };
         Ok((watcher, state))
     }
 
     /// Watches for ever.
-    pub(super) async fn run(mut self, shared: Arc<Shared>) {
+    pub(super) async fn run(&mut self, shared: &SharedCredentials) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -135,17 +140,34 @@ impl Watcher {
                 Ok(None) => Seen::Missing,
                 Err(error) => Seen::Unreadable(error.to_string()),
             };
-            if let Some(seen) = self.settling.look(seen) {
-                self.apply(seen, &shared);
+            if let Some(seen) = self.settling.observe(seen) {
+                self.apply(seen, shared);
             }
+            self.record_again();
             self.recording.write_due().await;
+            let (set, now) = (shared.set(), (shared.clock)());
+            self.tracking.log_expiries(&set, now);
+            self.tracking.write_due(&set, now).await;
+        }
+    }
+
+    /// Writes what would be lost with the process.
+    pub(super) async fn finish(&mut self, shared: &SharedCredentials) {
+        self.tracking.write(&shared.set(), (shared.clock)()).await;
+    }
+
+    /// Writes the record again if somebody removed it while the bridge runs.
+    fn record_again(&mut self) {
+        if self.recorded_at.elapsed() >= tracking::INTERVAL {
+            self.recorded_at = Instant::now();
+            self.recording.due.clone_from(&self.recording.recorded);
         }
     }
 
     /// Puts a change into force, or says why not.
-    fn apply(&mut self, seen: Seen, shared: &Shared) {
+    fn apply(&mut self, seen: Seen, shared: &SharedCredentials) {
         match seen {
-            Seen::Missing if self.is_in_force => self.take_away(shared),
+            Seen::Missing if self.is_in_force => self.revoke_all(shared),
             // Nothing was lost: there was no file before, or it was missing before.
             Seen::Missing => {
                 let is_missed = self.is_expected && !shared.anonymous_is_let;
@@ -156,7 +178,7 @@ impl Watcher {
                 Ok(document) if self.needs_end && !document.has_end => {
                     self.refuse(&self.file.cut_short(), shared);
                 }
-                Ok(document) => self.take_over(text, document, shared),
+                Ok(document) => self.put_in_force(text, document, shared),
                 Err(error) => self.refuse(&error, shared),
             },
             Seen::Unreadable(reason) => {
@@ -165,7 +187,7 @@ impl Watcher {
         }
     }
 
-    fn take_over(&mut self, text: String, document: Document, shared: &Shared) {
+    fn put_in_force(&mut self, text: String, document: Document, shared: &SharedCredentials) {
         warn(self.file.path(), &document.warnings);
         self.settling.set_in_force(Some(text));
         self.is_in_force = true;
@@ -176,11 +198,11 @@ impl Watcher {
         self.replace(set, None, shared);
     }
 
-    /// A file that was deleted: whoever does that in alarm means that nobody is to get in.
-    fn take_away(&mut self, shared: &Shared) {
+    /// A file that was deleted lets nobody in: somebody may have deleted it in an emergency.
+    fn revoke_all(&mut self, shared: &SharedCredentials) {
         self.settling.set_in_force(None);
         self.is_in_force = false;
-        // Whoever writes a new file begins anew.
+        // A new file need not have a last line.
         self.needs_end = false;
         let missing = missing(&self.file);
         tracing::error!(
@@ -191,7 +213,7 @@ impl Watcher {
         self.replace(Set::default(), fault, shared);
     }
 
-    fn replace(&mut self, set: Set, fault: Option<String>, shared: &Shared) {
+    fn replace(&mut self, set: Set, fault: Option<String>, shared: &SharedCredentials) {
         let set = Arc::new(set);
         let mut before = Arc::default();
         let mut is_first = false;
@@ -201,7 +223,8 @@ impl Watcher {
             state.fault = fault;
             state.reloads += 1;
         });
-        self.recording.due = Some(Recorded::of(self.file.path(), self.needs_end));
+        let recorded = Recorded::of(self.file.path(), self.needs_end);
+        self.recording.request(recorded);
         let ends = before.end_for(&set);
         if is_first && shared.jwt.is_none() && !shared.anonymous_is_let {
             tracing::warn!(
@@ -218,8 +241,8 @@ impl Watcher {
         );
     }
 
-    /// Keeps what is in force. It is said once: the same file is not applied again.
-    fn refuse(&self, error: &Error, shared: &Shared) {
+    /// Keeps what is in force, and logs that once: `settle` does not return the same reading again.
+    fn refuse(&self, error: &Error, shared: &SharedCredentials) {
         if self.is_in_force {
             tracing::error!(
                 error = plain::configured(error),
@@ -241,6 +264,8 @@ impl Watcher {
 /// Writes the record that credentials are in force.
 pub(super) struct Recording {
     record: Option<Record>,
+    /// What the record has, or will have.
+    recorded: Option<Recorded>,
     /// What is still to be written.
     due: Option<Recorded>,
     is_failure_logged: bool,
@@ -250,21 +275,29 @@ impl Recording {
     pub(super) fn new(record: Option<Record>) -> Self {
         Self {
             record,
+            recorded: None,
             due: None,
             is_failure_logged: false,
         }
     }
 
-    pub(super) async fn read(&self) -> Option<Recorded> {
+    pub(super) async fn read(&mut self) -> Option<Recorded> {
         let record = self.record.clone()?;
         let read = tokio::task::spawn_blocking(move || record.read()).await;
-        // Reading does not panic. If it were not known, callers would need a credential.
-        read.unwrap_or_else(|_| Some(Recorded::default()))
+        // Reading does not panic. If the record cannot be known, callers need a credential.
+        self.recorded = read.unwrap_or_else(|_| Some(Recorded::default()));
+        self.recorded.clone()
     }
 
-    /// Writes it, now or as soon as that works: a disk that is full is no reason to let nobody in.
-    pub(super) async fn write(&mut self, recorded: Recorded) {
+    /// Has this written soon.
+    fn request(&mut self, recorded: Recorded) {
+        self.recorded = Some(recorded.clone());
         self.due = Some(recorded);
+    }
+
+    /// Writes the record, now or as soon as that works: the bridge serves callers also while the disk is full.
+    pub(super) async fn write(&mut self, recorded: Recorded) {
+        self.request(recorded);
         self.write_due().await;
     }
 
@@ -298,7 +331,7 @@ impl Recording {
     }
 }
 
-/// What is said of a file that should be there. It names the ways out, also that to no credentials.
+/// The fault of a file that should be there, with what an operator can do.
 pub(super) fn missing(file: &File) -> String {
     format!(
         "the credentials file {} is missing, so nobody with a token or certificate is let in: \
@@ -332,10 +365,10 @@ async fn read(file: &File) -> io::Result<Option<String>> {
         .unwrap_or_else(|_| Err(io::Error::other("the runtime is shutting down")))
 }
 
-/// The file as it is at the start. One that may be half written is read until it stays the same.
+/// The file when the bridge starts. A file that may be incomplete is read until it stays the same.
 async fn read_settled(file: &File) -> io::Result<Option<String>> {
     let mut found = read(file).await?;
-    for _ in 0..LOOKS_AT_START_MAX {
+    for _ in 0..READINGS_AT_START_MAX {
         if found.as_deref().is_none_or(settle::is_whole) {
             break;
         }

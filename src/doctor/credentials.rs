@@ -1,10 +1,12 @@
 //! Checks who may subscribe, according to the files: the credentials file, the record that there was
 //! one, and who else can change what the bridge trusts.
 
+use jiff::Timestamp;
+
 use super::Check;
 use crate::{
     config::Config,
-    credentials::{Error, File},
+    credentials::{Error, File, expiry_warning},
     permissions::By,
     server,
 };
@@ -86,8 +88,9 @@ fn credentials(config: &Config) -> Check {
         return check;
     }
     let count = document.entries.len();
-    Check::good(
-        CREDENTIALS,
-        format!("{shown} is good; credentials: {count}"),
-    )
+    let mut text = format!("{shown} is good; credentials: {count}");
+    if let Some(warning) = expiry_warning(&document.entries, Timestamp::now()) {
+        text.push_str(&format!(" (warning: {warning})"));
+    }
+    Check::good(CREDENTIALS, text)
 }

@@ -1,7 +1,8 @@
 //! Owns what is read when somebody scrapes, because to keep it current would cost the hot path:
-//! the state of the log, the bus, the streams and the keys, as plain numbers.
+//! the state of the log, the bus, the streams, the keys and the credentials, as plain numbers.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -60,6 +61,15 @@ pub struct Keys {
     pub age: Option<Duration>,
 }
 
+/// When a credential of the credentials file expires, as of a scrape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CredentialExpiry {
+    /// Its name, or that it is withheld.
+    pub credential: String,
+    /// In seconds since the Unix epoch.
+    pub expires_at: f64,
+}
+
 pub(super) type Read<T> = OnceLock<Box<dyn Fn() -> T + Send + Sync>>;
 
 /// The watches that there are.
@@ -69,6 +79,7 @@ pub(super) struct Watched {
     pub(super) bus: Read<Bus>,
     pub(super) streams: Read<Streams>,
     pub(super) keys: Read<Vec<Keys>>,
+    pub(super) credentials: Read<Vec<CredentialExpiry>>,
 }
 
 impl fmt::Debug for Watched {
@@ -133,6 +144,9 @@ impl Collector for Watched {
         if let Some(keys) = self.keys.get().map(|read| read()) {
             encode_keys(&keys, &mut encoder)?;
         }
+        if let Some(expiries) = self.credentials.get().map(|read| read()) {
+            encode_expiries(&expiries, &mut encoder)?;
+        }
         if let Some(log) = log {
             let jumps = ConstCounter::new(log.clock_jumps);
             let help = "How often the system's clock jumped.";
@@ -141,6 +155,31 @@ impl Collector for Watched {
         }
         Ok(())
     }
+}
+
+/// One series for each name, so that names that are withheld have the earliest of their expiries.
+fn encode_expiries(
+    expiries: &[CredentialExpiry],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let mut earliest = BTreeMap::new();
+    for expiry in expiries {
+        let at = earliest
+            .entry(expiry.credential.as_str())
+            .or_insert(expiry.expires_at);
+        *at = at.min(expiry.expires_at);
+    }
+    let mut family = encoder.encode_descriptor(
+        "credential_expiry",
+        "Until when a credential of the credentials file is valid, since the Unix epoch, by name.",
+        Some(&Unit::Seconds),
+        ConstGauge::<f64>::new(0.0).metric_type(),
+    )?;
+    for (credential, at) in earliest {
+        let label = [("credential", credential)];
+        ConstGauge::new(at).encode(family.encode_family(&label)?)?;
+    }
+    Ok(())
 }
 
 fn encode_keys(keys: &[Keys], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

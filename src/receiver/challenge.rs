@@ -29,7 +29,7 @@ pub(super) fn answer(
     if path_app.is_some_and(|path_app| path_app != app_id) {
         return Err(Error::AppUnknown);
     }
-    if !app.verification_token.matches(token) {
+    if !app.verification_tokens.matches(token) {
         return Err(Error::TokenMismatch);
     }
     Ok(challenge.to_owned())

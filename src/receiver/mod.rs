@@ -24,14 +24,14 @@ mod refusals;
 mod routes;
 pub mod source;
 mod status;
+mod verification;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::verification::{VerificationToken, VerificationTokens};
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
     log::Log,
@@ -82,38 +82,10 @@ pub struct Options {
 pub struct App {
     /// Its id, as the sender writes it.
     pub id: Arc<str>,
-    /// The token that the activation challenge must have.
-    pub verification_token: VerificationToken,
+    /// The tokens of which the activation challenge must have one.
+    pub verification_tokens: VerificationTokens,
     /// The keys that verify its deliveries.
     pub keyring: Keyring,
-}
-
-/// A verification token. Only its hash is stored, so that it cannot be printed, and that a comparison
-/// always takes the same time, also if the lengths differ.
-#[derive(Clone)]
-pub struct VerificationToken {
-    digest: [u8; 32],
-}
-
-impl VerificationToken {
-    /// Stores the hash of a token.
-    #[must_use]
-    pub fn new(token: &str) -> Self {
-        Self {
-            digest: Sha256::digest(token).into(),
-        }
-    }
-
-    fn matches(&self, token: &str) -> bool {
-        let other: [u8; 32] = Sha256::digest(token).into();
-        self.digest.ct_eq(&other).into()
-    }
-}
-
-impl fmt::Debug for VerificationToken {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("VerificationToken(redacted)")
-    }
 }
 
 /// The service behind the webhook port.

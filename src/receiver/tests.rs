@@ -113,7 +113,7 @@ fn receiver(
         };
         App {
             id: (*id).into(),
-            verification_token: VerificationToken::new(TOKEN),
+            verification_tokens: VerificationTokens::new(vec![VerificationToken::new(TOKEN)]),
             keyring: Keyring::open(id, source, Default::default(), None).unwrap(),
         }
     };

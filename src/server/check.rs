@@ -137,6 +137,10 @@ async fn credentials(config: &Config, warnings: &mut Vec<String>) -> Result<(), 
         let shown = path.display();
         let found = document.warnings.iter();
         warnings.extend(found.map(|warning| format!("{shown}: {warning}")));
+        warnings.extend(credentials::expiry_warning(
+            &document.entries,
+            Timestamp::now(),
+        ));
     }
     let has_jwt = options.jwt.is_some();
     // A start would fetch keys from a URL at once.

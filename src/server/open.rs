@@ -34,7 +34,8 @@ pub(super) fn check_permissions(config: &Config) -> Result<(), permissions::Untr
 pub(crate) struct Permissions {
     /// Files that others can change.
     pub(crate) faults: Vec<permissions::Untrusted>,
-    /// Secrets that others can read, and a directory of the bridge in which others can create files.
+    /// Secrets that others can read, directories in which others can create files, and directories in
+    /// which they can replace the bridge's files.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -44,16 +45,23 @@ pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
         faults: Vec::new(),
         warnings: Vec::new(),
     };
+    let files = config.trusted_files();
     if config.store == Store::Embedded {
         let directory = permissions::directory(&config.data_dir, by);
         found.faults.extend(directory.err());
         found.warnings.extend(permissions::shared(&config.data_dir));
     }
-    for file in config.trusted_files() {
-        found.faults.extend(permissions::file(&file, by).err());
+    for file in &files {
+        found.faults.extend(permissions::file(file, by).err());
     }
     let exposed = config.secret_files().filter_map(permissions::exposed);
     found.warnings.extend(exposed);
+    for path in files.iter().chain([&config.data_dir]) {
+        let replaceable = permissions::replaceable(path);
+        let is_new = |warning: &String| !found.warnings.contains(warning);
+        let replaceable = replaceable.filter(is_new);
+        found.warnings.extend(replaceable);
+    }
     found
 }
 

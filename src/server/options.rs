@@ -5,10 +5,10 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     bus,
-    config::Config,
+    config::{self, Config},
     grpc, http2,
     net::{self, http1, network::Network, quiet},
-    receiver::{self, VerificationToken, source::Sources},
+    receiver::{self, VerificationToken, VerificationTokens, source::Sources},
     signature::Keyring,
     subscription,
 };
@@ -18,9 +18,20 @@ pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> 
     pairs
         .map(|(app, keyring)| receiver::App {
             id: app.id.as_str().into(),
-            verification_token: VerificationToken::new(app.verification_token.expose()),
+            verification_tokens: VerificationTokens::new(verification_tokens(app)),
             keyring: keyring.clone(),
         })
+        .collect()
+}
+
+fn verification_tokens(app: &config::App) -> Vec<VerificationToken> {
+    let tokens = [
+        Some(&app.verification_token),
+        app.old_verification_token.as_ref(),
+    ];
+    let tokens = tokens.into_iter().flatten();
+    tokens
+        .map(|token| VerificationToken::new(token.expose()))
         .collect()
 }
 

@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     bus::Bus,
+    credentials::Credentials,
     event::UnixMicros,
     grpc,
     log::Log,
     metrics::{self, Metrics},
+    plain,
     signature::Keyring,
 };
 
@@ -18,6 +20,7 @@ pub(super) fn everything(
     bus: &Arc<Bus>,
     streams: &grpc::Server,
     keyrings: &[Keyring],
+    credentials: &Credentials,
 ) {
     let watched = Arc::downgrade(log);
     metrics.watch_log(move || {
@@ -57,6 +60,15 @@ pub(super) fn everything(
     });
     let watched = keyrings.to_vec();
     metrics.watch_keys(move || watched.iter().map(keys).collect());
+    let watched = credentials.clone();
+    metrics.watch_credentials(move || {
+        let expiries = watched.expiries().into_iter();
+        let expiries = expiries.map(|expiry| metrics::CredentialExpiry {
+            credential: plain::name(&expiry.name).to_owned(),
+            expires_at: expiry.expires_at.as_duration().as_secs_f64(),
+        });
+        expiries.collect()
+    });
 }
 
 fn keys(keyring: &Keyring) -> metrics::Keys {

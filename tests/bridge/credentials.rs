@@ -136,7 +136,7 @@ async fn a_credentials_file_of_json_web_tokens_alone_is_remembered() {
 }
 
 /// The next event of a subscription that must not have been interrupted.
-async fn next_event(subscription: &mut Subscription) -> String {
+pub(crate) async fn next_event(subscription: &mut Subscription) -> String {
     loop {
         let item = tokio::time::timeout(SOON, subscription.next()).await;
         match item.unwrap().unwrap().unwrap() {

@@ -69,7 +69,8 @@ fn create_prints_the_token_alone_and_keeps_only_its_hash() {
         "`fraud`",
         "user.session.*, user.created of 54e9ujn",
         "10 streams",
-        "until 2",
+        "it expires at 2",
+        "token rotate fraud",
         "only time",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -91,6 +92,174 @@ fn create_prints_the_token_alone_and_keeps_only_its_hash() {
     assert_eq!(entry["streams_max"], 10);
     assert_eq!(entry["state"], "active");
     assert_eq!(entry["sha256_prefix"].as_str().unwrap().len(), 8);
+}
+
+/// How many days are left until a credential expires, rounded; `None` if it never does.
+fn days_left(entry: &Value) -> Option<i64> {
+    let expires_at: jiff::Timestamp = entry["expires_at"].as_str()?.parse().unwrap();
+    let left = expires_at.duration_since(jiff::Timestamp::now());
+    Some((left.as_secs() + 43_200) / 86_400)
+}
+
+#[test]
+fn a_token_expires_after_a_year_unless_another_time_is_given() {
+    let scene = Scene::new();
+    for (name, arguments, days, said) in [
+        ("default", &[][..], Some(365), "it expires at 2"),
+        (
+            "short",
+            &["--expires-in", "90d"],
+            Some(90),
+            "it expires at 2",
+        ),
+        (
+            "endless",
+            &["--expires-in", "never"],
+            None,
+            "it never expires",
+        ),
+    ] {
+        let output = scene.token(&[&["create", name], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let shown = stderr(&output);
+        assert!(shown.contains(said), "{shown}");
+        assert!(shown.contains(&format!("token rotate {name}")), "{shown}");
+        let entry = scene.list().pop().unwrap();
+        assert_eq!(days_left(&entry), days, "{name}");
+    }
+    let certificate = ["create", "cert", "--certificate", "uri:spiffe://e/1"];
+    let output = scene.token(&certificate);
+    assert!(!stderr(&output).contains("expires"), "{}", stderr(&output));
+    assert_eq!(days_left(&scene.list().pop().unwrap()), None);
+}
+
+#[test]
+fn rotate_prints_the_new_token_alone_and_keeps_the_old_one_for_a_while() {
+    let scene = Scene::new();
+    let old = scene.token(&["create", "one", "--type", "user.**", "--expires-in", "90d"]);
+    let hash = scene.list()[0]["sha256_prefix"].clone();
+    let output = scene.token(&["rotate", "one"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let token = stdout(&output);
+    let token = token.strip_suffix('\n').unwrap();
+    assert!(token.starts_with("pb_") && token.len() == 46, "{token}");
+    let text = fs::read_to_string(scene.file()).unwrap();
+    for secret in [&stderr(&output), &text] {
+        assert!(!secret.contains(token.trim_start_matches("pb_")));
+    }
+    for part in [
+        "old token is accepted until 2",
+        "token list",
+        "revoke one --old",
+    ] {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+    let [entry] = scene.list().try_into().unwrap();
+    let entry: Value = entry;
+    assert_eq!(entry["types"], serde_json::json!(["user.**"]));
+    assert_eq!(days_left(&entry), Some(90), "as long as the one before");
+    assert_eq!(entry["old_token"]["sha256_prefix"], hash);
+    assert_eq!(days_left(&entry["old_token"]), Some(1));
+    assert_ne!(entry["sha256_prefix"], hash);
+
+    // A third would end one of the two before its time.
+    let third = scene.token(&["rotate", "one"]);
+    assert_eq!(third.status.code(), Some(2));
+    assert_eq!(stdout(&third), "");
+    for part in [
+        "two tokens already",
+        "revoke one --old",
+        "--keep-old-for 0s",
+    ] {
+        assert!(stderr(&third).contains(part), "{}", stderr(&third));
+    }
+    assert_eq!(fs::read_to_string(scene.file()).unwrap(), text);
+    let revoked = scene.token(&["revoke", "one", "--old"]);
+    assert_eq!(revoked.status.code(), Some(0), "{}", stderr(&revoked));
+    assert_eq!(scene.list()[0]["old_token"], Value::Null);
+    assert_eq!(
+        scene.token(&["revoke", "one", "--old"]).status.code(),
+        Some(2)
+    );
+    scene.token(&["rotate", "one"]);
+    let at_once = scene.token(&[
+        "rotate",
+        "one",
+        "--keep-old-for",
+        "0s",
+        "--expires-in",
+        "never",
+    ]);
+    assert_eq!(at_once.status.code(), Some(0), "{}", stderr(&at_once));
+    assert!(stderr(&at_once).contains("no older token"));
+    let entry = scene.list().remove(0);
+    assert_eq!(
+        (&entry["old_token"], days_left(&entry)),
+        (&Value::Null, None)
+    );
+    assert_ne!(stdout(&old), stdout(&at_once));
+}
+
+#[test]
+fn a_rotation_that_cannot_be_meant_changes_nothing() {
+    let scene = Scene::new();
+    for arguments in [&["rotate", "nobody"][..], &["revoke", "nobody", "--old"]] {
+        let output = scene.token(arguments);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains("`nobody`"), "{}", stderr(&output));
+        assert!(!scene.data_dir().exists());
+    }
+    scene.token(&["create", "one"]);
+    scene.token(&["create", "cert", "--certificate", "uri:spiffe://e/1"]);
+    let text = fs::read_to_string(scene.file()).unwrap();
+    for (arguments, said) in [
+        (&["rotate", "cert"][..], "issue a new certificate"),
+        (&["rotate", "one", "--keep-old-for", "91d"], "at most 90d"),
+        (
+            &["rotate", "one", "--keep-old-for", "soon"],
+            "--keep-old-for",
+        ),
+        (&["rotate", "one", "--expires-in", "0s"], "expired already"),
+        (
+            &["rotate", "one", "--expires-at", "2020-01-01T00:00:00Z"],
+            "expired already",
+        ),
+        (&["rotate", "two"], "`two`"),
+        (&["rotate"], "NAME"),
+        (&["revoke", "one", "--old"], "no old token"),
+        (&["revoke", "cert", "--old"], "no old token"),
+    ] {
+        let output = scene.token(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+    assert_eq!(fs::read_to_string(scene.file()).unwrap(), text);
+    // Whoever takes the output away does not know the token, so it is not the credential's.
+    let mut unseen = program(&["token", "rotate", "one", "--data-dir"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = unseen.arg(scene.data_dir()).stdout(full).output().unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    assert_eq!(fs::read_to_string(scene.file()).unwrap(), text);
+}
+
+#[test]
+fn a_linked_file_is_changed_where_it_is() {
+    let (scene, elsewhere) = (Scene::new(), tempdir().unwrap());
+    let target = elsewhere.path().join("who.toml");
+    fs::create_dir(scene.data_dir()).unwrap();
+    std::os::unix::fs::symlink(&target, scene.file()).unwrap();
+    // The first makes the file that the link leads to.
+    for arguments in [&["create", "one"][..], &["rotate", "one"]] {
+        let output = scene.token(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert!(fs::symlink_metadata(scene.file()).unwrap().is_symlink());
+    assert!(
+        fs::read_to_string(&target)
+            .unwrap()
+            .contains("previous_sha256")
+    );
 }
 
 #[test]

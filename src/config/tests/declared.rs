@@ -38,7 +38,8 @@ const APPS: &str = r#"
 
 # The token that the webhook was registered with, at most 100 characters: in a file of its own ...
 # Without either key, it is in tokens/APP_ID.txt in the data directory, where
-# `prelude-bridge webhook setup` puts the one that it makes.
+# `prelude-bridge webhook setup` puts the one that it makes. While it is replaced, the new one is on the first
+# line and the old one on the second: a running bridge reads the file again and accepts both.
 #verification_token_file = "token.txt"
 
 # ... or in a variable of the environment. One of the two, and never in this file.

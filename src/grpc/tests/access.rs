@@ -20,6 +20,7 @@ fn entry(name: &str, token: &Token) -> Entry {
         name: name.into(),
         proof: Proof::Token(token.digest()),
         scope: Scope::default(),
+        previous: None,
         streams_max: None,
         created_at: None,
         expires_at: None,
