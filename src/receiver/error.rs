@@ -1,8 +1,9 @@
 //! Owns the reasons for which a request is refused, with texts for the operator. [`super::status`] has
 //! the texts for the caller.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
+use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use crate::{decode, log, net::framing::Excess, signature};
@@ -67,6 +68,19 @@ pub(super) enum Error {
     Unverified(#[from] signature::Error),
     #[error("signed, but no batch: {0}")]
     NoBatch(#[from] decode::Error),
+    #[error(
+        "signed, but its newest event happened {age:#} ago, and ids are remembered for {age_max:?}{}: \
+         it may be a copy of an earlier delivery. If it is genuine, set `old_events` to \"accept\" while \
+         the sender retries, for two weeks",
+        if *.is_clock_confirmed { "" } else { ". Check this machine's clock, which has not kept pace for a day yet" }
+    )]
+    TooOld {
+        /// Of the newest event.
+        age: SignedDuration,
+        age_max: Duration,
+        /// Whether more than one reading of the clock says so.
+        is_clock_confirmed: bool,
+    },
     #[error("not appended: {0}")]
     NotAppended(#[from] log::Error),
 }

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::{self, BoxFuture, FutureExt as _};
 
-use super::{Appended, Block, Error, Follower, Gap, Log, ReadError, Status, Usage};
+use super::{Appended, Block, EarliestNow, Error, Follower, Gap, Log, ReadError, Status, Usage};
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A log that does what another does, unless it is told to fail.
@@ -23,6 +23,7 @@ pub struct Scripted<L> {
     follows: Mutex<Option<Gap>>,
     /// How many events after the place reading leaves out.
     left_out: AtomicU64,
+    earliest_now: Mutex<Option<EarliestNow>>,
 }
 
 /// What is done when the log is asked.
@@ -46,6 +47,7 @@ impl<L: Log> Scripted<L> {
             reads: Mutex::new(Script::Works),
             follows: Mutex::default(),
             left_out: AtomicU64::new(0),
+            earliest_now: Mutex::default(),
         }
     }
 
@@ -68,6 +70,11 @@ impl<L: Log> Scripted<L> {
     /// Leaves so many events out at the beginning of what is read from now on.
     pub fn leave_out(&self, events: u64) {
         self.left_out.store(events, Ordering::Relaxed);
+    }
+
+    /// The earliest time that it can be, from now on.
+    pub fn set_earliest_now(&self, earliest: EarliestNow) {
+        *self.earliest_now.lock().unwrap() = Some(earliest);
     }
 
     /// Lets nobody follow from now on, for this reason.
@@ -124,6 +131,11 @@ impl<L: Log> Log for Scripted<L> {
 
     fn now(&self) -> UnixMicros {
         self.inner.now()
+    }
+
+    fn earliest_now(&self) -> EarliestNow {
+        let set = *self.earliest_now.lock().unwrap();
+        set.unwrap_or_else(|| self.inner.earliest_now())
     }
 
     fn settling_time(&self) -> Duration {
