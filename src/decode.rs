@@ -287,5 +287,8 @@ fn synthetic_id(app_id: &str, event_type: &str, raw_json: &str) -> String {
     format!("syn_{}", URL_SAFE_NO_PAD.encode(half))
 }
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests;

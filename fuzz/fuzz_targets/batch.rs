@@ -1,2 +1,7 @@
+//! The body of a verified delivery: both ways of reading it, and the block that its events make.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| { let _ = prelude_bridge::decode::claimed_app_id(data); });
+
+use libfuzzer_sys::fuzz_target;
+use prelude_bridge::fuzzing;
+
+fuzz_target!(|data: &[u8]| fuzzing::batch(data));

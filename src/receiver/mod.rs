@@ -208,5 +208,22 @@ impl Receiver {
     }
 }
 
+#[cfg(fuzzing)]
+impl Receiver {
+    /// Serves one connection, whatever comes on it.
+    pub async fn serve(
+        &self,
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        peer: std::net::SocketAddr,
+    ) {
+        let service = warp::service(routes::routes(Arc::clone(&self.shared)));
+        let limits = self.shared.options.connection;
+        http1::serve(stream, peer, limits, service, CancellationToken::new()).await;
+    }
+}
+
+#[cfg(fuzzing)]
+pub(crate) use forwarded::addresses;
+
 #[cfg(test)]
 mod tests;

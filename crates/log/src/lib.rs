@@ -149,6 +149,10 @@ pub struct Usage {
     pub clock_jumps: u64,
 }
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use embedded::frame::fuzzing;
+
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]

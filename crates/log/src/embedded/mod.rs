@@ -16,7 +16,10 @@ mod damage_tests;
 mod directory;
 mod disk_error;
 mod footer;
+#[cfg(not(fuzzing))]
 mod frame;
+#[cfg(fuzzing)]
+pub mod frame;
 mod inspect;
 mod keeper;
 mod manifest;
