@@ -466,7 +466,7 @@ pub mod fuzzing {
     use super::*;
 
     /// Frames are read the same whatever the chunks, and what is read is what is written. Where a header
-    /// could begin, it gets its right checksum. `file` is empty.
+    /// could begin, it gets the log and its right checksum. `file` is empty.
     pub fn frame(data: &[u8], file: &File) {
         let mut bytes = data.to_vec();
         let log = LogId(0);
@@ -475,6 +475,7 @@ pub mod fuzzing {
                 break;
             };
             if header.starts_with(&FRAME_MAGIC) {
+                header[CHECKED_FROM..16].copy_from_slice(&log.0.to_le_bytes());
                 let checksum = crc32c::crc32c(&header[CHECKED_FROM..]);
                 header[4..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
             }
