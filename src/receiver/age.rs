@@ -9,9 +9,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use jiff::SignedDuration;
-
-use super::{App, Shared, error::Error};
+use super::{
+    App, Shared,
+    error::{Error, Micros},
+};
 use crate::{
     event::{Dates, UnixMicros},
     log::EarliestNow,
@@ -122,8 +123,8 @@ fn evaluate(
         Doubt::Clock
     } else {
         return Err(Error::TooOld {
-            age: shown(age(newest, now)),
-            age_max: limit.age_max,
+            age: Micros(age(newest, now)),
+            age_max: Micros(micros(limit.age_max)),
             is_clock_confirmed: earliest.is_confirmed,
         });
     };
@@ -136,10 +137,6 @@ fn age(at: UnixMicros, now: UnixMicros) -> i64 {
 
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn shown(micros: i64) -> SignedDuration {
-    SignedDuration::from_secs(micros / 1_000_000)
 }
 
 /// Makes the series of an app.
@@ -177,8 +174,8 @@ impl Shared {
             };
             let (reason, message) = (doubt.reason(), doubt.message());
             let peer = peer.map(tracing::field::display);
-            let newest = dates.newest.map(|at| shown(age(at, self.log.now())));
-            let age = newest.map(|age| tracing::field::display(format!("{age:#}")));
+            let age = dates.newest.map(|at| Micros(age(at, self.log.now())));
+            let age = age.map(tracing::field::display);
             let app = &*app.id;
             match doubt {
                 Doubt::Undated => tracing::debug!(app, peer, reason, unlogged, "{message}"),
@@ -287,7 +284,10 @@ mod tests {
             },
         );
         let said = refusal.to_string();
-        assert!(said.contains("384h") && said.contains("clock"), "{said}");
+        assert!(
+            said.contains("16.0 days") && said.contains("clock"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
 };
 
 use prelude_bridge::{
+    client,
     proto::{Event, GetRangeRequest, SubscribeRequest, stop_position, subscribe_response::Notice},
     simulator::{AppOptions, Options, Simulator},
 };
@@ -20,7 +21,9 @@ use tonic::{Code, Request};
 use crate::{
     access::token,
     support::{
-        APP, Bridge, Setup, batch, dated, item, key, reader,
+        APP, Bridge, Setup, batch,
+        certificates::Authority,
+        dated, item, key, reader,
         sender::eventually,
         stream::{Received, StopPosition, history},
     },
@@ -482,4 +485,39 @@ async fn stored_keys_that_seem_too_old_by_a_wrong_clock_are_used_again_when_it_i
         assert_eq!(again.text(), r#"{"accepted":0,"duplicates":1}"#);
         assert!(bridge.terminate().await.success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expired_by_a_wrong_clock_is_valid_again_when_it_is_right() {
+    let authority = Authority::new();
+    let setup = Setup::default()
+        .secured("grpc", &authority.server("server"))
+        .with(
+            "tls.grpc.client_ca_file",
+            authority.certificate().to_str().unwrap(),
+        );
+    let clock = WallClock::new();
+    let mut bridge = setup.prepare();
+    clock.start(&mut bridge).await;
+    let issued = authority.brief_client("billing", DAY);
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let range = async || {
+        let options = client::Options::new(format!("https://{}", bridge.addresses.grpc))
+            .ca_certificate(read(&authority.certificate()))
+            .client_certificate(read(&issued.certificate), read(&issued.key));
+        let client = client::Client::connect(&options).await.ok()?;
+        client.range().await.ok()
+    };
+    // While a certificate counts as expired, connections are refused.
+    for (seconds, is_valid) in [
+        (0, true),
+        (MONTH, false),
+        (0, true),
+        (-MONTH, true),
+        (0, true),
+    ] {
+        clock.set(seconds);
+        assert_eq!(range().await.is_some(), is_valid, "{seconds}");
+    }
+    assert!(bridge.terminate().await.success());
 }

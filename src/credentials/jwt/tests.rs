@@ -449,6 +449,43 @@ async fn its_streams_end_when_it_expires() {
 }
 
 #[tokio::test]
+async fn it_is_valid_again_after_a_wrong_clock() {
+    let ahead = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let clock = {
+        let ahead = std::sync::Arc::clone(&ahead);
+        move || {
+            let seconds = ahead.load(std::sync::atomic::Ordering::Relaxed);
+            Timestamp::now() + jiff::SignedDuration::from_secs(seconds)
+        }
+    };
+    let signer = Signer::new(Algorithm::ES256, "one");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("jwks.json");
+    std::fs::write(&path, key_set(&[signer.jwk()])).unwrap();
+    let options = credentials::Options {
+        jwt: Some(options(KeySource::JwksFile(path))),
+        ..credentials::Options::default()
+    };
+    let opened = Credentials::open_with_clock(options, std::sync::Arc::new(clock));
+    let credentials = opened.await.unwrap();
+    let now = Timestamp::now().as_second();
+    let token = signer.sign(&claims(&json!({ "nbf": now - 60 })));
+    const DAY: i64 = 86_400;
+    for (seconds, is_valid) in [
+        (0, true),
+        (35 * DAY, false),
+        (0, true),
+        (-35 * DAY, false),
+        (-now, false),
+        (0, true),
+    ] {
+        ahead.store(seconds, std::sync::atomic::Ordering::Relaxed);
+        let shown = show(&credentials, &token).await;
+        assert_eq!(shown.is_ok(), is_valid, "{seconds}: {shown:?}");
+    }
+}
+
+#[tokio::test]
 async fn all_jwts_of_a_subject_share_a_quota() {
     let signer = Signer::new(Algorithm::ES256, "one");
     let (_directory, credentials) = trusting(&[signer.jwk()]).await;
