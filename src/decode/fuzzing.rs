@@ -11,8 +11,10 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    block::Block,
-    event::{Epoch, LogId, Sequence, UnixMicros},
+    event::{
+        Epoch, LogId, Sequence, UnixMicros,
+        block::{Block, Builder},
+    },
     proto,
 };
 
@@ -37,7 +39,7 @@ pub fn batch(body: &[u8]) {
     let Ok(batch) = decoded else { return };
     assert_eq!(claimed_app_id(body).as_deref(), Some(APP));
     let place = (LogId(1), Epoch(2), Sequence(3), UnixMicros(4));
-    let mut builder = crate::block::Builder::new(place.0, place.1, place.2, place.3);
+    let mut builder = Builder::new(place.0, place.1, place.2, place.3);
     for draft in &batch.drafts {
         let fields = [batch.head(draft), batch.payload(draft)].concat();
         let event = proto::Event::decode(fields.as_slice()).unwrap();
@@ -53,7 +55,7 @@ pub fn batch(body: &[u8]) {
     check_block(&mut builder);
 }
 
-fn check_block(builder: &mut crate::block::Builder) {
+fn check_block(builder: &mut Builder) {
     let Some(built) = builder.finish() else {
         return;
     };
