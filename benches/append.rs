@@ -217,6 +217,7 @@ impl Events {
             drafts: drafts.collect(),
             body: vec![b' '; count * half].into(),
             encoded: vec![1; count * half].into(),
+            dates: Default::default(),
         }
     }
 }

@@ -28,8 +28,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     for index in 0..count {
-        block.user_id(index);
-        block.cursor(index);
+        let _ = (block.user_id(index), block.cursor(index));
     }
     let filter = Filter::compile(&Spec {
         types: vec!["user.**".to_owned()],

@@ -27,6 +27,7 @@ use crate::{
         sender::eventually,
         stream::{Received, StopPosition, history},
     },
+    tls::Secured as _,
 };
 
 const HOUR: i64 = 60 * 60;
@@ -492,10 +493,7 @@ async fn a_certificate_that_expired_by_a_wrong_clock_is_valid_again_when_it_is_r
     let authority = Authority::new();
     let setup = Setup::default()
         .secured("grpc", &authority.server("server"))
-        .with(
-            "tls.grpc.client_ca_file",
-            authority.certificate().to_str().unwrap(),
-        );
+        .asking(&authority);
     let clock = WallClock::new();
     let mut bridge = setup.prepare();
     clock.start(&mut bridge).await;

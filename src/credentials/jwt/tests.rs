@@ -468,15 +468,14 @@ async fn it_is_valid_again_after_a_wrong_clock() {
     };
     let opened = Credentials::open_with_clock(options, std::sync::Arc::new(clock));
     let credentials = opened.await.unwrap();
-    let now = Timestamp::now().as_second();
-    let token = signer.sign(&claims(&json!({ "nbf": now - 60 })));
+    let token = signer.sign(&claims(&json!({})));
     const DAY: i64 = 86_400;
     for (seconds, is_valid) in [
         (0, true),
         (35 * DAY, false),
         (0, true),
-        (-35 * DAY, false),
-        (-now, false),
+        (-35 * DAY, true),
+        (-Timestamp::now().as_second(), true),
         (0, true),
     ] {
         ahead.store(seconds, std::sync::atomic::Ordering::Relaxed);
