@@ -24,7 +24,8 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(view.len(), count);
         assert_eq!(view.slice(0..count).len(), view.bytes());
         for start in 0..count {
-            assert!(view.fitting_end(start, 100) > start);
+            let end = view.fitting_end(start, 100);
+            assert!((start..=count).contains(&end) && view.slice_bytes(start..end) <= 100);
         }
     }
     for index in 0..count {
