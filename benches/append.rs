@@ -231,6 +231,7 @@ impl Events {
             drafts,
             body: vec![b' '; count * half].into(),
             encoded: encoded.into(),
+            dates: Default::default(),
         }
     }
 }

@@ -107,6 +107,7 @@ impl Bridge {
             body: Bytes::new(),
             encoded: encoded.into(),
             drafts,
+            dates: Default::default(),
         };
         self.log.append(batch).await.expect("an append");
     }

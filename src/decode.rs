@@ -15,8 +15,11 @@
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
 //!   than [`ID_BYTES_MAX`] bytes.
 //! - **occurred_at**: the date that is documented for the type; else the `created_at` beside the
-//!   payload; else the first readable of the payload's `revoked_at`, `deleted_at`, `updated_at` and
-//!   `created_at`.
+//!   payload; else the first readable of the payload's `occurred_at`, `revoked_at`, `deleted_at`,
+//!   `updated_at` and `created_at`. Dates are RFC 3339; what is beyond a timestamp's precision is cut
+//!   off, and a date beyond its range is left out.
+//! - **the batch's dates**: of each event the later one of `occurred_at` and the `created_at` beside
+//!   the payload.
 //! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
 //!   defaults. A field of the wrong shape leaves the message out.
 //!
@@ -29,6 +32,7 @@
 //! Knows nothing of HTTP, keys and the log.
 
 mod ambiguity;
+mod date;
 mod envelope;
 mod item;
 mod json;
@@ -47,7 +51,7 @@ use sha2::{Digest as _, Sha256};
 pub use self::ambiguity::{Ambiguity, Members};
 use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
 use crate::{
-    event::{Batch, Draft, EventKey, user_hash},
+    event::{Batch, Dates, Draft, EventKey, user_hash},
     signature::VerifiedBody,
     wire::Head,
 };
@@ -139,12 +143,13 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
     if let Some(ambiguity) = encoder.ambiguity {
         return Err(Error::Ambiguous(ambiguity));
     }
-    let (encoded, drafts) = (encoder.encoded.into(), encoder.drafts);
+    let (encoded, drafts, dates) = (encoder.encoded.into(), encoder.drafts, encoder.dates);
     Ok(Batch {
         app_id: Arc::clone(app_id),
         body,
         encoded,
         drafts,
+        dates,
     })
 }
 
@@ -155,6 +160,7 @@ struct Encoder<'a> {
     traceparent: &'a str,
     encoded: Vec<u8>,
     drafts: Vec<Draft>,
+    dates: Dates,
     /// The first that was found in a payload.
     ambiguity: Option<Ambiguity>,
 }
@@ -168,6 +174,7 @@ impl<'a> Encoder<'a> {
             // What leaves JSON comes out shorter; what is added per event is about this much.
             encoded: Vec::with_capacity(text.len() + text.len() / 8),
             drafts: Vec::new(),
+            dates: Dates::default(),
             ambiguity: None,
         }
     }
@@ -209,13 +216,18 @@ impl<'a> Encoder<'a> {
         let user_id = Item::first_id(fields.user_id, beside.user_id);
         let date = fields.documented_date(&event_type);
         let documented = date.as_ref().ok().copied().flatten();
+        let beside_date = Fields::date(beside.created_at);
+        let occurred_at = fields.occurred_at(documented, beside_date);
+        if let Some(at) = occurred_at.max(beside_date) {
+            self.dates.add(at.into());
+        }
         let head_start = self.encoded.len();
         Head {
             id: &id,
             event_type: &event_type,
             app_id: self.app_id,
             user_id: &user_id,
-            occurred_at: fields.occurred_at(documented, beside.created_at),
+            occurred_at,
             correlation_id: &Item::first_id(fields.correlation_id, beside.correlation_id),
             traceparent: self.traceparent,
         }
@@ -274,6 +286,9 @@ fn synthetic_id(app_id: &str, event_type: &str, raw_json: &str) -> String {
     let (half, _) = digest.split_at(16);
     format!("syn_{}", URL_SAFE_NO_PAD.encode(half))
 }
+
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 
 #[cfg(test)]
 mod tests;

@@ -104,3 +104,20 @@ pub mod doctor;
 
 // The commands.
 pub mod cli;
+
+// What the fuzz targets in `fuzz/` need of private rooms.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::{
+        credentials::fuzzing::credentials,
+        decode::fuzzing::{APP, batch, date},
+        http2::fuzzing::frame_budget,
+        log::fuzzing::frame,
+    };
+
+    /// A `Forwarded` header.
+    pub fn forwarded(line: &[u8]) {
+        crate::receiver::addresses(line);
+    }
+}

@@ -25,8 +25,8 @@ use prometheus_client::{
 
 use self::{
     families::{
-        Connections, Events, ListenerLabel, LogWrites, ReasonLabel, RefusedLabels, RequestLabels,
-        StreamWrites, Webhook,
+        Connections, DoubtLabels, Events, ListenerLabel, LogWrites, ReasonLabel, RefusedLabels,
+        RequestLabels, StreamWrites, Webhook,
     },
     watched::Watched,
 };
@@ -108,6 +108,16 @@ impl Metrics {
             .verification_failures
             .get_or_create(&ReasonLabel { reason })
             .inc();
+    }
+
+    /// Batches of a configured app that may not be what they seem, for this reason.
+    pub fn doubtful_batches(&self, app: &str, reason: &'static str, count: u64) {
+        let labels = DoubtLabels {
+            app: app.to_owned(),
+            reason,
+        };
+        let counter = self.webhook.doubtful_batches.get_or_create(&labels);
+        counter.inc_by(count);
     }
 
     /// An event of a verified batch was decoded.

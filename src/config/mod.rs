@@ -113,6 +113,13 @@ settings! {
         /// exit).
         store: Store = Store::Embedded;
 
+        /// What becomes of a signed batch in which every date lies further back than ids are remembered
+        /// (`retention.id_age_min`), once the log may have forgotten ids: "refuse" or "accept". The sender has given up by then, so it is a
+        /// copy that somebody sends again, and the log may not recognise it. Refusals are logged and
+        /// counted, and Prelude retries what is refused for two weeks: time to accept it, if old events
+        /// are expected, such as those of an import.
+        old_events: OldEvents = OldEvents::Refuse;
+
         /// The time that requests and streams have to finish after SIGTERM: more than the 8 s of a request,
         /// less than the 30 s after which container platforms end a process.
         drain_timeout: Duration = seconds(15), in seconds(0)..=seconds(3600);
@@ -156,6 +163,15 @@ pub enum Store {
     Embedded,
     /// Memory only: for trials and tests.
     Memory,
+}
+
+/// What becomes of batches that are too old to be recognised as repetitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldEvents {
+    /// They are refused.
+    Refuse,
+    /// They are accepted, logged and counted.
+    Accept,
 }
 
 /// A set of addresses.

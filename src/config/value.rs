@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AllowedSource, Store, WebOrigin,
+    AllowedSource, OldEvents, Store, WebOrigin,
     units::{self, ByteSize},
 };
 use crate::{
@@ -242,6 +242,8 @@ words! {
     Store, "store",
     "write \"embedded\" (files in the data directory) or \"memory\" (for trials, lost on exit)":
         "embedded" => Store::Embedded, "memory" => Store::Memory;
+    OldEvents, "rule", "write \"refuse\" or \"accept\"":
+        "refuse" => OldEvents::Refuse, "accept" => OldEvents::Accept;
     Format, "log format", "write \"text\" or \"json\"":
         "text" => Format::Text, "json" => Format::Json;
     Level, "log level", "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\"":

@@ -464,5 +464,8 @@ impl fmt::Debug for Presented<'_> {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) use document::fuzzing;
+
 #[cfg(test)]
 mod tests;

@@ -31,7 +31,7 @@ pub enum Members {
 pub(super) const UNKNOWN: &str = "(another)";
 
 /// The names of members that may be shown.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
     "app_id",
     "correlation_id",
     "created_at",
@@ -43,6 +43,7 @@ const KNOWN: [&str; 20] = [
     "identifier",
     "identifiers",
     "metadata",
+    "occurred_at",
     "payload",
     "profile",
     "revoked_at",

@@ -30,6 +30,10 @@ pub(super) struct Item<'a> {
 
 /// What a member is that fields may be in.
 #[derive(Default, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be an allocation for every event"
+)]
 enum Nested<'a> {
     /// Not there, or null.
     #[default]

@@ -11,9 +11,13 @@ use serde_json::value::RawValue;
 
 use super::{
     ambiguity::{Ambiguity, Seen, UNKNOWN, repeated},
+    date,
     json::{self, Name, Value},
 };
-use crate::proto::{self, event::Payload};
+use crate::{
+    proto::{self, event::Payload},
+    wire,
+};
 
 /// The types with a payload message.
 pub(super) const DOCUMENTED_TYPES: [&str; 7] = [
@@ -53,10 +57,11 @@ pub(super) struct Fields<'a> {
     updated_at: Option<Value<'a>>,
     deleted_at: Option<Value<'a>>,
     revoked_at: Option<Value<'a>>,
+    occurred_at: Option<Value<'a>>,
 }
 
-/// A date, where there is one.
-type Date = Option<jiff::Timestamp>;
+/// A date, where there is one that the contract can hold.
+type Date = Option<wire::Timestamp>;
 
 /// A field is there but is not what is documented.
 pub(super) struct WrongShape;
@@ -106,6 +111,7 @@ impl<'a> Fields<'a> {
             "updated_at" => (1 << 9, &mut self.updated_at),
             "deleted_at" => (1 << 10, &mut self.deleted_at),
             "revoked_at" => (1 << 11, &mut self.revoked_at),
+            "occurred_at" => (1 << 12, &mut self.occurred_at),
             _ => return None,
         })
     }
@@ -119,23 +125,31 @@ impl<'a> Fields<'a> {
             "user.session.revoked" => self.revoked_at,
             _ => None,
         };
-        value
-            .map(|value| instant(value).ok_or(WrongShape))
-            .transpose()
+        let Some(value) = value else {
+            return Ok(None);
+        };
+        let text = value.string().ok_or(WrongShape)?;
+        Ok(date::parse(&text).ok_or(WrongShape)?.timestamp())
+    }
+
+    /// The date that a value is; `None` where there is none that can be read.
+    pub(super) fn date(value: Option<Value<'_>>) -> Date {
+        date::parse(&value?.string()?)?.timestamp()
     }
 
     /// When it happened: the date that is documented for the type; else the `created_at` beside
-    /// the payload; else the first readable of `revoked_at`, `deleted_at`, `updated_at` and
-    /// `created_at`, latest in a thing's life first.
-    pub(super) fn occurred_at(&self, documented: Date, beside: Option<Value<'_>>) -> Date {
-        documented.or_else(|| {
+    /// the payload; else the first readable of `occurred_at` and, latest in a thing's life first,
+    /// `revoked_at`, `deleted_at`, `updated_at` and `created_at`.
+    pub(super) fn occurred_at(&self, documented: Date, beside: Date) -> Date {
+        documented.or(beside).or_else(|| {
             let life = [
+                self.occurred_at,
                 self.revoked_at,
                 self.deleted_at,
                 self.updated_at,
                 self.created_at,
             ];
-            [beside].into_iter().chain(life).flatten().find_map(instant)
+            life.into_iter().find_map(Self::date)
         })
     }
 
@@ -258,20 +272,8 @@ fn string(value: Option<Value<'_>>) -> Result<String, WrongShape> {
     }
 }
 
-fn timestamp(at: jiff::Timestamp) -> Timestamp {
-    // Before 1970 both parts are negative; protobuf wants nanoseconds that count forwards.
-    let (seconds, nanos) = match (at.as_second(), at.subsec_nanosecond()) {
-        (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
-        both => both,
-    };
+fn timestamp(wire::Timestamp { seconds, nanos }: wire::Timestamp) -> Timestamp {
     Timestamp { seconds, nanos }
-}
-
-/// An RFC 3339 date. Those before the year 1 are none: protobuf ends there.
-fn instant(value: Value<'_>) -> Option<jiff::Timestamp> {
-    const YEAR_ONE: jiff::Timestamp = jiff::Timestamp::constant(-62_135_596_800, 0);
-    let at: jiff::Timestamp = value.string()?.parse().ok()?;
-    (at >= YEAR_ONE).then_some(at)
 }
 
 fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, NoMessage> {

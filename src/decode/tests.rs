@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
+    event::UnixMicros,
     metrics,
     proto::{self, event::Payload},
     wire,
@@ -307,6 +308,7 @@ mod ambiguities {
             "correlation_id",
             "created_at",
             "deleted_at",
+            "occurred_at",
             "session_id",
             "source",
         ] {
@@ -548,7 +550,7 @@ mod payloads {
     }
 
     #[test]
-    fn dates_have_any_offset_and_up_to_nine_digits() {
+    fn dates_have_any_offset_and_any_number_of_digits() {
         let when = |date: &str| {
             let json = json!({"type": "user.deleted", "payload": {"deleted_at": date}});
             let event = event(&json.to_string());
@@ -571,6 +573,13 @@ mod payloads {
                 253_402_207_199,
                 999_999_999,
             ),
+            ("9999-12-31T23:59:59Z", 253_402_300_799, 0),
+            (
+                "2025-03-15T10:30:00.1234567890Z",
+                1_742_034_600,
+                123_456_789,
+            ),
+            ("2016-12-31T23:59:60.5Z", 1_483_228_799, 999_999_999),
         ] {
             assert_eq!(
                 when(date),
@@ -585,6 +594,57 @@ mod payloads {
             "0000-12-31T23:59:59Z",
         ] {
             assert_eq!(when(date), None, "{date}");
+        }
+    }
+
+    #[test]
+    fn a_date_that_the_contract_cannot_hold_is_left_out_and_the_payload_stays() {
+        for date in ["0000-12-31T23:59:59Z", "9999-12-31T23:59:59-01:00"] {
+            let json = json!({"type": "user.deleted", "payload": {"user_id": "usr_1", "deleted_at": date}});
+            let event = event(&json.to_string());
+            let Some(Payload::UserDeleted(payload)) = event.payload else {
+                unreachable!("{date}: {:?}", event.payload);
+            };
+            assert_eq!((payload.deleted_at, event.occurred_at), (None, None));
+            assert_eq!(payload.user_id, "usr_1");
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_new_may_say_when_it_occurred() {
+        for payload in [
+            json!({"occurred_at": "2026-01-01T00:00:01Z", "created_at": "2020-01-01T00:00:00Z"}),
+            json!({"occurred_at": 5, "created_at": "2026-01-01T00:00:01Z"}),
+        ] {
+            let json = json!({"type": "migration.hook_failed", "payload": payload});
+            assert_eq!(
+                event(&json.to_string()).occurred_at,
+                at("2026-01-01T00:00:01Z")
+            );
+        }
+    }
+
+    #[test]
+    fn a_batch_has_the_dates_of_its_first_and_its_last_event() {
+        let dates = |items: &[&str]| {
+            let dates = decode(body(items)).unwrap().dates;
+            let second = |at: Option<UnixMicros>| at.map(|at| at.0 / 1_000_000);
+            (second(dates.oldest), second(dates.newest))
+        };
+        let second = |n| format!("1970-01-01T00:00:{n:02}Z");
+        // The later one of the documented date and the one beside the payload.
+        let created = |inner, beside| {
+            let payload = json!({"created_at": second(inner)});
+            json!({"type": "user.created", "created_at": second(beside), "payload": payload})
+                .to_string()
+        };
+        let (early, late) = (created(3, 5), created(40, 6));
+        assert_eq!(dates(&[&late, "{}", "7", &early]), (Some(5), Some(40)));
+        // In the body's other shape too, which another walk reads.
+        let unusual = format!(r#"{{"payload":7,"created_at":"{}"}}"#, second(9));
+        assert_eq!(dates(&[&unusual]), (Some(9), Some(9)));
+        for undated in [&[][..], &["{}"], &[r#"{"created_at":"yesterday"}"#], &["7"]] {
+            assert_eq!(dates(undated), (None, None), "{undated:?}");
         }
     }
 

@@ -319,12 +319,27 @@ async fn live_events_complete_a_count_and_a_time() {
         ..Default::default()
     };
     let timed = bridge.subscribe(request).await.unwrap();
-    bridge.append(3, 9).await;
+    let mut last = 9;
+    bridge.append(3, last).await;
+    // Some after it, too.
+    while jiff::Timestamp::now() <= soon {
+        last += 1;
+        bridge.append_one(last).await;
+    }
     assert_eq!(counted.collect().await.sequences(), [3, 4, 5]);
-    assert_eq!(
-        timed.collect().await.sequences(),
-        (3..=9).collect::<Vec<u64>>()
-    );
+    let timed = timed.collect().await.sequences();
+    let request = SubscribeRequest {
+        start: from(Start::AfterCursor(bridge.cursor(2))),
+        stop: max_events(last - 2),
+        ..Default::default()
+    };
+    let all = bridge.collect(request).await.events;
+    let is_before = |event: &&proto::Event| {
+        let received = event.received_at.unwrap();
+        (received.seconds, received.nanos) < (at.seconds, at.nanos)
+    };
+    let before = all.iter().filter(is_before).map(|event| event.sequence);
+    assert_eq!(timed, before.collect::<Vec<u64>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

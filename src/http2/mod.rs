@@ -26,6 +26,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::calls::{Calls, Kind, NoSlot};
+#[cfg(fuzzing)]
+pub(crate) use self::frame_budget::fuzzing;
 use self::tenure::{Tenure, Timeouts};
 pub use self::{calls::Limits as CallLimits, frame_budget::Limits as FrameLimits};
 use crate::{

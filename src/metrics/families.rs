@@ -27,6 +27,12 @@ pub(super) struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DoubtLabels {
+    pub(super) app: String,
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ListenerLabel {
     pub(super) listener: &'static str,
 }
@@ -47,6 +53,7 @@ pub(super) struct Webhook {
     pub(super) durations: Histogram,
     pub(super) body_bytes: Counter,
     pub(super) verification_failures: Family<ReasonLabel, Counter>,
+    pub(super) doubtful_batches: Family<DoubtLabels, Counter>,
 }
 
 impl Webhook {
@@ -58,6 +65,7 @@ impl Webhook {
             durations,
             body_bytes: Counter::default(),
             verification_failures: Family::default(),
+            doubtful_batches: Family::default(),
         };
         registry.register(
             "webhook_requests",
@@ -80,6 +88,11 @@ impl Webhook {
             "webhook_verification_failures",
             "Deliveries that were not verified, by reason",
             these.verification_failures.clone(),
+        );
+        registry.register(
+            "webhook_doubtful_batches",
+            "Signed batches that were refused because of their age, or accepted though they may be repetitions, by app and reason",
+            these.doubtful_batches.clone(),
         );
         these
     }

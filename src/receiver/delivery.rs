@@ -88,8 +88,17 @@ pub(super) async fn take<B: Buf>(
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);
     }
+    let dates = batch.dates;
+    let doubt = if batch.drafts.is_empty() {
+        None
+    } else {
+        shared.check_age(app, dates)?
+    };
     let appended = shared.log.append(batch).await?;
     drop(held);
+    if appended.accepted > 0 {
+        shared.note_accepted(app, dates, doubt, arrival.peer);
+    }
     shared
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);

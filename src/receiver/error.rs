@@ -1,7 +1,7 @@
 //! Owns the reasons for which a request is refused, with texts for the operator. [`super::status`] has
 //! the texts for the caller.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use tokio::time::Instant;
 
@@ -67,8 +67,31 @@ pub(super) enum Error {
     Unverified(#[from] signature::Error),
     #[error("signed, but no batch: {0}")]
     NoBatch(#[from] decode::Error),
+    #[error(
+        "signed, but its newest event happened {age} ago, and ids are remembered for {age_max}{}: \
+         it may be a copy of an earlier delivery. If it is genuine, set `old_events` to \"accept\" while \
+         the sender retries, for two weeks",
+        if *.is_clock_confirmed { "" } else { ". Check this machine's clock, which has not kept pace for a day yet" }
+    )]
+    TooOld {
+        /// Of the newest event.
+        age: Micros,
+        age_max: Micros,
+        /// Whether more than one reading of the clock says so.
+        is_clock_confirmed: bool,
+    },
     #[error("not appended: {0}")]
     NotAppended(#[from] log::Error),
+}
+
+/// A time in microseconds, shown in days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Micros(pub(super) i64);
+
+impl fmt::Display for Micros {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:.1} days", self.0 as f64 / 86_400_000_000.0)
+    }
 }
 
 impl From<warp::Error> for Error {

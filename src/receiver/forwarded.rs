@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// the line does not follow the grammar, or an element has a parameter twice.
 ///
 /// Each line of several is read by itself: a quoted string does not go on in the next one.
-pub(super) fn addresses(line: &[u8]) -> Option<Vec<Option<IpAddr>>> {
+pub(crate) fn addresses(line: &[u8]) -> Option<Vec<Option<IpAddr>>> {
     let mut reader = Reader { rest: line };
     let mut addresses = Vec::new();
     loop {

@@ -8,11 +8,13 @@
 //! body       read under a limit, a budget, a deadline    413 429 503
 //! delivery   signature header, signature                401 503
 //!            decode                                     422
-//!            append, and wait until it is durable       503
+//! age        how old the batch is                       422 503
+//! delivery   append, and wait until it is durable       503
 //! ```
 //!
 //! It knows only the log's trait, and nothing of subscribers.
 
+mod age;
 mod body;
 mod budget;
 mod challenge;
@@ -26,14 +28,22 @@ pub mod source;
 mod status;
 mod verification;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use self::verification::{VerificationToken, VerificationTokens};
+pub use self::{
+    age::AgeLimit,
+    verification::{VerificationToken, VerificationTokens},
+};
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
+    event::Sequence,
     log::Log,
     metrics::Metrics,
     net::{
@@ -64,6 +74,8 @@ pub struct Options {
     pub verifications_max: usize,
     /// The rate limit on forged deliveries; those beyond it wait.
     pub forgeries: forgeries::Limits,
+    /// How old a batch may be.
+    pub age: AgeLimit,
     /// From the end of the header to the end of the body.
     pub body_timeout: Duration,
     /// Everything from the end of the header to the answer: below the sender's 10 s, which must not run
@@ -98,6 +110,8 @@ pub struct Receiver {
 struct Shared {
     options: Options,
     apps: HashMap<Arc<str>, App>,
+    /// The apps of which nothing was appended yet, if the log was empty at the start.
+    new_apps: Mutex<HashSet<Arc<str>>>,
     log: Arc<dyn Log>,
     metrics: Arc<Metrics>,
     bodies: Arc<Budget>,
@@ -106,10 +120,24 @@ struct Shared {
     quiet: Quiet,
 }
 
+impl Shared {
+    /// Whether the events that were just appended are the first of an app that is new to the log.
+    fn is_first_of(&self, app: &App) -> bool {
+        let mut new_apps = self.new_apps.lock().unwrap_or_else(PoisonError::into_inner);
+        new_apps.remove(&app.id)
+    }
+}
+
 impl Receiver {
     /// A receiver of the deliveries of `apps`, which it appends to `log`.
     #[must_use]
     pub fn new(options: Options, apps: Vec<App>, log: Arc<dyn Log>, metrics: Arc<Metrics>) -> Self {
+        for app in &apps {
+            age::register(&metrics, app);
+        }
+        let is_empty = log.range().head == Sequence::ZERO;
+        let new_apps = apps.iter().filter(|_| is_empty);
+        let new_apps = new_apps.map(|app| Arc::clone(&app.id)).collect();
         let apps = apps
             .into_iter()
             .map(|app| (Arc::clone(&app.id), app))
@@ -117,6 +145,7 @@ impl Receiver {
         Self {
             shared: Arc::new(Shared {
                 apps,
+                new_apps: Mutex::new(new_apps),
                 log,
                 metrics,
                 bodies: Arc::new(Budget::new(budget::Limits {
@@ -151,6 +180,23 @@ impl Receiver {
             .await
     }
 }
+
+#[cfg(fuzzing)]
+impl Receiver {
+    /// Serves one connection, whatever comes on it.
+    pub async fn serve(
+        &self,
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        peer: std::net::SocketAddr,
+    ) {
+        let service = warp::service(routes::routes(Arc::clone(&self.shared)));
+        let limits = self.shared.options.connection;
+        http1::serve(stream, peer, limits, service, CancellationToken::new()).await;
+    }
+}
+
+#[cfg(fuzzing)]
+pub(crate) use forwarded::addresses;
 
 #[cfg(test)]
 mod tests;

@@ -12,9 +12,9 @@
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks have too much overhead |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
-//! | 422 | signed, but not a batch of this app, or an ambiguous one |
+//! | 422 | signed, but not a batch of this app, or an ambiguous one, or a batch that is too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited |
-//! | 503 | no keys yet, a body that is too slow, the deadline, or the log cannot append now |
+//! | 503 | no keys yet, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
 
 use std::{borrow::Cow, time::Duration};
 
@@ -71,9 +71,9 @@ impl Outcome {
 pub(super) fn level(error: &Error) -> Level {
     match error {
         // The sender's form of a batch is not ours, or the disk failed: the operator must act.
-        Error::NoBatch(_) | Error::NotAppended(log::Error::Failed(_) | log::Error::NoSpace) => {
-            Level::ERROR
-        }
+        Error::NoBatch(_)
+        | Error::TooOld { .. }
+        | Error::NotAppended(log::Error::Failed(_) | log::Error::NoSpace) => Level::ERROR,
         Error::ChallengeMalformed(_)
         | Error::TokenMismatch
         | Error::BodyTooLarge { .. }
@@ -176,6 +176,15 @@ fn row(error: &Error) -> Row {
         Error::Forged { .. } | Error::ForgedAndGone => unverified(&signature::Error::Mismatch),
         Error::Unverified(error) => unverified(error),
         Error::NoBatch(error) => no_batch(*error),
+        // The sender retries both for two weeks: time for the operator to accept it.
+        Error::TooOld {
+            is_clock_confirmed: true,
+            ..
+        } => never(Status::UNPROCESSABLE_ENTITY, "batch_too_old"),
+        Error::TooOld {
+            is_clock_confirmed: false,
+            ..
+        } => later(Status::SERVICE_UNAVAILABLE, "clock_unconfirmed", 3_600),
         Error::NotAppended(error) => not_appended(error),
     }
 }
@@ -220,6 +229,14 @@ fn message(error: &Error) -> Cow<'static, str> {
         Error::Forged { .. } | Error::ForgedAndGone => FORGED,
         Error::Unverified(error) => return unverified_message(error),
         Error::NoBatch(error) => return error.to_string().into(),
+        Error::TooOld {
+            is_clock_confirmed: true,
+            ..
+        } => "every event of this batch is older than its repetitions can be recognised",
+        Error::TooOld {
+            is_clock_confirmed: false,
+            ..
+        } => "by a clock that may be wrong, this batch is too old",
         Error::NotAppended(error) => not_appended_message(error),
     };
     fixed.into()

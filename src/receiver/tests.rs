@@ -29,6 +29,7 @@ const EMPTY: &str = r#"{"app_id":"54e9ujn","events":[]}"#;
 const TWO: &str = r#"{"app_id":"54e9ujn","events":[{"id":"evt_1","type":"user.created"},{"id":"evt_2","type":"of.a.stranger"}]}"#;
 
 mod activation;
+mod age;
 mod answers;
 mod limits;
 mod protocol;

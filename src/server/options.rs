@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     bus,
-    config::{self, Config},
+    config::{self, Config, OldEvents},
     grpc, http2,
     net::{self, http1, network::Network, quiet},
     receiver::{self, VerificationToken, VerificationTokens, source::Sources},
@@ -69,6 +69,7 @@ options! {
         request_timeout,
         ;
         sources: sources(config),
+        age: age(config),
         forgeries: config.into(),
         connection: config.into(),
         listener: config.into(),
@@ -116,6 +117,13 @@ options! {
         frame_cost_bytes, frames_per_second, frames_at_first, frames_saved_max,
     }
     bus::Options: config.bus_limits { window_bytes_max, }
+}
+
+fn age(config: &Config) -> receiver::AgeLimit {
+    receiver::AgeLimit {
+        age_max: config.retention.id_age_min,
+        is_lifted: config.old_events == OldEvents::Accept,
+    }
 }
 
 /// The options of the gRPC port.

@@ -1,5 +1,5 @@
-//! What is done with the documents of an app's key source: RSA keys for its deliveries, and what the
-//! operator is told of them. When they are read is known by [`crate::key_source`].
+//! The keys of one app: reads a document of its key source as RSA keys, and reports which are in use.
+//! [`crate::key_source`] decides when a document is read.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -32,9 +32,9 @@ pub struct Status {
     pub fetched_at: Option<SystemTime>,
     /// What the last read of the source failed with; `None` after a good one.
     pub last_error: Option<String>,
-    /// How many reads of the source have ended, well or badly.
+    /// How many reads of the source have ended, successful or not.
     pub attempts: u64,
-    /// How many of them a signature caused that no key fits.
+    /// How many of them were caused by a signature that no known key had made.
     pub attempts_for_unknown: u64,
 }
 

@@ -31,7 +31,7 @@ pub enum Error {
     /// A key source could not be read.
     #[error(transparent)]
     Fetch(#[from] FetchFault),
-    /// A keyring keeps itself fresh in the background, which takes a runtime.
+    /// The background refresh of a keyring needs a tokio runtime.
     #[error("{}", key_source::Error::NoRuntime)]
     NoRuntime,
 }
@@ -117,7 +117,7 @@ pub enum HeaderFault {
 /// Why a key is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFault {
-    /// Shorter than 2048 bits can be forged with money, and the fast path refuses it too.
+    /// Shorter than 2048 bits: a well-funded attacker can forge it, and the library refuses it too.
     #[error("the modulus has {bits} bits, fewer than 2048")]
     ModulusTooSmall {
         /// Its length.

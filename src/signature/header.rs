@@ -57,7 +57,7 @@ impl Signature {
         {
             return Err(HeaderFault::Alphabet);
         }
-        // Padded fully or not at all, and bits left over zero: one signature, two spellings.
+        // Padding is complete or absent, and unused bits are zero: a signature has two spellings.
         if unpadded.len() < text.len() && (text.len() % 4 != 0 || text.len() - unpadded.len() > 2) {
             return Err(HeaderFault::Length);
         }

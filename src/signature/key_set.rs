@@ -229,7 +229,7 @@ fn import_pem(block: &str) -> Result<PublicKey, String> {
         .map_err(|fault| format!("is refused: {fault}"))
 }
 
-/// The PKCS#1 key inside of an SPKI; a key marked for PSS alone is as welcome as any RSA key.
+/// The PKCS#1 key inside of an SPKI; a key marked for PSS alone is accepted like any RSA key.
 fn spki_numbers(der: &[u8]) -> Result<&[u8], String> {
     let spki = SubjectPublicKeyInfoRef::from_der(der)
         .map_err(|fault| format!("is no public key: {fault}"))?;

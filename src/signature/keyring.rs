@@ -68,7 +68,7 @@ impl Keyring {
     /// once in a while and once for all who wait, and the keys that are new are tried.
     ///
     /// Takes no longer than [`Options::fetch_timeout`] and a little, and gives way to other tasks
-    /// after each key. Dropping the future abandons nothing but itself.
+    /// after each key. Dropping the future cancels this verification only.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if no key fits, [`Error::NoKeys`] if there is none to try.
@@ -83,9 +83,9 @@ impl Keyring {
             .await
     }
 
-    /// The same, where the attempts take turns with others. Who waits for newer keys has no turn
-    /// meanwhile, so that a crowd of those keeps nobody waiting. `tried` is set as soon as a key has
-    /// been tried in vain, for a caller who drops the future.
+    /// Like [`verify`](Self::verify), but each attempt takes a permit of `turns`. A verification that
+    /// waits for newer keys holds none, so many of them delay no other. `tried` is set as soon as a key
+    /// did not verify the body, for a caller that drops the future.
     ///
     /// # Errors
     /// As [`Keyring::verify`].
@@ -97,7 +97,7 @@ impl Keyring {
         turns: &Semaphore,
         tried: &AtomicBool,
     ) -> Result<VerifiedBody, Error> {
-        // Closed never, so an error cannot be.
+        // The semaphore is never closed, so this does not fail.
         let turn = turns.acquire().await.ok();
         let digest = pss::BodyDigest::of(&body);
         let (keys, attempts) = self.shared.keys.snapshot();
@@ -148,7 +148,7 @@ impl Keyring {
         Status::new(app_id, source, &keys.state())
     }
 
-    /// Waits until the source has been read once, well or badly (files are when opening).
+    /// Waits until the source has been read once, successfully or not (a file is read when opening).
     pub async fn settled(&self) {
         self.shared.keys.settled().await;
     }

@@ -29,8 +29,8 @@ use crate::{
 const STREAMS: usize = 50;
 /// What a server says when it wants the body.
 const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// The bridge's own default.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// For a bridge that must not need its drain timeout: a test waits less long than that for anything.
+const NEVER: &str = "10m";
 
 /// A delivery that has begun and waits for the test to go on with it.
 struct InFlight {
@@ -134,7 +134,7 @@ fn assert_says_draining(status: &Status, cursor: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_finishes_requests_and_ends_every_stream_with_its_cursor() {
-    let mut bridge = Bridge::start().await;
+    let mut bridge = Setup::default().with("drain_timeout", NEVER).start().await;
     bridge
         .append(&[item("evt_1", "user.created", "usr_1")])
         .await;
@@ -145,7 +145,6 @@ async fn sigterm_finishes_requests_and_ends_every_stream_with_its_cursor() {
         in_flight.push(InFlight::begin(&bridge, &delivery).await);
     }
 
-    let told = Instant::now();
     bridge.signal("TERM");
     is_draining(&bridge).await;
     assert_eq!(bridge.admin("/healthz").await.status, 200);
@@ -165,7 +164,6 @@ async fn sigterm_finishes_requests_and_ends_every_stream_with_its_cursor() {
     }
     let ended = bridge.ended().await;
     assert_eq!(ended.code(), Some(0), "{}", bridge.stderr());
-    assert!(told.elapsed() < DRAIN_TIMEOUT, "{:?}", told.elapsed());
     assert_eq!(ended_streams.len(), STREAMS);
 
     // What was accepted last may have come too late for a stream. Its cursor knows, and means the
@@ -197,8 +195,9 @@ async fn a_body_that_never_ends_is_cut_and_costs_no_stream_its_last_words() {
         assert_drained(&stream, &status);
     }
     assert_eq!(bridge.ended().await.code(), Some(0), "{}", bridge.stderr());
+    // Only that it waited can be told: how long it took, on a busy machine, says nothing.
     let took = told.elapsed();
-    assert!((2.5..8.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!(took >= Duration::from_secs(2), "{took:?}");
     let answer = endless.answer().await;
     assert!(!answer.contains("200"), "{answer}");
     bridge.restart_elsewhere().await;
@@ -207,7 +206,7 @@ async fn a_body_that_never_ends_is_cut_and_costs_no_stream_its_last_words() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_not_read_does_not_hold_the_exit() {
-    let mut bridge = Bridge::start().await;
+    let mut bridge = Setup::default().with("drain_timeout", NEVER).start().await;
     let user = "u".repeat(400);
     let mut client = reader::narrow_client(&bridge).await;
     let unread = caught_up(&mut client, everything()).await;
@@ -218,14 +217,12 @@ async fn a_stream_that_is_not_read_does_not_hold_the_exit() {
         bridge.append(&items).await;
     }
     // More than the client's window holds: the stream stands.
-    let told = Instant::now();
     assert_eq!(
         bridge.terminate().await.code(),
         Some(0),
         "{}",
         bridge.stderr()
     );
-    assert!(told.elapsed() < DRAIN_TIMEOUT / 2, "{:?}", told.elapsed());
     // What it had was not lost on the way, and it can go on after it.
     let (stream, status) = to_its_end(unread).await;
     let got = stream.sequences();
@@ -272,30 +269,27 @@ impl Drop for Frozen {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_whose_machine_hangs_holds_the_exit_no_longer_than_the_drain_timeout() {
-    let setup = Setup::default().with("drain_timeout", "2s");
+    // Nothing else ends the connection while the test waits.
+    let setup = Setup::default()
+        .with("drain_timeout", "2s")
+        .with("limits.grpc.ping_interval", "1h");
     let mut bridge = setup.start().await;
     bridge
         .append(&[item("evt_1", "user.created", "usr_1")])
         .await;
     let _frozen = Frozen::start(&bridge).await;
-    let told = Instant::now();
     assert_eq!(
         bridge.terminate().await.code(),
         Some(0),
         "{}",
         bridge.stderr()
     );
-    assert!(
-        told.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        told.elapsed()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_the_process_at_once_and_loses_nothing_that_was_answered() {
     for second in ["TERM", "INT"] {
-        let setup = Setup::default().with("drain_timeout", "1m");
+        let setup = Setup::default().with("drain_timeout", NEVER);
         let mut bridge = setup.start().await;
         let sender = Sender::to(bridge.addresses.webhook);
         let answered = sender.send(&Delivery::of_ids(["evt_1"])).await;
@@ -304,14 +298,8 @@ async fn a_second_signal_ends_the_process_at_once_and_loses_nothing_that_was_ans
         let _endless = InFlight::begin(&bridge, &delivery).await;
         bridge.signal("TERM");
         is_draining(&bridge).await;
-        let told = Instant::now();
         bridge.signal(second);
         assert_eq!(bridge.ended().await.code(), Some(1), "{}", bridge.stderr());
-        assert!(
-            told.elapsed() < Duration::from_secs(3),
-            "{:?}",
-            told.elapsed()
-        );
         bridge.restart_elsewhere().await;
         assert_eq!(reader::ids(&bridge).await, ["evt_1"]);
     }
@@ -319,7 +307,7 @@ async fn a_second_signal_ends_the_process_at_once_and_loses_nothing_that_was_ans
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_comes_while_it_drains_is_turned_away_and_comes_again() {
-    let mut bridge = Setup::default().with("drain_timeout", "1m").start().await;
+    let mut bridge = Setup::default().with("drain_timeout", NEVER).start().await;
     let delivery = Delivery::of_ids(["evt_1"]);
     let in_flight = InFlight::begin(&bridge, &delivery).await;
     bridge.signal("TERM");

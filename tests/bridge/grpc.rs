@@ -573,7 +573,7 @@ fn documented() -> [(&'static str, String, Payload); 7] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seven_payloads_are_typed_field_for_field() {
-    let bridge = Bridge::start().await;
+    let bridge = Setup::default().start().await;
     let documented = documented();
     let items: Vec<String> = documented
         .iter()

@@ -179,6 +179,7 @@ fn batch(sequences: std::ops::RangeInclusive<u64>) -> Batch {
         body: body.into(),
         encoded: encoded.into(),
         drafts,
+        dates: Default::default(),
     }
 }
 

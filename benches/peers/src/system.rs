@@ -319,7 +319,7 @@ fn bridge(programs: &Programs, home: &Path, store: &str) -> Result<Command> {
     std::fs::write(
         &config,
         format!(
-            "store = \"{store}\"\n\
+            "store = \"{store}\"\nold_events = \"accept\"\n\
              [[apps]]\nid = \"{APP}\"\nverification_token_file = \"token.txt\"\npem_file = \"key.pem\"\n\
              [limits.grpc]\nconnections_max = 20000\nstreams_max = 20000\n\
              connections_per_address_max = 20000\nstreams_per_address_max = 20000\n"

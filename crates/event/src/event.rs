@@ -198,6 +198,26 @@ pub struct Batch {
     pub encoded: Bytes,
     /// The events in the order of the delivery.
     pub drafts: Vec<Draft>,
+    /// When the events happened, as the sender says.
+    pub dates: Dates,
+}
+
+/// The span of the dates of a batch. An event counts with the latest of its own dates; one without a
+/// date that can be read does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dates {
+    /// Of the event that happened first; `None` where no event has a date.
+    pub oldest: Option<UnixMicros>,
+    /// Of the event that happened last.
+    pub newest: Option<UnixMicros>,
+}
+
+impl Dates {
+    /// Adds an event with this date.
+    pub fn add(&mut self, at: UnixMicros) {
+        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
+        self.newest = Some(self.newest.map_or(at, |newest| newest.max(at)));
+    }
 }
 
 impl Batch {

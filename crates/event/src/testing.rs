@@ -12,7 +12,7 @@ use prelude_bridge_contract as proto;
 
 use crate::{
     block::{Block, Builder, Format},
-    event::{self, Batch, Draft, Epoch, EventKey, LogId, Sequence, UnixMicros},
+    event::{self, Batch, Dates, Draft, Epoch, EventKey, LogId, Sequence, UnixMicros},
     wire::Head,
 };
 
@@ -55,6 +55,7 @@ pub fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
         body: body.into(),
         encoded: encoded.into(),
         drafts,
+        dates: Dates::default(),
     }
 }
 

@@ -48,6 +48,22 @@ const fn tag(field: u8, wire_type: u8) -> u8 {
     field << 3 | wire_type
 }
 
+/// A moment, as `google.protobuf.Timestamp` has it: from the year 1 to the year 9999.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Since the Unix epoch; negative before it.
+    pub seconds: i64,
+    /// After that second: 0 to 999,999,999.
+    pub nanos: i32,
+}
+
+impl From<Timestamp> for UnixMicros {
+    fn from(at: Timestamp) -> Self {
+        let micros = at.seconds.saturating_mul(1_000_000);
+        Self(micros.saturating_add(i64::from(at.nanos) / 1_000))
+    }
+}
+
 /// The fields of an event that are known when it is decoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Head<'a> {
@@ -60,7 +76,7 @@ pub struct Head<'a> {
     /// `Event.user_id`; empty where there is none.
     pub user_id: &'a str,
     /// `Event.occurred_at`.
-    pub occurred_at: Option<jiff::Timestamp>,
+    pub occurred_at: Option<Timestamp>,
     /// `Event.correlation_id`; empty where there is none.
     pub correlation_id: &'a str,
     /// `Event.traceparent`; empty where there is none.
@@ -74,12 +90,7 @@ impl Head<'_> {
         put_text(buffer, EVENT_ID, self.id);
         put_text(buffer, EVENT_TYPE, self.event_type);
         put_text(buffer, EVENT_APP_ID, self.app_id);
-        if let Some(at) = self.occurred_at {
-            // Negative nanoseconds are not allowed in protobuf: count from the second before.
-            let (seconds, nanos) = match (at.as_second(), at.subsec_nanosecond()) {
-                (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
-                both => both,
-            };
+        if let Some(Timestamp { seconds, nanos }) = self.occurred_at {
             put_timestamp(buffer, EVENT_OCCURRED_AT, seconds, nanos);
         }
         put_text(buffer, EVENT_CORRELATION_ID, self.correlation_id);
@@ -251,7 +262,10 @@ mod tests {
             event_type: "user.created",
             app_id: "54e9ujn",
             user_id: "usr_1",
-            occurred_at: Some("1969-12-31T23:59:58.25Z".parse().unwrap()),
+            occurred_at: Some(Timestamp {
+                seconds: -2,
+                nanos: 250_000_000,
+            }),
             correlation_id: "corr_1",
             traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         };

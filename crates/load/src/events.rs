@@ -1,7 +1,7 @@
 //! Owns the events of the load: numbered, of one length, and such that it is known without looking
 //! which of them match a filter. Knows nothing of signatures and sockets.
 
-use std::ops::Range;
+use std::{ops::Range, sync::LazyLock};
 
 use prelude_bridge_contract as proto;
 
@@ -24,6 +24,10 @@ const USERS: u64 = 1_000;
 
 /// How many digits the number of an event has in its id.
 const ID_DIGITS: usize = 20;
+
+/// The date of every event: that of the start, as a bridge refuses events that are too old.
+static DATE: LazyLock<String> =
+    LazyLock::new(|| jiff::Timestamp::now().strftime("%FT%TZ").to_string());
 
 /// What subscribers ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +118,7 @@ impl Events {
         let name = TYPES.iter().zip(0..).find(|(_, index)| *index == kind);
         let name = name.map_or("", |(name, _)| name);
         let user = user_id(number % USERS);
-        let at = "2026-11-23T10:58:38Z";
+        let at = &*DATE;
         let (before, after) = match kind {
             0 => (
                 format!(

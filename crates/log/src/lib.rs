@@ -107,10 +107,26 @@ pub trait Log: Send + Sync + 'static {
     /// has a later one: a jump of the system's clock changes it only when it lasts.
     fn now(&self) -> UnixMicros;
 
+    /// The earliest time that it can be now. It is [`now`](Self::now), except for a day after the
+    /// system's clock was set forwards or the machine was rebooted: the time that passed meanwhile by
+    /// that clock alone counts once it has kept pace with the steady clock for a day, as it does for the
+    /// age of events.
+    fn earliest_now(&self) -> EarliestNow;
+
     /// How far before [`now`](Self::now) an event may be stamped that cannot be seen yet, because its
     /// commit is under way: at most what a commit takes, and what the clocks of several writers
     /// differ. Nobody who waited so long after a time misses an event from before it.
     fn settling_time(&self) -> Duration;
+}
+
+/// The earliest time that it can be now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EarliestNow {
+    /// The time.
+    pub at: UnixMicros,
+    /// Whether the system's clock has ever kept pace with the steady clock for a day since the log is
+    /// there. If not, only a reading of the former says so.
+    pub is_confirmed: bool,
 }
 
 /// What became of a batch.
@@ -132,6 +148,10 @@ pub struct Usage {
     /// How often the system's clock jumped since the log was opened.
     pub clock_jumps: u64,
 }
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use embedded::frame::fuzzing;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;

@@ -11,7 +11,8 @@ use std::{
 use futures_util::future::BoxFuture;
 
 use super::{
-    Appended, Block, Commit, Error, Follower, Gap, Log, Publisher, Range, ReadError, Status, Usage,
+    Appended, Block, Commit, EarliestNow, Error, Follower, Gap, Log, Publisher, Range, ReadError,
+    Status, Usage,
     block::Builder,
     clock::{self, Ages, Clock, LogClock, RetentionTime},
     epochs::Epochs,
@@ -334,6 +335,10 @@ impl Log for Memory {
 
     fn now(&self) -> UnixMicros {
         self.clock.now()
+    }
+
+    fn earliest_now(&self) -> EarliestNow {
+        self.clock.earliest_now()
     }
 
     fn settling_time(&self) -> Duration {

@@ -12,7 +12,9 @@ use std::{
 
 use futures_util::future::{self, BoxFuture, FutureExt as _};
 
-use super::{Appended, Block, Error, Follower, Gap, Log, ReadError, Status, Usage};
+use super::{
+    Appended, Block, EarliestNow, Error, Follower, Gap, Log, Range, ReadError, Status, Usage,
+};
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A log that does what another does, unless it is told to fail.
@@ -23,6 +25,8 @@ pub struct Scripted<L> {
     follows: Mutex<Option<Gap>>,
     /// How many events after the place reading leaves out.
     left_out: AtomicU64,
+    earliest_now: Mutex<Option<EarliestNow>>,
+    range: Mutex<Option<Range>>,
 }
 
 /// What is done when the log is asked.
@@ -46,6 +50,8 @@ impl<L: Log> Scripted<L> {
             reads: Mutex::new(Script::Works),
             follows: Mutex::default(),
             left_out: AtomicU64::new(0),
+            earliest_now: Mutex::default(),
+            range: Mutex::default(),
         }
     }
 
@@ -68,6 +74,16 @@ impl<L: Log> Scripted<L> {
     /// Leaves so many events out at the beginning of what is read from now on.
     pub fn leave_out(&self, events: u64) {
         self.left_out.store(events, Ordering::Relaxed);
+    }
+
+    /// The earliest time that it can be, from now on.
+    pub fn set_earliest_now(&self, earliest: EarliestNow) {
+        *self.earliest_now.lock().unwrap() = Some(earliest);
+    }
+
+    /// What [`Log::range`] returns from now on; the status stays what it is.
+    pub fn set_range(&self, range: Range) {
+        *self.range.lock().unwrap() = Some(range);
     }
 
     /// Lets nobody follow from now on, for this reason.
@@ -118,12 +134,22 @@ impl<L: Log> Log for Scripted<L> {
         self.inner.status()
     }
 
+    fn range(&self) -> Range {
+        let set = *self.range.lock().unwrap();
+        set.unwrap_or_else(|| self.status().range())
+    }
+
     fn usage(&self) -> Usage {
         self.inner.usage()
     }
 
     fn now(&self) -> UnixMicros {
         self.inner.now()
+    }
+
+    fn earliest_now(&self) -> EarliestNow {
+        let set = *self.earliest_now.lock().unwrap();
+        set.unwrap_or_else(|| self.inner.earliest_now())
     }
 
     fn settling_time(&self) -> Duration {

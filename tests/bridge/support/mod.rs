@@ -260,7 +260,7 @@ impl Bridge {
     }
 
     /// The same, and waits until it says this: `listening` or `ready`.
-    async fn run_until(&mut self, message: &'static str, command: Command) {
+    pub(crate) async fn run_until(&mut self, message: &'static str, command: Command) {
         let started = self.spawn(command);
         let waiting = tokio::task::spawn_blocking(move || {
             loop {
@@ -457,9 +457,18 @@ pub(crate) fn batch<I: AsRef<str>>(app: &str, items: &[I]) -> String {
     format!(r#"{{"app_id":"{app}","events":[{}]}}"#, items.join(","))
 }
 
+/// The date of the items: that of the start of the tests.
+static DATE: LazyLock<String> =
+    LazyLock::new(|| jiff::Timestamp::now().strftime("%FT%TZ").to_string());
+
 /// A small item with this id, of this type and user.
 pub(crate) fn item(id: &str, event_type: &str, user: &str) -> String {
+    dated(id, event_type, user, &DATE)
+}
+
+/// The same with this date.
+pub(crate) fn dated(id: &str, event_type: &str, user: &str, date: &str) -> String {
     format!(
-        r#"{{"id":"{id}","type":"{event_type}","payload":{{"user_id":"{user}","email":"{EMAIL}","phone":"{PHONE}"}},"created_at":"2026-11-23T10:58:38Z"}}"#
+        r#"{{"id":"{id}","type":"{event_type}","payload":{{"user_id":"{user}","email":"{EMAIL}","phone":"{PHONE}"}},"created_at":"{date}"}}"#
     )
 }

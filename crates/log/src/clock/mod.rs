@@ -6,6 +6,9 @@
 //! - The *retention clock* ([`Now::retention`]) decides what is removed and forgotten. It runs no
 //!   faster than time can have passed, and no jump of the wall clock moves it (`retention`).
 //!
+//! Of both follows the earliest time that it can be ([`Watch::earliest_now`]): the wall clock's, but no
+//! later than the retention clock allows.
+//!
 //! Knows nothing of events and files; what has to outlive the process is a [`Stored`].
 
 mod ages;
@@ -19,7 +22,7 @@ mod wall;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicI64, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
 use jiff::SignedDuration;
@@ -34,6 +37,7 @@ use self::{
     retention::Retention,
     wall::{Change, Wall},
 };
+use super::EarliestNow;
 use prelude_bridge_event::UnixMicros;
 
 const SECOND: i64 = 1_000_000;
@@ -123,6 +127,8 @@ pub(super) struct LogClock {
     source: Clock,
     wall: Wall,
     retention: Retention,
+    /// By how much the retention clock was behind the wall clock at the start of the process.
+    unconfirmed: i64,
     watch: Arc<Watch>,
     stored_at: i64,
     /// The minute in which jumps were logged, and how often.
@@ -170,10 +176,13 @@ impl LogClock {
             watch: Arc::new(Watch {
                 source: source.clone(),
                 offset: AtomicI64::new(last.wall.0.saturating_sub(last.steady)),
+                earliest: AtomicI64::new(last.wall.0.saturating_sub(last.steady)),
+                is_confirmed: AtomicBool::new(false),
                 jumps: AtomicU64::new(0),
             }),
             source,
             wall,
+            unconfirmed: retention.behind(last.wall),
             retention,
             stored_at: last.steady,
             lines: (i64::MIN, 0),
@@ -215,6 +224,14 @@ impl LogClock {
         let wall = self.wall.time(reading.steady);
         let offset = wall.0.saturating_sub(reading.steady);
         self.watch.offset.store(offset, Ordering::Relaxed);
+        let confirmed = self.retention.confirmed();
+        let earliest = self.retention.wall(confirmed.unwrap_or(self.unconfirmed));
+        let earliest = wall.min(earliest).0.saturating_sub(reading.steady);
+        self.watch.earliest.store(earliest, Ordering::Relaxed);
+        let is_confirmed = confirmed.is_some();
+        self.watch
+            .is_confirmed
+            .store(is_confirmed, Ordering::Relaxed);
         Now {
             wall,
             retention: self.retention.now(),
@@ -273,6 +290,9 @@ impl LogClock {
 pub(super) struct Watch {
     source: Clock,
     offset: AtomicI64,
+    /// [`earliest_now`](Self::earliest_now) minus the steady clock.
+    earliest: AtomicI64,
+    is_confirmed: AtomicBool,
     jumps: AtomicU64,
 }
 
@@ -281,6 +301,15 @@ impl Watch {
     pub(super) fn now(&self) -> UnixMicros {
         let steady = (self.source.read)().steady;
         UnixMicros(steady.saturating_add(self.offset.load(Ordering::Relaxed)))
+    }
+
+    /// The earliest time that it can be now.
+    pub(super) fn earliest_now(&self) -> EarliestNow {
+        let steady = (self.source.read)().steady;
+        EarliestNow {
+            at: UnixMicros(steady.saturating_add(self.earliest.load(Ordering::Relaxed))),
+            is_confirmed: self.is_confirmed.load(Ordering::Relaxed),
+        }
     }
 
     /// How often the wall clock jumped since the start.

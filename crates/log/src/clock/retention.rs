@@ -151,6 +151,26 @@ impl Retention {
         self.steady
     }
 
+    /// How much time has passed by this clock, credits included.
+    fn passed(&self) -> i64 {
+        self.time.0.saturating_add(self.credited)
+    }
+
+    /// By how much this clock is behind a wall clock.
+    pub(super) fn behind(&self, wall: UnixMicros) -> i64 {
+        wall.0.saturating_sub(self.passed())
+    }
+
+    /// What a wall clock shows that this clock is behind by so much.
+    pub(super) fn wall(&self, behind: i64) -> UnixMicros {
+        UnixMicros(self.passed().saturating_add(behind))
+    }
+
+    /// By how much this clock was behind the wall clock when that had last kept pace for a day.
+    pub(super) fn confirmed(&self) -> Option<i64> {
+        self.confirmed
+    }
+
     /// The wall clock was set, by this much. It may have been wrong since the boot.
     pub(super) fn wall_was_set(&mut self, ahead: i64) {
         if let Some(claim) = &mut self.claim {
@@ -171,8 +191,7 @@ impl Retention {
         if self.kept_pace < CONFIRMED_AFTER || reading.wall < EARLIEST_PLAUSIBLE {
             return 0;
         }
-        let known = self.time.0.saturating_add(self.credited);
-        let ahead = reading.wall.0.saturating_sub(known);
+        let ahead = self.behind(reading.wall);
         let claim = self.claim.take().zip(self.confirmed);
         let credit = claim.map(|(claim, confirmed)| Credit {
             micros: claim.micros.min(ahead.saturating_sub(confirmed)),

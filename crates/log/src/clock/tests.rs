@@ -228,6 +228,49 @@ fn a_boot_with_a_wrong_clock_that_is_set_within_a_day_makes_nothing_older() {
 }
 
 #[test]
+fn the_earliest_time_follows_a_clock_that_is_set_only_after_a_day() {
+    for error in ERRORS {
+        let machine = Machine::new();
+        let mut clock = new_clock(&machine);
+        let earliest = |clock: &LogClock| clock.watch().earliest_now();
+        assert_eq!(earliest(&clock).at.0, machine.time());
+        assert!(!earliest(&clock).is_confirmed);
+        // In the first day of a log, too.
+        for is_confirmed in [false, true] {
+            machine.set_error(error);
+            run(&machine, &mut clock, DAY - 1200 * SECOND, 600 * SECOND);
+            let early = machine.time() + error.min(0);
+            assert_eq!(earliest(&clock).at.0, early, "{error}");
+            assert_eq!(earliest(&clock).is_confirmed, is_confirmed);
+            // A restart makes it no later, once the clock was confirmed.
+            clock = restarted(&machine, &mut clock, || ());
+            assert!(earliest(&clock).at.0 == early || !is_confirmed, "{error}");
+            machine.set_error(0);
+            run(&machine, &mut clock, 3 * DAY, 600 * SECOND);
+            assert_eq!(earliest(&clock).at.0, machine.time());
+        }
+        machine.set_error(error);
+        run(&machine, &mut clock, 2 * DAY, 600 * SECOND);
+        // From 1970 on it is confirmed by nothing, and right away where it is earlier.
+        assert_eq!(earliest(&clock).at.0, machine.time() + error);
+    }
+}
+
+#[test]
+fn the_earliest_time_leaves_out_what_a_reboot_took_for_a_day() {
+    let (machine, mut clock, _) = down_for_ten_days();
+    let earliest = |clock: &LogClock| clock.watch().earliest_now();
+    clock.now();
+    assert_eq!(
+        earliest(&clock).at.0 / SECOND,
+        (machine.time() - 10 * DAY) / SECOND
+    );
+    assert!(earliest(&clock).is_confirmed);
+    run(&machine, &mut clock, DAY, 600 * SECOND);
+    assert_eq!(earliest(&clock).at.0, machine.time());
+}
+
+#[test]
 fn a_wrong_clock_before_a_reboot_makes_nothing_older() {
     for error in ERRORS {
         let machine = Machine::new();

@@ -453,6 +453,9 @@ pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Res
     Ok(read)
 }
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,10 @@ mod damage_tests;
 mod directory;
 mod disk_error;
 mod footer;
+#[cfg(not(fuzzing))]
 mod frame;
+#[cfg(fuzzing)]
+pub mod frame;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -60,8 +63,8 @@ pub use self::{
     open_error::OpenError,
 };
 use super::{
-    Appended, Block, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
-    Status, Usage,
+    Appended, Block, EarliestNow, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range,
+    ReadError, Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
     ids::{self, Background},
@@ -445,6 +448,10 @@ impl Log for Embedded {
 
     fn now(&self) -> UnixMicros {
         self.shared.clock.now()
+    }
+
+    fn earliest_now(&self) -> EarliestNow {
+        self.shared.clock.earliest_now()
     }
 
     fn settling_time(&self) -> Duration {

@@ -937,16 +937,12 @@ const CHILD_DIR: &str = "PRELUDE_BRIDGE_TEST_CHILD_DIR";
 
 /// The part of the next test that is killed: appends events from the head on in batches of changing
 /// sizes, several at once, and prints the numbers of those that were acknowledged.
-#[tokio::test(flavor = "multi_thread")]
-async fn child_that_appends_until_it_is_killed() {
-    let Ok(dir) = std::env::var(CHILD_DIR) else {
-        return;
-    };
+async fn append_until_killed(dir: &Path) {
     let seams = Seams {
         ids_limits: Some(small_ids(200)),
         ..Seams::default()
     };
-    let log = open_with_seams(Path::new(&dir), Options::default(), seams).unwrap();
+    let log = open_with_seams(dir, Options::default(), seams).unwrap();
     let start = log.range().head.0 * 10;
     let next = Arc::new(AtomicU64::new(start));
     let tasks: Vec<_> = (1..=4)
@@ -973,16 +969,19 @@ async fn child_that_appends_until_it_is_killed() {
 
 #[test]
 fn what_was_acknowledged_survives_a_kill_once_and_in_order() {
-    let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
+    if let Some(dir) = std::env::var_os(CHILD_DIR) {
+        return runtime.block_on(append_until_killed(Path::new(&dir)));
+    }
+    let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: Vec<std::ops::Range<u64>> = Vec::new();
     for kill_after in [1, 40, 3, 200, 17, 90] {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("embedded::tests::child_that_appends_until_it_is_killed")
+            .arg("embedded::tests::what_was_acknowledged_survives_a_kill_once_and_in_order")
             .env(CHILD_DIR, dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

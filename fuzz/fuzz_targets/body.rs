@@ -1,0 +1,59 @@
+//! The bytes of a connection to the webhook port: every answer is one of HTTP/1.1.
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+
+use libfuzzer_sys::fuzz_target;
+use prelude_bridge::{
+    fuzzing::APP,
+    log::memory,
+    metrics::Metrics,
+    receiver::{App, Options, Receiver, VerificationToken},
+    signature::{KeySource, Keyring},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime::{self, Runtime},
+};
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+});
+
+static RECEIVER: LazyLock<Receiver> = LazyLock::new(|| {
+    let _entered = RUNTIME.enter();
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/jwks/one.json");
+    let source = KeySource::JwksFile(keys.into());
+    let app = App {
+        id: APP.into(),
+        verification_token: VerificationToken::new("token"),
+        keyring: Keyring::open(APP, source, Default::default(), None).unwrap(),
+    };
+    let log = memory::open(memory::Options::default()).unwrap();
+    let mut options = Options::default();
+    options.forgeries.at_once = u32::MAX;
+    Receiver::new(options, vec![app], log, Arc::new(Metrics::new()))
+});
+
+fuzz_target!(|data: &[u8]| {
+    let answers = RUNTIME.block_on(async {
+        let (mut client, server) = tokio::io::duplex(data.len() + 1);
+        client.write_all(data).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answers = Vec::new();
+        let peer = ([127, 0, 0, 1], 1).into();
+        tokio::join!(RECEIVER.serve(server, peer), async {
+            client.read_to_end(&mut answers).await.unwrap();
+        });
+        answers
+    });
+    assert!(
+        answers.is_empty()
+            || answers.starts_with(b"HTTP/1.1 ")
+            || answers.starts_with(b"HTTP/1.0 ")
+    );
+    assert!(!answers.windows(12).any(|bytes| bytes == b"HTTP/1.1 500"));
+});
