@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    Commit, OnCommit, Shared, Stage,
+    CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
     commit::CommitFrames,
     manifest::Manifest,
@@ -213,7 +213,7 @@ impl Writer {
             return;
         };
         let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
-        on_commit(Commit {
+        on_commit(CommitReport {
             batches,
             events: frames.keys().len() as u64,
             bytes: bytes.sum(),
