@@ -131,10 +131,7 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     let error = match inspected {
         Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
         Ok(Some(Inspection {
-            log,
-            epochs,
-            range,
-            ..
+            log, epochs, range, ..
         })) => {
             let (count, earliest, head) = (range.event_count(), range.earliest, range.head);
             let events = if count == 0 {

@@ -211,7 +211,12 @@ impl<'a> Check<'a> {
         });
     }
 
+    /// What retention has removed may be damaged.
     fn add_finding(&mut self, finding: &Finding) {
+        let (Finding::Events(found) | Finding::Keys(found) | Finding::Padding(found)) = finding;
+        if found.events.last < self.range.earliest {
+            return;
+        }
         let bytes = |located: &Located| {
             let (from, to) = located.bytes.unwrap_or_default();
             format!("bytes {from} to {to}")
@@ -223,7 +228,10 @@ impl<'a> Check<'a> {
             }
             Finding::Keys(located) => (
                 located,
-                format!("the keys of {} are damaged: their ids tell them", located.events),
+                format!(
+                    "the keys of {} are damaged: their ids tell them",
+                    located.events
+                ),
                 Remedy::Harmless,
             ),
             Finding::Padding(located) => (
@@ -240,6 +248,8 @@ impl<'a> Check<'a> {
 
     fn pass(&mut self, bytes: u64) {
         self.done.done_bytes += bytes;
+        // It grows while a bridge writes to it.
+        self.done.total_bytes = self.done.total_bytes.max(self.done.done_bytes);
         if self.done.done_bytes >= self.told_bytes + PROGRESS_BYTES {
             self.told_bytes = self.done.done_bytes;
             (self.progress)(self.done);
@@ -306,7 +316,10 @@ impl<'a> Check<'a> {
             path: path.to_owned(),
             bytes: None,
         };
-        self.add_events(&located, format!("{events} are missing: there is no such file"));
+        self.add_events(
+            &located,
+            format!("{events} are missing: there is no such file"),
+        );
         Ok(())
     }
 
@@ -340,7 +353,8 @@ impl<'a> Check<'a> {
                 fault.events.is_none_or(is_still)
             });
         }
-        self.faults.sort_by_key(|fault| fault.events.map(|events| events.first));
+        self.faults
+            .sort_by_key(|fault| fault.events.map(|events| events.first));
         self.done.done_bytes = self.done.total_bytes;
         (self.progress)(self.done);
         Ok(CheckReport {

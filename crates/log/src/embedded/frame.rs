@@ -534,7 +534,11 @@ fn read_what_is_readable(file: &File, buffer: &mut [u8], from: u64) -> io::Resul
             Err(error) => return Err(error),
         }
     }
-    if failed * 2 > read { Err(error) } else { Ok(read) }
+    if failed * 2 > read {
+        Err(error)
+    } else {
+        Ok(read)
+    }
 }
 
 /// The medium, or the checksums of the file system, say that these bytes are lost.
@@ -646,7 +650,10 @@ mod tests {
         let mut frames = Frames::new(file_of(&[0; 5_003]), LOG, 0, 4_096);
         assert_eq!(frames.rest(0, 0, |_, _| true).unwrap(), Rest::default());
         let mut frames = Frames::new(file_of(&[0, 0, 0, 7, 1]), LOG, 0, 4_096);
-        assert_eq!(frames.rest(0, 0, |_, _| true).unwrap().written, Some((0, 5)));
+        assert_eq!(
+            frames.rest(0, 0, |_, _| true).unwrap().written,
+            Some((0, 5))
+        );
     }
 
     #[test]

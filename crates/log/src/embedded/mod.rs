@@ -58,8 +58,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
-    readers::{Located, Readers}, retention::Retention, scrub::Scrub, segments::Segments,
+    active::Active,
+    directory::Directory,
+    keeper::Keeper,
+    opening::Opened,
+    queue::Queue,
+    readers::{Located, Readers},
+    retention::Retention,
+    scrub::Scrub,
+    segments::Segments,
     writer::Writer,
 };
 pub use self::{
@@ -68,8 +75,8 @@ pub use self::{
     open_error::OpenError,
 };
 use super::{
-    Appended, Block, Damaged, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
-    Status, Usage,
+    Appended, Block, Damaged, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range,
+    ReadError, Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
     ids::{self, Background},

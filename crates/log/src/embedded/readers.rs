@@ -59,8 +59,14 @@ impl fmt::Display for Located {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} are damaged: ", self.events)?;
         match self.bytes {
-            Some((from, to)) => write!(formatter, "bytes {from} to {to} of {}", self.path.display()),
-            None => write!(formatter, "{} is missing or unreadable", self.path.display()),
+            Some((from, to)) => {
+                write!(formatter, "bytes {from} to {to} of {}", self.path.display())
+            }
+            None => write!(
+                formatter,
+                "{} is missing or unreadable",
+                self.path.display()
+            ),
         }
     }
 }
@@ -213,7 +219,9 @@ pub(super) fn read(
         match read {
             // What is before the damage comes first.
             Err(Fault::Damaged(_)) if !reading.blocks.is_empty() => break,
-            Err(Fault::Damaged(located)) => return Err(Fault::Damaged(whole(segments, head, located))),
+            Err(Fault::Damaged(located)) => {
+                return Err(Fault::Damaged(whole(segments, head, located)));
+            }
             Err(fault) => return Err(fault),
             Ok(true) => {}
             Ok(false) => break,

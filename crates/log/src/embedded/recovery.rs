@@ -13,7 +13,6 @@ use std::{collections::VecDeque, io, path::Path};
 
 use super::{
     directory::MANIFEST_FILE,
-    frame::ALIGNMENT,
     manifest::Manifest,
     open_error::OpenError,
     readers::{self, Fault, Located},
@@ -81,30 +80,32 @@ pub(super) fn look(
     let known = known_end(directory, manifest, ids_through, &scanner.scanned)?;
     check_something_is_left(directory, manifest, known, &ordinals, &scanner.scanned)?;
     scanner.fill_gap(known)?;
-    let (last_commit, mut torn) = (scanner.last_commit, scanner.torn);
+    let (last_commit, torn) = (scanner.last_commit, scanner.torn);
     let mut scanned = std::mem::take(&mut scanner.scanned);
     let next_ordinal = ordinals.last().map_or(1, |last| last.saturating_add(1));
     let next_ordinal = next_ordinal.max(manifest.first_ordinal);
     let unsealed = std::mem::take(&mut scanned.unsealed);
-    let last = scanned.segments.last_mut();
+    let last = scanned.segments.last();
     let last = last.filter(|last| unsealed.contains(&last.ordinal));
-    torn = torn.filter(|torn| last.as_ref().is_some_and(|last| last.ordinal == torn.ordinal));
-    // The events at the end of the last segment are damaged: their bytes stay, whatever is left of them.
-    let tip = last.map(|last| {
-        if last.last_sequence < known
-            && let Some(torn) = torn.take()
-        {
-            last.end = last.end.max(torn.to.next_multiple_of(ALIGNMENT));
-        }
-        Tip {
-            ordinal: last.ordinal,
-            commit: last_commit.min(last.end),
-            end: last.end,
-        }
+    let is_of_last = |ordinal| last.is_some_and(|last| last.ordinal == ordinal);
+    // What is left of events that were durable is not cut.
+    let ends_whole = last.is_some_and(|last| last.last_sequence == known);
+    let torn = torn.filter(|torn| ends_whole && is_of_last(torn.ordinal));
+    // A damaged file is not written to any more, so that it can be restored from a backup.
+    let is_damaged = |last: &&Segment| {
+        let path = segments::path(directory, last.ordinal);
+        scanned.damage.iter().any(|located| located.path == path)
+    };
+    let tip = last.filter(|last| ends_whole && !is_damaged(last));
+    let tip = tip.map(|last| Tip {
+        ordinal: last.ordinal,
+        commit: last_commit,
+        end: last.end,
     });
     let gaps = Gaps::new(directory, manifest, known, &scanned.segments);
-    scanned.unused.retain(|&ordinal| !gaps.has_file(ordinal));
-    scanned.discarded.retain(|&(ordinal, _)| !gaps.has_file(ordinal));
+    scanned
+        .discarded
+        .retain(|&(ordinal, _)| !gaps.has_file(ordinal));
     let mut damage = scanned.damage;
     damage.extend(gaps.located);
     damage.retain(|found| found.events.last > manifest.trimmed);
@@ -118,10 +119,11 @@ pub(super) fn look(
     let is_unsealed = |segment: &&Segment| unsealed.contains(&segment.ordinal);
     let unsealed = list.iter().take(before_last).filter(is_unsealed);
     let unsealed = unsealed.cloned().collect();
-    let segments = Segments::new(directory, manifest.log, list);
+    let mut segments = Segments::new(directory, manifest.log, list);
+    segments.expect_before(manifest.first_ordinal, manifest.trimmed);
     let range = range(&segments, manifest.trimmed, head, last_at, &mut damage)
         .map_err(|error| unreadable(directory, error))?;
-    damage.sort_by_key(|found| found.events.first);
+    let damage = merge(damage);
     Ok(Found {
         segments,
         range,
@@ -193,7 +195,10 @@ fn check_something_is_left(
     };
     let others = scanned.discarded.iter().all(|&(_, why)| why == STRANGER);
     if others && !scanned.discarded.is_empty() {
-        return Err(damaged(&segments::path(directory, ordinal), STRANGER.to_owned()));
+        return Err(damaged(
+            &segments::path(directory, ordinal),
+            STRANGER.to_owned(),
+        ));
     }
     Ok(())
 }
@@ -212,12 +217,17 @@ impl Gaps {
             files: Vec::new(),
         };
         let (mut next, mut before) = (manifest.trimmed.plus(1), None);
-        let ends = list
-            .iter()
-            .map(|segment| (segment.first_sequence, segment.last_sequence, segment.ordinal));
+        let ends = list.iter().map(|segment| {
+            (
+                segment.first_sequence,
+                segment.last_sequence,
+                segment.ordinal,
+            )
+        });
         for (first, last, ordinal) in ends.chain([(known.plus(1), known, u64::MAX)]) {
             if first > next {
-                let file = before.map_or(manifest.first_ordinal, |before: u64| {
+                let first_file = manifest.first_ordinal.min(ordinal.saturating_sub(1).max(1));
+                let file = before.map_or(first_file, |before: u64| {
                     let following = before + 1;
                     // Where no file is missing, what is missing was at the end of this one.
                     let is_there = segments::path(directory, following).exists();
@@ -297,6 +307,21 @@ fn first_time(
         }
     }
     Ok(None)
+}
+
+/// Each damaged event once, in order.
+fn merge(mut damage: Vec<Located>) -> Vec<Located> {
+    damage.sort_by_key(|found| found.events.first);
+    let mut merged: Vec<Located> = Vec::new();
+    for found in damage {
+        match merged.last_mut() {
+            Some(last) if found.events.first <= last.events.last => {
+                last.events.last = last.events.last.max(found.events.last);
+            }
+            _ => merged.push(found),
+        }
+    }
+    merged
 }
 
 /// Takes note of damage, and returns its last event.

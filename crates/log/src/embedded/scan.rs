@@ -188,11 +188,14 @@ impl<'a> Scanner<'a> {
                 return Ok((segment, rest.written));
             };
             let through = later.commit_first().before();
-            if segment.is_none() {
+            let is_first = segment.is_none();
+            if is_first {
                 self.fill_gap(through)?;
             }
             frames.go_to(tip);
-            let damage = self.salvage(frames, ordinal, &mut segment, (through, at))?;
+            let mut damage = self.salvage(frames, ordinal, &mut segment, (through, at))?;
+            // What is missing before the first byte of this file is in none.
+            damage.retain(|found| !is_first || found.bytes.is_some_and(|(from, to)| from < to));
             self.scanned.damage.extend(damage);
             self.next = Some(later.commit_first());
             frames.go_to(at);
@@ -221,7 +224,9 @@ impl<'a> Scanner<'a> {
             } else {
                 None
             };
-            let from = segment.as_ref().map_or(SEGMENT_HEADER_BYTES, |last| last.end);
+            let from = segment
+                .as_ref()
+                .map_or(SEGMENT_HEADER_BYTES, |last| last.end);
             let mut frames = Frames::new(file, self.manifest.log, from, CHUNK_BYTES);
             let end = frames.file_bytes();
             let end = end.map_err(|error| unreadable(&path, error))?;
@@ -234,11 +239,15 @@ impl<'a> Scanner<'a> {
                 found.events.last < segment.last_sequence
                     && found.events.first > segment.first_sequence
             };
-            self.scanned.damage.extend(damage.into_iter().filter(is_within));
+            self.scanned
+                .damage
+                .extend(damage.into_iter().filter(is_within));
             self.scanned.segments.push(segment);
             if !is_last {
                 self.scanned.unsealed.push(ordinal);
-                self.scanned.discarded.retain(|&(other, _)| other != ordinal);
+                self.scanned
+                    .discarded
+                    .retain(|&(other, _)| other != ordinal);
             }
         }
         Ok(())

@@ -345,7 +345,10 @@ fn report(shared: &Shared, finding: &Finding) {
             shared.note_damage(located);
             return;
         }
-        Finding::Keys(located) => (located, "the keys of events are damaged: their ids tell them"),
+        Finding::Keys(located) => (
+            located,
+            "the keys of events are damaged: their ids tell them",
+        ),
         Finding::Padding(located) => (located, "unused bytes behind events have changed"),
     };
     tracing::warn!(

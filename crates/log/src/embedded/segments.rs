@@ -175,6 +175,9 @@ pub(super) struct Segments {
     list: RwLock<VecDeque<Segment>>,
     /// Of frames, in all of them.
     bytes: AtomicU64,
+    /// The first file that events belong to which are missing before the oldest segment, and the last of
+    /// these events: its file may be restored.
+    missing_first: Option<(u64, Sequence)>,
 }
 
 impl Segments {
@@ -184,7 +187,15 @@ impl Segments {
             log,
             bytes: AtomicU64::new(list.iter().map(|segment| segment.end).sum()),
             list: RwLock::new(list),
+            missing_first: None,
         }
+    }
+
+    /// Takes note that a log which retention has removed up to `trimmed` began with this file.
+    pub(super) fn expect_before(&mut self, ordinal: u64, trimmed: Sequence) {
+        let first = self.list().front().map(|segment| segment.first_sequence);
+        let missing = first.filter(|&first| first > trimmed.plus(1));
+        self.missing_first = missing.map(|first| (ordinal, first.before()));
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -290,9 +301,11 @@ impl Segments {
         self.list().back().map(|segment| segment.ordinal)
     }
 
-    /// The oldest segment.
-    pub(super) fn first(&self) -> Option<u64> {
-        self.list().front().map(|segment| segment.ordinal)
+    /// The oldest file that belongs to a log which begins with the event `earliest`.
+    pub(super) fn first(&self, earliest: Sequence) -> Option<u64> {
+        let missing = self.missing_first.filter(|&(_, last)| last >= earliest);
+        let missing = missing.map(|(ordinal, _)| ordinal);
+        missing.or_else(|| self.list().front().map(|segment| segment.ordinal))
     }
 
     /// Takes those off the list in which everything is at or before an event, except the last. Returns

@@ -305,7 +305,8 @@ async fn a_damaged_end_is_known_at_the_start_and_its_numbers_are_not_given_again
         assert_eq!(inspect(dir.path()).unwrap().unwrap().damaged, expected);
         for restart in 0..3 {
             let log = open_default(dir.path());
-            assert_eq!(log.status().damaged()[..], expected, "{what}, {restart}");
+            // In the middle of the log it was found before.
+            waits_until(|| log.status().damaged()[..] == expected).await;
             let head = 6 + 2 * restart;
             assert_eq!(log.range().head, Sequence(head), "{what}, {restart}");
             let is_whole = |&n: &u64| !(first..=first + 1).contains(&n);
@@ -370,6 +371,13 @@ async fn events_of_a_missing_segment_are_damaged_and_all_others_are_served() {
         let log = open_default(dir.path());
         append(&log, 1_000..1_001).await.unwrap();
         assert_eq!(log.range().head, Sequence(401));
+        drop(log);
+        // The file is restored.
+        fs::copy(path, dir.path().join(path.file_name().unwrap())).unwrap();
+        let (log, text) = said(|| open_default(dir.path()));
+        assert_eq!(text, "");
+        let expected = ((1..=401).collect(), Vec::new());
+        assert_eq!(events_and_damage(&log).await, expected);
     }
 }
 

@@ -98,7 +98,9 @@ impl Verification {
         let frames = &mut self.frames;
         let here = || located(header.event_range(), (at, at + header.frame_bytes()));
         let is_whole = readers::block(frames, &header)?.is_some();
-        let keys = frames.body(&header)?.map(|body| body.has_whole_keys(&header));
+        let keys = frames
+            .body(&header)?
+            .map(|body| body.has_whole_keys(&header));
         if !is_whole {
             found(Finding::Events(here()));
         } else if keys != Some(true) {
@@ -108,7 +110,11 @@ impl Verification {
         }
         self.walk.pass(frames, &header);
         Ok(Some(Passed {
-            events: if is_whole { u64::from(header.events) } else { 0 },
+            events: if is_whole {
+                u64::from(header.events)
+            } else {
+                0
+            },
             bytes: self.frames.offset().saturating_sub(from),
             frame: Some((at, header.first_sequence, header.received_at)),
         }))

@@ -225,7 +225,10 @@ impl IdFile {
         if keys as u64 == self.footer.keys {
             return Ok(());
         }
-        Err(Error::damaged(&self.path, "it has not as many keys as it says"))
+        Err(Error::damaged(
+            &self.path,
+            "it has not as many keys as it says",
+        ))
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
