@@ -56,6 +56,8 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     bytes
 }
 
+const ZEROS: [u8; ALIGNMENT as usize] = [0; ALIGNMENT as usize];
+
 /// What the disk cannot read is found out in pieces of this size: a sector of most disks.
 const UNREADABLE_BYTES: usize = 4096;
 
@@ -453,7 +455,7 @@ impl Frames {
             };
             let words = chunk.get(..own).unwrap_or(chunk);
             for (index, word) in words.chunks(ALIGNMENT as usize).enumerate() {
-                if word.iter().all(|&byte| byte == 0) {
+                if word == ZEROS.get(..word.len()).unwrap_or_default() {
                     continue;
                 }
                 let offset = index * ALIGNMENT as usize;
