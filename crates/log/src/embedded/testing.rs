@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     directory::MANIFEST_FILE,
-    frame::{Frames, Header, SEGMENT_HEADER_BYTES},
+    frame::{Header, SEGMENT_HEADER_BYTES},
+    frames::Frames,
     *,
 };
 use crate::clock::{Boot, Reading};
