@@ -1,7 +1,7 @@
 //! Owns the bytes of a segment file: a header, and after it frames, each a block with the keys of
 //! its events. A frame says where it belongs, so that what is left of another one is never taken
 //! for it. Behind the last frame a sealed segment has a `footer`. Knows nothing of which segments
-//! there are.
+//! there are, and does not read them (`frames`).
 //!
 //! All numbers little-endian:
 //! ```text
@@ -15,10 +15,11 @@
 //! Frames of one commit have its number, which no other commit has: pieces of two commits that were
 //! interrupted at the same place are never taken for one.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{fs::File, io};
 
 use bytes::{Buf, Bytes};
 
+use super::readable::read_at_most;
 use crate::{Block, block::Damaged};
 use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
@@ -32,7 +33,7 @@ const SEGMENT_LOG_AT: usize = SEGMENT_MAGIC.len() + 1;
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-const FRAME_MAGIC: [u8; 4] = *b"PBF3";
+pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF3";
 pub(super) const HEADER_BYTES: usize = 72;
 const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
@@ -50,28 +51,6 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.resize(SEGMENT_HEADER_BYTES as usize, 0);
     bytes
-}
-
-/// Chunks overlap by so much, in which a header that begins in one of them ends.
-const MARGIN_BYTES: usize = 128;
-const _: () =
-    assert!(MARGIN_BYTES >= HEADER_BYTES && MARGIN_BYTES.is_multiple_of(ALIGNMENT as usize));
-
-/// What there is behind the last commit of a segment.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Rest {
-    /// From the first byte that is not zero (rounded down to where a frame could begin) to behind the
-    /// last one.
-    pub(super) written: Option<(u64, u64)>,
-    /// The header that was looked for, and where it is.
-    pub(super) found: Option<(u64, Header)>,
-}
-
-impl Rest {
-    fn note(&mut self, from: u64, to: u64) {
-        let (first, _) = self.written.unwrap_or((from, to));
-        self.written = Some((first, to));
-    }
 }
 
 /// What a file turns out to be.
@@ -240,6 +219,14 @@ impl Header {
         self.first_sequence.plus(u64::from(self.events)).before()
     }
 
+    /// Its events, as a range.
+    pub(super) fn event_range(&self) -> crate::Damaged {
+        crate::Damaged {
+            first: self.first_sequence,
+            last: self.last_sequence(),
+        }
+    }
+
     /// The first event of the commit that the frame is a part of.
     pub(super) fn commit_first(&self) -> Sequence {
         Sequence((self.first_sequence.0).saturating_sub(u64::from(self.events_before)))
@@ -256,7 +243,7 @@ impl Header {
         self.block_bytes as usize
     }
 
-    fn keys_bytes(&self) -> usize {
+    pub(super) fn keys_bytes(&self) -> usize {
         self.events as usize * KEY_BYTES
     }
 
@@ -289,7 +276,7 @@ impl Body<'_> {
         Block::carried_checksum(self.block) == header.block_checksum && Block::is_whole(self.block)
     }
 
-    fn has_whole_keys(&self, header: &Header) -> bool {
+    pub(super) fn has_whole_keys(&self, header: &Header) -> bool {
         crc32c::crc32c(self.keys) == header.keys_checksum
     }
 
@@ -311,154 +298,15 @@ impl Body<'_> {
     }
 }
 
-/// Passes over the frames of a segment, reading them a chunk at a time.
-pub(super) struct Frames {
-    file: File,
-    log: LogId,
-    offset: u64,
-    chunk_bytes: usize,
-    buffer: Vec<u8>,
-    buffer_at: u64,
-    buffered: usize,
-}
-
-impl Frames {
-    pub(super) fn new(file: File, log: LogId, offset: u64, chunk_bytes: usize) -> Self {
-        Self {
-            file,
-            log,
-            offset,
-            chunk_bytes,
-            buffer: Vec::new(),
-            buffer_at: 0,
-            buffered: 0,
-        }
-    }
-
-    /// Where it is: at the beginning of a frame.
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Goes to a place where a frame begins.
-    pub(super) fn go_to(&mut self, offset: u64) {
-        self.offset = offset;
-    }
-
-    /// The header of the frame here; `None` if there is none.
-    pub(super) fn header(&mut self) -> io::Result<Option<Header>> {
-        let log = self.log;
-        let bytes = self.window(self.offset, HEADER_BYTES)?;
-        Ok(bytes.and_then(|bytes| Header::parse(bytes, log)))
-    }
-
-    /// The rest of the frame here; `None` if the file ends before it does.
-    pub(super) fn body(&mut self, header: &Header) -> io::Result<Option<Body<'_>>> {
-        let keys_bytes = header.keys_bytes();
-        let from = self.offset + HEADER_BYTES as u64;
-        let bytes = self.window(from, keys_bytes + header.block_bytes())?;
-        Ok(bytes.map(|bytes| {
-            let (keys, block) = bytes.split_at(keys_bytes);
-            Body { keys, block }
-        }))
-    }
-
-    /// Goes on to the next frame.
-    pub(super) fn skip(&mut self, header: &Header) {
-        self.offset += header.frame_bytes();
-    }
-
-    /// Looks through everything from a place on, to the end of the file: where bytes were written
-    /// that are not zero, and the first header there that is `wanted`.
-    pub(super) fn rest(
-        &mut self,
-        from: u64,
-        wanted: impl Fn(u64, &Header) -> bool,
-    ) -> io::Result<Rest> {
-        let (log, step) = (
-            self.log,
-            self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1),
-        );
-        let file_bytes = self.file.metadata()?.len();
-        let mut rest = Rest::default();
-        let mut at = from;
-        while at < file_bytes {
-            let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
-            let Some(chunk) = self.window(at, step.min(left))? else {
-                break;
-            };
-            // A header may begin in one chunk and end in the next: those of the margin are left to it.
-            let is_last = left <= step;
-            let own = if is_last {
-                chunk.len()
-            } else {
-                step - MARGIN_BYTES
-            };
-            for (index, word) in chunk.chunks(ALIGNMENT as usize).enumerate() {
-                let offset = index * ALIGNMENT as usize;
-                if offset >= own {
-                    break;
-                }
-                if word.iter().all(|&byte| byte == 0) {
-                    continue;
-                }
-                let place = at + offset as u64;
-                rest.note(place, place + word.len() as u64);
-                if !word.starts_with(&FRAME_MAGIC) || rest.found.is_some() {
-                    continue;
-                }
-                let bytes = chunk.get(offset..).unwrap_or_default();
-                let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
-                rest.found = header.map(|header| (place, header));
-            }
-            at += own as u64;
-        }
-        Ok(rest)
-    }
-
-    /// These bytes of the file, if it has them all.
-    fn window(&mut self, from: u64, bytes: usize) -> io::Result<Option<&[u8]>> {
-        let start = from
-            .checked_sub(self.buffer_at)
-            .and_then(|start| usize::try_from(start).ok());
-        let held = start.filter(|start| start.saturating_add(bytes) <= self.buffered);
-        let start = match held {
-            Some(start) => start,
-            None => {
-                let wanted = bytes.max(self.chunk_bytes);
-                if self.buffer.len() < wanted {
-                    self.buffer.resize(wanted, 0);
-                }
-                self.buffered = read_at_most(&self.file, &mut self.buffer, from)?;
-                self.buffer_at = from;
-                0
-            }
-        };
-        let held = self.buffer.get(..self.buffered).unwrap_or_default();
-        Ok(held.get(start..start.saturating_add(bytes)))
-    }
-}
-
-/// Fills the buffer, unless the file ends before.
-pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, from + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
-}
-
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
+    use crate::embedded::frames::{Frames, Rest};
     use crate::fixtures;
 
     const LOG: LogId = LogId(7);
@@ -536,21 +384,29 @@ mod tests {
                 let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
                 let mut find = |after| {
                     let wanted = |_, header: &Header| header.first_sequence > Sequence(after);
-                    frames.rest(0, wanted).unwrap()
+                    frames.rest(0, 0, wanted).unwrap()
                 };
-                let rest = find(9);
                 let found = Some((at as u64, later));
-                assert_eq!(rest.found, found, "at {at}, chunks of {chunk_bytes}");
+                assert_eq!(find(9).found, found, "at {at}, chunks of {chunk_bytes}");
+                let rest = find(10);
+                assert_eq!(rest.found, None);
                 let (from, to) = rest.written.unwrap();
                 assert_eq!(from, at as u64);
                 assert_eq!(to, (at + frame_bytes.len()) as u64);
-                assert_eq!(find(10).found, None);
+                let behind = frames.rest(0, at as u64 + 8, |_, _| true).unwrap();
+                assert_eq!(behind.found, None, "not before the place");
+                let mut find = |to| frames.find(0, to, |_, _| true).unwrap();
+                assert_eq!(find(at as u64 + HEADER_BYTES as u64), found);
+                assert_eq!(find(at as u64), None, "not behind the place");
             }
         }
         let mut frames = Frames::new(file_of(&[0; 5_003]), LOG, 0, 4_096);
-        assert_eq!(frames.rest(0, |_, _| true).unwrap(), Rest::default());
+        assert_eq!(frames.rest(0, 0, |_, _| true).unwrap(), Rest::default());
         let mut frames = Frames::new(file_of(&[0, 0, 0, 7, 1]), LOG, 0, 4_096);
-        assert_eq!(frames.rest(0, |_, _| true).unwrap().written, Some((0, 5)));
+        assert_eq!(
+            frames.rest(0, 0, |_, _| true).unwrap().written,
+            Some((0, 5))
+        );
     }
 
     #[test]

@@ -8,9 +8,15 @@
 //! and makes a damaged manifest anew from them (`survey`). What is taken out of the log goes to the
 //! `quarantine`. The `keeper` does what no commit is to wait for; the next segment (`preparation`) is a
 //! part of it.
+//!
+//! Damage keeps nobody from the rest: a `walk` over the frames of a segment finds the next one that is
+//! whole, for readers, for a start (`salvage`), and for what verifies a segment (`verify`): the `scrub`
+//! in the background, and the `check` from outside. What they find is made known by `damage`.
 
 mod active;
+mod check;
 mod commit;
+mod damage;
 #[cfg(test)]
 mod damage_tests;
 mod directory;
@@ -20,6 +26,7 @@ mod footer;
 mod frame;
 #[cfg(fuzzing)]
 pub mod frame;
+mod frames;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -28,16 +35,23 @@ mod opening;
 mod preparation;
 mod quarantine;
 mod queue;
+#[cfg(test)]
+mod random_damage_tests;
+mod readable;
 mod readers;
 mod recovery;
 mod retention;
+mod salvage;
 mod scan;
+mod scrub;
 mod segments;
 mod survey;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod verify;
+mod walk;
 mod writer;
 
 use std::{
@@ -56,9 +70,11 @@ use tokio::sync::watch;
 
 use self::{
     active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
-    readers::Readers, retention::Retention, segments::Segments, writer::Writer,
+    readers::Readers, retention::Retention, scrub::Scrub, segments::Segments, writer::Writer,
 };
 pub use self::{
+    check::{CheckFault, CheckProgress, CheckReport, Remedy, check},
+    commit::{CommitReport, OnCommit},
     inspect::{Inspection, inspect},
     open_error::OpenError,
 };
@@ -69,7 +85,7 @@ use super::{
     group::{self, Stamps},
     ids::{self, Background},
 };
-use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
 /// that somebody tries again.
@@ -103,24 +119,12 @@ pub struct Options {
     /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
     /// enough.
     pub readers: usize,
+    /// How much of the log is verified in a second, in the background; more where the whole log would
+    /// take longer than a week. 1 MiB: 10 GiB take three hours, and any disk does it beside the rest.
+    /// 0: nothing is verified.
+    pub scrub_bytes_per_second: u64,
     /// Told of each commit, from the writer's thread. Must not block.
     pub on_commit: Option<OnCommit>,
-}
-
-/// Told of each commit that added events.
-pub type OnCommit = Arc<dyn Fn(Commit) + Send + Sync>;
-
-/// A commit that added events, for metrics.
-#[derive(Clone, Copy, Debug)]
-pub struct Commit {
-    /// Batches that were committed together.
-    pub batches: usize,
-    /// Events that were new.
-    pub events: u64,
-    /// What their blocks have, in bytes.
-    pub bytes: u64,
-    /// How long it took, from taking the batches to durability.
-    pub duration: Duration,
 }
 
 impl Options {
@@ -145,6 +149,7 @@ impl Default for Options {
             group_events_max: 8_192,
             group_bytes_max: 4 * 1024 * 1024,
             readers: 4,
+            scrub_bytes_per_second: 1024 * 1024,
             on_commit: None,
         }
     }
@@ -238,6 +243,7 @@ fn start(
     let shared = Arc::new(Shared {
         queue: Queue::new(options.queue_limits()),
         keeper: Keeper::default(),
+        scrub: Scrub::default(),
         segments: Arc::new(found.segments),
         publisher: Publisher::new(found.range, epochs, Health::Ready),
         ids_bytes: AtomicU64::new(ids.stored_bytes()),
@@ -248,6 +254,9 @@ fn start(
         done,
     });
     let log = manifest.log;
+    for located in &found.damage {
+        shared.note_damage(located);
+    }
     found
         .unsealed
         .into_iter()
@@ -273,19 +282,17 @@ fn start(
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
+    let rate = options.scrub_bytes_per_second;
+    let scrub = scrub::Work::new(Arc::clone(&shared), log, rate);
+    let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
     Ok(Arc::new(Embedded {
         shared,
         readers,
         thread: Mutex::new(Some(thread)),
+        scrub: Mutex::new(scrub.and_then(Result::ok)),
         ended,
         _directory: directory,
     }))
-}
-
-/// Keys as the files of ids have them.
-fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
-    let keys = keys.iter();
-    keys.map(|key| ids::Key::from_be_bytes(key.0)).collect()
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
@@ -300,6 +307,8 @@ pub struct Embedded {
     shared: Arc<Shared>,
     readers: Readers,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Without it the log works as well.
+    scrub: Mutex<Option<JoinHandle<()>>>,
     ended: watch::Receiver<bool>,
     /// Last, so that the directory is given up when everything else is closed.
     _directory: Directory,
@@ -309,6 +318,7 @@ pub struct Embedded {
 struct Shared {
     queue: Queue,
     keeper: Keeper,
+    scrub: Scrub,
     segments: Arc<Segments>,
     publisher: Publisher,
     /// What the files of ids occupy.
@@ -332,6 +342,7 @@ impl Shared {
     /// Refuses what comes from now on.
     fn close(&self) {
         self.queue.close();
+        self.scrub.stop();
         self.publisher.set_health(Health::Closed);
     }
 
@@ -422,11 +433,17 @@ impl Log for Embedded {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        Box::pin(self.readers.read(self.status(), after, bytes_max))
+        Box::pin(async move {
+            let read = self.readers.read(self.status(), after, bytes_max).await;
+            read.map_err(|failure| self.shared.evaluate_reading(failure))
+        })
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        Box::pin(self.readers.seek(self.status(), at))
+        Box::pin(async move {
+            let found = self.readers.seek(self.status(), at).await;
+            found.map_err(|failure| self.shared.evaluate_reading(failure))
+        })
     }
 
     fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
@@ -473,16 +490,15 @@ impl Log for Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.shared.close();
-        let thread = self
-            .thread
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = thread.take()
-            // A follower may hold the last handle.
-            && thread.thread().id() != thread::current().id()
-        {
-            // Its panic, if any, was noted as the log's failure.
-            let _ = thread.join();
+        for thread in [&mut self.scrub, &mut self.thread] {
+            let thread = thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Some(thread) = thread.take()
+                // A follower may hold the last handle.
+                && thread.thread().id() != thread::current().id()
+            {
+                // Its panic, if any, was noted as the log's failure.
+                let _ = thread.join();
+            }
         }
     }
 }

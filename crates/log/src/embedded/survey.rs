@@ -5,7 +5,8 @@ use std::{fs::File, io, path::Path};
 
 use super::{
     footer,
-    frame::{self, Frames, SEGMENT_HEADER_BYTES},
+    frame::{self, SEGMENT_HEADER_BYTES},
+    frames::Frames,
     manifest::Manifest,
     segments,
 };
@@ -44,6 +45,6 @@ fn first_sequence(file: File, log: LogId, ordinal: u64) -> io::Result<Option<Seq
     if let Some(header) = frames.header()? {
         return Ok(Some(header.first_sequence));
     }
-    let rest = frames.rest(SEGMENT_HEADER_BYTES, |_, _| true)?;
-    Ok(rest.found.map(|_| Sequence::ZERO.plus(1)))
+    let found = frames.find(SEGMENT_HEADER_BYTES, u64::MAX, |_, _| true)?;
+    Ok(found.map(|_| Sequence::ZERO.plus(1)))
 }
