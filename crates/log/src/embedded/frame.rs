@@ -425,6 +425,11 @@ impl Frames {
         let start = match held {
             Some(start) => start,
             None => {
+                // What a header says of its length is no reason to allocate it: the file has it or not.
+                let end = from.saturating_add(bytes as u64);
+                if bytes > self.chunk_bytes && end > self.file.metadata()?.len() {
+                    return Ok(None);
+                }
                 let wanted = bytes.max(self.chunk_bytes);
                 if self.buffer.len() < wanted {
                     self.buffer.resize(wanted, 0);
@@ -503,6 +508,18 @@ mod tests {
             }
             assert_eq!(frames.header().unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_header_of_more_than_the_file_has_takes_no_memory() {
+        let (mut header, _) = frame(1, 0);
+        (header.events, header.block_bytes) = (u32::MAX, u32::MAX);
+        let mut bytes = Vec::new();
+        header.put(&mut bytes);
+        let mut frames = Frames::new(file_of(&bytes), LOG, 0, 300);
+        assert_eq!(frames.header().unwrap(), Some(header));
+        assert!(frames.body(&header).unwrap().is_none());
+        assert!(frames.buffer.len() <= 300);
     }
 
     #[test]
