@@ -354,6 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn a_header_of_more_than_the_file_has_takes_no_memory() {
+        let (mut header, _) = frame(1, 0);
+        (header.events, header.block_bytes) = (u32::MAX, u32::MAX);
+        let mut bytes = Vec::new();
+        header.put(&mut bytes);
+        let mut frames = Frames::new(file_of(&bytes), LOG, 0, 300);
+        assert_eq!(frames.header().unwrap(), Some(header));
+        assert!(frames.body(&header).unwrap().is_none());
+        assert!(frames.buffer_bytes() <= 300);
+    }
+
+    #[test]
     fn no_changed_byte_goes_unnoticed() {
         let (header, bytes) = frame(1, 0);
         for index in 0..HEADER_BYTES + header.keys_bytes() + header.block_bytes() {

@@ -88,6 +88,12 @@ impl Frames {
         Ok(bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
     }
 
+    /// What the buffer occupies.
+    #[cfg(test)]
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Goes on to the next frame.
     pub(super) fn skip(&mut self, header: &Header) {
         self.offset += header.frame_bytes();
@@ -190,6 +196,11 @@ impl Frames {
         let start = match held {
             Some(start) => start,
             None => {
+                // The length in a header is no reason to allocate it: the file has it or not.
+                let end = from.saturating_add(bytes as u64);
+                if bytes > self.chunk_bytes && end > self.file.metadata()?.len() {
+                    return Ok(None);
+                }
                 let wanted = bytes.max(self.chunk_bytes);
                 if self.buffer.len() < wanted {
                     self.buffer.resize(wanted, 0);
