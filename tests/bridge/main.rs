@@ -28,6 +28,7 @@ mod keys;
 mod privacy;
 mod proxies;
 mod refusals;
+mod retention;
 mod settings_privacy;
 mod setup;
 mod setup_page;

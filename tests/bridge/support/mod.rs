@@ -260,7 +260,7 @@ impl Bridge {
     }
 
     /// The same, and waits until it says this: `listening` or `ready`.
-    async fn run_until(&mut self, message: &'static str, command: Command) {
+    pub(crate) async fn run_until(&mut self, message: &'static str, command: Command) {
         let started = self.spawn(command);
         let waiting = tokio::task::spawn_blocking(move || {
             loop {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicBool, AtomicI64},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use tokio::task::spawn_blocking;

@@ -17,6 +17,7 @@ mod directory;
 mod disk_error;
 mod footer;
 mod frame;
+mod ids_budget;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -27,6 +28,9 @@ mod quarantine;
 mod queue;
 mod readers;
 mod recovery;
+#[cfg(test)]
+mod removal_tests;
+mod reserve;
 mod retention;
 mod scan;
 mod segments;
@@ -40,10 +44,7 @@ mod writer;
 use std::{
     io,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -52,8 +53,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
-    readers::Readers, retention::Retention, segments::Segments, writer::Writer,
+    active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
+    queue::Queue, readers::Readers, reserve::Reserve, retention::Retention, segments::Segments,
+    writer::Writer,
 };
 pub use self::{
     inspect::{Inspection, inspect},
@@ -72,6 +74,9 @@ use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 /// that somebody tries again.
 const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
 
+/// With less room than this the disk counts as full still.
+const FREE_BYTES_MIN: u64 = 256 * 1024;
+
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
 
@@ -81,12 +86,16 @@ pub struct Options {
     /// Blocks older than this are removed. 30 days: twice as long as the sender retries, so that
     /// whoever was offline for as long as that still finds everything.
     pub retention_age: Duration,
-    /// The oldest segment is removed when the log, its ids included, occupies more than this. The
-    /// newest segment always stays. 10 GiB: some twenty million events of usual size.
+    /// The oldest segment is removed when the segments occupy more than this. The one that is written
+    /// to always stays. 10 GiB: some twenty million events of usual size.
     pub retention_bytes: u64,
     /// For how long a repetition of an event is recognised, at least; up to a day longer. 15 days:
     /// the sender retries for 14.
     pub ids_age: Duration,
+    /// When the files of ids occupy more than this, the oldest ids are forgotten before their time; those
+    /// of the last day never are. 4 GiB: the ids of 180 events a second for 16 days, with some 300 MB
+    /// of memory.
+    pub ids_bytes: u64,
     /// How many batches may wait for the disk. 1,024: a second's worth on a slow disk, after which
     /// the sender had better come back later.
     pub queue_batches_max: usize,
@@ -137,6 +146,7 @@ impl Default for Options {
             retention_age: Duration::from_secs(30 * 24 * 60 * 60),
             retention_bytes: 10 * 1024 * 1024 * 1024,
             ids_age: Duration::from_secs(15 * 24 * 60 * 60),
+            ids_bytes: 4 * 1024 * 1024 * 1024,
             queue_batches_max: 1_024,
             queue_bytes_max: 64 * 1024 * 1024,
             group_events_max: 8_192,
@@ -156,6 +166,14 @@ pub fn open(data_dir: &Path, options: Options) -> Result<Arc<Embedded>, OpenErro
     open_with_seams(data_dir, options, Seams::default())
 }
 
+/// What the files of ids in a data directory occupy, in bytes. Looks at their names and sizes only.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn ids_bytes(data_dir: &Path) -> io::Result<u64> {
+    ids::stored_bytes(&data_dir.join(directory::IDS_DIRECTORY))
+}
+
 /// Where tests take the place of the clock and of the disk.
 pub(super) struct Seams {
     pub(super) clock: Clock,
@@ -170,6 +188,10 @@ pub(super) type Fault = Arc<dyn Fn(Stage) -> io::Result<()> + Send + Sync>;
 /// What the writer or the keeper is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// Write the manifest of a start.
+    Open,
+    /// Create or open a segment to write to it.
+    Segment,
     /// Begin with a group.
     Begin,
     /// Write a commit.
@@ -202,15 +224,26 @@ pub(super) fn open_with_seams(
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
     let ids_limits = seams.ids_limits;
-    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age));
-    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
-    let place = opened.found.tip.ok_or(opened.found.next_ordinal);
-    let log = opened.manifest.log;
-    let active = Active::open(data_dir, log, place, options.retention_bytes);
-    let active = active.map_err(|source| OpenError::Directory {
-        path: data_dir.to_owned(),
-        source,
-    })?;
+    let ids_limits =
+        ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age, options.ids_bytes));
+    let age_max = options.retention_age;
+    let mut opened = opening::open(&directory, ids_limits, &seams, age_max)?;
+    let found = &opened.found;
+    let first = found.segments.last().map(|last| last.first_sequence);
+    let mut active = Active::new(
+        data_dir,
+        opened.manifest.log,
+        found.tip.ok_or(found.next_ordinal),
+        first.and_then(|first| opened.ages.written_at(first)),
+        options.retention_bytes,
+    );
+    match active.open(&seams.fault) {
+        Err(error) if disk_error::is_no_space(&error) => opened.is_full = true,
+        opened => opened.map_err(|source| OpenError::Directory {
+            path: data_dir.to_owned(),
+            source,
+        })?,
+    }
     start(directory, opened, active, options, seams.fault)
 }
 
@@ -229,6 +262,7 @@ fn start(
         clock,
         ages,
         found,
+        is_full,
     } = opened;
     let (done, ended) = watch::channel(false);
     let epochs = Epochs::new(manifest.log, manifest.epochs);
@@ -237,13 +271,15 @@ fn start(
         keeper: Keeper::default(),
         segments: Arc::new(found.segments),
         publisher: Publisher::new(found.range, epochs, Health::Ready),
-        ids_bytes: AtomicU64::new(ids.stored_bytes()),
+        reserve: Reserve::new(directory.path(), options.retention_bytes),
+        ids_usage: Mutex::new(ids.usage(None)),
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         fault,
         done,
     });
+    shared.set_no_space(is_full);
     let log = manifest.log;
     found
         .unsealed
@@ -264,8 +300,12 @@ fn start(
         ids,
         active,
         next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
-        retention: Retention::new(options.retention_bytes),
-        unsaved: writer::Unsaved::default(),
+        retention: Retention::new(options.retention_bytes, options.retention_age),
+        unsaved: writer::Unsaved {
+            has_news: is_full,
+            ..writer::Unsaved::default()
+        },
+        ids_budget: IdsBudget::default(),
     };
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
@@ -308,8 +348,9 @@ struct Shared {
     keeper: Keeper,
     segments: Arc<Segments>,
     publisher: Publisher,
-    /// What the files of ids occupy.
-    ids_bytes: AtomicU64,
+    reserve: Reserve,
+    /// What the ids occupy, as of a while ago.
+    ids_usage: Mutex<ids::Usage>,
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
@@ -369,6 +410,30 @@ impl Shared {
         }
     }
 
+    /// Does what is needed to remove old events, with the reserve where the disk is full.
+    fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match work() {
+            Err(error) if disk_error::is_no_space(&error) && self.use_reserve() => work(),
+            done => done,
+        }
+    }
+
+    /// Gives the room of the reserve free, to remove old events. False when there is none.
+    fn use_reserve(&self) -> bool {
+        let is_used = self.reserve.release();
+        if is_used {
+            tracing::warn!("the disk is full: old events are removed with the room of the reserve");
+            self.set_no_space(true);
+        }
+        is_used
+    }
+
+    fn ids_usage(&self) -> MutexGuard<'_, ids::Usage> {
+        self.ids_usage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does a step of the ids' work. False when nothing is left of it.
     fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
         (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
@@ -394,10 +459,14 @@ impl Shared {
         *at = no_space.then(Instant::now);
     }
 
-    /// Counts as healthy again when the disk was last found full a while ago.
+    /// Counts as healthy again when the disk was last found full a while ago, and has room.
     fn forget_no_space(&self) {
         let at = *self.no_space_at();
-        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY) {
+        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY)
+            && !self.reserve.is_used()
+            && reserve::free_bytes(self.segments.directory())
+                .is_none_or(|free| free >= FREE_BYTES_MIN)
+        {
             self.publisher.set_health(Health::Ready);
         }
     }
@@ -435,9 +504,10 @@ impl Log for Embedded {
     }
 
     fn usage(&self) -> Usage {
+        let ids = *self.shared.ids_usage();
         Usage {
-            stored_bytes: self.shared.segments.bytes()
-                + self.shared.ids_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.shared.segments.bytes() + ids.bytes,
+            ids: Some(ids),
             queued_batches: self.shared.queue.len(),
             clock_jumps: self.shared.clock.jumps(),
         }

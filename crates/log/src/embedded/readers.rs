@@ -150,6 +150,9 @@ impl Readers {
             Fault::Gone => ReadError::Expired {
                 earliest: now.range().earliest,
             },
+            fault if fault.is_no_descriptor() => {
+                ReadError::Unavailable("no file can be opened".into())
+            }
             fault => failed(fault),
         })
     }

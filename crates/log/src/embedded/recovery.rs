@@ -73,9 +73,9 @@ pub(super) fn look(
     let next_ordinal = next_ordinal.max(manifest.first_ordinal);
     let list = VecDeque::from(scanned.segments);
     let (first, last) = (list.front(), list.back());
-    // The last segment stays, whatever retention removes.
-    let head = last.map_or(Sequence::ZERO, |last| last.last_sequence);
-    let last_at = last.map_or(UnixMicros(0), |last| last.last_at);
+    // Retention may have removed every segment with events in it.
+    let head = last.map_or(manifest.trimmed, |last| last.last_sequence);
+    let last_at = last.map_or(manifest.last_at, |last| last.last_at);
     let known = manifest.confirmed.max(manifest.trimmed);
     let known = known.max(ids_through.unwrap_or(Sequence::ZERO));
     if head < known {
