@@ -70,13 +70,6 @@ use super::{
 };
 use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
-/// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
-/// that somebody tries again.
-const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
-
-/// With less room than this the disk counts as full still.
-const FREE_BYTES_MIN: u64 = 256 * 1024;
-
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
 
@@ -387,47 +380,6 @@ impl Shared {
         error
     }
 
-    /// What a failure of the disk means for those who wait. `what` failed.
-    fn evaluate(&self, error: &io::Error, what: &str) -> Error {
-        if disk_error::is_no_space(error) {
-            self.set_no_space(true);
-            return Error::NoSpace;
-        }
-        // Only what opens a file fails so, which is before anything is written.
-        if disk_error::is_no_descriptor(error) {
-            tracing::error!(%error, "no file can be opened: events are refused until one can");
-            return Error::Overloaded;
-        }
-        self.fail(&format!("{what}: {error}"))
-    }
-
-    /// The same for the files of ids. One that is damaged was put aside: the next start reads its keys
-    /// from the segments again.
-    fn evaluate_ids(&self, error: &ids::Error) -> Error {
-        match error {
-            ids::Error::Io { source, .. } => self.evaluate(source, "the files of ids"),
-            ids::Error::Damaged { .. } => self.fail(&error.to_string()),
-        }
-    }
-
-    /// Does what is needed to remove old events, with the reserve where the disk is full.
-    fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        match work() {
-            Err(error) if disk_error::is_no_space(&error) && self.use_reserve() => work(),
-            done => done,
-        }
-    }
-
-    /// Gives the room of the reserve free, to remove old events. False when there is none.
-    fn use_reserve(&self) -> bool {
-        let is_used = self.reserve.release();
-        if is_used {
-            tracing::warn!("the disk is full: old events are removed with the room of the reserve");
-            self.set_no_space(true);
-        }
-        is_used
-    }
-
     fn ids_usage(&self) -> MutexGuard<'_, ids::Usage> {
         self.ids_usage
             .lock()
@@ -438,37 +390,6 @@ impl Shared {
     fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
         (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
         ids.run_once().map_err(|error| self.evaluate_ids(&error))
-    }
-
-    fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.no_space_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_no_space(&self, no_space: bool) {
-        let mut at = self.no_space_at();
-        if no_space {
-            if at.is_none() {
-                tracing::error!("the disk of the data directory is full: events are refused");
-            }
-            self.publisher.set_health(Health::Full);
-        } else if at.is_some() {
-            self.publisher.set_health(Health::Ready);
-        }
-        *at = no_space.then(Instant::now);
-    }
-
-    /// Counts as healthy again when the disk was last found full a while ago, and has room.
-    fn forget_no_space(&self) {
-        let at = *self.no_space_at();
-        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY)
-            && !self.reserve.is_used()
-            && reserve::free_bytes(self.segments.directory())
-                .is_none_or(|free| free >= FREE_BYTES_MIN)
-        {
-            self.publisher.set_health(Health::Ready);
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE, RESERVE_FILE},
+    disk_error::NO_SPACE_MEMORY,
     testing::{
         clock, copy, failing_disk, frames_of, last_segment, manifest_of, no_space, quarantined,
         rewind, segment_paths, small_ids, waits_until,

@@ -67,7 +67,7 @@ impl Reserve {
     pub(super) fn make(&self) -> io::Result<bool> {
         let file = directory::open_private(&self.path())?;
         let found = file.metadata()?.len();
-        let free = free_bytes(&self.directory).unwrap_or(0);
+        let free = self.free_bytes().unwrap_or(0);
         let wanted = self.bytes.min(free / FREE_PARTS);
         let mut bytes = found;
         if wanted > found && wanted >= BYTES_MIN {
@@ -84,6 +84,12 @@ impl Reserve {
             fs::remove_file(self.path())?;
         }
         Ok(is_there)
+    }
+
+    /// What the disk has free for this process, if that is known.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let disk = statvfs(&self.directory).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     fn path(&self) -> PathBuf {
@@ -103,12 +109,6 @@ fn allocate(mut file: &File, from: u64, to: u64) -> io::Result<()> {
         allocated => allocated?,
     }
     file.sync_all()
-}
-
-/// What the disk of a directory has free for this process.
-pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
-    let disk = statvfs(directory).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE},
+    disk_error::NO_SPACE_MEMORY,
     frame::{Header, SEGMENT_HEADER_BYTES},
     testing::{
         PATIENCE, clock, copy, cut, failing_disk, flip, footer_of, frames_of, last_segment,
