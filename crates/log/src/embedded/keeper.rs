@@ -84,11 +84,11 @@ impl Notes {
     /// Later ones come on top.
     fn add(&mut self, later: Self) {
         self.sealed.extend(later.sealed);
-        self.manifest = later.manifest.or(self.manifest.take());
-        self.given_up.extend(later.given_up);
-        if self.manifest.is_some() {
+        if later.manifest.is_some() {
             self.waits_for_ids = later.waits_for_ids;
         }
+        self.manifest = later.manifest.or(self.manifest.take());
+        self.given_up.extend(later.given_up);
         self.quarantine = later.quarantine.or(self.quarantine.take());
     }
 }

@@ -584,11 +584,7 @@ fn the_usual_limits_take_the_memory_that_they_say() {
 
 #[test]
 fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
-    let limits = Limits {
-        bytes_max: 40_000,
-        ..LIMITS
-    };
-    let mut rig = Rig::new(limits);
+    let mut rig = Rig::new(LIMITS);
     // A file of its own for each span.
     for span in 0..8 {
         rig.add_numbers(span * 100..span * 100 + 100);
@@ -596,15 +592,17 @@ fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
         rig.now += SPAN + 1;
     }
     let of_span = |span: u64| [key(span * 100), key(span * 100 + 99)];
+    let files = rig.ids.background.view().files;
+    let sizes: Vec<u64> = files.iter().map(|file| file.bytes).collect();
+    assert_eq!(sizes.len(), 8);
+    let of_last = |count: usize| sizes[8 - count..].iter().sum::<u64>();
     let before = rig.ids.usage(Some(&RetentionNow::at(rig.now)));
-    assert!(before.bytes > 2 * 8_192, "{before:?}");
-    assert_eq!((before.bytes_max, before.forgotten_early), (40_000, 0));
-    let file_bytes = before.bytes / 8;
-    rig.ids.limits.bytes_max = file_bytes * 5;
+    assert_eq!((before.bytes, before.forgotten_early), (of_last(8), 0));
+    rig.ids.limits.bytes_max = of_last(5);
     rig.forget();
     rig.work(usize::MAX);
     let after = rig.ids.usage(None);
-    assert_eq!((after.bytes, after.forgotten_early), (file_bytes * 5, 300));
+    assert_eq!((after.bytes, after.forgotten_early), (of_last(5), 300));
     assert_eq!(after.bytes_expected, after.bytes);
     for span in 0..8 {
         let expected = [span >= 3; 2];
@@ -612,16 +610,16 @@ fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
     }
     // One more byte than they may take costs a file, and what is young stays whatever it takes.
     rig.forget();
-    assert_eq!(rig.ids.usage(None).bytes, file_bytes * 5);
-    rig.ids.limits.bytes_max = file_bytes * 5 - 1;
+    assert_eq!(rig.ids.usage(None).bytes, of_last(5));
+    rig.ids.limits.bytes_max = of_last(5) - 1;
     rig.forget();
-    assert_eq!(rig.ids.usage(None).bytes, file_bytes * 4);
+    assert_eq!(rig.ids.usage(None).bytes, of_last(4));
     rig.ids.limits.bytes_max = 0;
     rig.now -= 1;
     rig.forget();
     assert_eq!(
         rig.ids.usage(None).bytes,
-        file_bytes,
+        of_last(1),
         "it is no older than its span"
     );
     rig.now += 1;
