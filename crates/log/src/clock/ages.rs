@@ -102,15 +102,11 @@ impl Ages {
         Some(RetentionTime(mark.at.0.saturating_sub(into_slot)))
     }
 
-    /// Events before this one are gone.
+    /// Events before this one are gone. How old the newest of them was stays known, as their files may
+    /// be there for a while.
     pub(crate) fn forget_before(&mut self, earliest: Sequence) {
-        while self
-            .marks
-            .front()
-            .is_some_and(|mark| mark.through < earliest)
-        {
-            self.marks.pop_front();
-        }
+        let gone = self.marks.partition_point(|mark| mark.through < earliest);
+        self.marks.drain(..gone.saturating_sub(1));
     }
 
     /// What has to be kept for [`resume`](Self::resume).
@@ -142,7 +138,11 @@ mod tests {
         assert_eq!(expired(&ages, 6_591), Some(20));
         assert_eq!(expired(&ages, 100_000), Some(100));
         ages.forget_before(Sequence(11));
-        assert_eq!(expired(&ages, 6_491), None);
+        assert_eq!(expired(&ages, 6_590), Some(10));
+        assert_eq!(ages.marks().count(), 10);
+        ages.forget_before(Sequence(22));
+        assert_eq!(expired(&ages, 6_590), None);
+        assert_eq!(expired(&ages, 6_591), Some(20), "its file may be there");
         assert_eq!(ages.marks().count(), 9);
     }
 

@@ -159,6 +159,7 @@ async fn a_log_to_which_nothing_is_added_writes_nothing() {
     };
     // Each look at what is too old reads the clock once.
     waits_until(|| confirmed(dir.path()) == Sequence(1)).await;
+    passes(2).await;
     let before = (stages.load(Ordering::SeqCst), manifest_of(dir.path()));
     now.fetch_add(HOUR / 2, Ordering::SeqCst);
     passes(2).await;
@@ -235,6 +236,24 @@ async fn a_segment_that_waited_for_its_ids_when_the_process_ended_goes_after_the
     waits_until(|| oldest_segment(dir.path()) > 1).await;
     assert_eq!(log.range().earliest, earliest, "nothing else is removed");
     assert_eq!(append(&log, 0..count).await.unwrap().accepted, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_log_that_waited_for_its_ids_when_the_process_ended_is_emptied_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(START));
+    let full = Arc::new(AtomicBool::new(true));
+    let fault = failing_disk(Stage::Ids, &full, no_space).fault;
+    let log = open_kept(dir.path(), &now, fault);
+    append_of(&log, "usr_1").await.unwrap();
+    now.fetch_add(5 * DAY, Ordering::SeqCst);
+    waits_until(|| log.range().event_count() == 0).await;
+    log.close().await;
+    drop(log);
+    assert!(holds(dir.path(), "usr_1"));
+    let log = open_kept(dir.path(), &now, no_fault());
+    waits_until(|| !holds(dir.path(), "usr_1")).await;
+    assert_eq!(append_of(&log, "usr_1").await.unwrap().duplicates, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

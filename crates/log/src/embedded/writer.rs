@@ -74,6 +74,9 @@ pub(super) struct Unsaved {
     /// Segments that nobody reads any more, oldest first, each with its last event.
     pub(super) given_up: Vec<(u64, Sequence)>,
     pub(super) saved_at: Option<Instant>,
+    /// The newest event that is known to be too old, or one too many. Where the range begins is only
+    /// what the manifest said at the start, and no file is removed for that alone.
+    pub(super) removed: Sequence,
     /// When the quarantine was looked through.
     pub(super) quarantine_at: Option<RetentionTime>,
 }
@@ -265,6 +268,8 @@ impl Writer {
                 return MAINTENANCE_INTERVAL;
             }
         }
+        let expired = expired.unwrap_or(Sequence::ZERO);
+        self.unsaved.removed = self.unsaved.removed.max(expired);
         self.replace_segment(&now);
         self.forget_segments();
         let rested = self.unsaved.saved_at.map(|at| at.elapsed());
@@ -357,17 +362,22 @@ impl Writer {
     /// Nobody sees the events any more.
     fn give_up(&mut self, due: &Due) {
         let earliest = due.through.plus(1);
-        self.shared.publisher.trim(earliest, due.earliest_at);
+        // A segment that waited for its ids at the end of the last run may be before the range.
+        if earliest > self.shared.range().earliest {
+            self.shared.publisher.trim(earliest, due.earliest_at);
+        }
         self.ages.forget_before(earliest);
+        self.unsaved.removed = self.unsaved.removed.max(due.through);
         self.unsaved.has_news = true;
     }
 
     /// Segments in which everything was removed are nobody's any more, also those that waited for
     /// their ids when the last process ended. They go when the manifest has noted it.
     fn forget_segments(&mut self) {
-        let earliest = self.shared.range().earliest;
+        let trimmed = self.shared.range().earliest.before();
         let active = self.active.ordinal();
-        let given_up = self.shared.segments.forget(earliest.before(), active);
+        let through = trimmed.min(self.unsaved.removed);
+        let given_up = self.shared.segments.forget(through, active);
         self.unsaved.has_news |= !given_up.is_empty();
         self.unsaved.given_up.extend(given_up);
     }
