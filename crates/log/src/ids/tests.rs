@@ -592,8 +592,10 @@ fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
         rig.now += SPAN + 1;
     }
     let of_span = |span: u64| [key(span * 100), key(span * 100 + 99)];
-    let files = rig.ids.background.view().files;
-    let sizes: Vec<u64> = files.iter().map(|file| file.bytes).collect();
+    let sizes: Vec<u64> = {
+        let files = rig.ids.background.view().files;
+        files.iter().map(|file| file.bytes).collect()
+    };
     assert_eq!(sizes.len(), 8);
     let of_last = |count: usize| sizes[8 - count..].iter().sum::<u64>();
     let before = rig.ids.usage(Some(&RetentionNow::at(rig.now)));
