@@ -284,6 +284,33 @@ mod tests {
     use crate::log::IdsUsage;
 
     #[test]
+    fn what_the_ids_take_is_on_the_page_where_it_is_limited() {
+        let usage = IdsUsage {
+            bytes: 5,
+            bytes_max: 8,
+            bytes_expected: 6,
+            forgotten_early: 2,
+        };
+        for ids in [None, Some(usage)] {
+            let metrics = Metrics::new();
+            metrics.watch_log(move || Log {
+                ids,
+                ..Log::default()
+            });
+            let page = metrics.render();
+            for line in [
+                "prelude_bridge_log_ids_bytes 5.0",
+                "prelude_bridge_log_ids_limit_bytes 8.0",
+                "prelude_bridge_log_ids_expected_bytes 6.0",
+                "prelude_bridge_ids_forgotten_early_total 2",
+            ] {
+                let is_there = page.lines().any(|there| there == line);
+                assert_eq!(is_there, ids.is_some(), "{line}\n{page}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_counted_is_on_the_page_with_its_unit() {
         let metrics = Metrics::new();
         metrics.request("accepted", 200, Duration::from_millis(3));
@@ -302,12 +329,6 @@ mod tests {
             stored_bytes: 77,
             queued_batches: 4,
             clock_jumps: 3,
-            ids: Some(IdsUsage {
-                bytes: 5,
-                bytes_max: 8,
-                bytes_expected: 6,
-                forgotten_early: 2,
-            }),
             ..Log::default()
         });
         metrics.watch_bus(Bus::default);
@@ -336,10 +357,6 @@ mod tests {
             "prelude_bridge_log_stored_bytes 77.0",
             "prelude_bridge_log_queue_batches 4.0",
             "prelude_bridge_clock_jumps_total 3",
-            "prelude_bridge_log_ids_bytes 5.0",
-            "prelude_bridge_log_ids_limit_bytes 8.0",
-            "prelude_bridge_log_ids_expected_bytes 6.0",
-            "prelude_bridge_ids_forgotten_early_total 2",
             "prelude_bridge_stream_delivered_events_total 5",
             "prelude_bridge_stream_delivered_bytes_total 1000",
             r#"prelude_bridge_streams_ended_total{reason="draining"} 1"#,
