@@ -12,7 +12,7 @@ use warp::{Filter, Rejection, reply::Response};
 
 use crate::{
     credentials::Credentials,
-    log::Log,
+    log::{IdsUsage, Log},
     metrics::Metrics,
     net::{self, http1},
     signature::Keyring,
@@ -94,7 +94,7 @@ impl Readiness {
             name: "log",
             app: None,
             fault: refusal.map(|error| error.to_string()),
-            warning: None,
+            warning: self.log.usage().ids.and_then(|ids| ids_warning(&ids)),
         }];
         checks.extend(self.keyrings.iter().map(|keyring| Check {
             name: "keys",
@@ -118,6 +118,18 @@ impl Readiness {
         });
         checks
     }
+}
+
+/// What the operator has to do before ids are forgotten before their time.
+fn ids_warning(ids: &IdsUsage) -> Option<String> {
+    let [used, limit, expected] =
+        [ids.bytes, ids.bytes_max, ids.bytes_expected].map(|bytes| bytes >> 20);
+    ids.is_tight().then(|| {
+        format!(
+            "the ids take {used} of {limit} MiB, and {expected} MiB at the present rate: above the \
+             limit the oldest are forgotten early; raise retention.id_bytes_max"
+        )
+    })
 }
 
 impl fmt::Debug for Readiness {

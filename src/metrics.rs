@@ -299,6 +299,34 @@ impl Drop for OpenConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::IdsUsage;
+
+    #[test]
+    fn what_the_ids_take_is_on_the_page_where_it_is_limited() {
+        let usage = IdsUsage {
+            bytes: 5,
+            bytes_max: 8,
+            bytes_expected: 6,
+            forgotten_early: 2,
+        };
+        for ids in [None, Some(usage)] {
+            let metrics = Metrics::new();
+            metrics.watch_log(move || Log {
+                ids,
+                ..Log::default()
+            });
+            let page = metrics.render();
+            for line in [
+                "prelude_bridge_log_ids_bytes 5.0",
+                "prelude_bridge_log_ids_limit_bytes 8.0",
+                "prelude_bridge_log_ids_expected_bytes 6.0",
+                "prelude_bridge_ids_forgotten_early_total 2",
+            ] {
+                let is_there = page.lines().any(|there| there == line);
+                assert_eq!(is_there, ids.is_some(), "{line}\n{page}");
+            }
+        }
+    }
 
     #[test]
     fn credentials_have_one_series_for_each_name() {

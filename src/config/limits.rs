@@ -27,14 +27,21 @@ settings! {
         /// nothing. The default is twice as long as the sender retries.
         age_max: Duration = embedded::Options::default().retention_age, in days(1)..=days(36_500);
 
-        /// The oldest events are removed while the log is larger than this. The default holds some
-        /// twenty million events.
+        /// The oldest events are removed while they occupy more than this. Ids are not counted. The
+        /// default holds some twenty million events.
         bytes_max: ByteSize = ByteSize(embedded::Options::default().retention_bytes),
             in ByteSize::mib(1)..=ByteSize::gib(1 << 20);
 
         /// How long the ids of events are remembered, whatever happens to the events. The sender
         /// retries for two weeks, and a retry must not become a new event.
         id_age_min: Duration = embedded::Options::default().ids_age, in days(15)..=days(36_500);
+
+        /// What the ids may occupy, about a fifteenth of it in memory too. The bridge warns from half of
+        /// it on, and when it will be reached at the present rate. When it is reached, the oldest ids
+        /// are forgotten before their time, but none of the last day: events are not refused. The
+        /// default is for 180 events a second.
+        id_bytes_max: ByteSize = ByteSize(embedded::Options::default().ids_bytes),
+            in ByteSize::mib(64)..=ByteSize::gib(1 << 20);
     }
 }
 

@@ -360,6 +360,10 @@ fn values_that_cannot_be_meant_say_what_to_write() {
             ["\"14d\" is out of bounds", "from \"15d\""],
         ),
         (
+            "retention.id_bytes_max = \"63MiB\"",
+            ["\"63MiB\" is out of bounds", "from \"64MiB\""],
+        ),
+        (
             "limits.grpc.streams_max = \"10\"",
             ["a string, not a whole number", "such as 100"],
         ),

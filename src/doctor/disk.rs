@@ -11,7 +11,7 @@ use super::Check;
 use crate::{
     config::{ByteSize, Config, Store},
     event::UnixMicros,
-    log::{Inspection, OpenError, inspect},
+    log::{IdsUsage, Inspection, OpenError, ids_bytes, inspect},
 };
 
 /// With less free space a log stops soon: this is four of the largest segments.
@@ -21,6 +21,7 @@ const SYNC_MAX: Duration = Duration::from_secs(1);
 
 const DIRECTORY: &str = "data directory";
 const LOG: &str = "log";
+const IDS: &str = "ids";
 
 /// What was found.
 pub(super) struct Disk {
@@ -36,7 +37,7 @@ pub(super) fn examine(config: &Config) -> Disk {
     if config.store == Store::Memory {
         let found = "the store is memory, so nothing is kept on disk";
         return Disk {
-            checks: [DIRECTORY, LOG]
+            checks: [DIRECTORY, LOG, IDS]
                 .map(|name| Check::skipped(name, found))
                 .into(),
             is_in_use: false,
@@ -50,7 +51,7 @@ pub(super) fn examine(config: &Config) -> Disk {
         Ok(None) | Err(_) => None,
     };
     Disk {
-        checks: vec![directory(&config.data_dir), log(inspected)],
+        checks: vec![directory(&config.data_dir), log(inspected), ids(config)],
         is_in_use,
         head_at,
     }
@@ -125,6 +126,30 @@ fn write_and_sync(directory: &Path) -> io::Result<Duration> {
 fn free_bytes(directory: &Path) -> io::Result<u64> {
     let space = rustix::fs::statvfs(directory)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// What the ids take of what they may, before the oldest are forgotten early.
+fn ids(config: &Config) -> Check {
+    let limit = config.retention.id_bytes_max;
+    let bytes = match ids_bytes(&config.data_dir) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let found = format!("the size of the ids is not known: {error}");
+            return Check::skipped(IDS, found);
+        }
+    };
+    let found = format!("they take {} MiB of {limit}", bytes >> 20);
+    let usage = IdsUsage {
+        bytes,
+        bytes_max: limit.0,
+        ..IdsUsage::default()
+    };
+    if usage.is_tight() {
+        let remedy = "raise `retention.id_bytes_max`, or lower `retention.id_age_min`: above the limit \
+                      the oldest ids are forgotten, and late repetitions count as new events";
+        return Check::fault(IDS, found, remedy);
+    }
+    Check::good(IDS, found)
 }
 
 fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {

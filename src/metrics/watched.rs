@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::Unit,
 };
 
+use crate::log::IdsUsage;
+
 /// The log, as of a scrape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Log {
@@ -28,6 +30,8 @@ pub struct Log {
     pub earliest_sequence: u64,
     /// How often the system's clock jumped.
     pub clock_jumps: u64,
+    /// What the ids occupy, where that is limited.
+    pub ids: Option<IdsUsage>,
 }
 
 /// The window of the newest blocks in memory, as of a scrape.
@@ -147,6 +151,9 @@ impl Collector for Watched {
         if let Some(expiries) = self.credentials.get().map(|read| read()) {
             encode_expiries(&expiries, &mut encoder)?;
         }
+        if let Some(ids) = log.and_then(|log| log.ids) {
+            encode_ids(&ids, &mut encoder)?;
+        }
         if let Some(log) = log {
             let jumps = ConstCounter::new(log.clock_jumps);
             let help = "How often the system's clock jumped.";
@@ -180,6 +187,36 @@ fn encode_expiries(
         ConstGauge::new(at).encode(family.encode_family(&label)?)?;
     }
     Ok(())
+}
+
+fn encode_ids(ids: &IdsUsage, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let bytes = [
+        (
+            "log_ids",
+            "Size of the ids by which repetitions are recognised; part of log_stored_bytes.",
+            ids.bytes,
+        ),
+        (
+            "log_ids_limit",
+            "Above this size the oldest ids are forgotten before their time.",
+            ids.bytes_max,
+        ),
+        (
+            "log_ids_expected",
+            "Size of the ids if as many come as in the last day.",
+            ids.bytes_expected,
+        ),
+    ];
+    for (name, help, value) in bytes {
+        let gauge = ConstGauge::<f64>::new(value as f64);
+        let metric_type = gauge.metric_type();
+        let unit = Some(&Unit::Bytes);
+        gauge.encode(encoder.encode_descriptor(name, help, unit, metric_type)?)?;
+    }
+    let early = ConstCounter::new(ids.forgotten_early);
+    let help = "Ids that were forgotten before their time.";
+    let metric_type = early.metric_type();
+    early.encode(encoder.encode_descriptor("ids_forgotten_early", help, None, metric_type)?)
 }
 
 fn encode_keys(keys: &[Keys], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -83,6 +83,7 @@ pub(super) fn log(
                 retention_age: config.retention.age_max,
                 retention_bytes: config.retention.bytes_max.0,
                 ids_age: config.retention.id_age_min,
+                ids_bytes: config.retention.id_bytes_max.0,
                 queue_batches_max: config.log_limits.queue_batches_max,
                 queue_bytes_max: config.log_limits.queue_bytes_max.into(),
                 on_commit: Some(Arc::new(move |commit: embedded::CommitReport| {

@@ -32,6 +32,7 @@ pub(super) fn everything(
                 head_sequence: range.head.0,
                 earliest_sequence: range.earliest.0,
                 clock_jumps: usage.clock_jumps,
+                ids: usage.ids,
             }
         })
     });

@@ -28,6 +28,7 @@ mod keys;
 mod privacy;
 mod proxies;
 mod refusals;
+mod retention;
 mod rotation;
 mod settings_privacy;
 mod setup;

@@ -78,6 +78,11 @@ impl Stamps {
         Self { last }
     }
 
+    /// The last stamp.
+    pub(super) fn last(&self) -> UnixMicros {
+        self.last
+    }
+
     /// The stamp for what is committed now.
     pub(super) fn next(&self, now: UnixMicros) -> UnixMicros {
         self.last.max(now)

@@ -35,7 +35,8 @@ use futures_util::future::BoxFuture;
 
 pub use self::{
     embedded::{
-        CheckFault, CheckProgress, CheckReport, Inspection, OpenError, Remedy, check, inspect,
+        CheckFault, CheckProgress, CheckReport, Inspection, OpenError, Remedy, check, ids_bytes,
+        inspect,
     },
     epochs::{CursorFault, Epochs},
     error::{Error, ReadError},
@@ -140,11 +141,16 @@ pub struct Appended {
     pub duplicates: usize,
 }
 
+/// What the ids occupy by which repetitions are recognised.
+pub use ids::Usage as IdsUsage;
+
 /// What a log occupies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes on disk (memory, for the memory log).
     pub stored_bytes: u64,
+    /// What of that the ids occupy; `None` where that is not limited.
+    pub ids: Option<IdsUsage>,
     /// Batches that wait to be written.
     pub queued_batches: usize,
     /// How often the system's clock jumped since the log was opened.

@@ -328,6 +328,7 @@ impl Log for Memory {
     fn usage(&self) -> Usage {
         Usage {
             stored_bytes: self.kept().bytes,
+            ids: None,
             queued_batches: 0,
             clock_jumps: self.clock.jumps(),
         }

@@ -5,14 +5,18 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{RetentionNow, RetentionTime};
+use super::{HOUR, RetentionNow, RetentionTime};
 use prelude_bridge_event::Sequence;
 
 /// Events are told apart by this part of the age at which they are removed: so they are removed by
-/// that part too late at most, and not with each commit.
+/// that part too late at most, and not with each commit; …
 const SLOTS: i64 = 64;
+/// … by no more than this, as what is removed has to be off the disk within a day, …
+const SLOT_MICROS_MAX: i64 = 4 * HOUR;
+/// … unless that makes more slots than this: a year of them takes 35 KB.
+const SLOTS_MAX: i64 = 2_200;
 /// A start adds one more. When there are so many, those of the last starts are taken together.
-const MARKS_MAX: usize = 256;
+const MARKS_MAX: usize = SLOTS_MAX as usize + 256;
 
 /// The events up to one had been written by this time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +41,10 @@ impl Ages {
         let age_micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         Self {
             age_micros,
-            slot_micros: (age_micros / SLOTS).max(1),
+            slot_micros: (age_micros / SLOTS)
+                .min(SLOT_MICROS_MAX)
+                .max(age_micros / SLOTS_MAX)
+                .max(1),
             marks: VecDeque::new(),
             is_begun: false,
         }
@@ -87,15 +94,19 @@ impl Ages {
         self.marks.get(last).map(|mark| mark.through)
     }
 
-    /// Events before this one are gone.
+    /// The earliest time at which an event can have been written, if it is known.
+    pub(crate) fn written_at(&self, event: Sequence) -> Option<RetentionTime> {
+        let before = self.marks.partition_point(|mark| mark.through < event);
+        let mark = self.marks.get(before)?;
+        let into_slot = mark.at.0.rem_euclid(self.slot_micros);
+        Some(RetentionTime(mark.at.0.saturating_sub(into_slot)))
+    }
+
+    /// Events before this one are gone. How old the newest of them was stays known, as their files may
+    /// be there for a while.
     pub(crate) fn forget_before(&mut self, earliest: Sequence) {
-        while self
-            .marks
-            .front()
-            .is_some_and(|mark| mark.through < earliest)
-        {
-            self.marks.pop_front();
-        }
+        let gone = self.marks.partition_point(|mark| mark.through < earliest);
+        self.marks.drain(..gone.saturating_sub(1));
     }
 
     /// What has to be kept for [`resume`](Self::resume).
@@ -127,7 +138,11 @@ mod tests {
         assert_eq!(expired(&ages, 6_591), Some(20));
         assert_eq!(expired(&ages, 100_000), Some(100));
         ages.forget_before(Sequence(11));
-        assert_eq!(expired(&ages, 6_491), None);
+        assert_eq!(expired(&ages, 6_590), Some(10));
+        assert_eq!(ages.marks().count(), 10);
+        ages.forget_before(Sequence(22));
+        assert_eq!(expired(&ages, 6_590), None);
+        assert_eq!(expired(&ages, 6_591), Some(20), "its file may be there");
         assert_eq!(ages.marks().count(), 9);
     }
 
@@ -167,7 +182,7 @@ mod tests {
             through: Sequence(1),
             at: RetentionTime(0),
         }];
-        for n in 2..2_000_u64 {
+        for n in 2..4_000_u64 {
             let now = RetentionTime(n.cast_signed());
             let ages = Ages::resume(AGE, &marks, Sequence(n), now);
             marks = ages.marks().collect();
@@ -180,6 +195,36 @@ mod tests {
             );
         }
         assert_eq!(marks[0].through, Sequence(1), "the oldest stay known");
-        assert_eq!(marks.last().unwrap().through, Sequence(1_999));
+        assert_eq!(marks.last().unwrap().through, Sequence(3_999));
+        assert_eq!(marks.len(), MARKS_MAX);
+    }
+
+    #[test]
+    fn events_are_removed_late_by_a_64th_of_their_age_and_by_no_more_than_four_hours() {
+        let day = 24 * HOUR;
+        for (age_days, slot_micros) in [
+            (1, day / 64),
+            (10, 10 * day / 64),
+            (11, 4 * HOUR),
+            (366, 4 * HOUR),
+            (3_660, 3_660 * day / SLOTS_MAX),
+        ] {
+            let age = Duration::from_secs(age_days * 24 * 3_600);
+            assert_eq!(Ages::new(age).slot_micros, slot_micros, "{age_days}");
+        }
+        assert_eq!(Ages::new(Duration::ZERO).slot_micros, 1);
+    }
+
+    #[test]
+    fn an_event_was_written_no_earlier_than_its_slot_began() {
+        let mut ages = Ages::new(AGE);
+        for (through, at) in [(3, 110), (5, 190), (7, 200), (9, 555)] {
+            ages.note(Sequence(through), RetentionTime(at));
+        }
+        let written = |event| ages.written_at(Sequence(event)).map(|at| at.0);
+        assert_eq!([1, 3, 5].map(written), [Some(100); 3]);
+        assert_eq!([6, 7].map(written), [Some(200); 2]);
+        assert_eq!([8, 9].map(written), [Some(500); 2]);
+        assert_eq!(written(10), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    sync::atomic::{AtomicBool, AtomicI64},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use tokio::task::spawn_blocking;
@@ -130,6 +130,10 @@ fn assert_all_kept(before: &Path, after: &Path, what: &str) {
     for path in segment_paths(before) {
         let name = path.file_name().unwrap().to_str().unwrap();
         let (last, header) = frames_of(&path).last().copied().unwrap();
+        // One whose events retention has removed may go.
+        if header.last_sequence() <= Sequence(TRIMMED) {
+            continue;
+        }
         let held = fs::read(&path).unwrap();
         let end = usize::try_from(last + header.frame_bytes()).unwrap();
         // The bytes behind the last frame need not be there.

@@ -13,6 +13,8 @@ use super::open_error::OpenError;
 pub(super) const MANIFEST_FILE: &str = "manifest";
 /// The directory of the files of ids.
 pub(super) const IDS_DIRECTORY: &str = "ids";
+/// Room for what is written when old events are removed.
+pub(super) const RESERVE_FILE: &str = "reserve";
 /// What a log of before the first release has.
 const OLD_DATABASE_FILE: &str = "log.sqlite3";
 /// Locked while a process uses the directory.

@@ -1,8 +1,23 @@
-//! Owns which failures of the system pass by themselves, so that they end no log.
+//! Owns what failures of the disk mean for the log: which of them pass by themselves, so that they end no
+//! log, and for how long the disk counts as full.
 
-use std::io::{self, ErrorKind};
+use std::{
+    io::{self, ErrorKind},
+    sync::{MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
+
+use super::Shared;
+use crate::{Error, Health, ids};
+
+/// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
+/// that somebody tries again.
+pub(super) const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
+
+/// With less room than this the disk counts as full still.
+const FREE_BYTES_MIN: u64 = 256 * 1024;
 
 /// The disk has no room, for now.
 pub(super) fn is_no_space(error: &io::Error) -> bool {
@@ -21,6 +36,82 @@ pub(super) fn is_no_descriptor(error: &io::Error) -> bool {
             .map(Errno::raw_os_error)
             .contains(&errno)
     })
+}
+
+impl Shared {
+    /// What a failure of the disk means for those who wait. `what` failed.
+    pub(super) fn evaluate(&self, error: &io::Error, what: &str) -> Error {
+        if is_no_space(error) {
+            self.set_no_space(true);
+            return Error::NoSpace;
+        }
+        // Only what opens a file fails so, which is before anything is written.
+        if is_no_descriptor(error) {
+            tracing::error!(%error, "no file can be opened: events are refused until one can");
+            return Error::Overloaded;
+        }
+        self.fail(&format!("{what}: {error}"))
+    }
+
+    /// The same for the files of ids. One that is damaged was put aside: the next start reads its keys
+    /// from the segments again.
+    pub(super) fn evaluate_ids(&self, error: &ids::Error) -> Error {
+        match error {
+            ids::Error::Io { source, .. } => self.evaluate(source, "the files of ids"),
+            ids::Error::Damaged { .. } => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Does what is needed to remove old events, with the reserve where the disk is full.
+    pub(super) fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match work() {
+            Err(error) if is_no_space(&error) && self.use_reserve() => work(),
+            done => done,
+        }
+    }
+
+    /// Gives the room of the reserve free, to remove old events. False when there is none.
+    pub(super) fn use_reserve(&self) -> bool {
+        let is_used = self.reserve.release();
+        if is_used {
+            tracing::warn!("the disk is full: old events are removed with the room of the reserve");
+            self.set_no_space(true);
+        }
+        is_used
+    }
+
+    pub(super) fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.no_space_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_no_space(&self, no_space: bool) {
+        let mut at = self.no_space_at();
+        if no_space {
+            if at.is_none() {
+                tracing::error!("the disk of the data directory is full: events are refused");
+            }
+            self.publisher.set_health(Health::Full);
+        } else if at.is_some() {
+            self.publisher.set_health(Health::Ready);
+        }
+        *at = no_space.then(Instant::now);
+    }
+
+    /// Counts as healthy again when the disk was last found full a while ago, and has room.
+    pub(super) fn forget_no_space(&self) {
+        let at = *self.no_space_at();
+        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY)
+            && !self.reserve.is_used()
+            && self
+                .reserve
+                .free_bytes()
+                .is_none_or(|free| free >= FREE_BYTES_MIN)
+        {
+            self.publisher.set_health(Health::Ready);
+        }
+    }
 }
 
 #[cfg(test)]

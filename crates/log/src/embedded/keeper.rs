@@ -14,9 +14,10 @@ use super::{
     Shared, Stage, footer,
     manifest::Manifest,
     preparation::{Order, Preparation, Ready},
+    quarantine,
     segments::{self, Segment},
 };
-use crate::ids::Background;
+use crate::{Error, clock::RetentionNow, ids::Background};
 use prelude_bridge_event::LogId;
 
 /// What could not be done, as there was no room, is tried again after this time.
@@ -57,18 +58,38 @@ struct Notes {
     manifest: Option<Manifest>,
     /// Segments that this manifest gives up.
     given_up: Vec<u64>,
+    /// Others are given up as soon as their ids are in files.
+    waits_for_ids: bool,
+    /// What has been in the quarantine for so many microseconds by this time is to go.
+    quarantine: Option<(RetentionNow, i64)>,
+}
+
+/// A manifest that is to be written, and what depends on it.
+pub(super) struct Save {
+    pub(super) manifest: Manifest,
+    /// Segments that it gives up.
+    pub(super) given_up: Vec<u64>,
+    /// Others are given up as soon as their ids are in files.
+    pub(super) waits_for_ids: bool,
 }
 
 impl Notes {
     fn is_empty(&self) -> bool {
-        self.sealed.is_empty() && self.manifest.is_none() && self.given_up.is_empty()
+        self.sealed.is_empty()
+            && self.manifest.is_none()
+            && self.given_up.is_empty()
+            && self.quarantine.is_none()
     }
 
     /// Later ones come on top.
     fn add(&mut self, later: Self) {
         self.sealed.extend(later.sealed);
+        if later.manifest.is_some() {
+            self.waits_for_ids = later.waits_for_ids;
+        }
         self.manifest = later.manifest.or(self.manifest.take());
         self.given_up.extend(later.given_up);
+        self.quarantine = later.quarantine.or(self.quarantine.take());
     }
 }
 
@@ -92,14 +113,15 @@ impl Keeper {
         self.changed.notify_all();
     }
 
-    /// Takes the segment that was asked for, if it is ready.
-    pub(super) fn take(&self) -> Option<Ready> {
+    /// Takes the segment that was asked for, or why there is none, if it is ready. When it is late,
+    /// it is made without rests from now on.
+    pub(super) fn take(&self, is_late: bool) -> Option<io::Result<Ready>> {
         let mut state = self.state();
-        if state.made.is_none() && !state.is_late {
+        if state.made.is_none() && is_late && !state.is_late {
             state.is_late = true;
             self.changed.notify_all();
         }
-        state.made.take()?.ok()
+        state.made.take()
     }
 
     /// Waits for a segment, as it is.
@@ -125,12 +147,19 @@ impl Keeper {
     }
 
     /// Has the manifest replaced, and then the files removed of segments that it gives up.
-    pub(super) fn save(&self, manifest: Manifest, given_up: Vec<u64>) {
+    pub(super) fn save(&self, save: Save) {
         self.state().notes.add(Notes {
-            sealed: Vec::new(),
-            manifest: Some(manifest),
-            given_up,
+            manifest: Some(save.manifest),
+            given_up: save.given_up,
+            waits_for_ids: save.waits_for_ids,
+            ..Notes::default()
         });
+        self.changed.notify_all();
+    }
+
+    /// Has the files removed that have been in the quarantine for so many microseconds.
+    pub(super) fn look_through_quarantine(&self, now: RetentionNow, micros_max: i64) {
+        self.state().notes.quarantine = Some((now, micros_max));
         self.changed.notify_all();
     }
 
@@ -198,6 +227,8 @@ pub(super) struct Work {
     notes: Notes,
     /// When what failed for want of room is tried again.
     retry_at: Option<Instant>,
+    /// When it is tried to make the reserve again.
+    reserve_at: Instant,
     ids_have_work: bool,
     ids_rest_until: Instant,
 }
@@ -211,6 +242,7 @@ impl Work {
             making: None,
             notes: Notes::default(),
             retry_at: None,
+            reserve_at: Instant::now(),
             ids_have_work: true,
             ids_rest_until: Instant::now(),
         }
@@ -220,6 +252,7 @@ impl Work {
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _ended = Ended(&shared.keeper);
+        self.make_reserve();
         loop {
             let chores = shared.keeper.wait(self.wake_at(), self.ids_have_work);
             // First, as a commit may wait for it.
@@ -233,6 +266,9 @@ impl Work {
                 break;
             }
             self.step_ids();
+            if shared.reserve.is_used() && self.reserve_at <= Instant::now() {
+                self.make_reserve();
+            }
         }
         // Zeros that nobody wrote over. Where that fails, the next start removes them.
         let made = shared.keeper.state().made.take().and_then(Result::ok);
@@ -246,13 +282,24 @@ impl Work {
         let piece = self.making.as_ref().map(Preparation::rest_ends_at);
         let retry = self.retry_at.filter(|_| !self.notes.is_empty());
         let ids = self.ids_have_work.then_some(self.ids_rest_until);
-        [piece, retry, ids].into_iter().flatten().min()
+        let is_used = self.shared.reserve.is_used();
+        let reserve = is_used.then_some(self.reserve_at);
+        [piece, retry, ids, reserve].into_iter().flatten().min()
     }
 
     fn make_segment(&mut self, order: Option<Order>, is_late: bool, is_enough: bool) {
         let keeper = &self.shared.keeper;
         if let Some(order) = order {
-            match Preparation::begin(self.shared.segments.directory(), self.log, order) {
+            let begin = || {
+                (self.shared.fault)(Stage::Segment)?;
+                Preparation::begin(self.directory(), self.log, order)
+            };
+            let begun = if order.is_replacement {
+                self.shared.with_reserve(begin)
+            } else {
+                begin()
+            };
+            match begun {
                 Ok(begun) => self.making = Some(begun),
                 Err(error) => keeper.hand_over(Err(error)),
             }
@@ -275,10 +322,27 @@ impl Work {
     /// Writes the notes down, in an order in which each step may be the last one.
     fn write_notes(&mut self) {
         self.retry_at = None;
-        if self.shared.failure().is_some() {
-            return;
+        self.write_footers();
+        if self.shared.failure().is_none() {
+            self.write_manifest();
         }
-        while let Some(segment) = self.notes.sealed.first() {
+        if let Some((now, micros_max)) = self.notes.quarantine.take() {
+            let looked = quarantine::remove_old(self.directory(), micros_max, &now);
+            if let Err(error) = looked {
+                // It is no part of the log.
+                tracing::warn!(%error, "the quarantine cannot be looked through");
+            }
+        }
+    }
+
+    /// Where there is no room for footers, a start reads the segments; what follows may make room.
+    fn write_footers(&mut self) {
+        let given_up = &self.notes.given_up;
+        let is_kept = |segment: &Segment| !given_up.contains(&segment.ordinal);
+        self.notes.sealed.retain(is_kept);
+        while let Some(segment) = self.notes.sealed.first()
+            && self.shared.failure().is_none()
+        {
             let written = (self.shared.fault)(Stage::Footer)
                 .and_then(|()| footer::append(self.directory(), self.log, segment));
             if !self.is_done(written, "the footer of a segment") {
@@ -286,9 +350,19 @@ impl Work {
             }
             self.notes.sealed.remove(0);
         }
+    }
+
+    /// Writes the manifest, and then removes the segments that it gives up.
+    fn write_manifest(&mut self) {
         if let Some(manifest) = &self.notes.manifest {
-            let written = (self.shared.fault)(Stage::Manifest)
-                .and_then(|()| manifest.write(self.directory()));
+            let write = || {
+                (self.shared.fault)(Stage::Manifest).and_then(|()| manifest.write(self.directory()))
+            };
+            let written = if self.notes.given_up.is_empty() {
+                write()
+            } else {
+                self.shared.with_reserve(write)
+            };
             if !self.is_done(written, "the manifest") {
                 return;
             }
@@ -297,6 +371,21 @@ impl Work {
         let removed = remove(self.directory(), &self.notes.given_up);
         if self.is_done(removed, "removal of old events") {
             self.notes.given_up.clear();
+        }
+    }
+
+    /// Makes the reserve, as far as there is room.
+    fn make_reserve(&mut self) {
+        self.reserve_at = Instant::now() + RETRY_INTERVAL;
+        let was_used = self.shared.reserve.is_used();
+        match self.shared.reserve.make() {
+            Ok(true) if was_used => {
+                tracing::info!("the disk has room again: the reserve was made again");
+                self.shared.set_no_space(false);
+            }
+            Ok(_) => {}
+            // It is tried again when it is needed next.
+            Err(error) => tracing::warn!(%error, "no reserve can be made for a full disk"),
         }
     }
 
@@ -316,6 +405,8 @@ impl Work {
                 self.ids_have_work = more;
                 self.ids_rest_until = Instant::now() + began.elapsed() * times;
             }
+            // Segments can go when they are written.
+            Err(Error::NoSpace) if self.notes.waits_for_ids && self.shared.use_reserve() => {}
             // It may pass, or the log has failed.
             Err(_) => self.ids_rest_until = began + RETRY_INTERVAL,
         }
@@ -365,12 +456,21 @@ mod tests {
     use crate::embedded::frame;
     use prelude_bridge_event::Sequence;
 
+    fn save(manifest: Manifest, given_up: u64) -> Save {
+        Save {
+            manifest,
+            given_up: vec![given_up],
+            waits_for_ids: false,
+        }
+    }
+
     #[test]
     fn nothing_waits_until_a_segment_is_made() {
         let keeper = Keeper::default();
         keeper.order(Order {
             ordinal: 7,
             bytes: 1,
+            is_replacement: false,
         });
         let chores = keeper.wait(None, false);
         assert!(chores.order.is_some_and(|order| order.ordinal == 7));
@@ -378,12 +478,14 @@ mod tests {
         let rest = Some(Instant::now() + Duration::from_secs(3_600));
 
         let manifest = Manifest::beginning(LogId(1), 4, Sequence(9));
-        keeper.save(manifest.clone(), vec![3]);
+        keeper.save(save(manifest.clone(), 3));
         let notes = keeper.wait(rest, false).notes;
         assert_eq!((notes.manifest, notes.given_up), (Some(manifest), vec![3]));
         keeper.work_on_ids();
         assert!(keeper.wait(rest, false).ids_have_work);
-        assert!(keeper.take().is_none());
+        assert!(keeper.take(false).is_none());
+        assert!(!keeper.state().is_late);
+        assert!(keeper.take(true).is_none());
         let chores = keeper.wait(rest, false);
         assert!(chores.is_late && !chores.ids_have_work && chores.notes.is_empty());
         keeper.stop();
@@ -395,7 +497,7 @@ mod tests {
         let keeper = Keeper::default();
         for ordinal in [3, 4] {
             let manifest = Manifest::beginning(LogId(1), ordinal + 1, Sequence(9));
-            keeper.save(manifest, vec![ordinal]);
+            keeper.save(save(manifest, ordinal));
         }
         let notes = keeper.wait(None, false).notes;
         let first = notes.manifest.map(|manifest| manifest.first_ordinal);
@@ -409,6 +511,7 @@ mod tests {
         let order = Order {
             ordinal: 1,
             bytes: 10_000_000,
+            is_replacement: false,
         };
         thread::scope(|scope| {
             let demanded = scope.spawn(|| keeper.demand(order).unwrap());

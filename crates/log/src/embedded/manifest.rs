@@ -15,7 +15,7 @@
 //! ```text
 //! magic "PBMAN\0\0" · version u8 · log u64 · trimmed u64 · first ordinal u64 · confirmed u64 ·
 //! epochs u32 · epochs: first sequence u64 · epoch u32 · bytes of the clock u32 · clock ·
-//! crc32c of everything before u32
+//! time of the newest event i64 (µs) · crc32c of everything before u32
 //! ```
 //! The magic, the version and the checksum at the end are the same in all versions.
 
@@ -31,7 +31,7 @@ use super::{
     directory::{self, MANIFEST_FILE},
     open_error::OpenError,
 };
-use prelude_bridge_event::{Epoch, LogId, Sequence};
+use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 const MAGIC: [u8; 7] = *b"PBMAN\0\0";
 const VERSION: u8 = 1;
@@ -55,6 +55,8 @@ pub(super) struct Manifest {
     pub(super) epochs: Vec<(Sequence, Epoch)>,
     /// The clocks of the log and the ages of its events, as `clock` encodes them.
     pub(super) clock: Vec<u8>,
+    /// When the newest event was received, which may be removed: no later one gets an earlier time.
+    pub(super) last_at: UnixMicros,
 }
 
 impl Manifest {
@@ -67,6 +69,7 @@ impl Manifest {
             confirmed: Sequence::ZERO,
             epochs: Vec::new(),
             clock: Vec::new(),
+            last_at: UnixMicros(0),
         }
     }
 
@@ -127,6 +130,7 @@ impl Manifest {
         }
         bytes.put_u32_le(u32::try_from(self.clock.len()).unwrap_or(u32::MAX));
         bytes.put_slice(&self.clock);
+        bytes.put_i64_le(self.last_at.0);
         let checksum = crc32c::crc32c(&bytes);
         bytes.put_u32_le(checksum);
         bytes
@@ -149,6 +153,11 @@ impl Manifest {
             available: content.len(),
         })?;
         manifest.clock = clock.to_vec();
+        content.advance(clock_bytes);
+        // Development versions wrote none.
+        if content.has_remaining() {
+            manifest.last_at = UnixMicros(content.try_get_i64_le()?);
+        }
         Ok(manifest)
     }
 }
@@ -177,6 +186,7 @@ mod tests {
             confirmed: Sequence(9),
             epochs: vec![(Sequence(1), Epoch(7)), (Sequence(6), Epoch(8))],
             clock: b"clock".to_vec(),
+            last_at: UnixMicros(77),
             ..Manifest::beginning(LogId(3), 2, Sequence(4))
         }
     }

@@ -27,6 +27,7 @@ mod frame;
 #[cfg(fuzzing)]
 pub mod frame;
 mod frames;
+mod ids_budget;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -40,6 +41,9 @@ mod random_damage_tests;
 mod readable;
 mod readers;
 mod recovery;
+#[cfg(test)]
+mod removal_tests;
+mod reserve;
 mod retention;
 mod salvage;
 mod scan;
@@ -57,10 +61,7 @@ mod writer;
 use std::{
     io,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -69,8 +70,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
-    readers::Readers, retention::Retention, scrub::Scrub, segments::Segments, writer::Writer,
+    active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
+    queue::Queue, readers::Readers, reserve::Reserve, retention::Retention, scrub::Scrub,
+    segments::Segments, writer::Writer,
 };
 pub use self::{
     check::{CheckFault, CheckProgress, CheckReport, Remedy, check},
@@ -87,10 +89,6 @@ use super::{
 };
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
-/// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
-/// that somebody tries again.
-const NO_SPACE_MEMORY: Duration = Duration::from_secs(5);
-
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
 
@@ -100,12 +98,16 @@ pub struct Options {
     /// Blocks older than this are removed. 30 days: twice as long as the sender retries, so that
     /// whoever was offline for as long as that still finds everything.
     pub retention_age: Duration,
-    /// The oldest segment is removed when the log, its ids included, occupies more than this. The
-    /// newest segment always stays. 10 GiB: some twenty million events of usual size.
+    /// The oldest segment is removed when the segments occupy more than this. The one that is written
+    /// to always stays. 10 GiB: some twenty million events of usual size.
     pub retention_bytes: u64,
     /// For how long a repetition of an event is recognised, at least; up to a day longer. 15 days:
     /// the sender retries for 14.
     pub ids_age: Duration,
+    /// When the files of ids occupy more than this, the oldest ids are forgotten before their time; those
+    /// of the last day never are. 4 GiB: the ids of 180 events a second for 16 days, with some 300 MB
+    /// of memory.
+    pub ids_bytes: u64,
     /// How many batches may wait for the disk. 1,024: a second's worth on a slow disk, after which
     /// the sender had better come back later.
     pub queue_batches_max: usize,
@@ -144,6 +146,7 @@ impl Default for Options {
             retention_age: Duration::from_secs(30 * 24 * 60 * 60),
             retention_bytes: 10 * 1024 * 1024 * 1024,
             ids_age: Duration::from_secs(15 * 24 * 60 * 60),
+            ids_bytes: 4 * 1024 * 1024 * 1024,
             queue_batches_max: 1_024,
             queue_bytes_max: 64 * 1024 * 1024,
             group_events_max: 8_192,
@@ -164,6 +167,14 @@ pub fn open(data_dir: &Path, options: Options) -> Result<Arc<Embedded>, OpenErro
     open_with_seams(data_dir, options, Seams::default())
 }
 
+/// What the files of ids in a data directory occupy, in bytes. Looks at their names and sizes only.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn ids_bytes(data_dir: &Path) -> io::Result<u64> {
+    ids::stored_bytes(&data_dir.join(directory::IDS_DIRECTORY))
+}
+
 /// Where tests take the place of the clock and of the disk.
 pub(super) struct Seams {
     pub(super) clock: Clock,
@@ -178,6 +189,10 @@ pub(super) type Fault = Arc<dyn Fn(Stage) -> io::Result<()> + Send + Sync>;
 /// What the writer or the keeper is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// Write the manifest of a start.
+    Open,
+    /// Create or open a segment to write to it.
+    Segment,
     /// Begin with a group.
     Begin,
     /// Write a commit.
@@ -210,15 +225,26 @@ pub(super) fn open_with_seams(
 ) -> Result<Arc<Embedded>, OpenError> {
     let directory = Directory::open(data_dir)?;
     let ids_limits = seams.ids_limits;
-    let ids_limits = ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age));
-    let opened = opening::open(&directory, ids_limits, &seams.clock, options.retention_age)?;
-    let place = opened.found.tip.ok_or(opened.found.next_ordinal);
-    let log = opened.manifest.log;
-    let active = Active::open(data_dir, log, place, options.retention_bytes);
-    let active = active.map_err(|source| OpenError::Directory {
-        path: data_dir.to_owned(),
-        source,
-    })?;
+    let ids_limits =
+        ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age, options.ids_bytes));
+    let age_max = options.retention_age;
+    let mut opened = opening::open(&directory, ids_limits, &seams, age_max)?;
+    let found = &opened.found;
+    let first = found.segments.last().map(|last| last.first_sequence);
+    let mut active = Active::new(
+        data_dir,
+        opened.manifest.log,
+        found.tip.ok_or(found.next_ordinal),
+        first.and_then(|first| opened.ages.written_at(first)),
+        options.retention_bytes,
+    );
+    match active.open(&seams.fault) {
+        Err(error) if disk_error::is_no_space(&error) => opened.is_full = true,
+        opened => opened.map_err(|source| OpenError::Directory {
+            path: data_dir.to_owned(),
+            source,
+        })?,
+    }
     start(directory, opened, active, options, seams.fault)
 }
 
@@ -237,6 +263,7 @@ fn start(
         clock,
         ages,
         found,
+        is_full,
     } = opened;
     let (done, ended) = watch::channel(false);
     let epochs = Epochs::new(manifest.log, manifest.epochs);
@@ -246,13 +273,15 @@ fn start(
         scrub: Scrub::default(),
         segments: Arc::new(found.segments),
         publisher: Publisher::new(found.range, epochs, Health::Ready),
-        ids_bytes: AtomicU64::new(ids.stored_bytes()),
+        reserve: Reserve::new(directory.path(), options.retention_bytes),
+        ids_usage: Mutex::new(ids.usage(None)),
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
         fault,
         done,
     });
+    shared.set_no_space(is_full);
     let log = manifest.log;
     for located in &found.damage {
         shared.note_damage(located);
@@ -276,8 +305,12 @@ fn start(
         ids,
         active,
         next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
-        retention: Retention::new(options.retention_bytes),
-        unsaved: writer::Unsaved::default(),
+        retention: Retention::new(options.retention_bytes, options.retention_age),
+        unsaved: writer::Unsaved {
+            has_news: is_full,
+            ..writer::Unsaved::default()
+        },
+        ids_budget: IdsBudget::default(),
     };
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
@@ -321,8 +354,9 @@ struct Shared {
     scrub: Scrub,
     segments: Arc<Segments>,
     publisher: Publisher,
-    /// What the files of ids occupy.
-    ids_bytes: AtomicU64,
+    reserve: Reserve,
+    /// What the ids occupy, as of a while ago.
+    ids_usage: Mutex<ids::Usage>,
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
@@ -360,60 +394,16 @@ impl Shared {
         error
     }
 
-    /// What a failure of the disk means for those who wait. `what` failed.
-    fn evaluate(&self, error: &io::Error, what: &str) -> Error {
-        if disk_error::is_no_space(error) {
-            self.set_no_space(true);
-            return Error::NoSpace;
-        }
-        // Only what opens a file fails so, which is before anything is written.
-        if disk_error::is_no_descriptor(error) {
-            tracing::error!(%error, "no file can be opened: events are refused until one can");
-            return Error::Overloaded;
-        }
-        self.fail(&format!("{what}: {error}"))
-    }
-
-    /// The same for the files of ids. One that is damaged was put aside: the next start reads its keys
-    /// from the segments again.
-    fn evaluate_ids(&self, error: &ids::Error) -> Error {
-        match error {
-            ids::Error::Io { source, .. } => self.evaluate(source, "the files of ids"),
-            ids::Error::Damaged { .. } => self.fail(&error.to_string()),
-        }
+    fn ids_usage(&self) -> MutexGuard<'_, ids::Usage> {
+        self.ids_usage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does a step of the ids' work. False when nothing is left of it.
     fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
         (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
         ids.run_once().map_err(|error| self.evaluate_ids(&error))
-    }
-
-    fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.no_space_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_no_space(&self, no_space: bool) {
-        let mut at = self.no_space_at();
-        if no_space {
-            if at.is_none() {
-                tracing::error!("the disk of the data directory is full: events are refused");
-            }
-            self.publisher.set_health(Health::Full);
-        } else if at.is_some() {
-            self.publisher.set_health(Health::Ready);
-        }
-        *at = no_space.then(Instant::now);
-    }
-
-    /// Counts as healthy again when the disk was last found full a while ago.
-    fn forget_no_space(&self) {
-        let at = *self.no_space_at();
-        if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY) {
-            self.publisher.set_health(Health::Ready);
-        }
     }
 }
 
@@ -455,9 +445,10 @@ impl Log for Embedded {
     }
 
     fn usage(&self) -> Usage {
+        let ids = *self.shared.ids_usage();
         Usage {
-            stored_bytes: self.shared.segments.bytes()
-                + self.shared.ids_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.shared.segments.bytes() + ids.bytes,
+            ids: Some(ids),
             queued_batches: self.shared.queue.len(),
             clock_jumps: self.shared.clock.jumps(),
         }

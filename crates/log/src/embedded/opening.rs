@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    Seams, Stage,
     commit::numbers,
     directory::{self, Directory, IDS_DIRECTORY, MANIFEST_FILE},
     disk_error, keeper,
@@ -35,19 +36,23 @@ pub(super) struct Opened {
     pub(super) clock: LogClock,
     pub(super) ages: Ages,
     pub(super) found: Found,
+    /// The disk has no room to write down what was found, which is done as soon as there is some.
+    pub(super) is_full: bool,
 }
 
 /// Opens a log, makes a new one where there is none, and begins a new epoch.
 pub(super) fn open(
     directory: &Directory,
     limits: ids::Limits,
-    source: &Clock,
+    seams: &Seams,
     age_max: Duration,
 ) -> Result<Opened, OpenError> {
     let data_dir = directory.path();
     let failed = |source| directory_error(data_dir, source);
     // Nothing is changed until it is known that nothing would be lost.
-    let (mut manifest, damage) = match whole_manifest(data_dir)? {
+    let manifest = whole_manifest(data_dir)?;
+    let is_new = manifest.is_none();
+    let (mut manifest, damage) = match manifest {
         Some(found) => found,
         None => (
             Manifest::beginning(group::new_log_id()?, 1, Sequence::ZERO),
@@ -56,17 +61,17 @@ pub(super) fn open(
     };
     let ids_dir = data_dir.join(IDS_DIRECTORY);
     let mut ids = Ids::open(&ids_dir, manifest.log, limits).map_err(ids_error)?;
-    let (mut clock, marks) = resume_clock(&manifest, source, &ids);
+    let (mut clock, marks) = resume_clock(&manifest, &seams.clock, &ids);
     let now = clock.now().retention.time;
     let through = Some(ids.through());
     let found = recovery::look(data_dir, &manifest, through, &mut |last, keys| {
         // Later than they came, so that none is forgotten too early.
         if ids.add(&numbers(keys), last, UnixMicros(now.0)) {
-            while ids.background().run_once().map_err(ids_error)? {}
+            write_ids(&ids).map_err(ids_error)?;
         }
         Ok(())
     })?;
-    take_ids(data_dir, &ids).map_err(failed)?;
+    take_ids(data_dir, &ids).or_else(postpone).map_err(failed)?;
     if let Some(reason) = damage {
         set_aside(data_dir, &reason, &found)?;
     }
@@ -77,7 +82,12 @@ pub(super) fn open(
     let epoch = group::new_epoch()?;
     manifest.epochs = epochs(&manifest, &found);
     manifest.epochs.push((found.range.head.plus(1), epoch));
-    manifest.write(data_dir).map_err(failed)?;
+    manifest.last_at = found.last_at;
+    let is_full = match (seams.fault)(Stage::Open).and_then(|()| manifest.write(data_dir)) {
+        // Blocks say in which epoch they were written; but a log without a file is none.
+        Err(error) if disk_error::is_no_space(&error) && !is_new => true,
+        written => written.map_err(failed).map(|()| false)?,
+    };
     Ok(Opened {
         manifest,
         ids,
@@ -85,7 +95,32 @@ pub(super) fn open(
         clock,
         ages,
         found,
+        is_full,
     })
+}
+
+/// Writes the ids that were read from segments. Without room they stay in memory.
+fn write_ids(ids: &Ids) -> Result<(), ids::Error> {
+    loop {
+        match ids.background().run_once() {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(ids::Error::Io { source, .. }) if disk_error::is_no_space(&source) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What needs room that is not there is left to the next start: the log can be read.
+fn postpone(error: io::Error) -> io::Result<()> {
+    if !disk_error::is_no_space(&error) {
+        return Err(error);
+    }
+    tracing::error!(
+        %error,
+        "the disk has no room to take a damaged file out of the log: the next start does it"
+    );
+    Ok(())
 }
 
 /// The manifest of a directory, with which the segments agree; or one made from the segments, with
@@ -162,8 +197,10 @@ fn set_aside(data_dir: &Path, reason: &str, found: &Found) -> Result<(), OpenErr
          age of all events is counted from now on"
     );
     if path.try_exists().map_err(failed)? {
-        let kept = quarantine::take_file(data_dir, &path).map_err(failed)?;
-        tracing::warn!(kept = %kept.display(), "the damaged manifest is kept");
+        match quarantine::take_file(data_dir, &path) {
+            Ok(kept) => tracing::warn!(kept = %kept.display(), "the damaged manifest is kept"),
+            Err(error) => postpone(error).map_err(failed)?,
+        }
     }
     Ok(())
 }
@@ -222,7 +259,13 @@ fn put_right(data_dir: &Path, found: &Found) -> Result<(), OpenError> {
     for &(ordinal, why) in &found.discarded {
         let path = segments::path(data_dir, ordinal);
         let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-        let kept = quarantine::take_file(data_dir, &path).map_err(failed)?;
+        let kept = match quarantine::take_file(data_dir, &path) {
+            Ok(kept) => kept,
+            Err(error) => {
+                postpone(error).map_err(failed)?;
+                continue;
+            }
+        };
         tracing::warn!(
             path = %path.display(),
             from_byte = 0,

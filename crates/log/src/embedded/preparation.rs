@@ -28,6 +28,8 @@ const FREE_SEGMENTS_MIN: u64 = 16;
 pub(super) struct Order {
     pub(super) ordinal: u64,
     pub(super) bytes: u64,
+    /// Old events can go when it has taken the place of the segment before it: the reserve is for that.
+    pub(super) is_replacement: bool,
 }
 
 /// A segment that can be written to: its file, and how much of it is ready.
@@ -121,7 +123,16 @@ mod tests {
     use crate::embedded::{frame::Kind, keeper::remove};
 
     fn begin(dir: &Path, ordinal: u64, bytes: u64) -> Preparation {
-        Preparation::begin(dir, LogId(1), Order { ordinal, bytes }).unwrap()
+        Preparation::begin(
+            dir,
+            LogId(1),
+            Order {
+                ordinal,
+                bytes,
+                is_replacement: false,
+            },
+        )
+        .unwrap()
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::directory;
+use crate::clock::{RetentionNow, RetentionTime};
 use prelude_bridge_event::UnixMicros;
 
 /// The directory, in the data directory.
@@ -17,6 +18,9 @@ pub(super) const DIRECTORY: &str = "quarantine";
 const FILES_MAX: usize = 16;
 /// … or more bytes: four segments. The newest always stays.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Behind this in a file's name is when it was first seen, by the retention clock.
+const SINCE: &str = ".since-";
 
 /// Moves a file there. Durable when this returns.
 pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {
@@ -59,6 +63,35 @@ fn place(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
         }
         count += 1;
     }
+}
+
+/// Removes what has been there for longer than `micros_max`. A file's name says since when it is there
+/// by the retention clock, as soon as this has seen it: the clock of its modification can be wrong.
+pub(super) fn remove_old(data_dir: &Path, micros_max: i64, now: &RetentionNow) -> io::Result<()> {
+    let directory = data_dir.join(DIRECTORY);
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (name, since) = name.rsplit_once(SINCE).unwrap_or((&name, ""));
+        // Of a later time is what another clock has seen.
+        let since = since.parse().ok().map(RetentionTime);
+        match since.filter(|&since| since <= now.time) {
+            Some(since) if now.age_of(since) > micros_max => {
+                fs::remove_file(&path)?;
+                tracing::info!(path = %path.display(), "a file was in the quarantine for its time, and was removed");
+            }
+            Some(_) => {}
+            None => fs::rename(
+                &path,
+                directory.join(format!("{name}{SINCE}{}", now.time.0)),
+            )?,
+        }
+    }
+    Ok(())
 }
 
 fn finish(data_dir: &Path, kept: &Path) -> io::Result<()> {
@@ -110,6 +143,25 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(fs::read(&moved).unwrap(), b"whole \0\0\0\0 rest");
         assert_eq!(kept(dir.path()), [copy, moved]);
+    }
+
+    #[test]
+    fn a_file_goes_after_its_time_and_a_clock_that_began_anew_removes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        remove_old(dir.path(), 10, &RetentionNow::at(0)).unwrap();
+        let path = dir.path().join("events-00001");
+        fs::write(&path, b"torn").unwrap();
+        take_bytes(dir.path(), &path, 0, 4).unwrap();
+        let count = |now| {
+            remove_old(dir.path(), 10, &RetentionNow::at(now)).unwrap();
+            kept(dir.path()).len()
+        };
+        assert_eq!((count(5), count(15)), (1, 1));
+        // Its time counts from now on.
+        assert_eq!((count(2), count(12)), (1, 1));
+        take_file(dir.path(), &path).unwrap();
+        assert_eq!((count(12), count(13)), (2, 1), "each has a time of its own");
+        assert_eq!((count(22), count(23)), (1, 0));
     }
 
     #[test]

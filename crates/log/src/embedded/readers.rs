@@ -170,6 +170,9 @@ impl Readers {
                 // Retention was faster.
                 _ if earliest > after.plus(1) => Failure::Read(ReadError::Expired { earliest }),
                 Fault::Damaged(located) => Failure::Damaged(located),
+                fault if fault.is_no_descriptor() => {
+                    Failure::Read(ReadError::Unavailable("no file can be opened".into()))
+                }
                 fault => failed(fault),
             }
         })

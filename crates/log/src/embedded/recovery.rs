@@ -119,9 +119,9 @@ pub(super) fn look(
     damage.retain(|found| found.events.last > manifest.trimmed);
     let list = VecDeque::from(scanned.segments);
     let last = list.back();
-    // The last segment stays, whatever retention removes.
+    // Retention may have removed every segment with events in it.
     let head = last.map_or(known, |last| last.last_sequence.max(known));
-    let last_at = last.map_or(UnixMicros(0), |last| last.last_at);
+    let last_at = last.map_or(manifest.last_at, |last| last.last_at);
     let epochs = epochs(&list);
     let before_last = list.len().saturating_sub(1);
     let is_unsealed = |segment: &&Segment| unsealed.contains(&segment.ordinal);

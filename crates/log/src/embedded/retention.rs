@@ -1,16 +1,30 @@
-//! Owns the decision which events are too old or too many. By age they go to the event; by size a
-//! segment at a time, as that is what gives room back. Removes nothing itself, and knows no clock:
-//! which events are too old is told.
+//! Owns the decision which events are too old or too many, and when a segment is so old that nothing is
+//! to be added to it. By age they go to the event; by size a segment at a time, as that is what gives
+//! room back. Removes nothing itself, and knows no clock: which events are too old is told.
+
+use std::time::Duration;
 
 use super::{
     readers::{self, Fault},
     segments::Segments,
 };
-use crate::Range;
+use crate::{Range, clock::RetentionNow, clock::RetentionTime};
 use prelude_bridge_event::{Sequence, UnixMicros};
+
+const HOUR: i64 = 60 * 60 * 1_000_000;
+/// A segment gets no commits for longer than this: its file goes when the last of its events is too
+/// old, and the first of them has to be off the disk within a day. 18 hours: with the four by which
+/// events may be removed late, and some minutes.
+const SPAN_MICROS_MAX: i64 = 18 * HOUR;
+/// Where events are kept briefly, a segment has no more than this part of their age.
+const SPANS: i64 = 4;
+/// What a start took out of the log is kept for so long, unless events are kept for less. Two weeks:
+/// for somebody to come back from holidays.
+const QUARANTINE_MICROS_MAX: i64 = 14 * 24 * HOUR;
 
 pub(super) struct Retention {
     bytes_max: u64,
+    age_micros: i64,
 }
 
 /// What is to go.
@@ -23,17 +37,30 @@ pub(super) struct Due {
 }
 
 impl Retention {
-    pub(super) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max }
+    pub(super) fn new(bytes_max: u64, age_max: Duration) -> Self {
+        Self {
+            bytes_max,
+            age_micros: i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX),
+        }
     }
 
-    /// What is to go now; the files of ids occupy `ids_bytes`, and the events up to `expired` are too
-    /// old.
+    /// Whether a segment that has commits since then is to get no more.
+    pub(super) fn is_span_over(&self, now: &RetentionNow, began: RetentionTime) -> bool {
+        now.age_of(began) >= (self.age_micros / SPANS).min(SPAN_MICROS_MAX)
+    }
+
+    /// For how many microseconds the quarantine keeps a file.
+    pub(super) fn quarantine_micros(&self) -> i64 {
+        self.age_micros.min(QUARANTINE_MICROS_MAX)
+    }
+
+    /// What is to go now. The events up to `expired` are too old, and the segment with the number
+    /// `active` is written to.
     pub(super) fn due(
         &self,
         segments: &Segments,
         range: &Range,
-        ids_bytes: u64,
+        active: u64,
         expired: Option<Sequence>,
     ) -> Result<Option<Due>, Fault> {
         let Some(earliest_at) = range.earliest_at else {
@@ -55,11 +82,11 @@ impl Retention {
             };
             return Ok(Some(due));
         }
-        if segments.bytes() + ids_bytes <= self.bytes_max {
+        if segments.bytes() <= self.bytes_max {
             return Ok(None);
         }
-        // The newest segment stays, whatever its size.
-        let Some(segment) = segments.oldest_of_several() else {
+        // The segment that is written to stays, whatever its size.
+        let Some(segment) = segments.oldest_before(active) else {
             return Ok(None);
         };
         let due = whole_segment(segment);
@@ -76,5 +103,33 @@ fn whole_segment((through, through_at): (Sequence, UnixMicros)) -> Due {
     Due {
         through,
         earliest_at: Some(through_at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3_600;
+
+    #[test]
+    fn a_segment_gets_commits_for_a_part_of_the_age_and_never_for_a_day() {
+        for (days, hours) in [(1, 6), (2, 12), (3, 18), (4, 18), (36_500, 18)] {
+            let retention = Retention::new(1, Duration::from_secs(days * DAY));
+            let began = RetentionTime(5);
+            let is_over = |micros| retention.is_span_over(&RetentionNow::at(micros), began);
+            let span = hours * HOUR;
+            assert!(!is_over(span + 4), "{days}");
+            assert!(is_over(span + 5), "{days}");
+        }
+        let unlimited = Retention::new(1, Duration::MAX);
+        assert!(!unlimited.is_span_over(&RetentionNow::at(SPAN_MICROS_MAX - 1), RetentionTime(0)));
+    }
+
+    #[test]
+    fn the_quarantine_keeps_files_for_two_weeks_and_never_longer_than_events() {
+        let days = |days| Retention::new(1, Duration::from_secs(days * DAY)).quarantine_micros();
+        assert_eq!((days(3), days(14)), (72 * HOUR, 14 * 24 * HOUR));
+        assert_eq!(days(30), 14 * 24 * HOUR);
     }
 }

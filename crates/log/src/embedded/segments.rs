@@ -247,10 +247,10 @@ impl Segments {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The oldest one, if it is not the only one.
-    pub(super) fn oldest_of_several(&self) -> Option<(Sequence, UnixMicros)> {
+    /// The oldest one, if it is before a segment.
+    pub(super) fn oldest_before(&self, ordinal: u64) -> Option<(Sequence, UnixMicros)> {
         let list = self.list();
-        let oldest = list.front().filter(|_| list.len() > 1);
+        let oldest = list.front().filter(|oldest| oldest.ordinal < ordinal);
         oldest.map(|segment| (segment.last_sequence, segment.last_at))
     }
 
@@ -304,6 +304,11 @@ impl Segments {
         self.list().back().map(|segment| segment.ordinal)
     }
 
+    /// The newest segment.
+    pub(super) fn last(&self) -> Option<Segment> {
+        self.list().back().cloned()
+    }
+
     /// The oldest file that belongs to a log which begins with the event `earliest`.
     pub(super) fn first(&self, earliest: Sequence) -> Option<u64> {
         let missing = self.missing_first.filter(|&(_, last)| last >= earliest);
@@ -311,14 +316,14 @@ impl Segments {
         missing.or_else(|| self.list().front().map(|segment| segment.ordinal))
     }
 
-    /// Takes those off the list in which everything is at or before an event, except the last. Returns
-    /// them, each with its last event.
-    pub(super) fn forget(&self, through: Sequence) -> Vec<(u64, Sequence)> {
+    /// Takes those off the list in which everything is at or before an event, and which are before
+    /// the segment that is written to. Returns them, each with its last event.
+    pub(super) fn forget(&self, through: Sequence, active: u64) -> Vec<(u64, Sequence)> {
         let mut list = self.list_mut();
         let mut forgotten = Vec::new();
-        while list.len() > 1
-            && let Some(oldest) = list.front()
+        while let Some(oldest) = list.front()
             && oldest.last_sequence <= through
+            && oldest.ordinal < active
         {
             forgotten.push((oldest.ordinal, oldest.last_sequence));
             self.bytes.fetch_sub(oldest.end, Ordering::Relaxed);

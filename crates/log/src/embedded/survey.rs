@@ -1,15 +1,18 @@
 //! Owns what the segments say of the log as a whole, for a start without a manifest: which log it is,
-//! and where it begins.
+//! and where it begins. Where retention has removed every segment with events in it, the files of ids say
+//! which number comes next.
 
 use std::{fs::File, io, path::Path};
 
 use super::{
+    directory::IDS_DIRECTORY,
     footer,
     frame::{self, SEGMENT_HEADER_BYTES},
     frames::Frames,
     manifest::Manifest,
     segments,
 };
+use crate::ids;
 use prelude_bridge_event::{LogId, Sequence};
 
 /// Read at once.
@@ -18,6 +21,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// The manifest of a log that begins with its oldest segment; `None` where there is no segment.
 pub(super) fn manifest(data_dir: &Path) -> io::Result<Option<Manifest>> {
     let mut found: Option<Manifest> = None;
+    let mut has_events = false;
     for ordinal in segments::ordinals(data_dir)? {
         let path = segments::path(data_dir, ordinal);
         let Some(log) = frame::log_of(&File::open(&path)?)? else {
@@ -29,8 +33,13 @@ pub(super) fn manifest(data_dir: &Path) -> io::Result<Option<Manifest>> {
         {
             // Retention removes again what it had removed of this segment.
             manifest.trimmed = first.before();
+            has_events = true;
             break;
         }
+    }
+    if let Some(manifest) = found.as_mut().filter(|_| !has_events) {
+        manifest.trimmed = ids::last_event(&data_dir.join(IDS_DIRECTORY))?;
+        manifest.confirmed = manifest.trimmed;
     }
     Ok(found)
 }

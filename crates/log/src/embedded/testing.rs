@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicBool, AtomicI64},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use super::{
@@ -61,7 +61,7 @@ pub(super) fn small_ids(part_keys_max: u64) -> ids::Limits {
         file_keys_max: 10 * part_keys_max,
         section_keys: 20,
         fan_in: 3,
-        ..ids::Limits::new(Duration::MAX)
+        ..ids::Limits::new(Duration::MAX, u64::MAX)
     }
 }
 

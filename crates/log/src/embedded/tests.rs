@@ -4,11 +4,12 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicI64},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
 use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE},
+    disk_error::NO_SPACE_MEMORY,
     frame::{Header, SEGMENT_HEADER_BYTES},
     testing::{
         PATIENCE, clock, copy, cut, failing_disk, flip, footer_of, frames_of, last_segment,
@@ -130,15 +131,25 @@ async fn a_log_that_expired_whole_gives_no_number_twice_without_its_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
     let open_log = || open_briefly_kept(dir.path(), &now);
-    expire_three_events(open_log(), &now).await;
-    fs::remove_file(dir.path().join(MANIFEST_FILE)).unwrap();
     let log = open_log();
-    assert_eq!(events(&log).await, in_order(0..3), "they are back");
-    append(&log, 3..4).await.unwrap();
-    assert_eq!(log.range().head, Sequence(4));
-    now.fetch_add(100_000_000, Ordering::SeqCst);
-    waits_until(|| log.range().event_count() == 0).await;
-    assert_eq!(append(&log, 0..4).await.unwrap().accepted, 0);
+    append(&log, 0..3).await.unwrap();
+    drop(log);
+    for (next, is_removed) in [(3, false), (4, true)] {
+        if is_removed {
+            let log = open_log();
+            waits_until(|| segment_paths(dir.path()).is_empty()).await;
+            log.close().await;
+        }
+        fs::remove_file(dir.path().join(MANIFEST_FILE)).unwrap();
+        let log = open_log();
+        let back = if is_removed { 0..0 } else { 0..3 };
+        assert_eq!(events(&log).await, in_order(back));
+        append(&log, next..next + 1).await.unwrap();
+        assert_eq!(log.range().head, Sequence(next + 1));
+        now.fetch_add(100_000_000, Ordering::SeqCst);
+        waits_until(|| log.range().event_count() == 0).await;
+        assert_eq!(append(&log, 0..next + 1).await.unwrap().accepted, 0);
+    }
 }
 
 #[test]

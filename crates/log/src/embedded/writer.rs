@@ -12,7 +12,7 @@
 //! writer for good; nothing is tried twice.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -21,6 +21,8 @@ use super::{
     CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
     commit::{CommitFrames, numbers},
+    ids_budget::IdsBudget,
+    keeper::Save,
     manifest::Manifest,
     queue::{Job, Taken},
     retention::{Due, Retention},
@@ -28,7 +30,7 @@ use super::{
 use crate::{
     Appended, Error,
     block::Builder,
-    clock::{Ages, LogClock, RetentionTime},
+    clock::{Ages, LogClock, RetentionNow, RetentionTime},
     group::{self, Place, Stamps},
     ids::{self, Ids},
 };
@@ -39,6 +41,9 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// The manifest is replaced at most so often. It confirms the last commit: what it confirms cannot be
 /// taken for torn when it is damaged later.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The quarantine is looked through so many times while a file may be there, and at least each hour.
+const QUARANTINE_LOOKS: i64 = 24;
+const QUARANTINE_LOOK_MICROS_MAX: i64 = 60 * 60 * 1_000_000;
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -57,6 +62,7 @@ pub(super) struct Writer {
     pub(super) next_commit: u64,
     pub(super) retention: Retention,
     pub(super) unsaved: Unsaved,
+    pub(super) ids_budget: IdsBudget,
 }
 
 /// What the manifest does not say yet.
@@ -67,6 +73,11 @@ pub(super) struct Unsaved {
     /// Segments that nobody reads any more, oldest first, each with its last event.
     pub(super) given_up: Vec<(u64, Sequence)>,
     pub(super) saved_at: Option<Instant>,
+    /// The newest event that is known to be too old, or one too many. Where the range begins is only
+    /// what the manifest said at the start, and no file is removed for that alone.
+    pub(super) removed: Sequence,
+    /// When the quarantine was looked through.
+    pub(super) quarantine_at: Option<RetentionTime>,
 }
 
 /// A group that is ready to be committed.
@@ -74,6 +85,8 @@ struct Prepared {
     frames: CommitFrames,
     /// When, by the retention clock.
     at: RetentionTime,
+    /// The segment that is written to is to get no more.
+    is_segment_old: bool,
     appended: Vec<Appended>,
 }
 
@@ -124,7 +137,7 @@ impl Writer {
         // What is known already needs no room.
         if !prepared.frames.is_empty() {
             self.make_room_for_ids()?;
-            let stored = self.commit(&prepared.frames)?;
+            let stored = self.commit(&prepared)?;
             let duration = began.elapsed();
             self.apply(&prepared.frames, &stored, prepared.at)?;
             self.report(&prepared.frames, batches.len(), duration);
@@ -150,6 +163,7 @@ impl Writer {
         Ok(Prepared {
             frames: CommitFrames::new(self.log, number, commit.blocks, commit.keys),
             at: now.retention.time,
+            is_segment_old: self.is_segment_old(&now.retention),
             appended,
         })
     }
@@ -168,9 +182,18 @@ impl Writer {
     }
 
     /// Makes a commit durable.
-    fn commit(&mut self, frames: &CommitFrames) -> Result<Stored, Error> {
+    fn commit(&mut self, prepared: &Prepared) -> Result<Stored, Error> {
         let shared = &self.shared;
-        let stored = self.active.write(frames, &shared.keeper, &shared.fault);
+        if shared.reserve.is_used() {
+            shared.set_no_space(true);
+            return Err(Error::NoSpace);
+        }
+        let stored = self.active.write(
+            &prepared.frames,
+            prepared.at,
+            prepared.is_segment_old,
+            (&shared.keeper, &shared.fault),
+        );
         let stored = stored.map_err(|error| shared.evaluate(&error, "log"))?;
         shared.set_no_space(false);
         Ok(stored)
@@ -228,13 +251,12 @@ impl Writer {
         }
         self.shared.forget_no_space();
         let now = self.clock.now().retention;
-        let ids_bytes = self.ids.stored_bytes();
-        self.shared.ids_bytes.store(ids_bytes, Ordering::Relaxed);
         let range = self.shared.range();
         let expired = self.ages.expired(&now);
+        let active = self.active.ordinal();
         let due = self
             .retention
-            .due(&self.shared.segments, &range, ids_bytes, expired);
+            .due(&self.shared.segments, &range, active, expired);
         match due {
             Ok(Some(due)) => self.give_up(&due),
             Ok(None) => {}
@@ -245,17 +267,60 @@ impl Writer {
                 return MAINTENANCE_INTERVAL;
             }
         }
+        let expired = expired.unwrap_or(Sequence::ZERO);
+        self.unsaved.removed = self.unsaved.removed.max(expired);
+        self.replace_segment(&now);
+        self.forget_segments();
         let rested = self.unsaved.saved_at.map(|at| at.elapsed());
         if let Some(rest) = rested.and_then(|rested| SAVE_INTERVAL.checked_sub(rested)) {
             return rest;
         }
-        if self.ids.forget(&now) {
-            self.shared.keeper.work_on_ids();
-        }
+        self.forget_ids(&now);
+        self.look_through_quarantine(&now);
         if self.unsaved.has_news || self.clock.store_is_due() {
             self.save();
         }
         MAINTENANCE_INTERVAL
+    }
+
+    /// Lets an empty segment take the place of one whose first events are so old that its file would
+    /// be there for too long.
+    fn replace_segment(&mut self, now: &RetentionNow) {
+        if !self.is_segment_old(now) {
+            return;
+        }
+        let shared = &self.shared;
+        let replaced = self.active.replace(&shared.keeper, &shared.fault);
+        if let Err(error) = replaced {
+            // It passes, and is tried again in a while, or the log has failed.
+            shared.evaluate(&error, "the next segment");
+        }
+    }
+
+    fn is_segment_old(&self, now: &RetentionNow) -> bool {
+        let began = self.active.began();
+        began.is_some_and(|began| self.retention.is_span_over(now, began))
+    }
+
+    /// Forgets ids that are old enough, or too many.
+    fn forget_ids(&mut self, now: &RetentionNow) {
+        if self.ids.forget(now) {
+            self.shared.keeper.work_on_ids();
+        }
+        let usage = self.ids.usage(Some(now));
+        *self.shared.ids_usage() = usage;
+        self.ids_budget.compare(&usage, now.time);
+    }
+
+    fn look_through_quarantine(&mut self, now: &RetentionNow) {
+        let micros_max = self.retention.quarantine_micros();
+        let interval = (micros_max / QUARANTINE_LOOKS).min(QUARANTINE_LOOK_MICROS_MAX);
+        let looked_at = self.unsaved.quarantine_at;
+        if looked_at.is_none_or(|at| now.age_of(at) >= interval) {
+            self.unsaved.quarantine_at = Some(now.time);
+            let keeper = &self.shared.keeper;
+            keeper.look_through_quarantine(now.clone(), micros_max);
+        }
     }
 
     /// Leaves the manifest, as of now, to the keeper.
@@ -271,6 +336,7 @@ impl Writer {
         let given_up: Vec<u64> = given_up.map(|(ordinal, _)| ordinal).collect();
         let first_kept = unsaved.given_up.first().map(|&(ordinal, _)| ordinal);
         let first_ordinal = first_kept.or(self.shared.segments.first(range.earliest));
+        let first_ordinal = first_ordinal.unwrap_or(self.active.ordinal());
         unsaved.has_news = first_kept.is_some();
         unsaved.saved_at = Some(Instant::now());
         if first_kept.is_some() && self.ids.seal() {
@@ -279,24 +345,39 @@ impl Writer {
         let manifest = Manifest {
             log: self.log,
             trimmed: range.earliest.before(),
-            first_ordinal: first_ordinal.unwrap_or(1),
+            first_ordinal,
             confirmed: range.head,
             epochs: self.shared.publisher.status().epochs().entries().to_vec(),
             clock: clock.encode(self.ages.marks()),
+            last_at: self.stamps.last(),
         };
-        self.shared.keeper.save(manifest, given_up);
+        self.shared.keeper.save(Save {
+            manifest,
+            given_up,
+            waits_for_ids: first_kept.is_some(),
+        });
     }
 
-    /// Nobody sees the events any more; their segments go when the manifest has noted it.
+    /// Nobody sees the events any more.
     fn give_up(&mut self, due: &Due) {
+        let earliest = due.through.plus(1);
         // A segment that waited for its ids at the end of the last run may be before the range.
-        if due.through >= self.shared.range().earliest {
-            let earliest = due.through.plus(1);
+        if earliest > self.shared.range().earliest {
             self.shared.publisher.trim(earliest, due.earliest_at);
         }
-        self.ages.forget_before(due.through.plus(1));
+        self.ages.forget_before(earliest);
+        self.unsaved.removed = self.unsaved.removed.max(due.through);
         self.unsaved.has_news = true;
-        let given_up = self.shared.segments.forget(due.through);
+    }
+
+    /// Segments in which everything was removed are nobody's any more, also those that waited for
+    /// their ids when the last process ended. They go when the manifest has noted it.
+    fn forget_segments(&mut self) {
+        let trimmed = self.shared.range().earliest.before();
+        let active = self.active.ordinal();
+        let through = trimmed.min(self.unsaved.removed);
+        let given_up = self.shared.segments.forget(through, active);
+        self.unsaved.has_news |= !given_up.is_empty();
         self.unsaved.given_up.extend(given_up);
     }
 }

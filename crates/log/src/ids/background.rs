@@ -55,6 +55,9 @@ pub(super) struct View {
 struct Jobs {
     set: Option<Job>,
     merge: Option<Job>,
+    /// What nobody finds any more. Whoever is the last to have it closes it, which takes long.
+    retired_files: Vec<Arc<IdFile>>,
+    retired_sets: Vec<Arc<Recent>>,
     /// Keys of a section, kept for its memory while there is work.
     keys: Vec<Key>,
 }
@@ -135,15 +138,14 @@ impl Background {
         takes
     }
 
-    /// Forgets the oldest files, as far as their newest keys are expired. True when that leaves
-    /// something to remove.
-    pub(super) fn forget(&self, is_expired: impl Fn(RetentionTime) -> bool) -> bool {
+    /// Forgets the oldest files, as long as they are to go. True when that leaves something to remove.
+    pub(super) fn forget(&self, mut is_to_go: impl FnMut(&IdFile) -> bool) -> bool {
         let mut state = self.state();
         let files = Arc::clone(&state.view.files);
         let merging = state.merging;
         let goes = |file: &&Arc<IdFile>| {
             let is_input = merging.is_some_and(|first| file.footer.from >= first);
-            !is_input && is_expired(file.footer.newest_at)
+            !is_input && is_to_go(file)
         };
         let count = files.iter().take_while(goes).count();
         let (expired, rest) = files.split_at_checked(count).unwrap_or_default();
@@ -176,7 +178,7 @@ impl Background {
     }
 
     fn work(&self, jobs: &mut Jobs) -> Result<bool, Error> {
-        if self.remove_dead()? {
+        if jobs.let_go() || self.remove_dead(jobs)? {
             return Ok(true);
         }
         if jobs.set.is_none() {
@@ -185,7 +187,13 @@ impl Background {
         if jobs.set.is_none() && jobs.merge.is_none() {
             jobs.merge = self.begin_merge()?;
         }
-        let Jobs { set, merge, keys } = jobs;
+        let Jobs {
+            set,
+            merge,
+            retired_sets,
+            keys,
+            ..
+        } = jobs;
         let job = if set.is_some() { set } else { merge };
         let Some(going) = job else {
             return Ok(false);
@@ -193,7 +201,7 @@ impl Background {
         if !going.go_on(keys)?
             && let Some(done) = job.take()
         {
-            self.finish(done)?;
+            retired_sets.extend(self.finish(done)?);
         }
         Ok(true)
     }
@@ -259,22 +267,25 @@ impl Background {
     }
 
     /// The new file takes the place of those that it was made of. A crash before these are removed
-    /// leaves both, and the next start removes what is in both.
-    fn finish(&self, job: Job) -> Result<(), Error> {
+    /// leaves both, and the next start removes what is in both. Returns a set that is needed no more.
+    fn finish(&self, job: Job) -> Result<Option<Arc<Recent>>, Error> {
         let file = job.output.finish(&job.path)?;
         let mut state = self.state();
         state.replace(file);
         match job.source {
-            Source::Set(_) => state.view.sealed = None,
+            Source::Set(set) => {
+                state.view.sealed = None;
+                Ok(Some(set))
+            }
             Source::Files(inputs) => {
                 state.merging = None;
                 state.dead.extend(inputs.into_iter().map(|(file, _)| file));
+                Ok(None)
             }
         }
-        Ok(())
     }
 
-    fn remove_dead(&self) -> Result<bool, Error> {
+    fn remove_dead(&self, jobs: &mut Jobs) -> Result<bool, Error> {
         let (dead, forgotten, marked) = {
             let state = self.state();
             (state.dead.clone(), state.forgotten, state.marked)
@@ -288,11 +299,24 @@ impl Background {
         }
         // Others may have been added meanwhile, behind these.
         self.state().dead.drain(..dead.len());
-        Ok(!dead.is_empty())
+        let is_any = !dead.is_empty();
+        jobs.retired_files.extend(dead);
+        Ok(is_any)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Jobs {
+    /// Lets go of what nobody else has any more: no commit is to be the last to have a file, and to wait
+    /// until its blocks are free. True while somebody has something.
+    fn let_go(&mut self) -> bool {
+        self.retired_files
+            .retain(|file| Arc::strong_count(file) > 1);
+        self.retired_sets.retain(|set| Arc::strong_count(set) > 1);
+        !self.retired_files.is_empty() || !self.retired_sets.is_empty()
     }
 }
 

@@ -51,6 +51,42 @@ pub(super) fn writing_path(directory: &Path, from: Sequence, through: Sequence) 
     with_suffix(&file_path(directory, from, through), WRITING)
 }
 
+/// Bytes of the files in the directory.
+pub(crate) fn stored_bytes(directory: &Path) -> io::Result<u64> {
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut bytes = 0;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(FILE) {
+            // One may go meanwhile.
+            bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+        }
+    }
+    Ok(bytes)
+}
+
+/// The newest event whose key is or was in a file, as the names in the directory say.
+pub(crate) fn last_event(directory: &Path) -> io::Result<Sequence> {
+    let mut last = 0;
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Sequence::ZERO),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let file = name
+            .strip_prefix(FILE)
+            .and_then(|name| name.rsplit('-').next());
+        let through = file.or_else(|| name.strip_prefix(FORGOTTEN));
+        last = last.max(through.and_then(number).unwrap_or(0));
+    }
+    Ok(Sequence(last))
+}
+
 /// Finds out what is in the directory, and puts it in order. That need not be durable: whatever is
 /// written later flushes the directory, and until then a start does the same again.
 pub(super) fn open(directory: &Path, log: LogId) -> Result<Found, Error> {

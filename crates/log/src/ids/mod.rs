@@ -16,6 +16,7 @@
 //! clock's. Knows nothing of events, commits and segments.
 
 mod background;
+mod budget;
 mod check;
 #[cfg(test)]
 mod damage_tests;
@@ -33,9 +34,13 @@ use std::{
     time::Duration,
 };
 
+pub use self::budget::Usage;
 pub(crate) use self::check::{Checked, check, check_bytes};
 pub(crate) use self::recent::key_set;
-pub(crate) use self::{background::Background, directory::Aside};
+pub(crate) use self::{
+    background::Background,
+    directory::{Aside, last_event, stored_bytes},
+};
 use self::{background::View, file::BLOCK_BYTES, recent::Recent};
 use crate::clock::{RetentionNow, RetentionTime};
 use prelude_bridge_event::{LogId, Sequence, UnixMicros};
@@ -64,11 +69,13 @@ pub(crate) struct Limits {
     pub(crate) section_keys: u64,
     /// So many files of a size are merged before their group is complete.
     pub(crate) fan_in: usize,
+    /// When the files occupy more than this, the oldest are forgotten before their time.
+    pub(crate) bytes_max: u64,
 }
 
 impl Limits {
-    /// The usual limits, for keys that are remembered for `age` at least.
-    pub(crate) fn new(age: Duration) -> Self {
+    /// The usual limits, for keys that are remembered for `age`, in files of `bytes_max`.
+    pub(crate) fn new(age: Duration, bytes_max: u64) -> Self {
         let age_micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         // The tables of the set have 14,336 places each before they grow. So they are not full: the
         // keys are not spread evenly, and a commit goes beyond. That makes 18 MB.
@@ -83,6 +90,7 @@ impl Limits {
             // has 32 sections.
             section_keys: 270_000,
             fan_in,
+            bytes_max,
         }
     }
 }
@@ -96,6 +104,8 @@ pub(crate) struct Ids {
     /// Memory for [`contains`](Self::contains).
     suspects: Vec<usize>,
     block: Box<[u8; BLOCK_BYTES]>,
+    /// Keys that were forgotten before their time.
+    forgotten_early: u64,
 }
 
 impl Ids {
@@ -112,6 +122,7 @@ impl Ids {
             aside,
             suspects: Vec::new(),
             block: Box::new([0; BLOCK_BYTES]),
+            forgotten_early: 0,
         })
     }
 
@@ -186,17 +197,56 @@ impl Ids {
         Arc::clone(&self.background)
     }
 
-    /// Forgets the files whose newest key is old enough. True when there is work for the background.
+    /// Forgets the files whose newest key is old enough, and the oldest files when they are too large
+    /// together, but none of the last day. True when there is work for the background.
+    ///
+    /// No commit is refused instead: a repetition that late is rare, and all events that come are not.
     pub(crate) fn forget(&mut self, now: &RetentionNow) -> bool {
         let Limits {
             age_micros,
             span_micros,
+            bytes_max,
             ..
         } = self.limits;
+        let mut bytes = self.stored_bytes();
+        let mut early = 0;
         let sealed = self.seal_if(|oldest| now.age_of(oldest) > span_micros);
-        self.background
-            .forget(|newest| now.age_of(newest) > age_micros)
-            || sealed
+        let has_work = self.background.forget(|file| {
+            let age = now.age_of(file.footer.newest_at);
+            let is_early = age <= age_micros;
+            let goes = !is_early || (bytes > bytes_max && age > span_micros);
+            if goes {
+                bytes = bytes.saturating_sub(file.bytes);
+                early += if is_early { file.footer.keys } else { 0 };
+            }
+            goes
+        });
+        self.forgotten_early += early;
+        has_work || sealed
+    }
+
+    /// What the keys occupy, and will occupy if that can be told.
+    pub(crate) fn usage(&self, now: Option<&RetentionNow>) -> Usage {
+        let View { sealed, files } = self.background.view();
+        let sets = [sealed.as_deref(), Some(&self.recent)]
+            .into_iter()
+            .flatten();
+        let bytes = self.stored_bytes();
+        let expected = now.map(|now| {
+            let files = files.iter().map(|file| budget::Part::of_file(file));
+            let parts = files.chain(sets.filter_map(budget::Part::of_set));
+            let age_micros = self
+                .limits
+                .age_micros
+                .saturating_add(self.limits.span_micros);
+            budget::expected_bytes(parts, now, age_micros)
+        });
+        Usage {
+            bytes,
+            bytes_max: self.limits.bytes_max,
+            bytes_expected: expected.unwrap_or(0).max(bytes),
+            forgotten_early: self.forgotten_early,
+        }
     }
 
     /// Bytes on disk.

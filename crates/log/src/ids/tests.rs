@@ -18,6 +18,7 @@ pub(super) const LIMITS: Limits = Limits {
     file_keys_max: 160,
     section_keys: 16,
     fan_in: 3,
+    bytes_max: u64::MAX,
 };
 
 /// Spreads numbers like a hash.
@@ -559,10 +560,13 @@ fn keys_are_found_while_another_thread_works() {
 
 #[test]
 fn the_usual_limits_take_the_memory_that_they_say() {
-    let limits = Limits::new(Duration::from_secs(15 * 24 * 60 * 60));
+    let limits = Limits::new(Duration::from_secs(15 * 24 * 60 * 60), u64::MAX);
     assert_eq!(limits.span_micros, SPAN_MICROS_MAX);
-    assert_eq!(Limits::new(Duration::from_secs(60)).span_micros, 60_000_000);
-    assert_eq!(Limits::new(Duration::MAX).age_micros, i64::MAX);
+    assert_eq!(
+        Limits::new(Duration::from_secs(60), 1).span_micros,
+        60_000_000
+    );
+    assert_eq!(Limits::new(Duration::MAX, 1).age_micros, i64::MAX);
     let mut rig = Rig::new(limits);
     assert_eq!(rig.ids.memory_bytes(), 0);
     let mut first = 0;
@@ -576,4 +580,51 @@ fn the_usual_limits_take_the_memory_that_they_say() {
     assert!(bits < 9.7, "{bits} bits a key, the index included");
     let bytes = rig.ids.stored_bytes() as f64 / rig.ids.len() as f64;
     assert!(bytes < 17.5, "{bytes} bytes a key");
+}
+
+#[test]
+fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
+    let mut rig = Rig::new(LIMITS);
+    // A file of its own for each span.
+    for span in 0..8 {
+        rig.add_numbers(span * 100..span * 100 + 100);
+        rig.finish();
+        rig.now += SPAN + 1;
+    }
+    let of_span = |span: u64| [key(span * 100), key(span * 100 + 99)];
+    let sizes: Vec<u64> = {
+        let files = rig.ids.background.view().files;
+        files.iter().map(|file| file.bytes).collect()
+    };
+    assert_eq!(sizes.len(), 8);
+    let of_last = |count: usize| sizes[8 - count..].iter().sum::<u64>();
+    let before = rig.ids.usage(Some(&RetentionNow::at(rig.now)));
+    assert_eq!((before.bytes, before.forgotten_early), (of_last(8), 0));
+    rig.ids.limits.bytes_max = of_last(5);
+    rig.forget();
+    rig.work(usize::MAX);
+    let after = rig.ids.usage(None);
+    assert_eq!((after.bytes, after.forgotten_early), (of_last(5), 300));
+    assert_eq!(after.bytes_expected, after.bytes);
+    for span in 0..8 {
+        let expected = [span >= 3; 2];
+        assert_eq!(rig.known(&of_span(span)), expected, "{span}");
+    }
+    // One more byte than they may take costs a file, and what is young stays whatever it takes.
+    rig.forget();
+    assert_eq!(rig.ids.usage(None).bytes, of_last(5));
+    rig.ids.limits.bytes_max = of_last(5) - 1;
+    rig.forget();
+    assert_eq!(rig.ids.usage(None).bytes, of_last(4));
+    rig.ids.limits.bytes_max = 0;
+    rig.now -= 1;
+    rig.forget();
+    assert_eq!(
+        rig.ids.usage(None).bytes,
+        of_last(1),
+        "it is no older than its span"
+    );
+    rig.now += 1;
+    rig.forget();
+    assert_eq!(rig.ids.usage(None).bytes, 0);
 }
