@@ -38,7 +38,7 @@ mod token;
 mod value;
 mod watch;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use tokio_util::{
@@ -96,6 +96,8 @@ pub struct Credentials {
 /// What a caller shows.
 #[derive(Clone, Copy, Default)]
 pub struct Presented<'a> {
+    /// Where it calls from; `None` if many callers share the address.
+    pub address: Option<IpAddr>,
     /// The value of its `authorization` header. Where there is one, it alone is judged.
     pub authorization: Option<&'a [u8]>,
     /// The name in the client certificate that its connection was verified with.
@@ -139,7 +141,8 @@ pub enum Refusal {
     /// It is a JWT that does not hold.
     #[error("the JWT is refused: {0}")]
     Jwt(#[from] jwt::Fault),
-    /// It is a JWT, and there are no keys to verify it with. The same may be accepted later.
+    /// It is a JWT, and there are no keys to verify it with, or no known key fits and too many callers
+    /// wait for newer ones. The same may be accepted later.
     #[error("the keys that JWTs are verified with cannot be had at present: try again later")]
     Unavailable,
 }
@@ -317,7 +320,7 @@ impl Credentials {
     /// Lets a caller in, or says why not.
     ///
     /// Takes no time to speak of, except for a JWT whose key is not known yet: up to the 5 s that
-    /// fetching it may take.
+    /// fetching it may take. Few callers wait for that; others are refused at once.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -372,7 +375,7 @@ impl Shared {
                     holder.cloned().ok_or(Refusal::Unknown)
                 }
                 Bearer::Jwt(token) => match &self.jwt {
-                    Some(verifier) => verifier.verify(token).await,
+                    Some(verifier) => verifier.verify(token, presented.address).await,
                     None => Err(Refusal::Unknown),
                 },
             },
@@ -422,7 +425,7 @@ impl fmt::Debug for Presented<'_> {
             .field("authorization", &self.authorization.is_some())
             .field("certificate", &self.certificate.map(Identity::as_str))
             .field("certificate_expires_at", &self.certificate_expires_at)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
