@@ -14,6 +14,7 @@ mod forgeries;
 pub(crate) mod frames;
 mod healthy;
 mod newcomers;
+mod places;
 mod requests;
 mod sockets;
 mod stalls;
