@@ -144,7 +144,7 @@ impl fmt::Debug for Readiness {
 /// The service behind the admin port.
 #[derive(Clone)]
 pub struct Admin {
-    /// The port's own limits. By default those of every port.
+    /// The limits of its connections.
     pub limits: net::Limits,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -153,9 +153,9 @@ pub struct Admin {
 impl Admin {
     /// Serves these metrics and this readiness.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
+    pub fn new(limits: net::Limits, metrics: Arc<Metrics>, readiness: Readiness) -> Self {
         Self {
-            limits: net::Limits::default(),
+            limits,
             metrics,
             readiness,
         }

@@ -214,6 +214,15 @@ impl Metrics {
             .inc();
     }
 
+    /// A TLS handshake has to wait for its turn.
+    pub fn handshake_delayed(&self, listener: &'static str) {
+        let label = ListenerLabel { listener };
+        self.connections
+            .handshakes_delayed
+            .get_or_create(&label)
+            .inc();
+    }
+
     /// A listener uses a new certificate, which is valid until `not_after`, in seconds since the Unix
     /// epoch.
     pub fn certificate_used(&self, listener: &'static str, not_after: f64) {
@@ -366,6 +375,7 @@ mod tests {
         metrics.connection_refused("webhook", ConnectionRefusal::AddressFull);
         metrics.connection_closed("grpc", Closure::Flood);
         metrics.handshake_failed("webhook", Handshake::NotTls);
+        metrics.handshake_delayed("webhook");
         metrics.certificate_used("grpc", 1_800_000_000.0);
         let open = metrics.connection_opened("webhook");
         metrics.watch_log(|| Log {
@@ -411,6 +421,7 @@ mod tests {
             r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"} 1"#,
             r#"prelude_bridge_connections_closed_total{listener="grpc",reason="flood"} 1"#,
             r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="not_tls"} 1"#,
+            r#"prelude_bridge_tls_handshakes_delayed_total{listener="webhook"} 1"#,
             r#"prelude_bridge_tls_certificate_expiry_seconds{listener="grpc"} 1800000000.0"#,
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");

@@ -3,13 +3,12 @@
 //! ([`http1`] is the one handler that the receiver and the admin port share). Where a port does TLS
 //! ([`tls`]), a handler gets the connection after the handshake.
 //!
-//! Every bound of a listener is here: connections in all and of one address ([`slots`]), the
-//! patience with a system that is out of file descriptors, and the time that open connections get at
-//! a drain.
+//! Every bound of a listener is here: connections in all and of one address ([`slots`]), TLS handshakes
+//! in a second ([`handshakes`]), the patience with a system that is out of file descriptors, and the
+//! time that open connections get at a drain.
 
 use std::{
-    fmt,
-    io::{self, Write as _},
+    fmt, io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -22,16 +21,21 @@ use tokio_util::{
 };
 
 use self::{
+    farewell::Farewells,
     quiet::{Admitted, Quiet},
-    slots::{Full, Slot, Slots, Standing},
+    slots::{Evicted, Full, Slot, Slots, Standing},
 };
 use crate::metrics::{Closure, ConnectionRefusal, Eviction, Metrics};
 
 mod connection;
 pub mod descriptors;
 pub mod fair;
+mod farewell;
 pub mod framing;
+mod groups;
+pub mod handshakes;
 pub mod http1;
+pub mod known;
 pub mod network;
 pub mod quiet;
 pub mod slots;
@@ -39,6 +43,9 @@ pub mod tap;
 pub mod tls;
 
 pub use self::connection::Connection;
+
+/// Of how many connections one is kept for clients that have proven something before.
+const RESERVED_PART: usize = 16;
 
 /// How many evicted connections may be waiting for their end before no new one is accepted. An end
 /// takes a moment, so only a flood gets here; this bounds the descriptors that it can hold.
@@ -52,16 +59,12 @@ pub struct Listener {
     tls: Option<tls::Acceptor>,
     admit: Option<AddressTest>,
     exempt: Option<AddressTest>,
-    evicts: bool,
-    farewell: Option<Farewell>,
+    farewells: Option<Farewells>,
     quiet: Quiet,
 }
 
 /// A question about an address.
 type AddressTest = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
-
-/// What is said, in the protocol of the port, to a connection for which there is no room.
-type Farewell = Box<dyn Fn(Full) -> Vec<u8> + Send + Sync>;
 
 impl fmt::Debug for Listener {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,11 +80,12 @@ impl fmt::Debug for Listener {
 /// What a listener holds at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections in all. Further ones are closed at once, so that a flood costs a handshake
-    /// each and no memory, or take the place of one that has proven nothing, see
-    /// [`Listener::evicting`].
+    /// Connections in all. A further one takes the place of one that has proven nothing, see
+    /// [`Connection::standing`]; where all have, it is closed at once. Of sixteen, one is kept for
+    /// clients that have proven something before.
     pub connections_max: usize,
-    /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets.
+    /// Connections of one IPv4 address or one IPv6 /64, which is what one client gets; see
+    /// [`slots::Limits`] for larger networks.
     pub connections_per_address_max: usize,
     /// How long connections may go on after the shutdown began.
     pub drain_timeout: Duration,
@@ -133,8 +137,7 @@ impl Listener {
                 tls: None,
                 admit: None,
                 exempt: None,
-                evicts: false,
-                farewell: None,
+                farewells: None,
                 quiet: Quiet::new(quiet::Limits::default()),
             }),
             Err(source) => Err(Error::Bind {
@@ -159,7 +162,7 @@ impl Listener {
         self
     }
 
-    /// Closes connections from other addresses at once, before a handshake can cost anything.
+    /// Refuses connections from other addresses, before they have a slot or a handshake costs anything.
     #[must_use]
     pub fn only_from(mut self, admit: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
         self.admit = Some(Box::new(admit));
@@ -173,21 +176,13 @@ impl Listener {
         self
     }
 
-    /// Closes connections that have proven nothing when there is no room for a new one. The handler
-    /// has to say which have, see [`Connection::standing`].
-    #[must_use]
-    pub fn evicting(mut self) -> Self {
-        self.evicts = true;
-        self
-    }
-
-    /// What is said to a connection for which there is no room, where the port speaks plain text.
+    /// What is said to a connection that is refused, where the port speaks plain text.
     #[must_use]
     pub fn refusing_with(
         mut self,
-        farewell: impl Fn(Full) -> Vec<u8> + Send + Sync + 'static,
+        farewell: impl Fn(ConnectionRefusal) -> Vec<u8> + Send + Sync + 'static,
     ) -> Self {
-        self.farewell = Some(Box::new(farewell));
+        self.farewells = Some(Farewells::new(farewell));
         self
     }
 
@@ -219,27 +214,33 @@ impl Listener {
         let cut_when_dropped = cut.clone().drop_guard();
         let slots = Slots::new(slots::Limits {
             slots_max: limits.connections_max,
+            slots_reserved: limits.connections_max / RESERVED_PART,
             slots_per_address_max: limits.connections_per_address_max,
         });
         while let Some((stream, peer)) = self.accept(&metrics, &shutdown).await {
-            let standing = Standing::default();
-            let slot = match self.enter(&slots, peer, &standing, &metrics) {
-                Ok(slot) => slot,
+            let (slot, newcomer) = match self.enter(&slots, peer, &metrics) {
+                Ok(entered) => entered,
                 Err(refusal) => {
-                    self.refuse(stream, peer, refusal, &metrics);
+                    if let Some(farewell) = self.refuse(stream, peer, refusal, &metrics) {
+                        let (cut, shutdown) = (cut.clone(), shutdown.clone());
+                        connections.spawn(async move {
+                            // Nothing that a drain waits for.
+                            let farewell = shutdown.run_until_cancelled(farewell);
+                            cut.run_until_cancelled(farewell).await;
+                        });
+                    }
                     continue;
                 }
             };
             // Answers are small and complete: waiting for more to send would only delay them.
             let _ = stream.set_nodelay(true);
             let open = metrics.connection_opened(self.name);
-            let evicted = self.evicts.then(|| slot.evicted());
+            let evicted = unless_proven(slot.evicted(), newcomer.standing.clone());
             // In one place: each hand that it goes through would keep room for it otherwise, and
             // idle connections are what there is most of.
             let served = Box::pin(serve(
                 stream,
-                peer,
-                standing,
+                newcomer,
                 self.tls.clone(),
                 shutdown.clone(),
                 handler.clone(),
@@ -299,77 +300,87 @@ impl Listener {
         &self,
         slots: &Arc<Slots>,
         peer: SocketAddr,
-        standing: &Standing,
         metrics: &Metrics,
-    ) -> Result<Slot, ConnectionRefusal> {
-        let address = peer.ip();
-        let passes = |test: &AddressTest| test(address.to_canonical());
+    ) -> Result<(Slot, Newcomer), ConnectionRefusal> {
+        let address = peer.ip().to_canonical();
+        let passes = |test: &AddressTest| test(address);
         if !self.admit.as_ref().is_none_or(passes) {
             return Err(ConnectionRefusal::Source);
         }
         let is_exempt = self.exempt.as_ref().is_some_and(passes);
-        let standing = self.evicts.then(|| standing.clone());
-        let (slot, evicted) =
-            slots
-                .enter(address, is_exempt, standing)
-                .map_err(|full| match full {
-                    Full::Total => ConnectionRefusal::Full,
-                    Full::Address => ConnectionRefusal::AddressFull,
-                })?;
+        let standing = if is_exempt {
+            // Whoever else is behind it has not shown the same.
+            Standing::default()
+        } else {
+            slots.standing(address)
+        };
+        let entered = slots.enter(address, is_exempt, Some(standing.clone()));
+        let (slot, evicted) = entered.map_err(|full| match full {
+            Full::Total => ConnectionRefusal::Full,
+            Full::Address => ConnectionRefusal::AddressFull,
+        })?;
         if let Some(evicted) = evicted {
-            let eviction = match evicted.limit {
-                Full::Total => Eviction::Full,
-                Full::Address => Eviction::AddressFull,
-            };
-            metrics.connection_evicted(self.name, eviction);
-            if let Some(Admitted { unlogged }) = self.quiet.admit(eviction.reason()) {
-                tracing::info!(
-                    listener = self.name,
-                    address = %evicted.address,
-                    reason = eviction.reason(),
-                    unlogged,
-                    "connection closed for a new one: it had shown no credential"
-                );
-            }
+            self.note_eviction(evicted, metrics);
         }
-        Ok(slot)
+        let newcomer = Newcomer {
+            peer,
+            standing,
+            is_exempt,
+            is_known: slot.is_known(),
+        };
+        Ok((slot, newcomer))
     }
 
-    /// Turns a connection away, with the reason if it can be told.
+    /// Counts and logs an eviction.
+    fn note_eviction(&self, evicted: Evicted, metrics: &Metrics) {
+        let eviction = match evicted.limit {
+            Full::Total => Eviction::Full,
+            Full::Address => Eviction::AddressFull,
+        };
+        metrics.connection_evicted(self.name, eviction);
+        if let Some(Admitted { unlogged }) = self.quiet.admit(eviction.reason()) {
+            tracing::info!(
+                listener = self.name,
+                address = %evicted.address,
+                reason = eviction.reason(),
+                unlogged,
+                "connection closed for a new one: it had shown nothing that keeps it"
+            );
+        }
+    }
+
+    /// Turns a connection away. Returns how it is told the reason, if it can be.
     fn refuse(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
         refusal: ConnectionRefusal,
         metrics: &Metrics,
-    ) {
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         metrics.connection_refused(self.name, refusal);
-        let full = match refusal {
-            ConnectionRefusal::Full => Full::Total,
-            ConnectionRefusal::AddressFull => Full::Address,
-            ConnectionRefusal::Source => {
-                tracing::debug!(listener = self.name, %peer, ?refusal, "connection refused");
-                return;
-            }
-        };
-        if let (Some(farewell), None) = (&self.farewell, &self.tls) {
-            // It fits into the buffer of a new socket. Nothing waits for a client that is not let in.
-            let _ = stream
-                .into_std()
-                .and_then(|mut stream| stream.write(&farewell(full)));
-        }
         let reason = refusal.reason();
         if let Some(Admitted { unlogged }) = self.quiet.admit(reason) {
             tracing::info!(listener = self.name, %peer, reason, unlogged, "connection refused");
         }
+        let farewells = self.farewells.as_ref().filter(|_| self.tls.is_none());
+        farewells?.say(stream, refusal)
     }
+}
+
+/// Who is behind a new connection, as far as the listener knows.
+pub(crate) struct Newcomer {
+    pub(crate) peer: SocketAddr,
+    pub(crate) standing: Standing,
+    /// Whether many clients share its address.
+    pub(crate) is_exempt: bool,
+    /// Whether its client had proven something before.
+    pub(crate) is_known: bool,
 }
 
 /// Shakes hands where that is needed, and hands over. A handshake is nothing that a drain waits for.
 async fn serve<H, F>(
     stream: TcpStream,
-    peer: SocketAddr,
-    standing: Standing,
+    newcomer: Newcomer,
     tls: Option<tls::Acceptor>,
     shutdown: CancellationToken,
     handler: H,
@@ -378,7 +389,8 @@ where
     H: Fn(Connection, SocketAddr) -> F,
     F: Future<Output = Option<Closure>>,
 {
-    let opening = shutdown.run_until_cancelled(Connection::open(stream, peer, standing, tls));
+    let peer = newcomer.peer;
+    let opening = shutdown.run_until_cancelled(Connection::open(stream, newcomer, tls));
     let connection = opening.await??;
     handler(connection, peer).await
 }
@@ -386,15 +398,21 @@ where
 /// Serves a connection until it ends, or a new one takes its slot, which counts the eviction.
 async fn unless_evicted(
     served: impl Future<Output = Option<Closure>>,
-    evicted: Option<impl Future<Output = ()>>,
+    evicted: impl Future<Output = ()>,
 ) -> Option<Closure> {
-    match evicted {
-        None => served.await,
-        Some(evicted) => tokio::select! {
-            biased;
-            () = evicted => None,
-            closure = served => closure,
-        },
+    tokio::select! {
+        biased;
+        () = evicted => None,
+        closure = served => closure,
+    }
+}
+
+/// Resolves at an eviction. A client that has proven something in the very moment of it is not
+/// interrupted: what it has proven may be on its way to the log.
+async fn unless_proven(evicted: impl Future<Output = ()>, standing: Standing) {
+    evicted.await;
+    if standing.is_proven() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -519,7 +537,9 @@ mod tests {
         }
     }
 
+    /// Whoever comes has proven something.
     async fn greet(mut stream: Connection, _: SocketAddr) -> Option<Closure> {
+        stream.standing().prove();
         let _ = stream.write_all(b"hello").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
         None
@@ -587,9 +607,9 @@ mod tests {
     }
 
     /// A door where whoever says `x` has proven something.
-    async fn open_with_eviction(limits: Limits) -> Door {
-        let listener = bind().await.evicting();
-        let listener = listener.refusing_with(|full| format!("{full:?}").into_bytes());
+    async fn open_to_strangers(limits: Limits) -> Door {
+        let listener = bind().await;
+        let listener = listener.refusing_with(|refusal| format!("{refusal:?}").into_bytes());
         open_at(listener, limits, |mut stream, _| async move {
             let _ = stream.write_all(b"hello").await;
             let mut said = [0];
@@ -608,7 +628,7 @@ mod tests {
             connections_per_address_max: 2,
             ..Limits::default()
         };
-        let door = open_with_eviction(limits).await;
+        let door = open_to_strangers(limits).await;
         let (mut proven, _) = knock(door.address).await;
         proven.write_all(b"x").await.unwrap();
         assert_eq!(proven.read_u8().await.unwrap(), b'y');
@@ -623,12 +643,81 @@ mod tests {
         // Once all have proven something, the next one is told that there is no room.
         new.write_all(b"x").await.unwrap();
         assert_eq!(new.read_u8().await.unwrap(), b'y');
-        let mut refused = TcpStream::connect(door.address).await.unwrap();
-        let mut told = String::new();
-        refused.read_to_string(&mut told).await.unwrap();
-        assert_eq!(told, "Address");
+        assert_eq!(told_from(1, door.address).await, "AddressFull");
         proven.write_all(b"x").await.unwrap();
         assert_eq!(proven.read_u8().await.unwrap(), b'y');
+    }
+
+    /// Connects from an address of this machine.
+    async fn knock_from(host: u8, address: SocketAddr) -> (TcpStream, Vec<u8>) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind((Ipv4Addr::new(127, 0, 0, host), 0).into())
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let mut said = vec![0; 5];
+        let length = stream.read(&mut said).await.unwrap_or(0);
+        said.truncate(length);
+        (stream, said)
+    }
+
+    /// What a client is told that is refused.
+    async fn told_from(host: u8, address: SocketAddr) -> String {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind((Ipv4Addr::new(127, 0, 0, host), 0).into())
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        stream.write_all(&[7; 10_000]).await.unwrap();
+        let mut told = String::new();
+        stream.read_to_string(&mut told).await.unwrap();
+        told
+    }
+
+    #[tokio::test]
+    async fn whoever_has_proven_something_before_finds_a_place_among_others_that_have() {
+        let limits = Limits {
+            connections_max: 16,
+            connections_per_address_max: 16,
+            ..Limits::default()
+        };
+        let door = open_to_strangers(limits).await;
+        let (mut known, _) = knock_from(2, door.address).await;
+        known.write_all(b"x").await.unwrap();
+        assert_eq!(known.read_u8().await.unwrap(), b'y');
+        drop(known);
+        let mut others = Vec::new();
+        for _ in 0..15 {
+            let (mut other, said) = knock_from(3, door.address).await;
+            assert_eq!(said, b"hello");
+            other.write_all(b"x").await.unwrap();
+            assert_eq!(other.read_u8().await.unwrap(), b'y');
+            others.push(other);
+        }
+        // The last place is not for just anybody.
+        assert_eq!(told_from(4, door.address).await, "Full");
+        assert_eq!(knock_from(2, door.address).await.1, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_source_that_may_not_connect_costs_no_place_and_is_told() {
+        let limits = Limits {
+            connections_max: 1,
+            ..Limits::default()
+        };
+        let listener = bind().await;
+        let listener = listener
+            .only_from(|address| address == Ipv4Addr::new(127, 0, 0, 2))
+            .refusing_with(|refusal| format!("{refusal:?}").into_bytes());
+        let door = open_at(listener, limits, greet);
+        let (_held, said) = knock_from(2, door.address).await;
+        assert_eq!(said, b"hello");
+        for _ in 0..10 {
+            assert_eq!(told_from(3, door.address).await, "Source");
+        }
+        let refused = r#"connections_refused_total{listener="test",reason="source"} 10"#;
+        assert!(door.metrics.render().contains(refused));
+        assert!(!door.metrics.render().contains("listener_full"));
     }
 
     #[tokio::test]
@@ -638,7 +727,7 @@ mod tests {
             connections_per_address_max: 10,
             ..Limits::default()
         };
-        let door = open_with_eviction(limits).await;
+        let door = open_to_strangers(limits).await;
         let mut crowd = Vec::new();
         for _ in 0..500 {
             crowd.push(knock(door.address).await.0);
@@ -697,6 +786,18 @@ mod tests {
         let (mut stream, _) = knock(door.address).await;
         door.running.abort();
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_proves_something_in_the_moment_of_its_eviction_is_not_interrupted() {
+        let standing = Standing::default();
+        let evicted = unless_proven(std::future::ready(()), standing.clone());
+        let served = unless_evicted(std::future::ready(Some(Closure::Idle)), evicted);
+        assert_eq!(served.await, None);
+        standing.prove();
+        let evicted = unless_proven(std::future::ready(()), standing);
+        let served = unless_evicted(std::future::ready(Some(Closure::Idle)), evicted);
+        assert_eq!(served.await, Some(Closure::Idle));
     }
 
     #[test]

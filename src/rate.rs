@@ -71,6 +71,12 @@ impl Bucket {
         self.parts = parts.min(self.parts_max);
     }
 
+    /// Whether there is no room for more tokens.
+    pub fn is_full(&mut self, now: Instant) -> bool {
+        self.count(now);
+        self.parts == self.parts_max
+    }
+
     fn count(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.counted_at).as_nanos();
         let passed = i128::try_from(passed).unwrap_or(i128::MAX);
@@ -96,6 +102,7 @@ mod tests {
         let mut bucket = Bucket::new(3, SECOND, 5, start);
         assert!(bucket.take(5, start) && !bucket.take(1, start));
         assert!(bucket.take(3, start + SECOND) && !bucket.take(1, start + SECOND));
+        assert!(!bucket.is_full(start + SECOND) && bucket.is_full(start + 60 * SECOND));
         assert!(!bucket.take(6, start + 60 * SECOND));
         assert!(bucket.take(5, start + 60 * SECOND));
         // A clock that goes back adds nothing and takes nothing away.

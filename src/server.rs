@@ -161,16 +161,16 @@ impl Ports {
                 grpc: grpc.local_addr(),
                 admin: admin.local_addr(),
             },
-            webhook: open::secured(webhook, webhook_tls, config)
+            webhook: webhook
+                .with_tls(webhook_tls)
                 .exempting(options::is_in(&config.trusted_proxies))
                 .with_quiet(config.into()),
             grpc: grpc
                 .with_tls(grpc_tls)
                 .exempting(options::is_in(&config.grpc_proxies))
-                .evicting()
                 .refusing_with(http2::refusal)
                 .with_quiet(config.into()),
-            admin,
+            admin: admin.with_quiet(config.into()),
             certificates: [webhook_watch, grpc_watch].into_iter().flatten().collect(),
         })
     }
@@ -229,7 +229,8 @@ impl Server {
         watches.close();
         let readiness = Readiness::new(Arc::clone(&log), &keyrings, draining.clone())
             .with_credentials(credentials.clone());
-        let admin_service = Admin::new(Arc::clone(&metrics), readiness);
+        let admin_limits = options::of_admin_listener(config);
+        let admin_service = Admin::new(admin_limits, Arc::clone(&metrics), readiness);
         let admin = tokio::spawn(admin_service.run(ports.admin, stopping.clone()));
         Ok(Self {
             addresses: ports.addresses,

@@ -37,7 +37,7 @@ async fn open(with_key: bool) -> Port {
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::new(Arc::clone(&log) as _, &[keyring], draining.clone());
-    let admin = Admin::new(metrics, readiness);
+    let admin = Admin::new(net::Limits::default(), metrics, readiness);
     let any = (Ipv4Addr::LOCALHOST, 0).into();
     let listener = net::Listener::bind("admin", "--admin-listen", any)
         .await

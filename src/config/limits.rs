@@ -7,7 +7,7 @@ use crate::log::embedded;
 
 /// Counts of things; the upper end only catches typing errors.
 pub(super) const COUNTS: RangeInclusive<usize> = 1..=10_000_000;
-const COUNTS_U32: RangeInclusive<u32> = 1..=10_000_000;
+pub(super) const COUNTS_U32: RangeInclusive<u32> = 1..=10_000_000;
 const COUNTS_U64: RangeInclusive<u64> = 1..=10_000_000;
 const MILLISECONDS_100: Duration = Duration::from_millis(100);
 /// Below the 10 s that the sender waits.
@@ -76,11 +76,14 @@ settings! {
         /// for more.
         forgeries_per_second: u32 = 500, in COUNTS_U32;
 
-        /// Connections in all, at 16 KiB of headers each.
+        /// Connections in all, at 16 KiB of headers each. A new one takes the place of the oldest that has
+        /// sent nothing genuine, of its own address or of the network with the most of them. One in
+        /// sixteen is kept for addresses that have sent something genuine before.
         connections_max: usize = 10_000, in COUNTS;
 
-        /// Connections of one address (of an IPv6 /64; a /48 has four times as many), so that one
-        /// stranger cannot take them all. It does not hold for `trusted_proxies`.
+        /// Connections of one address (of an IPv6 /64), so that one stranger cannot take them all. All
+        /// those of a network that have sent nothing genuine have four times as many (an IPv4 /24 or an
+        /// IPv6 /48) or sixteen times (a /16 or a /32). It does not hold for `trusted_proxies`.
         connections_per_address_max: usize = 256, in COUNTS;
 
         /// From a connection's first byte, or the last answer, to the end of a header.
@@ -115,11 +118,13 @@ settings! {
         /// Connections in all: as many as streams, for clients that open one each.
         connections_max: usize = 10_000, in COUNTS;
 
-        /// Connections of one IPv4 address, or one IPv6 /64 (a /48 has four times as many). A quarter of
-        /// `connections_max` if nothing is said. It does not hold for `grpc_proxies`. Where either limit
-        /// is reached, a new connection takes the place of the oldest one that has shown no credential;
-        /// it is refused only if all others have shown one. Where no credentials are configured, a call
-        /// other than one about the health counts as one.
+        /// Connections of one IPv4 address, or one IPv6 /64. A quarter of `connections_max` if nothing is
+        /// said. All those of a network that have shown no credential have four times as many (an IPv4 /24
+        /// or an IPv6 /48) or sixteen times (a /16 or a /32). It does not hold for `grpc_proxies`. Where a
+        /// limit is reached, a new connection takes the place of the oldest one that has shown no
+        /// credential; it is refused only if all others have shown one. One place in sixteen is kept for
+        /// addresses that have shown one before. Where no credentials are configured, a call other than
+        /// one about the health counts as one.
         connections_per_address_max: usize = quarter(connections_max), in COUNTS;
 
         /// How long a connection may take to show a credential, where there are credentials: then it is
@@ -211,6 +216,19 @@ settings! {
         /// Over how long the clients of a bridge that drains are told to spread their return, so that they
         /// do not come all at once.
         drain_retry_spread: Duration = seconds(5), in seconds(0)..=seconds(600);
+    }
+}
+
+settings! {
+    /// The admin port. Nobody shows anything there, so a new connection always takes the place of the
+    /// oldest where a limit is reached: a probe is never kept out by connections that are left open.
+    pub struct AdminLimits in "limits.admin" {
+        /// Connections in all: for probes, scrapers and people.
+        connections_max: usize = 1_024, in COUNTS;
+
+        /// Connections of one address (of an IPv6 /64; see `limits.webhook` for larger networks). A
+        /// quarter of `connections_max` if nothing is said.
+        connections_per_address_max: usize = quarter(connections_max), in COUNTS;
     }
 }
 

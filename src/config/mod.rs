@@ -48,7 +48,9 @@ pub use self::{
     credentials::{CredentialsSetup, Jwt, credentials_file, credentials_setup},
     declared::{Declared, Name, Section},
     fault::{Error, Fault, Origin},
-    limits::{BusLimits, GrpcLimits, LogLimits, RefusalLimits, Retention, WebhookLimits},
+    limits::{
+        AdminLimits, BusLimits, GrpcLimits, LogLimits, RefusalLimits, Retention, WebhookLimits,
+    },
     resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
     secret::Secret,
     tls::{GrpcTls, Tls, WebhookTls},
@@ -139,6 +141,9 @@ settings! {
         webhook_limits: WebhookLimits = WebhookLimits::take(resolver);
         /// Limits of the gRPC port.
         grpc_limits: GrpcLimits = GrpcLimits::take(resolver);
+
+        /// The admin port.
+        admin_limits: AdminLimits = AdminLimits::take(resolver);
         /// Limits of the events in memory.
         bus_limits: BusLimits = BusLimits::take(resolver);
         /// Limits of the log's queue.

@@ -3,14 +3,19 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{macros::settings, resolver::Resolver};
-use crate::net::tls::{self, ClientCertificates};
+use super::{limits::COUNTS_U32, macros::settings, resolver::Resolver};
+use crate::net::{
+    handshakes,
+    tls::{self, ClientCertificates},
+};
 
 /// Which ports do TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// From a connection to the end of its handshake. Default 5 s: it is two round trips.
     pub handshake_timeout: Duration,
+    /// How many handshakes each port takes. See the settings.
+    pub handshakes: handshakes::Limits,
     /// The webhook port's. Default none: plain text, for a proxy that does TLS.
     pub webhook: Option<WebhookTls>,
     /// The gRPC port's. Default none: plain text, and on loopback.
@@ -51,6 +56,7 @@ impl Tls {
             client_certificates: ClientCertificates::default(),
             protocols: tls::HTTP1,
             handshake_timeout: self.handshake_timeout,
+            handshakes: self.handshakes,
         })
     }
 
@@ -65,6 +71,7 @@ impl Tls {
             client_certificates: port.client_certificates,
             protocols: tls::HTTP2_AND_HTTP1,
             handshake_timeout: self.handshake_timeout,
+            handshakes: self.handshakes,
         })
     }
 }
@@ -77,6 +84,21 @@ settings! {
         /// How long a client may take from its connection to the end of the handshake: two round trips.
         handshake_timeout: Duration = Duration::from_secs(5),
             in Duration::from_millis(100)..=Duration::from_secs(60);
+
+        /// Handshakes that a port begins at once, after a time without any; one address has a quarter of
+        /// them. Each costs the port a signature.
+        handshakes_at_once: u32 = 200, in COUNTS_U32;
+
+        /// Handshakes that a port begins in a second after that. Others wait for their turn, half of
+        /// `handshake_timeout` at most, and are refused if there is none. With an RSA key of 2048 bits
+        /// (half a millisecond each) the default takes half of a core; an ECDSA key is many times cheaper.
+        /// Clients that have shown a credential, or sent a genuine delivery, before have a rate of their
+        /// own, which is as high.
+        handshakes_per_second: u32 = 1_000, in COUNTS_U32;
+
+        /// Of these, those of one address (of an IPv6 /64). A quarter of `handshakes_per_second` if nothing
+        /// is said. It does not hold for `trusted_proxies` and `grpc_proxies`.
+        handshakes_per_address_per_second: u32 = (handshakes_per_second / 4).max(1), in COUNTS_U32;
     }
 }
 
@@ -113,8 +135,14 @@ settings! {
 }
 
 pub(super) fn take(resolver: &mut Resolver<'_>) -> Tls {
+    let handshake = Handshake::take(resolver);
     Tls {
-        handshake_timeout: Handshake::take(resolver).handshake_timeout,
+        handshake_timeout: handshake.handshake_timeout,
+        handshakes: handshakes::Limits {
+            at_once: handshake.handshakes_at_once,
+            per_second: handshake.handshakes_per_second,
+            per_address_per_second: handshake.handshakes_per_address_per_second,
+        },
         webhook: webhook(resolver),
         grpc: grpc(resolver),
     }
@@ -221,6 +249,21 @@ mod tests {
         assert_eq!(options.client_ca, Some(PathBuf::from("/ca.pem")));
         assert_eq!(options.client_certificates, ClientCertificates::Required);
         assert_eq!(options.handshake_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_address_has_a_quarter_of_the_handshakes_unless_it_is_set() {
+        let limits = |settings: &[(&str, &str)]| resolved(settings).unwrap().handshakes;
+        assert_eq!(limits(&[]).per_address_per_second, 250);
+        let few = [("tls.handshakes_per_second", "3")];
+        assert_eq!(limits(&few).per_address_per_second, 1);
+        let set = [("tls.handshakes_per_address_per_second", "7")];
+        assert_eq!(limits(&set).per_address_per_second, 7);
+        for setting in ["at_once", "per_second", "per_address_per_second"] {
+            let setting = format!("tls.handshakes_{setting}");
+            assert!(resolved(&[(&setting, "1")]).is_ok(), "{setting}");
+            fault(&[(&setting, "0")]);
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ mod tracking;
 mod value;
 mod watch;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use tokio_util::{
@@ -103,6 +103,8 @@ pub struct Credentials {
 /// What a caller shows.
 #[derive(Clone, Copy, Default)]
 pub struct Presented<'a> {
+    /// Where it calls from; `None` if many callers share the address.
+    pub address: Option<IpAddr>,
     /// The value of its `authorization` header. If there is one, nothing else counts.
     pub authorization: Option<&'a [u8]>,
     /// The name in the client certificate that its connection was verified with.
@@ -146,7 +148,8 @@ pub enum Refusal {
     /// It is a JWT that is not accepted.
     #[error("the JWT is refused: {0}")]
     Jwt(#[from] jwt::Fault),
-    /// It is a JWT, and no key is known to verify it with. A retry may be accepted.
+    /// It is a JWT, and no key is known to verify it with, and too many callers wait for newer keys, or
+    /// there are none. A retry may be accepted.
     #[error("the keys that JWTs are verified with cannot be had at present: try again later")]
     Unavailable,
 }
@@ -333,7 +336,7 @@ impl Credentials {
     /// Lets a caller in, or says why not.
     ///
     /// It does not wait, except for the key of a JWT if that is not known yet: up to the 5 s that fetching it
-    /// may take.
+    /// may take. Few callers wait for that; others are refused at once.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -410,7 +413,7 @@ impl SharedCredentials {
                     holder.cloned().ok_or(Refusal::Unknown)
                 }
                 Bearer::Jwt(token) => match &self.jwt {
-                    Some(verifier) => verifier.verify(token).await,
+                    Some(verifier) => verifier.verify(token, presented.address).await,
                     None => Err(Refusal::Unknown),
                 },
             },
@@ -460,7 +463,7 @@ impl fmt::Debug for Presented<'_> {
             .field("authorization", &self.authorization.is_some())
             .field("certificate", &self.certificate.map(Identity::as_str))
             .field("certificate_expires_at", &self.certificate_expires_at)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

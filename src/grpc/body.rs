@@ -2,6 +2,8 @@
 //! know only bodies (HTTP/1.1, gRPC-Web), and a request's body with a deadline.
 
 use std::{
+    collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -105,6 +107,69 @@ async fn next(
     }
 }
 
+/// A request's body of which a part may be read before anybody asks for it. So a call that waits for
+/// something else does not hold the window that all calls of its connection share.
+pub(super) struct ReadAhead {
+    body: body::Body,
+    bytes_max: usize,
+    bytes: usize,
+    frames: VecDeque<Result<Frame<Bytes>, Status>>,
+    is_read: bool,
+}
+
+impl ReadAhead {
+    /// With so many bytes read ahead at most.
+    pub(super) fn new(body: body::Body, bytes_max: usize) -> Self {
+        Self {
+            body,
+            bytes_max,
+            bytes: 0,
+            frames: VecDeque::new(),
+            is_read: false,
+        }
+    }
+
+    /// Reads ahead. Resolves only if the body has more bytes than may be read ahead.
+    pub(super) async fn overflow(&mut self) -> Failure {
+        while self.bytes <= self.bytes_max && !self.is_read {
+            let frame = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
+            self.is_read = !matches!(frame, Some(Ok(_)));
+            let data = frame
+                .as_ref()
+                .and_then(|frame| frame.as_ref().ok()?.data_ref());
+            self.bytes += data.map_or(0, Bytes::len);
+            self.frames.extend(frame);
+        }
+        if self.bytes <= self.bytes_max {
+            std::future::pending::<()>().await;
+        }
+        let bytes_max = self.bytes_max;
+        Failure::Message {
+            description: format!("a message of more than {bytes_max} bytes"),
+        }
+    }
+}
+
+impl Body for ReadAhead {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.frames.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None if self.is_read => Poll::Ready(None),
+            None => Pin::new(&mut self.body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty() && (self.is_read || self.body.is_end_stream())
+    }
+}
+
 /// A request's body that has to come within a time: tonic waits for messages for ever.
 pub(super) struct Timed {
     body: body::Body,
@@ -145,5 +210,47 @@ impl Body for Timed {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+
+    fn ahead(parts: &'static [&'static [u8]], ends: bool) -> ReadAhead {
+        let parts = parts
+            .iter()
+            .map(|part| Ok::<_, Status>(Frame::data(Bytes::from_static(part))));
+        let parts = futures_util::stream::iter(parts);
+        let rest = if ends {
+            futures_util::stream::empty().boxed()
+        } else {
+            futures_util::stream::pending().boxed()
+        };
+        let body = StreamBody::new(parts.chain(rest));
+        ReadAhead::new(body::Body::new(body), 10)
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_comes_before_the_rest() {
+        for polls in [0, 1] {
+            let mut body = ahead(&[b"ab", b"cd"], true);
+            for _ in 0..polls {
+                assert!(body.overflow().now_or_never().is_none());
+            }
+            assert_eq!(body.collect().await.unwrap().to_bytes(), &b"abcd"[..]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_sends_too_much_before_it_is_let_in_is_refused() {
+        let mut exact = ahead(&[b"0123456789"], false);
+        assert!(exact.overflow().now_or_never().is_none());
+        let mut over = ahead(&[b"0123456789", b"0", b"1"], false);
+        let failure = over.overflow().now_or_never().unwrap();
+        assert!(matches!(failure, Failure::Message { .. }));
     }
 }

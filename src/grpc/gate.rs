@@ -14,7 +14,7 @@ use tonic::{Status, body::Body, service::Routes};
 use tower_service::Service;
 
 use super::{
-    body::Timed,
+    body::{ReadAhead, Timed},
     held::Held,
     resources::{Refused, Resources},
     rpcs::{self, Access, Handler, Requests, Rpc},
@@ -22,7 +22,7 @@ use super::{
     status::Failure,
 };
 use crate::{
-    credentials::{self, Grant, Presented, Refusal},
+    credentials::{self, Grant, Presented, Refusal, jwt},
     http2::{Caller, Kind, NoSlot},
     net::slots::{Slot, Standing},
 };
@@ -61,7 +61,13 @@ impl Gate {
                 .refused(Refused::Call, caller.as_ref(), failure);
             Status::from(failure).into_http()
         };
-        let Admitted { grant, slot } = match admit(&self.resources, rpc, &parts).await {
+        let mut body = ReadAhead::new(body, self.resources.options.request_bytes_max);
+        let admitted = tokio::select! {
+            biased;
+            admitted = admit(&self.resources, rpc, &parts) => admitted,
+            failure = body.overflow() => Err(failure),
+        };
+        let Admitted { grant, slot } = match admitted {
             Ok(admitted) => admitted,
             Err(failure) => return refuse(&failure),
         };
@@ -77,7 +83,7 @@ impl Gate {
             Requests::One => self.resources.options.header_timeout,
             Requests::Many => self.resources.options.slow_consumer_timeout,
         };
-        let request = Request::from_parts(parts, Body::new(Timed::new(body, timeout)));
+        let request = Request::from_parts(parts, Body::new(Timed::new(Body::new(body), timeout)));
         let answer = async {
             match rpc.handler {
                 Handler::Own(answer) => answer(Arc::clone(&self.resources), request).await,
@@ -143,8 +149,11 @@ async fn admit(
     let grant = match access {
         Access::Anyone => None,
         Access::Credential => {
+            let undecided = Undecided { resources, caller };
             let authenticated = authenticate(resources, request);
-            Some(unless_evicted(slot.as_ref(), authenticated).await??)
+            let authenticated = unless_evicted(slot.as_ref(), authenticated).await;
+            undecided.decided();
+            Some(authenticated??)
         }
     };
     if let Some(grant) = &grant {
@@ -156,6 +165,26 @@ async fn admit(
         }
     }
     Ok(Admitted { grant, slot })
+}
+
+/// A call whose credential is being looked at. That takes time only where no known key fits a JWT:
+/// dropped meanwhile, it counts as refused for that.
+struct Undecided<'r> {
+    resources: &'r Resources,
+    caller: Option<&'r Caller>,
+}
+
+impl Undecided<'_> {
+    fn decided(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        let failure = Failure::Credential(Refusal::Jwt(jwt::Fault::Signature));
+        self.resources.refused(Refused::Call, self.caller, &failure);
+    }
 }
 
 /// Goes on until the slot is lost.
@@ -180,6 +209,7 @@ async fn authenticate(resources: &Resources, request: &Parts) -> Result<Grant, F
     let mut values = request.headers.get_all(header::AUTHORIZATION).iter();
     let authorization = values.next();
     let presented = Presented {
+        address: caller.and_then(|caller| resources.calls.address_of(caller)),
         authorization: authorization.map(HeaderValue::as_bytes),
         certificate: identity,
         certificate_expires_at: certificate.map(|certificate| certificate.expires_at),

@@ -107,7 +107,7 @@ impl Calls {
         // Callers that come by no address are of one that nobody has.
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let address = caller.map_or(nobody, |caller| caller.address.ip());
-        let is_exempt = self.proxies.iter().any(|proxy| proxy.contains(address));
+        let is_exempt = self.is_proxy(address);
         let Pool { slots, limits } = match kind {
             Kind::Check => &self.check,
             Kind::Watch => &self.watch,
@@ -129,12 +129,23 @@ impl Calls {
             }),
         }
     }
+
+    /// Where a caller comes from, unless many share the address.
+    pub(crate) fn address_of(&self, caller: &Caller) -> Option<IpAddr> {
+        let address = caller.address.ip();
+        (!self.is_proxy(address)).then_some(address)
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|proxy| proxy.contains(address))
+    }
 }
 
 impl Pool {
     fn new(slots_max: usize, slots_per_address_max: usize) -> Self {
         let limits = slots::Limits {
             slots_max,
+            slots_reserved: 0,
             slots_per_address_max,
         };
         Self {

@@ -32,14 +32,8 @@ use self::tenure::{Tenure, Timeouts};
 pub use self::{calls::Limits as CallLimits, frame_budget::Limits as FrameLimits};
 use crate::{
     credentials::{Credentials, Grant},
-    metrics::Closure,
-    net::{
-        fair::Fair,
-        quiet::Quiet,
-        slots::{Full, Standing},
-        tap::Tapped,
-        tls::ClientCertificate,
-    },
+    metrics::{Closure, ConnectionRefusal},
+    net::{fair::Fair, quiet::Quiet, slots::Standing, tap::Tapped, tls::ClientCertificate},
     subscription::{CursorSession, Failure},
 };
 
@@ -173,19 +167,20 @@ impl From<SocketAddr> for Caller {
     }
 }
 
-/// What a plain connection is told for which there is no room: settings, with which a server has to
+/// What a plain connection is told that is refused: settings, with which a server has to
 /// begin (RFC 9113, section 3.4), and a GOAWAY (section 6.8) with the reason in words, which most
 /// clients put into their error.
 #[must_use]
-pub fn refusal(full: Full) -> Vec<u8> {
+pub fn refusal(refusal: ConnectionRefusal) -> Vec<u8> {
     const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const GOAWAY: u8 = 7;
     const NO_FLAGS: u8 = 0;
     const NO_STREAM: [u8; 4] = [0; 4];
     const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
-    let reason: &[u8] = match full {
-        Full::Total => b"the server has its maximum of connections; retry later",
-        Full::Address => {
+    let reason: &[u8] = match refusal {
+        ConnectionRefusal::Full => b"the server has its maximum of connections; retry later",
+        ConnectionRefusal::Source => b"connections from your address are not accepted",
+        ConnectionRefusal::AddressFull => {
             b"your address has its maximum of connections; close some, or ask the operator to raise \
               limits.grpc.connections_per_address_max or to name a shared proxy in grpc_proxies"
         }

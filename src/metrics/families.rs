@@ -216,6 +216,7 @@ pub(super) struct Connections {
     pub(super) closed: Family<RefusedLabels, Counter>,
     pub(super) accept_errors: Family<ListenerLabel, Counter>,
     pub(super) handshake_failures: Family<RefusedLabels, Counter>,
+    pub(super) handshakes_delayed: Family<ListenerLabel, Counter>,
     pub(super) certificate_expiry: Family<ListenerLabel, Gauge<f64, AtomicU64>>,
 }
 
@@ -228,6 +229,7 @@ impl Connections {
             closed: Family::default(),
             accept_errors: Family::default(),
             handshake_failures: Family::default(),
+            handshakes_delayed: Family::default(),
             certificate_expiry: Family::default(),
         };
         registry.register(
@@ -259,6 +261,11 @@ impl Connections {
             "tls_handshake_failures",
             "Clients that did not get through the TLS handshake, by listener and reason",
             these.handshake_failures.clone(),
+        );
+        registry.register(
+            "tls_handshakes_delayed",
+            "TLS handshakes that waited for their turn, by listener",
+            these.handshakes_delayed.clone(),
         );
         registry.register_with_unit(
             "tls_certificate_expiry",

@@ -57,6 +57,8 @@ pub enum Handshake {
     /// Client and port have no version, cipher or protocol in common, or the client broke the
     /// rules.
     Protocol,
+    /// There were too many handshakes, of the client's address or in all.
+    RateLimited,
 }
 
 impl Handshake {
@@ -69,6 +71,7 @@ impl Handshake {
             Self::ClientCertificate => "client_certificate",
             Self::NotTls => "not_tls",
             Self::Protocol => "protocol",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     io::{self, IoSlice},
-    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -15,6 +14,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
+    Newcomer,
     slots::Standing,
     tls::{Acceptor, ClientCertificate},
 };
@@ -38,26 +38,21 @@ impl Connection {
     /// Shakes hands, if the port does TLS. `None` when that failed.
     pub(super) async fn open(
         stream: TcpStream,
-        peer: SocketAddr,
-        standing: Standing,
+        newcomer: Newcomer,
         tls: Option<Acceptor>,
     ) -> Option<Self> {
-        Some(match tls {
-            None => Self {
-                stream: Stream::Plain(stream),
-                certificate: None,
-                standing,
-            },
+        let (stream, certificate) = match tls {
+            None => (Stream::Plain(stream), None),
             Some(acceptor) => {
                 // The handshake takes much more room than what comes of it.
-                let (stream, certificate) = Box::pin(acceptor.accept(stream, peer)).await?;
-                let stream = Stream::Tls(Box::new(stream));
-                Self {
-                    stream,
-                    certificate,
-                    standing,
-                }
+                let (stream, certificate) = Box::pin(acceptor.accept(stream, &newcomer)).await?;
+                (Stream::Tls(Box::new(stream)), certificate)
             }
+        };
+        Some(Self {
+            stream,
+            certificate,
+            standing: newcomer.standing,
         })
     }
 

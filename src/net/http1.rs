@@ -14,14 +14,16 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{
+    Connection,
     fair::Fair,
     framing::{Framing, Paying},
+    slots::Standing,
     tap::Tapped,
 };
 use crate::metrics::Closure;
@@ -51,32 +53,40 @@ pub const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// Where a request came from: an extension of each request, as `warp::addr::remote` sees only
 /// connections of warp's own server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// What the connection's client has proven, see [`Connection::standing`].
+    pub standing: Standing,
+}
 
 /// Serves the requests of a connection until either side ends it. Once `shutdown` is cancelled,
 /// the request in flight is answered and the connection closed.
 ///
 /// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
 /// that would not read JSON.
-pub async fn serve<IO, S, B>(
-    stream: IO,
-    peer: SocketAddr,
+pub async fn serve<S, B>(
+    stream: Connection,
+    address: SocketAddr,
     limits: Limits,
     service: S,
     shutdown: CancellationToken,
 ) -> Option<Closure>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Paying<Incoming>>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let buffer_bytes = limits.header_bytes_max.max(BUFFER_BYTES_MIN);
     let framing = Framing::new(limits.framing_bytes_max.saturating_add(buffer_bytes));
+    let peer = Peer {
+        address,
+        standing: stream.standing().clone(),
+    };
     let stream = framing.reading(Tapped::new(stream, Fair));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(peer.clone());
         let request = request.map(|body| framing.paying(body));
         service.clone().call(request)
     });
@@ -99,7 +109,7 @@ where
     };
     let error = ended.err()?;
     // Nothing that a client does to its own connection is worth more than this.
-    tracing::debug!(%peer, %error, "connection ended early");
+    tracing::debug!(peer = %address, %error, "connection ended early");
     closure(&error)
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 ///
 /// `ipnet` does the arithmetic. What it does not know is here: that an IPv4 address in IPv6 form is
 /// IPv4, that bits after the prefix are a mistake, and what a person is told of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network(IpNet);
 
 /// The prefix that all IPv4 addresses in IPv6 form have in common.

@@ -1,63 +1,89 @@
-//! Owns a limited number of slots and who holds them: so many in all, so many for each address, and
-//! none for good to a holder that has proven nothing. A newcomer for whom there is no slot takes the
-//! one of a holder that is still unproven. Only where everybody has proven something is the newcomer
-//! refused. Knows nothing of what a slot is for, nor of what proves somebody.
+//! Owns a limited number of slots and who holds them: so many in all, so many for each address and for
+//! each network around it, and none for good to a holder that has proven nothing. A newcomer for whom
+//! there is no slot takes the one of a holder that is still unproven. Only where everybody has proven
+//! something is the newcomer refused, and some slots are kept for clients that have proven something
+//! before. Knows nothing of what a slot is for, nor of what proves somebody.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::network::Network;
+use super::{
+    groups::{GROUPS, groups_of},
+    known::Known,
+    network::Network,
+};
 
 /// How many slots there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// In all.
     pub slots_max: usize,
-    /// For one IPv4 address or one IPv6 /64, which is what one client gets. All clients of an IPv6
-    /// /48 together have four times as many.
+    /// Of these, the slots that only known clients get: those that have proven something before.
+    pub slots_reserved: usize,
+    /// For one client: an IPv4 address or an IPv6 /64. The networks around it have shares too: four
+    /// times as much for the unproven of an IPv4 /24 or IPv6 /48, and sixteen times for a /16 or /32.
     pub slots_per_address_max: usize,
 }
 
-/// The prefix of the most that a customer of a network is usually given (RFC 6177).
-const SITE_PREFIX_BITS: u8 = 48;
-
-/// How many shares an IPv6 /48 has, which is the most that a customer of a network is usually given:
-/// it holds 65,536 times a /64, and must not have a share for each.
-const SHARES_PER_SITE: usize = 4;
+/// How many clients are known at least to have proven something, of those that did so last.
+const KNOWN_MIN: usize = 1024;
 
 /// Which of the two limits a newcomer met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// All slots are taken.
     Total,
-    /// Those of the newcomer's address are, or of its IPv6 /48.
+    /// Those of the newcomer's address are, or of a network around it.
     Address,
 }
 
 /// Whether a holder has proven something, such as a credential. Clones share it. It is never taken
 /// back.
 #[derive(Clone, Debug, Default)]
-pub struct Standing(Arc<AtomicBool>);
+pub struct Standing(Arc<Proof>);
+
+#[derive(Debug, Default)]
+struct Proof {
+    is_given: AtomicBool,
+    /// The client that is known by it.
+    client: Option<(Weak<Slots>, Network)>,
+}
 
 impl Standing {
-    /// From now on the holder keeps its slot.
+    /// From now on the holder keeps its slot, and its client is known.
     pub fn prove(&self) {
-        self.0.store(true, Ordering::Release);
+        if !self.0.is_given.swap(true, Ordering::AcqRel) {
+            self.make_known(true);
+        }
     }
 
     /// Whether it has.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_given.load(Ordering::Acquire)
+    }
+
+    /// The client is no longer known, because what it showed last was wrong. The holder keeps what it
+    /// has proven.
+    pub fn discredit(&self) {
+        self.make_known(false);
+    }
+
+    fn make_known(&self, is_known: bool) {
+        if let Some((slots, client)) = &self.0.client
+            && let Some(slots) = slots.upgrade()
+        {
+            slots.lock().make_known(*client, is_known);
+        }
     }
 }
 
@@ -86,27 +112,39 @@ pub struct Slots {
     holders: Mutex<Holders>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Holders {
     count: usize,
     /// The number of the next holder: a lower one came earlier.
     next: u64,
-    clients: HashMap<IpAddr, Client>,
-    /// The holders of each IPv6 /48.
-    sites: HashMap<Network, usize>,
-    /// The clients with holders that may be evicted, the one to begin with last.
-    ranks: BTreeSet<Rank>,
+    known: Known,
+    clients: HashMap<Network, Client>,
+    /// The networks around clients with holders that may be evicted.
+    groups: HashMap<Network, Group>,
+    /// The group of everybody.
+    all: Group,
 }
 
-/// How many holders of a client may be evicted, then the oldest of them.
-type Rank = (usize, Reverse<u64>, IpAddr);
+/// How many holders of a client or group may be evicted, then the oldest of those to begin with.
+type Rank = (usize, Reverse<u64>, Network);
 
-/// The holders of one address.
+/// The holders of one client.
 #[derive(Debug, Default)]
 struct Client {
     count: usize,
+    /// Known clients lose no slot to others.
+    is_known: bool,
     /// Those that were unproven when they were last looked at, by age.
     unproven: BTreeMap<u64, Candidate>,
+}
+
+/// Clients, or smaller groups.
+#[derive(Debug, Default)]
+struct Group {
+    /// How many holders may be evicted.
+    unproven: usize,
+    /// The members with such holders, the one to begin with last.
+    ranks: BTreeSet<Rank>,
 }
 
 #[derive(Debug)]
@@ -119,7 +157,8 @@ struct Candidate {
 #[derive(Debug)]
 pub struct Slot {
     slots: Arc<Slots>,
-    client: IpAddr,
+    client: Network,
+    is_known: bool,
     number: u64,
     evicted: CancellationToken,
 }
@@ -130,13 +169,29 @@ impl Slots {
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            holders: Mutex::default(),
+            holders: Mutex::new(Holders {
+                count: 0,
+                next: 0,
+                known: Known::new(KNOWN_MIN),
+                clients: HashMap::new(),
+                groups: HashMap::new(),
+                all: Group::default(),
+            }),
         })
+    }
+
+    /// A standing of somebody at this address, whose client is known here once it has proven something.
+    #[must_use]
+    pub fn standing(self: &Arc<Self>, address: IpAddr) -> Standing {
+        Standing(Arc::new(Proof {
+            is_given: AtomicBool::new(false),
+            client: Some((Arc::downgrade(self), Network::of_client(address))),
+        }))
     }
 
     /// Gives a slot to a newcomer. `standing` says whether it may lose it again; without one it
     /// keeps it. `is_exempt` is for addresses that many clients share, which have no limit of their
-    /// own.
+    /// own and are not known.
     ///
     /// # Errors
     /// The limit that was met while nobody could be evicted.
@@ -146,38 +201,31 @@ impl Slots {
         is_exempt: bool,
         standing: Option<Standing>,
     ) -> Result<(Slot, Option<Evicted>), Full> {
-        let client = Network::of_client(address).address();
+        let client = Network::of_client(address);
         let mut holders = self.lock();
-        let share = self.limits.slots_per_address_max;
-        let evicted = if !is_exempt && holders.count_of(client) >= share {
-            let own = holders.evict_from(client).then_some(client);
-            Some((Full::Address, own))
-        } else if !is_exempt
-            && holders.count_of_site(client) >= share.saturating_mul(SHARES_PER_SITE)
-        {
-            let own = holders.evict_from(client).then_some(client);
-            let evicted =
-                own.or_else(|| holders.evict_from_most(|other| site(other) == site(client)));
-            Some((Full::Address, evicted))
-        } else if holders.count >= self.limits.slots_max {
-            let own = holders.evict_from(client).then_some(client);
-            Some((
-                Full::Total,
-                own.or_else(|| holders.evict_from_most(|_| true)),
-            ))
+        let is_known = !is_exempt && holders.known.contains(client);
+        let mut evicted = None;
+        if !is_exempt {
+            evicted = holders.make_room_in_share(client, self.limits.slots_per_address_max)?;
+            if evicted.is_none() && standing.is_some() && !is_known {
+                let share = self.limits.slots_per_address_max;
+                evicted = holders.make_room_in_groups(client, share);
+            }
+        }
+        let reserved = if is_known {
+            0
         } else {
-            None
+            self.limits.slots_reserved
         };
-        let evicted = match evicted {
-            None => None,
-            Some((limit, Some(address))) => Some(Evicted { limit, address }),
-            Some((limit, None)) => return Err(limit),
-        };
-        let (number, evicted_token) = holders.add(client, standing);
+        if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
+            evicted = Some(holders.make_room(client)?);
+        }
+        let (number, evicted_token) = holders.add(client, is_known, standing);
         drop(holders);
         let slot = Slot {
             slots: Arc::clone(self),
             client,
+            is_known,
             number,
             evicted: evicted_token,
         };
@@ -190,41 +238,59 @@ impl Slots {
 }
 
 impl Holders {
-    fn count_of(&self, client: IpAddr) -> usize {
-        self.clients.get(&client).map_or(0, |client| client.count)
-    }
-
-    fn count_of_site(&self, client: IpAddr) -> usize {
-        let count = site(client).and_then(|site| self.sites.get(&site));
-        count.copied().unwrap_or_default()
-    }
-
-    /// One holder more.
-    fn entered(&mut self, client: IpAddr) {
-        self.count += 1;
-        if let Some(site) = site(client) {
-            *self.sites.entry(site).or_default() += 1;
+    /// Evicts a holder of a client that has its share.
+    fn make_room_in_share(
+        &mut self,
+        client: Network,
+        share: usize,
+    ) -> Result<Option<Evicted>, Full> {
+        if self
+            .clients
+            .get(&client)
+            .is_none_or(|held| held.count < share)
+        {
+            return Ok(None);
         }
+        if self.evict_from(client) {
+            return Ok(Some(Evicted::new(Full::Address, client)));
+        }
+        Err(Full::Address)
     }
 
-    /// One holder less.
-    fn left(&mut self, client: IpAddr) {
-        self.count -= 1;
-        let Some(site) = site(client) else {
-            return;
-        };
-        if let Some(count) = self.sites.get_mut(&site) {
-            *count -= 1;
-            if *count == 0 {
-                self.sites.remove(&site);
+    /// Evicts a holder of a network around a client that has its shares: of the client itself, else of
+    /// the member with the most.
+    fn make_room_in_groups(&mut self, client: Network, share: usize) -> Option<Evicted> {
+        for (group, grouping) in groups_of(client).into_iter().zip(&GROUPS) {
+            let most = share.saturating_mul(grouping.shares);
+            let unproven = self.groups.get(&group).map_or(0, |group| group.unproven);
+            // There is none to evict if all have proven something since.
+            if unproven >= most
+                && let Some(loser) = self.evict_from_most(&[Some(client), Some(group)])
+            {
+                return Some(Evicted::new(Full::Address, loser));
             }
         }
+        None
     }
 
-    fn add(&mut self, client: IpAddr, standing: Option<Standing>) -> (u64, CancellationToken) {
+    /// Evicts somebody where all slots are taken: of the client itself, else of the smallest network
+    /// around it, else of whoever has the most.
+    fn make_room(&mut self, client: Network) -> Result<Evicted, Full> {
+        let [site, _] = groups_of(client);
+        let loser = self.evict_from_most(&[Some(client), Some(site), None]);
+        let loser = loser.ok_or(Full::Total)?;
+        Ok(Evicted::new(Full::Total, loser))
+    }
+
+    fn add(
+        &mut self,
+        client: Network,
+        is_known: bool,
+        standing: Option<Standing>,
+    ) -> (u64, CancellationToken) {
         let number = self.next;
         self.next += 1;
-        self.entered(client);
+        self.count += 1;
         let evicted = CancellationToken::new();
         let candidate = standing.map(|standing| Candidate {
             standing,
@@ -232,6 +298,7 @@ impl Holders {
         });
         self.change(client, |client| {
             client.count += 1;
+            client.is_known = is_known;
             client
                 .unproven
                 .extend(candidate.map(|candidate| (number, candidate)));
@@ -239,9 +306,20 @@ impl Holders {
         (number, evicted)
     }
 
+    fn make_known(&mut self, client: Network, is_known: bool) {
+        if is_known {
+            self.known.insert(client);
+        } else {
+            self.known.remove(client);
+        }
+        if self.clients.contains_key(&client) {
+            self.change(client, |client| client.is_known = is_known);
+        }
+    }
+
     /// Evicts the oldest unproven holder of a client. Those that are found proven keep their slots
     /// and are not looked at again.
-    fn evict_from(&mut self, client: IpAddr) -> bool {
+    fn evict_from(&mut self, client: Network) -> bool {
         if !self.clients.contains_key(&client) {
             return false;
         }
@@ -255,59 +333,120 @@ impl Holders {
             }
             false
         });
-        if is_evicted {
-            self.left(client);
-        }
+        self.count -= usize::from(is_evicted);
         is_evicted
     }
 
-    /// Evicts from the client that holds the most unproven slots, of those that may be chosen.
-    fn evict_from_most(&mut self, may_be: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        loop {
-            let mut ranks = self.ranks.iter().rev();
-            let &(_, _, client) = ranks.find(|&&(_, _, client)| may_be(client))?;
+    /// Evicts somebody of the first of these that has anybody to evict: a client, or in a group the
+    /// client with the most unproven slots in the smaller group with the most. `None` is everybody.
+    /// Returns the client that lost a slot.
+    fn evict_from_most(&mut self, among: &[Option<Network>]) -> Option<Network> {
+        for &place in among {
             // Finds none where all have proven themselves since, and takes the rank away then.
-            if self.evict_from(client) {
-                return Some(client);
+            while let Some(client) = self.first_of(place) {
+                if self.evict_from(client) {
+                    return Some(client);
+                }
+            }
+        }
+        None
+    }
+
+    /// The client to evict somebody of.
+    fn first_of(&self, place: Option<Network>) -> Option<Network> {
+        let mut group = match place {
+            None => &self.all,
+            Some(network) => match self.clients.get(&network) {
+                Some(client) => return (!client.unproven.is_empty()).then_some(network),
+                None => self.groups.get(&network)?,
+            },
+        };
+        loop {
+            let &(_, _, member) = group.ranks.last()?;
+            match self.groups.get(&member) {
+                Some(smaller) => group = smaller,
+                None => return Some(member),
             }
         }
     }
 
-    fn remove(&mut self, client: IpAddr, number: u64) {
-        self.left(client);
+    fn remove(&mut self, client: Network, number: u64) {
+        self.count -= 1;
         self.change(client, |client| {
             client.count -= 1;
             client.unproven.remove(&number);
         });
     }
 
-    /// Changes what a client holds, and its rank with it.
-    fn change<T>(&mut self, address: IpAddr, change: impl FnOnce(&mut Client) -> T) -> T {
-        let client = self.clients.entry(address).or_default();
-        let before = client.rank(address);
+    /// Changes what a client holds, and the ranks that follow from it.
+    fn change<T>(&mut self, network: Network, change: impl FnOnce(&mut Client) -> T) -> T {
+        let client = self.clients.entry(network).or_default();
+        let before = client.rank(network);
         let changed = change(client);
-        let after = client.rank(address);
+        let after = client.rank(network);
         if client.count == 0 {
-            self.clients.remove(&address);
+            self.clients.remove(&network);
         }
         if before != after {
-            if let Some(rank) = before {
-                self.ranks.remove(&rank);
+            let mut ranks = (before, after);
+            for network in groups_of(network) {
+                let group = self.groups.entry(network).or_default();
+                let before = group.rank(network);
+                group.replace(ranks);
+                ranks = (before, group.rank(network));
+                if group.ranks.is_empty() {
+                    self.groups.remove(&network);
+                }
             }
-            self.ranks.extend(after);
+            self.all.replace(ranks);
         }
         changed
     }
 }
 
 impl Client {
-    fn rank(&self, address: IpAddr) -> Option<Rank> {
+    /// None if it has nothing that it could lose to others.
+    fn rank(&self, network: Network) -> Option<Rank> {
         let (&oldest, _) = self.unproven.first_key_value()?;
-        Some((self.unproven.len(), Reverse(oldest), address))
+        (!self.is_known).then_some((self.unproven.len(), Reverse(oldest), network))
+    }
+}
+
+impl Group {
+    fn rank(&self, network: Network) -> Option<Rank> {
+        let &(_, oldest, _) = self.ranks.last()?;
+        Some((self.unproven, oldest, network))
+    }
+
+    /// The rank of a member changed.
+    fn replace(&mut self, (before, after): (Option<Rank>, Option<Rank>)) {
+        if let Some(rank) = before {
+            self.unproven -= rank.0;
+            self.ranks.remove(&rank);
+        }
+        if let Some(rank) = after {
+            self.unproven += rank.0;
+            self.ranks.insert(rank);
+        }
+    }
+}
+
+impl Evicted {
+    fn new(limit: Full, client: Network) -> Self {
+        Self {
+            limit,
+            address: client.address(),
+        }
     }
 }
 
 impl Slot {
+    /// Whether the client had proven something before.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
     /// Resolves when somebody else has taken the slot.
     pub fn evicted(&self) -> WaitForCancellationFutureOwned {
         self.evicted.clone().cancelled_owned()
@@ -330,12 +469,6 @@ impl Drop for Slot {
     }
 }
 
-/// The IPv6 /48 that a client is in.
-fn site(client: IpAddr) -> Option<Network> {
-    let is_ipv6 = client.is_ipv6();
-    is_ipv6.then(|| Network::around(client, SITE_PREFIX_BITS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,6 +476,7 @@ mod tests {
     fn slots(slots_max: usize, slots_per_address_max: usize) -> Arc<Slots> {
         Slots::new(Limits {
             slots_max,
+            slots_reserved: 0,
             slots_per_address_max,
         })
     }
@@ -363,8 +497,9 @@ mod tests {
         let holders = slots.lock();
         assert_eq!(holders.count, 0);
         assert!(holders.clients.is_empty(), "{holders:?}");
-        assert!(holders.ranks.is_empty(), "{holders:?}");
-        assert!(holders.sites.is_empty(), "{holders:?}");
+        assert!(holders.groups.is_empty(), "{holders:?}");
+        assert!(holders.all.ranks.is_empty(), "{holders:?}");
+        assert_eq!(holders.all.unproven, 0);
     }
 
     #[test]
@@ -457,39 +592,125 @@ mod tests {
         assert!(older_of_its_own.is_evicted() && !old.is_evicted());
     }
 
-    #[test]
-    fn the_networks_of_an_ipv6_site_have_four_shares_together() {
-        let slots = slots(100, 2);
+    /// As many as enter one after another, each from an address of its own, without an eviction.
+    fn enter_until_evicted(
+        slots: &Arc<Slots>,
+        mut address: impl FnMut(usize) -> String,
+    ) -> (Vec<(Slot, Standing)>, Evicted) {
         let mut held = Vec::new();
-        for network in 0..8 {
-            let (slot, standing, evicted) =
-                enter(&slots, &format!("2001:db8:1:{network}::1")).unwrap();
-            assert_eq!(evicted, None);
+        for number in 0.. {
+            let (slot, standing, evicted) = enter(slots, &address(number)).unwrap();
             held.push((slot, standing));
+            if let Some(evicted) = evicted {
+                return (held, evicted);
+            }
         }
-        // The ninth takes the place of the oldest of the site, whoever else there is.
-        let other = enter(&slots, "2001:db8:2::1").unwrap();
-        let (ninth, standing, evicted) = enter(&slots, "2001:db8:1:99::1").unwrap();
-        let expected = Evicted {
-            limit: Full::Address,
-            address: address("2001:db8:1::"),
-        };
-        assert_eq!(evicted, Some(expected));
+        unreachable!("slots are limited")
+    }
+
+    #[test]
+    fn the_unproven_of_a_network_have_so_many_shares_together() {
+        for (shares, address) in [
+            (
+                4,
+                Box::new(|number| format!("192.0.2.{number}")) as Box<dyn Fn(usize) -> String>,
+            ),
+            (16, Box::new(|number| format!("192.0.{number}.1"))),
+            (4, Box::new(|number| format!("2001:db8:1:{number:x}::1"))),
+            // A /58, which has 64 networks of hosts.
+            (
+                4,
+                Box::new(|number| format!("2001:db8:1:ffc{:x}::1", number % 16)),
+            ),
+            (16, Box::new(|number| format!("2001:db8:{number:x}::1"))),
+        ] {
+            let slots = slots(1_000, 2);
+            let other = enter(&slots, "198.51.100.1").unwrap();
+            let (held, evicted) = enter_until_evicted(&slots, &address);
+            assert_eq!(held.len() - 1, shares * 2, "{}", address(0));
+            // The oldest of the network, whoever else there is.
+            let oldest = Network::of_client(address(0).parse().unwrap());
+            let expected = Evicted {
+                limit: Full::Address,
+                address: oldest.address(),
+            };
+            assert_eq!(evicted, expected);
+            assert!(held[0].0.is_evicted() && !other.0.is_evicted());
+            // Whoever has proven something is not counted among them.
+            held.iter().for_each(|(_, standing)| standing.prove());
+            let proven = enter(&slots, &address(held.len())).unwrap();
+            assert_eq!(proven.2, None);
+            drop((held, proven, other));
+            assert_empty(&slots);
+        }
+    }
+
+    #[test]
+    fn a_network_of_many_addresses_with_one_holder_each_has_the_most_of_them() {
+        let slots = slots(8, 8);
+        let honest = enter(&slots, "198.51.100.1").unwrap();
+        let also_honest = enter(&slots, "198.51.100.1").unwrap();
+        let (held, evicted) =
+            enter_until_evicted(&slots, |number| format!("2001:db8:1:{number:x}::1"));
+        assert_eq!(held.len(), 7);
+        // Who belongs to it takes the place of its own.
+        let site = |number: usize| address(&format!("2001:db8:1:{number:x}::"));
+        assert_eq!(evicted.address, site(0));
+        let newcomer = enter(&slots, "203.0.113.1").unwrap();
+        assert_eq!(newcomer.2.unwrap().address, site(1));
+        assert!(!honest.0.is_evicted() && !also_honest.0.is_evicted());
+        drop((honest, also_honest, held, newcomer));
+        assert_empty(&slots);
+    }
+
+    /// Enters as a client that is known once it has proven something.
+    fn enter_known(slots: &Arc<Slots>, from: &str) -> Result<(Slot, Standing), Full> {
+        let standing = slots.standing(address(from));
+        let (slot, _) = slots.enter(address(from), false, Some(standing.clone()))?;
+        Ok((slot, standing))
+    }
+
+    #[test]
+    fn slots_are_kept_for_clients_that_have_proven_something_before() {
+        let slots = Slots::new(Limits {
+            slots_max: 10,
+            slots_reserved: 2,
+            slots_per_address_max: 10,
+        });
+        let (slot, standing) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(!slot.is_known());
         standing.prove();
-        for (_, standing) in &held {
-            standing.prove();
-        }
-        assert_eq!(
-            enter(&slots, "2001:db8:1:100::1").unwrap_err(),
-            Full::Address
-        );
-        assert!(enter(&slots, "2001:db8:2::1").is_ok());
-        assert!(
-            slots
-                .enter(address("2001:db8:1:100::1"), true, None)
-                .is_ok()
-        );
-        drop((held, other, ninth));
+        drop(slot);
+        let held: Vec<_> = (0..8)
+            .map(|_| enter(&slots, "192.0.2.9").unwrap())
+            .collect();
+        held.iter().for_each(|(_, standing, _)| standing.prove());
+        assert_eq!(enter(&slots, "192.0.2.2").unwrap_err(), Full::Total);
+        let first = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(first.0.is_known());
+        let _second = enter_known(&slots, "192.0.2.1").unwrap();
+        // It evicts only itself beyond that.
+        let _third = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(first.0.is_evicted());
+        // What was wrong last makes it a stranger again.
+        standing.discredit();
+        assert!(standing.is_proven());
+        let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(!again.is_known());
+    }
+
+    #[test]
+    fn a_known_client_loses_no_slot_to_others() {
+        let slots = slots(4, 4);
+        let (slot, standing) = enter_known(&slots, "192.0.2.1").unwrap();
+        standing.prove();
+        drop(slot);
+        let held = [(); 3].map(|()| enter_known(&slots, "192.0.2.1").unwrap());
+        let stranger = enter(&slots, "192.0.2.2").unwrap();
+        let other = enter(&slots, "192.0.2.3").unwrap();
+        assert!(stranger.0.is_evicted());
+        assert!(held.iter().all(|(slot, _)| !slot.is_evicted()));
+        drop((held, stranger, other));
         assert_empty(&slots);
     }
 

@@ -15,7 +15,6 @@ mod reload;
 
 use std::{
     io,
-    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -24,9 +23,13 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, sleep_until, timeout_at},
 };
-use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+use tokio_rustls::{
+    LazyConfigAcceptor,
+    rustls::{self, server},
+    server::TlsStream,
+};
 
 pub use prelude_bridge_client::tls::{SELF_SIGNED, Trouble, is_tls, trouble};
 
@@ -34,6 +37,10 @@ pub use self::{
     identity::{ClientCertificate, Identity, NameKind},
     material::{Error, Fault, Leaf, examine},
     reload::Watch,
+};
+use super::{
+    Newcomer,
+    handshakes::{self, Handshakes},
 };
 use crate::metrics::{Handshake, Metrics};
 
@@ -61,6 +68,8 @@ pub struct Options {
     /// How long a client may take from its connection to the end of the handshake. Default 5 s:
     /// it is two round trips.
     pub handshake_timeout: Duration,
+    /// How many handshakes there may be.
+    pub handshakes: handshakes::Limits,
 }
 
 /// Whether clients must show a certificate, where there is somebody who issues them.
@@ -85,6 +94,7 @@ struct Shared {
     options: Options,
     /// What new connections are accepted with. Held for the time of a clone.
     current: RwLock<Arc<rustls::ServerConfig>>,
+    handshakes: Handshakes,
     metrics: Arc<Metrics>,
 }
 
@@ -113,6 +123,7 @@ impl Acceptor {
         let loaded = material::load(&options).map_err(|fault| Error { listener, fault })?;
         let shared = Arc::new(Shared {
             listener,
+            handshakes: Handshakes::new(options.handshakes),
             options,
             current: RwLock::new(Arc::clone(&loaded.config)),
             metrics,
@@ -121,12 +132,12 @@ impl Acceptor {
         Ok((Self { shared }, watch))
     }
 
-    /// Shakes hands. `None` when the client did not, or not in time: that is counted, and said at
-    /// debug only, as every stranger can cause it.
+    /// Shakes hands. `None` when the client did not, or not in time, or there are too many handshakes:
+    /// that is counted, and said at debug only, as every stranger can cause it.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
-        peer: SocketAddr,
+        newcomer: &Newcomer,
     ) -> Option<(TlsStream<TcpStream>, Option<ClientCertificate>)> {
         let Shared {
             listener,
@@ -134,33 +145,61 @@ impl Acceptor {
             metrics,
             ..
         } = &*self.shared;
-        let handshake = TlsAcceptor::from(self.shared.current()).accept(stream);
-        match timeout(options.handshake_timeout, handshake.into_fallible()).await {
+        let deadline = Instant::now() + options.handshake_timeout;
+        let shaken = timeout_at(
+            deadline,
+            self.shared.shake_hands(stream, newcomer, deadline),
+        );
+        let (failure, unread) = match shaken.await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let leaf = certificates.and_then(|chain| chain.first());
                 let certificate = leaf.map(ClientCertificate::of);
-                Some((stream, certificate))
+                return Some((stream, certificate));
             }
-            Ok(Err((error, stream))) => {
-                let failure = failure(&error);
-                metrics.handshake_failed(listener, failure);
-                tracing::debug!(listener, %peer, %error, ?failure, "no TLS");
-                if failure == Handshake::ClientCertificate {
-                    linger(stream).await;
-                }
-                None
-            }
-            Err(_) => {
-                metrics.handshake_failed(listener, Handshake::Timeout);
-                tracing::debug!(listener, %peer, "TLS handshake timed out");
-                None
-            }
+            Ok(Err(failed)) => failed,
+            Err(_) => (Handshake::Timeout, None),
+        };
+        metrics.handshake_failed(listener, failure);
+        tracing::debug!(listener, peer = %newcomer.peer, ?failure, "no TLS");
+        if let (Handshake::ClientCertificate, Some(stream)) = (failure, unread) {
+            linger(stream).await;
         }
+        None
     }
 }
 
 impl Shared {
+    /// The handshake. What costs work begins when there is a turn for it: until then the client has
+    /// only said what it would like.
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        newcomer: &Newcomer,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, (Handshake, Option<TcpStream>)> {
+        let hello = LazyConfigAcceptor::new(server::Acceptor::default(), stream);
+        let hello = hello.await.map_err(|error| (self.failed(&error), None))?;
+        let now = Instant::now();
+        // Half of the time is left for the rest.
+        let turn_deadline = now + deadline.saturating_duration_since(now) / 2;
+        let turn = self.handshakes.reserve(newcomer, now, turn_deadline);
+        let turn = turn.ok_or((Handshake::RateLimited, None))?;
+        if turn > now {
+            self.metrics.handshake_delayed(self.listener);
+            sleep_until(turn).await;
+        }
+        let handshake = hello.into_stream(self.current()).into_fallible();
+        handshake
+            .await
+            .map_err(|(error, stream)| (self.failed(&error), Some(stream)))
+    }
+
+    fn failed(&self, error: &io::Error) -> Handshake {
+        tracing::debug!(listener = self.listener, %error, "handshake failed");
+        failure(error)
+    }
+
     fn current(&self) -> Arc<rustls::ServerConfig> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current)
@@ -181,7 +220,7 @@ async fn linger(mut stream: TcpStream) {
         while stream.read(&mut unread).await? > 0 {}
         Ok::<_, io::Error>(())
     };
-    let _ = timeout(LINGER_TIMEOUT, reading).await;
+    let _ = timeout_at(Instant::now() + LINGER_TIMEOUT, reading).await;
 }
 
 /// The word that a failed handshake is counted under.

@@ -60,19 +60,13 @@ pub(super) async fn read<B: Buf>(
         let mut chunk = chunk?;
         let length = body.len() + chunk.remaining();
         if length > bytes_max {
-            drop((held, body));
-            discard(chunks, bytes_max).await;
             return Err(Error::BodyTooLarge { bytes_max });
         }
         lively_until = held.arrived(chunk.remaining());
         if length > held.bytes() {
             let step = (held.bytes() / STEP_PART).max(STEP_BYTES);
             let grown = (held.bytes() + step).min(bytes_expected).max(length);
-            if let Err(error) = held.extend(grown).await {
-                drop((held, body));
-                discard(chunks, bytes_max).await;
-                return Err(error);
-            }
+            held.extend(grown).await?;
             body.reserve_exact(grown - body.len());
             // While it waited for memory, it did not have to send.
             lively_until = held.arrived(0);

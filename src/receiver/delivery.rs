@@ -1,9 +1,6 @@
 //! Owns the steps of a delivery, from its headers to the durable batch.
 
-use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Buf;
 use http::{HeaderMap, header};
@@ -11,11 +8,12 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
 use super::{
-    App, Shared,
+    App, Options, Shared,
     body::{self, Body},
     budget::Held,
     error::Error,
     forgeries::Trial,
+    pending::Pending,
     source::Client,
     status,
 };
@@ -34,8 +32,8 @@ const TRACEPARENT: &str = "traceparent";
 const HASHED_BYTES: usize = 32 * 1024;
 
 /// Where a delivery comes from, and how long it has.
-pub(super) struct Arrival {
-    pub(super) peer: Option<SocketAddr>,
+pub(super) struct Arrival<'r> {
+    pub(super) pending: &'r Pending<'r>,
     pub(super) client: Client,
     pub(super) deadline: Instant,
 }
@@ -45,23 +43,24 @@ pub(super) async fn take<B: Buf>(
     shared: &Shared,
     path_app: Option<&str>,
     headers: &HeaderMap,
-    arrival: &Arrival,
-    chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
+    arrival: &Arrival<'_>,
+    mut chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
 ) -> Result<Appended, Error> {
     let bytes_max = shared.options.body_bytes_max;
     let too_large = || Error::BodyTooLarge { bytes_max };
     let (app, announced) = match check_head(shared, path_app, headers) {
         Ok(checked) => checked,
         Err(error) => {
-            discard_unless_held_back(headers, chunks, bytes_max).await;
-            return Err(error);
+            let rest = discard_unless_held_back(headers, chunks, bytes_max);
+            return Err(arrival.pending.refuse_after(error, rest).await.0);
         }
     };
     let signature = match signature(headers) {
         Ok(signature) => signature,
         Err(error) => {
             // The size is checked before the signature, but no unsigned body is kept in memory for that.
-            let length = discard_unless_held_back(headers, chunks, bytes_max).await;
+            let rest = discard_unless_held_back(headers, chunks, bytes_max);
+            let (error, length) = arrival.pending.refuse_after(error, rest).await;
             return Err(if length > bytes_max {
                 too_large()
             } else {
@@ -69,13 +68,18 @@ pub(super) async fn take<B: Buf>(
             });
         }
     };
-    let body_timeout = shared.options.body_timeout;
-    let client = arrival.client;
-    let reading = body::read(chunks, bytes_max, announced, &shared.bodies, client);
-    let Body { bytes, held } = timeout(body_timeout, reading).await.map_err(|_| {
-        let seconds = body_timeout.as_secs();
-        Error::BodyTooSlow { seconds }
-    })??;
+    let Body { bytes, held } = match read(shared, announced, arrival, &mut chunks).await {
+        Ok(body) => body,
+        // The caller may still be sending.
+        Err(
+            error
+            @ (Error::BodyTooLarge { .. } | Error::BodiesTooLarge { .. } | Error::BodyGaveWay),
+        ) => {
+            let rest = body::discard(chunks, bytes_max);
+            return Err(arrival.pending.refuse_after(error, rest).await.0);
+        }
+        Err(error) => return Err(error),
+    };
     shared.metrics.body_read(bytes.len());
 
     let app = match app {
@@ -97,12 +101,32 @@ pub(super) async fn take<B: Buf>(
     let appended = shared.log.append(batch).await?;
     drop(held);
     if appended.accepted > 0 {
-        shared.note_accepted(app, dates, doubt, arrival.peer);
+        shared.note_accepted(app, dates, doubt, arrival.pending.peer);
     }
     shared
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);
     Ok(appended)
+}
+
+/// Reads the body in the time that it has.
+async fn read<B: Buf>(
+    shared: &Shared,
+    announced: Option<usize>,
+    arrival: &Arrival<'_>,
+    chunks: impl Stream<Item = Result<B, warp::Error>> + Unpin,
+) -> Result<Body, Error> {
+    let Options {
+        body_timeout,
+        body_bytes_max,
+        ..
+    } = shared.options;
+    let client = arrival.client;
+    let reading = body::read(chunks, body_bytes_max, announced, &shared.bodies, client);
+    let read = timeout(body_timeout, reading).await;
+    read.map_err(|_| Error::BodyTooSlow {
+        seconds: body_timeout.as_secs(),
+    })?
 }
 
 /// Verifies a body when its turn comes.
@@ -112,7 +136,7 @@ async fn verify(
     Body { bytes, held }: Body,
     signature: &Signature,
     headers: &HeaderMap,
-    arrival: &Arrival,
+    arrival: &Arrival<'_>,
 ) -> Result<(VerifiedBody, Held), Error> {
     let key_id = headers.get(KEY_ID).and_then(|value| value.to_str().ok());
     let hashing = u32::try_from(bytes.len() / HASHED_BYTES).unwrap_or(u32::MAX);
@@ -121,7 +145,7 @@ async fn verify(
     let mut attempt = Attempt {
         shared,
         app,
-        peer: arrival.peer,
+        pending: arrival.pending,
         trial: shared.forgeries.trial(network, cost, arrival.deadline),
         tried: AtomicBool::new(false),
     };
@@ -129,17 +153,31 @@ async fn verify(
         // A body that is probably forged gives up its memory while others wait for some.
         held.idle(turn).await?;
     }
-    let turns = &shared.verifications;
-    let verifying = app
-        .keyring
-        .verify_in_turn(bytes, signature, key_id, turns, &attempt.tried);
-    match verifying.await {
+    let (keyring, turns) = (&app.keyring, &shared.verifications);
+    let tried = &attempt.tried;
+    let first = keyring.try_keys(bytes, signature, key_id, turns, tried);
+    let verified = match first.await {
+        Ok(verified) => Ok(verified),
+        Err(unmatched) => {
+            // Waits without a turn, and its memory is there for others, so that a crowd that waits for a
+            // key server keeps nobody out.
+            held.idle(keyring.newer_keys(&unmatched)).await?;
+            keyring
+                .try_newer_keys(*unmatched, signature, key_id, turns, tried)
+                .await
+        }
+    };
+    match verified {
         Ok(verified) => {
             attempt.trial.genuine();
+            // From now on nobody takes the connection from it.
+            if let Some(peer) = attempt.pending.peer {
+                peer.standing.prove();
+            }
             Ok((verified, held))
         }
         Err(signature::Error::Mismatch) => Err(Error::Forged {
-            answer_at: attempt.trial.forged(),
+            answer_at: attempt.forged(),
         }),
         Err(error) => Err(error.into()),
     }
@@ -150,20 +188,31 @@ async fn verify(
 struct Attempt<'s> {
     shared: &'s Shared,
     app: &'s App,
-    peer: Option<SocketAddr>,
+    pending: &'s Pending<'s>,
     trial: Trial<'s>,
     /// Whether a key was tried and did not verify the body.
     tried: AtomicBool,
 }
 
+impl Attempt<'_> {
+    /// The delivery was forged. Returns when it may be answered.
+    fn forged(&mut self) -> Instant {
+        if let Some(peer) = self.pending.peer {
+            peer.standing.discredit();
+        }
+        self.trial.forged()
+    }
+}
+
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.trial.is_open() && self.tried.load(Ordering::Relaxed) {
-            self.trial.forged();
+            self.forged();
             let error = Error::ForgedAndGone;
             let code = status::code(&error);
             let app = Some(&*self.app.id);
-            self.shared.note_refusal(&error, code, app, self.peer);
+            let peer = self.pending.address();
+            self.shared.note_refusal(&error, code, app, peer);
         }
     }
 }

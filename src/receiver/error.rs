@@ -48,6 +48,8 @@ pub(super) enum Error {
     BodyBroken(#[source] warp::Error),
     #[error("the body is not there after {seconds} s")]
     BodyTooSlow { seconds: u64 },
+    #[error("the connection ended before the answer")]
+    Abandoned,
     #[error("there is no answer after {seconds} s")]
     TooSlow { seconds: u64 },
     #[error("the signature header is missing")]

@@ -14,22 +14,24 @@
 //! Knows nothing of keys and signatures.
 
 use std::{
-    collections::HashSet,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::{net::network::Network, rate::Bucket};
+use crate::{
+    net::{known::Known, network::Network},
+    rate::Bucket,
+};
 
 /// How long a delivery waits before it is verified. Well below the time that a request has, as it may
 /// be genuine; and so the connections of a flood have one verification in a second each at most.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How many clients are known to have sent something genuine last. Only signed deliveries get a client
+/// How many clients are known at least to have sent something genuine last. Only signed deliveries get a client
 /// among them, so strangers cannot fill it.
-const PROVEN_MAX: usize = 1024;
+const PROVEN_MIN: usize = 1024;
 
 /// How many forged deliveries are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ struct Turns {
     /// when they will be there.
     tokens: Bucket,
     /// The clients whose last delivery was genuine.
-    proven: HashSet<Network>,
+    proven: Known,
 }
 
 /// A delivery that is about to be verified. Dropped before its outcome is known, it gives back what it
@@ -80,7 +82,7 @@ impl Forgeries {
         Self {
             turns: Mutex::new(Turns {
                 tokens: Bucket::new(per_second, second, at_once, Instant::now()),
-                proven: HashSet::new(),
+                proven: Known::new(PROVEN_MIN),
             }),
         }
     }
@@ -88,7 +90,7 @@ impl Forgeries {
     /// Begins with a delivery of this cost. No turn of it lies beyond `deadline`: whoever has waited
     /// that long has been slowed down enough.
     pub(super) fn trial(&self, client: Network, cost: u32, deadline: Instant) -> Trial<'_> {
-        let is_proven = self.lock().proven.contains(&client);
+        let is_proven = self.lock().proven.contains(client);
         let now = Instant::now();
         Trial {
             forgeries: self,
@@ -131,19 +133,14 @@ impl Trial<'_> {
     /// The delivery was genuine.
     pub(super) fn genuine(&mut self) {
         self.close();
-        let mut turns = self.forgeries.lock();
-        if turns.proven.len() >= PROVEN_MAX {
-            // Whoever goes on sending what is genuine is soon back.
-            turns.proven.clear();
-        }
-        turns.proven.insert(self.client);
+        self.forgeries.lock().proven.insert(self.client);
     }
 
     /// The delivery was forged, or its sender did not wait for the outcome. Returns when it may be
     /// answered.
     pub(super) fn forged(&mut self) -> Instant {
         self.is_open = false;
-        self.forgeries.lock().proven.remove(&self.client);
+        self.forgeries.lock().proven.remove(self.client);
         let now = Instant::now();
         let reserve = || self.forgeries.reserve(now, self.cost, self.deadline);
         self.turn.unwrap_or_else(reserve).at
@@ -304,16 +301,5 @@ mod tests {
         // Of 120, 10 were saved up.
         let turn = forgeries.trial(client(1), 1, in_a_minute()).turn.unwrap();
         assert_eq!((turn.at - since).as_millis(), 1_110);
-    }
-
-    #[tokio::test]
-    async fn the_proven_are_bounded() {
-        let forgeries = Forgeries::new(LIMITS);
-        for number in 0..=PROVEN_MAX as u32 {
-            let client = Network::single(IpAddr::from(number.to_be_bytes()));
-            forgeries.trial(client, 1, in_a_minute()).genuine();
-            assert!(forgeries.lock().proven.len() <= PROVEN_MAX);
-        }
-        assert!(!forgeries.lock().proven.is_empty());
     }
 }

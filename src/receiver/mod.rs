@@ -22,6 +22,7 @@ mod delivery;
 mod error;
 pub mod forgeries;
 mod forwarded;
+mod pending;
 mod refusals;
 mod routes;
 pub mod source;
@@ -170,6 +171,10 @@ impl Receiver {
             listener: limits,
             ..
         } = self.shared.options;
+        let sources = self.shared.options.sources.clone();
+        let listener = listener
+            .only_from(move |address| sources.may_connect(address))
+            .refusing_with(status::refusal);
         let metrics = Arc::clone(&self.shared.metrics);
         let service = warp::service(routes::routes(self.shared));
         let draining = shutdown.clone();

@@ -1,7 +1,6 @@
-//! Owns the warp routes: which handler serves a path and method, the deadline of a request, and the
-//! counting and logging of outcomes.
+//! Owns the warp routes: which handler serves a path and method, and the deadline of a request.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Buf;
 use http::{HeaderMap, Method};
@@ -14,6 +13,7 @@ use super::{
     Shared, challenge,
     delivery::{self, Arrival},
     error::Error,
+    pending::Pending,
     status::Outcome,
 };
 use crate::net::http1::Peer;
@@ -51,7 +51,8 @@ pub(super) fn routes(
             let shared = Arc::clone(&for_nowhere);
             async move {
                 let refused = Outcome::Refused(Error::PathUnknown);
-                Ok::<_, Infallible>(conclude(&shared, &refused, None, None, Instant::now()))
+                let pending = Pending::new(&shared, None, None, Instant::now());
+                Ok::<_, Infallible>(pending.conclude(&refused))
             }
         })
         .unify()
@@ -76,23 +77,14 @@ async fn answer<B: Buf>(
         Some(segment) => percent_decode_str(segment).decode_utf8().map(Some),
         None => Ok(None),
     };
-    let peer = peer.map(|Peer(address)| address);
-    let timeout = shared.options.request_timeout;
     // What is not UTF-8 is no app id.
-    let handled = match &decoded {
+    let app = decoded.as_ref().map(Option::as_deref);
+    let pending = Pending::new(shared, app.ok().flatten(), peer.as_ref(), since);
+    let timeout = shared.options.request_timeout;
+    let handled = match app {
         Ok(app) => {
-            tokio::time::timeout(
-                timeout,
-                handle(
-                    shared,
-                    app.as_deref(),
-                    &request,
-                    peer,
-                    since + timeout,
-                    body,
-                ),
-            )
-            .await
+            let handled = handle(shared, app, &request, &pending, since + timeout, body);
+            tokio::time::timeout(timeout, handled).await
         }
         Err(_) => Ok(Err(Error::AppUnknown)),
     };
@@ -103,10 +95,9 @@ async fn answer<B: Buf>(
             seconds: timeout.as_secs(),
         }),
     };
-    let app = decoded.ok().flatten();
     // Counted and logged before the next await: if the caller closes the connection, this future is
     // dropped there.
-    let response = conclude(shared, &outcome, app.as_deref(), peer, since);
+    let response = pending.conclude(&outcome);
     if let Outcome::Refused(Error::Forged { answer_at }) = outcome {
         // After its memory and slots have been released.
         tokio::time::sleep_until(answer_at).await;
@@ -118,18 +109,26 @@ async fn handle<B: Buf>(
     shared: &Shared,
     app: Option<&str>,
     request: &Request,
-    peer: Option<SocketAddr>,
+    pending: &Pending<'_>,
     deadline: Instant,
     body: impl Stream<Item = Result<B, warp::Error>> + Send,
 ) -> Result<Outcome, Error> {
-    shared.options.sources.admit(peer, &request.headers)?;
+    let address = pending.address();
+    shared.options.sources.admit(address, &request.headers)?;
     match request.method {
-        Method::GET => challenge::answer(shared, app, &request.query).map(Outcome::Challenge),
+        Method::GET => {
+            let answer = challenge::answer(shared, app, &request.query)?;
+            // Whoever has the verification token is no stranger.
+            if let Some(peer) = pending.peer {
+                peer.standing.prove();
+            }
+            Ok(Outcome::Challenge(answer))
+        }
         Method::POST => {
             let body = std::pin::pin!(body);
             let arrival = Arrival {
-                peer,
-                client: shared.options.sources.client(peer, &request.headers),
+                pending,
+                client: shared.options.sources.client(address, &request.headers),
                 deadline,
             };
             let appended = delivery::take(shared, app, &request.headers, &arrival, body).await?;
@@ -137,34 +136,4 @@ async fn handle<B: Buf>(
         }
         _ => Err(Error::MethodUnknown),
     }
-}
-
-/// Counts and logs an outcome, and makes the answer.
-fn conclude(
-    shared: &Shared,
-    outcome: &Outcome,
-    app: Option<&str>,
-    peer: Option<SocketAddr>,
-    since: Instant,
-) -> Response {
-    let answer = outcome.answer();
-    let status = answer.response.status().as_u16();
-    shared.metrics.request(answer.code, status, since.elapsed());
-    // Only a configured id: text of strangers is not logged.
-    let app = app.and_then(|app| shared.apps.get(app)).map(|app| &*app.id);
-    let shown_peer = peer.map(tracing::field::display);
-    match outcome {
-        Outcome::Challenge(_) => {
-            tracing::info!(app, peer = shown_peer, "activation challenge answered");
-        }
-        Outcome::Accepted(appended) => tracing::debug!(
-            app,
-            peer = shown_peer,
-            accepted = appended.accepted,
-            duplicates = appended.duplicates,
-            "batch accepted"
-        ),
-        Outcome::Refused(error) => shared.note_refusal(error, answer.code, app, peer),
-    }
-    answer.response
 }

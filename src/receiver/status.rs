@@ -9,12 +9,13 @@
 //! | 403 | a source address that is not allowed |
 //! | 404 | unknown path, or an app that is not configured |
 //! | 405 | neither GET nor POST |
+//! | 408 | nobody is told: the connection ended before the answer |
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks have too much overhead |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
 //! | 422 | signed, but not a batch of this app, or an ambiguous one, or a batch that is too old |
-//! | 429 | the memory for bodies is used up; or this body made less progress than one that waited |
-//! | 503 | no keys yet, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
+//! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
+//! | 503 | no keys yet, no connection is left, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
 
 use std::{borrow::Cow, time::Duration};
 
@@ -24,7 +25,7 @@ use tracing::Level;
 use warp::reply::Response;
 
 use super::error::Error;
-use crate::{decode, log, signature};
+use crate::{decode, log, metrics::ConnectionRefusal, signature};
 
 /// The outcome of a request.
 #[derive(Debug)]
@@ -101,6 +102,7 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::ContentTypeUnknown
         | Error::ContentEncoded
         | Error::LengthMissing
+        | Error::Abandoned
         | Error::BodyBroken(_) => Level::INFO,
     }
 }
@@ -118,16 +120,49 @@ pub(super) fn code(error: &Error) -> &'static str {
     row(error).code
 }
 
+/// What a connection is told that is refused before it has sent a request.
+pub(super) fn refusal(refusal: ConnectionRefusal) -> Vec<u8> {
+    let Row {
+        status,
+        code,
+        retry_after,
+    } = connection_row(refusal);
+    let message = match refusal {
+        ConnectionRefusal::Source => SOURCE_REFUSED,
+        ConnectionRefusal::Full => "the bridge has its maximum of connections",
+        ConnectionRefusal::AddressFull => "your address has its maximum of connections",
+    };
+    let body = body(code, message, retry_after.is_some());
+    let after = retry_after.map(|after| format!("Retry-After: {}\r\n", after.as_secs()));
+    let (length, after) = (body.len(), after.unwrap_or_default());
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{after}\
+         Connection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn connection_row(refusal: ConnectionRefusal) -> Row {
+    match refusal {
+        ConnectionRefusal::Source => never(StatusCode::FORBIDDEN, "source_refused"),
+        ConnectionRefusal::Full => {
+            later(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", 2)
+        }
+        ConnectionRefusal::AddressFull => {
+            later(StatusCode::TOO_MANY_REQUESTS, "too_many_connections", 2)
+        }
+    }
+}
+
+/// The body of every refusal.
+fn body(code: &str, message: &str, is_retryable: bool) -> String {
+    json!({ "error": { "code": code, "message": message, "retryable": is_retryable } }).to_string()
+}
+
 fn refuse(error: &Error) -> Answer {
     let row = row(error);
-    let body = json!({
-        "error": {
-            "code": row.code,
-            "message": message(error),
-            "retryable": row.retry_after.is_some(),
-        }
-    });
-    let mut response = response(row.status, body.to_string());
+    let body = body(row.code, &message(error), row.retry_after.is_some());
+    let mut response = response(row.status, body);
     let headers = response.headers_mut();
     if let Some(after) = row.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
@@ -146,7 +181,7 @@ fn row(error: &Error) -> Row {
     match error {
         Error::PathUnknown => never(Status::NOT_FOUND, "path_unknown"),
         Error::SourceRefused { .. } | Error::SourceUnknown => {
-            never(Status::FORBIDDEN, "source_refused")
+            connection_row(ConnectionRefusal::Source)
         }
         Error::MethodUnknown => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
         Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
@@ -166,6 +201,7 @@ fn row(error: &Error) -> Row {
             later(Status::TOO_MANY_REQUESTS, "too_many_bodies", 2)
         }
         // Seldom read: the caller is usually gone.
+        Error::Abandoned => later(Status::REQUEST_TIMEOUT, "abandoned", 1),
         Error::BodyBroken(_) => later(Status::SERVICE_UNAVAILABLE, "body_incomplete", 1),
         Error::BodyTooSlow { .. } | Error::BodyStalled { .. } | Error::TooSlow { .. } => {
             later(Status::SERVICE_UNAVAILABLE, "deadline_exceeded", 5)
@@ -193,9 +229,7 @@ fn row(error: &Error) -> Row {
 fn message(error: &Error) -> Cow<'static, str> {
     let fixed = match error {
         Error::PathUnknown => "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
-        Error::SourceRefused { .. } | Error::SourceUnknown => {
-            "requests from this address are not taken here"
-        }
+        Error::SourceRefused { .. } | Error::SourceUnknown => SOURCE_REFUSED,
         Error::MethodUnknown => "use GET for the activation challenge and POST for deliveries",
         Error::AppUnknown => "this app is not configured here",
         Error::ChallengeMalformed(fault) => fault,
@@ -212,6 +246,7 @@ fn message(error: &Error) -> Cow<'static, str> {
             "send the body in larger chunks, or with its length and not in chunks"
         }
         Error::BodiesTooLarge { .. } | Error::BodyGaveWay => "too many deliveries at once",
+        Error::Abandoned => "the connection ended before the answer",
         Error::BodyBroken(_) => "the body broke off",
         Error::BodyTooSlow { seconds } => {
             return format!("the body was not there within {seconds} s").into();
@@ -242,6 +277,7 @@ fn message(error: &Error) -> Cow<'static, str> {
     fixed.into()
 }
 
+const SOURCE_REFUSED: &str = "requests from this address are not taken here";
 const FORGED: &str = "no key of this app made this signature over this body";
 
 fn unverified(error: &signature::Error) -> Row {

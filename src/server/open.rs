@@ -2,13 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Error, options::sources};
+use super::Error;
 use crate::{
     bus::Bus,
     config::{self, Config, Store},
     log::{Log, embedded, memory},
     metrics::Metrics,
-    net::{Listener, tls},
+    net::tls,
     permissions::{self, By},
     plain,
     signature::{self, KeySource, Keyring},
@@ -135,19 +135,4 @@ pub(super) fn tls_port(
     };
     let (acceptor, watch) = tls::Acceptor::open(listener, options, Arc::clone(metrics))?;
     Ok((Some(acceptor), Some(watch)))
-}
-
-/// The webhook port, with TLS if it has a certificate. A handshake costs a signature, so with TLS an
-/// address that is not allowed is disconnected before it; without TLS it gets an answer with the reason.
-pub(super) fn secured(
-    listener: Listener,
-    acceptor: Option<tls::Acceptor>,
-    config: &Config,
-) -> Listener {
-    if acceptor.is_none() {
-        return listener;
-    }
-    let sources = sources(config);
-    let listener = listener.only_from(move |address| sources.may_connect(address));
-    listener.with_tls(acceptor)
 }

@@ -135,6 +135,15 @@ pub(super) fn of_grpc_listener(config: &Config) -> net::Limits {
     }
 }
 
+/// Those of the admin port.
+pub(super) fn of_admin_listener(config: &Config) -> net::Limits {
+    net::Limits {
+        connections_max: config.admin_limits.connections_max,
+        connections_per_address_max: config.admin_limits.connections_per_address_max,
+        ..config.into()
+    }
+}
+
 pub(super) fn sources(config: &Config) -> Sources {
     Sources {
         allowed: config.allowed_networks().into(),

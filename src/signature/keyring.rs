@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::app_keys::AppKeys;
-use super::{Error, KeySource, Options, PublicKey, Signature, Status, pss};
+use super::{Error, KeySet, KeySource, Options, PublicKey, Signature, Status, pss};
 use crate::key_source::FreshKeys;
 
 /// The keys of one app, kept fresh in the background until the last clone is dropped.
@@ -25,6 +25,14 @@ pub struct Keyring {
 pub struct VerifiedBody {
     body: Bytes,
     key_id: Option<Arc<str>>,
+}
+
+/// A body that no known key has signed.
+pub struct Unmatched {
+    body: Bytes,
+    digest: pss::BodyDigest,
+    keys: Arc<KeySet>,
+    attempts: u64,
 }
 
 struct Shared {
@@ -79,33 +87,65 @@ impl Keyring {
         key_id: Option<&str>,
     ) -> Result<VerifiedBody, Error> {
         let (alone, tried) = (Semaphore::new(1), AtomicBool::new(false));
-        self.verify_in_turn(body, signature, key_id, &alone, &tried)
-            .await
+        let first = self.try_keys(body, signature, key_id, &alone, &tried);
+        match first.await {
+            Ok(verified) => Ok(verified),
+            Err(unmatched) => {
+                self.newer_keys(&unmatched).await;
+                self.try_newer_keys(*unmatched, signature, key_id, &alone, &tried)
+                    .await
+            }
+        }
     }
 
-    /// Like [`verify`](Self::verify), but each attempt takes a permit of `turns`. A verification that
-    /// waits for newer keys holds none, so many of them delay no other. `tried` is set as soon as a key
-    /// did not verify the body, for a caller that drops the future.
+    /// Verifies with the keys that are known, where each attempt takes a permit of `turns`. `tried` is set
+    /// as soon as a key did not verify the body, for a caller that drops the future.
     ///
     /// # Errors
-    /// As [`Keyring::verify`].
-    pub async fn verify_in_turn(
+    /// No key fits.
+    pub async fn try_keys(
         &self,
         body: Bytes,
         signature: &Signature,
         key_id: Option<&str>,
         turns: &Semaphore,
         tried: &AtomicBool,
-    ) -> Result<VerifiedBody, Error> {
+    ) -> Result<VerifiedBody, Box<Unmatched>> {
         // The semaphore is never closed, so this does not fail.
-        let turn = turns.acquire().await.ok();
+        let _turn = turns.acquire().await.ok();
         let digest = pss::BodyDigest::of(&body);
         let (keys, attempts) = self.shared.keys.snapshot();
         if let Some(key) = find(keys.in_order(key_id), &digest, signature, tried).await {
             return Ok(VerifiedBody::new(body, key));
         }
-        drop(turn);
-        self.shared.keys.demand(attempts).await;
+        Err(Box::new(Unmatched {
+            body,
+            digest,
+            keys,
+            attempts,
+        }))
+    }
+
+    /// Waits until there are newer keys than those that did not fit, or none are to be expected.
+    pub async fn newer_keys(&self, unmatched: &Unmatched) {
+        self.shared.keys.demand(unmatched.attempts).await;
+    }
+
+    /// Verifies with the keys that have become known since.
+    ///
+    /// # Errors
+    /// As [`Keyring::verify`].
+    pub async fn try_newer_keys(
+        &self,
+        unmatched: Unmatched,
+        signature: &Signature,
+        key_id: Option<&str>,
+        turns: &Semaphore,
+        tried: &AtomicBool,
+    ) -> Result<VerifiedBody, Error> {
+        let Unmatched {
+            body, digest, keys, ..
+        } = unmatched;
         let _turn = turns.acquire().await.ok();
         let (newer, _) = self.shared.keys.snapshot();
         let unknown = newer.in_order(key_id).filter(|key| !keys.contains(key));
@@ -213,6 +253,13 @@ impl VerifiedBody {
     /// The id of the key that signed, where it has one.
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
+    }
+}
+
+/// Likewise.
+impl std::fmt::Debug for Unmatched {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Unmatched({} bytes)", self.body.len())
     }
 }
 

@@ -17,6 +17,7 @@ mod keys;
 use std::{
     collections::HashMap,
     fmt,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -30,11 +31,17 @@ use super::{
 };
 use crate::{
     key_source::{self, FreshKeys, KeySource},
+    net::slots::{self, Slot, Slots},
     plain,
 };
 
 /// How far the issuer's clock may be ahead of ours.
 const LEEWAY_SECONDS: u64 = 60;
+/// How many callers may wait for newer keys. Whoever signs with a key that is not known yet is asked to
+/// try again, and the fetch for the first of them serves all.
+const WAITING_MAX: usize = 64;
+/// How many of them may come from one address.
+const WAITING_PER_ADDRESS_MAX: usize = 8;
 /// How many subjects are remembered before those without a stream are forgotten.
 const SUBJECTS_MIN: usize = 1024;
 
@@ -114,6 +121,8 @@ pub(super) struct Verifier {
     options: Options,
     keys: FreshKeys<IssuerKeys>,
     clock: Clock,
+    /// The slots of callers that wait for newer keys.
+    waiting: Arc<Slots>,
     /// The quota of each subject that has or had a stream.
     quotas: Mutex<HashMap<Box<str>, Weak<Quota>>>,
 }
@@ -126,6 +135,11 @@ impl Verifier {
             options,
             keys,
             clock,
+            waiting: Slots::new(slots::Limits {
+                slots_max: WAITING_MAX,
+                slots_reserved: 0,
+                slots_per_address_max: WAITING_PER_ADDRESS_MAX,
+            }),
             quotas: Mutex::default(),
         })
     }
@@ -138,7 +152,11 @@ impl Verifier {
         self.keys.shutdown().await;
     }
 
-    pub(super) async fn verify(&self, token: &str) -> Result<Arc<Holder>, Refusal> {
+    pub(super) async fn verify(
+        &self,
+        token: &str,
+        address: Option<IpAddr>,
+    ) -> Result<Arc<Holder>, Refusal> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Fault::Header)?;
         if !keys::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
             return Err(Fault::Header.into());
@@ -148,7 +166,9 @@ impl Verifier {
         let mut verdict = self.try_keys(token, &keys, header.alg, kid);
         if verdict.is_none() {
             // No such key: perhaps it is new.
+            let waiting = self.wait(address).ok_or(Refusal::Unavailable)?;
             self.keys.demand(attempts).await;
+            drop(waiting);
             let (newer, _) = self.keys.snapshot();
             if newer.is_empty() {
                 return Err(Refusal::Unavailable);
@@ -157,6 +177,14 @@ impl Verifier {
         }
         let claims = verdict.unwrap_or(Err(Fault::Signature.into()))?;
         Ok(self.hold(claims))
+    }
+
+    /// A slot to wait for newer keys, if there is one.
+    fn wait(&self, address: Option<IpAddr>) -> Option<Slot> {
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let (address, is_shared) = (address.unwrap_or(nobody), address.is_none());
+        let entered = self.waiting.enter(address, is_shared, None);
+        entered.ok().map(|(slot, _)| slot)
     }
 
     /// `None` if no key can have made the signature: the only case that newer keys can change.

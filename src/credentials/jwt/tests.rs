@@ -10,6 +10,7 @@ use aws_lc_rs::signature::{
     EcdsaSigningAlgorithm, Ed25519KeyPair,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use jsonwebtoken::{EncodingKey, Header, jwk::Jwk};
 use rsa::{pkcs1::EncodeRsaPrivateKey as _, pkcs8::DecodePrivateKey as _};
@@ -535,6 +536,7 @@ impl KeyServer {
         };
         let serving = server.clone();
         tokio::spawn(async move {
+            let mut hanging = Vec::new();
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
@@ -542,6 +544,10 @@ impl KeyServer {
                 }
                 serving.requests.fetch_add(1, Ordering::SeqCst);
                 let answer = serving.answer.lock().unwrap().clone();
+                if answer.is_empty() {
+                    hanging.push(stream);
+                    continue;
+                }
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
@@ -612,6 +618,53 @@ async fn a_new_key_is_fetched_when_a_jwt_names_it() {
         .await
         .unwrap_err();
     assert_eq!(refused, Fault::Signature.into());
+}
+
+/// The issuer says nothing, and a crowd comes with keys that nobody knows.
+#[tokio::test]
+async fn few_callers_wait_for_newer_keys_and_the_others_are_refused_at_once() {
+    let known = Signer::new(Algorithm::ES256, "known");
+    let server = KeyServer::start(&ok(&key_set(&[known.jwk()]))).await;
+    let credentials = server.open(still()).await;
+    let good = known.sign(&claims(&json!({})));
+    assert!(show(&credentials, &good).await.is_ok());
+    server.answers("");
+    let unknown = Signer::new(Algorithm::ES256, "unknown").sign(&claims(&json!({})));
+    let unknown = format!("Bearer {unknown}");
+    let come = |address: Option<IpAddr>| {
+        let presented = Presented {
+            address,
+            authorization: Some(unknown.as_bytes()),
+            ..Presented::default()
+        };
+        let mut authenticated = Box::pin(credentials.authenticate(presented));
+        match authenticated.as_mut().now_or_never() {
+            None => Some(authenticated),
+            Some(refused) => {
+                assert_eq!(refused.unwrap_err(), Refusal::Unavailable);
+                None
+            }
+        }
+    };
+    let address = |number: u8| Some(IpAddr::from([192, 0, number, 1]));
+    let of_one: Vec<_> = (0..100).filter_map(|_| come(address(1))).collect();
+    assert_eq!(of_one.len(), WAITING_PER_ADDRESS_MAX);
+    let others: Vec<_> = (0..100)
+        .filter_map(|number| come(address(number)))
+        .collect();
+    assert_eq!(of_one.len() + others.len(), WAITING_MAX);
+    // Known keys are as good as ever, whoever waits.
+    let good = format!("Bearer {good}");
+    let presented = Presented {
+        address: address(1),
+        authorization: Some(good.as_bytes()),
+        ..Presented::default()
+    };
+    assert!(credentials.authenticate(presented).await.is_ok());
+    drop(of_one);
+    // Of a proxy as many wait as there is room for.
+    let of_proxy: Vec<_> = (0..100).filter_map(|_| come(None)).collect();
+    assert_eq!(of_proxy.len(), WAITING_PER_ADDRESS_MAX);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use tokio_rustls::{
 };
 
 use super::{reload::Look, *};
+use crate::net::slots::Standing;
 
 /// An issuer of certificates.
 struct Authority {
@@ -107,6 +108,11 @@ impl Files {
             client_certificates: ClientCertificates::Required,
             protocols: HTTP2_AND_HTTP1,
             handshake_timeout: Duration::from_secs(5),
+            handshakes: handshakes::Limits {
+                at_once: 1_000,
+                per_second: 1_000,
+                per_address_per_second: 1_000,
+            },
         };
         let files = Self {
             directory,
@@ -176,8 +182,14 @@ impl Port {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let outgoing = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (incoming, peer) = listener.accept().await.unwrap();
+        let newcomer = Newcomer {
+            peer,
+            standing: Standing::default(),
+            is_exempt: false,
+            is_known: false,
+        };
         tokio::join!(
-            self.acceptor.accept(incoming, peer),
+            self.acceptor.accept(incoming, &newcomer),
             speak(outgoing.unwrap())
         )
     }
@@ -547,4 +559,30 @@ fn a_name_that_is_none_makes_nobody() {
     let unnamed = authority.issue(|params| params.distinguished_name = Default::default());
     assert_eq!(Identity::of(&certificate(&unnamed)), None);
     assert_eq!(Identity::of(&CertificateDer::from(vec![0x30, 0])), None);
+}
+
+/// A client may say what it would like, and its handshake waits for its turn, or is refused for want of
+/// one, before anything is signed for it.
+#[tokio::test]
+async fn handshakes_wait_for_their_turn_and_are_refused_without_one() {
+    let delayed = |port: &Port| {
+        let line = r#"tls_handshakes_delayed_total{listener="test"} 1"#;
+        port.metrics.render().contains(line)
+    };
+    for (per_second, is_refused) in [(20, false), (1, true)] {
+        let mut files = Files::new();
+        files.options.handshake_timeout = Duration::from_secs(1);
+        files.options.handshakes = handshakes::Limits {
+            at_once: 1,
+            per_second,
+            per_address_per_second: per_second,
+        };
+        let (port, _watch) = files.open();
+        let connector = files.connector(None);
+        assert!(port.shake(&connector).await.0.is_some());
+        let (second, _) = port.shake(&connector).await;
+        assert_eq!(second.is_none(), is_refused);
+        assert_eq!(port.failures("rate_limited"), is_refused);
+        assert_eq!(delayed(&port), !is_refused);
+    }
 }

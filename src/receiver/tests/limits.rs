@@ -3,7 +3,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName};
 use tokio::net::TcpSocket;
 
-use super::{delivery::Arrival, *};
+use super::{delivery::Arrival, pending::Pending, *};
 
 const MIB: usize = 1024 * 1024;
 
@@ -268,7 +268,7 @@ async fn chunks_may_be_small_but_not_all_wrapping() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_closed_at_once() {
+async fn connections_over_the_limit_are_told_so_and_closed_at_once() {
     let options = Options {
         listener: net::Limits {
             connections_max: 1,
@@ -281,6 +281,9 @@ async fn connections_over_the_limit_are_closed_at_once() {
     first.send(delivery("/webhooks", EMPTY)).await;
     first.answer().await.unwrap().assert_accepted(0, 0);
     let mut second = bridge.client().await;
+    second.send(delivery("/webhooks", EMPTY)).await;
+    let refused = second.answer().await.unwrap();
+    refused.assert_refused(503, "too_many_connections");
     assert!(second.answer().await.is_none());
     assert!(
         bridge
@@ -363,8 +366,9 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
         .into_iter()
         .collect::<HeaderMap>()
     };
+    let pending = Pending::new(&receiver.shared, None, None, tokio::time::Instant::now());
     let arrival = Arrival {
-        peer: None,
+        pending: &pending,
         client: receiver
             .shared
             .options
@@ -391,6 +395,94 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
     assert_eq!(taking.await.unwrap().accepted, 2);
     assert!(counted());
     assert_eq!(log.range().event_count(), 2);
+}
+
+/// A request that is refused while its body still comes, or given up before it has an outcome.
+#[tokio::test]
+async fn a_request_whose_caller_goes_away_is_counted_with_its_outcome() {
+    let options = Options {
+        forgeries: forgeries::Limits {
+            at_once: 1,
+            per_second: 1,
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    // From now on forgeries wait for their turn.
+    let mut forger = bridge.client().await;
+    forger.send(forged()).await;
+    forger
+        .answer()
+        .await
+        .unwrap()
+        .assert_refused(401, "signature_mismatch");
+    let counted = |outcome: &str, count: u64| {
+        let sample = format!("webhook_requests_total{{outcome=\"{outcome}\"");
+        let page = bridge.metrics.render();
+        let line = page.lines().find(|line| line.contains(&sample));
+        line.is_some_and(|line| line.ends_with(&format!("\"}} {count}")))
+    };
+    let unfinished = "Content-Length: 100\r\n\r\n{";
+    let post = |path: &str, headers: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\n{headers}{unfinished}")
+    };
+    let signature = format!("X-Webhook-Signature: {}\r\n", signature(b"else"));
+    for (request, outcome) in [
+        (post("/webhooks/nobody", ""), "app_unknown"),
+        (post("/webhooks", ""), "signature_missing"),
+        (
+            post("/webhooks", "Content-Type: text/plain\r\n"),
+            "content_type_unsupported",
+        ),
+        (post("/webhooks", &signature), "body_incomplete"),
+        (String::from_utf8(forged()).unwrap(), "abandoned"),
+    ] {
+        for count in 1..=3 {
+            let mut client = bridge.client().await;
+            client.send(&request).await;
+            drop(client);
+            let counting = async {
+                while !counted(outcome, count) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let done = tokio::time::timeout(Duration::from_secs(10), counting).await;
+            assert!(
+                done.is_ok(),
+                "{outcome} {count}: {}",
+                bridge.metrics.render()
+            );
+        }
+    }
+}
+
+/// One connection has room: whoever has sent something genuine keeps it, and nobody else does.
+#[tokio::test]
+async fn a_connection_that_has_sent_something_genuine_keeps_its_place() {
+    let options = Options {
+        listener: net::Limits {
+            connections_max: 1,
+            ..net::Limits::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let mut silent = bridge.client().await;
+    let mut forger = bridge.client().await;
+    assert!(silent.answer().await.is_none());
+    forger.send(forged()).await;
+    let answer = forger.answer().await.unwrap();
+    answer.assert_refused(401, "signature_mismatch");
+    let mut sender = bridge.client().await;
+    assert!(forger.answer().await.is_none());
+    sender.send(delivery("/webhooks", EMPTY)).await;
+    sender.answer().await.unwrap().assert_accepted(0, 0);
+    let mut late = bridge.client().await;
+    late.send(delivery("/webhooks", TWO)).await;
+    let refused = late.answer().await.unwrap();
+    refused.assert_refused(503, "too_many_connections");
+    sender.send(delivery("/webhooks", TWO)).await;
+    sender.answer().await.unwrap().assert_accepted(2, 0);
 }
 
 #[tokio::test]

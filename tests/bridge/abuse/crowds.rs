@@ -9,7 +9,7 @@ use super::{
     sockets::{read_to_end, status},
     within,
 };
-use crate::support::{Setup, sender::Sender};
+use crate::support::Setup;
 
 const CROWD: usize = 2_000;
 
@@ -50,12 +50,8 @@ async fn two_thousand_silent_sockets_are_held_and_let_go() {
 async fn the_limit_of_all_connections_holds_and_places_come_back() {
     let setup = Setup::default()
         .with("limits.webhook.connections_max", "500")
-        .with("limits.webhook.header_timeout", "1s")
-        .with("store", "memory");
-    let bridge = setup.start().await;
-    // The healthy keep the connections that they have, and wait for a place if they need another.
-    let sender = Sender::to(bridge.addresses.webhook).insisting();
-    let guarded = Guarded::with(bridge, sender).await;
+        .with("limits.webhook.header_timeout", "1s");
+    let guarded = Guarded::start(setup).await;
     let attack = async || {
         within(
             Duration::from_secs(1),
@@ -64,9 +60,8 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
         .await;
     };
     guarded.under("2,000 sockets for 500 places", attack).await;
-    let refused =
-        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="listener_full"}"#;
-    guarded.counted(refused, 1.0).await;
+    let evicted = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="evicted_listener_full"}"#;
+    guarded.counted(evicted, 1.0).await;
     guarded.finish().await;
 }
 
@@ -81,9 +76,8 @@ async fn one_address_has_its_share_and_no_more() {
         .await;
     };
     guarded.under("2,000 sockets of one address", attack).await;
-    let refused =
-        r#"prelude_bridge_connections_refused_total{listener="webhook",reason="address_full"}"#;
-    guarded.counted(refused, 1_000.0).await;
+    let evicted = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="evicted_address_full"}"#;
+    guarded.counted(evicted, 1_000.0).await;
     guarded.finish().await;
 }
 

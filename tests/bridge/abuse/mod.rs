@@ -14,6 +14,7 @@ mod forgeries;
 pub(crate) mod frames;
 mod healthy;
 mod newcomers;
+mod places;
 mod requests;
 mod sockets;
 mod stalls;
@@ -55,12 +56,11 @@ const DELIVERIES_MIN: usize = 100;
 /// quiet times and this.
 const LATENCY_MARGIN: Duration = Duration::from_millis(20);
 /// A debug build needs some twenty times the CPU for the same work: it is held to twice the quiet
-/// times or this, whichever is more, when nothing else runs on the machine. A bridge that lets an
-/// attack through keeps clients waiting for seconds.
-const LATENCY_DEBUG_ALONE: Duration = Duration::from_secs(1);
-/// The same while other tests have the cores too, some for seconds: only that the healthy are served
-/// at all can be told.
-const LATENCY_DEBUG_AMONG_OTHERS: Duration = Duration::from_secs(5);
+/// times or this, whichever is more, when nothing else runs on the machine.
+const LATENCY_DEBUG_ALONE: Duration = Duration::from_millis(100);
+/// The same while other tests have the cores too, some for hundreds of milliseconds. A bridge that
+/// lets an attack through keeps clients waiting for seconds.
+const LATENCY_DEBUG_AMONG_OTHERS: Duration = Duration::from_millis(750);
 /// An attack is measured again when the healthy waited longer, so many times in all. What it does to
 /// them, it does each time; what else happens on the machine (a flush that another program holds up, a
 /// core that another machine has) is over by then.

@@ -75,15 +75,13 @@ impl Reply {
 pub(crate) struct Sender {
     http: reqwest::Client,
     url: String,
-    insists: bool,
 }
 
 impl Sender {
     pub(crate) fn to(webhook: SocketAddr) -> Self {
         let http = Self::builder().build().unwrap();
         let url = format!("http://{webhook}/webhooks/{APP}");
-        let insists = false;
-        Self { http, url, insists }
+        Self { http, url }
     }
 
     /// The same over TLS, with trust in certificates of this authority.
@@ -92,8 +90,7 @@ impl Sender {
         let trusted = reqwest::Certificate::from_pem(&pem).unwrap();
         let http = Self::builder().tls_certs_only([trusted]).build().unwrap();
         let url = format!("https://{webhook}/webhooks/{APP}");
-        let insists = false;
-        Self { http, url, insists }
+        Self { http, url }
     }
 
     fn builder() -> reqwest::ClientBuilder {
@@ -122,24 +119,9 @@ impl Sender {
         })
     }
 
-    /// Delivers again when there was no answer, as Prelude does: for a port whose places are short,
-    /// so that another connection may be refused.
-    pub(crate) fn insisting(self) -> Self {
-        Self {
-            insists: true,
-            ..self
-        }
-    }
-
-    /// Delivers once, unless it is [insisting](Self::insisting).
+    /// Delivers once.
     pub(crate) async fn send(&self, delivery: &Delivery) -> Reply {
-        loop {
-            let answered = self.try_send(delivery).await;
-            if answered.is_ok() || !self.insists {
-                return answered.unwrap();
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.try_send(delivery).await.unwrap()
     }
 }
 
