@@ -32,7 +32,9 @@ pub(super) const HEADER: &str = "\
 # name = \"billing\"                              # unique; it is in the logs
 # sha256 = \"…\"                                  # of a token, in hexadecimal; or, in its place:
 # certificate = \"uri:spiffe://example.com/billing\"  # of a client: uri:, dns:, email:, ip: or cn:
-# streams_max = 10                              # streams at once; without: no limit of its own
+# streams_max = 10                              # streams at once; without: limits.grpc of the bridge
+# connections_max = 10                          # connections at once; without: likewise
+# unsent_bytes_max = 16777216                   # memory of unread responses; without: likewise
 # created_at = 2026-11-23T14:00:00Z
 # expires_at = 2027-11-23T14:00:00Z             # without: never
 # types = [\"user.created\", \"user.session.*\"]    # or \"all\"; without: none
@@ -47,11 +49,13 @@ const END: &str = "end";
 const END_LINE: &str = "[end]\n";
 /// The name of the array of tables.
 const CREDENTIALS: &str = "credentials";
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 10] = [
     "name",
     "sha256",
     "certificate",
     "streams_max",
+    "connections_max",
+    "unsent_bytes_max",
     "created_at",
     "expires_at",
     "types",
@@ -232,6 +236,8 @@ struct Draft {
     types: Option<Allowed>,
     apps: Option<Allowed>,
     streams_max: Option<usize>,
+    connections_max: Option<usize>,
+    unsent_bytes_max: Option<usize>,
     created_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
 }
@@ -303,6 +309,8 @@ impl Reader<'_> {
                 name,
                 proof,
                 streams_max: draft.streams_max,
+                connections_max: draft.connections_max,
+                unsent_bytes_max: draft.unsent_bytes_max,
                 created_at: draft.created_at,
                 expires_at: draft.expires_at,
             },
@@ -367,6 +375,8 @@ impl Reader<'_> {
             }
             "apps" => value::allowed(value, entry::app_problem).map(|apps| draft.apps = Some(apps)),
             "streams_max" => value::count(value).map(|count| draft.streams_max = Some(count)),
+            "connections_max" => value::count(value).map(|n| draft.connections_max = Some(n)),
+            "unsent_bytes_max" => value::bytes(value).map(|n| draft.unsent_bytes_max = Some(n)),
             "created_at" => value::timestamp(value).map(|at| draft.created_at = Some(at)),
             "expires_at" => value::timestamp(value).map(|at| draft.expires_at = Some(at)),
             _ => {
@@ -428,9 +438,11 @@ fn section(entry: &Entry) -> String {
         Proof::Token(digest) => format!("sha256 = \"{digest}\""),
         Proof::Certificate(name) => format!("certificate = {}", quoted(&name.to_string())),
     });
-    let streams_max = entry.streams_max.map(|count| count.to_string());
+    let number = |count: Option<usize>| count.map(|count| count.to_string());
     for (key, value) in [
-        ("streams_max", streams_max),
+        ("streams_max", number(entry.streams_max)),
+        ("connections_max", number(entry.connections_max)),
+        ("unsent_bytes_max", number(entry.unsent_bytes_max)),
         ("created_at", entry.created_at.map(|at| at.to_string())),
         ("expires_at", entry.expires_at.map(|at| at.to_string())),
     ] {
@@ -497,6 +509,8 @@ mod tests {
             proof: Proof::Token(Digest::of(name)),
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         }
@@ -534,6 +548,8 @@ mod tests {
                 apps: Allowed::or_all(vec!["app \"1\"".to_owned()]),
             },
             streams_max: Some(10),
+            connections_max: Some(3),
+            unsent_bytes_max: Some(16 << 20),
             created_at: "2026-11-23T14:00:00Z".parse().ok(),
             expires_at: "2027-11-23T14:00:00.5Z".parse().ok(),
             ..token("billing")

@@ -24,8 +24,13 @@ pub struct Entry {
     pub proof: Proof,
     /// What it allows.
     pub scope: Scope,
-    /// Streams at once; `None` for as many as the bridge has.
+    /// Streams at once; `None` for what is usual.
     pub streams_max: Option<usize>,
+    /// Connections at once on which it is shown; `None` for what is usual.
+    pub connections_max: Option<usize>,
+    /// How much memory its responses may take that wait for their sockets, in bytes; `None` for what
+    /// is usual.
+    pub unsent_bytes_max: Option<usize>,
     /// When it was made; only for people.
     pub created_at: Option<Timestamp>,
     /// When it ends; `None` for never.
@@ -61,6 +66,8 @@ impl Entry {
             proof,
             scope,
             streams_max,
+            connections_max,
+            unsent_bytes_max,
             created_at: _,
             expires_at,
         } = self;
@@ -68,6 +75,8 @@ impl Entry {
             && *proof == other.proof
             && *scope == other.scope
             && *streams_max == other.streams_max
+            && *connections_max == other.connections_max
+            && *unsent_bytes_max == other.unsent_bytes_max
             && *expires_at == other.expires_at
     }
 }

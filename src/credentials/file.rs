@@ -259,6 +259,8 @@ mod tests {
             proof: Proof::Token(Token::generate().unwrap().digest()),
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         }

@@ -1,5 +1,5 @@
-//! Owns what a caller holds once it has been let in: its scope, its places under the quota, and the
-//! news of its end. Knows nothing of how it was let in.
+//! Owns what a caller holds once it has been let in: its scope, what it takes of the quotas of its
+//! credential, and the news of its end. Knows nothing of how it was let in.
 
 use std::{
     fmt,
@@ -59,27 +59,71 @@ pub enum Ended {
     Expired,
 }
 
-/// The credential has as many streams open as it may have.
+/// The credential has all that it may have of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this credential has {streams_max} streams open, which is all it may have: close one, or ask \
-     the operator of this bridge for a higher quota"
-)]
-pub struct QuotaReached {
-    /// The quota.
-    pub streams_max: usize,
+pub enum QuotaReached {
+    /// Streams.
+    #[error(
+        "this credential has {streams_max} streams open, which is all it may have: close one, or \
+         ask the operator of this bridge for a higher quota"
+    )]
+    Streams {
+        /// The quota.
+        streams_max: usize,
+    },
+    /// Connections on which it was shown.
+    #[error(
+        "this credential has {connections_max} connections open, which is all it may have: use \
+         one of them, or ask the operator of this bridge for a higher quota"
+    )]
+    Connections {
+        /// The quota.
+        connections_max: usize,
+    },
+    /// The memory of filters: its own, or that of the whole bridge.
+    #[error(
+        "there is no memory for another filter of this size, of which {bytes_max} bytes are for \
+         all together: name fewer users, or retry later"
+    )]
+    Filters {
+        /// The limit that was reached.
+        bytes_max: usize,
+    },
 }
 
 /// A place under the quota of a credential, given back when it is dropped.
 #[must_use = "the place is given back when this is dropped"]
 pub struct Place(Arc<Quota>);
 
-/// How many streams one credential has open, and may have.
-#[derive(Debug)]
-pub(super) struct Quota {
-    /// `None`: as many as the bridge has.
-    streams_max: Option<usize>,
+/// What a credential may have of its own, where it has quotas of its own: those of the bridge hold
+/// otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Quotas {
+    pub(super) streams_max: Option<usize>,
+    pub(super) connections_max: Option<usize>,
+    pub(super) unsent_bytes_max: Option<usize>,
+}
+
+/// How much one credential has, and may have. `None`: what is usual, which whoever takes something
+/// says.
+#[derive(Debug, Default)]
+pub struct Quota {
+    quotas: Quotas,
     streams: AtomicUsize,
+    connections: AtomicUsize,
+    unsent_bytes: AtomicUsize,
+    filter_bytes: AtomicUsize,
+}
+
+/// A connection under the quota of a credential, given back when it is dropped.
+#[derive(Debug)]
+pub struct CountedConnection(Arc<Quota>);
+
+/// The memory of a filter under the quota of a credential, given back when it is dropped.
+#[derive(Debug)]
+pub struct CountedFilter {
+    quota: Arc<Quota>,
+    bytes: usize,
 }
 
 /// What all grants of one credential share.
@@ -121,12 +165,25 @@ impl Grant {
         self.holder.scope.narrow(spec)
     }
 
-    /// Takes a place under the quota, for one stream.
+    /// Takes a place under the quota, for one stream. There are `usual_max` where the credential has no
+    /// quota of its own.
     ///
     /// # Errors
     /// All are taken.
-    pub fn enter(&self) -> Result<Place, QuotaReached> {
-        self.holder.quota.enter()
+    pub fn enter(&self, usual_max: usize) -> Result<Place, QuotaReached> {
+        let quota = &self.holder.quota;
+        let streams_max = quota.quotas.streams_max.unwrap_or(usual_max);
+        if take(&quota.streams, 1, streams_max) {
+            Ok(Place(Arc::clone(quota)))
+        } else {
+            Err(QuotaReached::Streams { streams_max })
+        }
+    }
+
+    /// What the credential has; `None` for callers without one, who are not one caller.
+    #[must_use]
+    pub fn quota(&self) -> Option<&Arc<Quota>> {
+        (self.holder.kind != Kind::Anonymous).then_some(&self.holder.quota)
     }
 
     pub(super) fn is_expired(&self) -> bool {
@@ -160,21 +217,61 @@ impl Grant {
 }
 
 impl Quota {
-    pub(super) fn new(streams_max: Option<usize>) -> Arc<Self> {
+    pub(super) fn new(quotas: Quotas) -> Arc<Self> {
         Arc::new(Self {
-            streams_max,
-            streams: AtomicUsize::new(0),
+            quotas,
+            ..Self::default()
         })
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Place, QuotaReached> {
-        let streams_max = self.streams_max.unwrap_or(usize::MAX);
-        let one_more = |streams: usize| (streams < streams_max).then_some(streams + 1);
-        self.streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| Place(Arc::clone(self)))
-            .map_err(|_| QuotaReached { streams_max })
+    /// Counts a connection on which the credential was shown.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub fn connect(self: &Arc<Self>, usual_max: usize) -> Result<CountedConnection, QuotaReached> {
+        let connections_max = self.quotas.connections_max.unwrap_or(usual_max);
+        if take(&self.connections, 1, connections_max) {
+            Ok(CountedConnection(Arc::clone(self)))
+        } else {
+            Err(QuotaReached::Connections { connections_max })
+        }
     }
+
+    /// Counts the memory of a filter.
+    ///
+    /// # Errors
+    /// It would be more than there may be.
+    pub fn filter(
+        self: &Arc<Self>,
+        bytes: usize,
+        bytes_max: usize,
+    ) -> Result<CountedFilter, QuotaReached> {
+        if take(&self.filter_bytes, bytes, bytes_max) {
+            let quota = Arc::clone(self);
+            Ok(CountedFilter { quota, bytes })
+        } else {
+            Err(QuotaReached::Filters { bytes_max })
+        }
+    }
+
+    /// Whether so many bytes more of responses may wait for their sockets: then they count.
+    #[must_use]
+    pub fn take_unsent(&self, bytes: usize, usual_max: usize) -> bool {
+        let bytes_max = self.quotas.unsent_bytes_max.unwrap_or(usual_max);
+        take(&self.unsent_bytes, bytes, bytes_max)
+    }
+
+    /// So many bytes less do.
+    pub fn give_back_unsent(&self, bytes: usize) {
+        self.unsent_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Adds to a count, unless it would be more than `max`.
+fn take(count: &AtomicUsize, more: usize, max: usize) -> bool {
+    let add = |count: usize| count.checked_add(more).filter(|&count| count <= max);
+    let order = Ordering::Relaxed;
+    count.fetch_update(order, order, add).is_ok()
 }
 
 impl Holder {
@@ -210,6 +307,34 @@ impl Holder {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl CountedConnection {
+    /// Whether it is one under this quota.
+    #[must_use]
+    pub fn is_of(&self, quota: &Arc<Quota>) -> bool {
+        Arc::ptr_eq(&self.0, quota)
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl CountedFilter {
+    /// Counts what another one under the same quota does as well.
+    pub fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for CountedFilter {
+    fn drop(&mut self) {
+        let Self { quota, bytes } = self;
+        quota.filter_bytes.fetch_sub(*bytes, Ordering::Relaxed);
     }
 }
 

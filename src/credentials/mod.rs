@@ -56,13 +56,13 @@ pub use self::{
         name_problem,
     },
     file::File,
-    grant::{Ended, Grant, Kind, Place, QuotaReached},
+    grant::{CountedConnection, CountedFilter, Ended, Grant, Kind, Place, Quota, QuotaReached},
     record::{Record, Recorded},
     scope::{Allowed, Forbidden, Scope},
     token::{Digest, Token},
 };
 use self::{
-    grant::{Clock, Holder, Quota},
+    grant::{Clock, Holder, Quotas},
     token::Bearer,
     watch::{Recording, State, Watcher},
 };
@@ -287,7 +287,7 @@ impl Credentials {
             Kind::Anonymous,
             "anonymous",
             everything,
-            Quota::new(None),
+            Quota::new(Quotas::default()),
             None,
             Arc::clone(&clock),
         );

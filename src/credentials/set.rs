@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     entry::{Entry, Proof},
-    grant::{Clock, Ended, Holder, Kind, Quota},
+    grant::{Clock, Ended, Holder, Kind, Quota, Quotas},
     token::Digest,
 };
 use crate::net::tls::Identity;
@@ -103,7 +103,11 @@ fn hold(entry: &Entry, clock: &Clock) -> Arc<Holder> {
         kind,
         &entry.name,
         entry.scope.clone(),
-        Quota::new(entry.streams_max),
+        Quota::new(Quotas {
+            streams_max: entry.streams_max,
+            connections_max: entry.connections_max,
+            unsent_bytes_max: entry.unsent_bytes_max,
+        }),
         entry.expires_at,
         Arc::clone(clock),
     )

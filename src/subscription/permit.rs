@@ -1,11 +1,13 @@
-//! Owns what lets one stream go on: its place under the quota of its credential, and the news of the
+//! Owns what lets one stream go on: what it takes of the quotas of its credential, and the news of the
 //! credential's end.
+
+use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, poll_immediate};
 
 use super::Failure;
 use crate::{
-    credentials::{Ended, Grant, Place},
+    credentials::{CountedFilter, Ended, Grant, Place, Quota},
     net::slots::Slot,
 };
 
@@ -13,25 +15,44 @@ use crate::{
 pub(crate) struct Permit {
     _place: Place,
     _slot: Option<Slot>,
+    filter: Vec<CountedFilter>,
+    quota: Option<Arc<Quota>>,
     ended: BoxFuture<'static, Ended>,
 }
 
 impl Permit {
-    /// Takes a place under the grant's quota. A slot that the stream also occupies is given back
+    /// Takes a place under the grant's quota, which is `usual_max` if it has none of its own. A slot that the stream also occupies is given back
     /// together with the place.
     ///
     /// # Errors
     /// The credential's quota is used up.
-    pub(crate) fn new(grant: &Grant, slot: Option<Slot>) -> Result<Self, Failure> {
-        let place = grant.enter().map_err(Failure::Quota)?;
+    pub(super) fn new(
+        grant: &Grant,
+        slot: Option<Slot>,
+        usual_max: usize,
+    ) -> Result<Self, Failure> {
+        let place = grant.enter(usual_max).map_err(Failure::Quota)?;
+        let quota = grant.quota().cloned();
         let grant = grant.clone();
         // Made once and kept: waking thousands of streams must not register thousands of timers.
         let ended = Box::pin(async move { grant.ended().await });
         Ok(Self {
             _place: place,
             _slot: slot,
+            filter: Vec::new(),
+            quota,
             ended,
         })
+    }
+
+    /// What the credential has; `None` without one.
+    pub(super) fn quota(&self) -> Option<&Arc<Quota>> {
+        self.quota.as_ref()
+    }
+
+    /// Holds the memory of the stream's filter.
+    pub(super) fn hold(&mut self, filter: Vec<CountedFilter>) {
+        self.filter = filter;
     }
 
     /// Resolves when the credential ends. Once it has, do not ask again.

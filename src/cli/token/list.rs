@@ -137,6 +137,8 @@ mod tests {
                 apps: Allowed::All,
             },
             streams_max: Some(10),
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: "2026-11-23T14:00:00Z".parse().ok(),
             expires_at: "2026-11-24T14:00:00Z".parse().ok(),
         };
@@ -145,6 +147,8 @@ mod tests {
             proof: Proof::Certificate(CertificateName::parse("spiffe://e.com/\u{1b}[2J")),
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         };
