@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use tokio::sync::watch;
 
 pub use self::extract::Extract;
-use self::extract::Extracts;
+use self::extract::{Extracts, Taken};
 use crate::{
     event::{LogId, Sequence, UnixMicros},
     filter::Filter,
@@ -32,6 +32,14 @@ pub struct Options {
     /// The most bytes of blocks that the window holds. The newest block always stays.
     pub window_bytes_max: usize,
 }
+
+/// The most matching blocks that a group remembers. A subscriber that is further behind looks at each block,
+/// as it would without a group. A window can have a hundred thousand blocks, and a bus ten thousand
+/// groups.
+const MATCHES_KEPT_MAX: usize = 128;
+
+/// The extracts of all groups take at most this part of the window's bytes.
+const EXTRACTS_PART: usize = 4;
 
 /// How often [`Bus::follow`] tries again when the log grew between the reading of its head and the
 /// registration as a follower, which takes less than a microsecond.
@@ -48,6 +56,8 @@ pub struct Bus {
     /// filter once.
     groups: DashMap<Filter, Arc<Group>>,
     bytes: AtomicUsize,
+    /// What the extracts of all groups take, in bytes.
+    extract_bytes: AtomicUsize,
 }
 
 struct Window {
@@ -142,6 +152,7 @@ impl Bus {
             head: AtomicU64::new(head.0),
             groups: DashMap::new(),
             bytes: AtomicUsize::new(0),
+            extract_bytes: AtomicUsize::new(0),
         })
     }
 
@@ -160,10 +171,19 @@ impl Bus {
         // in the window, and one that joined before is woken.
         self.bytes.store(evicted.bytes_left, Ordering::Relaxed);
         self.head.store(block.last_sequence().0, Ordering::Release);
+        let is_full = self.extract_bytes.load(Ordering::Relaxed) > self.extract_bytes_max();
         for entry in &self.groups {
+            if is_full {
+                // They are of earlier blocks: who still wants one makes it again.
+                entry.value().extracts.clear(&self.extract_bytes);
+            }
             entry.value().publish(entry.key(), block, evicted.through);
         }
         Ok(())
+    }
+
+    fn extract_bytes_max(&self) -> usize {
+        self.options.window_bytes_max / EXTRACTS_PART
     }
 
     /// The sequence number of the newest event.
@@ -200,12 +220,14 @@ impl Bus {
     /// Adds a subscriber to those with this filter.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, filter: Filter) -> Subscriber {
-        let entry = self.groups.entry(filter.clone()).or_insert_with(|| {
+        let entry = self.groups.entry(filter).or_insert_with(|| {
             // Read under the entry's lock: publishing has set the head before it passes this entry.
             Arc::new(Group::new(self.head()))
         });
         entry.subscribers.fetch_add(1, Ordering::Relaxed);
         let group = Arc::clone(&entry);
+        // Equal filters are one in memory.
+        let filter = entry.key().clone();
         drop(entry);
         let matched = group.matched.subscribe();
         Subscriber {
@@ -344,6 +366,11 @@ impl Group {
             let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
             if matches {
                 recent.in_window.push_back(block.last_sequence());
+                if recent.in_window.len() > MATCHES_KEPT_MAX
+                    && let Some(oldest) = recent.in_window.pop_front()
+                {
+                    recent.gone = oldest;
+                }
             }
             recent.seen = block.last_sequence();
             if let Some(through) = evicted_through {
@@ -402,7 +429,12 @@ impl Subscriber {
         if self.filter.is_everything() || self.group.subscribers.load(Ordering::Relaxed) < 2 {
             return None;
         }
-        self.group.extracts.get(&self.filter, block, format)
+        let bus = &self.bus;
+        let taken = Taken {
+            bytes: &bus.extract_bytes,
+            bytes_max: bus.extract_bytes_max(),
+        };
+        self.group.extracts.get(&self.filter, block, format, &taken)
     }
 
     /// Resolves when there may be a new match since the last [`next`](Self::next).
@@ -422,7 +454,11 @@ impl Drop for Subscriber {
     fn drop(&mut self) {
         // The last one of a group takes it along.
         self.bus.groups.remove_if(&self.filter, |_, group| {
-            group.subscribers.fetch_sub(1, Ordering::Relaxed) == 1
+            let is_last = group.subscribers.fetch_sub(1, Ordering::Relaxed) == 1;
+            if is_last {
+                group.extracts.clear(&self.bus.extract_bytes);
+            }
+            is_last
         });
     }
 }
@@ -531,6 +567,39 @@ mod tests {
             assert_eq!(first(subscriber.next(Sequence(3))), 4);
         }
         assert!(bus.window_bytes() < 3 * block(1, "a").memory_bytes());
+    }
+
+    #[test]
+    fn a_group_remembers_few_of_the_blocks_that_match() {
+        let bus = bus_of(1_000);
+        let mut behind = bus.subscribe(filter(&["wanted"]));
+        let mut wanted = Vec::new();
+        for sequence in 1..=800 {
+            let is_wanted = sequence % 2 == 0;
+            bus.publish(&block(sequence, if is_wanted { "wanted" } else { "other" }))
+                .unwrap();
+        }
+        let recent = behind.group.recent.read().unwrap().in_window.len();
+        assert_eq!(recent, MATCHES_KEPT_MAX);
+        // It finds them all the same, and looks at those that it has forgotten.
+        let mut after = Sequence::ZERO;
+        while let Next::Block { block, .. } = behind.next(after) {
+            after = block.last_sequence();
+            if behind.filter().may_match(&block) {
+                wanted.push(after.0);
+            }
+        }
+        assert!(wanted.iter().copied().eq((2..=800).step_by(2)));
+    }
+
+    #[test]
+    fn subscribers_with_equal_filters_have_one_in_memory() {
+        let bus = bus_of(10);
+        let subscribers = [(); 3].map(|()| bus.subscribe(filter(&["wanted"])));
+        let first = subscribers[0].filter();
+        for other in &subscribers {
+            assert!(other.filter().shares_memory_with(first));
+        }
     }
 
     #[test]

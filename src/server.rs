@@ -214,9 +214,9 @@ impl Server {
                 let server = server.clone();
                 let certificate = connection.certificate().cloned();
                 let caller = Caller {
-                    address,
                     certificate,
                     standing: connection.standing().clone(),
+                    ..Caller::from(address)
                 };
                 async move { server.serve(connection, caller).await }
             },

@@ -8,7 +8,10 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use crate::{
@@ -23,6 +26,12 @@ const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 /// The most extracts that a group keeps: an extract without events has no bytes, but costs a look-up.
 const KEPT_BLOCKS_MAX: usize = 32;
+
+/// What the extracts of all groups take together, and may take.
+pub(super) struct Taken<'a> {
+    pub(super) bytes: &'a AtomicUsize,
+    pub(super) bytes_max: usize,
+}
 
 /// All events of a block that match a filter, in one payload format.
 pub struct Extract {
@@ -81,9 +90,10 @@ impl Extracts {
         filter: &Filter,
         block: &Block,
         format: Format,
+        taken: &Taken<'_>,
     ) -> Option<Arc<Extract>> {
         let wanted = (block.first_sequence(), format);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         let mut newest_first = kept.extracts.iter().rev();
         if let Some(entry) = newest_first.find(|entry| (entry.block, entry.format) == wanted) {
             return entry.extract.clone();
@@ -92,12 +102,31 @@ impl Extracts {
         let selection = filter.select(block);
         let extract =
             (!selection.is_all()).then(|| Arc::new(Extract::of(&selection, block, format)));
+        let before = kept.bytes;
         kept.push(Entry {
             block: block.first_sequence(),
             format,
             extract: extract.clone(),
         });
+        let after = kept.bytes;
+        if after > before {
+            let all = taken.bytes.fetch_add(after - before, Ordering::Relaxed);
+            if all > taken.bytes_max {
+                taken.bytes.fetch_sub(kept.clear(), Ordering::Relaxed);
+            }
+        } else {
+            taken.bytes.fetch_sub(before - after, Ordering::Relaxed);
+        }
         extract
+    }
+
+    /// Keeps none. What they took is taken from the bytes of all groups.
+    pub(super) fn clear(&self, bytes: &AtomicUsize) {
+        bytes.fetch_sub(self.lock().clear(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,6 +141,12 @@ impl Kept {
             self.bytes -= oldest.bytes();
         }
     }
+
+    /// Keeps none. Returns how many bytes that were.
+    fn clear(&mut self) -> usize {
+        self.extracts = VecDeque::new();
+        std::mem::take(&mut self.bytes)
+    }
 }
 
 impl Entry {
@@ -125,6 +160,10 @@ impl Entry {
 mod tests {
     use super::*;
     use crate::{event::testing as fixtures, filter::Spec};
+
+    const fn taken(bytes: &AtomicUsize, bytes_max: usize) -> Taken<'_> {
+        Taken { bytes, bytes_max }
+    }
 
     fn filter(event_type: &str) -> Filter {
         let types = vec![event_type.to_owned()];
@@ -153,7 +192,14 @@ mod tests {
     #[test]
     fn an_extract_is_what_each_would_have_put_together_by_itself() {
         let block = block(1, 5);
-        let get = |filter| Extracts::default().get(&filter, &block, Format::Typed);
+        let get = |filter| {
+            Extracts::default().get(
+                &filter,
+                &block,
+                Format::Typed,
+                &taken(&AtomicUsize::new(0), usize::MAX),
+            )
+        };
         let extract = get(filter("wanted")).unwrap();
         let view = block.view(Format::Typed);
         for (at, index) in [0, 2, 4].into_iter().enumerate() {
@@ -170,7 +216,16 @@ mod tests {
     fn an_extract_is_made_once_for_each_block_and_format() {
         let (filter, extracts) = (filter("wanted"), Extracts::default());
         let blocks = [block(1, 4), block(5, 4)];
-        let get = |block, format| extracts.get(&filter, block, format).unwrap();
+        let get = |block, format| {
+            extracts
+                .get(
+                    &filter,
+                    block,
+                    format,
+                    &taken(&AtomicUsize::new(0), usize::MAX),
+                )
+                .unwrap()
+        };
         let first = get(&blocks[0], Format::Typed);
         let raw = get(&blocks[0], Format::Raw);
         let second = get(&blocks[1], Format::Typed);
@@ -183,14 +238,39 @@ mod tests {
     #[test]
     fn only_the_newest_are_kept_by_number_and_by_weight() {
         let (filter, extracts) = (filter("wanted"), Extracts::default());
+        let bytes = AtomicUsize::new(0);
+        let taken = taken(&bytes, usize::MAX);
         for number in 0..100 {
-            extracts.get(&filter, &block(1 + number * 2, 2), Format::Typed);
+            extracts.get(&filter, &block(1 + number * 2, 2), Format::Typed, &taken);
         }
         let count = || extracts.0.lock().unwrap().extracts.len();
         assert_eq!(count(), KEPT_BLOCKS_MAX);
         let heavy = block(1_000, 8_000);
-        let extract = extracts.get(&filter, &heavy, Format::Typed).unwrap();
+        let extract = extracts
+            .get(&filter, &heavy, Format::Typed, &taken)
+            .unwrap();
         assert!(extract.view().bytes() > KEPT_BYTES_MAX);
         assert_eq!(count(), 0, "what is too large serves once");
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn all_groups_together_keep_no_more_than_they_may() {
+        let (filter, bytes) = (filter("wanted"), AtomicUsize::new(0));
+        let block = block(1, 100);
+        let one = Extracts::default();
+        let extract = one.get(&filter, &block, Format::Typed, &taken(&bytes, usize::MAX));
+        let extract_bytes = extract.unwrap().view().bytes();
+        assert_eq!(bytes.load(Ordering::Relaxed), extract_bytes);
+        let groups: Vec<_> = (0..10).map(|_| Extracts::default()).collect();
+        for group in &groups {
+            let taken = taken(&bytes, 3 * extract_bytes);
+            assert!(group.get(&filter, &block, Format::Typed, &taken).is_some());
+        }
+        assert!(bytes.load(Ordering::Relaxed) <= 4 * extract_bytes);
+        for group in groups.iter().chain([&one]) {
+            group.clear(&bytes);
+        }
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
     }
 }

@@ -220,6 +220,8 @@ impl Create {
                 apps: Allowed::or_all(self.apps),
             },
             streams_max: self.streams_max,
+            connections_max: None,
+            unsent_bytes_max: None,
             // To the second: nobody needs more, and people read it.
             created_at: Timestamp::from_second(now.as_second()).ok(),
             expires_at,
@@ -329,7 +331,7 @@ fn explain(entry: &Entry, file: &File) {
     };
     let quota = match entry.streams_max {
         Some(count) => format!("{count} streams at once"),
-        None => "no limit of streams of its own".to_owned(),
+        None => "as many streams as is usual".to_owned(),
     };
     exit::note(&format!(
         "`{}` may get {} of {}, {quota}; it is in {}",

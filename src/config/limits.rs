@@ -19,6 +19,8 @@ const STREAM_TIMES: RangeInclusive<Duration> = seconds(1)..=seconds(3600);
 const IDLE_TIMES: RangeInclusive<Duration> = seconds(1)..=days(7);
 /// What buffers may take of memory; the upper end only catches typing errors.
 const BUFFERS: RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize::gib(1 << 10);
+/// Parts of these may be smaller.
+const KIBIBYTES: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(1 << 10);
 
 settings! {
     /// How long events are kept. Whichever limit is reached first, the oldest events are removed.
@@ -127,6 +129,10 @@ settings! {
         /// one about the health counts as one.
         connections_per_address_max: usize = quarter(connections_max), in COUNTS;
 
+        /// Connections on which one credential was shown. A quarter of `connections_max` if nothing is
+        /// said. A credential's `connections_max` in the credentials file comes first.
+        connections_per_credential_max: usize = quarter(connections_max), in COUNTS;
+
         /// How long a connection may take to show a credential, where there are credentials: then it is
         /// closed. Probes of the health need none and connect again.
         credential_timeout: Duration = seconds(60), in STREAM_TIMES;
@@ -140,6 +146,22 @@ settings! {
 
         /// Streams in all. Ten thousand idle ones take less than half a GiB.
         streams_max: usize = 10_000, in COUNTS;
+
+        /// Streams of one credential. A quarter of `streams_max` if nothing is said. A credential's
+        /// `streams_max` in the credentials file, and `jwt.streams_max`, come first.
+        streams_per_credential_max: usize = quarter(streams_max), in COUNTS;
+
+        /// Bytes of memory that the filters of all streams take, and the requests that have not come whole
+        /// yet. Filters below 1 KiB are not counted; one that names as many users as it may takes 100 KiB.
+        filters_bytes_max: ByteSize = ByteSize::mib(64), in BUFFERS;
+
+        /// Of these, bytes of one credential. A quarter if nothing is said.
+        filters_bytes_per_credential_max: ByteSize = quarter_bytes(filters_bytes_max), in KIBIBYTES;
+
+        /// Streams that have blocks of the log in memory at once, while they catch up: each up to 3 MiB, and
+        /// for no longer than one response takes, or a client that does not read is given. Others wait for
+        /// their turn.
+        history_streams_max: usize = 64, in COUNTS;
 
         /// Streams of one address whose callers show no credential. A quarter of `streams_max` if nothing
         /// is said. Those with a credential have the quota of that.
@@ -192,9 +214,21 @@ settings! {
         /// travels alone. Clients refuse messages above 4 MiB unless they are told not to.
         response_bytes_max: ByteSize = ByteSize::kib(256), in ByteSize::kib(1)..=ByteSize::mib(3);
 
-        /// Bytes of a connection's responses that wait for its socket, whatever windows its client opened.
-        /// Four of the largest usual ones keep a socket busy.
+        /// Bytes of memory that a connection's responses take while they wait for its socket, with the
+        /// blocks that they are in, whatever windows its client opened. Four of the largest usual responses
+        /// keep a socket busy.
         unsent_bytes_max: ByteSize = ByteSize::mib(1), in ByteSize::kib(64)..=ByteSize::gib(1);
+
+        /// The same of all connections together, but never less than 2 KiB for each of `connections_max`.
+        /// Half of it is divided among all the connections that there may be, so that each goes on. The
+        /// other half is for whoever needs more; where it is short, connections that do not read are closed,
+        /// those first that hold most.
+        unsent_total_bytes_max: ByteSize = ByteSize::mib(256), in BUFFERS;
+
+        /// Of the other half, bytes of the connections of one credential. A quarter of all if nothing is
+        /// said, which is half of that half. A credential's `unsent_bytes_max` in the credentials file comes
+        /// first.
+        unsent_bytes_per_credential_max: ByteSize = quarter_bytes(unsent_total_bytes_max), in KIBIBYTES;
 
         /// Bytes written to a client that pay for one frame of its own. The shortest frame of a stream has
         /// 70, and a client has two or three to say to it.
@@ -265,6 +299,10 @@ settings! {
         /// After that, one line in this time, which says how many were left out.
         line_interval: Duration = MILLISECONDS_100, in Duration::from_millis(1)..=seconds(3600);
     }
+}
+
+fn quarter_bytes(all: ByteSize) -> ByteSize {
+    ByteSize(all.0 / 4)
 }
 
 /// What one address gets of everything by default, so that it takes four to fill a port.

@@ -27,7 +27,7 @@ pub const ENTRIES_MAX: usize = 4096;
 const END: &str = "end";
 /// The name of the array of tables.
 const CREDENTIALS: &str = "credentials";
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 13] = [
     "name",
     "expires_at",
     "created_at",
@@ -37,6 +37,8 @@ pub(super) const KEYS: [&str; 11] = [
     "previous_created_at",
     "previous_sha256",
     "streams_max",
+    "connections_max",
+    "unsent_bytes_max",
     "types",
     "apps",
 ];
@@ -175,6 +177,8 @@ struct Draft {
     types: Option<Allowed>,
     apps: Option<Allowed>,
     streams_max: Option<usize>,
+    connections_max: Option<usize>,
+    unsent_bytes_max: Option<usize>,
     created_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
     previous_digest: Option<Digest>,
@@ -274,6 +278,8 @@ impl Reader<'_> {
                 proof,
                 previous,
                 streams_max: draft.streams_max,
+                connections_max: draft.connections_max,
+                unsent_bytes_max: draft.unsent_bytes_max,
                 created_at: draft.created_at,
                 expires_at: draft.expires_at,
             },
@@ -339,6 +345,8 @@ impl Reader<'_> {
             }
             "apps" => value::allowed(value, entry::app_problem).map(|apps| draft.apps = Some(apps)),
             "streams_max" => value::count(value).map(|count| draft.streams_max = Some(count)),
+            "connections_max" => value::count(value).map(|n| draft.connections_max = Some(n)),
+            "unsent_bytes_max" => value::bytes(value).map(|n| draft.unsent_bytes_max = Some(n)),
             "created_at" => value::timestamp(value).map(|at| draft.created_at = Some(at)),
             "expires_at" => value::timestamp(value).map(|at| draft.expires_at = Some(at)),
             "previous_sha256" => {

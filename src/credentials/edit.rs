@@ -24,7 +24,9 @@ const HEADER: &str = "\
 # previous_expires_at = 2026-11-24T14:00:00Z    # a rotation: until when the token before is accepted too
 # previous_created_at = 2025-11-23T14:00:00Z
 # previous_sha256 = \"…\"
-# streams_max = 10                              # streams at once; without: no limit of its own
+# streams_max = 10                              # streams at once; without: limits.grpc of the bridge
+# connections_max = 10                          # connections at once; without: likewise
+# unsent_bytes_max = 16777216                   # memory of unread responses; without: likewise
 # types = [\"user.created\", \"user.session.*\"]    # or \"all\"; without: none
 # apps = [\"54e9ujn\"]                            # or \"all\"; without: none
 #
@@ -127,8 +129,14 @@ fn without_end(text: &str, end: Option<usize>) -> String {
 fn section(entry: &Entry) -> String {
     let mut section = format!("[[credentials]]\nname = {}\n", quoted(&entry.name));
     section.push_str(&lines_of_tokens(entry));
-    if let Some(count) = entry.streams_max {
-        section.push_str(&format!("streams_max = {count}\n"));
+    for (key, quota) in [
+        ("streams_max", entry.streams_max),
+        ("connections_max", entry.connections_max),
+        ("unsent_bytes_max", entry.unsent_bytes_max),
+    ] {
+        if let Some(quota) = quota {
+            section.push_str(&format!("{key} = {quota}\n"));
+        }
     }
     for (key, allowed) in [("types", &entry.scope.types), ("apps", &entry.scope.apps)] {
         let value = match allowed {
@@ -229,6 +237,8 @@ mod tests {
             previous: None,
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         }
@@ -258,6 +268,8 @@ mod tests {
                 apps: Allowed::or_all(vec!["app \"1\"".to_owned()]),
             },
             streams_max: Some(10),
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: "2026-11-23T14:00:00Z".parse().ok(),
             expires_at: "2027-11-23T14:00:00.5Z".parse().ok(),
             ..token("billing")

@@ -5,7 +5,7 @@ use std::{fmt, iter};
 
 use jiff::Timestamp;
 
-use super::{certificate::CertificateName, scope::Scope, token::Digest};
+use super::{certificate::CertificateName, grant::Quotas, scope::Scope, token::Digest};
 use crate::{filter, net::tls::NameKind};
 
 /// The longest name, in bytes: it is in every log line about a stream.
@@ -27,8 +27,12 @@ pub struct Entry {
     pub previous: Option<PreviousToken>,
     /// What it allows.
     pub scope: Scope,
-    /// Streams at once; `None` for as many as the bridge has.
+    /// Streams at once; `None` for the bridge's default.
     pub streams_max: Option<usize>,
+    /// Connections at once on which it is shown; `None` for the bridge's default.
+    pub connections_max: Option<usize>,
+    /// The most bytes of its responses that may wait for their sockets; `None` for the bridge's default.
+    pub unsent_bytes_max: Option<usize>,
     /// When the proof was made; only for people.
     pub created_at: Option<Timestamp>,
     /// When the proof expires; `None` for never.
@@ -73,6 +77,15 @@ impl Entry {
             .previous
             .map(|token| (Proof::Token(token.digest), Some(token.expires_at)));
         iter::once((self.proof.clone(), self.expires_at)).chain(previous)
+    }
+
+    /// The quotas of the credential itself.
+    pub(super) fn quotas(&self) -> Quotas {
+        Quotas {
+            streams_max: self.streams_max,
+            connections_max: self.connections_max,
+            unsent_bytes_max: self.unsent_bytes_max,
+        }
     }
 }
 

@@ -119,6 +119,8 @@ mod tests {
             previous: None,
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: at(created),
             expires_at: at(expires),
         })

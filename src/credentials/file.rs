@@ -330,6 +330,8 @@ mod tests {
             previous: None,
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         }

@@ -1,5 +1,5 @@
-//! Owns what a caller has once it has been let in: a scope, slots of a quota, and an end that it can wait for.
-//! Knows nothing of how it was let in.
+//! Owns what a caller has once it has been let in: a scope, what it takes of the quotas of its credential, and
+//! an end that it can wait for. Knows nothing of how it was let in.
 
 use std::{
     fmt,
@@ -61,27 +61,69 @@ pub enum Ended {
     Expired,
 }
 
-/// The credential has as many streams open as it may have.
+/// The credential has all that it may have of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this credential has {streams_max} streams open, which is all it may have: close one, or ask \
-     the operator of this bridge for a higher quota"
-)]
-pub struct QuotaReached {
-    /// The quota.
-    pub streams_max: usize,
+pub enum QuotaReached {
+    /// Streams.
+    #[error(
+        "this credential has {streams_max} streams open, which is all it may have: close one, or \
+         ask the operator of this bridge for a higher quota"
+    )]
+    Streams {
+        /// The quota.
+        streams_max: usize,
+    },
+    /// Connections on which it was shown.
+    #[error(
+        "this credential has {connections_max} connections open, which is all it may have: use \
+         one of them, or ask the operator of this bridge for a higher quota"
+    )]
+    Connections {
+        /// The quota.
+        connections_max: usize,
+    },
+    /// The memory of filters: its own, or that of the whole bridge.
+    #[error(
+        "there is no memory for another filter of this size, of which {bytes_max} bytes are for \
+         all together: name fewer users, or retry later"
+    )]
+    Filters {
+        /// The limit that was reached.
+        bytes_max: usize,
+    },
 }
 
 /// A slot of the quota of a credential, which is released when this is dropped.
 #[must_use = "the slot is released when this is dropped"]
 pub struct QuotaSlot(Arc<Quota>);
 
-/// How many streams one credential has open, and may have.
-#[derive(Debug)]
-pub(super) struct Quota {
-    /// `None`: as many as the bridge has.
-    streams_max: Option<usize>,
+/// The quotas of one credential. `None`: the bridge's default applies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Quotas {
+    pub(super) streams_max: Option<usize>,
+    pub(super) connections_max: Option<usize>,
+    pub(super) unsent_bytes_max: Option<usize>,
+}
+
+/// What one credential has at present, and its quotas.
+#[derive(Debug, Default)]
+pub struct Quota {
+    quotas: Quotas,
     streams: AtomicUsize,
+    connections: AtomicUsize,
+    unsent_bytes: AtomicUsize,
+    filter_bytes: AtomicUsize,
+}
+
+/// A connection under the quota of a credential, given back when it is dropped.
+#[derive(Debug)]
+pub struct CountedConnection(Arc<Quota>);
+
+/// The memory of a filter under the quota of a credential, given back when it is dropped.
+#[derive(Debug)]
+pub struct CountedFilter {
+    quota: Arc<Quota>,
+    bytes: usize,
 }
 
 /// What all grants share that were given for one proof of a credential.
@@ -144,12 +186,25 @@ impl Grant {
         self.holder.scope.narrow(spec)
     }
 
-    /// Takes a slot of the quota, for one stream.
+    /// Takes a slot of the quota, for one stream. There are `default_max` if the credential has no quota of
+    /// its own.
     ///
     /// # Errors
     /// All slots are taken.
-    pub fn enter(&self) -> Result<QuotaSlot, QuotaReached> {
-        self.holder.quota.enter()
+    pub fn enter(&self, default_max: usize) -> Result<QuotaSlot, QuotaReached> {
+        let quota = &self.holder.quota;
+        let streams_max = quota.quotas.streams_max.unwrap_or(default_max);
+        if take(&quota.streams, 1, streams_max) {
+            Ok(QuotaSlot(Arc::clone(quota)))
+        } else {
+            Err(QuotaReached::Streams { streams_max })
+        }
+    }
+
+    /// The quota of the credential; `None` for callers without a credential, who are not one caller.
+    #[must_use]
+    pub fn quota(&self) -> Option<&Arc<Quota>> {
+        (self.holder.kind != Kind::Anonymous).then_some(&self.holder.quota)
     }
 
     pub(super) fn is_expired(&self) -> bool {
@@ -186,21 +241,61 @@ impl Grant {
 }
 
 impl Quota {
-    pub(super) fn new(streams_max: Option<usize>) -> Arc<Self> {
+    pub(super) fn new(quotas: Quotas) -> Arc<Self> {
         Arc::new(Self {
-            streams_max,
-            streams: AtomicUsize::new(0),
+            quotas,
+            ..Self::default()
         })
     }
 
-    fn enter(self: &Arc<Self>) -> Result<QuotaSlot, QuotaReached> {
-        let streams_max = self.streams_max.unwrap_or(usize::MAX);
-        let one_more = |streams: usize| (streams < streams_max).then_some(streams + 1);
-        self.streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| QuotaSlot(Arc::clone(self)))
-            .map_err(|_| QuotaReached { streams_max })
+    /// Counts a connection on which the credential was shown.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub fn connect(self: &Arc<Self>, usual_max: usize) -> Result<CountedConnection, QuotaReached> {
+        let connections_max = self.quotas.connections_max.unwrap_or(usual_max);
+        if take(&self.connections, 1, connections_max) {
+            Ok(CountedConnection(Arc::clone(self)))
+        } else {
+            Err(QuotaReached::Connections { connections_max })
+        }
     }
+
+    /// Counts the memory of a filter.
+    ///
+    /// # Errors
+    /// It would be more than there may be.
+    pub fn filter(
+        self: &Arc<Self>,
+        bytes: usize,
+        bytes_max: usize,
+    ) -> Result<CountedFilter, QuotaReached> {
+        if take(&self.filter_bytes, bytes, bytes_max) {
+            let quota = Arc::clone(self);
+            Ok(CountedFilter { quota, bytes })
+        } else {
+            Err(QuotaReached::Filters { bytes_max })
+        }
+    }
+
+    /// Whether so many bytes more of responses may wait for their sockets: then they count.
+    #[must_use]
+    pub fn take_unsent(&self, bytes: usize, usual_max: usize) -> bool {
+        let bytes_max = self.quotas.unsent_bytes_max.unwrap_or(usual_max);
+        take(&self.unsent_bytes, bytes, bytes_max)
+    }
+
+    /// So many bytes less do.
+    pub fn give_back_unsent(&self, bytes: usize) {
+        self.unsent_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Adds to a count, unless it would be more than `max`.
+fn take(count: &AtomicUsize, more: usize, max: usize) -> bool {
+    let add = |count: usize| count.checked_add(more).filter(|&count| count <= max);
+    let order = Ordering::Relaxed;
+    count.fetch_update(order, order, add).is_ok()
 }
 
 impl Holder {
@@ -255,6 +350,34 @@ impl Holder {
 impl Drop for QuotaSlot {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl CountedConnection {
+    /// Whether it is one under this quota.
+    #[must_use]
+    pub fn is_of(&self, quota: &Arc<Quota>) -> bool {
+        Arc::ptr_eq(&self.0, quota)
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl CountedFilter {
+    /// Counts what another one under the same quota does as well.
+    pub fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for CountedFilter {
+    fn drop(&mut self) {
+        let Self { quota, bytes } = self;
+        quota.filter_bytes.fetch_sub(*bytes, Ordering::Relaxed);
     }
 }
 

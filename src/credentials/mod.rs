@@ -61,7 +61,7 @@ pub use self::{
     },
     expiry::{EXPIRY_WARNING, Expiry, expiry_warning},
     file::File,
-    grant::{Ended, Grant, Kind, QuotaReached, QuotaSlot},
+    grant::{CountedConnection, CountedFilter, Ended, Grant, Kind, Quota, QuotaReached, QuotaSlot},
     last_use::LastUse,
     record::{Record, Recorded},
     rotation::{Rotation, RotationError},
@@ -69,7 +69,7 @@ pub use self::{
     token::{Digest, Token},
 };
 use self::{
-    grant::{Clock, Holder, Quota},
+    grant::{Clock, Holder, Quotas},
     set::Set,
     token::Bearer,
     watch::{FileState, Recording, Watcher},
@@ -306,7 +306,7 @@ impl Credentials {
             Kind::Anonymous,
             "anonymous",
             everything,
-            Quota::new(None),
+            Quota::new(Quotas::default()),
             None,
             Arc::clone(&clock),
         );

@@ -121,6 +121,8 @@ mod tests {
             previous: None,
             scope: Scope::default(),
             streams_max: Some(3),
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: Some(at(-5)),
             expires_at: Some(at(5)),
         }

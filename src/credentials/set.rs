@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     entry::{Entry, Proof},
     expiry::Expiry,
-    grant::{Clock, Ended, Holder, Kind, Quota},
+    grant::{Clock, Ended, Holder, Kind, Quota, Quotas},
     scope::Scope,
     token::Digest,
 };
@@ -26,7 +26,7 @@ pub(super) struct Set {
 /// One credential, with a holder for each of its proofs. They share its quota.
 struct Member {
     scope: Scope,
-    streams_max: Option<usize>,
+    quotas: Quotas,
     expiry: Option<Expiry>,
     proofs: Vec<(Proof, Arc<Holder>)>,
 }
@@ -38,17 +38,16 @@ impl Set {
     pub(super) fn after(before: &Self, entries: Vec<Entry>, clock: &Clock) -> Self {
         let mut set = Self::default();
         for entry in entries {
-            let unchanged = before.members.get(entry.name.as_str()).filter(|member| {
-                member.scope == entry.scope && member.streams_max == entry.streams_max
-            });
+            let quotas = entry.quotas();
+            let unchanged = before
+                .members
+                .get(entry.name.as_str())
+                .filter(|member| member.scope == entry.scope && member.quotas == quotas);
             let holder_of = |proof: &Proof| unchanged.and_then(|member| member.holder(proof));
             let quota = entry
                 .proofs()
                 .find_map(|(proof, _)| holder_of(&proof))
-                .map_or_else(
-                    || Quota::new(entry.streams_max),
-                    |holder| Arc::clone(&holder.quota),
-                );
+                .map_or_else(|| Quota::new(quotas), |holder| Arc::clone(&holder.quota));
             let proofs = entry.proofs().map(|(proof, expires_at)| {
                 let holder = match holder_of(&proof) {
                     Some(holder) => {
@@ -76,8 +75,8 @@ impl Set {
         }
         let member = Member {
             expiry: Expiry::of(&entry),
+            quotas: entry.quotas(),
             scope: entry.scope,
-            streams_max: entry.streams_max,
             proofs,
         };
         self.members.insert(entry.name.into(), member);

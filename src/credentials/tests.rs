@@ -103,6 +103,8 @@ fn token(name: &str) -> (Token, Entry) {
         scope: Scope::default(),
         previous: None,
         streams_max: None,
+        connections_max: None,
+        unsent_bytes_max: None,
         created_at: None,
         expires_at: None,
     };
@@ -274,7 +276,9 @@ async fn a_bridge_without_credentials_lets_everybody_in() {
         .await
         .unwrap();
     assert!(is_running(&grant).await);
-    let places: Vec<QuotaSlot> = (0..1000).map(|_| grant.enter().unwrap()).collect();
+    let places: Vec<QuotaSlot> = (0..1000)
+        .map(|_| grant.enter(usize::MAX).unwrap())
+        .collect();
     assert_eq!(places.len(), 1000);
     credentials.shutdown().await;
 }
@@ -335,7 +339,7 @@ async fn what_means_the_same_goes_on_with_its_quota() {
     };
     let scene = Scene::new(&[&entry]).await;
     let grant = scene.show(&shown).await.unwrap();
-    let place = grant.enter().unwrap();
+    let place = grant.enter(usize::MAX).unwrap();
     let (_, other) = token("two");
     scene.change(|file| file.add(&other).unwrap()).await;
     let created = "created_at = 2026-01-01T00:00:00Z\n[end]";
@@ -345,9 +349,12 @@ async fn what_means_the_same_goes_on_with_its_quota() {
     scene.change(|_| scene.write(&text)).await;
     assert!(is_running(&grant).await);
     let again = scene.show(&shown).await.unwrap();
-    assert_eq!(again.enter().unwrap_err(), QuotaReached { streams_max: 1 });
+    assert_eq!(
+        again.enter(usize::MAX).unwrap_err(),
+        QuotaReached::Streams { streams_max: 1 }
+    );
     drop(place);
-    assert!(again.enter().is_ok());
+    assert!(again.enter(usize::MAX).is_ok());
 }
 
 #[tokio::test]
@@ -362,12 +369,12 @@ async fn a_quota_counts_all_streams_of_a_credential() {
         scene.show(&shown).await.unwrap(),
         scene.show(&shown).await.unwrap(),
     );
-    let first = one.enter().unwrap();
-    let _second = two.enter().unwrap();
-    let refused = one.clone().enter().unwrap_err();
+    let first = one.enter(usize::MAX).unwrap();
+    let _second = two.enter(usize::MAX).unwrap();
+    let refused = one.clone().enter(usize::MAX).unwrap_err();
     assert!(refused.to_string().contains("2 streams open"), "{refused}");
     drop(first);
-    assert!(two.enter().is_ok());
+    assert!(two.enter(usize::MAX).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -600,7 +607,7 @@ async fn a_token_is_in_no_debug_output_and_no_refusal() {
     let scene = Scene::new(&[&entry]).await;
     let secret = shown.expose().trim_start_matches("pb_");
     let grant = scene.show(&shown).await.unwrap();
-    let place = grant.enter().unwrap();
+    let place = grant.enter(usize::MAX).unwrap();
     let header = format!("Bearer {}", shown.expose());
     let presented = Presented {
         authorization: Some(header.as_bytes()),
@@ -893,6 +900,8 @@ mod prefixes {
                     expires_at: Timestamp::from_second(at).unwrap(),
                 }),
                 streams_max,
+                connections_max: streams_max.map(|count| count * 2),
+                unsent_bytes_max: streams_max.map(|count| count * 1024),
                 created_at: Timestamp::from_second(1).ok(),
                 expires_at: expires_at.and_then(|at| Timestamp::from_second(at).ok()),
             },

@@ -1,6 +1,8 @@
 //! Owns how the values of a credentials file are read: each has a type, bounds, and a help that says what to
 //! write instead. Knows no keys and no sections, which `document` reads.
 
+use std::ops::RangeInclusive;
+
 use jiff::Timestamp;
 use toml::de::DeValue;
 
@@ -68,16 +70,25 @@ pub(super) fn allowed(
 }
 
 pub(super) fn count(value: &DeValue<'_>) -> Result<usize, Problem> {
+    number(value, 1..=STREAMS_MAX).ok_or((
+        "is no whole number from 1 to 10000000",
+        "write how many the credential may have open at once, or leave the key out",
+    ))
+}
+
+pub(super) fn bytes(value: &DeValue<'_>) -> Result<usize, Problem> {
+    number(value, 1..=1 << 40).ok_or((
+        "is no whole number of bytes, at most 1 TiB",
+        "write how much memory its unread responses may take, or leave the key out",
+    ))
+}
+
+fn number(value: &DeValue<'_>, bounds: RangeInclusive<usize>) -> Option<usize> {
     let number = match value {
         DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
         _ => None,
     };
-    number
-        .filter(|count| (1..=STREAMS_MAX).contains(count))
-        .ok_or((
-            "is no whole number from 1 to 10000000",
-            "write how many streams the credential may have open at once, or leave the key out",
-        ))
+    number.filter(|number| bounds.contains(number))
 }
 
 pub(super) fn timestamp(value: &DeValue<'_>) -> Result<Timestamp, Problem> {

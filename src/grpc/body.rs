@@ -17,7 +17,10 @@ use tokio::time::{Sleep, sleep};
 use tonic::{Status, body};
 
 use super::status::{Failure, ended, trailers};
-use crate::subscription::{CursorSession, Step};
+use crate::{
+    credentials::{CountedFilter, Quota},
+    subscription::{CursorSession, Step, Subscriptions},
+};
 
 /// A response's extension: the session behind its body, for a connection that can send responses
 /// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
@@ -98,6 +101,8 @@ async fn next(
             Some(Step::Response(mut response)) => {
                 let bytes = response.copy_to_bytes(response.remaining());
                 session.sent(response.events, bytes.len());
+                // Nobody says how long its client takes for this one.
+                session.park();
                 return (Some(Frame::data(bytes)), Some(session));
             }
             Some(Step::End(end)) => {
@@ -167,6 +172,70 @@ impl Body for ReadAhead {
 
     fn is_end_stream(&self) -> bool {
         self.frames.is_empty() && (self.is_read || self.body.is_end_stream())
+    }
+}
+
+/// A request's body whose bytes count until it is dropped: whoever reads it keeps them until the message
+/// is whole. Those of strangers do not count; there are few of them, and they are small.
+pub(super) struct Counted {
+    body: body::Body,
+    subscriptions: Arc<Subscriptions>,
+    quota: Option<Arc<Quota>>,
+    counted: Vec<CountedFilter>,
+}
+
+impl Counted {
+    pub(super) fn new(
+        body: body::Body,
+        subscriptions: Arc<Subscriptions>,
+        quota: Option<Arc<Quota>>,
+    ) -> Self {
+        Self {
+            body,
+            subscriptions,
+            quota,
+            counted: Vec::new(),
+        }
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), Status> {
+        if self.quota.is_none() {
+            return Ok(());
+        }
+        let counted = self.subscriptions.count(bytes, self.quota.as_ref());
+        let counted = counted.map_err(|failure| Status::from(&Failure::Stream(failure)))?;
+        if self.counted.is_empty() {
+            self.counted = counted;
+        } else {
+            // However many frames there are.
+            for (before, more) in self.counted.iter_mut().zip(counted) {
+                before.absorb(more);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(bytes) = frame.data_ref()
+            && let Err(status) = self.count(bytes.len())
+        {
+            return Poll::Ready(Some(Err(status)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }
 

@@ -21,13 +21,17 @@ use super::{
     status::{Failure, trailers},
 };
 use crate::{
-    credentials::{Grant, Kind, Refusal},
+    credentials::{Grant, Kind, QuotaReached, Refusal},
     http2::{self, Caller},
     net::slots::Slot,
     proto::{GetRangeRequest, GetRangeResponse, LogRange},
-    subscription::{CursorSession, Permit},
+    subscription::{self, CursorSession},
     wire,
 };
+
+/// How large a response gets, in bytes, that is sent as the body of gRPC-Web, unless a single event is
+/// larger: the connection holds all of it until its client reads.
+const WEB_RESPONSE_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers `Subscribe`.
 pub(super) fn subscribe(
@@ -37,7 +41,13 @@ pub(super) fn subscribe(
     async move {
         let caller = request.extensions().get::<Caller>().cloned();
         match open(&resources, caller.as_ref(), request).await {
-            Ok(session) => stream(session, resources.options.response_bytes_max),
+            Ok(session) => stream(
+                session,
+                resources
+                    .options
+                    .response_bytes_max
+                    .min(WEB_RESPONSE_BYTES_MAX),
+            ),
             Err(failure) => {
                 resources.refused(Refused::Subscription, caller.as_ref(), &failure);
                 Status::from(&failure).into_http()
@@ -57,7 +67,8 @@ async fn open(
     let grant = parts.extensions.remove::<Grant>();
     let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
     let plan = request::plan(message(resources, body).await?, &grant)?;
-    let permit = Permit::new(&grant, slot(resources, caller, &grant)?)?;
+    let slot = slot(resources, caller, &grant)?;
+    let permit = resources.subscriptions.permit(&grant, slot)?;
     let peer = caller.map(|caller| caller.address);
     let session = resources
         .subscriptions
@@ -130,6 +141,12 @@ where
         }),
         Ok(Err(status)) if status.code() == Code::DeadlineExceeded => {
             Err(Failure::MessageTimeout { waited })
+        }
+        // It did not come whole, for want of memory.
+        Ok(Err(status)) if status.code() == Code::ResourceExhausted => {
+            let bytes_max = resources.subscriptions.filters_bytes_max();
+            let reached = QuotaReached::Filters { bytes_max };
+            Err(Failure::Stream(subscription::Failure::Quota(reached)))
         }
         // Too large, or not protobuf. tonic would call some of that INTERNAL, but it is no bug.
         Ok(Err(status)) => Err(Failure::Message {

@@ -14,7 +14,7 @@ use tonic::{Status, body::Body, service::Routes};
 use tower_service::Service;
 
 use super::{
-    body::{ReadAhead, Timed},
+    body::{Counted, ReadAhead, Timed},
     held::Held,
     resources::{Refused, Resources},
     rpcs::{self, Access, Handler, Requests, Rpc},
@@ -25,6 +25,7 @@ use crate::{
     credentials::{self, Grant, Presented, Refusal, jwt},
     http2::{Caller, Kind, NoSlot},
     net::slots::{Slot, Standing},
+    subscription,
 };
 
 /// The RPCs behind the gate.
@@ -83,7 +84,11 @@ impl Gate {
             Requests::One => self.resources.options.header_timeout,
             Requests::Many => self.resources.options.slow_consumer_timeout,
         };
-        let request = Request::from_parts(parts, Body::new(Timed::new(Body::new(body), timeout)));
+        let quota = grant.as_ref().and_then(Grant::quota).cloned();
+        let subscriptions = Arc::clone(&self.resources.subscriptions);
+        let body = Counted::new(Body::new(body), subscriptions, quota);
+        let body = Timed::new(Body::new(body), timeout);
+        let request = Request::from_parts(parts, Body::new(body));
         let answer = async {
             match rpc.handler {
                 Handler::Own(answer) => answer(Arc::clone(&self.resources), request).await,
@@ -157,6 +162,11 @@ async fn admit(
         }
     };
     if let Some(grant) = &grant {
+        if let (Some(caller), Some(quota)) = (caller, grant.quota()) {
+            let usual_max = resources.options.connections_per_credential_max;
+            let counted = caller.shown.count(quota, usual_max);
+            counted.map_err(|reached| Failure::Stream(subscription::Failure::Quota(reached)))?;
+        }
         if let Some(connection) = connection {
             connection.prove();
         }

@@ -17,7 +17,7 @@ mod tests;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use self::{gate::Gate, resources::Resources, services::Services};
@@ -30,6 +30,10 @@ use crate::{
     net::quiet::{self, Quiet},
     subscription::{self, Snapshot, Subscriptions},
 };
+
+/// How large the messages to health and reflection may be, in bytes, which strangers may send: they name
+/// a service or a symbol.
+const STANDARD_REQUEST_BYTES_MAX: usize = 4096;
 
 /// The limits of the subscribers' port.
 #[derive(Clone, Debug)]
@@ -88,7 +92,8 @@ impl Server {
             Arc::clone(&metrics),
             draining.clone(),
         );
-        let (health, standard) = standard::services(options.request_bytes_max).await?;
+        let (health, standard) =
+            standard::services(options.request_bytes_max.min(STANDARD_REQUEST_BYTES_MAX)).await?;
         let resources = Resources {
             subscriptions: Arc::clone(&subscriptions),
             credentials: credentials.clone(),
@@ -98,14 +103,8 @@ impl Server {
             metrics,
         };
         let gate = Gate::new(Arc::new(resources), standard);
-        let connections = Connections {
-            handler: Services::new(gate, web_origins),
-            options,
-            credentials,
-            quiet,
-            draining,
-            streams: TaskTracker::new(),
-        };
+        let services = Services::new(gate, web_origins);
+        let connections = Connections::new(services, options, credentials, quiet, draining);
         Ok(Self {
             subscriptions,
             connections: Arc::new(connections),

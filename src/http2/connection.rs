@@ -17,7 +17,6 @@ use super::{
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
     stream::Stream,
-    unsent::Unsent,
 };
 use crate::{
     metrics::Closure,
@@ -27,12 +26,16 @@ use crate::{
 /// How long a connection that is closed for a flood may take to hear why.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a client may send before it is read, on a stream and on a connection.
+const REQUEST_WINDOW_BYTES: u32 = 65_535;
+
 /// What happens to a connection besides requests.
 enum Event {
     /// The client did not answer a ping.
     Unanswered,
-    /// The client sent far more frames than it had reason to.
-    Flood,
+    /// The client sent far more frames than it had reason to, or does not read while others need the
+    /// memory that its responses take.
+    Misused,
     /// The connection has to go.
     Over(Closure),
     /// The server begins to drain.
@@ -46,15 +49,15 @@ impl<H: RequestHandler> Connections<H> {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let options = &self.options;
-        let flooded = CancellationToken::new();
+        let misused = CancellationToken::new();
         let shelf = Shelf::default();
-        let frames = FrameBudget::new(options.frames, flooded.clone());
+        let frames = FrameBudget::new(options.frames, misused.clone());
         let (io, flusher) = gather(Tapped::new(io, frames), shelf.clone());
         let mut connection = match self.handshake(io, &flusher, &caller).await {
             Ok(connection) => connection,
             Err(closure) => return closure,
         };
-        let unsent = Unsent::new(options.unsent_bytes_max);
+        let unsent = self.unsent.connect(misused.clone());
         let tenure = self.tenure(&caller);
         // A connection is woken for each response. What is rare is asked only when it was woken
         // itself.
@@ -64,7 +67,7 @@ impl<H: RequestHandler> Connections<H> {
                 .map(|()| Event::Unanswered)
                 .boxed(),
         );
-        events.push(flooded.cancelled().map(|()| Event::Flood).boxed());
+        events.push(misused.cancelled().map(|()| Event::Misused).boxed());
         events.push(tenure.over(None).map(Event::Over).boxed());
         events.push(self.draining.cancelled().map(|()| Event::Draining).boxed());
         let mut told = None;
@@ -96,7 +99,11 @@ impl<H: RequestHandler> Connections<H> {
                     self.say_unanswered(&caller);
                     return Some(Closure::Unanswered);
                 }
-                Event::Flood => {
+                Event::Misused if unsent.is_squeezed() => {
+                    self.say_squeezed(&caller);
+                    return Some(Closure::Unread);
+                }
+                Event::Misused => {
                     self.end_flood(&mut connection, &flusher, &caller).await;
                     return Some(Closure::Flood);
                 }
@@ -116,6 +123,17 @@ impl<H: RequestHandler> Connections<H> {
         if let Some(Admitted { unlogged }) = self.quiet.admit("unanswered") {
             let peer = caller.address;
             tracing::info!(%peer, unlogged, "connection closed: it answers no pings");
+        }
+    }
+
+    fn say_squeezed(&self, caller: &Caller) {
+        if let Some(Admitted { unlogged }) = self.quiet.admit("unread") {
+            let peer = caller.address;
+            tracing::warn!(
+                %peer,
+                unlogged,
+                "connection closed: it does not read, and others need its memory"
+            );
         }
     }
 
@@ -173,9 +191,10 @@ fn builder(options: &Options) -> Builder {
     builder
         .max_concurrent_streams(options.streams_per_connection_max)
         .max_header_list_size(options.header_bytes_max)
-        // Requests are small: room for many of them would only be room for an attacker.
-        .initial_window_size(64 * 1024)
-        .initial_connection_window_size(256 * 1024)
+        // Requests are small: room for many of them would only be room for an attacker. It is as little
+        // as the protocol begins with.
+        .initial_window_size(REQUEST_WINDOW_BYTES)
+        .initial_connection_window_size(REQUEST_WINDOW_BYTES)
         .max_send_buffer_size(2 * options.response_bytes_max)
         // Resets that the server answers with, and such that come before it looked (rapid
         // reset, CVE-2023-44487; RUSTSEC-2024-0003).

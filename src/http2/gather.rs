@@ -21,6 +21,8 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::unsent::Share;
+
 /// How much is gathered before it is written in any case, in bytes: as much as a socket usually
 /// takes at once. Past that a system call costs little beside its bytes.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
@@ -46,7 +48,14 @@ pub(super) struct Flusher<IO>(Arc<Mutex<Inner<IO>>>);
 /// the same slices, when they come to be written a moment later, can be kept without a copy. One
 /// for each connection. Forgetting to put something there costs a copy and nothing else.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shelf(Arc<Mutex<Vec<Bytes>>>);
+pub(super) struct Shelf(Arc<Mutex<Shown>>);
+
+#[derive(Debug, Default)]
+struct Shown {
+    parts: Vec<Bytes>,
+    /// What they hold of the connection's memory, until the socket has taken them.
+    share: Option<Arc<Share>>,
+}
 
 struct Inner<IO> {
     io: IO,
@@ -58,6 +67,10 @@ struct Inner<IO> {
     copied: BytesMut,
     /// All of it, in bytes.
     gathered: usize,
+    /// How many bytes were ever gathered.
+    gathered_ever: u64,
+    /// What the gathered bytes hold of the connection's memory, each until so many bytes were written.
+    shares: VecDeque<(u64, Arc<Share>)>,
 }
 
 /// Splits a socket into what h2 is given and what whoever polls h2 must flush after each poll.
@@ -68,6 +81,8 @@ pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
         pieces: VecDeque::new(),
         copied: BytesMut::new(),
         gathered: 0,
+        gathered_ever: 0,
+        shares: VecDeque::new(),
     }));
     (Gather(Arc::clone(&inner)), Flusher(inner))
 }
@@ -78,26 +93,31 @@ fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shelf {
-    /// Puts there what is shown now, in place of what was shown before.
-    pub(super) fn show<'a>(&self, parts: impl Iterator<Item = &'a Bytes>) {
-        let mut kept = parts.filter(|part| part.len() >= KEPT_BYTES_MIN).peekable();
-        if kept.peek().is_some() {
-            let mut shown = lock(&self.0);
-            shown.clear();
-            shown.extend(kept.cloned());
-        }
+    /// Puts there what is shown now, in place of what was shown before, and what holds its memory.
+    pub(super) fn show<'a>(
+        &self,
+        parts: impl Iterator<Item = &'a Bytes>,
+        share: Option<&Arc<Share>>,
+    ) {
+        let kept = parts.filter(|part| part.len() >= KEPT_BYTES_MIN);
+        let mut shown = lock(&self.0);
+        shown.parts.clear();
+        shown.parts.extend(kept.cloned());
+        shown.share = share.cloned();
     }
 
-    /// Lets go of everything.
-    fn clear(&self) {
-        lock(&self.0).clear();
+    /// Lets go of everything. Returns what holds the memory of what was shown.
+    fn clear(&self) -> Option<Arc<Share>> {
+        let mut shown = lock(&self.0);
+        shown.parts.clear();
+        shown.share.take()
     }
 
     /// The shared bytes that a slice is a part of.
     fn find(&self, slice: &[u8]) -> Option<Bytes> {
         let slice_at = slice.as_ptr_range();
         let shown = lock(&self.0);
-        let mut holding = shown.iter().filter(|part| {
+        let mut holding = shown.parts.iter().filter(|part| {
             let part_at = part.as_ptr_range();
             part_at.start <= slice_at.start && slice_at.end <= part_at.end
         });
@@ -133,12 +153,19 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
         }
         self.pieces = VecDeque::new();
         self.copied = BytesMut::new();
+        self.shares = VecDeque::new();
         Poll::Ready(Ok(()))
     }
 
     /// Lets go of what was written.
     fn advance(&mut self, mut written: usize) {
         self.gathered = self.gathered.saturating_sub(written);
+        let written_ever = self.gathered_ever - self.gathered as u64;
+        while let Some((until, _)) = self.shares.front()
+            && *until <= written_ever
+        {
+            self.shares.pop_front();
+        }
         while let Some(piece) = self.pieces.front_mut() {
             if written < piece.len() {
                 piece.advance(written);
@@ -162,6 +189,7 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
             self.copied.reserve(COPIED_BYTES_AT_FIRST);
         }
         self.gathered += slice.len();
+        self.gathered_ever += slice.len() as u64;
         let kept = if slice.len() < KEPT_BYTES_MIN {
             None
         } else {
@@ -173,6 +201,14 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
                 self.pieces.push_back(kept);
             }
             None => self.copied.extend_from_slice(slice),
+        }
+    }
+
+    /// What was pushed last holds this until it is written.
+    fn hold(&mut self, share: Arc<Share>) {
+        match self.shares.back_mut() {
+            Some((until, last)) if Arc::ptr_eq(last, &share) => *until = self.gathered_ever,
+            _ => self.shares.push_back((self.gathered_ever, share)),
         }
     }
 }
@@ -199,7 +235,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gather<IO> {
         for slice in slices {
             inner.push(slice);
         }
-        inner.shelf.clear();
+        if let Some(share) = inner.shelf.clear() {
+            inner.hold(share);
+        }
         Poll::Ready(Ok(bytes))
     }
 
@@ -234,7 +272,10 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::http2::unsent::{Budget, Limits};
 
     async fn flush(flusher: &Flusher<DuplexStream>) {
         poll_fn(|context| flusher.poll_flush(context))
@@ -268,7 +309,7 @@ mod tests {
 
     /// What h2 does with a frame: shows its slices, and writes them.
     async fn write_shown(gather: &mut Gather<DuplexStream>, shelf: &Shelf, slices: &[&Bytes]) {
-        shelf.show(slices.iter().copied());
+        shelf.show(slices.iter().copied(), None);
         let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
         let all: usize = slices.iter().map(|slice| slice.len()).sum();
         assert_eq!(gather.write_vectored(&slices).await.unwrap(), all);
@@ -286,7 +327,10 @@ mod tests {
         write_shown(&mut gather, &shelf, &[&head, &one]).await;
         write_shown(&mut gather, &shelf, &[&head, &short, &two]).await;
         assert_eq!(lock(&gather.0).pieces.len(), 4, "two heads and two slices");
-        assert!(lock(&shelf.0).is_empty(), "nothing is held for longer");
+        assert!(
+            lock(&shelf.0).parts.is_empty(),
+            "nothing is held for longer"
+        );
         // Not shown: copied.
         gather.write_all(&one).await.unwrap();
         let mut expected = Vec::new();
@@ -303,6 +347,46 @@ mod tests {
         let mut got = vec![0; expected.len()];
         client.read_exact(&mut got).await.unwrap();
         assert!(got == expected);
+    }
+
+    #[tokio::test]
+    async fn what_was_gathered_holds_its_memory_until_the_socket_has_taken_it() {
+        let budget = Budget::new(Limits {
+            total_bytes_max: 1 << 20,
+            credential_bytes_max: 1 << 20,
+            connection_bytes_max: 1 << 20,
+            connections_max: 1,
+        });
+        let unsent = budget.connect(CancellationToken::new());
+        let (mut client, server) = duplex(1024);
+        let shelf = Shelf::default();
+        let (mut gather, flusher) = gather(server, shelf.clone());
+        let mut held = Vec::new();
+        for byte in [1, 2] {
+            let bytes = Bytes::from(vec![byte; 4096]);
+            let share = Arc::new(unsent.try_hold(4096, 4096).unwrap());
+            for frame in [bytes.slice(..2048), bytes.slice(2048..)] {
+                shelf.show([&frame].into_iter(), Some(&share));
+                gather.write_all(&frame).await.unwrap();
+            }
+            held.push(Arc::downgrade(&share));
+        }
+        let is_held = || [&held[0], &held[1]].map(|share| share.strong_count() > 0);
+        let flushed = futures_util::future::poll_immediate(flush(&flusher)).await;
+        assert!(flushed.is_none(), "the socket takes less");
+        assert_eq!(is_held(), [true, true]);
+        let (mut first, mut second) = ([0; 4096], [0; 4096]);
+        let (_, ()) = tokio::join!(client.read_exact(&mut first), async {
+            let _ = futures_util::future::poll_immediate(flush(&flusher)).await;
+            while is_held()[0] {
+                let _ = futures_util::future::poll_immediate(flush(&flusher)).await;
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(is_held(), [false, true]);
+        let (_, ()) = tokio::join!(client.read_exact(&mut second), flush(&flusher));
+        assert_eq!(is_held(), [false, false]);
+        assert_eq!((first, second), ([1; 4096], [2; 4096]));
     }
 
     #[tokio::test]

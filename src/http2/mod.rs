@@ -14,7 +14,14 @@ mod stream;
 mod tenure;
 mod unsent;
 
-use std::{error::Error, fmt, io::Cursor, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    io::Cursor,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -28,10 +35,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::calls::{Calls, Kind, NoSlot};
 #[cfg(fuzzing)]
 pub(crate) use self::frame_budget::fuzzing;
-use self::tenure::{Tenure, Timeouts};
 pub use self::{calls::Limits as CallLimits, frame_budget::Limits as FrameLimits};
+use self::{
+    tenure::{Tenure, Timeouts},
+    unsent::Budget,
+};
 use crate::{
-    credentials::{Credentials, Grant},
+    credentials::{CountedConnection, Credentials, Grant, Quota, QuotaReached},
     metrics::{Closure, ConnectionRefusal},
     net::{fair::Fair, quiet::Quiet, slots::Standing, tap::Tapped, tls::ClientCertificate},
     subscription::{CursorSession, Failure},
@@ -56,8 +66,16 @@ pub struct Options {
     pub request_bytes_max: usize,
     /// How large a response gets, in bytes, unless a single event is larger.
     pub response_bytes_max: usize,
-    /// How much of a connection's responses may wait for its socket, in bytes.
+    /// How much memory the responses of a connection that wait for its socket may take, in bytes.
     pub unsent_bytes_max: usize,
+    /// How much those of all connections may take.
+    pub unsent_total_bytes_max: usize,
+    /// How much of it those of one credential may take, unless it has a quota of its own.
+    pub unsent_bytes_per_credential_max: usize,
+    /// How many connections there may be.
+    pub connections_max: usize,
+    /// On how many of them one credential may be shown, unless it has a quota of its own.
+    pub connections_per_credential_max: usize,
     /// How many frames a client may send.
     pub frames: FrameLimits,
     /// How long a client may take to begin speaking.
@@ -101,10 +119,12 @@ pub(crate) struct Answer<B> {
 /// Serves the connections of subscribers.
 pub(crate) struct Connections<H> {
     pub(crate) handler: H,
-    pub(crate) options: Options,
-    pub(crate) credentials: Credentials,
+    options: Options,
+    /// The memory of responses that wait for their sockets.
+    unsent: Arc<Budget>,
+    credentials: Credentials,
     /// Which closed connections are still said in the log.
-    pub(crate) quiet: Arc<Quiet>,
+    quiet: Arc<Quiet>,
     /// Cancelled when the server begins to drain.
     pub(crate) draining: CancellationToken,
     /// The streams, which outlive the connection's own task by a moment.
@@ -112,6 +132,30 @@ pub(crate) struct Connections<H> {
 }
 
 impl<H: RequestHandler> Connections<H> {
+    /// None is open yet. All are told to go when `draining` is cancelled.
+    pub(crate) fn new(
+        handler: H,
+        options: Options,
+        credentials: Credentials,
+        quiet: Arc<Quiet>,
+        draining: CancellationToken,
+    ) -> Self {
+        Self {
+            handler,
+            unsent: Budget::new(unsent::Limits {
+                total_bytes_max: options.unsent_total_bytes_max,
+                credential_bytes_max: options.unsent_bytes_per_credential_max,
+                connection_bytes_max: options.unsent_bytes_max,
+                connections_max: options.connections_max,
+            }),
+            options,
+            credentials,
+            quiet,
+            draining,
+            streams: TaskTracker::new(),
+        }
+    }
+
     /// Serves one connection until it ends. Says what it was closed for, if it was.
     pub(crate) async fn serve<IO>(self: &Arc<Self>, io: IO, caller: Caller) -> Option<Closure>
     where
@@ -154,7 +198,44 @@ pub struct Caller {
     pub certificate: Option<ClientCertificate>,
     /// Whether its connection keeps its place when there is no room for a new one.
     pub standing: Standing,
+    /// The credentials that were shown on its connection.
+    pub shown: Shown,
 }
+
+/// How many credentials of a connection are remembered: a gateway may show many on one, one after
+/// the other.
+const SHOWN_MAX: usize = 64;
+
+/// The credentials that were shown on a connection, for as long as it lasts. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Shown(Arc<Mutex<Vec<CountedConnection>>>);
+
+impl Shown {
+    /// Counts the connection under the quota of a credential, once.
+    ///
+    /// # Errors
+    /// The credential has as many connections as it may.
+    pub(crate) fn count(&self, quota: &Arc<Quota>, usual_max: usize) -> Result<(), QuotaReached> {
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.iter().any(|connection| connection.is_of(quota)) {
+            return Ok(());
+        }
+        shown.push(quota.connect(usual_max)?);
+        if shown.len() > SHOWN_MAX {
+            shown.remove(0);
+        }
+        Ok(())
+    }
+}
+
+/// Those of the same connection.
+impl PartialEq for Shown {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Shown {}
 
 impl From<SocketAddr> for Caller {
     /// A caller without a certificate.
@@ -163,6 +244,7 @@ impl From<SocketAddr> for Caller {
             address,
             certificate: None,
             standing: Standing::default(),
+            shown: Shown::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Owns what h2 is given to send: a piece of a response, with what it holds of the connection until it
-//! is sent.
+//! Owns what h2 is given to send: a piece of a response, with what it holds of the connection's memory
+//! until the socket has taken it.
 
-use std::io::IoSlice;
+use std::{io::IoSlice, sync::Arc};
 
 use bytes::Buf;
 
@@ -12,8 +12,8 @@ use crate::subscription::Response;
 #[derive(Default)]
 pub(super) struct Piece {
     response: Response,
-    /// What of the connection's room they hold.
-    _share: Option<Share>,
+    /// What they hold of the connection's memory.
+    share: Option<Arc<Share>>,
     /// Where the connection looks for shared slices.
     shelf: Shelf,
 }
@@ -22,7 +22,7 @@ impl Piece {
     pub(super) fn new(response: Response, share: Share, shelf: Shelf) -> Self {
         Self {
             response,
-            _share: Some(share),
+            share: Some(Arc::new(share)),
             shelf,
         }
     }
@@ -38,7 +38,8 @@ impl Buf for Piece {
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        self.shelf.show(self.response.parts().take(slices.len()));
+        let parts = self.response.parts().take(slices.len());
+        self.shelf.show(parts, self.share.as_ref());
         self.response.chunks_vectored(slices)
     }
 

@@ -26,6 +26,9 @@ use crate::{
 /// How long a client without room keeps the blocks that it was about to get in memory.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 
+/// The same where others wait for the memory.
+const PARK_SOON_AFTER: Duration = Duration::from_millis(50);
+
 /// How long a client without room gets to make some once the server drains.
 const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -107,6 +110,17 @@ impl Patience {
 impl<H: RequestHandler> Sender<'_, H> {
     /// Sends the responses of a session, each as large as the client has room for.
     pub(super) async fn session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+        let began_at = Instant::now();
+        let sent = self.responses(&mut session).await;
+        if sent.is_err() && self.unsent.is_squeezed() {
+            // Nobody is told, but the operator: why its connection is gone is why the stream is.
+            session.give_up(began_at.elapsed());
+            session.take(0);
+        }
+        sent
+    }
+
+    async fn responses<S: Source>(&mut self, session: &mut Session<S>) -> Result<(), Gone> {
         loop {
             tokio::select! {
                 biased;
@@ -120,8 +134,8 @@ impl<H: RequestHandler> Sender<'_, H> {
             }
             // Most responses have room at once.
             let mut patience = None;
-            let room = self.room(&mut session, wanted, &mut patience).await?;
-            let Some(mut room) = room else {
+            let room = self.room(session, wanted, &mut patience).await?;
+            let Some(room) = room else {
                 return self.end_session(session);
             };
             match session.take(room.bytes) {
@@ -131,11 +145,10 @@ impl<H: RequestHandler> Sender<'_, H> {
                 Some(Step::Response(response)) => {
                     let (events, bytes) = (response.events, response.remaining());
                     if bytes <= room.bytes {
-                        room.share.shrink_to(bytes);
                         self.send_piece(response, room.share)?;
                     } else {
                         session.split(response);
-                        let pieces = self.pieces(&mut session, room, &mut patience);
+                        let pieces = self.pieces(session, room, &mut patience);
                         if Box::pin(pieces).await?.is_none() {
                             return self.end_session(session);
                         }
@@ -171,7 +184,6 @@ impl<H: RequestHandler> Sender<'_, H> {
                 return Ok(None);
             };
             patience.took(piece.remaining());
-            room.share.shrink_to(piece.remaining());
             self.send_piece(piece, room.share)?;
             let left = session.rest_bytes();
             if left == 0 {
@@ -187,7 +199,13 @@ impl<H: RequestHandler> Sender<'_, H> {
         }
     }
 
-    fn send_piece(&mut self, piece: Response, share: Share) -> Result<(), Gone> {
+    /// Sends what fits into a share.
+    fn send_piece(&mut self, mut piece: Response, mut share: Share) -> Result<(), Gone> {
+        if !share.fit(piece.memory_bytes()) {
+            // There is no memory for all of the block that it is in.
+            piece.compact();
+            share.fit(piece.memory_bytes());
+        }
         let piece = Piece::new(piece, share, self.shelf.clone());
         self.send.send_data(piece, false).map_err(|_| Gone)
     }
@@ -225,7 +243,12 @@ impl<H: RequestHandler> Sender<'_, H> {
     ) -> Result<Option<Room>, Gone> {
         let draining = session.draining().clone();
         let holds_since = session.holds_since().unwrap_or_else(Instant::now);
-        let mut parked = pin!(sleep_until(holds_since + PARK_AFTER));
+        let park_after = if session.is_waited_for() {
+            PARK_SOON_AFTER
+        } else {
+            PARK_AFTER
+        };
+        let mut parked = pin!(sleep_until(holds_since + park_after));
         let mut is_parked = false;
         let mut hurried = false;
         let mut coming = pin!(self.coming_room(wanted, bytes_max));
@@ -354,20 +377,19 @@ impl<H: RequestHandler> Sender<'_, H> {
                 room = self.coming_room(bytes.len(), bytes_max) => Some(room?),
                 () = sleep_until(patience.deadline) => None,
             };
-            let Some(mut room) = room else {
+            let Some(room) = room else {
                 self.send.send_reset(Reason::CANCEL);
                 return Err(Gone);
             };
             let piece = bytes.split_to(room.bytes.min(bytes.len()));
             patience.took(piece.len());
-            room.share.shrink_to(piece.len());
             self.send_piece(piece.into(), room.share)?;
         }
         Ok(())
     }
 
     /// Ends a stream whose session has ended.
-    fn end_session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+    fn end_session<S: Source>(&mut self, session: &mut Session<S>) -> Result<(), Gone> {
         match session.take(0) {
             Some(Step::End(end)) => self.end(&end),
             Some(Step::Response(_)) | None => Err(Gone),

@@ -20,6 +20,7 @@ use super::{
     tenure::OpenCall,
     unsent::Unsent,
 };
+use crate::credentials::Grant;
 
 /// A request and where its response goes.
 pub(super) struct Stream<H> {
@@ -50,6 +51,9 @@ impl<H: RequestHandler> Stream<H> {
             session,
             grant,
         } = answer;
+        let unsent = self
+            .unsent
+            .under(grant.as_ref().and_then(Grant::quota).cloned());
         let (head, body) = response.into_parts();
         let ends = session.is_none() && body.is_end_stream();
         let Ok(mut send) = respond.send_response(Response::from_parts(head, ()), ends) else {
@@ -59,7 +63,7 @@ impl<H: RequestHandler> Stream<H> {
             handler: &self.connections.handler,
             options: &self.connections.options,
             draining: &self.connections.draining,
-            unsent: &self.unsent,
+            unsent: &unsent,
             shelf: &self.shelf,
             send: &mut send,
         };

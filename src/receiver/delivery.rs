@@ -101,7 +101,12 @@ pub(super) async fn take<B: Buf>(
     let appended = shared.log.append(batch).await?;
     drop(held);
     if appended.accepted > 0 {
-        shared.note_accepted(app, dates, doubt, arrival.pending.peer);
+        shared.note_accepted(
+            app,
+            dates,
+            doubt,
+            arrival.pending.peer.map(|peer| peer.address),
+        );
     }
     shared
         .metrics

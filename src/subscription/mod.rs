@@ -17,6 +17,7 @@ mod start;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use self::registry::Snapshot;
@@ -31,17 +32,30 @@ pub(crate) use self::{
 };
 use crate::{
     bus::Bus,
+    credentials::{CountedFilter, Grant, Quota},
     event::{Cursor, Sequence},
     log::{self, Log, ReadError},
     metrics::Metrics,
+    net::slots::Slot,
     proto,
 };
+
+/// Smaller filters are not counted: a stream takes more.
+const FREE_FILTER_BYTES: usize = 1024;
 
 /// The limits of subscriptions.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many streams may be open in all.
     pub streams_max: usize,
+    /// How many streams a credential may have that has no quota of its own.
+    pub streams_per_credential_max: usize,
+    /// How much memory the filters of all streams may take, in bytes.
+    pub filters_bytes_max: usize,
+    /// How much of it those of one credential may take.
+    pub filters_bytes_per_credential_max: usize,
+    /// How many streams may have blocks of the log in memory while they catch up.
+    pub history_streams_max: usize,
     /// Over how long the reconnections of all clients are spread when the server drains.
     pub drain_retry_spread: Duration,
 }
@@ -56,6 +70,10 @@ pub(crate) struct Subscriptions {
     bus: Arc<Bus>,
     registry: Arc<Registry>,
     pace: Pace,
+    /// What all filters together count under.
+    filters: Arc<Quota>,
+    /// Held by each stream that has blocks of the log in memory.
+    history: Arc<Semaphore>,
     /// Cancelled when the server begins to drain.
     draining: CancellationToken,
 }
@@ -70,12 +88,15 @@ impl Subscriptions {
         draining: CancellationToken,
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
+        let history = options.history_streams_max.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
+            history: Arc::new(Semaphore::new(history)),
             options,
             log,
             bus,
             registry,
             pace: Pace::default(),
+            filters: Arc::default(),
             draining,
         })
     }
@@ -87,10 +108,11 @@ impl Subscriptions {
     pub(crate) async fn open(
         self: &Arc<Self>,
         plan: Plan,
-        permit: Permit,
+        mut permit: Permit,
         peer: Option<SocketAddr>,
         credential: &str,
     ) -> Result<CursorSession, Failure> {
+        permit.hold(self.filter(&plan, permit.quota())?);
         let mut registration = self.registry.admit(peer, credential, &plan.client_name)?;
         let progress_interval = plan.progress_interval;
         match CursorSource::open(Arc::clone(self), plan).await {
@@ -107,6 +129,53 @@ impl Subscriptions {
                 Err(failure)
             }
         }
+    }
+
+    /// Takes a place for a stream under the quota of its credential. A slot that the stream also
+    /// occupies is given back together with it.
+    ///
+    /// # Errors
+    /// The quota is used up.
+    pub(crate) fn permit(&self, grant: &Grant, slot: Option<Slot>) -> Result<Permit, Failure> {
+        let is_known = grant.quota().is_some();
+        let usual_max = if is_known {
+            self.options.streams_per_credential_max
+        } else {
+            usize::MAX
+        };
+        Permit::new(grant, slot, usual_max)
+    }
+
+    /// How much memory filters and requests may take.
+    pub(crate) fn filters_bytes_max(&self) -> usize {
+        self.options.filters_bytes_max
+    }
+
+    /// Counts the memory of a filter, in all and for its credential.
+    fn filter(
+        &self,
+        plan: &Plan,
+        quota: Option<&Arc<Quota>>,
+    ) -> Result<Vec<CountedFilter>, Failure> {
+        let bytes = plan.filter.memory_bytes();
+        if bytes <= FREE_FILTER_BYTES {
+            return Ok(Vec::new());
+        }
+        self.count(bytes, quota)
+    }
+
+    /// Counts the memory of a filter, or of a request that is coming.
+    pub(crate) fn count(
+        &self,
+        bytes: usize,
+        quota: Option<&Arc<Quota>>,
+    ) -> Result<Vec<CountedFilter>, Failure> {
+        let options = &self.options;
+        let of_credential = quota.map(|quota| (quota, options.filters_bytes_per_credential_max));
+        let of_all = Some((&self.filters, options.filters_bytes_max));
+        let counted = [of_credential, of_all].into_iter().flatten();
+        let counted = counted.map(|(quota, bytes_max)| quota.filter(bytes, bytes_max));
+        counted.collect::<Result<_, _>>().map_err(Failure::Quota)
     }
 
     /// What can be seen of all streams now.

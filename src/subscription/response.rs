@@ -15,11 +15,17 @@ use crate::{
 /// the CPU's prefetcher; a copy costs its length. Below this many bytes the copy is cheaper.
 const SHARED_BYTES_MIN: usize = 4_096;
 
+/// A slice keeps all of its block in memory. What is a smaller part of its block than one of this many
+/// is copied, so that a filter does not keep large blocks in memory with a few events of each.
+const SHARED_PART: usize = 2;
+
 /// A whole gRPC message with a `SubscribeResponse`, ready to be sent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Response {
     parts: VecDeque<Bytes>,
     remaining: usize,
+    /// How much of blocks it keeps in memory besides what is to be sent, in bytes.
+    kept_bytes: usize,
     /// How many events it carries.
     pub(crate) events: usize,
     /// The first of them.
@@ -46,6 +52,20 @@ impl Response {
         self.parts.push_back(bytes);
     }
 
+    /// How much memory it takes, in bytes: what is to be sent, and its part of the blocks that it is
+    /// in.
+    #[must_use]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.remaining + self.kept_bytes
+    }
+
+    /// Moves it into memory of its own, which lets go of all blocks.
+    pub(crate) fn compact(&mut self) {
+        self.kept_bytes = 0;
+        let bytes = self.copy_to_bytes(self.remaining);
+        self.push(bytes);
+    }
+
     /// The shared slices that it consists of.
     pub(crate) fn parts(&self) -> impl Iterator<Item = &Bytes> {
         self.parts.iter()
@@ -55,6 +75,11 @@ impl Response {
     #[must_use]
     pub(super) fn split_to(&mut self, bytes: usize) -> Self {
         let mut front = Self::default();
+        if self.remaining > 0 {
+            let part = bytes.min(self.remaining);
+            front.kept_bytes = self.kept_bytes / self.remaining * part;
+            self.kept_bytes -= front.kept_bytes;
+        }
         while front.remaining < bytes
             && let Some(mut part) = self.parts.pop_front()
         {
@@ -122,6 +147,7 @@ pub(super) struct Writer {
     copied: Vec<u8>,
     /// Where in `copied` each shared part belongs.
     shared: Vec<(usize, Bytes)>,
+    kept_bytes: usize,
     events_bytes: usize,
     events: usize,
     full: bool,
@@ -133,6 +159,7 @@ impl Writer {
             bytes_left: bytes_max.saturating_sub(RESPONSE_HEAD_BYTES),
             copied: Vec::new(),
             shared: Vec::new(),
+            kept_bytes: 0,
             events_bytes: 0,
             events: 0,
             full: false,
@@ -159,7 +186,7 @@ impl Writer {
         self.bytes_left = self.bytes_left.saturating_sub(bytes);
         self.events_bytes += bytes;
         self.events += end - run.start;
-        let is_copied = bytes < SHARED_BYTES_MIN;
+        let is_copied = bytes < SHARED_BYTES_MIN.max(view.bytes() / SHARED_PART);
         if self.copied.is_empty() {
             self.begin(if is_copied { bytes } else { 0 });
         }
@@ -167,6 +194,7 @@ impl Writer {
             self.copied.extend_from_slice(view.as_slice(run.start..end));
         } else {
             let shared = view.slice(run.start..end);
+            self.kept_bytes += view.held_bytes(bytes).saturating_sub(bytes);
             self.shared.push((self.copied.len(), shared));
         }
         end
@@ -203,6 +231,7 @@ impl Writer {
         Response {
             parts,
             remaining: RESPONSE_HEAD_BYTES + self.events_bytes,
+            kept_bytes: self.kept_bytes,
             events: self.events,
             ..Response::default()
         }

@@ -91,8 +91,10 @@ impl Rest {
     /// The next piece, of at most `bytes_max` and no more than what is in memory.
     #[must_use]
     pub(super) fn split_to(&mut self, bytes_max: usize) -> Response {
-        let piece = self.loaded.split_to(bytes_max);
+        let mut piece = self.loaded.split_to(bytes_max);
         if self.is_slow {
+            // The connection may hold the piece for long as well.
+            piece.compact();
             self.park();
         }
         piece

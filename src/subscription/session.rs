@@ -6,7 +6,10 @@ mod pieces;
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -36,6 +39,8 @@ pub(crate) struct Session<S> {
     draining: CancellationToken,
     /// What is still to be sent of a response that goes out in pieces.
     rest: Option<Box<Rest>>,
+    /// Held while it has blocks of the log in memory.
+    history: Option<OwnedSemaphorePermit>,
     progress_interval: Duration,
     progress_at: Instant,
     /// Fires no later than `progress_at`. That moves with each response; the timer follows when it
@@ -76,6 +81,7 @@ impl<S: Source> Session<S> {
             registration,
             permit,
             rest: None,
+            history: None,
             progress_interval,
             progress_at,
             timer: Box::pin(sleep_until(progress_at)),
@@ -97,20 +103,49 @@ impl<S: Source> Session<S> {
                 return;
             }
             let has_taken_time = match self.source.step(&mut self.outbox) {
-                Moved::Ready => return self.linger().await,
+                Moved::Ready => {
+                    if self.source.is_live() {
+                        // What it has is the bus's.
+                        self.history = None;
+                    }
+                    return self.linger().await;
+                }
                 Moved::On => {
                     // A sparse filter can have far to go: let others run in between.
                     tokio::task::coop::consume_budget().await;
                     true
                 }
                 Moved::Read | Moved::Wait if is_draining => return self.drain(),
-                Moved::Read => self.source.read(&mut self.outbox).await || self.wait().await,
-                Moved::Wait => self.wait().await,
+                Moved::Read => match self.read().await {
+                    Some(has_read) => has_read || self.wait().await,
+                    None => false,
+                },
+                Moved::Wait => {
+                    self.history = None;
+                    self.wait().await
+                }
             };
             if has_taken_time && !self.has_something() && Instant::now() >= self.progress_at {
                 self.outbox.notices.push_back(self.source.progress());
             }
         }
+    }
+
+    /// Reads from the log when it is this stream's turn. `None` if the stream ends before that.
+    async fn read(&mut self) -> Option<bool> {
+        // Nothing of what was read before is left.
+        self.history = None;
+        let turn = Arc::clone(&self.subscriptions.history).acquire_owned();
+        tokio::select! {
+            biased;
+            turn = turn => self.history = turn.ok(),
+            () = self.draining.cancelled() => return None,
+            ended = self.permit.ended() => {
+                self.revoke(ended);
+                return None;
+            }
+        }
+        Some(self.source.read(&mut self.outbox).await)
     }
 
     /// Lets more live events come before the ones at hand are sent, when there is load.
@@ -213,6 +248,7 @@ impl<S: Source> Session<S> {
     /// holds no memory. What was found is found again from the place.
     pub(crate) fn park(&mut self) {
         self.source.park();
+        self.history = None;
         if let Some(rest) = &mut self.rest {
             rest.park();
         }
@@ -224,6 +260,12 @@ impl<S: Source> Session<S> {
         *self
             .drain_by
             .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX)
+    }
+
+    /// Whether others wait until this stream lets go of its blocks.
+    #[must_use]
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.history.is_some() && self.subscriptions.history.available_permits() == 0
     }
 
     /// Whether it has not come to the end of the log yet, or has fallen behind since.
@@ -400,7 +442,7 @@ mod tests {
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
-            let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None).unwrap();
+            let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None, 1).unwrap();
             let registration = subscriptions.registry.admit(None, "", "").unwrap();
             let notices = VecDeque::new();
             let session = Session::new(

@@ -86,6 +86,8 @@ pub struct Entry {
 /// any run of them is part of a response as it is.
 pub struct View {
     bytes: Bytes,
+    /// The memory that a slice of these keeps alive.
+    held_bytes: usize,
     ends: Box<[u32]>,
 }
 
@@ -129,6 +131,7 @@ impl View {
             copied.extend_from_slice(&self.slice(run));
         }
         Self {
+            held_bytes: copied.capacity(),
             bytes: copied.into(),
             ends: ends.into(),
         }
@@ -150,6 +153,16 @@ impl View {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// The memory that a slice of so many bytes keeps alive, if the rest of the events is kept alive by
+    /// slices as well: the block has more than these bytes.
+    #[must_use]
+    pub fn held_bytes(&self, slice_bytes: usize) -> usize {
+        match self.bytes.len() {
+            0 => 0,
+            bytes => slice_bytes.saturating_mul(self.held_bytes) / bytes,
+        }
     }
 
     /// How many bytes that slice has.
@@ -330,6 +343,7 @@ impl Block {
         let typed_start = bytes.len() - rest.len();
         let typed = View {
             bytes: bytes.slice(typed_start..typed_start + typed_bytes),
+            held_bytes: bytes.len(),
             ends: entries.iter().map(|entry| entry.typed_end).collect(),
         };
         let cursor = wire::cursor(event_fields(&typed.bytes));
@@ -399,6 +413,7 @@ impl Block {
             (typed_start, raw_start) = (entry.typed_end as usize, entry.raw_end as usize);
         }
         View {
+            held_bytes: bytes.capacity(),
             bytes: bytes.into(),
             ends: ends.into(),
         }

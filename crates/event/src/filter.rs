@@ -19,6 +19,7 @@
 //! assert!(!filter.matches("user.created", "app_1", "usr_1"));
 //! ```
 
+mod memory;
 mod pattern;
 
 use std::{fmt, ops::Range, sync::Arc};

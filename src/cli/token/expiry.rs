@@ -146,6 +146,8 @@ mod tests {
             previous: None,
             scope: Scope::default(),
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: created.map(at),
             expires_at: expires.map(at),
         };

@@ -213,6 +213,8 @@ mod tests {
             },
             previous: None,
             streams_max: Some(10),
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: "2026-11-23T14:00:00Z".parse().ok(),
             expires_at: "2026-11-24T14:00:00Z".parse().ok(),
         };
@@ -222,6 +224,8 @@ mod tests {
             scope: Scope::default(),
             previous: None,
             streams_max: None,
+            connections_max: None,
+            unsent_bytes_max: None,
             created_at: None,
             expires_at: None,
         };

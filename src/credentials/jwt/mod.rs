@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use self::{claims::Claims, issuer_keys::IssuerKeys, keys::KeySet};
 use super::{
     Refusal,
-    grant::{Clock, Holder, Kind, Quota},
+    grant::{Clock, Holder, Kind, Quota, Quotas},
 };
 use crate::{
     key_source::{self, FreshKeys, KeySource},
@@ -244,7 +244,10 @@ impl Verifier {
         if quotas.len() >= SUBJECTS_MIN && quotas.len() == quotas.capacity() {
             quotas.retain(|_, quota| quota.strong_count() > 0);
         }
-        let quota = Quota::new(Some(self.options.streams_max));
+        let quota = Quota::new(Quotas {
+            streams_max: Some(self.options.streams_max),
+            ..Quotas::default()
+        });
         quotas.insert(subject.into(), Arc::downgrade(&quota));
         quota
     }

@@ -38,7 +38,7 @@ async fn a_rotation_disturbs_no_stream_and_both_tokens_share_scope_and_quota() {
     };
     let scene = Scene::new(&[&entry]).await;
     let old_grant = scene.show(&old).await.unwrap();
-    let _place = old_grant.enter().unwrap();
+    let _place = old_grant.enter(9).unwrap();
 
     let new = scene.rotate("one", SECOND * 3600).await;
     assert!(is_running(&old_grant).await);
@@ -47,10 +47,10 @@ async fn a_rotation_disturbs_no_stream_and_both_tokens_share_scope_and_quota() {
         new_grant.narrow(Spec::default()),
         old_grant.narrow(Spec::default())
     );
-    let _second_place = new_grant.enter().unwrap();
-    let full = QuotaReached { streams_max: 2 };
-    assert_eq!(old_grant.enter().unwrap_err(), full);
-    assert_eq!(new_grant.enter().unwrap_err(), full);
+    let _second_place = new_grant.enter(9).unwrap();
+    let full = QuotaReached::Streams { streams_max: 2 };
+    assert_eq!(old_grant.enter(9).unwrap_err(), full);
+    assert_eq!(new_grant.enter(9).unwrap_err(), full);
     assert!(scene.show(&old).await.is_ok());
     assert_eq!(scene.credentials.status().credentials, 1);
 

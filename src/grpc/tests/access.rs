@@ -6,7 +6,10 @@ use tonic::{Request, metadata::MetadataValue};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{gate::Gate, *};
-use crate::credentials::{self, Allowed, Entry, File, Proof, Scope, Token};
+use crate::{
+    credentials::{self, Allowed, Entry, File, Proof, Scope, Token},
+    http2,
+};
 
 /// A bridge whose credentials are in a file that the test changes.
 struct Guarded {
@@ -22,6 +25,8 @@ fn entry(name: &str, token: &Token) -> Entry {
         scope: Scope::default(),
         previous: None,
         streams_max: None,
+        connections_max: None,
+        unsent_bytes_max: None,
         created_at: None,
         expires_at: None,
     }
@@ -185,6 +190,89 @@ async fn a_quota_holds_for_the_credential_and_for_nobody_else() {
 
     drop(first);
     while guarded.subscribe(&one, types(&[])).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_of_connections_holds_for_the_credential_and_for_nobody_else() {
+    let (one, usual) = (Token::generate().unwrap(), Token::generate().unwrap());
+    let limited = Entry {
+        connections_max: Some(1),
+        ..entry("limited", &one)
+    };
+    let options = Options {
+        connections: http2::Options {
+            connections_per_credential_max: 2,
+            ..http2::Options::default()
+        },
+        ..Options::default()
+    };
+    let guarded = Guarded::start(options, &[limited, entry("usual", &usual)]).await;
+    for (token, connections_max) in [(&one, 1), (&usual, 2)] {
+        let mut open = Vec::new();
+        for _ in 0..connections_max {
+            let client = guarded.bridge.client().await;
+            // A connection counts once, whatever is called on it.
+            for _ in 0..3 {
+                let stream = guarded.subscribe_by(client.clone(), token, types(&[]));
+                open.push(stream.await.unwrap());
+            }
+        }
+        let status = guarded.refusal(token, types(&[])).await;
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(reason(&status), "LIMIT_STREAMS");
+        assert!(
+            status.message().contains("connections"),
+            "{}",
+            status.message()
+        );
+        drop(open);
+        while guarded.subscribe(token, types(&[])).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_together_have_a_limit_and_each_credential_a_part() {
+    let tokens: Vec<Token> = (0..3).map(|_| Token::generate().unwrap()).collect();
+    let entries: Vec<Entry> = ["a", "b", "c"]
+        .into_iter()
+        .zip(&tokens)
+        .map(|(name, token)| entry(name, token))
+        .collect();
+    let options = Options {
+        subscriptions: subscription::Options {
+            filters_bytes_max: 40_000,
+            filters_bytes_per_credential_max: 25_000,
+            ..subscription::Options::default()
+        },
+        ..Options::default()
+    };
+    let guarded = Guarded::start(options, &entries).await;
+    // About 15 kB as a filter, and 10 kB on the way.
+    let names: Vec<String> = (0..100)
+        .map(|at| format!("t{at}.{}", "x".repeat(100)))
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let large = || types(&names);
+    let first = guarded.subscribe(&tokens[0], large()).await.unwrap();
+    let is_refused = async |token| {
+        let status = guarded.refusal(token, large()).await;
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(reason(&status), "LIMIT_STREAMS");
+        assert!(status.message().contains("filter"), "{}", status.message());
+    };
+    is_refused(&tokens[0]).await;
+    let _second = guarded.subscribe(&tokens[1], large()).await.unwrap();
+    is_refused(&tokens[2]).await;
+    // Who asks for nothing in particular needs none.
+    for token in &tokens {
+        guarded.subscribe(token, types(&[])).await.unwrap();
+    }
+    drop(first);
+    while guarded.subscribe(&tokens[2], large()).await.is_err() {
         tokio::task::yield_now().await;
     }
 }

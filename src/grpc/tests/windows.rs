@@ -394,6 +394,39 @@ async fn a_message_whose_event_is_trimmed_meanwhile_ends_with_what_is_still_ther
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_no_room_keeps_its_turn_at_the_log_from_others_only_for_a_moment() {
+    let options = Options {
+        subscriptions: subscription::Options {
+            history_streams_max: 1,
+            ..subscription::Options::default()
+        },
+        ..Options::default()
+    };
+    let window = bus::Options {
+        window_bytes_max: 1,
+    };
+    let bridge = Bridge::start_with(options, window, memory::Options::default()).await;
+    bridge.append(1, 20).await;
+    let mut stalled = Vec::new();
+    for content_type in ["application/grpc", "application/grpc-web+proto"].repeat(5) {
+        // Room for the first notice.
+        let client = Client::connect(&bridge, 200, WIDE_BYTES).await;
+        stalled.push(client.subscribe_by(content_type, &endless()).await);
+    }
+    let client = Client::connect(&bridge, WIDE_BYTES, WIDE_BYTES).await;
+    let since = Instant::now();
+    let mut reader = client.subscribe(&history()).await;
+    assert_eq!(reader.rest().await.code(), Code::Ok);
+    assert_eq!(reader.events().len(), 20);
+    // Each of the others once, and no longer than where nobody waits.
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn streams_of_one_connection_share_its_window() {
     let bridge = start(Options::default()).await;
     for number in 1..=20 {

@@ -13,6 +13,7 @@ mod floods;
 mod forgeries;
 pub(crate) mod frames;
 mod healthy;
+mod memory;
 mod newcomers;
 mod places;
 mod requests;
@@ -73,6 +74,8 @@ struct Guarded {
     bridge: Bridge,
     healthy: Healthy,
     quiet: Mutex<Vec<Phase>>,
+    /// How much it may grow under an attack.
+    growth_bytes_max: u64,
     /// The rows of the attacks under which the healthy waited too long.
     over: Mutex<Vec<String>>,
 }
@@ -106,6 +109,7 @@ impl Guarded {
         Self {
             bridge,
             healthy,
+            growth_bytes_max: GROWTH_BYTES_MAX,
             quiet: Mutex::default(),
             over: Mutex::default(),
         }
@@ -162,7 +166,7 @@ impl Guarded {
         let phase = (since, Instant::now());
         let grown_bytes = growth.stop();
         assert!(
-            grown_bytes < GROWTH_BYTES_MAX,
+            grown_bytes < self.growth_bytes_max,
             "{name}: {grown_bytes} bytes more"
         );
         // The healthy may have a few connections more than they had.

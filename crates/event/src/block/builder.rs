@@ -149,6 +149,7 @@ impl Builder {
             apps: done.apps.into(),
             typed: View {
                 bytes: bytes.slice(typed_start..raw_start),
+                held_bytes: bytes.len(),
                 ends: done.entries.iter().map(|entry| entry.typed_end).collect(),
             },
             entries: done.entries.into(),
