@@ -12,7 +12,9 @@ use std::{
 
 use futures_util::future::{self, BoxFuture, FutureExt as _};
 
-use super::{Appended, Block, Error, Follower, Gap, Log, ReadError, Status, Usage};
+use tokio::sync::watch;
+
+use super::{Appended, Block, Damaged, Error, Follower, Gap, Log, ReadError, Status, Usage};
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A log that does what another does, unless it is told to fail.
@@ -23,6 +25,8 @@ pub struct Scripted<L> {
     follows: Mutex<Option<Gap>>,
     /// How many events after the place reading leaves out.
     left_out: AtomicU64,
+    damaged: watch::Sender<Arc<[Damaged]>>,
+    status: Status,
 }
 
 /// What is done when the log is asked.
@@ -40,7 +44,14 @@ impl<L: Log> Scripted<L> {
     /// Over another log; all works until something else is said.
     #[must_use]
     pub fn new(inner: Arc<L>) -> Self {
+        let (damaged, damaged_seen) = watch::channel(Arc::default());
+        let status = Status {
+            damaged: damaged_seen,
+            ..inner.status().clone()
+        };
         Self {
+            damaged,
+            status,
             inner,
             appends: Mutex::new(Script::Works),
             reads: Mutex::new(Script::Works),
@@ -68,6 +79,21 @@ impl<L: Log> Scripted<L> {
     /// Leaves so many events out at the beginning of what is read from now on.
     pub fn leave_out(&self, events: u64) {
         self.left_out.store(events, Ordering::Relaxed);
+    }
+
+    /// Damages these events from now on: ranges in order, none of them twice. Whole blocks become
+    /// unreadable, as on a disk: a range begins and ends where blocks do.
+    pub fn damage(&self, ranges: &[Damaged]) {
+        self.damaged.send_replace(ranges.into());
+    }
+
+    /// The damaged range that an event is in.
+    fn damaged_at(&self, sequence: Sequence) -> Option<Damaged> {
+        let ranges = self.status.damaged();
+        let mut ranges = ranges.iter();
+        ranges
+            .find(|range| (range.first..=range.last).contains(&sequence))
+            .copied()
     }
 
     /// Lets nobody follow from now on, for this reason.
@@ -102,11 +128,36 @@ impl<L: Log> Log for Scripted<L> {
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
         let after = after.plus(self.left_out.load(Ordering::Relaxed));
-        act_out(&self.reads, || self.inner.read(after, bytes_max))
+        if let Some(damaged) = self.damaged_at(after.plus(1)) {
+            return future::ready(Err(ReadError::Damaged(damaged))).boxed();
+        }
+        act_out(&self.reads, || {
+            let read = self.inner.read(after, bytes_max);
+            async move {
+                let mut blocks = read.await?;
+                let readable = blocks
+                    .iter()
+                    .take_while(|block| self.damaged_at(block.first_sequence()).is_none())
+                    .count();
+                blocks.truncate(readable);
+                Ok(blocks)
+            }
+            .boxed()
+        })
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        act_out(&self.reads, || self.inner.seek(at))
+        act_out(&self.reads, || {
+            let seek = self.inner.seek(at);
+            async move {
+                let place = seek.await?;
+                match self.damaged_at(place.plus(1)) {
+                    Some(damaged) => Err(ReadError::Damaged(damaged)),
+                    None => Ok(place),
+                }
+            }
+            .boxed()
+        })
     }
 
     fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
@@ -115,7 +166,7 @@ impl<L: Log> Log for Scripted<L> {
     }
 
     fn status(&self) -> &Status {
-        self.inner.status()
+        &self.status
     }
 
     fn usage(&self) -> Usage {
