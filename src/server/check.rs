@@ -93,6 +93,8 @@ fn data_dir(path: &Path, findings: &mut Findings) {
     match log::inspect(path) {
         // The bridge that runs, and is to be started anew.
         Ok(_) | Err(OpenError::InUse { .. }) => {}
+        // A start makes it anew.
+        Err(error @ OpenError::DamagedManifest { .. }) => findings.warnings.push(error.to_string()),
         Err(error) => return findings.faults.push(error.into()),
     }
     let mut above = path.ancestors();
