@@ -130,7 +130,9 @@ fn free_bytes(directory: &Path) -> io::Result<u64> {
 fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     let error = match inspected {
         Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
-        Ok(Some(Inspection { log, epochs, range })) => {
+        Ok(Some(Inspection {
+            log, epochs, range, ..
+        })) => {
             let (count, earliest, head) = (range.event_count(), range.earliest, range.head);
             let events = if count == 0 {
                 format!("no events, the next is {}", head.plus(1))

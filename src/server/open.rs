@@ -77,7 +77,7 @@ pub(super) fn log(
                 ids_age: config.retention.id_age_min,
                 queue_batches_max: config.log_limits.queue_batches_max,
                 queue_bytes_max: config.log_limits.queue_bytes_max.into(),
-                on_commit: Some(Arc::new(move |commit: embedded::Commit| {
+                on_commit: Some(Arc::new(move |commit: embedded::CommitReport| {
                     let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
                     let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);
                     commits.committed(events, bytes, commit.duration);

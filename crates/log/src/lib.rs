@@ -34,7 +34,9 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 
 pub use self::{
-    embedded::{Inspection, OpenError, inspect},
+    embedded::{
+        CheckFault, CheckProgress, CheckReport, Inspection, OpenError, Remedy, check, inspect,
+    },
     epochs::{CursorFault, Epochs},
     error::{Error, ReadError},
     follow::{Follower, Gap},

@@ -120,6 +120,14 @@ impl Publisher {
             }
             trimmed
         });
+        self.damaged.send_if_modified(|known| {
+            let stays = |damaged: &&Damaged| damaged.last >= earliest;
+            let removed = !known.iter().all(|damaged| stays(&damaged));
+            if removed {
+                *known = known.iter().filter(stays).copied().collect();
+            }
+            removed
+        });
     }
 
     /// Makes known whether the log takes events. What failed stays failed, and what is closed can
@@ -148,6 +156,31 @@ impl Publisher {
             }
             changes
         });
+    }
+
+    /// Makes known that these events are damaged too. Returns the whole range of damage that they are a
+    /// part of, and whether any of it is new. What retention has removed does not count.
+    pub fn add_damaged(&self, damaged: Damaged) -> (Damaged, bool) {
+        let mut whole = damaged;
+        let is_new = self.damaged.send_if_modified(|known| {
+            let touches = |other: &Damaged| {
+                other.first <= damaged.last.plus(1) && damaged.first <= other.last.plus(1)
+            };
+            for other in known.iter().filter(|other| touches(other)) {
+                whole.first = whole.first.min(other.first);
+                whole.last = whole.last.max(other.last);
+            }
+            let is_known = known.iter().any(|&other| other == whole);
+            if is_known || whole.last < self.status.range().earliest {
+                return false;
+            }
+            let others = known.iter().copied().filter(|other| !touches(other));
+            let mut all: Vec<Damaged> = others.chain([whole]).collect();
+            all.sort_by_key(|damaged| damaged.first);
+            *known = all.into();
+            true
+        });
+        (whole, is_new)
     }
 
     fn fail(&self, reason: Arc<str>) {
@@ -308,6 +341,36 @@ mod tests {
         for (sequence, epoch) in [(2, 1), (4, 2), (6, 2), (8, 1)] {
             assert_eq!(cursors.at(Sequence(sequence)).epoch, Epoch(epoch));
         }
+    }
+
+    #[test]
+    fn damage_is_known_in_order_whole_and_until_retention_removes_it() {
+        let publisher = publisher(100);
+        let damaged = |first, last| Damaged {
+            first: Sequence(first),
+            last: Sequence(last),
+        };
+        for (added, whole, is_new, all) in [
+            ((50, 59), (50, 59), true, vec![(50, 59)]),
+            ((52, 53), (50, 59), false, vec![(50, 59)]),
+            ((10, 19), (10, 19), true, vec![(10, 19), (50, 59)]),
+            ((60, 60), (50, 60), true, vec![(10, 19), (50, 60)]),
+            ((48, 49), (48, 60), true, vec![(10, 19), (48, 60)]),
+            ((21, 22), (21, 22), true, vec![(10, 19), (21, 22), (48, 60)]),
+            ((20, 20), (10, 22), true, vec![(10, 22), (48, 60)]),
+            ((5, 80), (5, 80), true, vec![(5, 80)]),
+        ] {
+            let added = publisher.add_damaged(damaged(added.0, added.1));
+            assert_eq!(added, (damaged(whole.0, whole.1), is_new));
+            let all: Vec<_> = all.iter().map(|&(a, b)| damaged(a, b)).collect();
+            assert_eq!(publisher.status().damaged()[..], all);
+        }
+        publisher.trim(Sequence(80), None);
+        assert_eq!(publisher.status().damaged()[..], [damaged(5, 80)]);
+        publisher.trim(Sequence(81), None);
+        assert!(publisher.status().damaged().is_empty());
+        assert_eq!(publisher.add_damaged(damaged(7, 9)), (damaged(7, 9), false));
+        assert!(publisher.status().damaged().is_empty());
     }
 
     #[test]

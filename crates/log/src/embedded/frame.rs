@@ -15,9 +15,13 @@
 //! Frames of one commit have its number, which no other commit has: pieces of two commits that were
 //! interrupted at the same place are never taken for one.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt as _};
 
 use bytes::{Buf, Bytes};
+use rustix::{
+    fs::{Advice, fadvise},
+    io::Errno,
+};
 
 use crate::{Block, block::Damaged};
 use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
@@ -52,6 +56,9 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     bytes
 }
 
+/// What the disk cannot read is found out in pieces of this size: a sector of most disks.
+const UNREADABLE_BYTES: usize = 4096;
+
 /// Chunks overlap by so much, in which a header that begins in one of them ends.
 const MARGIN_BYTES: usize = 128;
 const _: () =
@@ -63,15 +70,8 @@ pub(super) struct Rest {
     /// From the first byte that is not zero (rounded down to where a frame could begin) to behind the
     /// last one.
     pub(super) written: Option<(u64, u64)>,
-    /// The header that was looked for, and where it is.
+    /// The header that was looked for, and where it is. What is behind it was not looked at.
     pub(super) found: Option<(u64, Header)>,
-}
-
-impl Rest {
-    fn note(&mut self, from: u64, to: u64) {
-        let (first, _) = self.written.unwrap_or((from, to));
-        self.written = Some((first, to));
-    }
 }
 
 /// What a file turns out to be.
@@ -240,6 +240,14 @@ impl Header {
         self.first_sequence.plus(u64::from(self.events)).before()
     }
 
+    /// Its events, as a range.
+    pub(super) fn event_range(&self) -> crate::Damaged {
+        crate::Damaged {
+            first: self.first_sequence,
+            last: self.last_sequence(),
+        }
+    }
+
     /// The first event of the commit that the frame is a part of.
     pub(super) fn commit_first(&self) -> Sequence {
         Sequence((self.first_sequence.0).saturating_sub(u64::from(self.events_before)))
@@ -289,7 +297,7 @@ impl Body<'_> {
         Block::carried_checksum(self.block) == header.block_checksum && Block::is_whole(self.block)
     }
 
-    fn has_whole_keys(&self, header: &Header) -> bool {
+    pub(super) fn has_whole_keys(&self, header: &Header) -> bool {
         crc32c::crc32c(self.keys) == header.keys_checksum
     }
 
@@ -363,57 +371,105 @@ impl Frames {
         }))
     }
 
+    /// Whether there are only zeros between the end of the block and the next frame.
+    pub(super) fn is_padded(&mut self, header: &Header) -> io::Result<bool> {
+        let content = HEADER_BYTES + header.keys_bytes() + header.block_bytes();
+        let padding = content.next_multiple_of(ALIGNMENT as usize) - content;
+        let bytes = self.window(self.offset + content as u64, padding)?;
+        Ok(bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
+    }
+
     /// Goes on to the next frame.
     pub(super) fn skip(&mut self, header: &Header) {
         self.offset += header.frame_bytes();
     }
 
-    /// Looks through everything from a place on, to the end of the file: where bytes were written
-    /// that are not zero, and the first header there that is `wanted`.
+    /// Looks through everything from a place on, to the end of the file, for the first header at or
+    /// behind `find_from` that is `wanted`. Where there is none, says which bytes were written.
     pub(super) fn rest(
         &mut self,
         from: u64,
+        find_from: u64,
         wanted: impl Fn(u64, &Header) -> bool,
     ) -> io::Result<Rest> {
-        let (log, step) = (
-            self.log,
-            self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1),
-        );
-        let file_bytes = self.file.metadata()?.len();
+        let file_bytes = self.file_bytes()?;
         let mut rest = Rest::default();
+        let is_wanted = |place, header: &Header| place >= find_from && wanted(place, header);
+        rest.found = self.search(from, file_bytes, is_wanted, |from, to| {
+            let (first, _) = rest.written.unwrap_or((from, to));
+            rest.written = Some((first, to));
+        })?;
+        Ok(rest)
+    }
+
+    /// The first header between two places that is `wanted`, and where it is.
+    pub(super) fn find(
+        &mut self,
+        from: u64,
+        to: u64,
+        wanted: impl Fn(u64, &Header) -> bool,
+    ) -> io::Result<Option<(u64, Header)>> {
+        let to = to.min(self.file_bytes()?);
+        self.search(from, to, wanted, |_, _| ())
+    }
+
+    /// Has the system read what comes next from the disk, not from its memory.
+    pub(super) fn forget_cached(&self, bytes: u64) {
+        // It is advice, and where it is not taken nothing is wrong.
+        let _ = fadvise(
+            &self.file,
+            self.offset,
+            NonZeroU64::new(bytes),
+            Advice::DontNeed,
+        );
+    }
+
+    /// The size of the file.
+    pub(super) fn file_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Looks for a header between two places; tells which bytes before it are not zero.
+    fn search(
+        &mut self,
+        from: u64,
+        to: u64,
+        wanted: impl Fn(u64, &Header) -> bool,
+        mut written: impl FnMut(u64, u64),
+    ) -> io::Result<Option<(u64, Header)>> {
+        let log = self.log;
+        let step = self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1);
         let mut at = from;
-        while at < file_bytes {
-            let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
+        while at < to {
+            let left = usize::try_from(to - at).unwrap_or(usize::MAX);
             let Some(chunk) = self.window(at, step.min(left))? else {
                 break;
             };
             // A header may begin in one chunk and end in the next: those of the margin are left to it.
-            let is_last = left <= step;
-            let own = if is_last {
+            let own = if left <= step {
                 chunk.len()
             } else {
                 step - MARGIN_BYTES
             };
-            for (index, word) in chunk.chunks(ALIGNMENT as usize).enumerate() {
-                let offset = index * ALIGNMENT as usize;
-                if offset >= own {
-                    break;
-                }
+            let words = chunk.get(..own).unwrap_or(chunk);
+            for (index, word) in words.chunks(ALIGNMENT as usize).enumerate() {
                 if word.iter().all(|&byte| byte == 0) {
                     continue;
                 }
+                let offset = index * ALIGNMENT as usize;
                 let place = at + offset as u64;
-                rest.note(place, place + word.len() as u64);
-                if !word.starts_with(&FRAME_MAGIC) || rest.found.is_some() {
-                    continue;
+                if word.starts_with(&FRAME_MAGIC) {
+                    let bytes = chunk.get(offset..).unwrap_or_default();
+                    let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
+                    if let Some(header) = header {
+                        return Ok(Some((place, header)));
+                    }
                 }
-                let bytes = chunk.get(offset..).unwrap_or_default();
-                let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
-                rest.found = header.map(|header| (place, header));
+                written(place, place + word.len() as u64);
             }
             at += own as u64;
         }
-        Ok(rest)
+        Ok(None)
     }
 
     /// These bytes of the file, if it has them all.
@@ -429,7 +485,7 @@ impl Frames {
                 if self.buffer.len() < wanted {
                     self.buffer.resize(wanted, 0);
                 }
-                self.buffered = read_at_most(&self.file, &mut self.buffer, from)?;
+                self.buffered = read_what_is_readable(&self.file, &mut self.buffer, from)?;
                 self.buffer_at = from;
                 0
             }
@@ -451,6 +507,48 @@ pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Res
         }
     }
     Ok(read)
+}
+
+/// The same. What the disk cannot read counts as zeros, which no checksum fits, unless that is most of
+/// it: then it is the disk that fails, for now or for good.
+fn read_what_is_readable(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+    let error = match read_at_most(file, buffer, from) {
+        Err(error) if is_unreadable(&error) => error,
+        read => return read,
+    };
+    let (mut read, mut failed) = (0, 0);
+    for piece in buffer.chunks_mut(UNREADABLE_BYTES) {
+        let wanted = piece.len();
+        match read_at_most(file, piece, from + read as u64) {
+            Ok(more) => {
+                read += more;
+                if more < wanted {
+                    break;
+                }
+            }
+            Err(error) if is_unreadable(&error) => {
+                piece.fill(0);
+                read += wanted;
+                failed += wanted;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if failed * 2 > read {
+        Err(error)
+    } else {
+        Ok(read)
+    }
+}
+
+/// The medium, or the checksums of the file system, say that these bytes are lost.
+fn is_unreadable(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    errno.is_some_and(|errno| {
+        [Errno::IO, Errno::UCLEAN]
+            .map(Errno::raw_os_error)
+            .contains(&errno)
+    })
 }
 
 #[cfg(test)]
@@ -533,21 +631,61 @@ mod tests {
                 let mut frames = Frames::new(file_of(&bytes), LOG, 0, chunk_bytes);
                 let mut find = |after| {
                     let wanted = |_, header: &Header| header.first_sequence > Sequence(after);
-                    frames.rest(0, wanted).unwrap()
+                    frames.rest(0, 0, wanted).unwrap()
                 };
-                let rest = find(9);
                 let found = Some((at as u64, later));
-                assert_eq!(rest.found, found, "at {at}, chunks of {chunk_bytes}");
+                assert_eq!(find(9).found, found, "at {at}, chunks of {chunk_bytes}");
+                let rest = find(10);
+                assert_eq!(rest.found, None);
                 let (from, to) = rest.written.unwrap();
                 assert_eq!(from, at as u64);
                 assert_eq!(to, (at + frame_bytes.len()) as u64);
-                assert_eq!(find(10).found, None);
+                let behind = frames.rest(0, at as u64 + 8, |_, _| true).unwrap();
+                assert_eq!(behind.found, None, "not before the place");
+                let mut find = |to| frames.find(0, to, |_, _| true).unwrap();
+                assert_eq!(find(at as u64 + HEADER_BYTES as u64), found);
+                assert_eq!(find(at as u64), None, "not behind the place");
             }
         }
         let mut frames = Frames::new(file_of(&[0; 5_003]), LOG, 0, 4_096);
-        assert_eq!(frames.rest(0, |_, _| true).unwrap(), Rest::default());
+        assert_eq!(frames.rest(0, 0, |_, _| true).unwrap(), Rest::default());
         let mut frames = Frames::new(file_of(&[0, 0, 0, 7, 1]), LOG, 0, 4_096);
-        assert_eq!(frames.rest(0, |_, _| true).unwrap().written, Some((0, 5)));
+        assert_eq!(
+            frames.rest(0, 0, |_, _| true).unwrap().written,
+            Some((0, 5))
+        );
+    }
+
+    #[test]
+    fn what_the_disk_cannot_read_counts_as_zeros_unless_it_is_most_of_it() {
+        // Reading where nothing is mapped fails as a bad sector does.
+        let memory = File::open("/proc/self/mem").unwrap();
+        let mapped = vec![7_u8; 8 * UNREADABLE_BYTES];
+        let mut buffer = vec![1; 4 * UNREADABLE_BYTES];
+        let at = (mapped.as_ptr() as u64).next_multiple_of(UNREADABLE_BYTES as u64);
+        let read = read_what_is_readable(&memory, &mut buffer, at).unwrap();
+        assert_eq!(read, buffer.len());
+        assert!(buffer.iter().all(|&byte| byte == 7));
+        let error = read_what_is_readable(&memory, &mut buffer, 0).unwrap_err();
+        assert!(is_unreadable(&error), "{error}");
+        // The first bytes behind a mapping that has nothing behind it.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let maps = maps.lines().filter_map(|line| {
+            let (range, rest) = line.split_once(' ')?;
+            let (from, to) = range.split_once('-')?;
+            rest.starts_with('r').then(|| (number(from), number(to)))
+        });
+        let maps: Vec<_> = maps.collect();
+        let before_hole = |&&(from, to): &&(u64, u64)| {
+            let bytes = 3 * UNREADABLE_BYTES as u64;
+            to - from >= bytes && to < 1 << 47 && maps.iter().all(|&(next, _)| next != to)
+        };
+        let (_, end) = *maps.iter().find(before_hole).unwrap();
+        let from = end - 3 * UNREADABLE_BYTES as u64;
+        let read = read_what_is_readable(&memory, &mut buffer, from).unwrap();
+        assert_eq!(read, buffer.len());
+        assert!(buffer[3 * UNREADABLE_BYTES..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

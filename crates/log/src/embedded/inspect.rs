@@ -11,11 +11,11 @@ use super::{
     open_error::OpenError,
     opening, recovery,
 };
-use crate::Range;
+use crate::{Damaged, Range};
 use prelude_bridge_event::LogId;
 
 /// What a log says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// Its identity, which cursors carry.
     pub log: LogId,
@@ -23,6 +23,8 @@ pub struct Inspection {
     pub epochs: u64,
     /// Its two ends.
     pub range: Range,
+    /// Events that are damaged or missing, as far as a start would find out.
+    pub damaged: Vec<Damaged>,
 }
 
 /// Looks at the log in a directory; `None` if there is none yet. A log that a bridge has open is
@@ -49,6 +51,7 @@ pub fn inspect(data_dir: &Path) -> Result<Option<Inspection>, OpenError> {
         log: manifest.log,
         epochs: manifest.epochs.len() as u64,
         range: found.range,
+        damaged: found.damage.iter().map(|found| found.events).collect(),
     }))
 }
 
@@ -88,6 +91,7 @@ mod tests {
         drop(log);
         let once = inspect(directory.path()).unwrap().unwrap();
         assert_eq!((once.log, once.epochs, once.range), (id, 1, range));
+        assert_eq!(once.damaged, []);
         assert_eq!(inspect(directory.path()).unwrap(), Some(once));
     }
 

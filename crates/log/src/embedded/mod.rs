@@ -10,6 +10,7 @@
 //! part of it.
 
 mod active;
+mod check;
 mod commit;
 #[cfg(test)]
 mod damage_tests;
@@ -25,16 +26,21 @@ mod opening;
 mod preparation;
 mod quarantine;
 mod queue;
+#[cfg(test)]
+mod random_damage_tests;
 mod readers;
 mod recovery;
 mod retention;
 mod scan;
+mod scrub;
 mod segments;
 mod survey;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod verify;
+mod walk;
 mod writer;
 
 use std::{
@@ -52,16 +58,25 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
-    readers::Readers, retention::Retention, segments::Segments, writer::Writer,
+    active::Active,
+    directory::Directory,
+    keeper::Keeper,
+    opening::Opened,
+    queue::Queue,
+    readers::{Located, Readers},
+    retention::Retention,
+    scrub::Scrub,
+    segments::Segments,
+    writer::Writer,
 };
 pub use self::{
+    check::{CheckFault, CheckProgress, CheckReport, Remedy, check},
     inspect::{Inspection, inspect},
     open_error::OpenError,
 };
 use super::{
-    Appended, Block, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
-    Status, Usage,
+    Appended, Block, Damaged, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range,
+    ReadError, Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
     ids::{self, Background},
@@ -100,16 +115,20 @@ pub struct Options {
     /// How many catch-ups read at once; more wait. 4: reading is copying, and a few cores' worth is
     /// enough.
     pub readers: usize,
+    /// How much of the log is verified in a second, in the background; more where the whole log would
+    /// take longer than a week. 1 MiB: 10 GiB take three hours, and any disk does it beside the rest.
+    /// 0: nothing is verified.
+    pub scrub_bytes_per_second: u64,
     /// Told of each commit, from the writer's thread. Must not block.
     pub on_commit: Option<OnCommit>,
 }
 
 /// Told of each commit that added events.
-pub type OnCommit = Arc<dyn Fn(Commit) + Send + Sync>;
+pub type OnCommit = Arc<dyn Fn(CommitReport) + Send + Sync>;
 
 /// A commit that added events, for metrics.
 #[derive(Clone, Copy, Debug)]
-pub struct Commit {
+pub struct CommitReport {
     /// Batches that were committed together.
     pub batches: usize,
     /// Events that were new.
@@ -142,6 +161,7 @@ impl Default for Options {
             group_events_max: 8_192,
             group_bytes_max: 4 * 1024 * 1024,
             readers: 4,
+            scrub_bytes_per_second: 1024 * 1024,
             on_commit: None,
         }
     }
@@ -235,6 +255,7 @@ fn start(
     let shared = Arc::new(Shared {
         queue: Queue::new(options.queue_limits()),
         keeper: Keeper::default(),
+        scrub: Scrub::default(),
         segments: Arc::new(found.segments),
         publisher: Publisher::new(found.range, epochs, Health::Ready),
         ids_bytes: AtomicU64::new(ids.stored_bytes()),
@@ -245,6 +266,9 @@ fn start(
         done,
     });
     let log = manifest.log;
+    for located in &found.damage {
+        shared.note_damage(located);
+    }
     found
         .unsealed
         .into_iter()
@@ -270,13 +294,32 @@ fn start(
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
+    let rate = options.scrub_bytes_per_second;
+    let scrub = scrub::Work::new(Arc::clone(&shared), log, rate);
+    let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
     Ok(Arc::new(Embedded {
         shared,
         readers,
         thread: Mutex::new(Some(thread)),
+        scrub: Mutex::new(scrub.and_then(Result::ok)),
         ended,
         _directory: directory,
     }))
+}
+
+/// Says which events are damaged, where they are, and what can be done.
+fn report_damage(located: &Located) {
+    let (from, to) = located.bytes.unzip();
+    tracing::error!(
+        path = %located.path.display(),
+        first_event = located.events.first.0,
+        last_event = located.events.last.0,
+        from_byte = from,
+        to_byte = to,
+        is_missing = !located.path.exists(),
+        "events of the log are damaged and cannot be read: stop the bridge and restore the file from \
+         a backup, or have subscribers pass over them; all other events are served"
+    );
 }
 
 /// Keys as the files of ids have them.
@@ -297,6 +340,8 @@ pub struct Embedded {
     shared: Arc<Shared>,
     readers: Readers,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Without it the log works as well.
+    scrub: Mutex<Option<JoinHandle<()>>>,
     ended: watch::Receiver<bool>,
     /// Last, so that the directory is given up when everything else is closed.
     _directory: Directory,
@@ -306,6 +351,7 @@ pub struct Embedded {
 struct Shared {
     queue: Queue,
     keeper: Keeper,
+    scrub: Scrub,
     segments: Arc<Segments>,
     publisher: Publisher,
     /// What the files of ids occupy.
@@ -329,6 +375,7 @@ impl Shared {
     /// Refuses what comes from now on.
     fn close(&self) {
         self.queue.close();
+        self.scrub.stop();
         self.publisher.set_health(Health::Closed);
     }
 
@@ -375,6 +422,23 @@ impl Shared {
         ids.run_once().map_err(|error| self.evaluate_ids(&error))
     }
 
+    /// What a failure to read means for who reads. Damage is made known to everybody.
+    fn evaluate_reading(&self, failure: readers::Failure) -> ReadError {
+        match failure {
+            readers::Failure::Damaged(located) => ReadError::Damaged(self.note_damage(&located)),
+            readers::Failure::Read(error) => error,
+        }
+    }
+
+    /// Makes damage known, with a line in the log if it is new. Returns its whole range.
+    fn note_damage(&self, located: &Located) -> Damaged {
+        let (whole, is_new) = self.publisher.add_damaged(located.events);
+        if is_new {
+            report_damage(located);
+        }
+        whole
+    }
+
     fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {
         self.no_space_at
             .lock()
@@ -419,11 +483,17 @@ impl Log for Embedded {
         after: Sequence,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
-        Box::pin(self.readers.read(self.status(), after, bytes_max))
+        Box::pin(async move {
+            let read = self.readers.read(self.status(), after, bytes_max).await;
+            read.map_err(|failure| self.shared.evaluate_reading(failure))
+        })
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        Box::pin(self.readers.seek(self.status(), at))
+        Box::pin(async move {
+            let found = self.readers.seek(self.status(), at).await;
+            found.map_err(|failure| self.shared.evaluate_reading(failure))
+        })
     }
 
     fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
@@ -466,16 +536,15 @@ impl Log for Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.shared.close();
-        let thread = self
-            .thread
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = thread.take()
-            // A follower may hold the last handle.
-            && thread.thread().id() != thread::current().id()
-        {
-            // Its panic, if any, was noted as the log's failure.
-            let _ = thread.join();
+        for thread in [&mut self.scrub, &mut self.thread] {
+            let thread = thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Some(thread) = thread.take()
+                // A follower may hold the last handle.
+                && thread.thread().id() != thread::current().id()
+            {
+                // Its panic, if any, was noted as the log's failure.
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -52,8 +52,9 @@ pub enum OpenError {
     },
     /// The file was written before the first release.
     #[error(
-        "{} is of a version of before the first release, which this release does not read: choose \
-         another directory with --data-dir, or remove this one if its events are no longer needed",
+        "{} was written by a version older than the first release, which this release cannot read: \
+         choose another directory with --data-dir, or remove this one if its events are no longer \
+         needed",
         path.display()
     )]
     Older {

@@ -117,6 +117,10 @@ pub(super) fn whole_manifest(
         return no_log(path, &reason);
     };
     manifest.confirmed = confirmed;
+    if let Err(OpenError::DamagedManifest { .. }) = look(&manifest) {
+        // What it confirms is wrong too.
+        manifest.confirmed = Sequence::ZERO;
+    }
     look(&manifest)?;
     Ok(Some((manifest, Some(reason))))
 }
@@ -164,14 +168,23 @@ fn set_aside(data_dir: &Path, reason: &str, found: &Found) -> Result<(), OpenErr
     Ok(())
 }
 
-/// Each epoch with the first event that it wrote: as the segments say, and before the first one as
-/// the manifest does. An epoch that wrote nothing leaves no trace.
+/// Each epoch with the first event that it wrote: as the segments say, and as the manifest does before
+/// the first of them and where they are damaged. An epoch that wrote nothing leaves no trace.
 fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
     let from = found.epochs.first().map(|&(first, _)| first);
     let from = from.unwrap_or(found.range.head.plus(1));
-    let before = manifest.epochs.iter().filter(|&&(first, _)| first < from);
+    let is_damaged = |first: Sequence| {
+        let mut damage = found.damage.iter().map(|found| found.events);
+        damage.any(|events| events.first <= first && first <= events.last)
+    };
+    let known = manifest.epochs.iter().copied();
+    let known = known.filter(|&(first, _)| first < from || is_damaged(first));
+    let mut all: Vec<_> = known.chain(found.epochs.iter().copied()).collect();
+    // Of two that begin with the same event, the segments' is the last.
+    all.sort_by_key(|&(first, _)| first);
     let mut epochs: Vec<(Sequence, Epoch)> = Vec::new();
-    for &(first, epoch) in before.chain(&found.epochs) {
+    for (first, epoch) in all {
+        epochs.pop_if(|(other, _)| *other == first);
         if epochs.last().is_none_or(|&(_, last)| last != epoch) {
             epochs.push((first, epoch));
         }
@@ -195,7 +208,7 @@ fn take_ids(data_dir: &Path, ids: &Ids) -> io::Result<()> {
     Ok(())
 }
 
-fn ids_error(error: ids::Error) -> OpenError {
+pub(super) fn ids_error(error: ids::Error) -> OpenError {
     match error {
         ids::Error::Io { path, source } => OpenError::Directory { path, source },
         ids::Error::Damaged { path, reason } => OpenError::Damaged { path, reason },

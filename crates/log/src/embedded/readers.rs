@@ -1,22 +1,26 @@
 //! Owns reading: from the segments' files, without waiting for the writer nor it for them, and the
-//! promise that what is damaged or missing is said and never skipped.
+//! promise that what is damaged or missing is said with its range, never served and never skipped.
 
-use std::{io, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use tokio::{runtime, sync::Semaphore};
 
 use super::{
     disk_error,
     frame::{Frames, Header},
-    segments::{Place, Segments},
+    segments::{self, Place, Position, Segments},
+    walk::{Step, Walk},
 };
-use crate::{Block, ReadError, Status};
+use crate::{Block, Damaged, ReadError, Status};
 use prelude_bridge_event::{Sequence, UnixMicros};
 
 /// A chunk of a file that is read at once: at least so much …
 const CHUNK_BYTES_MIN: usize = 64 * 1024;
 /// … and at most so much, whatever the caller takes; a larger block is read whole all the same.
 const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+
+/// Damaged frames one after another are told as one range, up to so many of them.
+const RANGE_STEPS_MAX: usize = 1_000;
 
 /// How much a reader gives way to the threads that serve those who are live. Where a core is short,
 /// it gets a tenth of what they get. Beside a stream that read a million events after the other,
@@ -41,31 +45,45 @@ impl Drop for Readers {
     }
 }
 
+/// Damaged events, and where their bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    pub(super) events: Damaged,
+    /// The file that they are in, or were in: it may be missing.
+    pub(super) path: PathBuf,
+    /// Where they begin in it, if that is known, and where they end.
+    pub(super) bytes: Option<(u64, u64)>,
+}
+
+impl fmt::Display for Located {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} are damaged: ", self.events)?;
+        match self.bytes {
+            Some((from, to)) => {
+                write!(formatter, "bytes {from} to {to} of {}", self.path.display())
+            }
+            None => write!(
+                formatter,
+                "{} is missing or unreadable",
+                self.path.display()
+            ),
+        }
+    }
+}
+
 /// Why nothing was read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// Retention was faster.
-    #[error("it was removed")]
-    Gone,
     #[error("{0}")]
-    Damaged(String),
+    Damaged(Located),
     #[error(transparent)]
-    Io(io::Error),
+    Io(#[from] io::Error),
 }
 
 impl Fault {
     /// Whether there was no file descriptor to read with, which passes.
     pub(super) fn is_no_descriptor(&self) -> bool {
         matches!(self, Self::Io(error) if disk_error::is_no_descriptor(error))
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::NotFound => Self::Gone,
-            _ => Self::Io(error),
-        }
     }
 }
 
@@ -90,23 +108,23 @@ impl Readers {
         now: &Status,
         after: Sequence,
         bytes_max: usize,
-    ) -> Result<Vec<Arc<Block>>, ReadError> {
+    ) -> Result<Vec<Arc<Block>>, Failure> {
         let range = now.range();
         if !range.reaches(after) {
             let earliest = range.earliest;
-            return Err(ReadError::Expired { earliest });
+            return Err(Failure::Read(ReadError::Expired { earliest }));
         }
         if after >= range.head {
             return Ok(Vec::new());
         }
-        self.run(now, move |segments| {
+        let read = self.run(now, after, move |segments| {
             read(segments, range.head, after, bytes_max)
-        })
-        .await
+        });
+        read.await
     }
 
     /// Finds a place by its time as [`crate::Log::seek`] says.
-    pub(super) async fn seek(&self, now: &Status, at: UnixMicros) -> Result<Sequence, ReadError> {
+    pub(super) async fn seek(&self, now: &Status, at: UnixMicros) -> Result<Sequence, Failure> {
         let range = now.range();
         // The ends are known, and are what most ask for.
         if range.head_at.is_none_or(|head_at| head_at < at) {
@@ -118,20 +136,19 @@ impl Readers {
         {
             return Ok(range.earliest.before());
         }
-        let found = self
-            .run(now, move |segments| seek(segments, range.head, at))
-            .await;
-        let place = found?.map_or(range.head, |(place, _)| place);
+        let found = self.run(now, range.head, move |segments| seek(segments, at));
+        let place = found.await?.unwrap_or(range.head).min(range.head);
         // Retention may have passed it meanwhile.
         Ok(place.max(now.range().earliest.before()))
     }
 
-    /// Reads on a thread that may block.
+    /// Reads after a place on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,
         now: &Status,
+        after: Sequence,
         read: impl FnOnce(&Segments) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, ReadError> {
+    ) -> Result<T, Failure> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
@@ -146,13 +163,22 @@ impl Readers {
         let answer = running
             .await
             .map_err(|_| failed("the reader was interrupted"))?;
-        answer.map_err(|fault| match fault {
-            Fault::Gone => ReadError::Expired {
-                earliest: now.range().earliest,
-            },
-            fault => failed(fault),
+        answer.map_err(|fault| {
+            let earliest = now.range().earliest;
+            match fault {
+                // Retention was faster.
+                _ if earliest > after.plus(1) => Failure::Read(ReadError::Expired { earliest }),
+                Fault::Damaged(located) => Failure::Damaged(located),
+                fault => failed(fault),
+            }
         })
     }
+}
+
+/// Why nothing was read, for the log.
+pub(super) enum Failure {
+    Damaged(Located),
+    Read(ReadError),
 }
 
 /// Lets other threads go before this one.
@@ -167,8 +193,8 @@ fn give_way() {
     clippy::needless_pass_by_value,
     reason = "so that it can be given to map_err"
 )]
-fn failed(reason: impl ToString) -> ReadError {
-    ReadError::Failed(reason.to_string().into())
+fn failed(reason: impl ToString) -> Failure {
+    Failure::Read(ReadError::Failed(reason.to_string().into()))
 }
 
 /// The blocks after `after`, none after `head`, as many as fit, and at least one.
@@ -178,66 +204,189 @@ pub(super) fn read(
     after: Sequence,
     bytes_max: usize,
 ) -> Result<Vec<Arc<Block>>, Fault> {
-    let chunk_bytes = bytes_max.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
-    let (mut blocks, mut bytes, mut next) = (Vec::new(), 0_usize, after.plus(1));
-    // What is not asked for any more is not looked at: it may be damaged.
-    let is_enough = |blocks: &[Arc<Block>], bytes| !blocks.is_empty() && bytes >= bytes_max;
-    while next <= head && !is_enough(&blocks, bytes) {
-        let place = segments.place_after(next.before()).ok_or(Fault::Gone)?;
-        let mut frames = segments.open(&place, chunk_bytes)?;
-        let (began_at, mut expected) = (next, place.sequence);
-        while expected <= place.through && next <= head && !is_enough(&blocks, bytes) {
-            let header = header_of(&mut frames, &place, expected)?;
-            let last = header.last_sequence();
-            if last >= next {
-                bytes = bytes.saturating_add(header.block_bytes());
-                if !blocks.is_empty() && bytes > bytes_max {
-                    return Ok(blocks);
-                }
-                let body = frames.body(&header)?;
-                let body = body.filter(|body| body.has_whole_block(&header));
-                let damaged = || Fault::Damaged(format!("events {expected} to {last} are damaged"));
-                let block = body.ok_or_else(damaged)?.to_block();
-                let block = block.map_err(|_| damaged())?;
-                if (block.first_sequence(), block.last_sequence()) != (expected, last) {
-                    let reason = format!("events {expected} to {last} are not in their place");
-                    return Err(Fault::Damaged(reason));
-                }
-                blocks.push(Arc::new(block));
-                next = last.plus(1);
+    let mut reading = Reading {
+        blocks: Vec::new(),
+        bytes: 0,
+        bytes_max,
+        next: after.plus(1),
+        head,
+    };
+    while reading.wants_more() {
+        let read = match segments.place_after(reading.next.before(), head) {
+            Position::At(place) => reading.read_segment(segments, &place),
+            Position::Missing(events, ordinal) => Err(missing(segments, events, ordinal)),
+        };
+        match read {
+            // What is before the damage comes first.
+            Err(Fault::Damaged(_)) if !reading.blocks.is_empty() => break,
+            Err(Fault::Damaged(located)) => {
+                return Err(Fault::Damaged(whole(segments, head, located)));
             }
-            frames.skip(&header);
-            expected = last.plus(1);
-        }
-        if next == began_at {
-            // A mark that leads to another place than it says.
-            let reason = format!("event {next} is not where the index says");
-            return Err(Fault::Damaged(reason));
+            Err(fault) => return Err(fault),
+            Ok(true) => {}
+            Ok(false) => break,
         }
     }
-    Ok(blocks)
+    Ok(reading.blocks)
 }
 
-/// The place before the first event of this time or later, and its time; `None` if there is none.
-pub(super) fn seek(
-    segments: &Segments,
+/// Blocks that are being read.
+struct Reading {
+    blocks: Vec<Arc<Block>>,
+    bytes: usize,
+    bytes_max: usize,
+    next: Sequence,
     head: Sequence,
-    at: UnixMicros,
-) -> Result<Option<(Sequence, UnixMicros)>, Fault> {
-    let Some(place) = segments.place_of_time(at) else {
+}
+
+impl Reading {
+    /// What is not asked for any more is not looked at: it may be damaged.
+    fn wants_more(&self) -> bool {
+        let is_enough = !self.blocks.is_empty() && self.bytes >= self.bytes_max;
+        self.next <= self.head && !is_enough
+    }
+
+    /// Reads on in a segment. False when the next block does not fit.
+    fn read_segment(&mut self, segments: &Segments, place: &Place) -> Result<bool, Fault> {
+        let chunk_bytes = self.bytes_max.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+        let mut frames = open(segments, place, self.next, chunk_bytes)?;
+        let (began_at, mut walk) = (self.next, Walk::new(place));
+        while self.wants_more()
+            && let Some(step) = walk.step(&mut frames)?
+        {
+            let at = frames.offset();
+            let header = match step {
+                Step::Damaged(events, _) if events.last < self.next => continue,
+                Step::Damaged(events, bytes) => {
+                    return Err(located(segments, place, events, bytes));
+                }
+                Step::Frame(header) => header,
+            };
+            if header.last_sequence() >= self.next {
+                self.bytes = self.bytes.saturating_add(header.block_bytes());
+                if !self.blocks.is_empty() && self.bytes > self.bytes_max {
+                    return Ok(false);
+                }
+                let Some(block) = block(&mut frames, &header)? else {
+                    let bytes = (at, at + header.frame_bytes());
+                    return Err(located(segments, place, header.event_range(), bytes));
+                };
+                self.blocks.push(Arc::new(block));
+                self.next = header.last_sequence().plus(1);
+            }
+            walk.pass(&mut frames, &header);
+        }
+        if self.next == began_at {
+            // A mark that leads to another place than it says.
+            let events = Damaged {
+                first: began_at,
+                last: place.through.max(began_at),
+            };
+            return Err(located(segments, place, events, (place.offset, place.end)));
+        }
+        Ok(true)
+    }
+}
+
+/// The block of the frame that is here; `None` if it is not the one that was written.
+pub(super) fn block(frames: &mut Frames, header: &Header) -> io::Result<Option<Block>> {
+    let body = frames.body(header)?;
+    let body = body.filter(|body| body.has_whole_block(header));
+    let block = body.and_then(|body| body.to_block().ok());
+    Ok(block.filter(|block| {
+        let events = (block.first_sequence(), block.last_sequence());
+        events == (header.first_sequence, header.last_sequence())
+    }))
+}
+
+/// Opens a segment. One that is missing is damaged from `next` on.
+fn open(
+    segments: &Segments,
+    place: &Place,
+    next: Sequence,
+    chunk_bytes: usize,
+) -> Result<Frames, Fault> {
+    segments.open(place, chunk_bytes).map_err(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Fault::Io(error);
+        }
+        let last = place.through.max(next);
+        missing(segments, Damaged { first: next, last }, place.ordinal)
+    })
+}
+
+fn missing(segments: &Segments, events: Damaged, ordinal: u64) -> Fault {
+    Fault::Damaged(Located {
+        events,
+        path: segments::path(segments.directory(), ordinal),
+        bytes: None,
+    })
+}
+
+fn located(segments: &Segments, place: &Place, events: Damaged, bytes: (u64, u64)) -> Fault {
+    Fault::Damaged(Located {
+        events,
+        path: segments::path(segments.directory(), place.ordinal),
+        bytes: Some(bytes),
+    })
+}
+
+/// The same damage with what follows it and is damaged too.
+fn whole(segments: &Segments, head: Sequence, mut damage: Located) -> Located {
+    for _ in 0..RANGE_STEPS_MAX {
+        let last = damage.events.last;
+        if last >= head {
+            break;
+        }
+        let mut probe = Reading {
+            blocks: Vec::new(),
+            bytes: 0,
+            bytes_max: 0,
+            next: last.plus(1),
+            head,
+        };
+        let more = match segments.place_after(last, head) {
+            Position::Missing(events, _) => events,
+            Position::At(place) => match probe.read_segment(segments, &place) {
+                Err(Fault::Damaged(more)) => {
+                    if let (Some((_, to)), Some((_, further))) = (&mut damage.bytes, more.bytes)
+                        && damage.path == more.path
+                    {
+                        *to = further;
+                    }
+                    more.events
+                }
+                _ => break,
+            },
+        };
+        damage.events.last = more.last.max(last.plus(1));
+    }
+    damage.events.last = damage.events.last.min(head.max(damage.events.first));
+    damage
+}
+
+/// The place before the first event of this time or later; `None` if there is none. Events that are
+/// damaged may be of this time: the place is before them.
+pub(super) fn seek(segments: &Segments, at: UnixMicros) -> Result<Option<Sequence>, Fault> {
+    let Some((place, mut before)) = segments.place_of_time(at) else {
         return Ok(None);
     };
-    let mut frames = segments.open(&place, CHUNK_BYTES_MIN)?;
-    let mut expected = place.sequence;
-    while expected <= place.through.min(head) {
-        let header = header_of(&mut frames, &place, expected)?;
+    let mut frames = match segments.open(&place, CHUNK_BYTES_MIN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(before)),
+        opened => opened?,
+    };
+    let mut walk = Walk::new(&place);
+    while let Some(step) = walk.step(&mut frames)? {
+        let Step::Frame(header) = step else {
+            continue;
+        };
         if header.received_at >= at {
-            return Ok(Some((expected.before(), header.received_at)));
+            break;
         }
-        frames.skip(&header);
-        expected = header.last_sequence().plus(1);
+        before = header.last_sequence();
+        walk.pass(&mut frames, &header);
     }
-    Ok(None)
+    Ok(Some(before))
 }
 
 /// When the event after this one was received; `None` if there is none.
@@ -249,23 +398,25 @@ pub(super) fn time_after(
     if after >= head {
         return Ok(None);
     }
-    let place = segments.place_after(after).ok_or(Fault::Gone)?;
-    let mut frames = segments.open(&place, CHUNK_BYTES_MIN)?;
-    let mut expected = place.sequence;
-    loop {
-        let header = header_of(&mut frames, &place, expected)?;
-        if header.last_sequence() > after {
-            return Ok(Some(header.received_at));
+    let place = match segments.place_after(after, head) {
+        Position::At(place) => place,
+        Position::Missing(events, ordinal) => return Err(missing(segments, events, ordinal)),
+    };
+    let mut frames = open(segments, &place, after.plus(1), CHUNK_BYTES_MIN)?;
+    let mut walk = Walk::new(&place);
+    while let Some(step) = walk.step(&mut frames)? {
+        match step {
+            Step::Frame(header) if header.last_sequence() > after => {
+                return Ok(Some(header.received_at));
+            }
+            Step::Frame(header) => walk.pass(&mut frames, &header),
+            Step::Damaged(events, bytes) if events.last > after => {
+                return Err(located(segments, &place, events, bytes));
+            }
+            Step::Damaged(..) => {}
         }
-        frames.skip(&header);
-        expected = header.last_sequence().plus(1);
     }
-}
-
-/// The header of a frame that must be there.
-fn header_of(frames: &mut Frames, place: &Place, expected: Sequence) -> Result<Header, Fault> {
-    let header = frames.header()?;
-    header
-        .filter(|header| header.first_sequence == expected && frames.offset() < place.end)
-        .ok_or_else(|| Fault::Damaged(format!("event {expected} and what follows are damaged")))
+    let last = place.through.max(after.plus(1));
+    let first = after.plus(1);
+    Err(missing(segments, Damaged { first, last }, place.ordinal))
 }

@@ -1,5 +1,5 @@
 //! Owns the passing over the files of segments, in their order: what is in them, as far as it is whole,
-//! and whether anything that was whole once is not there. A sealed segment says by its footer what is
+//! and which events were whole once and are not any more. A sealed segment says by its footer what is
 //! in it; in the others each frame is looked at. Changes nothing.
 
 use std::{fs::File, io, path::Path};
@@ -10,8 +10,11 @@ use super::{
     frame::{self, Frames, Header, Kind, SEGMENT_HEADER_BYTES, SEGMENT_VERSION},
     manifest::{self, Manifest},
     open_error::OpenError,
-    segments::{self, Segment},
+    readers::Located,
+    segments::{self, Mark, Segment},
+    walk::{Step, Walk},
 };
+use crate::Damaged;
 use prelude_bridge_event::{EventKey, Sequence};
 
 /// Read at once.
@@ -38,6 +41,8 @@ pub(super) struct Scanned {
     pub(super) given_up: Vec<u64>,
     pub(super) unused: Vec<u64>,
     pub(super) discarded: Vec<(u64, &'static str)>,
+    /// Damage that was found within segments.
+    pub(super) damage: Vec<Located>,
 }
 
 /// What a file turns out to be.
@@ -51,7 +56,7 @@ enum Scan {
     Discarded(&'static str),
 }
 
-const STRANGER: &str = "it is of another log, or of another place in this one";
+pub(super) const STRANGER: &str = "it is of another log, or of another place in this one";
 
 /// Passes over the segments.
 pub(super) struct Scanner<'a> {
@@ -64,6 +69,7 @@ pub(super) struct Scanner<'a> {
     pub(super) last_commit: u64,
     /// What is behind it.
     pub(super) torn: Option<Torn>,
+    pub(super) scanned: Scanned,
     sink: Sink<'a>,
 }
 
@@ -89,19 +95,21 @@ impl<'a> Scanner<'a> {
             next: None,
             last_commit: SEGMENT_HEADER_BYTES,
             torn: None,
+            scanned: Scanned::default(),
             sink,
         }
     }
 
-    pub(super) fn scan_all(&mut self, ordinals: &[u64]) -> Result<Scanned, OpenError> {
-        let mut scanned = Scanned::default();
+    pub(super) fn scan_all(&mut self, ordinals: &[u64]) -> Result<(), OpenError> {
         for &ordinal in ordinals {
             if ordinal < self.manifest.first_ordinal {
                 self.check_given_up(ordinal)?;
-                scanned.given_up.push(ordinal);
+                self.scanned.given_up.push(ordinal);
                 continue;
             }
-            match self.scan(ordinal)? {
+            let scan = self.scan(ordinal)?;
+            let scanned = &mut self.scanned;
+            match scan {
                 Scan::Sealed(segment) => scanned.segments.push(segment),
                 Scan::Segment(segment) => {
                     scanned.unsealed.push(ordinal);
@@ -111,7 +119,7 @@ impl<'a> Scanner<'a> {
                 Scan::Discarded(why) => scanned.discarded.push((ordinal, why)),
             }
         }
-        Ok(scanned)
+        Ok(())
     }
 
     fn scan(&mut self, ordinal: u64) -> Result<Scan, OpenError> {
@@ -122,60 +130,212 @@ impl<'a> Scanner<'a> {
         let failed = |error| unreadable(&path, error);
         let log = self.manifest.log;
         let kind = frame::identify(&file, log, ordinal).map_err(failed)?;
-        if let Kind::OtherVersion(version) = kind {
+        if let Kind::OtherVersion(version) = kind
+            && (version > SEGMENT_VERSION || self.next.is_none())
+        {
             manifest::check_version(&path, version, SEGMENT_VERSION)?;
         }
-        if kind != Kind::Stranger
-            && let Some(segment) = footer::read(&file, log, ordinal).map_err(failed)?
-        {
+        if let Some(segment) = footer::read(&file, log, ordinal).map_err(failed)? {
             self.report_header(&path, kind);
             self.pass_sealed(&path, file, &segment)?;
             return Ok(Scan::Sealed(segment));
         }
         let mut frames = Frames::new(file, log, SEGMENT_HEADER_BYTES, CHUNK_BYTES);
-        let mut segment: Option<Segment> = None;
-        let mut tip = frames.offset();
-        // A header that belongs to another file is no damage: nothing in it is ours.
-        if kind != Kind::Stranger {
-            tip = self.scan_frames(&mut frames, &path, |header, offset| match &mut segment {
-                Some(segment) => segment.add(header),
-                None => segment = Some(Segment::new(ordinal, header, offset)),
-            })?;
-        }
-        // What the last event was, is known unless there never was one.
-        let head = self.next.map_or(self.manifest.trimmed, Sequence::before);
-        let next = head.plus(1);
-        // What an interrupted commit has left behind is of this commit only, as nothing was written
-        // after it. Whatever begins a commit behind the place where this one begins, or belongs to a
-        // later one, was written when this one was whole.
-        let is_later = |at, header: &Header| {
-            let is_behind = at > tip || kind == Kind::Stranger;
-            let begins = header.events_before == 0 && is_behind;
-            header.first_sequence > head && (begins || header.commit_first() > next)
-        };
-        let rest = frames.rest(tip, is_later).map_err(failed)?;
-        if let Some((at, later)) = rest.found {
-            return Err(self.lost(ordinal, kind, (tip, at), &later));
-        }
+        let (segment, written) = self.scan_unsealed(&mut frames, ordinal, &path)?;
         if let Some(segment) = segment {
             self.report_header(&path, kind);
-            self.torn = rest.written.map(|(from, to)| Torn { ordinal, from, to });
+            self.torn = written.map(|(from, to)| Torn { ordinal, from, to });
             return Ok(Scan::Segment(segment));
         }
-        Ok(match kind {
-            Kind::Segment | Kind::Nothing if rest.written.is_none() => Scan::Unused,
-            Kind::Segment | Kind::OtherVersion(_) => {
-                Scan::Discarded("its first commit is not whole")
+        self.without_events(kind, &path, written.is_some())
+    }
+
+    /// Looks at each frame of a segment. Returns what is in it, and which bytes behind that are no part
+    /// of it.
+    fn scan_unsealed(
+        &mut self,
+        frames: &mut Frames,
+        ordinal: u64,
+        path: &Path,
+    ) -> Result<(Option<Segment>, Option<(u64, u64)>), OpenError> {
+        let failed = |error| unreadable(path, error);
+        let mut segment: Option<Segment> = None;
+        loop {
+            let tip = self.scan_frames(frames, path, |header, offset| {
+                add(&mut segment, ordinal, header, offset);
+            })?;
+            // What the last event was, is known unless there never was one.
+            let head = self.next.map_or(self.manifest.trimmed, Sequence::before);
+            let next = head.plus(1);
+            // What an interrupted commit has left behind is of this commit only, as nothing was written
+            // after it. Whatever begins a commit behind the place where this one begins, or belongs to
+            // a later one, was written when this one was whole.
+            let is_later = |at, header: &Header| {
+                let begins = header.events_before == 0 && at > tip;
+                header.first_sequence > head && (begins || header.commit_first() > next)
+            };
+            frames.go_to(tip);
+            let here = frames.header().map_err(failed)?;
+            // No frame is within another.
+            let here = here.filter(|header| header.first_sequence == next);
+            let find_from = tip + here.map_or(0, |header| header.frame_bytes());
+            let rest = frames.rest(tip, find_from, is_later).map_err(failed)?;
+            let Some((at, later)) = rest.found else {
+                // Bytes that were found to be damaged are not written over.
+                if let Some(segment) = &mut segment {
+                    segment.end = segment.end.max(tip);
+                }
+                return Ok((segment, rest.written));
+            };
+            let through = later.commit_first().before();
+            let is_first = segment.is_none();
+            if is_first {
+                self.fill_gap(through)?;
             }
+            frames.go_to(tip);
+            let mut damage = self.salvage(frames, ordinal, &mut segment, (through, at))?;
+            // What is missing before the first byte of this file is in none.
+            damage.retain(|found| !is_first || found.bytes.is_some_and(|(from, to)| from < to));
+            self.scanned.damage.extend(damage);
+            self.next = Some(later.commit_first());
+            frames.go_to(at);
+        }
+    }
+
+    /// Takes what is whole of the events up to `through` from the files that were passed over: these
+    /// events are missing, and were durable once.
+    pub(super) fn fill_gap(&mut self, through: Sequence) -> Result<(), OpenError> {
+        let last = self.scanned.segments.last();
+        let last = last.map_or(0, |segment| segment.ordinal);
+        let files = self.scanned.discarded.iter().map(|&(ordinal, _)| ordinal);
+        let files = files.filter(|&ordinal| ordinal > last);
+        let files: Vec<u64> = std::iter::once(last).chain(files).collect();
+        for ordinal in files {
+            let is_last = ordinal == last;
+            if is_last && !self.scanned.unsealed.contains(&ordinal) {
+                continue;
+            }
+            let path = segments::path(self.directory, ordinal);
+            let Some(file) = open(&path)? else {
+                continue;
+            };
+            let mut segment = if is_last {
+                self.scanned.segments.pop()
+            } else {
+                None
+            };
+            let from = segment
+                .as_ref()
+                .map_or(SEGMENT_HEADER_BYTES, |last| last.end);
+            let mut frames = Frames::new(file, self.manifest.log, from, CHUNK_BYTES);
+            let end = frames.file_bytes();
+            let end = end.map_err(|error| unreadable(&path, error))?;
+            let damage = self.salvage(&mut frames, ordinal, &mut segment, (through, end))?;
+            let Some(segment) = segment else {
+                continue;
+            };
+            // What is missing before and behind the segment may be in another file.
+            let is_within = |found: &Located| {
+                found.events.last < segment.last_sequence
+                    && found.events.first > segment.first_sequence
+            };
+            self.scanned
+                .damage
+                .extend(damage.into_iter().filter(is_within));
+            self.scanned.segments.push(segment);
+            if !is_last {
+                self.scanned.unsealed.push(ordinal);
+                self.scanned
+                    .discarded
+                    .retain(|&(other, _)| other != ordinal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the frames that are whole of events up to `through`, which were durable once: from where
+    /// `frames` is to `end`. Returns where the others should be.
+    fn salvage(
+        &mut self,
+        frames: &mut Frames,
+        ordinal: u64,
+        segment: &mut Option<Segment>,
+        (through, end): (Sequence, u64),
+    ) -> Result<Vec<Located>, OpenError> {
+        let path = segments::path(self.directory, ordinal);
+        let failed = |error| unreadable(&path, error);
+        let next = self.next.unwrap_or(Sequence::ZERO.plus(1));
+        let mut walk = Walk { next, through, end };
+        let mut damage = Vec::new();
+        while let Some(step) = walk.step(frames).map_err(failed)? {
+            let at = frames.offset();
+            let header = match step {
+                Step::Damaged(events, bytes) => {
+                    add_damage(&mut damage, &path, events, bytes);
+                    continue;
+                }
+                Step::Frame(header) => header,
+            };
+            let body = frames.body(&header).map_err(failed)?;
+            let keys = body.as_ref().and_then(|body| body.keys(&header));
+            let is_whole = body.is_some_and(|body| body.has_whole_block(&header));
+            if let Some(keys) = keys.filter(|_| header.last_sequence() > self.ids_through) {
+                (self.sink)(header.last_sequence(), &keys)?;
+            }
+            walk.pass(frames, &header);
+            if is_whole {
+                add(segment, ordinal, &header, at);
+                self.last_commit = at;
+                self.next = Some(walk.next);
+            } else {
+                let bytes = (at, frames.offset());
+                add_damage(&mut damage, &path, header.event_range(), bytes);
+            }
+        }
+        Ok(damage)
+    }
+
+    /// What a file is in which no commit is whole.
+    fn without_events(
+        &self,
+        kind: Kind,
+        path: &Path,
+        has_content: bool,
+    ) -> Result<Scan, OpenError> {
+        let is_first = self.next.is_none() && self.manifest.trimmed == Sequence::ZERO;
+        // A log that was opened has an epoch.
+        let is_new = self.manifest.epochs.is_empty();
+        Ok(match kind {
+            Kind::Segment | Kind::Nothing if !has_content => Scan::Unused,
+            Kind::Segment => Scan::Discarded("its first commit is not whole"),
             Kind::Nothing => Scan::Discarded("it has no header, and no commit that is whole"),
             // In a log without events, it is more likely that somebody is mistaken about the directory.
-            Kind::Stranger if head == Sequence::ZERO => {
-                return Err(damaged(&path, STRANGER.to_owned()));
+            Kind::Stranger if is_first && self.is_of_another_log(path)? => {
+                return Err(damaged(path, STRANGER.to_owned()));
             }
-            Kind::Other if head == Sequence::ZERO => return Err(OpenError::NotALog { path }),
-            Kind::Stranger => Scan::Discarded(STRANGER),
+            Kind::Other if is_first && is_new => {
+                let path = path.to_owned();
+                return Err(OpenError::NotALog { path });
+            }
+            Kind::Stranger | Kind::OtherVersion(_) => Scan::Discarded(STRANGER),
             Kind::Other => Scan::Discarded("it is no segment"),
         })
+    }
+
+    /// Whether a file has events of the log that its header names. A file system may show a header
+    /// that was left on the disk: there is none behind it then.
+    fn is_of_another_log(&self, path: &Path) -> Result<bool, OpenError> {
+        let failed = |error| unreadable(path, error);
+        let Some(file) = open(path)? else {
+            return Ok(false);
+        };
+        let log = frame::log_of(&file).map_err(failed)?;
+        let Some(log) = log.filter(|&log| log != self.manifest.log) else {
+            return Ok(false);
+        };
+        let mut frames = Frames::new(file, log, SEGMENT_HEADER_BYTES, CHUNK_BYTES);
+        let found = frames.find(SEGMENT_HEADER_BYTES, u64::MAX, |_, _| true);
+        Ok(found.map_err(failed)?.is_some())
     }
 
     /// Goes as far as there are whole commits, in order. Returns where the last one ends.
@@ -213,10 +373,11 @@ impl<'a> Scanner<'a> {
             commit.frames.push(header);
             if header.frames_after == 0 {
                 let whole = std::mem::take(&mut commit);
-                whole
-                    .frames
-                    .iter()
-                    .for_each(|header| add(header, commit_at));
+                let mut at = commit_at;
+                for header in &whole.frames {
+                    add(header, at);
+                    at += header.frame_bytes();
+                }
                 self.next = Some(header.last_sequence().plus(1));
                 self.last_commit = commit_at;
                 commit_at = frames.offset();
@@ -232,67 +393,64 @@ impl<'a> Scanner<'a> {
     /// to whoever reads it.
     fn pass_sealed(&mut self, path: &Path, file: File, segment: &Segment) -> Result<(), OpenError> {
         let (first, last) = (segment.first_sequence, segment.last_sequence);
-        if let Some(next) = self.next.filter(|&next| next != first) {
-            let reason = if next < first {
-                format!("events {next} to {} are missing before it", first.before())
-            } else {
-                format!("it begins with event {first}, not {next}")
-            };
+        if let Some(next) = self.next.filter(|&next| next > first) {
+            let reason = format!("it begins with event {first}, not {next}");
             return Err(damaged(path, reason));
         }
+        if self.next.is_some_and(|next| next < first) {
+            self.fill_gap(first.before())?;
+        }
         self.next = Some(last.plus(1));
-        if last <= self.ids_through {
+        let is_new = |mark: &&Mark| mark.sequence > self.ids_through;
+        let marks = segment.marks.iter();
+        let from = marks.clone().take_while(|mark| !is_new(mark)).last();
+        let from = from.or(segment.marks.first());
+        let Some(from) = from.filter(|_| last > self.ids_through) else {
             return Ok(());
-        }
-        let mut frames = Frames::new(file, self.manifest.log, SEGMENT_HEADER_BYTES, CHUNK_BYTES);
-        let ends = segment.marks.iter().skip(1);
-        let ends = ends.map(|mark| (mark.sequence.before(), mark.offset));
-        let ends = ends.chain([(last, segment.end)]);
-        for (mark, (through, end)) in segment.marks.iter().zip(ends) {
-            if through <= self.ids_through {
-                continue;
-            }
-            frames.go_to(mark.offset);
-            if let Some(damaged) = self.pass_keys(path, &mut frames, mark.sequence, end)? {
-                report_keys(path, damaged, through);
-            }
-        }
-        Ok(())
+        };
+        let mut frames = Frames::new(file, self.manifest.log, from.offset, CHUNK_BYTES);
+        let mut walk = Walk {
+            next: from.sequence,
+            through: last,
+            end: segment.end,
+        };
+        self.pass_keys(path, &mut frames, &mut walk)
     }
 
-    /// Takes the new keys of the frames up to a place; returns the first event whose frame is damaged.
+    /// Takes the new keys of the frames that are left.
     fn pass_keys(
         &mut self,
         path: &Path,
         frames: &mut Frames,
-        first: Sequence,
-        end: u64,
-    ) -> Result<Option<Sequence>, OpenError> {
+        walk: &mut Walk,
+    ) -> Result<(), OpenError> {
         let failed = |error| unreadable(path, error);
-        let mut expected = first;
-        while frames.offset() < end {
-            let header = frames.header().map_err(failed)?;
-            let Some(header) = header.filter(|header| header.first_sequence == expected) else {
-                return Ok(Some(expected));
+        while let Some(step) = walk.step(frames).map_err(failed)? {
+            let header = match step {
+                Step::Damaged(events, bytes) => {
+                    report_keys(path, events.first, events.last);
+                    add_damage(&mut self.scanned.damage, path, events, bytes);
+                    continue;
+                }
+                Step::Frame(header) => header,
             };
             let last = header.last_sequence();
             if last > self.ids_through {
                 let body = frames.body(&header).map_err(failed)?;
-                let Some(keys) = body.and_then(|body| body.keys(&header)) else {
-                    return Ok(Some(expected));
-                };
-                (self.sink)(last, &keys)?;
+                match body.and_then(|body| body.keys(&header)) {
+                    Some(keys) => (self.sink)(last, &keys)?,
+                    None => report_keys(path, header.first_sequence, last),
+                }
             }
-            frames.skip(&header);
-            expected = last.plus(1);
+            walk.pass(frames, &header);
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Says so when a segment's header is damaged: its frames have checksums of their own. Whoever wants
     /// no keys only looks.
     fn report_header(&self, path: &Path, kind: Kind) {
-        if !matches!(kind, Kind::Nothing | Kind::Other) || self.ids_through == Sequence(u64::MAX) {
+        if kind == Kind::Segment || self.ids_through == Sequence(u64::MAX) {
             return;
         }
         tracing::error!(
@@ -316,25 +474,6 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// There are commits behind one that is not whole.
-    fn lost(&self, ordinal: u64, kind: Kind, (from, to): (u64, u64), later: &Header) -> OpenError {
-        let path = segments::path(self.directory, ordinal);
-        if kind == Kind::Stranger {
-            return damaged(&path, STRANGER.to_owned());
-        }
-        let first = self.next.unwrap_or(self.manifest.trimmed.plus(1));
-        let last = later.commit_first().before();
-        let reason = if from == to {
-            format!("events {first} to {last} are missing before it")
-        } else if last >= first {
-            format!("events {first} to {last} are damaged: bytes {from} to {to} of it")
-        } else {
-            let next = last.plus(1);
-            format!("what is before event {next} is damaged: bytes {from} to {to} of it")
-        };
-        damaged(&path, reason)
-    }
-
     /// That retention has removed everything in a segment that the manifest says was given up.
     fn check_given_up(&self, ordinal: u64) -> Result<(), OpenError> {
         let path = segments::path(self.directory, ordinal);
@@ -343,8 +482,8 @@ impl<'a> Scanner<'a> {
         };
         let mut frames = Frames::new(file, self.manifest.log, SEGMENT_HEADER_BYTES, CHUNK_BYTES);
         let stays = |_, header: &Header| header.last_sequence() > self.manifest.trimmed;
-        let rest = frames.rest(SEGMENT_HEADER_BYTES, stays);
-        match rest.map_err(|error| unreadable(&path, error))?.found {
+        let found = frames.find(SEGMENT_HEADER_BYTES, u64::MAX, stays);
+        match found.map_err(|error| unreadable(&path, error))? {
             None => Ok(()),
             Some((_, header)) => {
                 let (event, trimmed) = (header.last_sequence(), self.manifest.trimmed);
@@ -359,6 +498,29 @@ impl<'a> Scanner<'a> {
                 })
             }
         }
+    }
+}
+
+/// Adds damage behind what was found before.
+fn add_damage(damage: &mut Vec<Located>, path: &Path, events: Damaged, bytes: (u64, u64)) {
+    match damage.last_mut() {
+        Some(last) if last.path == path && last.events.last.plus(1) == events.first => {
+            last.events.last = events.last;
+            last.bytes = last.bytes.map(|(from, _)| (from, bytes.1));
+        }
+        _ => damage.push(Located {
+            events,
+            path: path.to_owned(),
+            bytes: Some(bytes),
+        }),
+    }
+}
+
+/// Adds a frame to a segment, which begins with it if there is none yet.
+pub(super) fn add(segment: &mut Option<Segment>, ordinal: u64, header: &Header, offset: u64) {
+    match segment {
+        Some(segment) => segment.add(header, offset),
+        None => *segment = Some(Segment::new(ordinal, header, offset)),
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::frame::{Frames, Header, SEGMENT_HEADER_BYTES};
+use crate::Damaged;
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 /// Between two marks there is at most so much, and the frame that goes beyond. 256 KiB: read in
@@ -75,14 +76,17 @@ impl Segment {
             marks: Vec::new(),
             epochs: Vec::new(),
         };
-        segment.add(header);
+        segment.add(header, offset);
         segment
     }
 
-    /// Takes note of one more frame, at the end.
-    pub(super) fn add(&mut self, header: &Header) {
+    /// Takes note of one more frame behind the others. What is damaged between it and the one before
+    /// ends with a mark, so that a reader finds the frame.
+    pub(super) fn add(&mut self, header: &Header, offset: u64) {
         let last = self.marks.last();
-        if last.is_none_or(|mark| self.end >= mark.offset + MARK_BYTES) {
+        let continues = self.end == offset && self.last_sequence.plus(1) == header.first_sequence;
+        self.end = offset;
+        if last.is_none_or(|mark| !continues || self.end >= mark.offset + MARK_BYTES) {
             self.marks.push(Mark {
                 sequence: header.first_sequence,
                 at: header.received_at,
@@ -121,6 +125,11 @@ impl Segment {
             && last.offset < self.end
     }
 
+    /// The place of its first frame.
+    pub(super) fn beginning(&self) -> Option<Place> {
+        self.place(|_| false)
+    }
+
     /// The place at the last mark for which this holds, or at the first.
     fn place(&self, is_before: impl Fn(&Mark) -> bool) -> Option<Place> {
         let index = self.marks.partition_point(is_before).saturating_sub(1);
@@ -149,13 +158,26 @@ pub(super) struct Place {
     pub(super) through: Sequence,
 }
 
-/// All segments with events in them, oldest first.
+/// Where the events after a place are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Position {
+    /// Here, or damaged in this segment.
+    At(Place),
+    /// In no segment that is there: in a file of this number, or a later one.
+    Missing(Damaged, u64),
+}
+
+/// All segments with events in them, oldest first. Events between two of them are in a file that is
+/// missing, or of which nothing can be read.
 pub(super) struct Segments {
     directory: PathBuf,
     log: LogId,
     list: RwLock<VecDeque<Segment>>,
     /// Of frames, in all of them.
     bytes: AtomicU64,
+    /// The first file that events belong to which are missing before the oldest segment, and the last of
+    /// these events: its file may be restored.
+    missing_first: Option<(u64, Sequence)>,
 }
 
 impl Segments {
@@ -165,30 +187,50 @@ impl Segments {
             log,
             bytes: AtomicU64::new(list.iter().map(|segment| segment.end).sum()),
             list: RwLock::new(list),
+            missing_first: None,
         }
+    }
+
+    /// Takes note that a log which retention has removed up to `trimmed` began with this file.
+    pub(super) fn expect_before(&mut self, ordinal: u64, trimmed: Sequence) {
+        let first = self.list().front().map(|segment| segment.first_sequence);
+        let missing = first.filter(|&first| first > trimmed.plus(1));
+        self.missing_first = missing.map(|first| (ordinal, first.before()));
     }
 
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where to begin reading for what is after an event; `None` if it is not there (any more).
-    pub(super) fn place_after(&self, after: Sequence) -> Option<Place> {
+    /// Where to begin reading for what is after an event, in a log that ends with `head`.
+    pub(super) fn place_after(&self, after: Sequence, head: Sequence) -> Position {
         let list = self.list();
         let index = list.partition_point(|segment| segment.last_sequence <= after);
-        let segment = list.get(index)?;
-        let next = after.plus(1);
-        if segment.first_sequence > next {
-            return None;
+        let (segment, next) = (list.get(index), after.plus(1));
+        let missing_through = |last| {
+            let events = Damaged { first: next, last };
+            let before = index.checked_sub(1).and_then(|index| list.get(index));
+            Position::Missing(events, before.map_or(1, |segment| segment.ordinal + 1))
+        };
+        match segment {
+            Some(segment) if segment.first_sequence <= next => {
+                let place = segment.place(|mark| mark.sequence <= next);
+                place.map_or_else(|| missing_through(segment.last_sequence), Position::At)
+            }
+            Some(segment) => missing_through(segment.first_sequence.before()),
+            None => missing_through(head.max(next)),
         }
-        segment.place(|mark| mark.sequence <= next)
     }
 
-    /// Where to begin reading for the first event of this time or later.
-    pub(super) fn place_of_time(&self, at: UnixMicros) -> Option<Place> {
+    /// Where to begin reading for the first event of this time or later, and the last event before the
+    /// segment that it is in.
+    pub(super) fn place_of_time(&self, at: UnixMicros) -> Option<(Place, Sequence)> {
         let list = self.list();
         let index = list.partition_point(|segment| segment.last_at < at);
-        list.get(index)?.place(|mark| mark.at < at)
+        let before = index.checked_sub(1).and_then(|index| list.get(index));
+        let before = before.map_or(Sequence::ZERO, |segment| segment.last_sequence);
+        let place = list.get(index)?.place(|mark| mark.at < at)?;
+        Some((place, before))
     }
 
     /// Opens a place to read from it.
@@ -223,15 +265,35 @@ impl Segments {
         mut headers: impl Iterator<Item = &'a Header>,
     ) {
         let mut list = self.list_mut();
+        let mut at = offset;
         let is_new = list.back().is_none_or(|last| last.ordinal != ordinal);
         if is_new && let Some(first) = headers.next() {
             list.push_back(Segment::new(ordinal, first, offset));
+            at += first.frame_bytes();
         }
         if let Some(last) = list.back_mut() {
-            headers.for_each(|header| last.add(header));
+            for header in headers {
+                last.add(header, at);
+                at += header.frame_bytes();
+            }
             let added = last.end - offset + if is_new { offset } else { 0 };
             self.bytes.fetch_add(added, Ordering::Relaxed);
         }
+    }
+
+    /// The first segment with events from `next` on that is not written to any more, and where these
+    /// begin in it.
+    pub(super) fn sealed_at(&self, next: Sequence) -> Option<(Segment, Place)> {
+        let list = self.list();
+        let index = list.partition_point(|segment| segment.last_sequence < next);
+        let segment = list.get(index).filter(|_| index + 1 < list.len())?;
+        let place = segment.place(|mark| mark.sequence <= next)?;
+        Some((segment.clone(), place))
+    }
+
+    /// The segments as they are now.
+    pub(super) fn snapshot(&self) -> Vec<Segment> {
+        self.list().iter().cloned().collect()
     }
 
     /// The newest segment.
@@ -239,9 +301,11 @@ impl Segments {
         self.list().back().map(|segment| segment.ordinal)
     }
 
-    /// The oldest segment.
-    pub(super) fn first(&self) -> Option<u64> {
-        self.list().front().map(|segment| segment.ordinal)
+    /// The oldest file that belongs to a log which begins with the event `earliest`.
+    pub(super) fn first(&self, earliest: Sequence) -> Option<u64> {
+        let missing = self.missing_first.filter(|&(_, last)| last >= earliest);
+        let missing = missing.map(|(ordinal, _)| ordinal);
+        missing.or_else(|| self.list().front().map(|segment| segment.ordinal))
     }
 
     /// Takes those off the list in which everything is at or before an event, except the last. Returns

@@ -44,6 +44,6 @@ fn first_sequence(file: File, log: LogId, ordinal: u64) -> io::Result<Option<Seq
     if let Some(header) = frames.header()? {
         return Ok(Some(header.first_sequence));
     }
-    let rest = frames.rest(SEGMENT_HEADER_BYTES, |_, _| true)?;
-    Ok(rest.found.map(|_| Sequence::ZERO.plus(1)))
+    let found = frames.find(SEGMENT_HEADER_BYTES, u64::MAX, |_, _| true)?;
+    Ok(found.map(|_| Sequence::ZERO.plus(1)))
 }

@@ -12,7 +12,7 @@ use super::{
     frame::{Header, SEGMENT_HEADER_BYTES},
     testing::{
         PATIENCE, clock, copy, cut, failing_disk, flip, footer_of, frames_of, last_segment,
-        manifest_of, no_space, rewind, segment_paths, small_ids, waits_until,
+        manifest_of, no_space, rewind, said, segment_paths, small_ids, waits_until,
     },
     *,
 };
@@ -247,37 +247,79 @@ fn a_directory_that_cannot_be_made_is_named() {
     assert!(error.to_string().contains("data directory"));
 }
 
+fn range_of(first: u64, last: u64) -> Damaged {
+    Damaged {
+        first: Sequence(first),
+        last: Sequence(last),
+    }
+}
+
+/// The events that can be read, and the damaged ranges that a reader is told of on the way.
+async fn events_and_damage(log: &Embedded) -> (Vec<u64>, Vec<Damaged>) {
+    let (mut events, mut damage) = (Vec::new(), Vec::new());
+    let mut after = log.range().earliest.before();
+    while after < log.range().head {
+        match log.read(after, ALL).await {
+            Ok(blocks) => {
+                events.extend(fixtures::events(&blocks).into_iter().map(|(n, _)| n));
+                after = blocks.last().unwrap().last_sequence();
+            }
+            Err(ReadError::Damaged(range)) => {
+                assert_eq!(range.first, after.plus(1));
+                damage.push(range);
+                after = range.last;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    (events, damage)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_end_is_noticed_at_the_start() {
+async fn a_damaged_end_is_known_at_the_start_and_its_numbers_are_not_given_again() {
     type Damage = fn(&Path, &[(u64, Header)]);
-    let damages: [(&str, Damage); 4] = [
-        ("the last block", |path, frames| {
+    let damages: [(&str, u64, Damage); 5] = [
+        ("the last block", 5, |path, frames| {
             damage(path, frames[2].0 + 200);
         }),
-        ("the last header", |path, frames| {
+        ("the last header", 5, |path, frames| {
             damage(path, frames[2].0 + 20);
         }),
-        ("the first header", |path, frames| {
+        ("the first header", 1, |path, frames| {
             damage(path, frames[0].0 + 20);
         }),
-        ("a segment that is cut", |path, frames| {
+        ("a segment that is cut", 5, |path, frames| {
             cut(path, frames[2].0);
         }),
+        ("a segment that is cut in a block", 5, |path, frames| {
+            cut(path, frames[2].0 + 200);
+        }),
     ];
-    for (what, damage) in damages {
+    for (what, first, damage) in damages {
         let dir = tempfile::tempdir().unwrap();
         write_three_blocks(dir.path()).await;
         let path = last_segment(dir.path());
         damage(&path, &frames_of(&path));
-        let error = open_error(dir.path());
-        assert!(
-            matches!(error, OpenError::Damaged { .. }),
-            "{what}: {error}"
-        );
-        assert!(
-            error.to_string().contains(path.to_str().unwrap()),
-            "{error}"
-        );
+        let damaged = fs::read(&path).unwrap();
+        let expected = [range_of(first, first + 1)];
+        assert_eq!(inspect(dir.path()).unwrap().unwrap().damaged, expected);
+        for restart in 0..3 {
+            let log = open_default(dir.path());
+            // In the middle of the log it was found before.
+            waits_until(|| log.status().damaged()[..] == expected).await;
+            let head = 6 + 2 * restart;
+            assert_eq!(log.range().head, Sequence(head), "{what}, {restart}");
+            let is_whole = |&n: &u64| !(first..=first + 1).contains(&n);
+            let whole: Vec<u64> = (1..=head).filter(is_whole).collect();
+            assert_eq!(events_and_damage(&log).await, (whole, expected.to_vec()));
+            let number = 1_000 * (restart + 1);
+            append(&log, number..number + 2).await.unwrap();
+            assert_eq!(log.range().head, Sequence(head + 2));
+            assert_eq!(log.status().health(), Health::Ready);
+        }
+        let now = fs::read(&path).unwrap();
+        let end = damaged.iter().rposition(|&byte| byte != 0).unwrap();
+        assert_eq!(now[..end], damaged[..end], "{what}: nothing is cut");
     }
 }
 
@@ -288,30 +330,69 @@ async fn a_damaged_block_is_named_and_never_skipped() {
     let path = last_segment(dir.path());
     damage(&path, frames_of(&path)[1].0 + 200);
     let log = open_default(dir.path());
-    match log.read(Sequence(0), ALL).await {
-        Err(ReadError::Failed(reason)) => assert!(reason.contains("events 3 to 4"), "{reason}"),
-        other => panic!("{other:?}"),
+    assert_eq!(log.status().damaged()[..], []);
+    let before = log.read(Sequence(0), ALL).await.unwrap();
+    assert_eq!(fixtures::events(&before).len(), 2);
+    for after in [2, 3] {
+        let read = log.read(Sequence(after), ALL).await;
+        assert_eq!(read.err(), Some(ReadError::Damaged(range_of(3, 4))));
     }
+    assert_eq!(log.status().damaged()[..], [range_of(3, 4)]);
     let rest = log.read(Sequence(4), ALL).await.unwrap();
     assert_eq!(fixtures::events(&rest).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_segment_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    write_segments(dir.path(), 4).await;
-    for ordinal in segments::ordinals(dir.path()).unwrap() {
-        let path = segments::path(dir.path(), ordinal);
-        let bytes = fs::read(&path).unwrap();
-        if frames_of(&path).is_empty() {
-            continue;
+async fn events_of_a_missing_segment_are_damaged_and_all_others_are_served() {
+    let template = tempfile::tempdir().unwrap();
+    write_segments(template.path(), 4).await;
+    let paths = segment_paths(template.path());
+    let counts: Vec<(u64, u64)> = (paths.iter())
+        .map(|path| {
+            let frames = frames_of(path);
+            let (first, last) = (frames[0].1, frames[frames.len() - 1].1);
+            (first.first_sequence.0, last.last_sequence().0)
+        })
+        .collect();
+    for (path, (first, last)) in paths.iter().zip(counts) {
+        let dir = copy(template.path());
+        fs::remove_file(dir.path().join(path.file_name().unwrap())).unwrap();
+        let expected = vec![range_of(first, last)];
+        for _ in 0..2 {
+            let (log, text) = said(|| open_default(dir.path()));
+            assert_eq!(log.status().damaged()[..], expected);
+            let is_whole = |&n: &u64| !(first..=last).contains(&n);
+            let whole: Vec<u64> = (1..=400).filter(is_whole).collect();
+            assert_eq!(events_and_damage(&log).await, (whole, expected.clone()));
+            assert!(text.contains("is_missing=true"), "{text}");
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(text.contains(&format!("{name} ")), "{name} in {text}");
         }
-        fs::remove_file(&path).unwrap();
-        let error = open_error(dir.path());
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-        fs::write(&path, bytes).unwrap();
+        let log = open_default(dir.path());
+        append(&log, 1_000..1_001).await.unwrap();
+        assert_eq!(log.range().head, Sequence(401));
+        drop(log);
+        // The file is restored.
+        fs::copy(path, dir.path().join(path.file_name().unwrap())).unwrap();
+        let (log, text) = said(|| open_default(dir.path()));
+        assert_eq!(text, "");
+        let expected = ((1..=401).collect(), Vec::new());
+        assert_eq!(events_and_damage(&log).await, expected);
     }
-    assert_eq!(events(&open_default(dir.path())).await.len(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_which_nothing_is_left_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_segments(dir.path(), 2).await;
+    for path in segment_paths(dir.path()) {
+        fs::remove_file(path).unwrap();
+    }
+    for ordinal in segments::ordinals(dir.path()).unwrap() {
+        fs::remove_file(segments::path(dir.path(), ordinal)).unwrap();
+    }
+    let error = open_error(dir.path()).to_string();
+    assert!(error.contains("all segments are missing"), "{error}");
 }
 
 /// So many segments of small size, closed well: a hundred events in each.
@@ -385,9 +466,11 @@ async fn retention_passes_what_is_damaged() {
     let log = open_with_seams(dir.path(), options, seams).unwrap();
     waits_until(|| log.range().earliest == Sequence(101)).await;
     let read = log.read(Sequence(100), ALL).await;
-    assert!(matches!(read, Err(ReadError::Failed(_))), "{read:?}");
+    assert!(matches!(read, Err(ReadError::Damaged(_))), "{read:?}");
+    assert_eq!(log.status().damaged().len(), 1);
     pass();
     waits_until(|| log.range().earliest == Sequence(201)).await;
+    assert_eq!(log.status().damaged().len(), 0, "it was removed");
     assert_eq!(log.status().health(), Health::Ready);
     let rest = log.read(Sequence(200), ALL).await.unwrap();
     assert_eq!(fixtures::events(&rest).len(), 200);
@@ -459,11 +542,11 @@ async fn a_commit_is_damaged_and_not_torn_if_another_one_follows() {
     for (frame, byte) in [(1, 3), (1, 20), (1, 200)] {
         damage(&path, frames[frame].0 + byte);
         rewind(dir.path(), &manifest);
-        let error = open_error(dir.path());
-        assert!(
-            error.to_string().contains("events 3 to 4 are damaged"),
-            "{error}"
-        );
+        let log = open_default(dir.path());
+        assert_eq!(log.status().damaged()[..], [range_of(3, 4)]);
+        let expected = (vec![1, 2, 5, 6], vec![range_of(3, 4)]);
+        assert_eq!(events_and_damage(&log).await, expected);
+        drop(log);
         fs::write(&path, &whole).unwrap();
     }
     rewind(dir.path(), &manifest);
@@ -506,25 +589,26 @@ async fn what_follows_the_segments_and_lost_its_end_gets_it_again_from_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_of_which_the_last_segment_is_missing_is_refused_also_without_its_manifest() {
-    let dir = tempfile::tempdir().unwrap();
-    write_segments(dir.path(), 3).await;
-    fs::remove_file(last_segment(dir.path())).unwrap();
-    for manifest in [MANIFEST_FILE, "none"] {
-        let _ = fs::rename(dir.path().join(MANIFEST_FILE), dir.path().join(manifest));
-        let error = open_error(dir.path()).to_string();
-        assert!(error.contains("event"), "{error}");
-        assert!(inspect(dir.path()).is_err());
+async fn a_missing_last_segment_is_noticed_also_without_the_manifest() {
+    let template = tempfile::tempdir().unwrap();
+    write_segments(template.path(), 3).await;
+    fs::remove_file(last_segment(template.path())).unwrap();
+    // Without the manifest, nothing says how many events were in it; but there was one.
+    for (has_manifest, last) in [(true, 300), (false, 201)] {
+        let dir = copy(template.path());
+        if !has_manifest {
+            fs::remove_file(dir.path().join(MANIFEST_FILE)).unwrap();
+        }
+        for _ in 0..2 {
+            let log = open_default(dir.path());
+            assert_eq!(log.status().damaged()[..], [range_of(201, last)]);
+            assert_eq!(log.range().head, Sequence(last));
+        }
     }
-    let error = open_error(dir.path()).to_string();
-    assert!(
-        error.contains("event 201 and what follows are missing"),
-        "{error}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_is_ahead_of_the_segments_is_refused() {
+async fn events_that_only_the_manifest_knows_of_are_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_default(dir.path());
     append(&log, 0..2).await.unwrap();
@@ -536,11 +620,13 @@ async fn a_manifest_that_is_ahead_of_the_segments_is_refused() {
     drop(log);
     // A backup of the segments that is older than that of the manifest.
     fs::write(&path, earlier).unwrap();
-    let error = open_error(dir.path());
-    assert!(
-        error.to_string().contains("ends with event 2, not 4"),
-        "{error}"
-    );
+    let log = open_default(dir.path());
+    assert_eq!(log.status().damaged()[..], [range_of(3, 4)]);
+    append(&log, 4..6).await.unwrap();
+    drop(log);
+    let log = open_default(dir.path());
+    let expected = (vec![1, 2, 5, 6], vec![range_of(3, 4)]);
+    assert_eq!(events_and_damage(&log).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -916,7 +1002,7 @@ async fn the_files_are_bounded_when_events_come_and_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_commit_is_reported_with_its_size() {
     let dir = tempfile::tempdir().unwrap();
-    let commits: Arc<Mutex<Vec<Commit>>> = Arc::default();
+    let commits: Arc<Mutex<Vec<CommitReport>>> = Arc::default();
     let options = {
         let commits = Arc::clone(&commits);
         Options {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    Commit, OnCommit, Shared, Stage,
+    CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
     commit::CommitFrames,
     manifest::Manifest,
@@ -213,7 +213,7 @@ impl Writer {
             return;
         };
         let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
-        on_commit(Commit {
+        on_commit(CommitReport {
             batches,
             events: frames.keys().len() as u64,
             bytes: bytes.sum(),
@@ -271,7 +271,7 @@ impl Writer {
             .extract_if(.., |(_, last)| *last <= ids_through);
         let given_up: Vec<u64> = given_up.map(|(ordinal, _)| ordinal).collect();
         let first_kept = unsaved.given_up.first().map(|&(ordinal, _)| ordinal);
-        let first_ordinal = first_kept.or(self.shared.segments.first());
+        let first_ordinal = first_kept.or(self.shared.segments.first(range.earliest));
         unsaved.has_news = first_kept.is_some();
         unsaved.saved_at = Some(Instant::now());
         if first_kept.is_some() && self.ids.seal() {

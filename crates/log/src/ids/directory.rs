@@ -102,7 +102,8 @@ fn create(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn open_file(path: &Path, log: LogId) -> Result<IdFile, Error> {
+/// Opens a file of keys, and checks that it is what its name says.
+pub(super) fn open_file(path: &Path, log: LogId) -> Result<IdFile, Error> {
     let file = IdFile::open(path)?;
     let footer = &file.footer;
     if footer.log != log {
@@ -113,6 +114,12 @@ fn open_file(path: &Path, log: LogId) -> Result<IdFile, Error> {
         return Err(Error::damaged(path, "it is not what its name says"));
     }
     Ok(file)
+}
+
+/// Whether a file counts by its name.
+pub(super) fn is_file_of_keys(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(FILE) && !name.ends_with(WRITING) && !name.ends_with(ASIDE)
 }
 
 /// Keeps the files that continue each other, from the first event that is not forgotten on. Removes

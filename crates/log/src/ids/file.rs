@@ -216,6 +216,21 @@ impl IdFile {
         keys.ok_or_else(|| Error::damaged(&self.path, &format!("block {number} is damaged")))
     }
 
+    /// Reads all blocks, and checks that there are as many keys as the footer says.
+    pub(super) fn check_blocks(&self, block: &mut [u8; BLOCK_BYTES]) -> Result<(), Error> {
+        let mut keys = 0;
+        for number in 0..self.tail.index.len() {
+            keys += self.block(number, block)?.len() / KEY_BYTES;
+        }
+        if keys as u64 == self.footer.keys {
+            return Ok(());
+        }
+        Err(Error::damaged(
+            &self.path,
+            "it has not as many keys as it says",
+        ))
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         let Tail { index, filters } = &self.tail;
         let fingerprints = filters.iter().map(Filter::memory_bytes);

@@ -16,6 +16,7 @@
 //! clock's. Knows nothing of events, commits and segments.
 
 mod background;
+mod check;
 #[cfg(test)]
 mod damage_tests;
 mod directory;
@@ -32,6 +33,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::check::{Checked, check, check_bytes};
 pub(crate) use self::recent::key_set;
 pub(crate) use self::{background::Background, directory::Aside};
 use self::{background::View, file::BLOCK_BYTES, recent::Recent};
