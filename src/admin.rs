@@ -194,7 +194,7 @@ struct Check {
 }
 
 /// Names the damaged events, if there are any.
-fn damage(ranges: &[Damaged]) -> Option<String> {
+pub(crate) fn damage(ranges: &[Damaged]) -> Option<String> {
     if ranges.is_empty() {
         return None;
     }

@@ -6,15 +6,11 @@ use serde::Deserialize;
 
 use super::{
     Check,
-    disk::LOG,
+    disk::{DAMAGE_REMEDY, LOG},
     outside::{http_client, reachable},
 };
 
 const READINESS: &str = "readiness";
-
-/// What to do about a damaged log.
-pub(super) const DAMAGE_REMEDY: &str = "find the damaged files with `prelude-bridge log check`; see \
-                                        \"When part of the log is damaged\" in docs/operating.md";
 
 /// The answer of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
