@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, IoSlice, Seek as _, SeekFrom, Write as _},
     sync::Arc,
+    time::Duration,
 };
 
 use super::frame::{Header, Part};
@@ -12,6 +13,22 @@ use crate::Block;
 use prelude_bridge_event::{EventKey, LogId, Sequence};
 
 const ZEROS: [u8; 8] = [0; 8];
+
+/// Told of each commit that added events.
+pub type OnCommit = Arc<dyn Fn(CommitReport) + Send + Sync>;
+
+/// A commit that added events, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitReport {
+    /// Batches that were committed together.
+    pub batches: usize,
+    /// Events that were new.
+    pub events: u64,
+    /// What their blocks have, in bytes.
+    pub bytes: u64,
+    /// How long it took, from taking the batches to durability.
+    pub duration: Duration,
+}
 
 /// The frames of a commit.
 pub(super) struct CommitFrames {

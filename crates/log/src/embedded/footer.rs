@@ -21,7 +21,8 @@ use std::{
 use bytes::{Buf as _, BufMut as _, TryGetError};
 
 use super::{
-    frame::{self, ALIGNMENT},
+    frame::ALIGNMENT,
+    readable::read_at_most,
     segments::{self, Mark, Segment},
 };
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
@@ -53,7 +54,7 @@ pub(super) fn read(file: &File, log: LogId, ordinal: u64) -> io::Result<Option<S
         return Ok(None);
     };
     let mut tail = [0; TAIL_BYTES as usize];
-    let read = frame::read_at_most(file, &mut tail, tail_at)?;
+    let read = read_at_most(file, &mut tail, tail_at)?;
     let mut rest = &tail[..];
     let (length, checksum) = (rest.get_u32_le(), rest.get_u32_le());
     let content_at = tail_at.checked_sub(u64::from(length));
@@ -64,7 +65,7 @@ pub(super) fn read(file: &File, log: LogId, ordinal: u64) -> io::Result<Option<S
         return Ok(None);
     }
     let mut content = vec![0; length as usize];
-    let read = frame::read_at_most(file, &mut content, content_at)?;
+    let read = read_at_most(file, &mut content, content_at)?;
     if read < content.len() || checksum_of(&content, length) != checksum {
         return Ok(None);
     }

@@ -1,7 +1,7 @@
 //! Owns the bytes of a segment file: a header, and after it frames, each a block with the keys of
 //! its events. A frame says where it belongs, so that what is left of another one is never taken
 //! for it. Behind the last frame a sealed segment has a `footer`. Knows nothing of which segments
-//! there are.
+//! there are, and does not read them (`frames`).
 //!
 //! All numbers little-endian:
 //! ```text
@@ -15,14 +15,11 @@
 //! Frames of one commit have its number, which no other commit has: pieces of two commits that were
 //! interrupted at the same place are never taken for one.
 
-use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt as _};
+use std::{fs::File, io};
 
 use bytes::{Buf, Bytes};
-use rustix::{
-    fs::{Advice, fadvise},
-    io::Errno,
-};
 
+use super::readable::read_at_most;
 use crate::{Block, block::Damaged};
 use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
@@ -36,7 +33,7 @@ const SEGMENT_LOG_AT: usize = SEGMENT_MAGIC.len() + 1;
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-const FRAME_MAGIC: [u8; 4] = *b"PBF3";
+pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF3";
 pub(super) const HEADER_BYTES: usize = 72;
 const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
@@ -54,24 +51,6 @@ pub(super) fn segment_header(log: LogId, ordinal: u64) -> Vec<u8> {
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.resize(SEGMENT_HEADER_BYTES as usize, 0);
     bytes
-}
-
-/// What the disk cannot read is found out in pieces of this size: a sector of most disks.
-const UNREADABLE_BYTES: usize = 4096;
-
-/// Chunks overlap by so much, in which a header that begins in one of them ends.
-const MARGIN_BYTES: usize = 128;
-const _: () =
-    assert!(MARGIN_BYTES >= HEADER_BYTES && MARGIN_BYTES.is_multiple_of(ALIGNMENT as usize));
-
-/// What there is behind the last commit of a segment.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Rest {
-    /// From the first byte that is not zero (rounded down to where a frame could begin) to behind the
-    /// last one.
-    pub(super) written: Option<(u64, u64)>,
-    /// The header that was looked for, and where it is. What is behind it was not looked at.
-    pub(super) found: Option<(u64, Header)>,
 }
 
 /// What a file turns out to be.
@@ -264,7 +243,7 @@ impl Header {
         self.block_bytes as usize
     }
 
-    fn keys_bytes(&self) -> usize {
+    pub(super) fn keys_bytes(&self) -> usize {
         self.events as usize * KEY_BYTES
     }
 
@@ -319,241 +298,12 @@ impl Body<'_> {
     }
 }
 
-/// Passes over the frames of a segment, reading them a chunk at a time.
-pub(super) struct Frames {
-    file: File,
-    log: LogId,
-    offset: u64,
-    chunk_bytes: usize,
-    buffer: Vec<u8>,
-    buffer_at: u64,
-    buffered: usize,
-}
-
-impl Frames {
-    pub(super) fn new(file: File, log: LogId, offset: u64, chunk_bytes: usize) -> Self {
-        Self {
-            file,
-            log,
-            offset,
-            chunk_bytes,
-            buffer: Vec::new(),
-            buffer_at: 0,
-            buffered: 0,
-        }
-    }
-
-    /// Where it is: at the beginning of a frame.
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Goes to a place where a frame begins.
-    pub(super) fn go_to(&mut self, offset: u64) {
-        self.offset = offset;
-    }
-
-    /// The header of the frame here; `None` if there is none.
-    pub(super) fn header(&mut self) -> io::Result<Option<Header>> {
-        let log = self.log;
-        let bytes = self.window(self.offset, HEADER_BYTES)?;
-        Ok(bytes.and_then(|bytes| Header::parse(bytes, log)))
-    }
-
-    /// The rest of the frame here; `None` if the file ends before it does.
-    pub(super) fn body(&mut self, header: &Header) -> io::Result<Option<Body<'_>>> {
-        let keys_bytes = header.keys_bytes();
-        let from = self.offset + HEADER_BYTES as u64;
-        let bytes = self.window(from, keys_bytes + header.block_bytes())?;
-        Ok(bytes.map(|bytes| {
-            let (keys, block) = bytes.split_at(keys_bytes);
-            Body { keys, block }
-        }))
-    }
-
-    /// Whether there are only zeros between the end of the block and the next frame.
-    pub(super) fn is_padded(&mut self, header: &Header) -> io::Result<bool> {
-        let content = HEADER_BYTES + header.keys_bytes() + header.block_bytes();
-        let padding = content.next_multiple_of(ALIGNMENT as usize) - content;
-        let bytes = self.window(self.offset + content as u64, padding)?;
-        Ok(bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
-    }
-
-    /// Goes on to the next frame.
-    pub(super) fn skip(&mut self, header: &Header) {
-        self.offset += header.frame_bytes();
-    }
-
-    /// Looks through everything from a place on, to the end of the file, for the first header at or
-    /// behind `find_from` that is `wanted`. Where there is none, says which bytes were written.
-    pub(super) fn rest(
-        &mut self,
-        from: u64,
-        find_from: u64,
-        wanted: impl Fn(u64, &Header) -> bool,
-    ) -> io::Result<Rest> {
-        let file_bytes = self.file_bytes()?;
-        let mut rest = Rest::default();
-        let is_wanted = |place, header: &Header| place >= find_from && wanted(place, header);
-        rest.found = self.search(from, file_bytes, is_wanted, |from, to| {
-            let (first, _) = rest.written.unwrap_or((from, to));
-            rest.written = Some((first, to));
-        })?;
-        Ok(rest)
-    }
-
-    /// The first header between two places that is `wanted`, and where it is.
-    pub(super) fn find(
-        &mut self,
-        from: u64,
-        to: u64,
-        wanted: impl Fn(u64, &Header) -> bool,
-    ) -> io::Result<Option<(u64, Header)>> {
-        let to = to.min(self.file_bytes()?);
-        self.search(from, to, wanted, |_, _| ())
-    }
-
-    /// Has the system read what comes next from the disk, not from its memory.
-    pub(super) fn forget_cached(&self, bytes: u64) {
-        // It is advice, and where it is not taken nothing is wrong.
-        let _ = fadvise(
-            &self.file,
-            self.offset,
-            NonZeroU64::new(bytes),
-            Advice::DontNeed,
-        );
-    }
-
-    /// The size of the file.
-    pub(super) fn file_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
-
-    /// Looks for a header between two places; tells which bytes before it are not zero.
-    fn search(
-        &mut self,
-        from: u64,
-        to: u64,
-        wanted: impl Fn(u64, &Header) -> bool,
-        mut written: impl FnMut(u64, u64),
-    ) -> io::Result<Option<(u64, Header)>> {
-        let log = self.log;
-        let step = self.chunk_bytes.max(MARGIN_BYTES * 2) & !(MARGIN_BYTES - 1);
-        let mut at = from;
-        while at < to {
-            let left = usize::try_from(to - at).unwrap_or(usize::MAX);
-            let Some(chunk) = self.window(at, step.min(left))? else {
-                break;
-            };
-            // A header may begin in one chunk and end in the next: those of the margin are left to it.
-            let own = if left <= step {
-                chunk.len()
-            } else {
-                step - MARGIN_BYTES
-            };
-            let words = chunk.get(..own).unwrap_or(chunk);
-            for (index, word) in words.chunks(ALIGNMENT as usize).enumerate() {
-                if word.iter().all(|&byte| byte == 0) {
-                    continue;
-                }
-                let offset = index * ALIGNMENT as usize;
-                let place = at + offset as u64;
-                if word.starts_with(&FRAME_MAGIC) {
-                    let bytes = chunk.get(offset..).unwrap_or_default();
-                    let header = Header::parse(bytes, log).filter(|header| wanted(place, header));
-                    if let Some(header) = header {
-                        return Ok(Some((place, header)));
-                    }
-                }
-                written(place, place + word.len() as u64);
-            }
-            at += own as u64;
-        }
-        Ok(None)
-    }
-
-    /// These bytes of the file, if it has them all.
-    fn window(&mut self, from: u64, bytes: usize) -> io::Result<Option<&[u8]>> {
-        let start = from
-            .checked_sub(self.buffer_at)
-            .and_then(|start| usize::try_from(start).ok());
-        let held = start.filter(|start| start.saturating_add(bytes) <= self.buffered);
-        let start = match held {
-            Some(start) => start,
-            None => {
-                let wanted = bytes.max(self.chunk_bytes);
-                if self.buffer.len() < wanted {
-                    self.buffer.resize(wanted, 0);
-                }
-                self.buffered = read_what_is_readable(&self.file, &mut self.buffer, from)?;
-                self.buffer_at = from;
-                0
-            }
-        };
-        let held = self.buffer.get(..self.buffered).unwrap_or_default();
-        Ok(held.get(start..start.saturating_add(bytes)))
-    }
-}
-
-/// Fills the buffer, unless the file ends before.
-pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, from + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
-}
-
-/// The same. What the disk cannot read counts as zeros, which no checksum fits, unless that is most of
-/// it: then it is the disk that fails, for now or for good.
-fn read_what_is_readable(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
-    let error = match read_at_most(file, buffer, from) {
-        Err(error) if is_unreadable(&error) => error,
-        read => return read,
-    };
-    let (mut read, mut failed) = (0, 0);
-    for piece in buffer.chunks_mut(UNREADABLE_BYTES) {
-        let wanted = piece.len();
-        match read_at_most(file, piece, from + read as u64) {
-            Ok(more) => {
-                read += more;
-                if more < wanted {
-                    break;
-                }
-            }
-            Err(error) if is_unreadable(&error) => {
-                piece.fill(0);
-                read += wanted;
-                failed += wanted;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if failed * 2 > read {
-        Err(error)
-    } else {
-        Ok(read)
-    }
-}
-
-/// The medium, or the checksums of the file system, say that these bytes are lost.
-fn is_unreadable(error: &io::Error) -> bool {
-    let errno = error.raw_os_error();
-    errno.is_some_and(|errno| {
-        [Errno::IO, Errno::UCLEAN]
-            .map(Errno::raw_os_error)
-            .contains(&errno)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
+    use crate::embedded::frames::{Frames, Rest};
     use crate::fixtures;
 
     const LOG: LogId = LogId(7);
@@ -654,38 +404,6 @@ mod tests {
             frames.rest(0, 0, |_, _| true).unwrap().written,
             Some((0, 5))
         );
-    }
-
-    #[test]
-    fn what_the_disk_cannot_read_counts_as_zeros_unless_it_is_most_of_it() {
-        // Reading where nothing is mapped fails as a bad sector does.
-        let memory = File::open("/proc/self/mem").unwrap();
-        let mapped = vec![7_u8; 8 * UNREADABLE_BYTES];
-        let mut buffer = vec![1; 4 * UNREADABLE_BYTES];
-        let at = (mapped.as_ptr() as u64).next_multiple_of(UNREADABLE_BYTES as u64);
-        let read = read_what_is_readable(&memory, &mut buffer, at).unwrap();
-        assert_eq!(read, buffer.len());
-        assert!(buffer.iter().all(|&byte| byte == 7));
-        let error = read_what_is_readable(&memory, &mut buffer, 0).unwrap_err();
-        assert!(is_unreadable(&error), "{error}");
-        // The first bytes behind a mapping that has nothing behind it.
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
-        let maps = maps.lines().filter_map(|line| {
-            let (range, rest) = line.split_once(' ')?;
-            let (from, to) = range.split_once('-')?;
-            rest.starts_with('r').then(|| (number(from), number(to)))
-        });
-        let maps: Vec<_> = maps.collect();
-        let before_hole = |&&(from, to): &&(u64, u64)| {
-            let bytes = 3 * UNREADABLE_BYTES as u64;
-            to - from >= bytes && to < 1 << 47 && maps.iter().all(|&(next, _)| next != to)
-        };
-        let (_, end) = *maps.iter().find(before_hole).unwrap();
-        let from = end - 3 * UNREADABLE_BYTES as u64;
-        let read = read_what_is_readable(&memory, &mut buffer, from).unwrap();
-        assert_eq!(read, buffer.len());
-        assert!(buffer[3 * UNREADABLE_BYTES..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

@@ -8,16 +8,22 @@
 //! and makes a damaged manifest anew from them (`survey`). What is taken out of the log goes to the
 //! `quarantine`. The `keeper` does what no commit is to wait for; the next segment (`preparation`) is a
 //! part of it.
+//!
+//! Damage keeps nobody from the rest: a `walk` over the frames of a segment finds the next one that is
+//! whole, for readers, for a start (`salvage`), and for what verifies a segment (`verify`): the `scrub`
+//! in the background, and the `check` from outside. What they find is made known by `damage`.
 
 mod active;
 mod check;
 mod commit;
+mod damage;
 #[cfg(test)]
 mod damage_tests;
 mod directory;
 mod disk_error;
 mod footer;
 mod frame;
+mod frames;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -28,9 +34,11 @@ mod quarantine;
 mod queue;
 #[cfg(test)]
 mod random_damage_tests;
+mod readable;
 mod readers;
 mod recovery;
 mod retention;
+mod salvage;
 mod scan;
 mod scrub;
 mod segments;
@@ -58,25 +66,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::{
-    active::Active,
-    directory::Directory,
-    keeper::Keeper,
-    opening::Opened,
-    queue::Queue,
-    readers::{Located, Readers},
-    retention::Retention,
-    scrub::Scrub,
-    segments::Segments,
-    writer::Writer,
+    active::Active, directory::Directory, keeper::Keeper, opening::Opened, queue::Queue,
+    readers::Readers, retention::Retention, scrub::Scrub, segments::Segments, writer::Writer,
 };
 pub use self::{
     check::{CheckFault, CheckProgress, CheckReport, Remedy, check},
+    commit::{CommitReport, OnCommit},
     inspect::{Inspection, inspect},
     open_error::OpenError,
 };
 use super::{
-    Appended, Block, Damaged, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range,
-    ReadError, Status, Usage,
+    Appended, Block, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
+    Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
     ids::{self, Background},
@@ -121,22 +122,6 @@ pub struct Options {
     pub scrub_bytes_per_second: u64,
     /// Told of each commit, from the writer's thread. Must not block.
     pub on_commit: Option<OnCommit>,
-}
-
-/// Told of each commit that added events.
-pub type OnCommit = Arc<dyn Fn(CommitReport) + Send + Sync>;
-
-/// A commit that added events, for metrics.
-#[derive(Clone, Copy, Debug)]
-pub struct CommitReport {
-    /// Batches that were committed together.
-    pub batches: usize,
-    /// Events that were new.
-    pub events: u64,
-    /// What their blocks have, in bytes.
-    pub bytes: u64,
-    /// How long it took, from taking the batches to durability.
-    pub duration: Duration,
 }
 
 impl Options {
@@ -307,21 +292,6 @@ fn start(
     }))
 }
 
-/// Says which events are damaged, where they are, and what can be done.
-fn report_damage(located: &Located) {
-    let (from, to) = located.bytes.unzip();
-    tracing::error!(
-        path = %located.path.display(),
-        first_event = located.events.first.0,
-        last_event = located.events.last.0,
-        from_byte = from,
-        to_byte = to,
-        is_missing = !located.path.exists(),
-        "events of the log are damaged and cannot be read: stop the bridge and restore the file from \
-         a backup, or have subscribers pass over them; all other events are served"
-    );
-}
-
 /// Keys as the files of ids have them.
 fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
     let keys = keys.iter();
@@ -420,23 +390,6 @@ impl Shared {
     fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
         (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
         ids.run_once().map_err(|error| self.evaluate_ids(&error))
-    }
-
-    /// What a failure to read means for who reads. Damage is made known to everybody.
-    fn evaluate_reading(&self, failure: readers::Failure) -> ReadError {
-        match failure {
-            readers::Failure::Damaged(located) => ReadError::Damaged(self.note_damage(&located)),
-            readers::Failure::Read(error) => error,
-        }
-    }
-
-    /// Makes damage known, with a line in the log if it is new. Returns its whole range.
-    fn note_damage(&self, located: &Located) -> Damaged {
-        let (whole, is_new) = self.publisher.add_damaged(located.events);
-        if is_new {
-            report_damage(located);
-        }
-        whole
     }
 
     fn no_space_at(&self) -> MutexGuard<'_, Option<Instant>> {

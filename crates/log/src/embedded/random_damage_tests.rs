@@ -317,6 +317,7 @@ async fn the_scrub_finds_damage_that_nobody_reads() {
             events.filter(|&event| event > TRIMMED).collect()
         };
         let log = open_scrubbed(dir.path());
+        println!("{n}: {damage:?} of {} loses {lost:?}", path.display());
         waits_until(|| found(&log) == lost).await;
         // An index that is damaged is written again, unless nothing is left to write it for.
         let file = fs::File::open(&path).unwrap();

@@ -7,7 +7,8 @@ use tokio::{runtime, sync::Semaphore};
 
 use super::{
     disk_error,
-    frame::{Frames, Header},
+    frame::Header,
+    frames::Frames,
     segments::{self, Place, Position, Segments},
     walk::{Step, Walk},
 };

@@ -22,6 +22,9 @@ use super::{
 use crate::{Damaged, Range};
 use prelude_bridge_event::{Epoch, Sequence, UnixMicros};
 
+/// Behind a segment after which others are missing, the names of so many files stay free.
+const MISSING_FILES_MAX: u64 = 100;
+
 /// What there is.
 pub(super) struct Found {
     pub(super) segments: Segments,
@@ -85,6 +88,11 @@ pub(super) fn look(
     let next_ordinal = ordinals.last().map_or(1, |last| last.saturating_add(1));
     let next_ordinal = next_ordinal.max(manifest.first_ordinal);
     let unsealed = std::mem::take(&mut scanned.unsealed);
+    // No new file takes the name of one that is missing, and may be restored.
+    let sealed = scanned.segments.last();
+    let sealed = sealed.filter(|last| !unsealed.contains(&last.ordinal));
+    let next_ordinal =
+        next_ordinal.max(sealed.map_or(0, |last| last.ordinal.saturating_add(MISSING_FILES_MAX)));
     let last = scanned.segments.last();
     let last = last.filter(|last| unsealed.contains(&last.ordinal));
     let is_of_last = |ordinal| last.is_some_and(|last| last.ordinal == ordinal);
@@ -102,7 +110,7 @@ pub(super) fn look(
         commit: last_commit,
         end: last.end,
     });
-    let gaps = Gaps::new(directory, manifest, known, &scanned.segments);
+    let gaps = Gaps::new(directory, manifest, known, &scanned.segments, &unsealed);
     scanned
         .discarded
         .retain(|&(ordinal, _)| !gaps.has_file(ordinal));
@@ -211,7 +219,13 @@ struct Gaps {
 }
 
 impl Gaps {
-    fn new(directory: &Path, manifest: &Manifest, known: Sequence, list: &[Segment]) -> Self {
+    fn new(
+        directory: &Path,
+        manifest: &Manifest,
+        known: Sequence,
+        list: &[Segment],
+        unsealed: &[u64],
+    ) -> Self {
         let mut gaps = Self {
             located: Vec::new(),
             files: Vec::new(),
@@ -231,6 +245,7 @@ impl Gaps {
                     let following = before + 1;
                     // Where no file is missing, what is missing was at the end of this one.
                     let is_there = segments::path(directory, following).exists();
+                    let is_there = is_there || !unsealed.contains(&before);
                     let is_between = following < ordinal && (ordinal < u64::MAX || is_there);
                     if is_between { following } else { before }
                 });

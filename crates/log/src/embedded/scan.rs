@@ -7,7 +7,8 @@ use std::{fs::File, io, path::Path};
 use super::{
     directory::MANIFEST_FILE,
     footer,
-    frame::{self, Frames, Header, Kind, SEGMENT_HEADER_BYTES, SEGMENT_VERSION},
+    frame::{self, Header, Kind, SEGMENT_HEADER_BYTES, SEGMENT_VERSION},
+    frames::Frames,
     manifest::{self, Manifest},
     open_error::OpenError,
     readers::Located,
@@ -18,7 +19,7 @@ use crate::Damaged;
 use prelude_bridge_event::{EventKey, Sequence};
 
 /// Read at once.
-const CHUNK_BYTES: usize = 1024 * 1024;
+pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Bytes that are no whole commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,17 +61,17 @@ pub(super) const STRANGER: &str = "it is of another log, or of another place in 
 
 /// Passes over the segments.
 pub(super) struct Scanner<'a> {
-    directory: &'a Path,
-    manifest: &'a Manifest,
-    ids_through: Sequence,
+    pub(super) directory: &'a Path,
+    pub(super) manifest: &'a Manifest,
+    pub(super) ids_through: Sequence,
     /// The event that comes next; the first one tells.
-    next: Option<Sequence>,
+    pub(super) next: Option<Sequence>,
     /// Where in its segment the last commit begins.
     pub(super) last_commit: u64,
     /// What is behind it.
     pub(super) torn: Option<Torn>,
     pub(super) scanned: Scanned,
-    sink: Sink<'a>,
+    pub(super) sink: Sink<'a>,
 }
 
 /// The frames of a commit, as far as they were found.
@@ -200,99 +201,6 @@ impl<'a> Scanner<'a> {
             self.next = Some(later.commit_first());
             frames.go_to(at);
         }
-    }
-
-    /// Takes what is whole of the events up to `through` from the files that were passed over: these
-    /// events are missing, and were durable once.
-    pub(super) fn fill_gap(&mut self, through: Sequence) -> Result<(), OpenError> {
-        let last = self.scanned.segments.last();
-        let last = last.map_or(0, |segment| segment.ordinal);
-        let files = self.scanned.discarded.iter().map(|&(ordinal, _)| ordinal);
-        let files = files.filter(|&ordinal| ordinal > last);
-        let files: Vec<u64> = std::iter::once(last).chain(files).collect();
-        for ordinal in files {
-            let is_last = ordinal == last;
-            if is_last && !self.scanned.unsealed.contains(&ordinal) {
-                continue;
-            }
-            let path = segments::path(self.directory, ordinal);
-            let Some(file) = open(&path)? else {
-                continue;
-            };
-            let mut segment = if is_last {
-                self.scanned.segments.pop()
-            } else {
-                None
-            };
-            let from = segment
-                .as_ref()
-                .map_or(SEGMENT_HEADER_BYTES, |last| last.end);
-            let mut frames = Frames::new(file, self.manifest.log, from, CHUNK_BYTES);
-            let end = frames.file_bytes();
-            let end = end.map_err(|error| unreadable(&path, error))?;
-            let damage = self.salvage(&mut frames, ordinal, &mut segment, (through, end))?;
-            let Some(segment) = segment else {
-                continue;
-            };
-            // What is missing before and behind the segment may be in another file.
-            let is_within = |found: &Located| {
-                found.events.last < segment.last_sequence
-                    && found.events.first > segment.first_sequence
-            };
-            self.scanned
-                .damage
-                .extend(damage.into_iter().filter(is_within));
-            self.scanned.segments.push(segment);
-            if !is_last {
-                self.scanned.unsealed.push(ordinal);
-                self.scanned
-                    .discarded
-                    .retain(|&(other, _)| other != ordinal);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the frames that are whole of events up to `through`, which were durable once: from where
-    /// `frames` is to `end`. Returns where the others should be.
-    fn salvage(
-        &mut self,
-        frames: &mut Frames,
-        ordinal: u64,
-        segment: &mut Option<Segment>,
-        (through, end): (Sequence, u64),
-    ) -> Result<Vec<Located>, OpenError> {
-        let path = segments::path(self.directory, ordinal);
-        let failed = |error| unreadable(&path, error);
-        let next = self.next.unwrap_or(Sequence::ZERO.plus(1));
-        let mut walk = Walk { next, through, end };
-        let mut damage = Vec::new();
-        while let Some(step) = walk.step(frames).map_err(failed)? {
-            let at = frames.offset();
-            let header = match step {
-                Step::Damaged(events, bytes) => {
-                    add_damage(&mut damage, &path, events, bytes);
-                    continue;
-                }
-                Step::Frame(header) => header,
-            };
-            let body = frames.body(&header).map_err(failed)?;
-            let keys = body.as_ref().and_then(|body| body.keys(&header));
-            let is_whole = body.is_some_and(|body| body.has_whole_block(&header));
-            if let Some(keys) = keys.filter(|_| header.last_sequence() > self.ids_through) {
-                (self.sink)(header.last_sequence(), &keys)?;
-            }
-            walk.pass(frames, &header);
-            if is_whole {
-                add(segment, ordinal, &header, at);
-                self.last_commit = at;
-                self.next = Some(walk.next);
-            } else {
-                let bytes = (at, frames.offset());
-                add_damage(&mut damage, &path, header.event_range(), bytes);
-            }
-        }
-        Ok(damage)
     }
 
     /// What a file is in which no commit is whole.
@@ -502,7 +410,12 @@ impl<'a> Scanner<'a> {
 }
 
 /// Adds damage behind what was found before.
-fn add_damage(damage: &mut Vec<Located>, path: &Path, events: Damaged, bytes: (u64, u64)) {
+pub(super) fn add_damage(
+    damage: &mut Vec<Located>,
+    path: &Path,
+    events: Damaged,
+    bytes: (u64, u64),
+) {
     match damage.last_mut() {
         Some(last) if last.path == path && last.events.last.plus(1) == events.first => {
             last.events.last = events.last;
@@ -533,7 +446,7 @@ fn report_keys(path: &Path, first: Sequence, last: Sequence) {
     );
 }
 
-fn open(path: &Path) -> Result<Option<File>, OpenError> {
+pub(super) fn open(path: &Path) -> Result<Option<File>, OpenError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

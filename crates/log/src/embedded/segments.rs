@@ -13,7 +13,10 @@ use std::{
     },
 };
 
-use super::frame::{Frames, Header, SEGMENT_HEADER_BYTES};
+use super::{
+    frame::{Header, SEGMENT_HEADER_BYTES},
+    frames::Frames,
+};
 use crate::Damaged;
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 

@@ -5,7 +5,8 @@ use std::{fs::File, io, path::Path};
 
 use super::{
     footer,
-    frame::{self, Frames, SEGMENT_HEADER_BYTES},
+    frame::{self, SEGMENT_HEADER_BYTES},
+    frames::Frames,
     manifest::Manifest,
     segments,
 };

@@ -8,13 +8,14 @@ use std::{
 
 use super::{
     directory::MANIFEST_FILE,
-    frame::{Frames, Header, SEGMENT_HEADER_BYTES},
+    frame::{Header, SEGMENT_HEADER_BYTES},
+    frames::Frames,
     *,
 };
 use crate::clock::{Boot, Reading};
 
 /// Far more than anything in these tests takes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A clock that shows what it is set to.
 pub(super) fn clock(now: &Arc<AtomicI64>) -> Clock {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    frame::Frames,
+    frames::Frames,
     readers::{self, Located},
     segments::{self, Place, Segment},
     walk::{Step, Walk},

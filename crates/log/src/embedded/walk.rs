@@ -4,10 +4,7 @@
 
 use std::io;
 
-use super::{
-    frame::{Frames, Header},
-    segments::Place,
-};
+use super::{frame::Header, frames::Frames, segments::Place};
 use crate::Damaged;
 use prelude_bridge_event::Sequence;
 
