@@ -170,7 +170,7 @@ impl Publisher {
                 whole.first = whole.first.min(other.first);
                 whole.last = whole.last.max(other.last);
             }
-            let is_known = known.iter().any(|&other| other == whole);
+            let is_known = known.contains(&whole);
             if is_known || whole.last < self.status.range().earliest {
                 return false;
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::frame::{Header, Part};
-use crate::Block;
+use crate::{Block, ids};
 use prelude_bridge_event::{EventKey, LogId, Sequence};
 
 const ZEROS: [u8; 8] = [0; 8];
@@ -28,6 +28,12 @@ pub struct CommitReport {
     pub bytes: u64,
     /// How long it took, from taking the batches to durability.
     pub duration: Duration,
+}
+
+/// Keys as the files of ids have them.
+pub(super) fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
+    let keys = keys.iter();
+    keys.map(|key| ids::Key::from_be_bytes(key.0)).collect()
 }
 
 /// The frames of a commit.

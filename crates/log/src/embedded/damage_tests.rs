@@ -18,7 +18,7 @@ use super::{
     },
     *,
 };
-use crate::fixtures;
+use crate::{Damaged, fixtures};
 
 const START: i64 = 1_700_000_000_000_000;
 const BATCHES: u64 = 4;

@@ -82,7 +82,7 @@ use super::{
     group::{self, Stamps},
     ids::{self, Background},
 };
-use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
 /// that somebody tries again.
@@ -290,12 +290,6 @@ fn start(
         ended,
         _directory: directory,
     }))
-}
-
-/// Keys as the files of ids have them.
-fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
-    let keys = keys.iter();
-    keys.map(|key| ids::Key::from_be_bytes(key.0)).collect()
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {

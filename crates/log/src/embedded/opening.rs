@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
+    commit::numbers,
     directory::{self, Directory, IDS_DIRECTORY, MANIFEST_FILE},
     disk_error, keeper,
     manifest::{Manifest, NO_MANIFEST},
-    numbers,
     open_error::OpenError,
     quarantine,
     recovery::{self, Found},

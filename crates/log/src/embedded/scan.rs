@@ -142,13 +142,13 @@ impl<'a> Scanner<'a> {
             return Ok(Scan::Sealed(segment));
         }
         let mut frames = Frames::new(file, log, SEGMENT_HEADER_BYTES, CHUNK_BYTES);
-        let (segment, written) = self.scan_unsealed(&mut frames, ordinal, &path)?;
+        let (segment, torn) = self.scan_unsealed(&mut frames, ordinal, &path)?;
         if let Some(segment) = segment {
             self.report_header(&path, kind);
-            self.torn = written.map(|(from, to)| Torn { ordinal, from, to });
+            self.torn = torn;
             return Ok(Scan::Segment(segment));
         }
-        self.without_events(kind, &path, written.is_some())
+        self.without_events(kind, &path, torn.is_some())
     }
 
     /// Looks at each frame of a segment. Returns what is in it, and which bytes behind that are no part
@@ -158,7 +158,7 @@ impl<'a> Scanner<'a> {
         frames: &mut Frames,
         ordinal: u64,
         path: &Path,
-    ) -> Result<(Option<Segment>, Option<(u64, u64)>), OpenError> {
+    ) -> Result<(Option<Segment>, Option<Torn>), OpenError> {
         let failed = |error| unreadable(path, error);
         let mut segment: Option<Segment> = None;
         loop {
@@ -186,7 +186,8 @@ impl<'a> Scanner<'a> {
                 if let Some(segment) = &mut segment {
                     segment.end = segment.end.max(tip);
                 }
-                return Ok((segment, rest.written));
+                let torn = rest.written.map(|(from, to)| Torn { ordinal, from, to });
+                return Ok((segment, torn));
             };
             let through = later.commit_first().before();
             let is_first = segment.is_none();

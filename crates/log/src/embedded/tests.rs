@@ -16,7 +16,7 @@ use super::{
     },
     *,
 };
-use crate::fixtures;
+use crate::{Damaged, fixtures};
 use prelude_bridge_event::Epoch;
 
 const ALL: usize = usize::MAX;

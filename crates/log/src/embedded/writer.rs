@@ -20,9 +20,8 @@ use std::{
 use super::{
     CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
-    commit::CommitFrames,
+    commit::{CommitFrames, numbers},
     manifest::Manifest,
-    numbers,
     queue::{Job, Taken},
     retention::{Due, Retention},
 };
