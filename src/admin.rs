@@ -80,7 +80,7 @@ impl Readiness {
                 let appends = |health: &Health| health.refusal().is_none();
                 if !appends(&self.log.status().health_where(appends).await) {
                     // The log is closed, and nothing changes that.
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
         };

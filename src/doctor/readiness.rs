@@ -73,12 +73,12 @@ pub async fn readiness(listen: SocketAddr) -> Readiness {
         answer.await.ok()?.json::<Page>().await.ok()
     };
     match page.await {
-        Some(page) => readiness_of(page),
+        Some(page) => readiness_of(&page),
         None => Readiness::Unknown(format!("no bridge answers at {url}")),
     }
 }
 
-fn readiness_of(page: Page) -> Readiness {
+fn readiness_of(page: &Page) -> Readiness {
     let apps = page.checks.iter().filter_map(|line| line.app.clone());
     let apps = apps.collect();
     let lines = page.checks.iter();
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_not_ready_says_what_is_missing() {
-        let page = |text: &str| readiness_of(serde_json::from_str(text).unwrap());
+        let page = |text: &str| readiness_of(&serde_json::from_str(text).unwrap());
         let apps = vec!["54e9ujn".to_owned()];
         let missing = page(
             r#"{"ready":false,"checks":[{"name":"log","fault":null},

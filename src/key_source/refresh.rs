@@ -163,7 +163,7 @@ impl<U: KeyUse> FreshKeys<U> {
         let mut state = self.state.clone();
         let met = state.wait_for(|state| condition(&state.keys)).await.is_ok();
         if !met {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
