@@ -2,7 +2,7 @@
 //! (`/readyz`), and its metrics (`/metrics`). It reads the state of other parts and changes nothing.
 //! Only [`Readiness`] defines what "ready" means.
 
-use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use warp::{Filter, Rejection, reply::Response};
 
 use crate::{
     credentials::Credentials,
-    log::{IdsUsage, Log},
+    log::{Damaged, Health, IdsUsage, Log},
     metrics::Metrics,
     net::{self, http1},
     signature::Keyring,
@@ -23,9 +23,8 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How often [`Readiness::reached`] checks again. A log notifies when it can append again; keys do not
-/// notify when they have come.
-const READINESS_INTERVAL: Duration = Duration::from_millis(50);
+/// How many damaged ranges a warning names.
+const DAMAGED_RANGES_NAMED_MAX: usize = 8;
 
 /// Whether a bridge can receive and serve events: the log can append, every app has a key, and the
 /// bridge is not shutting down.
@@ -72,30 +71,42 @@ impl Readiness {
 
     /// Waits until nothing is missing. `false` if the bridge shuts down first.
     pub async fn reached(&self) -> bool {
-        let mut interval = tokio::time::interval(READINESS_INTERVAL);
-        let status = self.log.status();
-        loop {
-            let health = status.health();
-            if self.missing().is_empty() {
-                return true;
+        let all_met = async {
+            while !self.missing().is_empty() {
+                for keyring in &*self.keyrings {
+                    keyring.usable().await;
+                }
+                let appends = |health: &Health| health.refusal().is_none();
+                if !appends(&self.log.status().health_where(appends).await) {
+                    // The log is closed, and nothing changes that.
+                    std::future::pending::<()>().await;
+                }
             }
-            tokio::select! {
-                () = self.draining.cancelled() => return false,
-                _ = status.health_where(|now| *now != health) => {}
-                _ = interval.tick() => {}
-            }
+        };
+        tokio::select! {
+            biased;
+            () = self.draining.cancelled() => false,
+            () = all_met => true,
         }
     }
 
     /// Each requirement, and why it is not met.
     fn checks(&self) -> Vec<Check> {
-        let refusal = self.log.status().health().refusal();
+        let status = self.log.status();
+        let refusal = status.health().refusal();
+        // The bridge still accepts deliveries, and serves all other events.
         let mut checks = vec![Check {
             name: "log",
             app: None,
             fault: refusal.map(|error| error.to_string()),
-            warning: self.log.usage().ids.and_then(|ids| ids_warning(&ids)),
+            warning: damage(&status.damaged()),
         }];
+        checks.extend(self.log.usage().ids.map(|ids| Check {
+            name: "ids",
+            app: None,
+            fault: None,
+            warning: ids_warning(&ids),
+        }));
         checks.extend(self.keyrings.iter().map(|keyring| Check {
             name: "keys",
             app: Some(keyring.app_id().to_owned()),
@@ -197,6 +208,24 @@ struct Check {
     /// What the operator has to correct although the bridge is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+}
+
+/// Names the damaged events, if there are any.
+pub(crate) fn damage(ranges: &[Damaged]) -> Option<String> {
+    if ranges.is_empty() {
+        return None;
+    }
+    let named = ranges.iter().take(DAMAGED_RANGES_NAMED_MAX);
+    let named: Vec<String> = named.map(ToString::to_string).collect();
+    let more = match ranges.len().saturating_sub(DAMAGED_RANGES_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more ranges"),
+    };
+    Some(format!(
+        "{}{more} are damaged on the disk: subscribers that come to them end with LOG_DAMAGED or skip \
+         them; `prelude-bridge log check` names the files",
+        named.join(", ")
+    ))
 }
 
 fn routes(admin: Admin) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {

@@ -382,6 +382,8 @@ mod tests {
             stored_bytes: 77,
             queued_batches: 4,
             clock_jumps: 3,
+            damaged_ranges: 1,
+            damaged_events: 12,
             ..Log::default()
         });
         metrics.watch_bus(Bus::default);
@@ -410,6 +412,8 @@ mod tests {
             "prelude_bridge_log_stored_bytes 77.0",
             "prelude_bridge_log_queue_batches 4.0",
             "prelude_bridge_clock_jumps_total 3",
+            "prelude_bridge_log_damaged_ranges 1.0",
+            "prelude_bridge_log_damaged_events 12.0",
             "prelude_bridge_stream_delivered_events_total 5",
             "prelude_bridge_stream_delivered_bytes_total 1000",
             r#"prelude_bridge_streams_ended_total{reason="draining"} 1"#,

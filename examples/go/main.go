@@ -100,7 +100,7 @@ func (c *consumer) take(response *bridgev1.SubscribeResponse) error {
 	case *bridgev1.SubscribeResponse_Draining:
 		c.backoff.retryAfter = notice.Draining.RetryAfter.AsDuration()
 	case *bridgev1.SubscribeResponse_Skipped:
-		log.Printf("lost to retention: %v", notice.Skipped)
+		log.Printf("events were skipped: %v", notice.Skipped)
 	}
 	if len(response.Events) > 0 || response.GetProgress() != nil {
 		c.backoff.reset()

@@ -68,6 +68,9 @@ func exitCode(err error) int {
 	case codes.OutOfRange:
 		log.Print("events were lost to retention: remove the cursor file to continue with the oldest that is left")
 		return 5
+	case codes.DataLoss:
+		log.Print("events are damaged on the bridge's disk: ask its operator, or set on_damaged to continue without them")
+		return 1
 	case codes.Unauthenticated, codes.PermissionDenied:
 		log.Print("check BRIDGE_TOKEN")
 		return 4

@@ -52,6 +52,9 @@ def exit_code(error: grpc.RpcError) -> int:
         case grpc.StatusCode.OUT_OF_RANGE:
             logging.error("remove the cursor file to continue with the oldest event that is left")
             return 5
+        case grpc.StatusCode.DATA_LOSS:
+            logging.error("ask the bridge's operator, or set on_damaged to continue without them")
+            return 1
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             logging.error("check BRIDGE_TOKEN")
             return 4

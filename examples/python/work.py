@@ -26,7 +26,7 @@ class Worker:
         if notice == "draining":
             self.backoff.retry_after_s = response.draining.retry_after.ToTimedelta().total_seconds()
         elif notice == "skipped":
-            logging.warning("lost to retention: %s", response.skipped)
+            logging.warning("events were skipped: %s", response.skipped)
         if response.events or notice == "progress":
             self.backoff.reset()
 

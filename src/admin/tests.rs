@@ -1,4 +1,7 @@
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -7,7 +10,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    log::memory,
+    event::Sequence,
+    log::{memory, testing::Scripted},
     signature::KeySource,
     simulator::keys::{AlgLabel, SigningKey},
 };
@@ -170,4 +174,85 @@ async fn readiness_follows_the_log_at_once() {
     log.resume();
     assert!(reached.await.unwrap());
     assert_eq!(began.elapsed(), Duration::ZERO, "it was not asked again");
+}
+
+#[tokio::test]
+async fn a_bridge_is_ready_as_soon_as_its_keys_have_come() {
+    let jwk = SigningKey::generate(2048)
+        .unwrap()
+        .public_jwk(AlgLabel::default());
+    let document = serde_json::json!({ "keys": [jwk] }).to_string();
+    let server = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let source = KeySource::url(&format!(
+        "http://{}/jwks.json",
+        server.local_addr().unwrap()
+    ));
+    let keyring = Keyring::open("54e9ujn", source.unwrap(), Default::default(), None).unwrap();
+    let log = memory::open(memory::Options::default()).unwrap();
+    let readiness = Readiness::new(log, &[keyring], CancellationToken::new());
+    let waiting = readiness.clone();
+    let reached = tokio::spawn(async move { waiting.reached().await });
+    // The fetch has begun, and nobody has answered it.
+    let (mut stream, _) = server.accept().await.unwrap();
+    assert_eq!(readiness.missing().len(), 1);
+    assert!(!reached.is_finished());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+        document.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(document.as_bytes()).await.unwrap();
+    assert!(reached.await.unwrap());
+    assert!(readiness.missing().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_bridge_that_shuts_down_or_whose_log_is_closed() {
+    let log = memory::open(memory::Options::default()).unwrap();
+    let draining = CancellationToken::new();
+    let readiness = Readiness::new(Arc::clone(&log) as _, &[], draining.clone());
+    log.close().await;
+    let reached = tokio::spawn(async move { readiness.reached().await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!reached.is_finished());
+    draining.cancel();
+    assert!(!reached.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_bridge_whose_log_is_damaged_is_ready_and_names_the_events() {
+    let log = Arc::new(Scripted::new(
+        memory::open(memory::Options::default()).unwrap(),
+    ));
+    let readiness = Readiness::new(Arc::clone(&log) as _, &[], CancellationToken::new());
+    let warning = |readiness: &Readiness| readiness.checks().swap_remove(0).warning;
+    assert_eq!(warning(&readiness), None);
+    let ranges = |count: u64| -> Vec<Damaged> {
+        let range = |number| Damaged {
+            first: Sequence(number * 10),
+            last: Sequence(number * 10 + 4),
+        };
+        (1..=count).map(range).collect()
+    };
+    log.damage(&ranges(1));
+    assert_eq!(readiness.missing(), [""; 0]);
+    let one = warning(&readiness).unwrap();
+    assert!(one.starts_with("events 10 to 14 are damaged"), "{one}");
+    let all = DAMAGED_RANGES_NAMED_MAX as u64;
+    log.damage(&ranges(all));
+    assert!(!warning(&readiness).unwrap().contains("more"));
+    log.damage(&ranges(all + 1));
+    let many = warning(&readiness).unwrap();
+    assert!(
+        many.contains("events 80 to 84, and 1 more ranges are damaged"),
+        "{many}"
+    );
+
+    let admin = Admin::new(net::Limits::default(), Arc::new(Metrics::new()), readiness);
+    let answer = answer(&admin, "readyz", &Method::GET, "");
+    assert_eq!(answer.status(), StatusCode::OK);
 }

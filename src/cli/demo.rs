@@ -356,6 +356,7 @@ async fn follow(
                     let line = formatter.line(&event);
                     if let Err(error) = io::stdout().write_all(&line) {
                         finish_stdout(Err(error))?;
+                        outcome.is_cut_short = true;
                         break;
                     }
                 }
@@ -368,30 +369,37 @@ async fn follow(
             break;
         }
     }
-    outcome.acknowledged = simulator.totals().events_acknowledged;
+    let totals = simulator.totals();
+    outcome.sent = totals.events;
+    outcome.acknowledged = totals.events_acknowledged;
     Ok(outcome)
 }
 
 /// The result of a run.
 struct Outcome {
     started: Instant,
+    sent: u64,
     acknowledged: u64,
     delivered: u64,
     repeated: u64,
     last_sequence: u64,
     /// From durable to printed, in microseconds.
     delays: Vec<i64>,
+    /// Whether stdout was closed: what was on its way then is nobody's loss.
+    is_cut_short: bool,
 }
 
 impl Outcome {
     fn new() -> Self {
         Self {
             started: Instant::now(),
+            sent: 0,
             acknowledged: 0,
             delivered: 0,
             repeated: 0,
             last_sequence: 0,
             delays: Vec::new(),
+            is_cut_short: false,
         }
     }
 
@@ -434,9 +442,19 @@ impl Outcome {
             delay(50),
             delay(99),
         ));
+        if self.is_cut_short {
+            return Ok(());
+        }
         if lost > 0 {
             return Err(failed(format!(
                 "{lost} events that were acknowledged did not arrive"
+            )));
+        }
+        let refused = self.sent.saturating_sub(self.acknowledged);
+        if refused > 0 {
+            return Err(failed(format!(
+                "{refused} of {} events were never acknowledged",
+                self.sent
             )));
         }
         Ok(())
@@ -478,6 +496,37 @@ mod tests {
         let asked = other.local_addr().unwrap();
         assert_eq!(choose(Some(asked), port, &mut taken), asked);
         assert!(taken.is_empty());
+    }
+
+    #[test]
+    fn a_run_in_which_events_were_lost_or_refused_has_failed() {
+        let report = |sent, acknowledged, delivered| {
+            Outcome {
+                sent,
+                acknowledged,
+                delivered,
+                ..Outcome::new()
+            }
+            .report()
+        };
+        assert_eq!(report(5, 5, 5), Ok(()));
+        let cut_short = Outcome {
+            sent: 5,
+            is_cut_short: true,
+            ..Outcome::new()
+        };
+        assert_eq!(cut_short.report(), Ok(()));
+        for (sent, acknowledged, delivered, word) in [
+            (5, 5, 4, "did not arrive"),
+            (5, 4, 4, "1 of 5 events were never acknowledged"),
+            (5, 0, 0, "never acknowledged"),
+            // Stored, and the answer was lost.
+            (5, 4, 5, "never acknowledged"),
+        ] {
+            let failure = report(sent, acknowledged, delivered).unwrap_err();
+            assert_eq!(failure.exit, Exit::Failed);
+            assert!(format!("{failure:?}").contains(word), "{failure:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod exit;
+pub mod log;
 pub mod manual;
 mod near;
 pub mod serve;
@@ -81,6 +82,8 @@ enum Command {
     Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
+    /// Check the files of a log
+    Log(log::Args),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(manual::CompletionsArgs),
@@ -162,6 +165,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Webhook(args) => block_on(webhook::run(args))?,
         Command::Token(args) => token::run(args)?,
         Command::Config(args) => block_on(config::run(args))?,
+        Command::Log(args) => return Ok(log::run(args)?.into()),
         Command::Completions(args) => manual::completions(&args, Cli::command())?,
         Command::Man(args) => manual::man(args, Cli::command())?,
     }

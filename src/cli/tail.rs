@@ -31,6 +31,7 @@ use super::{
 use crate::{
     client::{self, Client, Item, Options, Request, Start, Stop},
     config,
+    proto::DamagedPolicy,
 };
 
 /// `tail`
@@ -111,6 +112,16 @@ pub struct Args {
     #[arg(long, help_heading = "From where to where")]
     pub until_caught_up: bool,
 
+    /// What to do when the next events are damaged on the bridge's disk
+    #[arg(
+        long,
+        value_enum,
+        value_name = "POLICY",
+        default_value_t = OnDamaged::Fail,
+        help_heading = "From where to where"
+    )]
+    pub on_damaged: OnDamaged,
+
     /// How to print events [default: human on a terminal, json into a pipe]
     #[arg(short = 'o', long, value_enum)]
     pub output: Option<Output>,
@@ -139,6 +150,15 @@ pub enum Since {
     Ago(Duration),
     /// At this time.
     At(Timestamp),
+}
+
+/// What to do when the next events are damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnDamaged {
+    /// End with exit code 1, and say how to go on
+    Fail,
+    /// Name the damaged events on stderr, and go on after them
+    Skip,
 }
 
 /// How events are printed.
@@ -191,7 +211,7 @@ Examples:
     prelude-bridge tail --type 'user.*' --exclude-type user.deleted --count 10 | jq .type
 
 It reconnects by itself and goes on where it was. Ctrl-C prints the command that continues.
-Exit codes: 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
+Exit codes: 1 the next events are damaged, 3 the server cannot be reached, 4 it refused the credential, 5 the cursor has expired.";
 
 /// The word that `--from` takes besides cursors; no cursor is a word.
 const EARLIEST: &str = "earliest";
@@ -309,7 +329,11 @@ fn request(args: &Args) -> Request {
         .exclude_types(&args.exclude_types)
         .app_ids(&args.apps)
         .user_ids(&args.users)
-        .client_name(&args.client_name);
+        .client_name(&args.client_name)
+        .on_damaged(match args.on_damaged {
+            OnDamaged::Fail => DamagedPolicy::Fail,
+            OnDamaged::Skip => DamagedPolicy::Skip,
+        });
     if args.until_caught_up {
         request = request.stop(Stop::Head);
     }
@@ -389,6 +413,16 @@ fn failure(error: client::Error) -> Failure {
                 }
                 None => failure,
             }
+        }
+        client::Error::Damaged { after_cursor, .. } => {
+            let failure = Failure::new(Exit::Failed, &error);
+            let failure = match after_cursor {
+                Some(cursor) => failure.help(format!("continue after them: --from {cursor}")),
+                None => failure,
+            };
+            failure.help("leave out all damaged events: --on-damaged skip").help(
+                "where the bridge runs, `prelude-bridge log check` names the damaged files",
+            )
         }
         client::Error::Cursor { reason, .. } => {
             let exit = match reason.as_str() {

@@ -7,7 +7,7 @@ mod setup;
 mod table;
 mod token;
 
-use std::{env, fmt::Display, fs, path::PathBuf};
+use std::{env, fmt::Display, fs, path::PathBuf, time::Duration};
 
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use serde_json::json;
@@ -167,6 +167,9 @@ Examples:
   Before it is created anew with another token:
     prelude-bridge webhook delete web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
 
+/// How long Prelude's list may take to show an activation that Prelude has accepted.
+const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs the command.
 ///
 /// # Errors
@@ -185,11 +188,13 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             let made = client.create(&url, token.expose(), &events).await;
             let webhook = made.map_err(|error| refused(&error))?;
             access.show_one(&webhook)?;
-            exit::note(&format!(
-                "it is not active yet: start the bridge, then run `prelude-bridge webhook activate \
-                 {}`",
-                webhook.id
-            ));
+            if !webhook.active {
+                exit::note(&format!(
+                    "it is not active yet: start the bridge, then run `prelude-bridge webhook \
+                     activate {}`",
+                    webhook.id
+                ));
+            }
             Ok(())
         }
         Command::List { access } => {
@@ -220,6 +225,8 @@ async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
     let client = access.client(&app)?;
     let error = match client.activate(id).await {
         Ok(webhook) => {
+            let deadline = Instant::now() + ACTIVE_PATIENCE;
+            let webhook = setup::confirm_active(&client, webhook, deadline).await?;
             access.show_one(&webhook)?;
             let deadline = Instant::now() + readiness::PATIENCE;
             return readiness::confirm(&app, deadline).await.map(drop);

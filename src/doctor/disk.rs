@@ -9,6 +9,7 @@ use std::{
 
 use super::Check;
 use crate::{
+    admin,
     config::{ByteSize, Config, Store},
     event::UnixMicros,
     log::{IdsUsage, Inspection, OpenError, ids_bytes, inspect},
@@ -20,8 +21,12 @@ const FREE_MIN: ByteSize = ByteSize::mib(256);
 const SYNC_MAX: Duration = Duration::from_secs(1);
 
 const DIRECTORY: &str = "data directory";
-const LOG: &str = "log";
+pub(super) const LOG: &str = "log";
 const IDS: &str = "ids";
+
+/// What to do about a damaged log.
+pub(super) const DAMAGE_REMEDY: &str = "find the damaged files with `prelude-bridge log check`; see \
+                                        \"When part of the log is damaged\" in docs/operating.md";
 
 /// What was found.
 pub(super) struct Disk {
@@ -156,8 +161,14 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     let error = match inspected {
         Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
         Ok(Some(Inspection {
-            log, epochs, range, ..
+            log,
+            epochs,
+            range,
+            damaged,
         })) => {
+            if let Some(damage) = admin::damage(&damaged) {
+                return Check::fault(LOG, damage, DAMAGE_REMEDY);
+            }
             let (count, earliest, head) = (range.event_count(), range.earliest, range.head);
             let events = if count == 0 {
                 format!("no events, the next is {}", head.plus(1))
@@ -168,7 +179,7 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
             return Check::good(LOG, format!("it opens: {events}; {epoch}"));
         }
         Err(OpenError::InUse { .. }) => {
-            return Check::good(LOG, "a bridge has it open, and is asked over gRPC below");
+            return Check::skipped(LOG, "a bridge has it open, and is asked below");
         }
         Err(error) => error,
     };

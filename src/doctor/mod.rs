@@ -129,7 +129,7 @@ pub async fn examine(options: Options) -> Report {
             head_at,
         };
         checks.extend(outside.examine().await);
-        checks.push(readiness::check(config.admin_listen, is_running).await);
+        checks.extend(readiness::check(config.admin_listen, is_running).await);
     }
     Report {
         well: checks.iter().all(|check| check.verdict != Verdict::Fault),

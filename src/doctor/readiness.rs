@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Check,
+    disk::{DAMAGE_REMEDY, LOG},
     outside::{http_client, reachable},
 };
 
@@ -18,6 +19,10 @@ pub enum Readiness {
     Ready {
         /// The apps whose deliveries it accepts.
         apps: Vec<String>,
+        /// Damage of its log, if there is any.
+        damage: Option<String>,
+        /// Each other thing that the operator has to correct.
+        warnings: Vec<String>,
     },
     /// It does not, for these reasons.
     Missing {
@@ -41,6 +46,17 @@ struct Line {
     name: String,
     app: Option<String>,
     fault: Option<String>,
+    warning: Option<String>,
+}
+
+impl Line {
+    /// The text with what it is about.
+    fn of(&self, text: &str) -> String {
+        match &self.app {
+            Some(app) => format!("{} of {app}: {text}", self.name),
+            None => format!("{}: {text}", self.name),
+        }
+    }
 }
 
 /// Asks the bridge whose admin port has this address.
@@ -57,35 +73,46 @@ pub async fn readiness(listen: SocketAddr) -> Readiness {
         answer.await.ok()?.json::<Page>().await.ok()
     };
     match page.await {
-        Some(page) => readiness_of(page),
+        Some(page) => readiness_of(&page),
         None => Readiness::Unknown(format!("no bridge answers at {url}")),
     }
 }
 
-fn readiness_of(page: Page) -> Readiness {
+fn readiness_of(page: &Page) -> Readiness {
     let apps = page.checks.iter().filter_map(|line| line.app.clone());
     let apps = apps.collect();
+    let lines = page.checks.iter();
     if page.ready {
-        return Readiness::Ready { apps };
+        let (log, others): (Vec<&Line>, Vec<&Line>) = lines.partition(|line| line.name == LOG);
+        let warning = |line: &Line| Some(line.of(line.warning.as_deref()?));
+        return Readiness::Ready {
+            apps,
+            damage: log.into_iter().find_map(|line| line.warning.clone()),
+            warnings: others.into_iter().filter_map(warning).collect(),
+        };
     }
-    let reasons = page.checks.into_iter().filter_map(|line| {
-        let fault = line.fault?;
-        Some(match line.app {
-            Some(app) => format!("{} of {app}: {fault}", line.name),
-            None => format!("{}: {fault}", line.name),
-        })
-    });
+    let reasons = lines.filter_map(|line| Some(line.of(line.fault.as_deref()?)));
     let reasons = reasons.collect();
     Readiness::Missing { apps, reasons }
 }
 
-/// Checks whether the running bridge is ready.
-pub(super) async fn check(listen: SocketAddr, is_running: bool) -> Check {
+/// Checks whether the running bridge is ready, and what it knows of its log.
+pub(super) async fn check(listen: SocketAddr, is_running: bool) -> Vec<Check> {
     if !is_running {
-        return Check::skipped(READINESS, "no bridge is running");
+        return vec![Check::skipped(READINESS, "no bridge is running")];
     }
-    match readiness(listen).await {
-        Readiness::Ready { .. } => Check::good(READINESS, "the running bridge is ready"),
+    let check = match readiness(listen).await {
+        Readiness::Ready {
+            damage, warnings, ..
+        } => {
+            let mut found = "the running bridge is ready".to_owned();
+            for warning in warnings {
+                found.push_str(&format!(" ({warning})"));
+            }
+            let damage = damage.map(|damage| Check::fault(LOG, damage, DAMAGE_REMEDY));
+            let ready = Check::good(READINESS, found);
+            return std::iter::once(ready).chain(damage).collect();
+        }
         Readiness::Missing { reasons, .. } => Check::fault(
             READINESS,
             format!(
@@ -95,7 +122,8 @@ pub(super) async fn check(listen: SocketAddr, is_running: bool) -> Check {
             "correct what it names; the bridge then becomes ready by itself",
         ),
         Readiness::Unknown(reason) => Check::skipped(READINESS, reason),
-    }
+    };
+    vec![check]
 }
 
 #[cfg(test)]
@@ -104,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_not_ready_says_what_is_missing() {
-        let page = |text: &str| readiness_of(serde_json::from_str(text).unwrap());
+        let page = |text: &str| readiness_of(&serde_json::from_str(text).unwrap());
         let apps = vec!["54e9ujn".to_owned()];
         let missing = page(
             r#"{"ready":false,"checks":[{"name":"log","fault":null},
@@ -117,7 +145,18 @@ mod tests {
         };
         assert_eq!(missing, expected);
         let ready = page(r#"{"ready":true,"checks":[{"name":"keys","app":"54e9ujn"}]}"#);
-        assert_eq!(ready, Readiness::Ready { apps });
+        let expected = |damage: Option<&str>, warnings: &[&str]| Readiness::Ready {
+            apps: apps.clone(),
+            damage: damage.map(str::to_owned),
+            warnings: warnings.iter().map(|&warning| warning.to_owned()).collect(),
+        };
+        assert_eq!(ready, expected(None, &[]));
+        let warned = page(
+            r#"{"ready":true,"checks":[{"name":"log","warning":"events 1 to 2 are damaged"},
+                {"name":"keys","app":"54e9ujn"},{"name":"credentials","warning":"no file"}]}"#,
+        );
+        let damage = Some("events 1 to 2 are damaged");
+        assert_eq!(warned, expected(damage, &["credentials: no file"]));
     }
 
     #[tokio::test]

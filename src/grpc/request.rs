@@ -11,10 +11,10 @@ use crate::{
     log::Format,
     plain,
     proto::{
-        ExpiredCursorPolicy, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
-        start_position::Position as Start, stop_position::Position as Stop,
+        DamagedPolicy, ExpiredCursorPolicy, PayloadFormat, StartPosition, StopPosition,
+        SubscribeRequest, start_position::Position as Start, stop_position::Position as Stop,
     },
-    subscription::{OnExpired, Plan, StartAt, StopAt},
+    subscription::{OnDamaged, OnExpired, Plan, StartAt, StopAt},
 };
 
 /// The shortest interval between progress notices: shorter would be a busy loop for both sides.
@@ -49,6 +49,7 @@ pub(super) fn plan(request: SubscribeRequest, grant: &Grant) -> Result<Plan, Fai
         stop,
         events_max,
         on_expired: on_expired(request.on_expired)?,
+        on_damaged: on_damaged(request.on_damaged)?,
         format: format(request.payload_format)?,
         progress_interval: progress_interval(request.progress_interval.as_ref())?,
         client_name: client_name(request.client_name)?,
@@ -102,6 +103,14 @@ fn on_expired(value: i32) -> Result<OnExpired, Failure> {
         Ok(ExpiredCursorPolicy::Earliest) => Ok(OnExpired::Earliest),
         Ok(ExpiredCursorPolicy::Latest) => Ok(OnExpired::Latest),
         Err(_) => Err(unknown_value("on_expired", value)),
+    }
+}
+
+fn on_damaged(value: i32) -> Result<OnDamaged, Failure> {
+    match DamagedPolicy::try_from(value) {
+        Ok(DamagedPolicy::Unspecified | DamagedPolicy::Fail) => Ok(OnDamaged::Fail),
+        Ok(DamagedPolicy::Skip) => Ok(OnDamaged::Skip),
+        Err(_) => Err(unknown_value("on_damaged", value)),
     }
 }
 
@@ -177,6 +186,7 @@ mod tests {
         assert_eq!(plan.stop, StopAt::Never);
         assert_eq!(plan.events_max, None);
         assert_eq!(plan.on_expired, OnExpired::Fail);
+        assert_eq!(plan.on_damaged, OnDamaged::Fail);
         assert_eq!(plan.format, Format::Typed);
         assert_eq!(plan.progress_interval, PROGRESS_INTERVAL_DEFAULT);
     }
@@ -238,6 +248,11 @@ mod tests {
         assert_eq!(failure(bad), "REQUEST_INVALID");
         let bad = SubscribeRequest {
             on_expired: 77,
+            ..Default::default()
+        };
+        assert_eq!(failure(bad), "REQUEST_INVALID");
+        let bad = SubscribeRequest {
+            on_damaged: 77,
             ..Default::default()
         };
         assert_eq!(failure(bad), "REQUEST_INVALID");

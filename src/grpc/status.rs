@@ -217,6 +217,7 @@ fn stream_code(failure: &Stream) -> Code {
             Code::ResourceExhausted
         }
         Stream::Draining { .. } | Stream::LogUnavailable { .. } => Code::Unavailable,
+        Stream::LogDamaged { .. } => Code::DataLoss,
     }
 }
 
@@ -242,12 +243,27 @@ fn stream_message(failure: &Stream) -> String {
         ),
         Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
         Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
+        Stream::LogDamaged { damaged, .. } => format!(
+            "{damaged} cannot be read, because their bytes on the bridge's disk are damaged; a retry \
+             does not help: ask the operator to restore them, or go on without them from the \
+             metadata's after_cursor or with on_damaged"
+        ),
     }
 }
 
-/// The cursors that a client may go on with.
+/// The cursors that a client may go on with, and the events that it would go past.
 fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
+    let mut metadata = HashMap::new();
     let cursors = match failure {
+        Stream::LogDamaged {
+            damaged,
+            cursor,
+            after,
+        } => {
+            metadata.insert("first_sequence".into(), damaged.first.to_string());
+            metadata.insert("last_sequence".into(), damaged.last.to_string());
+            vec![("cursor", *cursor), ("after_cursor", *after)]
+        }
         Stream::CursorExpired { earliest, head } => {
             vec![("earliest", *earliest), ("head", *head)]
         }
@@ -260,10 +276,9 @@ fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
         }
         Stream::Quota(_) | Stream::Streams { .. } => Vec::new(),
     };
-    cursors
-        .into_iter()
-        .map(|(key, cursor)| (key.into(), cursor.to_string()))
-        .collect()
+    let cursors = cursors.into_iter();
+    metadata.extend(cursors.map(|(key, cursor)| (key.into(), cursor.to_string())));
+    metadata
 }
 
 fn stream_retry_after(failure: &Stream) -> Option<Duration> {
@@ -277,6 +292,7 @@ fn stream_retry_after(failure: &Stream) -> Option<Duration> {
         },
         Stream::CursorForeign { .. }
         | Stream::CursorExpired { .. }
+        | Stream::LogDamaged { .. }
         | Stream::Quota(_)
         | Stream::SlowConsumer { .. } => None,
     }

@@ -1,6 +1,7 @@
 //! Streams over a real socket, a memory log, and the generated client.
 
 mod access;
+mod damage;
 mod windows;
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
@@ -41,6 +42,7 @@ struct Bridge {
     log: Arc<dyn Log>,
     bus: Arc<Bus>,
     streams: Server,
+    metrics: Arc<Metrics>,
     address: SocketAddr,
 }
 
@@ -76,7 +78,7 @@ impl Bridge {
             credentials,
             Arc::clone(&log),
             Arc::clone(&bus),
-            metrics,
+            Arc::clone(&metrics),
         )
         .await
         .unwrap();
@@ -93,6 +95,7 @@ impl Bridge {
             log,
             bus,
             streams,
+            metrics,
             address,
         }
     }

@@ -157,6 +157,16 @@ impl<U: KeyUse> FreshKeys<U> {
         let _ = state.wait_for(is_settled).await;
     }
 
+    /// Resolves when the keys fulfil a condition, at once where they do already. Never, if the service
+    /// ends before.
+    pub(crate) async fn keys_where(&self, condition: impl Fn(&U::Keys) -> bool) {
+        let mut state = self.state.clone();
+        let met = state.wait_for(|state| condition(&state.keys)).await.is_ok();
+        if !met {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Asks for newer keys than those of the given attempt, and waits while some may come.
     pub(crate) async fn demand(&self, attempts_seen: u64) {
         if let Some(answered) = self.send(attempts_seen, false) {

@@ -32,6 +32,10 @@ pub struct Log {
     pub clock_jumps: u64,
     /// What the ids occupy, where that is limited.
     pub ids: Option<IdsUsage>,
+    /// How many ranges of events are known to be damaged.
+    pub damaged_ranges: usize,
+    /// How many events these ranges have.
+    pub damaged_events: u64,
 }
 
 /// The window of the newest blocks in memory, as of a scrape.
@@ -119,6 +123,10 @@ impl Collector for Watched {
                 None,
                 log.earliest_sequence as f64,
             )?;
+            let help = "Ranges of events that cannot be read, because their bytes are damaged.";
+            gauge("log_damaged_ranges", help, None, log.damaged_ranges as f64)?;
+            let help = "Events that cannot be read, because their bytes are damaged.";
+            gauge("log_damaged_events", help, None, log.damaged_events as f64)?;
         }
         if let Some(bus) = self.bus.get().map(|read| read()) {
             let help = "Size of the newest blocks held in memory.";

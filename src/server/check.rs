@@ -9,6 +9,7 @@ use rustix::fs::Access;
 
 use super::{Error, open, refuse_exposure};
 use crate::{
+    admin,
     config::{Config, KeySource, Store},
     credentials::{self, Credentials},
     log::{self, OpenError},
@@ -91,8 +92,14 @@ fn certificates(config: &Config, findings: &mut Findings) {
 /// Checks the data directory and the log in it.
 fn data_dir(path: &Path, findings: &mut Findings) {
     match log::inspect(path) {
+        Ok(inspection) => {
+            let damage = inspection.and_then(|inspection| admin::damage(&inspection.damaged));
+            findings.warnings.extend(damage);
+        }
         // A bridge is running, and is to be restarted.
-        Ok(_) | Err(OpenError::InUse { .. }) => {}
+        Err(OpenError::InUse { .. }) => {}
+        // A start rebuilds it.
+        Err(error @ OpenError::DamagedManifest { .. }) => findings.warnings.push(error.to_string()),
         Err(error) => return findings.faults.push(error.into()),
     }
     let mut above = path.ancestors();

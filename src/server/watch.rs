@@ -26,7 +26,13 @@ pub(super) fn everything(
     metrics.watch_log(move || {
         watched.upgrade().map_or_else(metrics::Log::default, |log| {
             let (range, usage) = (log.range(), log.usage());
+            let damaged = log.status().damaged();
             metrics::Log {
+                damaged_ranges: damaged.len(),
+                damaged_events: damaged
+                    .iter()
+                    .map(|range| range.last.0 + 1 - range.first.0)
+                    .sum(),
                 stored_bytes: usage.stored_bytes,
                 queued_batches: usage.queued_batches,
                 head_sequence: range.head.0,

@@ -178,6 +178,12 @@ impl Keyring {
         !self.shared.keys.state().keys.is_empty()
     }
 
+    /// Resolves when there is a key to verify with, at once where there is one already.
+    pub async fn usable(&self) {
+        let keys = &self.shared.keys;
+        keys.keys_where(|keys| !keys.keys().is_empty()).await;
+    }
+
     /// What is known at this moment.
     pub fn status(&self) -> Status {
         let Shared {

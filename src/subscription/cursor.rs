@@ -10,7 +10,7 @@ use super::{
     Subscriptions,
     failure::Failure,
     notice,
-    plan::{OnExpired, Plan},
+    plan::{OnDamaged, OnExpired, Plan},
     response::{Response, Writer},
     source::{Moved, Outbox, Source},
     start::{Bounds, Start, expired, skip},
@@ -18,7 +18,8 @@ use super::{
 use crate::{
     bus::{self, Extract},
     event::{Cursor, Sequence},
-    log::{Block, Cursors, Format, Gap, ReadError, block::View},
+    log::{Block, Cursors, Damaged, Format, Gap, ReadError, block::View},
+    proto::SkipReason,
 };
 
 /// How much of the log a catching-up subscriber reads and sends at once, in bytes: enough to keep
@@ -32,6 +33,7 @@ pub(crate) struct CursorSource {
     subscriber: bus::Subscriber,
     format: Format,
     on_expired: OnExpired,
+    on_damaged: OnDamaged,
     /// Every event up to here was taken or did not match.
     position: Sequence,
     /// The cursor of the last response that was sent whole.
@@ -90,6 +92,7 @@ impl CursorSource {
             subscriber,
             format: plan.format,
             on_expired: plan.on_expired,
+            on_damaged: plan.on_damaged,
             position: start.position,
             sent: start.position,
             cursors,
@@ -165,11 +168,47 @@ impl CursorSource {
 
     /// The stop position is reached: says how far the stream came, then ends it.
     fn finish(&mut self, outbox: &mut Outbox) -> Moved {
+        self.end(Ok(()), outbox);
+        Moved::Ready
+    }
+
+    /// Says how far the stream came, then ends it.
+    fn end(&mut self, end: Result<(), Failure>, outbox: &mut Outbox) {
         if self.position > self.sent {
             outbox.notices.push_back(self.progress());
         }
-        outbox.end = Some(Ok(()));
-        Moved::Ready
+        outbox.end = Some(end);
+    }
+
+    /// Ends the stream before damaged events, or moves past them.
+    fn meet_damage(&mut self, damaged: Damaged, outbox: &mut Outbox) {
+        if damaged.last <= self.position {
+            let error = ReadError::Failed("the log names other events than the next".into());
+            outbox.end = Some(Err(self.unreadable(&error)));
+            return;
+        }
+        match self.on_damaged {
+            OnDamaged::Fail => {
+                let cursor = self.cursor();
+                let failure = self.damaged(damaged, cursor);
+                self.end(Err(failure), outbox);
+            }
+            OnDamaged::Skip => {
+                // A stream that stops among them does not go further.
+                let last = damaged.last.min(self.bounds.last);
+                let notice = notice::skipped(self.position.plus(1), last, SkipReason::Damaged);
+                outbox.notices.push_back(notice);
+                self.position = last;
+            }
+        }
+    }
+
+    fn damaged(&mut self, damaged: Damaged, cursor: Cursor) -> Failure {
+        Failure::LogDamaged {
+            damaged,
+            cursor,
+            after: self.cursors.at(damaged.last),
+        }
     }
 
     /// Adds the matching events of a block. Returns what of it did not fit.
@@ -229,23 +268,31 @@ impl CursorSource {
             return Ok(block);
         }
         let blocks = self.subscriptions.log.read(after, 1).await;
-        let blocks = blocks.map_err(|error| match (&error, self.on_expired) {
-            (ReadError::Expired { .. }, OnExpired::Fail) => {
-                expired(&self.subscriptions, &self.subscriptions.range())
-            }
-            // No skip can come within a message: the client gets it when it resumes.
-            (ReadError::Expired { .. }, OnExpired::Earliest | OnExpired::Latest) => {
-                let cursor = Some(self.sent_cursor());
-                Failure::LogUnavailable { cursor }
-            }
-            (ReadError::Failed(_) | ReadError::Damaged(_) | ReadError::Unavailable(_), _) => {
-                self.unreadable(&error)
-            }
-        })?;
+        let blocks = blocks.map_err(|error| self.interrupted(&error))?;
         let block = blocks.into_iter().find(holds);
         block.ok_or_else(|| {
             self.unreadable(&ReadError::Failed("an event is not there any more".into()))
         })
+    }
+
+    /// Why a stream ends within a message. No skip can come there: the client gets it when it resumes.
+    fn interrupted(&mut self, error: &ReadError) -> Failure {
+        let cursor = self.sent_cursor();
+        match error {
+            ReadError::Expired { .. } => match self.on_expired {
+                OnExpired::Fail => expired(&self.subscriptions, &self.subscriptions.range()),
+                OnExpired::Earliest | OnExpired::Latest => Failure::LogUnavailable {
+                    cursor: Some(cursor),
+                },
+            },
+            ReadError::Damaged(damaged) => match self.on_damaged {
+                OnDamaged::Fail => self.damaged(*damaged, cursor),
+                OnDamaged::Skip => Failure::LogUnavailable {
+                    cursor: Some(cursor),
+                },
+            },
+            ReadError::Failed(_) | ReadError::Unavailable(_) => self.unreadable(error),
+        }
     }
 
     fn unreadable(&mut self, error: &ReadError) -> Failure {
@@ -317,9 +364,8 @@ impl Source for CursorSource {
                     Err(failure) => outbox.end = Some(Err(failure)),
                 }
             }
-            Err(
-                error @ (ReadError::Failed(_) | ReadError::Damaged(_) | ReadError::Unavailable(_)),
-            ) => {
+            Err(ReadError::Damaged(damaged)) => self.meet_damage(damaged, outbox),
+            Err(error @ (ReadError::Failed(_) | ReadError::Unavailable(_))) => {
                 outbox.end = Some(Err(self.unreadable(&error)));
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     credentials::{Ended, QuotaReached},
     event::Cursor,
-    log::CursorFault,
+    log::{CursorFault, Damaged},
 };
 
 /// Why a stream ends, or does not begin.
@@ -27,6 +27,15 @@ pub(crate) enum Failure {
         earliest: Cursor,
         /// The cursor of the newest event.
         head: Cursor,
+    },
+    /// The events after the place are damaged.
+    LogDamaged {
+        /// Which events.
+        damaged: Damaged,
+        /// The place to resume from, before them (or among them, where the stream started there).
+        cursor: Cursor,
+        /// The place after them.
+        after: Cursor,
     },
     /// The credential that admitted the caller is no longer valid.
     CredentialEnded {
@@ -82,6 +91,7 @@ impl Failure {
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::Draining { .. } => "DRAINING",
             Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
+            Self::LogDamaged { .. } => "LOG_DAMAGED",
         }
     }
 }

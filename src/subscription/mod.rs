@@ -25,7 +25,7 @@ use self::{cursor::CursorSource, pace::Pace, registry::Registry};
 pub(crate) use self::{
     failure::Failure,
     permit::Permit,
-    plan::{OnExpired, Plan, StartAt, StopAt},
+    plan::{OnDamaged, OnExpired, Plan, StartAt, StopAt},
     response::Response,
     session::{Session, Step},
     source::Source,
@@ -107,28 +107,25 @@ impl Subscriptions {
     /// The `Failure` to answer with, before any response.
     pub(crate) async fn open(
         self: &Arc<Self>,
-        plan: Plan,
+        mut plan: Plan,
         mut permit: Permit,
         peer: Option<SocketAddr>,
         credential: &str,
     ) -> Result<CursorSession, Failure> {
         permit.hold(self.filter(&plan, permit.quota())?);
-        let mut registration = self.registry.admit(peer, credential, &plan.client_name)?;
+        let mut registration = self.registry.admit()?;
         let progress_interval = plan.progress_interval;
-        match CursorSource::open(Arc::clone(self), plan).await {
-            Ok((source, notices)) => Ok(Session::new(
-                Arc::clone(self),
-                source,
-                notices,
-                progress_interval,
-                permit,
-                registration,
-            )),
-            Err(failure) => {
-                registration.ended(&Err(failure.clone()));
-                Err(failure)
-            }
-        }
+        let client_name = std::mem::take(&mut plan.client_name);
+        let (source, notices) = CursorSource::open(Arc::clone(self), plan).await?;
+        registration.opened(source.position(), peer, credential, &client_name);
+        Ok(Session::new(
+            Arc::clone(self),
+            source,
+            notices,
+            progress_interval,
+            permit,
+            registration,
+        ))
     }
 
     /// Takes a place for a stream under the quota of its credential. A slot that the stream also

@@ -9,8 +9,8 @@ use crate::{
     filter::Filter,
     log::{self, Epochs},
     proto::{
-        self, CaughtUp, Draining, FellBehind, LogEnd, LogRange, Progress, Skipped, Started,
-        SubscribeResponse, subscribe_response::Notice,
+        self, CaughtUp, Draining, FellBehind, LogEnd, LogRange, Progress, SkipReason, Skipped,
+        Started, SubscribeResponse, subscribe_response::Notice,
     },
 };
 
@@ -53,10 +53,11 @@ pub(super) fn fell_behind(position: Sequence, head: Sequence) -> Vec<u8> {
     }))
 }
 
-pub(super) fn skipped(first: Sequence, last: Sequence) -> Vec<u8> {
+pub(super) fn skipped(first: Sequence, last: Sequence, reason: SkipReason) -> Vec<u8> {
     encode(Notice::Skipped(Skipped {
         first_sequence: first.0,
         last_sequence: last.0,
+        reason: reason.into(),
     }))
 }
 

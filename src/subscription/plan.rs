@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) events_max: Option<u64>,
     /// What to do when retention has passed the place.
     pub(crate) on_expired: OnExpired,
+    /// What to do when the next events are damaged.
+    pub(crate) on_damaged: OnDamaged,
     /// Which form of the content.
     pub(crate) format: Format,
     /// How often to send progress.
@@ -66,4 +68,13 @@ pub(crate) enum OnExpired {
     Earliest,
     /// Go on at the live end.
     Latest,
+}
+
+/// What to do when the next events of the log are damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDamaged {
+    /// End the stream.
+    Fail,
+    /// Go on with the event after them.
+    Skip,
 }

@@ -53,13 +53,9 @@ impl Registry {
         }
     }
 
-    /// Admits a stream, if there is room for it.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        peer: Option<SocketAddr>,
-        credential: &str,
-        client_name: &str,
-    ) -> Result<Registration, Failure> {
+    /// Admits a stream, if there is room for it. It counts as a stream once it is
+    /// [opened](Registration::opened).
+    pub(super) fn admit(self: &Arc<Self>) -> Result<Registration, Failure> {
         let admitted = self
             .admitted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
@@ -70,17 +66,10 @@ impl Registry {
                 streams_max: self.streams_max,
             });
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            stream = id,
-            peer = peer.map(tracing::field::display),
-            credential = plain::name(credential),
-            client = plain::name(client_name),
-            "stream opened"
-        );
         Ok(Registration {
             registry: Arc::clone(self),
-            id,
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            is_open: false,
             progress: Arc::default(),
             opened_at: Instant::now(),
             events: 0,
@@ -110,6 +99,8 @@ impl Registry {
 pub(super) struct Registration {
     registry: Arc<Registry>,
     id: u64,
+    /// Whether it is a stream. Otherwise whoever refuses the call counts it.
+    is_open: bool,
     progress: Arc<Progress>,
     opened_at: Instant,
     events: u64,
@@ -118,7 +109,21 @@ pub(super) struct Registration {
 
 impl Registration {
     /// Lists the stream: from here on it has a place, and everything after it will be seen.
-    pub(super) fn opened(&self, position: Sequence) {
+    pub(super) fn opened(
+        &mut self,
+        position: Sequence,
+        peer: Option<SocketAddr>,
+        credential: &str,
+        client_name: &str,
+    ) {
+        tracing::info!(
+            stream = self.id,
+            peer = peer.map(tracing::field::display),
+            credential = plain::name(credential),
+            client = plain::name(client_name),
+            "stream opened"
+        );
+        self.is_open = true;
         self.progress.position.store(position.0, Ordering::Relaxed);
         let progress = Arc::clone(&self.progress);
         self.registry.streams.insert(self.id, progress);
@@ -146,6 +151,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // Whoever sees that the stream is gone may count on its room.
         self.registry.admitted.fetch_sub(1, Ordering::AcqRel);
+        if !self.is_open {
+            return;
+        }
         self.registry.streams.remove(&self.id);
         // Nobody said why: the client went, or its connection did.
         let reason = self.reason.unwrap_or("CLIENT_GONE");

@@ -70,7 +70,6 @@ impl<S: Source> Session<S> {
         permit: Permit,
         registration: Registration,
     ) -> Self {
-        registration.opened(source.position());
         let now = Instant::now();
         let progress_at = now + progress_interval;
         Self {
@@ -443,7 +442,7 @@ mod tests {
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
             let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None, 1).unwrap();
-            let registration = subscriptions.registry.admit(None, "", "").unwrap();
+            let registration = subscriptions.registry.admit().unwrap();
             let notices = VecDeque::new();
             let session = Session::new(
                 subscriptions,

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     event::{Sequence, UnixMicros},
-    log,
+    log::{self, ReadError},
+    proto::SkipReason,
 };
 
 /// Which part of the log the subscription is about.
@@ -41,11 +42,12 @@ impl Start {
             StartAt::After(cursor) => subscriptions.check("start.after_cursor", cursor, &range)?,
             StartAt::Time(at) => {
                 not_before = at;
-                subscriptions
-                    .log
-                    .seek(at)
-                    .await
-                    .map_err(|error| Subscriptions::unreadable(&error, None))?
+                match subscriptions.log.seek(at).await {
+                    Ok(place) => place,
+                    // The first event of that time may be one of the damaged ones.
+                    Err(ReadError::Damaged(damaged)) => damaged.first.before(),
+                    Err(error) => return Err(Subscriptions::unreadable(&error, None)),
+                }
             }
         };
         let last = match plan.stop {
@@ -94,7 +96,8 @@ pub(super) fn skip(
         OnExpired::Earliest => range.earliest.before(),
         OnExpired::Latest => range.head,
     };
-    Ok((position, notice::skipped(after.plus(1), position)))
+    let notice = notice::skipped(after.plus(1), position, SkipReason::Expired);
+    Ok((position, notice))
 }
 
 /// What to answer when retention has passed a place.

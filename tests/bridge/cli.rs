@@ -39,7 +39,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "serve",
     "tail",
     "trigger",
@@ -49,6 +49,7 @@ const COMMANDS: [&str; 11] = [
     "webhook",
     "token",
     "config",
+    "log",
     "completions",
     "man",
 ];
@@ -77,6 +78,7 @@ fn help_of_every_command_teaches_by_example() {
         &["doctor"],
         &["bench"],
         &["bench", "fanout"],
+        &["log", "check"],
         &["webhook", "setup"],
         &["webhook", "list"],
         &["token", "create"],

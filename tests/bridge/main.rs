@@ -16,6 +16,7 @@ mod cli;
 mod clock;
 mod configuration;
 mod credentials;
+mod damage;
 mod disk;
 mod doctor;
 mod drain;

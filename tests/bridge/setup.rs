@@ -528,27 +528,35 @@ async fn an_api_that_answers_oddly_is_named() {
     let directory = tempdir().unwrap();
     let url = "http://127.0.0.1:1/webhooks";
     let inactive = r#"{"webhook":{"id":"web_1","active":false},"webhooks":[]}"#;
-    for (answer, word) in [
+    let setup = &["setup", "--wait", "0s", "--url", url][..];
+    for (arguments, answer, word) in [
         (
+            setup,
             inactive,
             "took the activation of web_1, but shows it as inactive",
         ),
-        ("<html>", "cannot be understood"),
-        (r#"{"webhooks":[]}"#, "missing field `webhook`"),
+        (
+            &["activate", "web_1"],
+            inactive,
+            "took the activation of web_1, but shows it as inactive",
+        ),
+        (setup, "<html>", "cannot be understood"),
+        (setup, r#"{"webhooks":[]}"#, "missing field `webhook`"),
     ] {
         let api = server_that_says("", answer);
-        let mut setup = program(&[
-            "webhook", "setup", "--wait", "0s", "--app", APP, "--url", url,
-        ]);
-        setup
+        let mut command = program(&["webhook"]);
+        command
+            .args(arguments)
             .args([
+                "--app",
+                APP,
                 "--api-url",
                 api.trim_end_matches("/jwks.json"),
                 "--data-dir",
             ])
             .arg(directory.path())
             .env("PRELUDE_API_TOKEN", "key");
-        let output = output(&mut setup).await;
+        let output = output(&mut command).await;
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         assert!(
             stderr(&output).contains(word),

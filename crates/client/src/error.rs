@@ -55,6 +55,16 @@ pub enum Error {
         /// What the server says.
         message: String,
     },
+    /// The next events are damaged on the bridge's disk. Everything before them was received.
+    #[error("the bridge's log is damaged: {message}")]
+    Damaged {
+        /// The first and the last damaged event, by sequence number.
+        sequences: Option<(u64, u64)>,
+        /// The cursor from which a stream continues after the damaged events.
+        after_cursor: Option<String>,
+        /// What the server says.
+        message: String,
+    },
     /// The cursor is malformed, or is not one of this log.
     #[error("the cursor cannot be used: {message}")]
     Cursor {
@@ -103,6 +113,7 @@ impl Error {
             | Self::Credential(_)
             | Self::Refused { .. }
             | Self::Expired { .. }
+            | Self::Damaged { .. }
             | Self::Cursor { .. }
             | Self::Invalid { .. }
             | Self::Failed { .. }
@@ -161,6 +172,14 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             head: metadata("head"),
             message,
         },
+        "LOG_DAMAGED" => {
+            let sequence = |key| metadata(key)?.parse().ok();
+            Error::Damaged {
+                sequences: sequence("first_sequence").zip(sequence("last_sequence")),
+                after_cursor: metadata("after_cursor"),
+                message,
+            }
+        }
         "CURSOR_MALFORMED" | "CURSOR_EPOCH_MISMATCH" | "CURSOR_AHEAD" => {
             Error::Cursor { reason, message }
         }
@@ -318,6 +337,29 @@ mod tests {
         };
         assert_eq!(earliest.as_deref(), Some("AAA"));
         assert_eq!(head.as_deref(), Some("BBB"));
+    }
+
+    #[test]
+    fn damaged_events_are_named_with_the_cursor_after_them() {
+        let metadata = [
+            ("first_sequence", "5"),
+            ("last_sequence", "9"),
+            ("after_cursor", "CCC"),
+        ];
+        let error = Error::from(status(Code::DataLoss, "LOG_DAMAGED", &metadata));
+        assert!(!error.is_retryable());
+        let Error::Damaged {
+            sequences,
+            after_cursor,
+            ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(sequences, Some((5, 9)));
+        assert_eq!(after_cursor.as_deref(), Some("CCC"));
+        // Also without its details.
+        assert!(!Error::from(Status::data_loss("")).is_retryable());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use crate::proto::{
-    Earliest, ExpiredCursorPolicy, Filter, Head, Latest, PayloadFormat, StartPosition,
-    SubscribeRequest, start_position, stop_position,
+    DamagedPolicy, Earliest, ExpiredCursorPolicy, Filter, Head, Latest, PayloadFormat,
+    StartPosition, SubscribeRequest, start_position, stop_position,
 };
 
 /// What to subscribe to. By default all events from now on, without end, with typed payloads.
@@ -124,6 +124,14 @@ impl Request {
         self
     }
 
+    /// What to do when the next events are damaged on the bridge's disk: by default the subscription
+    /// ends with [`Error::Damaged`](super::Error::Damaged).
+    #[must_use]
+    pub fn on_damaged(mut self, policy: DamagedPolicy) -> Self {
+        self.0.set_on_damaged(policy);
+        self
+    }
+
     /// In which form to send an event's payload.
     #[must_use]
     pub fn payload_format(mut self, format: PayloadFormat) -> Self {
@@ -182,6 +190,7 @@ mod tests {
             .events_max(3)
             .payload_format(PayloadFormat::Both)
             .on_expired(ExpiredCursorPolicy::Earliest)
+            .on_damaged(DamagedPolicy::Skip)
             .progress_interval(Duration::from_millis(1500))
             .client_name("test")
             .into_message();
@@ -201,6 +210,7 @@ mod tests {
         ));
         assert_eq!(message.payload_format(), PayloadFormat::Both);
         assert_eq!(message.on_expired(), ExpiredCursorPolicy::Earliest);
+        assert_eq!(message.on_damaged(), DamagedPolicy::Skip);
         let interval = message.progress_interval.unwrap();
         assert_eq!((interval.seconds, interval.nanos), (1, 500_000_000));
         assert_eq!(message.client_name, "test");

@@ -24,9 +24,9 @@ use tonic::{Streaming, transport::Channel};
 
 use super::{backoff::Backoff, credential::Credential, cursor_store::CursorStore, error::Error};
 use crate::proto::{
-    CaughtUp, Draining, Event, FellBehind, Progress, Skipped, StartPosition, Started, StopPosition,
-    SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient, start_position,
-    stop_position, subscribe_response,
+    CaughtUp, Draining, Event, FellBehind, Progress, SkipReason, Skipped, StartPosition, Started,
+    StopPosition, SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient,
+    start_position, stop_position, subscribe_response,
 };
 
 /// The contract's progress interval where the request names none.
@@ -54,7 +54,7 @@ pub enum Notice {
     CaughtUp(CaughtUp),
     /// This client reads more slowly than events arrive. Nothing is lost.
     FellBehind(FellBehind),
-    /// Events were lost to retention.
+    /// Events were removed by retention or are damaged, and the request was to continue.
     Skipped(Skipped),
     /// The server is about to shut down.
     Draining(Draining),
@@ -439,14 +439,26 @@ impl fmt::Display for Notice {
                 let behind = head_sequence.saturating_sub(*sequence);
                 write!(formatter, "fell {behind} events behind; nothing is lost")
             }
-            Self::Skipped(Skipped {
-                first_sequence,
-                last_sequence,
-            }) => write!(
-                formatter,
-                "events {first_sequence} to {last_sequence} were removed by retention before they \
-                 could be sent"
-            ),
+            Self::Skipped(skipped) => {
+                let Skipped {
+                    first_sequence,
+                    last_sequence,
+                    ..
+                } = skipped;
+                let why = match skipped.reason() {
+                    // An earlier release of the bridge gives no reason, and skips nothing else.
+                    SkipReason::Expired | SkipReason::Unspecified => {
+                        "were removed by retention before they could be sent"
+                    }
+                    SkipReason::Damaged => {
+                        "are damaged on the bridge's disk, and are left out as requested"
+                    }
+                };
+                write!(
+                    formatter,
+                    "events {first_sequence} to {last_sequence} {why}"
+                )
+            }
             Self::Draining(_) => formatter.write_str("the server is about to shut down"),
             Self::Reconnecting { error, delay } => {
                 write!(

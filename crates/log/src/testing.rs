@@ -12,8 +12,11 @@ use std::{
 
 use futures_util::future::{self, BoxFuture, FutureExt as _};
 
+use tokio::sync::watch;
+
 use super::{
-    Appended, Block, EarliestNow, Error, Follower, Gap, Log, Range, ReadError, Status, Usage,
+    Appended, Block, Damaged, EarliestNow, Error, Follower, Gap, Log, Range, ReadError, Status,
+    Usage,
 };
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
@@ -27,6 +30,8 @@ pub struct Scripted<L> {
     left_out: AtomicU64,
     earliest_now: Mutex<Option<EarliestNow>>,
     range: Mutex<Option<Range>>,
+    damaged: watch::Sender<Arc<[Damaged]>>,
+    status: Status,
 }
 
 /// What is done when the log is asked.
@@ -44,7 +49,14 @@ impl<L: Log> Scripted<L> {
     /// Over another log; all works until something else is said.
     #[must_use]
     pub fn new(inner: Arc<L>) -> Self {
+        let (damaged, damaged_seen) = watch::channel(Arc::default());
+        let status = Status {
+            damaged: damaged_seen,
+            ..inner.status().clone()
+        };
         Self {
+            damaged,
+            status,
             inner,
             appends: Mutex::new(Script::Works),
             reads: Mutex::new(Script::Works),
@@ -86,6 +98,21 @@ impl<L: Log> Scripted<L> {
         *self.range.lock().unwrap() = Some(range);
     }
 
+    /// Damages these events from now on: ranges in order, none of them twice. Whole blocks become
+    /// unreadable, as on a disk: a range begins and ends where blocks do.
+    pub fn damage(&self, ranges: &[Damaged]) {
+        self.damaged.send_replace(ranges.into());
+    }
+
+    /// The damaged range that an event is in.
+    fn damaged_at(&self, sequence: Sequence) -> Option<Damaged> {
+        let ranges = self.status.damaged();
+        let mut ranges = ranges.iter();
+        ranges
+            .find(|range| (range.first..=range.last).contains(&sequence))
+            .copied()
+    }
+
     /// Lets nobody follow from now on, for this reason.
     pub fn refuse_followers(&self, gap: Gap) {
         *self.follows.lock().unwrap() = Some(gap);
@@ -118,11 +145,36 @@ impl<L: Log> Log for Scripted<L> {
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>> {
         let after = after.plus(self.left_out.load(Ordering::Relaxed));
-        act_out(&self.reads, || self.inner.read(after, bytes_max))
+        if let Some(damaged) = self.damaged_at(after.plus(1)) {
+            return future::ready(Err(ReadError::Damaged(damaged))).boxed();
+        }
+        act_out(&self.reads, || {
+            let read = self.inner.read(after, bytes_max);
+            async move {
+                let mut blocks = read.await?;
+                let readable = blocks
+                    .iter()
+                    .take_while(|block| self.damaged_at(block.first_sequence()).is_none())
+                    .count();
+                blocks.truncate(readable);
+                Ok(blocks)
+            }
+            .boxed()
+        })
     }
 
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
-        act_out(&self.reads, || self.inner.seek(at))
+        act_out(&self.reads, || {
+            let seek = self.inner.seek(at);
+            async move {
+                let place = seek.await?;
+                match self.damaged_at(place.plus(1)) {
+                    Some(damaged) => Err(ReadError::Damaged(damaged)),
+                    None => Ok(place),
+                }
+            }
+            .boxed()
+        })
     }
 
     fn follow(&self, after: Sequence, follower: Arc<dyn Follower>) -> Result<(), Gap> {
@@ -131,7 +183,7 @@ impl<L: Log> Log for Scripted<L> {
     }
 
     fn status(&self) -> &Status {
-        self.inner.status()
+        &self.status
     }
 
     fn range(&self) -> Range {

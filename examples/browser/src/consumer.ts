@@ -65,7 +65,7 @@ export async function consume(options: Options): Promise<void> {
         break;
       }
       case "skipped":
-        tell("events were lost to retention");
+        tell("events were skipped");
         break;
       case "caughtUp":
         tell("live");
@@ -106,6 +106,8 @@ export function remedy(error: unknown): string {
   switch (code) {
     case Code.OutOfRange:
       return `events were lost to retention; forget the place to continue: ${rawMessage}`;
+    case Code.DataLoss:
+      return `events are damaged on the bridge's disk; ask its operator: ${rawMessage}`;
     case Code.Unauthenticated:
     case Code.PermissionDenied:
       return `check the token: ${rawMessage}`;

@@ -82,7 +82,7 @@ class Consumer {
     }
     await this.#store.save(cursor);
     if (notice?.$case === "draining") this.#backoff.retryAfter(notice.value.retryAfter);
-    if (notice?.$case === "skipped") console.error("lost to retention:", notice.value);
+    if (notice?.$case === "skipped") console.error("events were skipped:", notice.value);
     if (events.length > 0 || notice?.$case === "progress") this.#backoff.reset();
   }
 }

@@ -57,6 +57,9 @@ export function exitCode(error: unknown): number {
     case status.OUT_OF_RANGE:
       console.error("remove the cursor file to continue with the oldest event that is left");
       return 5;
+    case status.DATA_LOSS:
+      console.error("ask the bridge's operator, or set onDamaged to continue without them");
+      return 1;
     case status.UNAUTHENTICATED:
     case status.PERMISSION_DENIED:
       console.error("check BRIDGE_TOKEN");

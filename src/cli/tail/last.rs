@@ -13,7 +13,7 @@ use tokio_stream::StreamExt as _;
 use crate::{
     cli::exit,
     client::{Client, Error, Item, Notice, Request, Start, Stop},
-    proto::{LogEnd, PayloadFormat},
+    proto::{DamagedPolicy, LogEnd, PayloadFormat, SkipReason},
 };
 
 /// The smallest slice: reading some events costs less than another call.
@@ -39,10 +39,12 @@ pub(super) async fn find(client: &Client, request: &Request, count: u64) -> Resu
     };
     let search = Search {
         client,
-        // The smallest form that there is.
+        // The smallest form that there is. Of damaged events the subscription from the found place
+        // on tells, if they are after it.
         request: request
             .clone()
             .payload_format(PayloadFormat::Typed)
+            .on_damaged(DamagedPolicy::Skip)
             .events_max(0),
         earliest,
         earliest_at,
@@ -182,7 +184,12 @@ impl Search<'_> {
 }
 
 fn warn_of(notice: &Notice) {
-    if let Notice::Reconnecting { .. } | Notice::Skipped(_) = notice {
+    let is_worth_it = match notice {
+        Notice::Reconnecting { .. } => true,
+        Notice::Skipped(skipped) => skipped.reason() != SkipReason::Damaged,
+        _ => false,
+    };
+    if is_worth_it {
         exit::warn(&notice.to_string());
     }
 }

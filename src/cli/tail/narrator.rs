@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::{
         client::Error,
-        proto::{CaughtUp, Draining, FellBehind, Progress, Skipped, Started},
+        proto::{CaughtUp, Draining, FellBehind, Progress, SkipReason, Skipped, Started},
     };
 
     fn said(output: Output, notices: &[Notice]) -> Vec<Option<Remark>> {
@@ -86,6 +86,12 @@ mod tests {
             Notice::Skipped(Skipped {
                 first_sequence: 6,
                 last_sequence: 7,
+                reason: SkipReason::Expired.into(),
+            }),
+            Notice::Skipped(Skipped {
+                first_sequence: 8,
+                last_sequence: 9,
+                reason: SkipReason::Damaged.into(),
             }),
             Notice::Draining(Draining::default()),
             Notice::Reconnecting {
@@ -104,6 +110,9 @@ mod tests {
                 None,
                 warning("fell 4 events behind; nothing is lost"),
                 warning("events 6 to 7 were removed by retention before they could be sent"),
+                warning(
+                    "events 8 to 9 are damaged on the bridge's disk, and are left out as requested",
+                ),
                 warning("the server is about to shut down"),
                 warning("connection refused; resuming in 1.5 s"),
                 Some(Remark::Plain("reconnected, after event 7".into())),

@@ -37,6 +37,9 @@ pub(super) fn command(args: &Args, written: &Written) -> Option<String> {
         let left = count.checked_sub(written.events).filter(|&left| left > 0)?;
         flag("--count", &left.to_string());
     }
+    if args.on_damaged == super::OnDamaged::Skip {
+        flag("--on-damaged", "skip");
+    }
     if let Some(output) = args.output.and_then(|output| output.to_possible_value()) {
         flag("--output", output.get_name());
     }
@@ -105,6 +108,7 @@ mod tests {
             "--since=10m",
             "--count=10",
             "--until-caught-up",
+            "--on-damaged=skip",
             "--output=json",
             "--client-name=audit",
             "--color=never",
@@ -115,7 +119,7 @@ mod tests {
             "prelude-bridge tail --server http://bridge:50051 \
              --token-file t.txt --token-over-plain-text --type 'user.session.*' \
              --type user.created --exclude-type user.session.revoked --app 54e9ujn \
-             --user 'it'\\''s me' --from AQcursor --count 6 --output json --client-name audit \
+             --user 'it'\\''s me' --from AQcursor --count 6 --on-damaged skip --output json --client-name audit \
              --color never --utc --until-caught-up"
         );
     }

@@ -1,11 +1,14 @@
 //! `tail` against a scripted server.
 
 use clap::Parser as _;
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::{
-    client::testing::{Fake, Step, caught_up, cursor, events, range, started},
-    proto::{PayloadFormat, start_position, stop_position},
+    client::testing::{Fake, Step, caught_up, cursor, events, notice, range, started},
+    proto::{
+        PayloadFormat, SkipReason, Skipped, start_position, stop_position, subscribe_response,
+    },
 };
 
 #[test]
@@ -95,6 +98,18 @@ fn a_failure_has_the_exit_code_and_the_remedy_of_its_cause() {
     });
     assert_eq!(expired.exit, Exit::CursorExpired);
     assert!(format!("{expired:?}").contains("--from AQearliest"));
+
+    let damaged = failure(client::Error::Damaged {
+        sequences: Some((5, 9)),
+        after_cursor: Some("AQafter".into()),
+        message: String::new(),
+    });
+    assert_eq!(damaged.exit, Exit::Failed);
+    let told = format!("{damaged:?}");
+    assert!(
+        told.contains("--from AQafter") && told.contains("--on-damaged skip"),
+        "{told}"
+    );
 
     let invalid = failure(client::Error::Invalid {
         message: String::new(),
@@ -197,6 +212,7 @@ async fn the_arguments_are_what_is_asked_for() {
     let (_, result, _) = printed(&args(&fake, &words)).await;
     assert_eq!(result, Ok(()));
     let request = fake.requests().remove(0);
+    assert_eq!(request.on_damaged(), DamagedPolicy::Fail);
     let filter = request.filter.clone().unwrap();
     assert_eq!(filter.types, ["user.*"]);
     assert_eq!(filter.exclude_types, ["user.deleted"]);
@@ -244,6 +260,56 @@ async fn from_takes_the_oldest_event_by_its_name() {
         start.position,
         Some(start_position::Position::Earliest(_))
     ));
+}
+
+/// The status of a bridge whose next events are damaged.
+fn damaged() -> Step {
+    let metadata = [("after_cursor".to_owned(), cursor(5))];
+    let details = ErrorDetails::with_error_info("LOG_DAMAGED", "prelude-bridge", metadata);
+    let status = tonic::Status::with_error_details(tonic::Code::DataLoss, "damaged", details);
+    Step::Fail(status)
+}
+
+#[tokio::test]
+async fn damaged_events_end_it_at_once_and_are_not_asked_for_again() {
+    let fake = Fake::start(vec![vec![started(0, 9), events(1..=3), damaged()]]);
+    let (sequences, result, written) = printed(&args(&fake, &[])).await;
+    assert_eq!((sequences, result), (vec![1, 2, 3], Err(Exit::Failed)));
+    assert_eq!(written.cursor, Some(cursor(3)));
+    assert_eq!(fake.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn damaged_events_are_skipped_on_request() {
+    let skipped = Skipped {
+        first_sequence: 4,
+        last_sequence: 5,
+        reason: SkipReason::Damaged.into(),
+    };
+    let script = vec![
+        started(0, 9),
+        events(1..=3),
+        notice(5, subscribe_response::Notice::Skipped(skipped)),
+        events(6..=7),
+    ];
+    let fake = Fake::start(vec![script]);
+    let words = ["--on-damaged=skip", "--count=5"];
+    let (sequences, result, _) = printed(&args(&fake, &words)).await;
+    assert_eq!((sequences, result), (vec![1, 2, 3, 6, 7], Ok(())));
+    assert_eq!(fake.requests()[0].on_damaged(), DamagedPolicy::Skip);
+}
+
+#[tokio::test]
+async fn last_finds_its_start_past_damaged_events() {
+    let fake = Fake::start(vec![
+        vec![started(0, 9), events(6..=9)],
+        vec![started(7, 9), events(8..=9)],
+    ])
+    .with_range(range(1, 9));
+    let (sequences, result, _) = printed(&args(&fake, &["--last=2", "--until-caught-up"])).await;
+    assert_eq!((sequences, result), (vec![8, 9], Ok(())));
+    let policies: Vec<DamagedPolicy> = fake.requests().iter().map(|r| r.on_damaged()).collect();
+    assert_eq!(policies, [DamagedPolicy::Skip, DamagedPolicy::Fail]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) async fn confirm(app: &App, deadline: Instant) -> Result<Option<bool>
     loop {
         let reason =
             match readiness(listen).await {
-                Readiness::Ready { apps } if apps.contains(&app.id) => return Ok(Some(true)),
+                Readiness::Ready { apps, .. } if apps.contains(&app.id) => return Ok(Some(true)),
                 Readiness::Missing { apps, reasons } if apps.contains(&app.id) => {
                     if Instant::now() < deadline {
                         tokio::time::sleep(ASK_PAUSE).await;

@@ -170,7 +170,7 @@ impl Setup {
         loop {
             let error = match self.client.activate(&webhook.id).await {
                 Ok(activated) => {
-                    let activated = self.confirm(activated, deadline).await?;
+                    let activated = confirm_active(&self.client, activated, deadline).await?;
                     changes.add(format!("activated it: {} met the challenge", self.url));
                     return Ok(activated);
                 }
@@ -202,26 +202,34 @@ impl Setup {
     async fn send_challenge(&self) -> Finding {
         challenge::send(&self.url, &self.app.id, self.token.expose()).await
     }
+}
 
-    /// Prelude's answer says that it is active, or its list does a little later.
-    async fn confirm(&self, activated: Webhook, deadline: Instant) -> Result<Webhook, Failure> {
-        let mut webhook = activated;
-        while !webhook.active {
-            if Instant::now() >= deadline {
-                let cause = format!(
-                    "Prelude took the activation of {}, but shows it as inactive",
-                    webhook.id
-                );
-                return Err(Failure::new(Exit::Failed, cause)
-                    .help("look again later with `prelude-bridge webhook list`"));
-            }
-            tokio::time::sleep(ASK_PAUSE).await;
-            let webhooks = self.client.list().await.map_err(|error| refused(&error))?;
-            let same = webhooks.into_iter().find(|other| other.id == webhook.id);
-            webhook = same.unwrap_or(webhook);
+/// Waits until Prelude's answer to an activation says that the webhook is active, or its list does a
+/// little later.
+///
+/// # Errors
+/// The list says that it is not, up to the deadline.
+pub(super) async fn confirm_active(
+    client: &Client,
+    activated: Webhook,
+    deadline: Instant,
+) -> Result<Webhook, Failure> {
+    let mut webhook = activated;
+    while !webhook.active {
+        if Instant::now() >= deadline {
+            let cause = format!(
+                "Prelude took the activation of {}, but shows it as inactive",
+                webhook.id
+            );
+            return Err(Failure::new(Exit::Failed, cause)
+                .help("look again later with `prelude-bridge webhook list`"));
         }
-        Ok(webhook)
+        tokio::time::sleep(ASK_PAUSE).await;
+        let webhooks = client.list().await.map_err(|error| refused(&error))?;
+        let same = webhooks.into_iter().find(|other| other.id == webhook.id);
+        webhook = same.unwrap_or(webhook);
     }
+    Ok(webhook)
 }
 
 fn report(

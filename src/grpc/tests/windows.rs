@@ -8,6 +8,7 @@ use prost::Message as _;
 use tokio::time::{Instant, advance};
 
 use super::*;
+use crate::{log::Damaged, proto::DamagedPolicy};
 
 /// What a connection may be sent in all, unless that is what the test is about.
 const WIDE_BYTES: u32 = 1 << 30;
@@ -424,6 +425,45 @@ async fn who_has_no_room_keeps_its_turn_at_the_log_from_others_only_for_a_moment
         "{:?}",
         since.elapsed()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_event_is_damaged_meanwhile_ends_with_the_cursor_before_it() {
+    let log = Arc::new(Scripted::new(
+        memory::open(memory::Options::default()).unwrap(),
+    ));
+    let window = bus::Options {
+        window_bytes_max: 1,
+    };
+    let bus = Bus::follow(window, &*log).unwrap();
+    let anonymous = Credentials::anonymous();
+    let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
+    append_large(&bridge, 1, 100_000).await;
+    let client = Client::connect(&bridge, 20_000, WIDE_BYTES).await;
+    let mut failing = client.subscribe(&endless()).await;
+    let mut skipping = client
+        .subscribe(&SubscribeRequest {
+            on_damaged: DamagedPolicy::Skip.into(),
+            ..endless()
+        })
+        .await;
+    failing.stall().await;
+    skipping.stall().await;
+    // Their memory is given up.
+    advance(A_WHILE).await;
+    bridge.append(2, 3).await;
+    log.damage(&[Damaged {
+        first: Sequence(1),
+        last: Sequence(1),
+    }]);
+    let status = failing.rest().await;
+    assert_eq!(reason(&status), "LOG_DAMAGED");
+    assert_eq!(cursor_of(&status), bridge.cursor(0));
+    // It comes back, and is told then what was skipped.
+    let status = skipping.rest().await;
+    assert_eq!(reason(&status), "LOG_UNAVAILABLE");
+    assert_eq!(cursor_of(&status), bridge.cursor(0));
+    assert!(failing.events().is_empty() && skipping.events().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

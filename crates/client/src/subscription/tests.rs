@@ -101,6 +101,7 @@ async fn what_was_skipped_is_told_before_the_events_that_follow() {
     let skipped = Skipped {
         first_sequence: 1,
         last_sequence: 6,
+        ..Skipped::default()
     };
     let response = SubscribeResponse {
         events: vec![event(7)],
@@ -216,6 +217,7 @@ async fn a_killed_server_is_found_again() {
 async fn errors_that_do_not_pass_end_the_subscription() {
     for (code, reason) in [
         (Code::OutOfRange, "CURSOR_EXPIRED"),
+        (Code::DataLoss, "LOG_DAMAGED"),
         (Code::FailedPrecondition, "CURSOR_EPOCH_MISMATCH"),
         (Code::InvalidArgument, "FILTER_INVALID"),
         (Code::Unauthenticated, "TOKEN_INVALID"),

@@ -320,6 +320,41 @@ impl ExpiredCursorPolicy {
         }
     }
 }
+/// What to do if the bridge cannot read events of the log because their bytes on the disk are damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DamagedPolicy {
+    /// The default: fail.
+    Unspecified = 0,
+    /// Send everything before the damaged events, then end with DATA_LOSS (LOG_DAMAGED). The metadata
+    /// has the damaged range, and the cursors before and after it.
+    Fail = 1,
+    /// Send everything before the damaged events, name their range in a Skipped notice, then continue
+    /// with the event after them.
+    Skip = 2,
+}
+impl DamagedPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DAMAGED_POLICY_UNSPECIFIED",
+            Self::Fail => "DAMAGED_POLICY_FAIL",
+            Self::Skip => "DAMAGED_POLICY_SKIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DAMAGED_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "DAMAGED_POLICY_FAIL" => Some(Self::Fail),
+            "DAMAGED_POLICY_SKIP" => Some(Self::Skip),
+            _ => None,
+        }
+    }
+}
 /// In which form to send an event's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -383,6 +418,10 @@ pub struct SubscribeRequest {
     /// person's address or number, or a token, is accepted and not logged.
     #[prost(string, tag = "7")]
     pub client_name: ::prost::alloc::string::String,
+    /// What to do when the stream comes to events whose bytes on the bridge's disk are damaged;
+    /// unspecified means fail.
+    #[prost(enumeration = "DamagedPolicy", tag = "8")]
+    pub on_damaged: i32,
 }
 /// One message of the stream: events, a notice, or both.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -415,7 +454,7 @@ pub mod subscribe_response {
         /// lost.
         #[prost(message, tag = "6")]
         FellBehind(super::FellBehind),
-        /// Retention removed events before they could be sent, and the policy was to continue.
+        /// Events were removed or are damaged, so they cannot be sent, and the policy was to continue.
         #[prost(message, tag = "7")]
         Skipped(super::Skipped),
         /// The bridge is shutting down, and the stream ends with UNAVAILABLE. Resume later from this
@@ -464,8 +503,7 @@ pub struct FellBehind {
     #[prost(uint64, tag = "2")]
     pub head_sequence: u64,
 }
-/// Retention removed events before this stream could send them. It is not known whether they would
-/// have matched the filter.
+/// Events that this stream will not send, although they may have matched the filter: nobody knows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Skipped {
     /// The first sequence number that was skipped.
@@ -474,6 +512,9 @@ pub struct Skipped {
     /// The last sequence number that was skipped.
     #[prost(uint64, tag = "2")]
     pub last_sequence: u64,
+    /// Why they were skipped. Unspecified comes from a bridge of an earlier release and means expired.
+    #[prost(enumeration = "SkipReason", tag = "3")]
+    pub reason: i32,
 }
 /// The bridge is shutting down.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -525,6 +566,39 @@ pub struct LogEnd {
     /// When the bridge made that event durable; absent in an empty log.
     #[prost(message, optional, tag = "3")]
     pub received_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Why a stream skips events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SkipReason {
+    /// Not known.
+    Unspecified = 0,
+    /// Retention removed the events before they could be sent (SubscribeRequest.on_expired).
+    Expired = 1,
+    /// The bytes of the events on the bridge's disk are damaged (SubscribeRequest.on_damaged).
+    Damaged = 2,
+}
+impl SkipReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SKIP_REASON_UNSPECIFIED",
+            Self::Expired => "SKIP_REASON_EXPIRED",
+            Self::Damaged => "SKIP_REASON_DAMAGED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SKIP_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "SKIP_REASON_EXPIRED" => Some(Self::Expired),
+            "SKIP_REASON_DAMAGED" => Some(Self::Damaged),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod event_service_client {
@@ -617,7 +691,8 @@ pub mod event_service_client {
         /// Statuses: INVALID_ARGUMENT (FILTER_INVALID, CURSOR_MALFORMED, REQUEST_INVALID), OUT_OF_RANGE
         /// (CURSOR_EXPIRED), FAILED_PRECONDITION (CURSOR_EPOCH_MISMATCH, CURSOR_AHEAD), UNAUTHENTICATED
         /// (TOKEN_INVALID, TOKEN_EXPIRED), PERMISSION_DENIED (TYPE_FORBIDDEN, APP_FORBIDDEN),
-        /// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE).
+        /// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE),
+        /// DATA_LOSS (LOG_DAMAGED).
         /// A stream whose stop position is reached ends with OK.
         pub async fn subscribe(
             &mut self,

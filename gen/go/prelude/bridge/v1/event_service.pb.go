@@ -25,6 +25,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Why a stream skips events.
+type SkipReason int32
+
+const (
+	// Not known.
+	SkipReason_SKIP_REASON_UNSPECIFIED SkipReason = 0
+	// Retention removed the events before they could be sent (SubscribeRequest.on_expired).
+	SkipReason_SKIP_REASON_EXPIRED SkipReason = 1
+	// The bytes of the events on the bridge's disk are damaged (SubscribeRequest.on_damaged).
+	SkipReason_SKIP_REASON_DAMAGED SkipReason = 2
+)
+
+// Enum value maps for SkipReason.
+var (
+	SkipReason_name = map[int32]string{
+		0: "SKIP_REASON_UNSPECIFIED",
+		1: "SKIP_REASON_EXPIRED",
+		2: "SKIP_REASON_DAMAGED",
+	}
+	SkipReason_value = map[string]int32{
+		"SKIP_REASON_UNSPECIFIED": 0,
+		"SKIP_REASON_EXPIRED":     1,
+		"SKIP_REASON_DAMAGED":     2,
+	}
+)
+
+func (x SkipReason) Enum() *SkipReason {
+	p := new(SkipReason)
+	*p = x
+	return p
+}
+
+func (x SkipReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SkipReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_prelude_bridge_v1_event_service_proto_enumTypes[0].Descriptor()
+}
+
+func (SkipReason) Type() protoreflect.EnumType {
+	return &file_prelude_bridge_v1_event_service_proto_enumTypes[0]
+}
+
+func (x SkipReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SkipReason.Descriptor instead.
+func (SkipReason) EnumDescriptor() ([]byte, []int) {
+	return file_prelude_bridge_v1_event_service_proto_rawDescGZIP(), []int{0}
+}
+
 // What to stream, from where, and how.
 type SubscribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -43,7 +96,10 @@ type SubscribeRequest struct {
 	// A name for this client in the operator's log, such as `billing (eu-west-1)`: at most 128 bytes
 	// of printable text. It is not an identity: any client can claim any name. A name that could be a
 	// person's address or number, or a token, is accepted and not logged.
-	ClientName    string `protobuf:"bytes,7,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	ClientName string `protobuf:"bytes,7,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	// What to do when the stream comes to events whose bytes on the bridge's disk are damaged;
+	// unspecified means fail.
+	OnDamaged     DamagedPolicy `protobuf:"varint,8,opt,name=on_damaged,json=onDamaged,proto3,enum=prelude.bridge.v1.DamagedPolicy" json:"on_damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +181,13 @@ func (x *SubscribeRequest) GetClientName() string {
 		return x.ClientName
 	}
 	return ""
+}
+
+func (x *SubscribeRequest) GetOnDamaged() DamagedPolicy {
+	if x != nil {
+		return x.OnDamaged
+	}
+	return DamagedPolicy_DAMAGED_POLICY_UNSPECIFIED
 }
 
 // One message of the stream: events, a notice, or both.
@@ -280,7 +343,7 @@ type SubscribeResponse_FellBehind struct {
 }
 
 type SubscribeResponse_Skipped struct {
-	// Retention removed events before they could be sent, and the policy was to continue.
+	// Events were removed or are damaged, so they cannot be sent, and the policy was to continue.
 	Skipped *Skipped `protobuf:"bytes,7,opt,name=skipped,proto3,oneof"`
 }
 
@@ -522,14 +585,15 @@ func (x *FellBehind) GetHeadSequence() uint64 {
 	return 0
 }
 
-// Retention removed events before this stream could send them. It is not known whether they would
-// have matched the filter.
+// Events that this stream will not send, although they may have matched the filter: nobody knows.
 type Skipped struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first sequence number that was skipped.
 	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	// The last sequence number that was skipped.
-	LastSequence  uint64 `protobuf:"varint,2,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	LastSequence uint64 `protobuf:"varint,2,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	// Why they were skipped. Unspecified comes from a bridge of an earlier release and means expired.
+	Reason        SkipReason `protobuf:"varint,3,opt,name=reason,proto3,enum=prelude.bridge.v1.SkipReason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -576,6 +640,13 @@ func (x *Skipped) GetLastSequence() uint64 {
 		return x.LastSequence
 	}
 	return 0
+}
+
+func (x *Skipped) GetReason() SkipReason {
+	if x != nil {
+		return x.Reason
+	}
+	return SkipReason_SKIP_REASON_UNSPECIFIED
 }
 
 // The bridge is shutting down.
@@ -859,7 +930,7 @@ var File_prelude_bridge_v1_event_service_proto protoreflect.FileDescriptor
 
 const file_prelude_bridge_v1_event_service_proto_rawDesc = "" +
 	"\n" +
-	"%prelude/bridge/v1/event_service.proto\x12\x11prelude.bridge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprelude/bridge/v1/event.proto\x1a prelude/bridge/v1/position.proto\"\xab\x03\n" +
+	"%prelude/bridge/v1/event_service.proto\x12\x11prelude.bridge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprelude/bridge/v1/event.proto\x1a prelude/bridge/v1/position.proto\"\xec\x03\n" +
 	"\x10SubscribeRequest\x121\n" +
 	"\x06filter\x18\x01 \x01(\v2\x19.prelude.bridge.v1.FilterR\x06filter\x126\n" +
 	"\x05start\x18\x02 \x01(\v2 .prelude.bridge.v1.StartPositionR\x05start\x123\n" +
@@ -869,7 +940,9 @@ const file_prelude_bridge_v1_event_service_proto_rawDesc = "" +
 	"\x0epayload_format\x18\x05 \x01(\x0e2 .prelude.bridge.v1.PayloadFormatR\rpayloadFormat\x12F\n" +
 	"\x11progress_interval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\x12\x1f\n" +
 	"\vclient_name\x18\a \x01(\tR\n" +
-	"clientName\"\xcb\x03\n" +
+	"clientName\x12?\n" +
+	"\n" +
+	"on_damaged\x18\b \x01(\x0e2 .prelude.bridge.v1.DamagedPolicyR\tonDamaged\"\xcb\x03\n" +
 	"\x11SubscribeResponse\x120\n" +
 	"\x06events\x18\x01 \x03(\v2\x18.prelude.bridge.v1.EventR\x06events\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x126\n" +
@@ -893,10 +966,11 @@ const file_prelude_bridge_v1_event_service_proto_rawDesc = "" +
 	"\n" +
 	"FellBehind\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12#\n" +
-	"\rhead_sequence\x18\x02 \x01(\x04R\fheadSequence\"U\n" +
+	"\rhead_sequence\x18\x02 \x01(\x04R\fheadSequence\"\x8c\x01\n" +
 	"\aSkipped\x12%\n" +
 	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\x12#\n" +
-	"\rlast_sequence\x18\x02 \x01(\x04R\flastSequence\"F\n" +
+	"\rlast_sequence\x18\x02 \x01(\x04R\flastSequence\x125\n" +
+	"\x06reason\x18\x03 \x01(\x0e2\x1d.prelude.bridge.v1.SkipReasonR\x06reason\"F\n" +
 	"\bDraining\x12:\n" +
 	"\vretry_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"retryAfter\"\x11\n" +
@@ -915,7 +989,12 @@ const file_prelude_bridge_v1_event_service_proto_rawDesc = "" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12;\n" +
 	"\vreceived_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"receivedAt2\xbd\x01\n" +
+	"receivedAt*[\n" +
+	"\n" +
+	"SkipReason\x12\x1b\n" +
+	"\x17SKIP_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13SKIP_REASON_EXPIRED\x10\x01\x12\x17\n" +
+	"\x13SKIP_REASON_DAMAGED\x10\x022\xbd\x01\n" +
 	"\fEventService\x12X\n" +
 	"\tSubscribe\x12#.prelude.bridge.v1.SubscribeRequest\x1a$.prelude.bridge.v1.SubscribeResponse0\x01\x12S\n" +
 	"\bGetRange\x12\".prelude.bridge.v1.GetRangeRequest\x1a#.prelude.bridge.v1.GetRangeResponseB\xb5\x01\n" +
@@ -933,60 +1012,65 @@ func file_prelude_bridge_v1_event_service_proto_rawDescGZIP() []byte {
 	return file_prelude_bridge_v1_event_service_proto_rawDescData
 }
 
+var file_prelude_bridge_v1_event_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_prelude_bridge_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_prelude_bridge_v1_event_service_proto_goTypes = []any{
-	(*SubscribeRequest)(nil),      // 0: prelude.bridge.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),     // 1: prelude.bridge.v1.SubscribeResponse
-	(*Started)(nil),               // 2: prelude.bridge.v1.Started
-	(*Progress)(nil),              // 3: prelude.bridge.v1.Progress
-	(*CaughtUp)(nil),              // 4: prelude.bridge.v1.CaughtUp
-	(*FellBehind)(nil),            // 5: prelude.bridge.v1.FellBehind
-	(*Skipped)(nil),               // 6: prelude.bridge.v1.Skipped
-	(*Draining)(nil),              // 7: prelude.bridge.v1.Draining
-	(*GetRangeRequest)(nil),       // 8: prelude.bridge.v1.GetRangeRequest
-	(*GetRangeResponse)(nil),      // 9: prelude.bridge.v1.GetRangeResponse
-	(*LogRange)(nil),              // 10: prelude.bridge.v1.LogRange
-	(*LogEnd)(nil),                // 11: prelude.bridge.v1.LogEnd
-	(*Filter)(nil),                // 12: prelude.bridge.v1.Filter
-	(*StartPosition)(nil),         // 13: prelude.bridge.v1.StartPosition
-	(*StopPosition)(nil),          // 14: prelude.bridge.v1.StopPosition
-	(ExpiredCursorPolicy)(0),      // 15: prelude.bridge.v1.ExpiredCursorPolicy
-	(PayloadFormat)(0),            // 16: prelude.bridge.v1.PayloadFormat
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*Event)(nil),                 // 18: prelude.bridge.v1.Event
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(SkipReason)(0),               // 0: prelude.bridge.v1.SkipReason
+	(*SubscribeRequest)(nil),      // 1: prelude.bridge.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),     // 2: prelude.bridge.v1.SubscribeResponse
+	(*Started)(nil),               // 3: prelude.bridge.v1.Started
+	(*Progress)(nil),              // 4: prelude.bridge.v1.Progress
+	(*CaughtUp)(nil),              // 5: prelude.bridge.v1.CaughtUp
+	(*FellBehind)(nil),            // 6: prelude.bridge.v1.FellBehind
+	(*Skipped)(nil),               // 7: prelude.bridge.v1.Skipped
+	(*Draining)(nil),              // 8: prelude.bridge.v1.Draining
+	(*GetRangeRequest)(nil),       // 9: prelude.bridge.v1.GetRangeRequest
+	(*GetRangeResponse)(nil),      // 10: prelude.bridge.v1.GetRangeResponse
+	(*LogRange)(nil),              // 11: prelude.bridge.v1.LogRange
+	(*LogEnd)(nil),                // 12: prelude.bridge.v1.LogEnd
+	(*Filter)(nil),                // 13: prelude.bridge.v1.Filter
+	(*StartPosition)(nil),         // 14: prelude.bridge.v1.StartPosition
+	(*StopPosition)(nil),          // 15: prelude.bridge.v1.StopPosition
+	(ExpiredCursorPolicy)(0),      // 16: prelude.bridge.v1.ExpiredCursorPolicy
+	(PayloadFormat)(0),            // 17: prelude.bridge.v1.PayloadFormat
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(DamagedPolicy)(0),            // 19: prelude.bridge.v1.DamagedPolicy
+	(*Event)(nil),                 // 20: prelude.bridge.v1.Event
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_prelude_bridge_v1_event_service_proto_depIdxs = []int32{
-	12, // 0: prelude.bridge.v1.SubscribeRequest.filter:type_name -> prelude.bridge.v1.Filter
-	13, // 1: prelude.bridge.v1.SubscribeRequest.start:type_name -> prelude.bridge.v1.StartPosition
-	14, // 2: prelude.bridge.v1.SubscribeRequest.stop:type_name -> prelude.bridge.v1.StopPosition
-	15, // 3: prelude.bridge.v1.SubscribeRequest.on_expired:type_name -> prelude.bridge.v1.ExpiredCursorPolicy
-	16, // 4: prelude.bridge.v1.SubscribeRequest.payload_format:type_name -> prelude.bridge.v1.PayloadFormat
-	17, // 5: prelude.bridge.v1.SubscribeRequest.progress_interval:type_name -> google.protobuf.Duration
-	18, // 6: prelude.bridge.v1.SubscribeResponse.events:type_name -> prelude.bridge.v1.Event
-	2,  // 7: prelude.bridge.v1.SubscribeResponse.started:type_name -> prelude.bridge.v1.Started
-	3,  // 8: prelude.bridge.v1.SubscribeResponse.progress:type_name -> prelude.bridge.v1.Progress
-	4,  // 9: prelude.bridge.v1.SubscribeResponse.caught_up:type_name -> prelude.bridge.v1.CaughtUp
-	5,  // 10: prelude.bridge.v1.SubscribeResponse.fell_behind:type_name -> prelude.bridge.v1.FellBehind
-	6,  // 11: prelude.bridge.v1.SubscribeResponse.skipped:type_name -> prelude.bridge.v1.Skipped
-	7,  // 12: prelude.bridge.v1.SubscribeResponse.draining:type_name -> prelude.bridge.v1.Draining
-	12, // 13: prelude.bridge.v1.Started.filter:type_name -> prelude.bridge.v1.Filter
-	10, // 14: prelude.bridge.v1.Started.range:type_name -> prelude.bridge.v1.LogRange
-	17, // 15: prelude.bridge.v1.Draining.retry_after:type_name -> google.protobuf.Duration
-	11, // 16: prelude.bridge.v1.GetRangeResponse.earliest:type_name -> prelude.bridge.v1.LogEnd
-	11, // 17: prelude.bridge.v1.GetRangeResponse.head:type_name -> prelude.bridge.v1.LogEnd
-	11, // 18: prelude.bridge.v1.LogRange.earliest:type_name -> prelude.bridge.v1.LogEnd
-	11, // 19: prelude.bridge.v1.LogRange.head:type_name -> prelude.bridge.v1.LogEnd
-	19, // 20: prelude.bridge.v1.LogEnd.received_at:type_name -> google.protobuf.Timestamp
-	0,  // 21: prelude.bridge.v1.EventService.Subscribe:input_type -> prelude.bridge.v1.SubscribeRequest
-	8,  // 22: prelude.bridge.v1.EventService.GetRange:input_type -> prelude.bridge.v1.GetRangeRequest
-	1,  // 23: prelude.bridge.v1.EventService.Subscribe:output_type -> prelude.bridge.v1.SubscribeResponse
-	9,  // 24: prelude.bridge.v1.EventService.GetRange:output_type -> prelude.bridge.v1.GetRangeResponse
-	23, // [23:25] is the sub-list for method output_type
-	21, // [21:23] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	13, // 0: prelude.bridge.v1.SubscribeRequest.filter:type_name -> prelude.bridge.v1.Filter
+	14, // 1: prelude.bridge.v1.SubscribeRequest.start:type_name -> prelude.bridge.v1.StartPosition
+	15, // 2: prelude.bridge.v1.SubscribeRequest.stop:type_name -> prelude.bridge.v1.StopPosition
+	16, // 3: prelude.bridge.v1.SubscribeRequest.on_expired:type_name -> prelude.bridge.v1.ExpiredCursorPolicy
+	17, // 4: prelude.bridge.v1.SubscribeRequest.payload_format:type_name -> prelude.bridge.v1.PayloadFormat
+	18, // 5: prelude.bridge.v1.SubscribeRequest.progress_interval:type_name -> google.protobuf.Duration
+	19, // 6: prelude.bridge.v1.SubscribeRequest.on_damaged:type_name -> prelude.bridge.v1.DamagedPolicy
+	20, // 7: prelude.bridge.v1.SubscribeResponse.events:type_name -> prelude.bridge.v1.Event
+	3,  // 8: prelude.bridge.v1.SubscribeResponse.started:type_name -> prelude.bridge.v1.Started
+	4,  // 9: prelude.bridge.v1.SubscribeResponse.progress:type_name -> prelude.bridge.v1.Progress
+	5,  // 10: prelude.bridge.v1.SubscribeResponse.caught_up:type_name -> prelude.bridge.v1.CaughtUp
+	6,  // 11: prelude.bridge.v1.SubscribeResponse.fell_behind:type_name -> prelude.bridge.v1.FellBehind
+	7,  // 12: prelude.bridge.v1.SubscribeResponse.skipped:type_name -> prelude.bridge.v1.Skipped
+	8,  // 13: prelude.bridge.v1.SubscribeResponse.draining:type_name -> prelude.bridge.v1.Draining
+	13, // 14: prelude.bridge.v1.Started.filter:type_name -> prelude.bridge.v1.Filter
+	11, // 15: prelude.bridge.v1.Started.range:type_name -> prelude.bridge.v1.LogRange
+	0,  // 16: prelude.bridge.v1.Skipped.reason:type_name -> prelude.bridge.v1.SkipReason
+	18, // 17: prelude.bridge.v1.Draining.retry_after:type_name -> google.protobuf.Duration
+	12, // 18: prelude.bridge.v1.GetRangeResponse.earliest:type_name -> prelude.bridge.v1.LogEnd
+	12, // 19: prelude.bridge.v1.GetRangeResponse.head:type_name -> prelude.bridge.v1.LogEnd
+	12, // 20: prelude.bridge.v1.LogRange.earliest:type_name -> prelude.bridge.v1.LogEnd
+	12, // 21: prelude.bridge.v1.LogRange.head:type_name -> prelude.bridge.v1.LogEnd
+	21, // 22: prelude.bridge.v1.LogEnd.received_at:type_name -> google.protobuf.Timestamp
+	1,  // 23: prelude.bridge.v1.EventService.Subscribe:input_type -> prelude.bridge.v1.SubscribeRequest
+	9,  // 24: prelude.bridge.v1.EventService.GetRange:input_type -> prelude.bridge.v1.GetRangeRequest
+	2,  // 25: prelude.bridge.v1.EventService.Subscribe:output_type -> prelude.bridge.v1.SubscribeResponse
+	10, // 26: prelude.bridge.v1.EventService.GetRange:output_type -> prelude.bridge.v1.GetRangeResponse
+	25, // [25:27] is the sub-list for method output_type
+	23, // [23:25] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_prelude_bridge_v1_event_service_proto_init() }
@@ -1009,13 +1093,14 @@ func file_prelude_bridge_v1_event_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prelude_bridge_v1_event_service_proto_rawDesc), len(file_prelude_bridge_v1_event_service_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_prelude_bridge_v1_event_service_proto_goTypes,
 		DependencyIndexes: file_prelude_bridge_v1_event_service_proto_depIdxs,
+		EnumInfos:         file_prelude_bridge_v1_event_service_proto_enumTypes,
 		MessageInfos:      file_prelude_bridge_v1_event_service_proto_msgTypes,
 	}.Build()
 	File_prelude_bridge_v1_event_service_proto = out.File

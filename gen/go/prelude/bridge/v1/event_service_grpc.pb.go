@@ -41,7 +41,8 @@ type EventServiceClient interface {
 	// Statuses: INVALID_ARGUMENT (FILTER_INVALID, CURSOR_MALFORMED, REQUEST_INVALID), OUT_OF_RANGE
 	// (CURSOR_EXPIRED), FAILED_PRECONDITION (CURSOR_EPOCH_MISMATCH, CURSOR_AHEAD), UNAUTHENTICATED
 	// (TOKEN_INVALID, TOKEN_EXPIRED), PERMISSION_DENIED (TYPE_FORBIDDEN, APP_FORBIDDEN),
-	// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE).
+	// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE),
+	// DATA_LOSS (LOG_DAMAGED).
 	// A stream whose stop position is reached ends with OK.
 	Subscribe(ctx context.Context, in *SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SubscribeResponse], error)
 	// Returns the two ends of the log and how many events it holds.
@@ -103,7 +104,8 @@ type EventServiceServer interface {
 	// Statuses: INVALID_ARGUMENT (FILTER_INVALID, CURSOR_MALFORMED, REQUEST_INVALID), OUT_OF_RANGE
 	// (CURSOR_EXPIRED), FAILED_PRECONDITION (CURSOR_EPOCH_MISMATCH, CURSOR_AHEAD), UNAUTHENTICATED
 	// (TOKEN_INVALID, TOKEN_EXPIRED), PERMISSION_DENIED (TYPE_FORBIDDEN, APP_FORBIDDEN),
-	// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE).
+	// RESOURCE_EXHAUSTED (LIMIT_STREAMS, SLOW_CONSUMER), UNAVAILABLE (DRAINING, LOG_UNAVAILABLE),
+	// DATA_LOSS (LOG_DAMAGED).
 	// A stream whose stop position is reached ends with OK.
 	Subscribe(*SubscribeRequest, grpc.ServerStreamingServer[SubscribeResponse]) error
 	// Returns the two ends of the log and how many events it holds.

@@ -81,6 +81,61 @@ func (ExpiredCursorPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_prelude_bridge_v1_position_proto_rawDescGZIP(), []int{0}
 }
 
+// What to do if the bridge cannot read events of the log because their bytes on the disk are damaged.
+type DamagedPolicy int32
+
+const (
+	// The default: fail.
+	DamagedPolicy_DAMAGED_POLICY_UNSPECIFIED DamagedPolicy = 0
+	// Send everything before the damaged events, then end with DATA_LOSS (LOG_DAMAGED). The metadata
+	// has the damaged range, and the cursors before and after it.
+	DamagedPolicy_DAMAGED_POLICY_FAIL DamagedPolicy = 1
+	// Send everything before the damaged events, name their range in a Skipped notice, then continue
+	// with the event after them.
+	DamagedPolicy_DAMAGED_POLICY_SKIP DamagedPolicy = 2
+)
+
+// Enum value maps for DamagedPolicy.
+var (
+	DamagedPolicy_name = map[int32]string{
+		0: "DAMAGED_POLICY_UNSPECIFIED",
+		1: "DAMAGED_POLICY_FAIL",
+		2: "DAMAGED_POLICY_SKIP",
+	}
+	DamagedPolicy_value = map[string]int32{
+		"DAMAGED_POLICY_UNSPECIFIED": 0,
+		"DAMAGED_POLICY_FAIL":        1,
+		"DAMAGED_POLICY_SKIP":        2,
+	}
+)
+
+func (x DamagedPolicy) Enum() *DamagedPolicy {
+	p := new(DamagedPolicy)
+	*p = x
+	return p
+}
+
+func (x DamagedPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DamagedPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_prelude_bridge_v1_position_proto_enumTypes[1].Descriptor()
+}
+
+func (DamagedPolicy) Type() protoreflect.EnumType {
+	return &file_prelude_bridge_v1_position_proto_enumTypes[1]
+}
+
+func (x DamagedPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DamagedPolicy.Descriptor instead.
+func (DamagedPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_prelude_bridge_v1_position_proto_rawDescGZIP(), []int{1}
+}
+
 // In which form to send an event's payload.
 type PayloadFormat int32
 
@@ -122,11 +177,11 @@ func (x PayloadFormat) String() string {
 }
 
 func (PayloadFormat) Descriptor() protoreflect.EnumDescriptor {
-	return file_prelude_bridge_v1_position_proto_enumTypes[1].Descriptor()
+	return file_prelude_bridge_v1_position_proto_enumTypes[2].Descriptor()
 }
 
 func (PayloadFormat) Type() protoreflect.EnumType {
-	return &file_prelude_bridge_v1_position_proto_enumTypes[1]
+	return &file_prelude_bridge_v1_position_proto_enumTypes[2]
 }
 
 func (x PayloadFormat) Number() protoreflect.EnumNumber {
@@ -135,7 +190,7 @@ func (x PayloadFormat) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PayloadFormat.Descriptor instead.
 func (PayloadFormat) EnumDescriptor() ([]byte, []int) {
-	return file_prelude_bridge_v1_position_proto_rawDescGZIP(), []int{1}
+	return file_prelude_bridge_v1_position_proto_rawDescGZIP(), []int{2}
 }
 
 // Which events to send. An event matches if, for each field that is set, it matches one of the
@@ -593,7 +648,11 @@ const file_prelude_bridge_v1_position_proto_rawDesc = "" +
 	"!EXPIRED_CURSOR_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aEXPIRED_CURSOR_POLICY_FAIL\x10\x01\x12\"\n" +
 	"\x1eEXPIRED_CURSOR_POLICY_EARLIEST\x10\x02\x12 \n" +
-	"\x1cEXPIRED_CURSOR_POLICY_LATEST\x10\x03*z\n" +
+	"\x1cEXPIRED_CURSOR_POLICY_LATEST\x10\x03*a\n" +
+	"\rDamagedPolicy\x12\x1e\n" +
+	"\x1aDAMAGED_POLICY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DAMAGED_POLICY_FAIL\x10\x01\x12\x17\n" +
+	"\x13DAMAGED_POLICY_SKIP\x10\x02*z\n" +
 	"\rPayloadFormat\x12\x1e\n" +
 	"\x1aPAYLOAD_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PAYLOAD_FORMAT_TYPED\x10\x01\x12\x16\n" +
@@ -613,25 +672,26 @@ func file_prelude_bridge_v1_position_proto_rawDescGZIP() []byte {
 	return file_prelude_bridge_v1_position_proto_rawDescData
 }
 
-var file_prelude_bridge_v1_position_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_prelude_bridge_v1_position_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_prelude_bridge_v1_position_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_prelude_bridge_v1_position_proto_goTypes = []any{
 	(ExpiredCursorPolicy)(0),      // 0: prelude.bridge.v1.ExpiredCursorPolicy
-	(PayloadFormat)(0),            // 1: prelude.bridge.v1.PayloadFormat
-	(*Filter)(nil),                // 2: prelude.bridge.v1.Filter
-	(*StartPosition)(nil),         // 3: prelude.bridge.v1.StartPosition
-	(*StopPosition)(nil),          // 4: prelude.bridge.v1.StopPosition
-	(*Latest)(nil),                // 5: prelude.bridge.v1.Latest
-	(*Earliest)(nil),              // 6: prelude.bridge.v1.Earliest
-	(*Head)(nil),                  // 7: prelude.bridge.v1.Head
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(DamagedPolicy)(0),            // 1: prelude.bridge.v1.DamagedPolicy
+	(PayloadFormat)(0),            // 2: prelude.bridge.v1.PayloadFormat
+	(*Filter)(nil),                // 3: prelude.bridge.v1.Filter
+	(*StartPosition)(nil),         // 4: prelude.bridge.v1.StartPosition
+	(*StopPosition)(nil),          // 5: prelude.bridge.v1.StopPosition
+	(*Latest)(nil),                // 6: prelude.bridge.v1.Latest
+	(*Earliest)(nil),              // 7: prelude.bridge.v1.Earliest
+	(*Head)(nil),                  // 8: prelude.bridge.v1.Head
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
 }
 var file_prelude_bridge_v1_position_proto_depIdxs = []int32{
-	5, // 0: prelude.bridge.v1.StartPosition.latest:type_name -> prelude.bridge.v1.Latest
-	6, // 1: prelude.bridge.v1.StartPosition.earliest:type_name -> prelude.bridge.v1.Earliest
-	8, // 2: prelude.bridge.v1.StartPosition.at_time:type_name -> google.protobuf.Timestamp
-	7, // 3: prelude.bridge.v1.StopPosition.head:type_name -> prelude.bridge.v1.Head
-	8, // 4: prelude.bridge.v1.StopPosition.at_time:type_name -> google.protobuf.Timestamp
+	6, // 0: prelude.bridge.v1.StartPosition.latest:type_name -> prelude.bridge.v1.Latest
+	7, // 1: prelude.bridge.v1.StartPosition.earliest:type_name -> prelude.bridge.v1.Earliest
+	9, // 2: prelude.bridge.v1.StartPosition.at_time:type_name -> google.protobuf.Timestamp
+	8, // 3: prelude.bridge.v1.StopPosition.head:type_name -> prelude.bridge.v1.Head
+	9, // 4: prelude.bridge.v1.StopPosition.at_time:type_name -> google.protobuf.Timestamp
 	5, // [5:5] is the sub-list for method output_type
 	5, // [5:5] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name
@@ -660,7 +720,7 @@ func file_prelude_bridge_v1_position_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prelude_bridge_v1_position_proto_rawDesc), len(file_prelude_bridge_v1_position_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -97,7 +97,7 @@ public final class Consumer {
         switch (response.getNoticeCase()) {
             case DRAINING -> backoff.retryAfter(
                     Duration.ofMillis(Durations.toMillis(response.getDraining().getRetryAfter())));
-            case SKIPPED -> System.err.println("lost to retention: " + response.getSkipped());
+            case SKIPPED -> System.err.println("events were skipped: " + response.getSkipped());
             default -> { }
         }
         if (response.getEventsCount() > 0 || response.hasProgress()) {

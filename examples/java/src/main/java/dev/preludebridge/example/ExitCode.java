@@ -16,6 +16,10 @@ final class ExitCode {
                 System.err.println("remove the cursor file to continue with the oldest event that is left");
                 yield 5;
             }
+            case DATA_LOSS -> {
+                System.err.println("ask the bridge's operator, or set on_damaged to continue without them");
+                yield 1;
+            }
             case UNAUTHENTICATED, PERMISSION_DENIED -> {
                 System.err.println("check BRIDGE_TOKEN");
                 yield 4;

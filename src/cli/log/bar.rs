@@ -1,0 +1,103 @@
+//! Owns the progress bar of a check: on a terminal's stderr, gone when the check is done. Nothing is
+//! written where stderr is no terminal.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+/// How often it is drawn.
+const INTERVAL: Duration = Duration::from_millis(100);
+const CELLS: u64 = 30;
+
+/// The bar.
+pub(super) struct Bar {
+    is_shown: bool,
+    began: Instant,
+    drawn_at: Option<Instant>,
+}
+
+impl Bar {
+    /// On stderr, if that is a terminal that can erase a line.
+    pub(super) fn of_stderr() -> Self {
+        let can_erase = std::env::var_os("TERM").is_none_or(|name| name != "dumb");
+        Self {
+            is_shown: io::stderr().is_terminal() && can_erase,
+            began: Instant::now(),
+            drawn_at: None,
+        }
+    }
+
+    /// Draws it, unless it was drawn just now.
+    pub(super) fn show(&mut self, done_bytes: u64, total_bytes: u64) {
+        let is_due = self.drawn_at.is_none_or(|at| at.elapsed() >= INTERVAL);
+        if self.is_shown && is_due {
+            self.drawn_at = Some(Instant::now());
+            let line = line(done_bytes, total_bytes, self.began.elapsed());
+            // A closed stderr changes nothing.
+            let _ = write!(io::stderr(), "\r\x1b[K{line}");
+        }
+    }
+
+    /// Removes it.
+    pub(super) fn clear(&self) {
+        if self.drawn_at.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// Fits into 80 columns.
+fn line(done_bytes: u64, total_bytes: u64, elapsed: Duration) -> String {
+    let total = total_bytes.max(1);
+    let done = done_bytes.min(total);
+    let share = |of: u64| u64::try_from(u128::from(done) * u128::from(of) / u128::from(total));
+    let cells = share(CELLS).unwrap_or(CELLS);
+    let cell = |at: u64| if at < cells { '#' } else { '.' };
+    let bar: String = (0..CELLS).map(cell).collect();
+    let percent = share(100).unwrap_or(100);
+    let rest = match done {
+        0 => String::new(),
+        _ => {
+            let left = elapsed.as_secs_f64() * ((total - done) as f64 / done as f64);
+            format!(", {left:.0} s left")
+        }
+    };
+    format!(
+        "[{bar}] {percent:>3} %  {} of {}{rest}",
+        size(done),
+        size(total_bytes)
+    )
+}
+
+/// A number of bytes, for people.
+pub(super) fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 {
+        format!("{mib:.1} MiB")
+    } else {
+        format!("{:.1} GiB", mib / 1024.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_grows_with_what_is_done_and_fits() {
+        let at = |done| line(done, 3 << 30, Duration::from_secs(6));
+        assert_eq!(
+            at(0),
+            "[..............................]   0 %  0.0 MiB of 3.0 GiB"
+        );
+        assert_eq!(
+            at(1 << 30),
+            "[##########....................]  33 %  1.0 GiB of 3.0 GiB, 12 s left"
+        );
+        assert!(at(3 << 30).contains("] 100 %") && at(9 << 30).contains("] 100 %"));
+        let worst = line(1 << 20, u64::MAX, Duration::from_secs(1));
+        assert!(worst.len() < 120, "{worst}");
+        assert!(line(0, 0, Duration::ZERO).contains("0 %"));
+    }
+}
