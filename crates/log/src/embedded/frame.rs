@@ -427,7 +427,7 @@ impl Frames {
             None => {
                 let wanted = bytes.max(self.chunk_bytes);
                 if self.buffer.len() < wanted {
-                    self.buffer.resize(wanted, 0);
+                    self.buffer = vec![0; wanted];
                 }
                 self.buffered = read_at_most(&self.file, &mut self.buffer, from)?;
                 self.buffer_at = from;
