@@ -8,6 +8,11 @@ help: ## List the commands
 test: tools ## Check everything: format, lints, docs, contract, dependencies, tests
 	@scripts/test
 
+# Hours. docs/torture.md has what the last run found.
+.PHONY: torture
+torture: tools ## Lose power, fail and kill far more often than `make test` does
+	@scripts/torture
+
 .PHONY: tools
 tools: ## Install what the checks need beside Rust, below target/tools
 	@scripts/tools

@@ -225,6 +225,7 @@ impl Listener {
                         let (cut, shutdown) = (cut.clone(), shutdown.clone());
                         connections.spawn(async move {
                             // Nothing that a drain waits for.
+                            let farewell = Box::pin(farewell);
                             let farewell = shutdown.run_until_cancelled(farewell);
                             cut.run_until_cancelled(farewell).await;
                         });

@@ -98,60 +98,48 @@ impl fmt::Debug for Watched {
 
 impl Collector for Watched {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut gauge = |name, help, unit: Option<Unit>, value| {
-            let gauge = ConstGauge::<f64>::new(value);
-            let metric_type = gauge.metric_type();
-            gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?)
-        };
-        let log = self.log.get().map(|read| read());
-        if let Some(log) = log {
-            let bytes = Some(Unit::Bytes);
-            gauge(
-                "log_stored",
-                "Size of the log.",
-                bytes,
-                log.stored_bytes as f64,
-            )?;
-            let help = "Batches that wait for the log's writer.";
-            gauge("log_queue_batches", help, None, log.queued_batches as f64)?;
-            let help = "Sequence number of the newest event.";
-            gauge("log_head_sequence", help, None, log.head_sequence as f64)?;
-            let help = "Sequence number of the oldest event that is still there.";
-            gauge(
-                "log_earliest_sequence",
-                help,
-                None,
-                log.earliest_sequence as f64,
-            )?;
-            let help = "Ranges of events that cannot be read, because their bytes are damaged.";
-            gauge("log_damaged_ranges", help, None, log.damaged_ranges as f64)?;
-            let help = "Events that cannot be read, because their bytes are damaged.";
-            gauge("log_damaged_events", help, None, log.damaged_events as f64)?;
+        if let Some(log) = self.log.get().map(|read| read()) {
+            encode_log(&log, &mut encoder)?;
         }
         if let Some(bus) = self.bus.get().map(|read| read()) {
-            let help = "Size of the newest blocks held in memory.";
-            gauge(
-                "bus_window",
-                help,
-                Some(Unit::Bytes),
-                bus.window_bytes as f64,
-            )?;
-            let help = "Number of the newest blocks held in memory.";
-            gauge("bus_window_blocks", help, None, bus.window_blocks as f64)?;
+            let gauges = [
+                (
+                    "bus_window",
+                    "Size of the newest blocks held in memory.",
+                    Some(Unit::Bytes),
+                    bus.window_bytes as f64,
+                ),
+                (
+                    "bus_window_blocks",
+                    "Number of the newest blocks held in memory.",
+                    None,
+                    bus.window_blocks as f64,
+                ),
+            ];
+            encode_gauges(gauges, &mut encoder)?;
         }
         if let Some(streams) = self.streams.get().map(|read| read()) {
-            let help = "Open subscriptions.";
-            gauge("subscribers", help, None, streams.subscribers as f64)?;
-            let help = "Events that the slowest subscriber is behind the head.";
-            gauge(
-                "subscriber_lag_events_max",
-                help,
-                None,
-                streams.lag_events_max as f64,
-            )?;
-            let help = "Age of the oldest event that the slowest subscriber was not sent.";
-            let lag = streams.lag_max.as_secs_f64();
-            gauge("subscriber_lag_max", help, Some(Unit::Seconds), lag)?;
+            let gauges = [
+                (
+                    "subscribers",
+                    "Open subscriptions.",
+                    None,
+                    streams.subscribers as f64,
+                ),
+                (
+                    "subscriber_lag_events_max",
+                    "Events that the slowest subscriber is behind the head.",
+                    None,
+                    streams.lag_events_max as f64,
+                ),
+                (
+                    "subscriber_lag_max",
+                    "Age of the oldest event that the slowest subscriber was not sent.",
+                    Some(Unit::Seconds),
+                    streams.lag_max.as_secs_f64(),
+                ),
+            ];
+            encode_gauges(gauges, &mut encoder)?;
         }
         if let Some(keys) = self.keys.get().map(|read| read()) {
             encode_keys(&keys, &mut encoder)?;
@@ -159,17 +147,80 @@ impl Collector for Watched {
         if let Some(expiries) = self.credentials.get().map(|read| read()) {
             encode_expiries(&expiries, &mut encoder)?;
         }
-        if let Some(ids) = log.and_then(|log| log.ids) {
-            encode_ids(&ids, &mut encoder)?;
-        }
-        if let Some(log) = log {
-            let jumps = ConstCounter::new(log.clock_jumps);
-            let help = "How often the system's clock jumped.";
-            let metric_type = jumps.metric_type();
-            jumps.encode(encoder.encode_descriptor("clock_jumps", help, None, metric_type)?)?;
-        }
         Ok(())
     }
+}
+
+/// Encodes gauges without labels, each as name, help, unit and value.
+fn encode_gauges<const N: usize>(
+    gauges: [(&str, &str, Option<Unit>, f64); N],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    for (name, help, unit, value) in gauges {
+        let gauge = ConstGauge::<f64>::new(value);
+        let metric_type = gauge.metric_type();
+        gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?)?;
+    }
+    Ok(())
+}
+
+/// Encodes a counter without labels.
+fn encode_counter(
+    name: &str,
+    help: &str,
+    value: u64,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    let metric_type = counter.metric_type();
+    counter.encode(encoder.encode_descriptor(name, help, None, metric_type)?)
+}
+
+fn encode_log(log: &Log, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let gauges = [
+        (
+            "log_stored",
+            "Size of the log.",
+            Some(Unit::Bytes),
+            log.stored_bytes as f64,
+        ),
+        (
+            "log_queue_batches",
+            "Batches that wait for the log's writer.",
+            None,
+            log.queued_batches as f64,
+        ),
+        (
+            "log_head_sequence",
+            "Sequence number of the newest event.",
+            None,
+            log.head_sequence as f64,
+        ),
+        (
+            "log_earliest_sequence",
+            "Sequence number of the oldest event that is still there.",
+            None,
+            log.earliest_sequence as f64,
+        ),
+        (
+            "log_damaged_ranges",
+            "Ranges of events that cannot be read, because their bytes are damaged.",
+            None,
+            log.damaged_ranges as f64,
+        ),
+        (
+            "log_damaged_events",
+            "Events that cannot be read, because their bytes are damaged.",
+            None,
+            log.damaged_events as f64,
+        ),
+    ];
+    encode_gauges(gauges, encoder)?;
+    if let Some(ids) = &log.ids {
+        encode_ids(ids, encoder)?;
+    }
+    let help = "How often the system's clock jumped.";
+    encode_counter("clock_jumps", help, log.clock_jumps, encoder)
 }
 
 /// One series for each name, so that names that are withheld have the earliest of their expiries.
@@ -198,33 +249,29 @@ fn encode_expiries(
 }
 
 fn encode_ids(ids: &IdsUsage, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let bytes = [
+    let gauges = [
         (
             "log_ids",
             "Size of the ids by which repetitions are recognised; part of log_stored_bytes.",
-            ids.bytes,
+            Some(Unit::Bytes),
+            ids.bytes as f64,
         ),
         (
             "log_ids_limit",
             "Above this size the oldest ids are forgotten before their time.",
-            ids.bytes_max,
+            Some(Unit::Bytes),
+            ids.bytes_max as f64,
         ),
         (
             "log_ids_expected",
             "Size of the ids if as many come as in the last day.",
-            ids.bytes_expected,
+            Some(Unit::Bytes),
+            ids.bytes_expected as f64,
         ),
     ];
-    for (name, help, value) in bytes {
-        let gauge = ConstGauge::<f64>::new(value as f64);
-        let metric_type = gauge.metric_type();
-        let unit = Some(&Unit::Bytes);
-        gauge.encode(encoder.encode_descriptor(name, help, unit, metric_type)?)?;
-    }
-    let early = ConstCounter::new(ids.forgotten_early);
+    encode_gauges(gauges, encoder)?;
     let help = "Ids that were forgotten before their time.";
-    let metric_type = early.metric_type();
-    early.encode(encoder.encode_descriptor("ids_forgotten_early", help, None, metric_type)?)
+    encode_counter("ids_forgotten_early", help, ids.forgotten_early, encoder)
 }
 
 fn encode_keys(keys: &[Keys], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

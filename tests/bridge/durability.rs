@@ -19,12 +19,15 @@ use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    APP, Bridge, SOON, Setup, TOKEN, key, reader,
+    APP, Bridge, SOON, Setup, TOKEN, count, key, reader,
     sender::{Delivery, Door, Sender, eventually},
 };
 
-const KILLS: usize = 55;
+/// How often the bridge is killed.
+const KILLS: &str = "PRELUDE_BRIDGE_TEST_KILLS";
+const KILLS_USUAL: usize = 100;
 const POSTERS: usize = 4;
+const SUBSCRIBERS: usize = 4;
 /// Batches that have to be answered in each life of the bridge before it is killed, so that every
 /// kill hits a bridge at work.
 const BATCHES_PER_LIFE_MIN: u64 = 3;
@@ -111,7 +114,7 @@ fn follow(url: String) -> (mpsc::UnboundedReceiver<(u64, String)>, JoinHandle<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_answered_survives_fifty_kills_once_and_in_order() {
+async fn what_was_answered_survives_a_hundred_kills_once_and_in_order_for_every_subscriber() {
     let mut bridge = Setup::default().prepare();
     let (webhook, grpc) = (Door::open().await, Door::open().await);
     let stop = CancellationToken::new();
@@ -127,9 +130,11 @@ async fn what_was_answered_survives_fifty_kills_once_and_in_order() {
             ))
         })
         .collect();
-    let (mut followed, following) = follow(format!("http://{}", grpc.address));
+    let url = format!("http://{}", grpc.address);
+    let subscribers: Vec<_> = (0..SUBSCRIBERS).map(|_| follow(url.clone())).collect();
     let mut random = Random::new(20_261_123);
-    for kill in 0..KILLS {
+    let kills = count(KILLS, KILLS_USUAL);
+    for kill in 0..kills {
         let moment = Duration::from_millis(random.below(40) as u64);
         // The pauses are no waiting for anything: they are the moment at which it is hit.
         if kill % 5 == 4 {
@@ -186,14 +191,16 @@ async fn what_was_answered_survives_fifty_kills_once_and_in_order() {
             first = last + 1;
         }
     }
-    for (index, id) in log.iter().enumerate() {
-        let next = tokio::time::timeout(SOON, followed.recv()).await.unwrap();
-        assert_eq!(next.unwrap(), (index as u64 + 1, id.clone()));
+    for (mut followed, following) in subscribers {
+        for (index, id) in log.iter().enumerate() {
+            let next = tokio::time::timeout(SOON, followed.recv()).await.unwrap();
+            assert_eq!(next.unwrap(), (index as u64 + 1, id.clone()));
+        }
+        following.abort();
     }
-    following.abort();
     let sum = |of: fn(&Posted) -> usize| all.iter().map(of).sum::<usize>();
     eprintln!(
-        "{KILLS} kills: {sent} events in {} batches, {} attempts unanswered, {} of them durable",
+        "{kills} kills: {sent} events in {} batches, {} attempts unanswered, {} of them durable",
         sum(|posted| posted.batches),
         sum(|posted| posted.failed_attempts),
         sum(|posted| posted.found_durable),

@@ -26,6 +26,8 @@ mod grpc_status;
 mod grpc_web;
 mod http;
 mod keys;
+#[cfg(target_os = "linux")]
+mod power;
 mod privacy;
 mod proxies;
 mod refusals;

@@ -33,6 +33,11 @@ use crate::cli::program;
 /// Long enough for a loaded machine, and never waited out when all is well.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
+/// How often something is tried: a number in an environment variable, or what is usual.
+pub(crate) fn count(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |count| count.parse().unwrap())
+}
+
 /// The app that most tests speak for; `test-key-2048-a` signs for it.
 pub(crate) const APP: &str = "54e9ujn";
 /// Another configured app; `test-key-2048-b` signs for it.
@@ -261,6 +266,18 @@ impl Bridge {
 
     /// The same, and waits until it says this: `listening` or `ready`.
     pub(crate) async fn run_until(&mut self, message: &'static str, command: Command) {
+        if !self.try_run_until(message, command).await {
+            // With the reason that it gave.
+            unreachable!("not {message}: {}", self.stderr());
+        }
+    }
+
+    /// The same as [`run`](Self::run), for a start that may fail: says whether it is ready.
+    pub(crate) async fn try_run(&mut self, command: Command) -> bool {
+        self.try_run_until("ready", command).await
+    }
+
+    async fn try_run_until(&mut self, message: &'static str, command: Command) -> bool {
         let started = self.spawn(command);
         let waiting = tokio::task::spawn_blocking(move || {
             loop {
@@ -272,8 +289,7 @@ impl Bridge {
             }
         });
         let Ok(ready) = waiting.await.unwrap() else {
-            // With the reason that it gave.
-            unreachable!("not {message}: {}", self.stderr());
+            return false;
         };
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
         self.addresses = Addresses {
@@ -281,6 +297,7 @@ impl Bridge {
             grpc: address("grpc"),
             admin: address("admin"),
         };
+        true
     }
 
     /// Starts it again with the same directory, on whatever ports are free: where a test restarts

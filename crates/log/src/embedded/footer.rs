@@ -40,11 +40,16 @@ pub(super) fn append(directory: &Path, log: LogId, segment: &Segment) -> io::Res
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };
-    if read(&file, log, segment.ordinal)?.as_ref() == Some(segment) {
-        return Ok(());
-    }
-    let from = file.metadata()?.len().max(segment.end);
-    file.write_all_at(&encode(log, segment), from.next_multiple_of(ALIGNMENT))?;
+    let footer = encode(log, segment);
+    let length = file.metadata()?.len();
+    // One that is there already need not be durable: an earlier flush may have failed.
+    let is_there = read(&file, log, segment.ordinal)?.as_ref() == Some(segment);
+    let from = if is_there {
+        length.saturating_sub(footer.len() as u64)
+    } else {
+        length.max(segment.end).next_multiple_of(ALIGNMENT)
+    };
+    file.write_all_at(&footer, from)?;
     file.sync_all()
 }
 

@@ -203,7 +203,7 @@ impl Frames {
                 }
                 let wanted = bytes.max(self.chunk_bytes);
                 if self.buffer.len() < wanted {
-                    self.buffer.resize(wanted, 0);
+                    self.buffer = vec![0; wanted];
                 }
                 self.buffered = read_what_is_readable(&self.file, &mut self.buffer, from)?;
                 self.buffer_at = from;
