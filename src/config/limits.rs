@@ -276,7 +276,8 @@ settings! {
 }
 
 settings! {
-    /// Batches waiting to be made durable. Beyond either limit the sender is told to come back (503).
+    /// The log: batches waiting to be made durable, beyond either limit of which the sender is told to come
+    /// back (503), and the check in the background.
     pub struct LogLimits in "limits.log" {
         /// Batches waiting; it bounds small ones. More than the writer takes in the time that a request
         /// has.
@@ -285,6 +286,11 @@ settings! {
         /// Bytes of the batches waiting; it bounds large ones.
         queue_bytes_max: ByteSize = ByteSize(embedded::Options::default().queue_bytes_max as u64),
             in BUFFERS;
+
+        /// How much of the stored events is checked for damage in a second, in the background: a log of
+        /// 600 GiB in a week. 0 turns the check off; what is read is always checked.
+        scrub_bytes_per_second: ByteSize = ByteSize(embedded::Options::default().scrub_bytes_per_second),
+            in ByteSize(0)..=ByteSize::mib(1024);
     }
 }
 

@@ -361,15 +361,18 @@ async fn a_start_in_the_future_leaves_out_what_comes_before_it() {
     let stream = bridge.subscribe(request).await.unwrap();
     bridge.append_one(1).await;
     let mut last = 1;
-    while jiff::Timestamp::now() <= start {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    loop {
+        let is_later = jiff::Timestamp::now() > start;
         last += 1;
         bridge.append_one(last).await;
+        if is_later {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let collected = stream.collect().await;
     let received = collected.events[0].received_at.unwrap();
     assert!((received.seconds, received.nanos) >= (at.seconds, at.nanos));
-    assert!(collected.events[0].sequence > 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,7 @@ pub(super) fn log(
                 ids_bytes: config.retention.id_bytes_max.0,
                 queue_batches_max: config.log_limits.queue_batches_max,
                 queue_bytes_max: config.log_limits.queue_bytes_max.into(),
+                scrub_bytes_per_second: config.log_limits.scrub_bytes_per_second.0,
                 on_commit: Some(Arc::new(move |commit: embedded::CommitReport| {
                     let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
                     let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);

@@ -159,7 +159,7 @@ pub struct Usage {
 
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub use embedded::frame::fuzzing;
+pub use embedded::frames::fuzzing;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;

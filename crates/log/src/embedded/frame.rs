@@ -35,7 +35,7 @@ const SEGMENT_CHECKED_BYTES: usize = 24;
 
 pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF3";
 pub(super) const HEADER_BYTES: usize = 72;
-const CHECKED_FROM: usize = 8;
+pub(super) const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
 /// Each frame begins at a multiple of this.
 pub(super) const ALIGNMENT: u64 = 8;
@@ -297,9 +297,6 @@ impl Body<'_> {
         Block::parse(Bytes::copy_from_slice(self.block))
     }
 }
-
-#[cfg(fuzzing)]
-pub mod fuzzing;
 
 #[cfg(test)]
 mod tests {

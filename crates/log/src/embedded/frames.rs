@@ -214,3 +214,6 @@ impl Frames {
         Ok(held.get(start..start.saturating_add(bytes)))
     }
 }
+
+#[cfg(fuzzing)]
+pub mod fuzzing;

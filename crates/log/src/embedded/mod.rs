@@ -22,11 +22,11 @@ mod damage_tests;
 mod directory;
 mod disk_error;
 mod footer;
-#[cfg(not(fuzzing))]
 mod frame;
-#[cfg(fuzzing)]
-pub mod frame;
+#[cfg(not(fuzzing))]
 mod frames;
+#[cfg(fuzzing)]
+pub mod frames;
 mod ids_budget;
 mod inspect;
 mod keeper;

@@ -155,11 +155,12 @@ fn known_end(
     ids_through: Sequence,
     scanned: &Scanned,
 ) -> Result<Sequence, OpenError> {
-    let last = scanned.segments.last();
-    let head = last.map_or(Sequence::ZERO, |last| last.last_sequence);
     let Manifest {
         trimmed, confirmed, ..
     } = *manifest;
+    let last = scanned.segments.last();
+    // Retention may have removed every segment with events in it.
+    let head = last.map_or(trimmed, |last| last.last_sequence);
     let contradicts = |reason| {
         Err(OpenError::DamagedManifest {
             path: directory.join(MANIFEST_FILE),

@@ -39,7 +39,6 @@ pub(super) fn manifest(data_dir: &Path) -> io::Result<Option<Manifest>> {
     }
     if let Some(manifest) = found.as_mut().filter(|_| !has_events) {
         manifest.trimmed = ids::last_event(&data_dir.join(IDS_DIRECTORY))?;
-        manifest.confirmed = manifest.trimmed;
     }
     Ok(found)
 }

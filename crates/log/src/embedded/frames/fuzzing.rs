@@ -7,10 +7,10 @@
     reason = "a broken promise has to be seen"
 )]
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::os::unix::fs::FileExt as _;
 
 use super::*;
-use crate::embedded::frames::Frames;
+use crate::embedded::frame::CHECKED_FROM;
 
 /// Frames are read the same whatever the chunks, and what is read is what is written. Where a header
 /// could begin, it gets the log and its right checksum. `file` is empty.
