@@ -227,8 +227,8 @@ async fn a_segment_that_waited_for_its_ids_when_the_process_ended_goes_after_the
     let seams = failing_disk(Stage::Ids, &full, no_space);
     let log = open_with_seams(dir.path(), small_segments(), seams).unwrap();
     let count = fill(&log).await;
-    let earliest = log.range().earliest;
     log.close().await;
+    let earliest = log.range().earliest;
     drop(log);
     assert_eq!(oldest_segment(dir.path()), 1);
     let log = open(dir.path(), small_segments()).unwrap();
