@@ -137,16 +137,28 @@ async fn a_data_directory_that_may_not_be_written_to_is_refused() {
 async fn a_log_that_is_another_file_is_refused_and_left_alone() {
     let mut bridge = Bridge::start().await;
     assert_eq!(bridge.terminate().await.code(), Some(0));
-    let logs = fs::read_dir(bridge.data_dir()).unwrap();
-    let log = logs
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| !path.ends_with("reserve"))
-        .max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()))
-        .unwrap();
-    fs::write(&log, "a diary, not a log. ".repeat(1_000)).unwrap();
+    let log = bridge.data_dir().join("events-00001");
+    let diary = "a diary, not a log. ".repeat(1_000);
+    fs::write(&log, &diary).unwrap();
+    fs::remove_file(bridge.data_dir().join("manifest")).unwrap();
     let output = fails(bridge.command()).await;
     assert_refused(&output, &log, "--data-dir");
-    assert!(fs::read_to_string(&log).unwrap().starts_with("a diary"));
+    assert_eq!(fs::read_to_string(&log).unwrap(), diary);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_among_those_of_a_log_is_kept_aside() {
+    let mut bridge = Bridge::start().await;
+    assert_eq!(bridge.terminate().await.code(), Some(0));
+    let diary = "a diary, not a log. ".repeat(1_000);
+    fs::write(bridge.data_dir().join("events-00001"), &diary).unwrap();
+    bridge.run(bridge.command()).await;
+    let kept = fs::read_dir(bridge.data_dir().join("quarantine")).unwrap();
+    let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(fs::read_to_string(&kept[0]).unwrap(), diary);
+    assert!(bridge.stderr().contains("events-00001"));
+    bridge.finish().await;
 }
 
 /// A batch of a hundred events, some 25 KB in the log.

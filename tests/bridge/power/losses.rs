@@ -203,7 +203,7 @@ async fn nothing_that_was_answered_is_lost_with_the_power_twice_in_a_row() {
 }
 
 /// Flushes that another one makes up for, and by which.
-const MADE_UP_FOR: [(&str, &str, &str); 7] = [
+const MADE_UP_FOR: [(&str, &str, &str); 9] = [
     (
         "directory::sync_directory",
         "directory::Directory::open",
@@ -238,6 +238,16 @@ const MADE_UP_FOR: [(&str, &str, &str); 7] = [
         "preparation::Preparation::make_piece",
         "preparation::Preparation::go_on",
         "zeros make a flush of what is written over them short, and say nothing",
+    ),
+    (
+        "reserve::allocate",
+        "reserve::Reserve::make",
+        "the reserve has no content, and is made again where it is missing",
+    ),
+    (
+        "scrub::Progress::write",
+        "scrub::Work::save",
+        "without its progress, the check in the background begins again",
     ),
 ];
 
