@@ -10,7 +10,7 @@ test: tools ## Check everything: format, lints, docs, contract, dependencies, te
 
 # Hours. docs/torture.md has what the last run found.
 .PHONY: torture
-torture: tools ## Lose power, fail and kill far more often than `make test` does
+torture: tools ## Lose power, fail, damage, kill and fuzz far more often than `make test` does
 	@scripts/torture
 
 .PHONY: tools

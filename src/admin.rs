@@ -219,6 +219,7 @@ pub(crate) fn damage(ranges: &[Damaged]) -> Option<String> {
     let named: Vec<String> = named.map(ToString::to_string).collect();
     let more = match ranges.len().saturating_sub(DAMAGED_RANGES_NAMED_MAX) {
         0 => String::new(),
+        1 => ", and one more range".to_owned(),
         more => format!(", and {more} more ranges"),
     };
     Some(format!(

@@ -248,7 +248,7 @@ async fn a_bridge_whose_log_is_damaged_is_ready_and_names_the_events() {
     log.damage(&ranges(all + 1));
     let many = warning(&readiness).unwrap();
     assert!(
-        many.contains("events 80 to 84, and 1 more ranges are damaged"),
+        many.contains("events 80 to 84, and one more range are damaged"),
         "{many}"
     );
 

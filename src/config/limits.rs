@@ -78,7 +78,7 @@ settings! {
         /// for more.
         forgeries_per_second: u32 = 500, in COUNTS_U32;
 
-        /// Connections in all, at 16 KiB of headers each. A new one takes the place of the oldest that has
+        /// Connections in all, at 16 KiB of headers each. A new one takes the slot of the oldest that has
         /// sent nothing genuine, of its own address or of the network with the most of them. One in
         /// sixteen is kept for addresses that have sent something genuine before.
         connections_max: usize = 10_000, in COUNTS;
@@ -120,17 +120,17 @@ settings! {
         /// Connections in all: as many as streams, for clients that open one each.
         connections_max: usize = 10_000, in COUNTS;
 
-        /// Connections of one IPv4 address, or one IPv6 /64. A quarter of `connections_max` if nothing is
-        /// said. All those of a network that have shown no credential have four times as many (an IPv4 /24
+        /// Connections of one IPv4 address, or one IPv6 /64. Default: a quarter of
+        /// `connections_max`. All those of a network that have shown no credential have four times as many (an IPv4 /24
         /// or an IPv6 /48) or sixteen times (a /16 or a /32). It does not hold for `grpc_proxies`. Where a
-        /// limit is reached, a new connection takes the place of the oldest one that has shown no
-        /// credential; it is refused only if all others have shown one. One place in sixteen is kept for
+        /// limit is reached, a new connection takes the slot of the oldest one that has shown no
+        /// credential; it is refused only if all others have shown one. One slot in sixteen is kept for
         /// addresses that have shown one before. Where no credentials are configured, a call other than
         /// one about the health counts as one.
         connections_per_address_max: usize = quarter(connections_max), in COUNTS;
 
-        /// Connections on which one credential was shown. A quarter of `connections_max` if nothing is
-        /// said. A credential's `connections_max` in the credentials file comes first.
+        /// Connections on which one credential was shown. Default: a quarter of
+        /// `connections_max`. A credential's `connections_max` in the credentials file comes first.
         connections_per_credential_max: usize = quarter(connections_max), in COUNTS;
 
         /// How long a connection may take to show a credential, where there are credentials: then it is
@@ -147,7 +147,7 @@ settings! {
         /// Streams in all. Ten thousand idle ones take less than half a GiB.
         streams_max: usize = 10_000, in COUNTS;
 
-        /// Streams of one credential. A quarter of `streams_max` if nothing is said. A credential's
+        /// Streams of one credential. Default: a quarter of `streams_max`. A credential's
         /// `streams_max` in the credentials file, and `jwt.streams_max`, come first.
         streams_per_credential_max: usize = quarter(streams_max), in COUNTS;
 
@@ -155,7 +155,7 @@ settings! {
         /// yet. Filters below 1 KiB are not counted; one that names as many users as it may takes 100 KiB.
         filters_bytes_max: ByteSize = ByteSize::mib(64), in BUFFERS;
 
-        /// Of these, bytes of one credential. A quarter if nothing is said.
+        /// Of these, bytes of one credential. Default: a quarter.
         filters_bytes_per_credential_max: ByteSize = quarter_bytes(filters_bytes_max), in KIBIBYTES;
 
         /// Streams that have blocks of the log in memory at once, while they catch up: each up to 3 MiB, and
@@ -163,15 +163,15 @@ settings! {
         /// their turn.
         history_streams_max: usize = 64, in COUNTS;
 
-        /// Streams of one address whose callers show no credential. A quarter of `streams_max` if nothing
-        /// is said. Those with a credential have the quota of that.
+        /// Streams of one address whose callers show no credential. Default: a quarter of
+        /// `streams_max`. Those with a credential have the quota of that.
         streams_per_address_max: usize = quarter(streams_max), in COUNTS;
 
-        /// Calls in progress that are neither subscriptions nor about the health. Who shows a credential
-        /// takes the place of who shows none.
+        /// Calls in progress that are neither subscriptions nor about the health. A call with a credential takes
+        /// the slot of one without.
         calls_max: usize = 1_024, in COUNTS;
 
-        /// Such calls of one address. A quarter of `calls_max` if nothing is said.
+        /// Such calls of one address. Default: a quarter of `calls_max`.
         calls_per_address_max: usize = quarter(calls_max), in COUNTS;
 
         /// Checks of the health in progress. None is refused for want of room: they are answered at once,
@@ -182,7 +182,7 @@ settings! {
         /// credential on its connection ends.
         watches_max: usize = 4_096, in COUNTS;
 
-        /// Such watches of one address. A quarter of `watches_max` if nothing is said.
+        /// Such watches of one address. Default: a quarter of `watches_max`.
         watches_per_address_max: usize = quarter(watches_max), in COUNTS;
 
         /// Streams of a connection that the server may have to reset for the client's errors, before the
@@ -221,12 +221,12 @@ settings! {
 
         /// The same of all connections together, but never less than 2 KiB for each of `connections_max`.
         /// Half of it is divided among all the connections that there may be, so that each goes on. The
-        /// other half is for whoever needs more; where it is short, connections that do not read are closed,
+        /// other half is for connections that need more; where it is short, connections that do not read are closed,
         /// those first that hold most.
         unsent_total_bytes_max: ByteSize = ByteSize::mib(256), in BUFFERS;
 
-        /// Of the other half, bytes of the connections of one credential. A quarter of all if nothing is
-        /// said, which is half of that half. A credential's `unsent_bytes_max` in the credentials file comes
+        /// Of the other half, bytes of the connections of one credential. Default: half of that
+        /// half. A credential's `unsent_bytes_max` in the credentials file comes
         /// first.
         unsent_bytes_per_credential_max: ByteSize = quarter_bytes(unsent_total_bytes_max), in KIBIBYTES;
 
@@ -254,14 +254,14 @@ settings! {
 }
 
 settings! {
-    /// The admin port. Nobody shows anything there, so a new connection always takes the place of the
+    /// The admin port. Its callers show no credential, so a new connection always takes the slot of the
     /// oldest where a limit is reached: a probe is never kept out by connections that are left open.
     pub struct AdminLimits in "limits.admin" {
         /// Connections in all: for probes, scrapers and people.
         connections_max: usize = 1_024, in COUNTS;
 
-        /// Connections of one address (of an IPv6 /64; see `limits.webhook` for larger networks). A
-        /// quarter of `connections_max` if nothing is said.
+        /// Connections of one address (of an IPv6 /64; see `limits.webhook` for larger networks). Default: a
+        /// quarter of `connections_max`.
         connections_per_address_max: usize = quarter(connections_max), in COUNTS;
     }
 }
@@ -287,8 +287,9 @@ settings! {
         queue_bytes_max: ByteSize = ByteSize(embedded::Options::default().queue_bytes_max as u64),
             in BUFFERS;
 
-        /// How much of the stored events is checked for damage in a second, in the background: a log of
-        /// 600 GiB in a week. 0 turns the check off; what is read is always checked.
+        /// How many bytes of stored events are checked for damage in a second, in the background; more if a
+        /// pass would take longer than a week (above 590 GiB). 0 turns the check off; events that are read
+        /// are always checked.
         scrub_bytes_per_second: ByteSize = ByteSize(embedded::Options::default().scrub_bytes_per_second),
             in ByteSize(0)..=ByteSize::mib(1024);
     }

@@ -96,8 +96,8 @@ settings! {
         /// own, which is as high.
         handshakes_per_second: u32 = 1_000, in COUNTS_U32;
 
-        /// Of these, those of one address (of an IPv6 /64). A quarter of `handshakes_per_second` if nothing
-        /// is said. It does not hold for `trusted_proxies` and `grpc_proxies`.
+        /// Of these, those of one address (of an IPv6 /64). Default: a quarter of `handshakes_per_second`. It
+        /// does not hold for `trusted_proxies` and `grpc_proxies`.
         handshakes_per_address_per_second: u32 = (handshakes_per_second / 4).max(1), in COUNTS_U32;
     }
 }

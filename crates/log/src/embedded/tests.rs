@@ -66,7 +66,7 @@ async fn a_reopened_log_goes_on_where_it_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_opening_is_a_term_and_those_without_events_leave_no_trace() {
+async fn each_opening_is_an_epoch_and_those_without_events_leave_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let first = open_default(dir.path());
     append(&first, 0..2).await.unwrap();
