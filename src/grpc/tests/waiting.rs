@@ -152,7 +152,6 @@ async fn a_call_that_is_reset_while_it_waits_gives_its_place_to_another() {
         answer(refused, began).await,
         (Duration::ZERO, Code::Unavailable)
     );
-    drop((waiting, send));
     let page = bridge.metrics.render();
     for sample in [
         r#"prelude_bridge_streams_ended_total{reason="TOKEN_INVALID"} 1"#,
@@ -160,4 +159,6 @@ async fn a_call_that_is_reset_while_it_waits_gives_its_place_to_another() {
     ] {
         assert!(page.lines().any(|line| line == sample), "{page}");
     }
+    // Until here.
+    drop(waiting);
 }

@@ -327,7 +327,7 @@ const PART_BYTES: usize = 16 * 1024;
 /// Whoever sends a byte more than a window has the server end the call, or the connection.
 async fn send_windows(connection: &mut Http2) {
     // A stream's window is as large.
-    let message = [0; CONNECTION_WINDOW_BYTES as usize];
+    let message = vec![0; CONNECTION_WINDOW_BYTES as usize];
     let mut window = message.len();
     for stream in [1, 3, 5, 7] {
         let call = call_with_unknown_key(stream);
