@@ -2,6 +2,7 @@
 
 mod access;
 mod damage;
+mod waiting;
 mod windows;
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
