@@ -257,15 +257,15 @@ impl Holders {
         Err(Full::Address)
     }
 
-    /// Evicts a holder of a network around a client that has its shares: of the client itself, else of
-    /// the member with the most.
+    /// Evicts a holder of a network around a client that has its shares: of the member with the most. A
+    /// client that has fewer keeps what it has, so that what it shows may arrive before it loses it.
     fn make_room_in_groups(&mut self, client: Network, share: usize) -> Option<Evicted> {
         for (group, grouping) in groups_of(client).into_iter().zip(&GROUPS) {
             let most = share.saturating_mul(grouping.shares);
             let unproven = self.groups.get(&group).map_or(0, |group| group.unproven);
             // There is none to evict if all have proven something since.
             if unproven >= most
-                && let Some(loser) = self.evict_from_most(&[Some(client), Some(group)])
+                && let Some(loser) = self.evict_from_most(Some(group))
             {
                 return Some(Evicted::new(Full::Address, loser));
             }
@@ -273,11 +273,11 @@ impl Holders {
         None
     }
 
-    /// Evicts somebody where all slots are taken: of the client itself, else of the smallest network
-    /// around it, else of whoever has the most.
+    /// Evicts somebody where all slots are taken: of whoever has the most, else of the client itself, if
+    /// that is known.
     fn make_room(&mut self, client: Network) -> Result<Evicted, Full> {
-        let [site, _] = groups_of(client);
-        let loser = self.evict_from_most(&[Some(client), Some(site), None]);
+        let loser = self.evict_from_most(None);
+        let loser = loser.or_else(|| self.evict_from(client).then_some(client));
         let loser = loser.ok_or(Full::Total)?;
         Ok(Evicted::new(Full::Total, loser))
     }
@@ -337,29 +337,23 @@ impl Holders {
         is_evicted
     }
 
-    /// Evicts somebody of the first of these that has anybody to evict: a client, or in a group the
-    /// client with the most unproven slots in the smaller group with the most. `None` is everybody.
-    /// Returns the client that lost a slot.
-    fn evict_from_most(&mut self, among: &[Option<Network>]) -> Option<Network> {
-        for &place in among {
-            // Finds none where all have proven themselves since, and takes the rank away then.
-            while let Some(client) = self.first_of(place) {
-                if self.evict_from(client) {
-                    return Some(client);
-                }
+    /// Evicts somebody of the client with the most unproven slots in the smaller group with the most of
+    /// this group; `None` is everybody. Returns the client that lost a slot.
+    fn evict_from_most(&mut self, group: Option<Network>) -> Option<Network> {
+        // Finds none where all have proven themselves since, and takes the rank away then.
+        while let Some(client) = self.first_of(group) {
+            if self.evict_from(client) {
+                return Some(client);
             }
         }
         None
     }
 
     /// The client to evict somebody of.
-    fn first_of(&self, place: Option<Network>) -> Option<Network> {
-        let mut group = match place {
+    fn first_of(&self, group: Option<Network>) -> Option<Network> {
+        let mut group = match group {
             None => &self.all,
-            Some(network) => match self.clients.get(&network) {
-                Some(client) => return (!client.unproven.is_empty()).then_some(network),
-                None => self.groups.get(&network)?,
-            },
+            Some(network) => self.groups.get(&network)?,
         };
         loop {
             let &(_, _, member) = group.ranks.last()?;
@@ -583,13 +577,52 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_unproven_holders_evicts_its_own_first() {
+    fn a_fresh_address_does_not_evict_its_own_while_others_have_more() {
+        for (limits, others) in [
+            // All slots are taken, by one address, by a network, and by the own network.
+            (
+                (10, 10),
+                Box::new(|_| "192.0.2.1".to_owned()) as Box<dyn Fn(usize) -> String>,
+            ),
+            ((10, 10), Box::new(|number| format!("198.51.{number}.1"))),
+            (
+                (10, 10),
+                Box::new(|number| format!("203.0.113.{}", number % 2)),
+            ),
+            (
+                (10, 10),
+                Box::new(|number| format!("2001:db8:{number:x}::1")),
+            ),
+            // The share of the own networks is.
+            (
+                (1_000, 4),
+                Box::new(|number| format!("203.0.113.{}", number % 4)),
+            ),
+            (
+                (1_000, 4),
+                Box::new(|number| format!("203.0.{}.1", number % 16)),
+            ),
+        ] {
+            let slots = slots(limits.0, limits.1);
+            let held: Vec<_> = (0..limits.0.min(64))
+                .filter_map(|number| enter(&slots, &others(number)).ok())
+                .collect();
+            let fresh = [(); 3].map(|()| enter(&slots, "203.0.113.99").unwrap());
+            assert!(fresh.iter().all(|(slot, ..)| !slot.is_evicted()));
+            assert!(fresh.iter().all(|(.., evicted)| evicted.is_some()));
+            drop((held, fresh));
+            assert_empty(&slots);
+        }
+    }
+
+    #[test]
+    fn whoever_comes_for_more_than_others_have_evicts_its_own() {
         let slots = slots(3, 3);
         let (old, ..) = enter(&slots, "192.0.2.1").unwrap();
-        let (older_of_its_own, ..) = enter(&slots, "192.0.2.2").unwrap();
-        let (_young, ..) = enter(&slots, "192.0.2.1").unwrap();
-        let _newcomer = enter(&slots, "192.0.2.2").unwrap();
-        assert!(older_of_its_own.is_evicted() && !old.is_evicted());
+        let (of_its_own, ..) = enter(&slots, "198.51.100.1").unwrap();
+        let (_of_its_own, ..) = enter(&slots, "198.51.100.1").unwrap();
+        let _newcomer = enter(&slots, "198.51.100.1").unwrap();
+        assert!(of_its_own.is_evicted() && !old.is_evicted());
     }
 
     /// As many as enter one after another, each from an address of its own, without an eviction.
@@ -653,7 +686,7 @@ mod tests {
         let (held, evicted) =
             enter_until_evicted(&slots, |number| format!("2001:db8:1:{number:x}::1"));
         assert_eq!(held.len(), 7);
-        // Who belongs to it takes the place of its own.
+        // It has the most, whoever comes.
         let site = |number: usize| address(&format!("2001:db8:1:{number:x}::"));
         assert_eq!(evicted.address, site(0));
         let newcomer = enter(&slots, "203.0.113.1").unwrap();
