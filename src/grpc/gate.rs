@@ -158,7 +158,14 @@ async fn admit(
             let authenticated = authenticate(resources, request);
             let authenticated = unless_evicted(slot.as_ref(), authenticated).await;
             undecided.decided();
-            Some(authenticated??)
+            let authenticated = authenticated?;
+            if let (Err(Failure::Credential(refusal)), Some(connection)) =
+                (&authenticated, &connection)
+                && is_wrong(refusal)
+            {
+                connection.discredit();
+            }
+            Some(authenticated?)
         }
     };
     if let Some(grant) = &grant {
@@ -175,6 +182,14 @@ async fn admit(
         }
     }
     Ok(Admitted { grant, slot })
+}
+
+/// Whether a caller showed a credential that is not accepted, or not any more.
+fn is_wrong(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Unknown | Refusal::UnknownCommonName | Refusal::Expired | Refusal::Jwt(_) => true,
+        Refusal::Missing | Refusal::Malformed | Refusal::Unavailable => false,
+    }
 }
 
 /// A call whose credential is being looked at. That takes time only where no known key fits a JWT:

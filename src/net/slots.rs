@@ -121,8 +121,10 @@ struct Holders {
     clients: HashMap<Network, Client>,
     /// The networks around clients with holders that may be evicted.
     groups: HashMap<Network, Group>,
-    /// The group of everybody.
+    /// The group of all strangers.
     all: Group,
+    /// The known clients with holders that may be evicted where no stranger is left for it.
+    all_known: Group,
 }
 
 /// How many holders of a client or group may be evicted, then the oldest of those to begin with.
@@ -132,7 +134,7 @@ type Rank = (usize, Reverse<u64>, Network);
 #[derive(Debug, Default)]
 struct Client {
     count: usize,
-    /// Known clients lose no slot to others.
+    /// Known clients lose no slot while a stranger has one to lose.
     is_known: bool,
     /// Those that were unproven when they were last looked at, by age.
     unproven: BTreeMap<u64, Candidate>,
@@ -176,6 +178,7 @@ impl Slots {
                 clients: HashMap::new(),
                 groups: HashMap::new(),
                 all: Group::default(),
+                all_known: Group::default(),
             }),
         })
     }
@@ -218,7 +221,7 @@ impl Slots {
             self.limits.slots_reserved
         };
         if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
-            evicted = Some(holders.make_room(client)?);
+            evicted = Some(holders.make_room(reserved)?);
         }
         let (number, evicted_token) = holders.add(client, is_known, standing);
         drop(holders);
@@ -273,11 +276,13 @@ impl Holders {
         None
     }
 
-    /// Evicts somebody where all slots are taken: of whoever has the most, else of the client itself, if
-    /// that is known.
-    fn make_room(&mut self, client: Network) -> Result<Evicted, Full> {
-        let loser = self.evict_from_most(None);
-        let loser = loser.or_else(|| self.evict_from(client).then_some(client));
+    /// Evicts somebody where all slots are taken that are not reserved: of the strangers whoever has the
+    /// most, else of the known clients, unless all they have are the reserved ones.
+    fn make_room(&mut self, reserved: usize) -> Result<Evicted, Full> {
+        let mut loser = self.evict_from_most(None);
+        if loser.is_none() {
+            loser = self.evict_known(reserved);
+        }
         let loser = loser.ok_or(Full::Total)?;
         Ok(Evicted::new(Full::Total, loser))
     }
@@ -349,6 +354,17 @@ impl Holders {
         None
     }
 
+    /// Evicts somebody of the known client with the most unproven slots, if they have more than these.
+    fn evict_known(&mut self, reserved: usize) -> Option<Network> {
+        while self.all_known.unproven > reserved {
+            let &(_, _, client) = self.all_known.ranks.last()?;
+            if self.evict_from(client) {
+                return Some(client);
+            }
+        }
+        None
+    }
+
     /// The client to evict somebody of.
     fn first_of(&self, group: Option<Network>) -> Option<Network> {
         let mut group = match group {
@@ -375,12 +391,13 @@ impl Holders {
     /// Changes what a client holds, and the ranks that follow from it.
     fn change<T>(&mut self, network: Network, change: impl FnOnce(&mut Client) -> T) -> T {
         let client = self.clients.entry(network).or_default();
-        let before = client.rank(network);
+        let [before, known_before] = client.ranks(network);
         let changed = change(client);
-        let after = client.rank(network);
+        let [after, known_after] = client.ranks(network);
         if client.count == 0 {
             self.clients.remove(&network);
         }
+        self.all_known.replace((known_before, known_after));
         if before != after {
             let mut ranks = (before, after);
             for network in groups_of(network) {
@@ -399,10 +416,16 @@ impl Holders {
 }
 
 impl Client {
-    /// None if it has nothing that it could lose to others.
-    fn rank(&self, network: Network) -> Option<Rank> {
-        let (&oldest, _) = self.unproven.first_key_value()?;
-        (!self.is_known).then_some((self.unproven.len(), Reverse(oldest), network))
+    /// Its rank among strangers and its rank among known clients: one of them, if it has a holder that may
+    /// be evicted.
+    fn ranks(&self, network: Network) -> [Option<Rank>; 2] {
+        let oldest = self.unproven.first_key_value();
+        let rank = oldest.map(|(&oldest, _)| (self.unproven.len(), Reverse(oldest), network));
+        if self.is_known {
+            [None, rank]
+        } else {
+            [rank, None]
+        }
     }
 }
 
@@ -493,7 +516,8 @@ mod tests {
         assert!(holders.clients.is_empty(), "{holders:?}");
         assert!(holders.groups.is_empty(), "{holders:?}");
         assert!(holders.all.ranks.is_empty(), "{holders:?}");
-        assert_eq!(holders.all.unproven, 0);
+        assert!(holders.all_known.ranks.is_empty(), "{holders:?}");
+        assert_eq!((holders.all.unproven, holders.all_known.unproven), (0, 0));
     }
 
     #[test]
@@ -730,6 +754,42 @@ mod tests {
         assert!(standing.is_proven());
         let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
         assert!(!again.is_known());
+    }
+
+    #[test]
+    fn known_clients_do_not_keep_all_slots_without_showing_anything_again() {
+        let slots = Slots::new(Limits {
+            slots_max: 20,
+            slots_reserved: 2,
+            slots_per_address_max: 20,
+        });
+        for (client, count) in [("192.0.2.1", 14), ("192.0.2.2", 6)] {
+            let (slot, standing) = enter_known(&slots, client).unwrap();
+            standing.prove();
+            drop(slot);
+            for _ in 0..count {
+                std::mem::forget(enter_known(&slots, client).unwrap());
+            }
+        }
+        // A known client and strangers take slots of the one that has the most.
+        let mut losers = Vec::new();
+        let mut newcomers = Vec::new();
+        for number in 0..18 {
+            let from = format!("198.51.{number}.1");
+            let newcomer = enter(&slots, &from).unwrap();
+            newcomer.1.prove();
+            losers.push(newcomer.2.unwrap().address);
+            newcomers.push(newcomer);
+        }
+        assert!(
+            losers[..8]
+                .iter()
+                .all(|&loser| loser == address("192.0.2.1"))
+        );
+        // What is reserved is left to them.
+        assert_eq!(enter(&slots, "203.0.113.1").unwrap_err(), Full::Total);
+        let (known, _) = enter_known(&slots, "192.0.2.2").unwrap();
+        assert!(known.is_known());
     }
 
     #[test]
