@@ -59,11 +59,11 @@ struct Proof {
 }
 
 impl Standing {
-    /// From now on the holder keeps its slot, and its client is known.
+    /// From now on the holder keeps its slot, and its client is known, also if it was discredited since
+    /// the last time.
     pub fn prove(&self) {
-        if !self.0.is_given.swap(true, Ordering::AcqRel) {
-            self.make_known(true);
-        }
+        self.0.is_given.store(true, Ordering::Release);
+        self.make_known(true);
     }
 
     /// Whether it has.
@@ -754,6 +754,10 @@ mod tests {
         assert!(standing.is_proven());
         let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
         assert!(!again.is_known());
+        // What is right again makes it known again.
+        standing.prove();
+        let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(again.is_known());
     }
 
     #[test]
