@@ -134,6 +134,8 @@ type Rank = (usize, Reverse<u64>, Network);
 #[derive(Debug, Default)]
 struct Client {
     count: usize,
+    /// Exempt addresses do not count among the networks around them.
+    is_exempt: bool,
     /// Known clients lose no slot while a stranger has one to lose.
     is_known: bool,
     /// Those that were unproven when they were last looked at, by age.
@@ -204,7 +206,11 @@ impl Slots {
         is_exempt: bool,
         standing: Option<Standing>,
     ) -> Result<(Slot, Option<Evicted>), Full> {
-        let client = Network::of_client(address);
+        let client = if is_exempt {
+            Network::single(address)
+        } else {
+            Network::of_client(address)
+        };
         let mut holders = self.lock();
         let is_known = !is_exempt && holders.known.contains(client);
         let mut evicted = None;
@@ -223,7 +229,7 @@ impl Slots {
         if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
             evicted = Some(holders.make_room(reserved)?);
         }
-        let (number, evicted_token) = holders.add(client, is_known, standing);
+        let (number, evicted_token) = holders.add(client, is_exempt, is_known, standing);
         drop(holders);
         let slot = Slot {
             slots: Arc::clone(self),
@@ -290,6 +296,7 @@ impl Holders {
     fn add(
         &mut self,
         client: Network,
+        is_exempt: bool,
         is_known: bool,
         standing: Option<Standing>,
     ) -> (u64, CancellationToken) {
@@ -303,6 +310,7 @@ impl Holders {
         });
         self.change(client, |client| {
             client.count += 1;
+            client.is_exempt = is_exempt;
             client.is_known = is_known;
             client
                 .unproven
@@ -394,13 +402,15 @@ impl Holders {
         let [before, known_before] = client.ranks(network);
         let changed = change(client);
         let [after, known_after] = client.ranks(network);
+        let is_exempt = client.is_exempt;
         if client.count == 0 {
             self.clients.remove(&network);
         }
         self.all_known.replace((known_before, known_after));
         if before != after {
             let mut ranks = (before, after);
-            for network in groups_of(network) {
+            let groups = groups_of(network).into_iter().filter(|_| !is_exempt);
+            for network in groups {
                 let group = self.groups.entry(network).or_default();
                 let before = group.rank(network);
                 group.replace(ranks);
@@ -819,6 +829,36 @@ mod tests {
         assert_eq!(enter().unwrap_err(), Full::Total);
         drop(held);
         assert!(enter().is_ok());
+    }
+
+    #[test]
+    fn an_exempt_address_takes_no_share_of_its_network() {
+        for (proxy, neighbour) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("2001:db8::1", "2001:db8::2"),
+            ("2001:db8::1", "2001:db8:0:1::2"),
+        ] {
+            let slots = slots(1_000, 2);
+            let of_proxy = |standing| slots.enter(address(proxy), true, standing).unwrap();
+            let held: Vec<_> = (0..100)
+                .map(|_| of_proxy(Some(Standing::default())))
+                .collect();
+            let beside = [(); 2].map(|()| enter(&slots, neighbour).unwrap());
+            assert!(beside.iter().all(|(.., evicted)| evicted.is_none()));
+            assert!(held.iter().all(|(slot, _)| !slot.is_evicted()));
+            drop((held, beside));
+            assert_empty(&slots);
+        }
+        // It loses slots like others where all are taken.
+        let slots = slots(2, 1);
+        let held = [(); 2].map(|()| {
+            let standing = Some(Standing::default());
+            slots.enter(address("192.0.2.1"), true, standing).unwrap().0
+        });
+        let newcomer = enter(&slots, "192.0.2.2").unwrap();
+        assert!(held[0].is_evicted() && !held[1].is_evicted());
+        drop((held, newcomer));
+        assert_empty(&slots);
     }
 
     #[tokio::test]
