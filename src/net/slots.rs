@@ -46,14 +46,15 @@ pub enum Full {
     Address,
 }
 
-/// Whether a holder has proven something, such as a credential. Clones share it. It is never taken
-/// back.
+/// Whether a holder has proven something, such as a credential, or was let in without. Clones share it. It
+/// is never taken back.
 #[derive(Clone, Debug, Default)]
 pub struct Standing(Arc<Proof>);
 
 #[derive(Debug, Default)]
 struct Proof {
     is_given: AtomicBool,
+    is_admitted: AtomicBool,
     /// The client that is known by it.
     client: Option<(Weak<Slots>, Network)>,
 }
@@ -70,6 +71,17 @@ impl Standing {
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.0.is_given.load(Ordering::Acquire)
+    }
+
+    /// The holder may stay without having proven anything. It loses its slot like others that have not.
+    pub fn admit(&self) {
+        self.0.is_admitted.store(true, Ordering::Release);
+    }
+
+    /// Whether it may stay: it was let in, or has proven something.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.is_proven() || self.0.is_admitted.load(Ordering::Acquire)
     }
 
     /// The client is no longer known, because what it showed last was wrong. The holder keeps what it
@@ -189,8 +201,8 @@ impl Slots {
     #[must_use]
     pub fn standing(self: &Arc<Self>, address: IpAddr) -> Standing {
         Standing(Arc::new(Proof {
-            is_given: AtomicBool::new(false),
             client: Some((Arc::downgrade(self), Network::of_client(address))),
+            ..Proof::default()
         }))
     }
 
@@ -569,6 +581,16 @@ mod tests {
         assert!(!first.is_evicted() && !second.0.is_evicted());
         drop((first, second, fourth));
         assert_empty(&slots);
+    }
+
+    #[test]
+    fn whoever_was_let_in_without_proving_anything_gives_way() {
+        let slots = slots(1, 1);
+        let (slot, standing) = enter_known(&slots, "192.0.2.1").unwrap();
+        standing.admit();
+        assert!(standing.is_admitted() && !standing.is_proven());
+        let (newcomer, _) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(slot.is_evicted() && !newcomer.is_known());
     }
 
     #[test]
