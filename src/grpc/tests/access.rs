@@ -179,6 +179,46 @@ async fn a_connection_without_a_credential_may_stay_and_proves_nothing_where_oth
     assert!(place.standing.is_proven());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_credential_makes_a_client_a_stranger_and_a_right_one_known_again() {
+    let token = Token::generate().unwrap();
+    let guarded = Guarded::start(Options::default(), &[entry("somebody", &token)]).await;
+    let place = Place::new();
+    let (mut client, _served) = place.connect(&guarded.bridge).await;
+    let show = async |token| {
+        let client = client.clone();
+        guarded
+            .subscribe_by(client, token, types(&["user.*"]))
+            .await
+    };
+    let _stream = show(&token).await.ok().unwrap();
+    assert!(place.is_known());
+    assert!(show(&Token::generate().unwrap()).await.is_err());
+    assert!(!place.is_known() && place.standing.is_proven());
+    let _stream = show(&token).await.ok().unwrap();
+    assert!(place.is_known());
+    // Nothing shown is nothing wrong.
+    client.subscribe(types(&["user.*"])).await.unwrap_err();
+    assert!(place.is_known());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_connection_shows_nothing_in_time_is_a_stranger() {
+    let token = Token::generate().unwrap();
+    let options = with_connections(http2::Options {
+        credential_timeout: Duration::from_millis(100),
+        ..http2::Options::default()
+    });
+    let guarded = Guarded::start(options, &[entry("somebody", &token)]).await;
+    let place = Place::new();
+    // Shown on another connection.
+    place.slots.standing(Place::CLIENT).prove();
+    assert!(place.is_known());
+    let (_client, served) = place.connect(&guarded.bridge).await;
+    assert_eq!(served.await.unwrap(), Some(Closure::NoCredential));
+    assert!(!place.is_known());
+}
+
 fn types(types: &[&str]) -> SubscribeRequest {
     SubscribeRequest {
         filter: Some(Filter {
