@@ -181,7 +181,7 @@ async fn a_connection_without_a_credential_may_stay_and_proves_nothing_where_oth
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_credential_makes_a_client_a_stranger_and_a_right_one_known_again() {
-    let token = Token::generate().unwrap();
+    let [token, wrong] = [(); 2].map(|()| Token::generate().unwrap());
     let guarded = Guarded::start(Options::default(), &[entry("somebody", &token)]).await;
     let place = Place::new();
     let (mut client, _served) = place.connect(&guarded.bridge).await;
@@ -193,7 +193,7 @@ async fn a_wrong_credential_makes_a_client_a_stranger_and_a_right_one_known_agai
     };
     let _stream = show(&token).await.ok().unwrap();
     assert!(place.is_known());
-    assert!(show(&Token::generate().unwrap()).await.is_err());
+    assert!(show(&wrong).await.is_err());
     assert!(!place.is_known() && place.standing.is_proven());
     let _stream = show(&token).await.ok().unwrap();
     assert!(place.is_known());
