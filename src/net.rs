@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -47,9 +50,10 @@ pub use self::connection::Connection;
 /// Of how many connections one is kept for clients that have proven something before.
 const RESERVED_PART: usize = 16;
 
-/// How many evicted connections may be waiting for their end before no new one is accepted. An end
-/// takes a moment, so only a flood gets here; this bounds the descriptors that it can hold.
-const EVICTED_MAX: usize = 256;
+/// How many connections without a slot there may be before no new one is accepted: evicted ones, whose end
+/// takes a moment, some that proved something in the moment of their eviction and go on, and refused ones
+/// that are told why. Only a flood gets here; this bounds the descriptors that it can hold.
+const SLOTLESS_MAX: usize = 256;
 
 /// A bound socket that nobody is served on yet.
 pub struct Listener {
@@ -217,13 +221,16 @@ impl Listener {
             slots_reserved: limits.connections_max / RESERVED_PART,
             slots_per_address_max: limits.connections_per_address_max,
         });
-        while let Some((stream, peer)) = self.accept(&metrics, &shutdown).await {
+        let open_max = limits.connections_max.saturating_add(SLOTLESS_MAX);
+        let places = Arc::new(Semaphore::new(open_max.min(Semaphore::MAX_PERMITS)));
+        while let Some((stream, peer, place)) = self.accept(&places, &metrics, &shutdown).await {
             let (slot, newcomer) = match self.enter(&slots, peer, &metrics) {
                 Ok(entered) => entered,
                 Err(refusal) => {
                     if let Some(farewell) = self.refuse(stream, peer, refusal, &metrics) {
                         let (cut, shutdown) = (cut.clone(), shutdown.clone());
                         connections.spawn(async move {
+                            let _place = place;
                             // Nothing that a drain waits for.
                             let farewell = Box::pin(farewell);
                             let farewell = shutdown.run_until_cancelled(farewell);
@@ -249,16 +256,12 @@ impl Listener {
             let cut = cut.clone();
             let (name, metrics) = (self.name, Arc::clone(&metrics));
             connections.spawn(async move {
-                let _held = (slot, open);
+                let _held = (slot, open, place);
                 let served = unless_evicted(served, evicted);
                 if let Some(Some(closure)) = cut.run_until_cancelled(served).await {
                     metrics.connection_closed(name, closure);
                 }
             });
-            while connections.len() > limits.connections_max.saturating_add(EVICTED_MAX) {
-                // They are woken already, and only have to be polled.
-                tokio::task::yield_now().await;
-            }
         }
         drop(self.socket);
         drain(
@@ -270,12 +273,16 @@ impl Listener {
         .await
     }
 
-    /// The next connection; none once the shutdown has begun.
+    /// The next connection, once there is a place for it, which is held as long as it is open; none once
+    /// the shutdown has begun.
     async fn accept(
         &self,
+        places: &Arc<Semaphore>,
         metrics: &Metrics,
         shutdown: &CancellationToken,
-    ) -> Option<(TcpStream, SocketAddr)> {
+    ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        let place = Arc::clone(places).acquire_owned();
+        let place = shutdown.run_until_cancelled(place).await?.ok()?;
         let mut patience = Patience::default();
         loop {
             let accepted = tokio::select! {
@@ -284,7 +291,7 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             let error = match accepted {
-                Ok(connection) => return Some(connection),
+                Ok((stream, peer)) => return Some((stream, peer, place)),
                 Err(error) => error,
             };
             metrics.accept_failed(self.name);
@@ -487,6 +494,7 @@ impl Patience {
 mod tests {
     use std::{future::pending, net::Ipv4Addr};
 
+    use futures_util::future::poll_immediate;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         task::JoinHandle,
@@ -737,6 +745,26 @@ mod tests {
         while !door.metrics.render().contains(open) {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_accepted_without_a_place_and_a_shutdown_is_seen_meanwhile() {
+        let listener = bind().await;
+        let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+        let places = Arc::new(Semaphore::new(1));
+        let _first = TcpStream::connect(listener.address).await.unwrap();
+        let _second = TcpStream::connect(listener.address).await.unwrap();
+        let accepted = listener.accept(&places, &metrics, &shutdown).await;
+        let mut next = Box::pin(listener.accept(&places, &metrics, &shutdown));
+        assert!(poll_immediate(&mut next).await.is_none());
+        // The place comes back with the end of the connection.
+        drop(accepted);
+        let accepted = next.await;
+        assert!(accepted.is_some());
+        let mut next = Box::pin(listener.accept(&places, &metrics, &shutdown));
+        assert!(poll_immediate(&mut next).await.is_none());
+        shutdown.cancel();
+        assert!(next.await.is_none());
     }
 
     #[tokio::test]

@@ -128,7 +128,7 @@ impl Service<Request<Body>> for Gate {
 }
 
 /// Decides about a call. The connection of a caller who is let in by a credential keeps its place
-/// from then on, and so does its call. A call that has no row in the table needs a credential, so
+/// from then on, and so does its call; where nobody has a credential, so does any connection. A call that has no row in the table needs a credential, so
 /// that strangers learn only that they are.
 async fn admit(
     resources: &Resources,
@@ -158,7 +158,14 @@ async fn admit(
             let authenticated = authenticate(resources, request);
             let authenticated = unless_evicted(slot.as_ref(), authenticated).await;
             undecided.decided();
-            Some(authenticated??)
+            let authenticated = authenticated?;
+            if let (Err(Failure::Credential(refusal)), Some(connection)) =
+                (&authenticated, &connection)
+                && is_wrong(refusal)
+            {
+                connection.discredit();
+            }
+            Some(authenticated?)
         }
     };
     if let Some(grant) = &grant {
@@ -167,14 +174,28 @@ async fn admit(
             let counted = caller.shown.count(quota, usual_max);
             counted.map_err(|reached| Failure::Stream(subscription::Failure::Quota(reached)))?;
         }
+        let is_anonymous = grant.kind() == credentials::Kind::Anonymous;
         if let Some(connection) = connection {
-            connection.prove();
+            // Whoever comes without a credential gives way where others have some.
+            if is_anonymous && resources.credentials.is_configured() {
+                connection.admit();
+            } else {
+                connection.prove();
+            }
         }
-        if grant.kind() != credentials::Kind::Anonymous {
+        if !is_anonymous {
             call.prove();
         }
     }
     Ok(Admitted { grant, slot })
+}
+
+/// Whether a caller showed a credential that is not accepted, or not any more.
+fn is_wrong(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Unknown | Refusal::UnknownCommonName | Refusal::Expired | Refusal::Jwt(_) => true,
+        Refusal::Missing | Refusal::Malformed | Refusal::Unavailable => false,
+    }
 }
 
 /// A call whose credential is being looked at. That takes time only where no known key fits a JWT:

@@ -171,11 +171,17 @@ impl<H: RequestHandler> Connections<H> {
         }
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
         let io = tokio::io::join(reader, writer);
-        if start == *b"PR" {
+        let standing = caller.standing.clone();
+        let closure = if start == *b"PR" {
             self.serve_http2(io, caller).await
         } else {
             Box::pin(self.serve_http1(io, caller)).await
+        };
+        if closure == Some(Closure::NoCredential) && !standing.is_proven() {
+            // Whatever its client showed earlier, it does not need its connections now.
+            standing.discredit();
         }
+        closure
     }
 
     /// How long a connection may stay.

@@ -85,7 +85,7 @@ impl Tenure {
                 return Closure::Idle;
             }
             let mut next = idle_at;
-            if !self.standing.is_proven() {
+            if !self.standing.is_admitted() {
                 let credential_at = self.began_at + self.timeouts.credential;
                 if credential_at > now {
                     next = next.min(credential_at);
@@ -104,7 +104,7 @@ impl Tenure {
         let mut next = told_at + LEAVING_TIMEOUT;
         loop {
             sleep_until(next).await;
-            if !self.standing.is_proven() && self.credentials.is_configured() {
+            if !self.standing.is_admitted() && self.credentials.is_configured() {
                 return Closure::NoCredential;
             }
             if self.idle_since().is_some() {
@@ -182,6 +182,16 @@ mod tests {
         let ended = Instant::now();
         assert_eq!(tenure.over(None).await, Closure::Idle);
         assert_eq!(ended.elapsed().as_secs(), 900);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_let_in_without_a_credential_may_stay() {
+        let tenure = tenure(guarded().await);
+        tenure.standing.admit();
+        let began = Instant::now();
+        assert_eq!(tenure.over(None).await, Closure::Idle);
+        assert_eq!(began.elapsed().as_secs(), 900);
+        assert_eq!(tenure.over(Some(began)).await, Closure::Idle);
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,30 +46,42 @@ pub enum Full {
     Address,
 }
 
-/// Whether a holder has proven something, such as a credential. Clones share it. It is never taken
-/// back.
+/// Whether a holder has proven something, such as a credential, or was let in without. Clones share it. It
+/// is never taken back.
 #[derive(Clone, Debug, Default)]
 pub struct Standing(Arc<Proof>);
 
 #[derive(Debug, Default)]
 struct Proof {
     is_given: AtomicBool,
+    is_admitted: AtomicBool,
     /// The client that is known by it.
     client: Option<(Weak<Slots>, Network)>,
 }
 
 impl Standing {
-    /// From now on the holder keeps its slot, and its client is known.
+    /// From now on the holder keeps its slot, and its client is known, also if it was discredited since
+    /// the last time.
     pub fn prove(&self) {
-        if !self.0.is_given.swap(true, Ordering::AcqRel) {
-            self.make_known(true);
-        }
+        self.0.is_given.store(true, Ordering::Release);
+        self.make_known(true);
     }
 
     /// Whether it has.
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.0.is_given.load(Ordering::Acquire)
+    }
+
+    /// The holder may stay without having proven anything. It loses its slot like others that have not.
+    pub fn admit(&self) {
+        self.0.is_admitted.store(true, Ordering::Release);
+    }
+
+    /// Whether it may stay: it was let in, or has proven something.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.is_proven() || self.0.is_admitted.load(Ordering::Acquire)
     }
 
     /// The client is no longer known, because what it showed last was wrong. The holder keeps what it
@@ -121,8 +133,10 @@ struct Holders {
     clients: HashMap<Network, Client>,
     /// The networks around clients with holders that may be evicted.
     groups: HashMap<Network, Group>,
-    /// The group of everybody.
+    /// The group of all strangers.
     all: Group,
+    /// The known clients with holders that may be evicted where no stranger is left for it.
+    all_known: Group,
 }
 
 /// How many holders of a client or group may be evicted, then the oldest of those to begin with.
@@ -132,7 +146,9 @@ type Rank = (usize, Reverse<u64>, Network);
 #[derive(Debug, Default)]
 struct Client {
     count: usize,
-    /// Known clients lose no slot to others.
+    /// Exempt addresses do not count among the networks around them.
+    is_exempt: bool,
+    /// Known clients lose no slot while a stranger has one to lose.
     is_known: bool,
     /// Those that were unproven when they were last looked at, by age.
     unproven: BTreeMap<u64, Candidate>,
@@ -176,6 +192,7 @@ impl Slots {
                 clients: HashMap::new(),
                 groups: HashMap::new(),
                 all: Group::default(),
+                all_known: Group::default(),
             }),
         })
     }
@@ -184,8 +201,8 @@ impl Slots {
     #[must_use]
     pub fn standing(self: &Arc<Self>, address: IpAddr) -> Standing {
         Standing(Arc::new(Proof {
-            is_given: AtomicBool::new(false),
             client: Some((Arc::downgrade(self), Network::of_client(address))),
+            ..Proof::default()
         }))
     }
 
@@ -201,7 +218,11 @@ impl Slots {
         is_exempt: bool,
         standing: Option<Standing>,
     ) -> Result<(Slot, Option<Evicted>), Full> {
-        let client = Network::of_client(address);
+        let client = if is_exempt {
+            Network::single(address)
+        } else {
+            Network::of_client(address)
+        };
         let mut holders = self.lock();
         let is_known = !is_exempt && holders.known.contains(client);
         let mut evicted = None;
@@ -218,9 +239,9 @@ impl Slots {
             self.limits.slots_reserved
         };
         if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
-            evicted = Some(holders.make_room(client)?);
+            evicted = Some(holders.make_room(reserved)?);
         }
-        let (number, evicted_token) = holders.add(client, is_known, standing);
+        let (number, evicted_token) = holders.add(client, is_exempt, is_known, standing);
         drop(holders);
         let slot = Slot {
             slots: Arc::clone(self),
@@ -257,15 +278,15 @@ impl Holders {
         Err(Full::Address)
     }
 
-    /// Evicts a holder of a network around a client that has its shares: of the client itself, else of
-    /// the member with the most.
+    /// Evicts a holder of a network around a client that has its shares: of the member with the most. A
+    /// client that has fewer keeps what it has, so that what it shows may arrive before it loses it.
     fn make_room_in_groups(&mut self, client: Network, share: usize) -> Option<Evicted> {
         for (group, grouping) in groups_of(client).into_iter().zip(&GROUPS) {
             let most = share.saturating_mul(grouping.shares);
             let unproven = self.groups.get(&group).map_or(0, |group| group.unproven);
             // There is none to evict if all have proven something since.
             if unproven >= most
-                && let Some(loser) = self.evict_from_most(&[Some(client), Some(group)])
+                && let Some(loser) = self.evict_from_most(Some(group))
             {
                 return Some(Evicted::new(Full::Address, loser));
             }
@@ -273,11 +294,13 @@ impl Holders {
         None
     }
 
-    /// Evicts somebody where all slots are taken: of the client itself, else of the smallest network
-    /// around it, else of whoever has the most.
-    fn make_room(&mut self, client: Network) -> Result<Evicted, Full> {
-        let [site, _] = groups_of(client);
-        let loser = self.evict_from_most(&[Some(client), Some(site), None]);
+    /// Evicts somebody where all slots are taken that are not reserved: of the strangers whoever has the
+    /// most, else of the known clients, unless all they have are the reserved ones.
+    fn make_room(&mut self, reserved: usize) -> Result<Evicted, Full> {
+        let mut loser = self.evict_from_most(None);
+        if loser.is_none() {
+            loser = self.evict_known(reserved);
+        }
         let loser = loser.ok_or(Full::Total)?;
         Ok(Evicted::new(Full::Total, loser))
     }
@@ -285,6 +308,7 @@ impl Holders {
     fn add(
         &mut self,
         client: Network,
+        is_exempt: bool,
         is_known: bool,
         standing: Option<Standing>,
     ) -> (u64, CancellationToken) {
@@ -298,6 +322,7 @@ impl Holders {
         });
         self.change(client, |client| {
             client.count += 1;
+            client.is_exempt = is_exempt;
             client.is_known = is_known;
             client
                 .unproven
@@ -337,29 +362,34 @@ impl Holders {
         is_evicted
     }
 
-    /// Evicts somebody of the first of these that has anybody to evict: a client, or in a group the
-    /// client with the most unproven slots in the smaller group with the most. `None` is everybody.
-    /// Returns the client that lost a slot.
-    fn evict_from_most(&mut self, among: &[Option<Network>]) -> Option<Network> {
-        for &place in among {
-            // Finds none where all have proven themselves since, and takes the rank away then.
-            while let Some(client) = self.first_of(place) {
-                if self.evict_from(client) {
-                    return Some(client);
-                }
+    /// Evicts somebody of the client with the most unproven slots in the smaller group with the most of
+    /// this group; `None` is everybody. Returns the client that lost a slot.
+    fn evict_from_most(&mut self, group: Option<Network>) -> Option<Network> {
+        // Finds none where all have proven themselves since, and takes the rank away then.
+        while let Some(client) = self.first_of(group) {
+            if self.evict_from(client) {
+                return Some(client);
+            }
+        }
+        None
+    }
+
+    /// Evicts somebody of the known client with the most unproven slots, if they have more than these.
+    fn evict_known(&mut self, reserved: usize) -> Option<Network> {
+        while self.all_known.unproven > reserved {
+            let &(_, _, client) = self.all_known.ranks.last()?;
+            if self.evict_from(client) {
+                return Some(client);
             }
         }
         None
     }
 
     /// The client to evict somebody of.
-    fn first_of(&self, place: Option<Network>) -> Option<Network> {
-        let mut group = match place {
+    fn first_of(&self, group: Option<Network>) -> Option<Network> {
+        let mut group = match group {
             None => &self.all,
-            Some(network) => match self.clients.get(&network) {
-                Some(client) => return (!client.unproven.is_empty()).then_some(network),
-                None => self.groups.get(&network)?,
-            },
+            Some(network) => self.groups.get(&network)?,
         };
         loop {
             let &(_, _, member) = group.ranks.last()?;
@@ -381,15 +411,18 @@ impl Holders {
     /// Changes what a client holds, and the ranks that follow from it.
     fn change<T>(&mut self, network: Network, change: impl FnOnce(&mut Client) -> T) -> T {
         let client = self.clients.entry(network).or_default();
-        let before = client.rank(network);
+        let [before, known_before] = client.ranks(network);
         let changed = change(client);
-        let after = client.rank(network);
+        let [after, known_after] = client.ranks(network);
+        let is_exempt = client.is_exempt;
         if client.count == 0 {
             self.clients.remove(&network);
         }
+        self.all_known.replace((known_before, known_after));
         if before != after {
             let mut ranks = (before, after);
-            for network in groups_of(network) {
+            let groups = groups_of(network).into_iter().filter(|_| !is_exempt);
+            for network in groups {
                 let group = self.groups.entry(network).or_default();
                 let before = group.rank(network);
                 group.replace(ranks);
@@ -405,10 +438,16 @@ impl Holders {
 }
 
 impl Client {
-    /// None if it has nothing that it could lose to others.
-    fn rank(&self, network: Network) -> Option<Rank> {
-        let (&oldest, _) = self.unproven.first_key_value()?;
-        (!self.is_known).then_some((self.unproven.len(), Reverse(oldest), network))
+    /// Its rank among strangers and its rank among known clients: one of them, if it has a holder that may
+    /// be evicted.
+    fn ranks(&self, network: Network) -> [Option<Rank>; 2] {
+        let oldest = self.unproven.first_key_value();
+        let rank = oldest.map(|(&oldest, _)| (self.unproven.len(), Reverse(oldest), network));
+        if self.is_known {
+            [None, rank]
+        } else {
+            [rank, None]
+        }
     }
 }
 
@@ -499,7 +538,8 @@ mod tests {
         assert!(holders.clients.is_empty(), "{holders:?}");
         assert!(holders.groups.is_empty(), "{holders:?}");
         assert!(holders.all.ranks.is_empty(), "{holders:?}");
-        assert_eq!(holders.all.unproven, 0);
+        assert!(holders.all_known.ranks.is_empty(), "{holders:?}");
+        assert_eq!((holders.all.unproven, holders.all_known.unproven), (0, 0));
     }
 
     #[test]
@@ -544,6 +584,16 @@ mod tests {
     }
 
     #[test]
+    fn whoever_was_let_in_without_proving_anything_gives_way() {
+        let slots = slots(1, 1);
+        let (slot, standing) = enter_known(&slots, "192.0.2.1").unwrap();
+        standing.admit();
+        assert!(standing.is_admitted() && !standing.is_proven());
+        let (newcomer, _) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(slot.is_evicted() && !newcomer.is_known());
+    }
+
+    #[test]
     fn when_all_slots_are_taken_the_address_with_the_most_unproven_holders_loses_one() {
         let slots = slots(6, 6);
         let few: Vec<_> = (0..2)
@@ -583,13 +633,52 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_unproven_holders_evicts_its_own_first() {
+    fn a_fresh_address_does_not_evict_its_own_while_others_have_more() {
+        for (limits, others) in [
+            // All slots are taken, by one address, by a network, and by the own network.
+            (
+                (10, 10),
+                Box::new(|_| "192.0.2.1".to_owned()) as Box<dyn Fn(usize) -> String>,
+            ),
+            ((10, 10), Box::new(|number| format!("198.51.{number}.1"))),
+            (
+                (10, 10),
+                Box::new(|number| format!("203.0.113.{}", number % 2)),
+            ),
+            (
+                (10, 10),
+                Box::new(|number| format!("2001:db8:{number:x}::1")),
+            ),
+            // The share of the own networks is.
+            (
+                (1_000, 4),
+                Box::new(|number| format!("203.0.113.{}", number % 4)),
+            ),
+            (
+                (1_000, 4),
+                Box::new(|number| format!("203.0.{}.1", number % 16)),
+            ),
+        ] {
+            let slots = slots(limits.0, limits.1);
+            let held: Vec<_> = (0..limits.0.min(64))
+                .filter_map(|number| enter(&slots, &others(number)).ok())
+                .collect();
+            let fresh = [(); 3].map(|()| enter(&slots, "203.0.113.99").unwrap());
+            assert!(fresh.iter().all(|(slot, ..)| !slot.is_evicted()));
+            assert!(fresh.iter().all(|(.., evicted)| evicted.is_some()));
+            drop((held, fresh));
+            assert_empty(&slots);
+        }
+    }
+
+    #[test]
+    fn whoever_comes_for_more_than_others_have_evicts_its_own() {
         let slots = slots(3, 3);
         let (old, ..) = enter(&slots, "192.0.2.1").unwrap();
-        let (older_of_its_own, ..) = enter(&slots, "192.0.2.2").unwrap();
-        let (_young, ..) = enter(&slots, "192.0.2.1").unwrap();
-        let _newcomer = enter(&slots, "192.0.2.2").unwrap();
-        assert!(older_of_its_own.is_evicted() && !old.is_evicted());
+        let (of_its_own, ..) = enter(&slots, "198.51.100.1").unwrap();
+        let (_of_its_own, ..) = enter(&slots, "198.51.100.1").unwrap();
+        let _newcomer = enter(&slots, "198.51.100.1").unwrap();
+        assert!(of_its_own.is_evicted() && !old.is_evicted());
     }
 
     /// As many as enter one after another, each from an address of its own, without an eviction.
@@ -653,7 +742,7 @@ mod tests {
         let (held, evicted) =
             enter_until_evicted(&slots, |number| format!("2001:db8:1:{number:x}::1"));
         assert_eq!(held.len(), 7);
-        // Who belongs to it takes the place of its own.
+        // It has the most, whoever comes.
         let site = |number: usize| address(&format!("2001:db8:1:{number:x}::"));
         assert_eq!(evicted.address, site(0));
         let newcomer = enter(&slots, "203.0.113.1").unwrap();
@@ -697,6 +786,46 @@ mod tests {
         assert!(standing.is_proven());
         let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
         assert!(!again.is_known());
+        // What is right again makes it known again.
+        standing.prove();
+        let (again, _) = enter_known(&slots, "192.0.2.1").unwrap();
+        assert!(again.is_known());
+    }
+
+    #[test]
+    fn known_clients_do_not_keep_all_slots_without_showing_anything_again() {
+        let slots = Slots::new(Limits {
+            slots_max: 20,
+            slots_reserved: 2,
+            slots_per_address_max: 20,
+        });
+        for (client, count) in [("192.0.2.1", 14), ("192.0.2.2", 6)] {
+            let (slot, standing) = enter_known(&slots, client).unwrap();
+            standing.prove();
+            drop(slot);
+            for _ in 0..count {
+                std::mem::forget(enter_known(&slots, client).unwrap());
+            }
+        }
+        // A known client and strangers take slots of the one that has the most.
+        let mut losers = Vec::new();
+        let mut newcomers = Vec::new();
+        for number in 0..18 {
+            let from = format!("198.51.{number}.1");
+            let newcomer = enter(&slots, &from).unwrap();
+            newcomer.1.prove();
+            losers.push(newcomer.2.unwrap().address);
+            newcomers.push(newcomer);
+        }
+        assert!(
+            losers[..8]
+                .iter()
+                .all(|&loser| loser == address("192.0.2.1"))
+        );
+        // What is reserved is left to them.
+        assert_eq!(enter(&slots, "203.0.113.1").unwrap_err(), Full::Total);
+        let (known, _) = enter_known(&slots, "192.0.2.2").unwrap();
+        assert!(known.is_known());
     }
 
     #[test]
@@ -722,6 +851,36 @@ mod tests {
         assert_eq!(enter().unwrap_err(), Full::Total);
         drop(held);
         assert!(enter().is_ok());
+    }
+
+    #[test]
+    fn an_exempt_address_takes_no_share_of_its_network() {
+        for (proxy, neighbour) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("2001:db8::1", "2001:db8::2"),
+            ("2001:db8::1", "2001:db8:0:1::2"),
+        ] {
+            let slots = slots(1_000, 2);
+            let of_proxy = |standing| slots.enter(address(proxy), true, standing).unwrap();
+            let held: Vec<_> = (0..100)
+                .map(|_| of_proxy(Some(Standing::default())))
+                .collect();
+            let beside = [(); 2].map(|()| enter(&slots, neighbour).unwrap());
+            assert!(beside.iter().all(|(.., evicted)| evicted.is_none()));
+            assert!(held.iter().all(|(slot, _)| !slot.is_evicted()));
+            drop((held, beside));
+            assert_empty(&slots);
+        }
+        // It loses slots like others where all are taken.
+        let slots = slots(2, 1);
+        let held = [(); 2].map(|()| {
+            let standing = Some(Standing::default());
+            slots.enter(address("192.0.2.1"), true, standing).unwrap().0
+        });
+        let newcomer = enter(&slots, "192.0.2.2").unwrap();
+        assert!(held[0].is_evicted() && !held[1].is_evicted());
+        drop((held, newcomer));
+        assert_empty(&slots);
     }
 
     #[tokio::test]

@@ -212,7 +212,9 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.trial.is_open() && self.tried.load(Ordering::Relaxed) {
-            self.forged();
+            // It was not seen to be forged: a key that is fetched might have verified it. It takes its
+            // time from forgeries, and its client stays known.
+            self.trial.forged();
             let error = Error::ForgedAndGone;
             let code = status::code(&error);
             let app = Some(&*self.app.id);

@@ -1,6 +1,9 @@
 //! What a credential allows, and what becomes of streams when it does so no longer.
 
-use std::path::Path;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use tonic::{Request, metadata::MetadataValue};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -9,6 +12,8 @@ use super::{gate::Gate, *};
 use crate::{
     credentials::{self, Allowed, Entry, File, Proof, Scope, Token},
     http2,
+    metrics::Closure,
+    net::slots::{self, Slots, Standing},
 };
 
 /// A bridge whose credentials are in a file that the test changes.
@@ -45,12 +50,16 @@ fn only_sessions(token: &Token) -> Entry {
 
 impl Guarded {
     async fn start(options: Options, entries: &[Entry]) -> Self {
+        Self::start_with(options, entries, false).await
+    }
+
+    async fn start_with(options: Options, entries: &[Entry], anonymous: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = File::new(directory.path().join("credentials.toml"));
         for entry in entries {
             file.add(entry).unwrap();
         }
-        let credentials = open(file.path()).await;
+        let credentials = open(file.path(), anonymous).await;
         let log = memory::open(memory::Options::default()).unwrap();
         let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
         Self {
@@ -91,12 +100,123 @@ impl Guarded {
     }
 }
 
-async fn open(path: &Path) -> Credentials {
+async fn open(path: &Path, anonymous: bool) -> Credentials {
     let options = credentials::Options {
         file: Some(path.to_owned()),
+        anonymous,
         ..credentials::Options::default()
     };
     Credentials::open(options).await.unwrap()
+}
+
+/// The slots of a port, and the standing of the one client that connects.
+struct Place {
+    slots: Arc<Slots>,
+    standing: Standing,
+}
+
+impl Place {
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn new() -> Self {
+        let slots = Slots::new(slots::Limits {
+            slots_max: 10,
+            slots_reserved: 1,
+            slots_per_address_max: 10,
+        });
+        let standing = slots.standing(Self::CLIENT);
+        Self { slots, standing }
+    }
+
+    fn is_known(&self) -> bool {
+        let entered = self.slots.enter(Self::CLIENT, false, None);
+        entered.unwrap().0.is_known()
+    }
+
+    /// A connection that has it, and what becomes of it.
+    async fn connect(
+        &self,
+        bridge: &Bridge,
+    ) -> (
+        EventServiceClient<Channel>,
+        tokio::task::JoinHandle<Option<Closure>>,
+    ) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (server, standing) = (bridge.streams.clone(), self.standing.clone());
+        let served = tokio::spawn(async move {
+            let (connection, peer) = listener.accept().await.unwrap();
+            let caller = http2::Caller {
+                standing,
+                ..peer.into()
+            };
+            server.serve(connection, caller).await
+        });
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        (EventServiceClient::new(channel), served)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_credential_may_stay_and_proves_nothing_where_others_have_one() {
+    let token = Token::generate().unwrap();
+    let entries = [entry("somebody", &token)];
+    let guarded = Guarded::start_with(Options::default(), &entries, true).await;
+    let place = Place::new();
+    let (mut client, _served) = place.connect(&guarded.bridge).await;
+    client.subscribe(types(&["user.*"])).await.unwrap();
+    assert!(place.standing.is_admitted() && !place.standing.is_proven());
+    assert!(!place.is_known());
+    let shown = guarded.subscribe_by(client, &token, types(&["user.*"]));
+    let _stream = shown.await.unwrap();
+    assert!(place.standing.is_proven() && place.is_known());
+    // Where nobody has one, everybody keeps the connection.
+    let bridge = Bridge::start().await;
+    let place = Place::new();
+    let (mut client, _served) = place.connect(&bridge).await;
+    client.subscribe(types(&["user.*"])).await.unwrap();
+    assert!(place.standing.is_proven());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_credential_makes_a_client_a_stranger_and_a_right_one_known_again() {
+    let [token, wrong] = [(); 2].map(|()| Token::generate().unwrap());
+    let guarded = Guarded::start(Options::default(), &[entry("somebody", &token)]).await;
+    let place = Place::new();
+    let (mut client, _served) = place.connect(&guarded.bridge).await;
+    let show = async |token| {
+        let client = client.clone();
+        guarded
+            .subscribe_by(client, token, types(&["user.*"]))
+            .await
+    };
+    let _stream = show(&token).await.ok().unwrap();
+    assert!(place.is_known());
+    assert!(show(&wrong).await.is_err());
+    assert!(!place.is_known() && place.standing.is_proven());
+    let _stream = show(&token).await.ok().unwrap();
+    assert!(place.is_known());
+    // Nothing shown is nothing wrong.
+    client.subscribe(types(&["user.*"])).await.unwrap_err();
+    assert!(place.is_known());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_connection_shows_nothing_in_time_is_a_stranger() {
+    let token = Token::generate().unwrap();
+    let options = with_connections(http2::Options {
+        credential_timeout: Duration::from_millis(100),
+        ..http2::Options::default()
+    });
+    let guarded = Guarded::start(options, &[entry("somebody", &token)]).await;
+    let place = Place::new();
+    // Shown on another connection.
+    place.slots.standing(Place::CLIENT).prove();
+    assert!(place.is_known());
+    let (_client, served) = place.connect(&guarded.bridge).await;
+    assert_eq!(served.await.unwrap(), Some(Closure::NoCredential));
+    assert!(!place.is_known());
 }
 
 fn types(types: &[&str]) -> SubscribeRequest {

@@ -1,9 +1,13 @@
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use http::{HeaderMap, HeaderName};
 use tokio::net::TcpSocket;
 
-use super::{delivery::Arrival, pending::Pending, *};
+use super::{delivery::Arrival, error::Error, pending::Pending, *};
+use crate::net::{
+    http1::Peer,
+    slots::{self, Slots},
+};
 
 const MIB: usize = 1024 * 1024;
 
@@ -366,7 +370,26 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
         .into_iter()
         .collect::<HeaderMap>()
     };
-    let pending = Pending::new(&receiver.shared, None, None, tokio::time::Instant::now());
+    let address = IpAddr::from([192, 0, 2, 1]);
+    let slots = Slots::new(slots::Limits {
+        slots_max: 10,
+        slots_reserved: 0,
+        slots_per_address_max: 10,
+    });
+    let peer = Peer {
+        address: (address, 1).into(),
+        standing: slots.standing(address),
+    };
+    let is_known = || {
+        let entered = slots.enter(address, false, None);
+        entered.unwrap().0.is_known()
+    };
+    let pending = Pending::new(
+        &receiver.shared,
+        None,
+        Some(&peer),
+        tokio::time::Instant::now(),
+    );
     let arrival = Arrival {
         pending: &pending,
         client: receiver
@@ -382,10 +405,13 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
     };
     let chunks = || tokio_stream::iter([Ok::<_, warp::Error>(TWO.as_bytes())]);
     let forged = headers(b"something else");
+    peer.standing.prove();
     let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, chunks());
     // It gives way to others after a key that does not fit.
     assert!(taking.now_or_never().is_none());
     assert!(counted());
+    // A newer key might have verified it, so its sender stays known.
+    assert!(is_known());
     // A genuine one is done, and one that is dropped before it was tried was nothing.
     let good = headers(TWO.as_bytes());
     let held_back = tokio_stream::pending::<Result<&[u8], warp::Error>>();
@@ -395,6 +421,11 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
     assert_eq!(taking.await.unwrap().accepted, 2);
     assert!(counted());
     assert_eq!(log.range().event_count(), 2);
+    // One that was seen to be forged makes it a stranger.
+    assert!(is_known());
+    let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, chunks());
+    assert!(matches!(taking.await, Err(Error::Forged { .. })));
+    assert!(!is_known());
 }
 
 /// A request that is refused while its body still comes, or given up before it has an outcome.
