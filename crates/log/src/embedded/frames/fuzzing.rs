@@ -49,7 +49,7 @@ pub fn frame(data: &[u8], file: &File) {
             frames.skip(&header);
         }
         let offset = frames.offset();
-        let rest = frames.rest(offset, |_, _| true).unwrap();
+        let rest = frames.rest(offset, offset, |_, _| true).unwrap();
         (found, offset, rest.found)
     };
     assert_eq!(read(64), read(1 << 20));
