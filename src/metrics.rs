@@ -317,6 +317,7 @@ mod tests {
             bytes_max: 8,
             bytes_expected: 6,
             forgotten_early: 2,
+            forgotten: 5,
         };
         for ids in [None, Some(usage)] {
             let metrics = Metrics::new();

@@ -27,6 +27,15 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
+/// A credential whose tokens were changed.
+#[derive(Clone, Debug)]
+pub struct Rotated {
+    /// What was replaced in the file, whatever was read of it earlier.
+    pub before: Entry,
+    /// As it is now.
+    pub after: Entry,
+}
+
 /// A file of credentials, which may not be there yet.
 #[derive(Clone, Debug)]
 pub struct File {
@@ -110,26 +119,28 @@ impl File {
         })
     }
 
-    /// Gives the credential of this name a new token. Returns it as it is then, with its old token.
+    /// Gives the credential of this name a new token.
     ///
     /// # Errors
     /// [`Error::Unknown`] and [`Error::Rotation`]; otherwise why the file cannot be read or written.
-    pub fn rotate(&self, name: &str, rotation: &Rotation) -> Result<Entry, Error> {
+    pub fn rotate(&self, name: &str, rotation: &Rotation) -> Result<Rotated, Error> {
         self.change_tokens(name, |entry| entry.rotated(rotation))
     }
 
-    /// Takes a rotation back whose new token nobody has seen: the credential has the tokens that it had.
+    /// Takes a rotation back whose new token nobody has seen: the credential has the tokens that it had,
+    /// as [`Rotated::before`] says.
     ///
     /// # Errors
     /// As [`File::rotate`]; also if the token is not the current one any more.
     pub fn take_back(&self, before: &Entry, digest: Digest) -> Result<Entry, Error> {
-        self.change_tokens(&before.name, |entry| {
+        let taken_back = self.change_tokens(&before.name, |entry| {
             if entry.proof == Proof::Token(digest) {
                 Ok(before.clone())
             } else {
                 Err(RotationError::Changed)
             }
-        })
+        });
+        taken_back.map(|changed| changed.after)
     }
 
     /// Removes the old token of the credential of this name.
@@ -137,14 +148,15 @@ impl File {
     /// # Errors
     /// As [`File::rotate`].
     pub fn remove_old_token(&self, name: &str) -> Result<Entry, Error> {
-        self.change_tokens(name, Entry::without_old_token)
+        let changed = self.change_tokens(name, Entry::without_old_token);
+        changed.map(|changed| changed.after)
     }
 
     fn change_tokens(
         &self,
         name: &str,
         change: impl FnOnce(&Entry) -> Result<Entry, RotationError>,
-    ) -> Result<Entry, Error> {
+    ) -> Result<Rotated, Error> {
         let unknown = || Error::Unknown {
             path: self.path.clone(),
             name: name.to_owned(),
@@ -156,12 +168,13 @@ impl File {
         self.change(|text| {
             let mut entries = self.parse(text)?.entries.into_iter();
             let entry = entries.find(|entry| entry.name == name);
-            let entry = change(&entry.ok_or_else(unknown)?).map_err(|source| Error::Rotation {
+            let before = entry.ok_or_else(unknown)?;
+            let after = change(&before).map_err(|source| Error::Rotation {
                 name: name.to_owned(),
                 source,
             })?;
-            let text = edit::with_tokens_of(text, &entry).map_err(|faults| self.invalid(faults))?;
-            changed = Some(entry);
+            let text = edit::with_tokens_of(text, &after).map_err(|faults| self.invalid(faults))?;
+            changed = Some(Rotated { before, after });
             text.ok_or_else(unknown)
         })?;
         changed.ok_or_else(unknown)

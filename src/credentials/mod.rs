@@ -60,7 +60,7 @@ pub use self::{
         identity_problem, name_problem,
     },
     expiry::{EXPIRY_WARNING, Expiry, expiry_warning},
-    file::File,
+    file::{File, Rotated},
     grant::{CountedConnection, CountedFilter, Ended, Grant, Kind, Quota, QuotaReached, QuotaSlot},
     last_use::LastUse,
     record::{Record, Recorded},

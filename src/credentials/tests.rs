@@ -951,4 +951,5 @@ mod prefixes {
     }
 }
 
+mod damage;
 mod rotation;

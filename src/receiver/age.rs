@@ -2,8 +2,8 @@
 //! a delivery can send it again for as long as the key is in use, and the log recognises it only while
 //! it remembers the ids. A batch counts as old when every date in it lies further back than that: the
 //! sender has given up by then (two weeks), so it is a copy, or something that the operator expects,
-//! such as an import. One recent date shows that the batch was signed recently. A log that still
-//! remembers the id of every event that it ever had recognises all copies, whatever their dates.
+//! such as an import. One recent date shows that the batch was signed recently. A log that
+//! has forgotten no id recognises every copy of what it ever had, whatever its dates.
 //!
 //! A wrong clock must not refuse what is genuine: the times are those of the log, which ignores jumps
 //! ([`Log::now`](crate::log::Log::now), [`Log::earliest_now`](crate::log::Log::earliest_now)).
@@ -15,8 +15,8 @@ use super::{
     error::{Error, Micros},
 };
 use crate::{
-    event::{Dates, Sequence, UnixMicros},
-    log::{EarliestNow, Range},
+    event::{Dates, UnixMicros},
+    log::EarliestNow,
     metrics::Metrics,
     net::quiet::Admitted,
 };
@@ -41,7 +41,7 @@ pub(super) enum Doubt {
     Refused,
     /// It is too old, and accepted because the operator says so.
     Old,
-    /// It is too old, but the log has not forgotten any id: it is none of the log's events.
+    /// It is too old, but the log has not forgotten any id: what is new in it, is new to the log.
     NewLog,
     /// It is too old by the clock, of which it is not yet certain that it is right.
     Clock,
@@ -87,8 +87,8 @@ impl Doubt {
             Self::Refused => "old batch refused",
             Self::Old => "old batch accepted, because `old_events` is \"accept\"",
             Self::NewLog => {
-                "old batch accepted, because this log remembers every event that it ever had, and it is \
-                 none of them. It may be a copy of what another bridge received"
+                "old batch accepted, because this log has forgotten no id: its new events may be copies of \
+                 what another bridge received"
             }
             Self::Clock => {
                 "a batch is old by this machine's clock, and accepted because that clock was set, or \
@@ -114,7 +114,7 @@ fn evaluate(
     now: UnixMicros,
     earliest: EarliestNow,
     limit: AgeLimit,
-    remembers_all: bool,
+    has_forgotten_ids: bool,
 ) -> Result<Option<Doubt>, Error> {
     let (Some(oldest), Some(newest)) = (dates.oldest, dates.newest) else {
         return Ok(Some(Doubt::Undated));
@@ -129,7 +129,7 @@ fn evaluate(
         Doubt::Mixed
     } else if limit.is_lifted {
         Doubt::Old
-    } else if remembers_all {
+    } else if !has_forgotten_ids {
         Doubt::NewLog
     } else if !is_old(newest, earliest.at) {
         Doubt::Clock
@@ -141,14 +141,6 @@ fn evaluate(
         });
     };
     Ok(Some(doubt))
-}
-
-/// Whether a log has the id of every event that it ever had: its first event is still there, and is no
-/// older than ids are remembered at least.
-fn remembers_all(range: &Range, now: UnixMicros, limit: AgeLimit) -> bool {
-    let is_whole = range.earliest <= Sequence(1);
-    let oldest = range.earliest_at;
-    is_whole && oldest.is_none_or(|at| age(at, now) <= micros(limit.age_max))
 }
 
 fn age(at: UnixMicros, now: UnixMicros) -> i64 {
@@ -171,8 +163,14 @@ impl Shared {
     /// then.
     pub(super) fn check_age(&self, app: &App, dates: Dates) -> Result<Option<Doubt>, Error> {
         let (limit, now) = (self.options.age, self.log.now());
-        let remembers_all = remembers_all(&self.log.range(), now, limit);
-        let checked = evaluate(dates, now, self.log.earliest_now(), limit, remembers_all);
+        let has_forgotten_ids = self.log.has_forgotten_ids();
+        let checked = evaluate(
+            dates,
+            now,
+            self.log.earliest_now(),
+            limit,
+            has_forgotten_ids,
+        );
         if checked.is_err() {
             self.count(app, Doubt::Refused);
         }
@@ -237,11 +235,11 @@ mod tests {
     }
 
     fn doubt(ages: &[i64]) -> Option<Doubt> {
-        evaluate(aged(ages), NOW, CERTAIN, LIMIT, false).unwrap()
+        evaluate(aged(ages), NOW, CERTAIN, LIMIT, true).unwrap()
     }
 
     fn refusal(ages: &[i64], earliest: EarliestNow) -> Error {
-        evaluate(aged(ages), NOW, earliest, LIMIT, false).unwrap_err()
+        evaluate(aged(ages), NOW, earliest, LIMIT, true).unwrap_err()
     }
 
     #[test]
@@ -278,38 +276,17 @@ mod tests {
             (&[14 * DAY], None),
             (&[16 * DAY, 14 * DAY], Some(Doubt::Mixed)),
         ] {
-            let found = evaluate(aged(ages), NOW, CERTAIN, limit, false).unwrap();
+            let found = evaluate(aged(ages), NOW, CERTAIN, limit, true).unwrap();
             assert_eq!(found, expected, "{ages:?}");
         }
     }
 
     #[test]
     fn a_log_that_never_forgot_anything_accepts_what_is_old() {
-        let check = |range: &Range| {
-            let all = remembers_all(range, NOW, LIMIT);
-            evaluate(aged(&[400 * DAY]), NOW, CERTAIN, LIMIT, all)
-        };
-        let range = |earliest, age: i64| Range {
-            earliest: Sequence(earliest),
-            head: Sequence(9),
-            earliest_at: Some(UnixMicros(NOW.0 - age)),
-            head_at: Some(NOW),
-        };
-        let empty = Range {
-            earliest: Sequence(1),
-            ..Range::default()
-        };
-        for young in [empty, range(1, 0), range(1, 15 * DAY), range(1, -DAY)] {
-            assert_eq!(check(&young).unwrap(), Some(Doubt::NewLog), "{young:?}");
-        }
-        // It is older, retention has removed its first events, or all of them.
-        let emptied = Range {
-            earliest: Sequence(10),
-            earliest_at: None,
-            ..range(10, 0)
-        };
-        for old in [range(1, 15 * DAY + 1), range(2, 0), emptied] {
-            assert!(check(&old).is_err(), "{old:?}");
+        for old in [15 * DAY + 1, 400 * DAY, NOW.0] {
+            let check = |forgotten| evaluate(aged(&[old]), NOW, CERTAIN, LIMIT, forgotten);
+            assert_eq!(check(false).unwrap(), Some(Doubt::NewLog), "{old}");
+            assert!(check(true).is_err(), "{old}");
         }
     }
 
@@ -320,7 +297,7 @@ mod tests {
             at: UnixMicros(NOW.0 - 30 * DAY + age),
             is_confirmed: true,
         };
-        let check = |ahead| evaluate(aged(&[45 * DAY]), NOW, earliest(ahead), LIMIT, false);
+        let check = |ahead| evaluate(aged(&[45 * DAY]), NOW, earliest(ahead), LIMIT, true);
         assert_eq!(check(0).unwrap(), Some(Doubt::Clock));
         assert!(check(1).is_err());
     }
@@ -357,8 +334,8 @@ mod tests {
                     at: UnixMicros(now),
                     ..CERTAIN
                 };
-                let _ = evaluate(dates(at), UnixMicros(now), earliest, LIMIT, false);
-                let found = evaluate(dates(at), UnixMicros(now), earliest, limit, false);
+                let _ = evaluate(dates(at), UnixMicros(now), earliest, LIMIT, true);
+                let found = evaluate(dates(at), UnixMicros(now), earliest, limit, true);
                 assert!(found.is_ok(), "nothing is older than this limit");
             }
         }

@@ -106,6 +106,10 @@ pub trait Log: Send + Sync + 'static {
     /// What the log occupies, and what waits to be written. Cheap.
     fn usage(&self) -> Usage;
 
+    /// Whether there may be an event, in the log or removed, whose repetition it does not recognise any
+    /// more: the id was forgotten, at its time or before it, or was lost to damage. Cheap.
+    fn has_forgotten_ids(&self) -> bool;
+
     /// The time that an event would be stamped with which is appended now, unless the newest event
     /// has a later one: a jump of the system's clock changes it only when it lasts.
     fn now(&self) -> UnixMicros;

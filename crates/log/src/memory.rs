@@ -4,7 +4,10 @@
 use std::{
     collections::{HashSet, VecDeque},
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -80,6 +83,7 @@ pub(super) fn open_with_clock(
             stamps: Stamps::new(UnixMicros(0)),
             ids: Ids::default(),
         }),
+        has_forgotten_ids: AtomicBool::new(false),
         kept: RwLock::default(),
     }))
 }
@@ -91,6 +95,7 @@ pub struct Memory {
     clock: Arc<clock::Watch>,
     /// Held for a whole append, so that appends and what followers see are in one order.
     writer: Mutex<Writer>,
+    has_forgotten_ids: AtomicBool,
     /// Held for moments only, so that reading never waits for a follower.
     kept: RwLock<Kept>,
 }
@@ -128,11 +133,14 @@ impl Ids {
         keys.iter().map(is_new).collect()
     }
 
-    fn remember(&mut self, key: EventKey, ids_min: usize) {
+    /// Remembers an id. True when others are forgotten for it.
+    fn remember(&mut self, key: EventKey, ids_min: usize) -> bool {
+        let mut forgotten = HashSet::new();
         if self.current.len() >= ids_min {
-            self.previous = std::mem::take(&mut self.current);
+            forgotten = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
         }
         self.current.insert(key);
+        !forgotten.is_empty()
     }
 }
 
@@ -192,7 +200,9 @@ impl Memory {
         let applied = self.publisher.apply(&commit.blocks);
         applied.map_err(|gap| Error::Failed(gap.to_string().into()))?;
         for &key in &commit.keys {
-            writer.ids.remember(key, writer.options.ids_min);
+            if writer.ids.remember(key, writer.options.ids_min) {
+                self.has_forgotten_ids.store(true, Ordering::Relaxed);
+            }
         }
         if let Some(last) = commit.blocks.last() {
             writer.epoch = last.epoch();
@@ -334,6 +344,10 @@ impl Log for Memory {
         }
     }
 
+    fn has_forgotten_ids(&self) -> bool {
+        self.has_forgotten_ids.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> UnixMicros {
         self.clock.now()
     }
@@ -364,6 +378,7 @@ mod tests {
             assert_eq!(appended.unwrap().accepted, 1);
             let ids = &log.writer().ids;
             assert!(ids.current.len() + ids.previous.len() <= 20);
+            assert_eq!(log.has_forgotten_ids(), n >= 20, "{n}");
         }
         let again = log
             .append(fixtures::numbered("app_1", 90..100))

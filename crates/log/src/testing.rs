@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,8 +15,7 @@ use futures_util::future::{self, BoxFuture, FutureExt as _};
 use tokio::sync::watch;
 
 use super::{
-    Appended, Block, Damaged, EarliestNow, Error, Follower, Gap, Log, Range, ReadError, Status,
-    Usage,
+    Appended, Block, Damaged, EarliestNow, Error, Follower, Gap, Log, ReadError, Status, Usage,
 };
 use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
@@ -29,7 +28,7 @@ pub struct Scripted<L> {
     /// How many events after the place reading leaves out.
     left_out: AtomicU64,
     earliest_now: Mutex<Option<EarliestNow>>,
-    range: Mutex<Option<Range>>,
+    has_forgotten_ids: AtomicBool,
     damaged: watch::Sender<Arc<[Damaged]>>,
     status: Status,
 }
@@ -63,7 +62,7 @@ impl<L: Log> Scripted<L> {
             follows: Mutex::default(),
             left_out: AtomicU64::new(0),
             earliest_now: Mutex::default(),
-            range: Mutex::default(),
+            has_forgotten_ids: AtomicBool::new(false),
         }
     }
 
@@ -93,9 +92,9 @@ impl<L: Log> Scripted<L> {
         *self.earliest_now.lock().unwrap() = Some(earliest);
     }
 
-    /// What [`Log::range`] returns from now on; the status stays what it is.
-    pub fn set_range(&self, range: Range) {
-        *self.range.lock().unwrap() = Some(range);
+    /// Says from now on that ids were forgotten; the other log still recognises what it did.
+    pub fn forget_ids(&self) {
+        self.has_forgotten_ids.store(true, Ordering::Relaxed);
     }
 
     /// Damages these events from now on: ranges in order, none of them twice. Whole blocks become
@@ -186,13 +185,12 @@ impl<L: Log> Log for Scripted<L> {
         &self.status
     }
 
-    fn range(&self) -> Range {
-        let set = *self.range.lock().unwrap();
-        set.unwrap_or_else(|| self.status().range())
-    }
-
     fn usage(&self) -> Usage {
         self.inner.usage()
+    }
+
+    fn has_forgotten_ids(&self) -> bool {
+        self.has_forgotten_ids.load(Ordering::Relaxed) || self.inner.has_forgotten_ids()
     }
 
     fn now(&self) -> UnixMicros {

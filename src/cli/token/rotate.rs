@@ -70,12 +70,10 @@ impl Rotate {
         };
         let rotated = file.rotate(&self.name, &rotation);
         let rotated = rotated.map_err(|error| failure(&error))?;
-        explain(&rotated);
+        explain(&rotated.after);
         exit::print(&format!("{}\n", token.expose())).inspect_err(|_| {
             // Nobody has seen it, so nobody can use it.
-            if let Some(before) = before {
-                let _ = file.take_back(&before, rotation.digest);
-            }
+            let _ = file.take_back(&rotated.before, rotation.digest);
         })
     }
 }

@@ -167,6 +167,20 @@ async fn a_rotation_that_nobody_has_seen_is_taken_back() {
     scene.file.rotate("one", &lost).unwrap();
     scene.file.take_back(&entry, lost.digest).unwrap();
     assert_eq!(scene.text(), before);
+    // Another command has revoked the old token since this one had read the file.
+    let (_, first) = rotation(SECOND * 3600);
+    scene.file.rotate("one", &first).unwrap();
+    let read = scene.file.read().unwrap().unwrap().remove(0);
+    scene.file.remove_old_token("one").unwrap();
+    let revoked = scene.text();
+    let (_, at_once) = rotation(Duration::ZERO);
+    let rotated = scene.file.rotate("one", &at_once).unwrap();
+    assert_ne!(rotated.before, read);
+    scene
+        .file
+        .take_back(&rotated.before, at_once.digest)
+        .unwrap();
+    assert_eq!(scene.text(), revoked, "it stays revoked");
     let (_, next) = rotation(Duration::ZERO);
     scene.file.rotate("one", &lost).unwrap();
     scene.file.rotate("one", &next).unwrap();

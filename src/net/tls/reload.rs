@@ -18,6 +18,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Replaces a port's certificate when its files change.
 ///
+/// A file that is written over can be read halfway, and half a chain or list of issuers is as valid as
+/// the whole: new files are used once they are the same at two looks, one after the other.
+///
 /// What cannot be used changes nothing: the last good certificate stays, and the files are looked
 /// at again. A certificate and its key are two files, and are seldom written at once, so a fault is
 /// reported only when it is still there at the next look, and then once.
@@ -26,6 +29,8 @@ pub struct Watch {
     shared: Arc<Shared>,
     /// The state of the files that is in use.
     digest: Digest,
+    /// Their state at the last look, if they could be read.
+    seen: Option<Digest>,
     leaf: Leaf,
     trouble: Option<Trouble>,
     /// Whether it was said that the certificate in use has expired.
@@ -42,6 +47,8 @@ struct Trouble {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Look {
     Unchanged,
+    /// They can be used, and may still be written.
+    Changed,
     Replaced,
     Faulty,
 }
@@ -51,6 +58,7 @@ impl Watch {
         let mut watch = Self {
             shared,
             digest: loaded.digest,
+            seen: None,
             leaf: loaded.leaf.clone(),
             trouble: None,
             is_expiry_told: false,
@@ -89,22 +97,25 @@ impl Watch {
     }
 
     pub(super) fn look(&mut self) -> Look {
+        let seen = self.seen.take();
         let read = Contents::read(&self.shared.options).and_then(|contents| {
-            if contents.digest() == self.digest {
+            let digest = contents.digest();
+            self.seen = Some(digest);
+            if digest == self.digest {
                 return Ok(None);
             }
             contents.load(&self.shared.options).map(Some)
         });
         let look = match read {
-            Ok(changed) => {
-                self.mended(changed.is_some());
-                match changed {
-                    Some(loaded) => {
-                        self.replace(loaded);
-                        Look::Replaced
-                    }
-                    None => Look::Unchanged,
-                }
+            Ok(None) => {
+                self.mended(false);
+                Look::Unchanged
+            }
+            Ok(Some(_)) if self.seen != seen => Look::Changed,
+            Ok(Some(loaded)) => {
+                self.mended(true);
+                self.replace(loaded);
+                Look::Replaced
             }
             Err(fault) => {
                 self.report(&fault);

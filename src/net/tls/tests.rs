@@ -323,6 +323,7 @@ async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
 
     let pair = files.authority.server();
     files.write(&pair);
+    assert_eq!(watch.look(), Look::Changed);
     assert_eq!(watch.look(), Look::Replaced);
     assert_eq!(watch.look(), Look::Unchanged);
     let (_, client) = port.shake(&files.connector(None)).await;
@@ -349,6 +350,7 @@ async fn a_pair_that_does_not_match_waits_for_its_other_half() {
     assert_eq!(shown(&client.unwrap()), first);
 
     fs::write(&files.options.key, &pair.key).unwrap();
+    assert_eq!(watch.look(), Look::Changed);
     assert_eq!(watch.look(), Look::Replaced);
     let (_, client) = port.shake(&files.connector(None)).await;
     assert_eq!(shown(&client.unwrap()), certificate(&pair));
@@ -391,6 +393,7 @@ async fn links_that_are_turned_to_another_directory_are_followed() {
     revision("..2", &pair);
     std::os::unix::fs::symlink("..2", root.join("..new")).unwrap();
     fs::rename(root.join("..new"), root.join("..data")).unwrap();
+    assert_eq!(watch.look(), Look::Changed);
     assert_eq!(watch.look(), Look::Replaced);
     let (_, client) = port.shake(&files.connector(None)).await;
     assert_eq!(shown(&client.unwrap()), certificate(&pair));
@@ -406,9 +409,43 @@ async fn another_issuer_of_clients_counts_from_the_next_connection_on() {
     assert!(accepted.is_none());
     let path = files.options.client_ca.clone().unwrap();
     fs::write(path, &successor.pem).unwrap();
+    assert_eq!(watch.look(), Look::Changed);
     assert_eq!(watch.look(), Look::Replaced);
     let (accepted, _connected) = port.shake(&files.connector(Some(&pair))).await;
     assert!(accepted.is_some());
+}
+
+#[tokio::test]
+async fn files_that_are_being_written_are_not_used_until_they_stay_as_they_are() {
+    let files = Files::new().asking_for_certificates();
+    let (port, mut watch) = files.open();
+    let (one, other) = (Authority::new(), Authority::new());
+    let path = files.options.client_ca.clone().unwrap();
+    let first = fs::read_to_string(&path).unwrap();
+    // Each piece of the new list that ends with a certificate is a valid list.
+    let whole = format!("{}{}{first}", one.pem, other.pem);
+    for written in [one.pem.clone(), format!("{}{}", one.pem, other.pem)] {
+        fs::write(&path, written).unwrap();
+        assert_eq!(watch.look(), Look::Changed);
+    }
+    // What it was for a moment before does not count either.
+    fs::write(&path, &first).unwrap();
+    assert_eq!(watch.look(), Look::Unchanged);
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(watch.look(), Look::Changed);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(watch.look(), Look::Faulty);
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(watch.look(), Look::Changed);
+    let pair = one.client("billing");
+    let (accepted, _connected) = port.shake(&files.connector(Some(&pair))).await;
+    assert!(accepted.is_none());
+    assert_eq!(watch.look(), Look::Replaced);
+    for authority in [&one, &other, &files.authority] {
+        let pair = authority.client("billing");
+        let (accepted, _connected) = port.shake(&files.connector(Some(&pair))).await;
+        assert!(accepted.is_some());
+    }
 }
 
 #[test]

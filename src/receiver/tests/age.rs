@@ -1,10 +1,7 @@
 //! Batches that are too old to be recognised as repetitions.
 
 use super::*;
-use crate::{
-    event::{Sequence, UnixMicros},
-    log::{EarliestNow, Range},
-};
+use crate::{event::UnixMicros, log::EarliestNow};
 
 const DAY: i64 = 24 * 60 * 60;
 
@@ -32,15 +29,6 @@ impl Bridge {
         });
     }
 
-    /// Retention has removed events, whose ids may be forgotten.
-    fn forget(&self) {
-        let range = self.log.range();
-        self.log.set_range(Range {
-            earliest: Sequence(2),
-            ..range
-        });
-    }
-
     #[track_caller]
     fn assert_doubtful(&self, reason: &str, count: u64) {
         let page = self.metrics.render();
@@ -54,7 +42,7 @@ impl Bridge {
 async fn a_batch_in_which_every_event_is_old_is_refused() {
     let bridge = Bridge::start().await;
     bridge.assert_doubtful("refused", 0);
-    bridge.forget();
+    bridge.log.forget_ids();
     bridge.confirm_clock(0);
     for old in [&[15 * DAY + 60][..], &[16 * DAY, 31 * DAY], &[800 * DAY]] {
         send(&bridge, &aged(old))
@@ -72,7 +60,7 @@ async fn a_batch_in_which_every_event_is_old_is_refused() {
 #[tokio::test]
 async fn an_old_batch_is_to_be_retried_while_the_clock_may_be_wrong() {
     let bridge = Bridge::start().await;
-    bridge.forget();
+    bridge.log.forget_ids();
     // The clock has not kept pace for a day yet.
     send(&bridge, &aged(&[16 * DAY]))
         .await
@@ -126,7 +114,7 @@ async fn old_batches_are_accepted_where_the_operator_says_so() {
 async fn what_cannot_be_judged_is_accepted_and_counted() {
     let bridge = Bridge::start().await;
     bridge.confirm_clock(0);
-    bridge.forget();
+    bridge.log.forget_ids();
     send(&bridge, EMPTY).await.assert_accepted(0, 0);
     bridge.assert_doubtful("first_of_app", 0);
     send(&bridge, TWO).await.assert_accepted(2, 0);

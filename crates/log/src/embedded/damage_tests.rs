@@ -408,6 +408,55 @@ async fn a_damaged_file_of_ids_is_kept_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_knows_at_each_later_start_that_ids_were_lost() {
+    type Damage = fn(&Path);
+    let nothing: Damage = |_| {};
+    let first: Damage = |dir| cut(&id_files(dir)[0], 1);
+    let all: Damage = |dir| fs::remove_dir_all(dir.join(directory::IDS_DIRECTORY)).unwrap();
+    let manifest: Damage = |dir| fs::remove_file(dir.join(MANIFEST_FILE)).unwrap();
+    let segment: Damage = |dir| fs::remove_file(&segment_paths(dir)[0]).unwrap();
+    let template = template().await;
+    // Nothing was removed from this one.
+    let whole = tempfile::tempdir().unwrap();
+    let log = open_at(whole.path()).unwrap();
+    for first in [0, 100, 200] {
+        log.append(batch(first..first + 100)).await.unwrap();
+    }
+    log.close().await;
+    drop(log);
+    for (what, damages, are_lost) in [
+        // Retention has removed events, which the first segment has together with others.
+        ("nothing", &[nothing][..], false),
+        ("the manifest", &[manifest], false),
+        ("the first segment", &[segment], false),
+        ("the first file of ids", &[first], false),
+        ("all ids and the manifest", &[all, manifest], false),
+        ("a segment and its file of ids", &[segment, first], true),
+        ("a segment and all ids", &[segment, all], true),
+        ("that and the manifest", &[segment, all, manifest], true),
+    ] {
+        assert_forgotten(template.path(), what, damages, are_lost).await;
+    }
+    for damages in [&[nothing][..], &[all], &[manifest], &[all, manifest]] {
+        assert_forgotten(whole.path(), "whole", damages, false).await;
+    }
+}
+
+async fn assert_forgotten(template: &Path, what: &str, damages: &[fn(&Path)], are_lost: bool) {
+    let dir = copy(template);
+    damages.iter().for_each(|damage| damage(dir.path()));
+    for start in 0..3_u64 {
+        let log = open_at(dir.path()).unwrap();
+        assert_eq!(log.has_forgotten_ids(), are_lost, "{what}, start {start}");
+        // Files of ids are written, merged, and continue each other.
+        let first = 10_000 + start * 100;
+        log.append(batch(first..first + 100)).await.unwrap();
+        assert_eq!(log.has_forgotten_ids(), are_lost, "{what}, start {start}");
+        log.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_damaged_in_a_segment_are_made_anew_from_its_events() {
     let template = template().await;
     for path in segment_paths(template.path()) {

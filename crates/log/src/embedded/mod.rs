@@ -274,7 +274,7 @@ fn start(
         segments: Arc::new(found.segments),
         publisher: Publisher::new(found.range, epochs, Health::Ready),
         reserve: Reserve::new(directory.path(), options.retention_bytes),
-        ids_usage: Mutex::new(ids.usage(None)),
+        ids_usage: Mutex::new(ids.usage(found.range.head, None)),
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
@@ -452,6 +452,10 @@ impl Log for Embedded {
             queued_batches: self.shared.queue.len(),
             clock_jumps: self.shared.clock.jumps(),
         }
+    }
+
+    fn has_forgotten_ids(&self) -> bool {
+        self.shared.ids_usage().forgotten > 0
     }
 
     fn now(&self) -> UnixMicros {

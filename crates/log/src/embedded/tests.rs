@@ -922,10 +922,12 @@ async fn ids_are_remembered_for_their_time_and_forgotten_a_day_later() {
             }
             let again = append(&log, numbers.clone()).await.unwrap();
             assert_eq!(again.accepted, 0, "15 days");
+            assert_eq!(log.has_forgotten_ids(), restart, "only of the first round");
         }
         now.fetch_add(16 * day, Ordering::SeqCst);
         let head = log.range().head.0;
         waits_until(|| forgotten_through(dir.path()) == head).await;
+        waits_until(|| log.has_forgotten_ids()).await;
         assert_eq!(append(&log, numbers).await.unwrap().accepted, 5_000);
     }
 }

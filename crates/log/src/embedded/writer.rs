@@ -307,7 +307,7 @@ impl Writer {
         if self.ids.forget(now) {
             self.shared.keeper.work_on_ids();
         }
-        let usage = self.ids.usage(Some(now));
+        let usage = self.ids.usage(self.shared.range().head, Some(now));
         *self.shared.ids_usage() = usage;
         self.ids_budget.compare(&usage, now.time);
     }

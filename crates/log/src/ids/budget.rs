@@ -23,6 +23,8 @@ pub struct Usage {
     pub bytes_expected: u64,
     /// How many were forgotten before their time since the log was opened.
     pub forgotten_early: u64,
+    /// Of how many events the id is not known any more, at their time, before it, or because of damage.
+    pub forgotten: u64,
 }
 
 impl Usage {
@@ -123,6 +125,7 @@ mod tests {
             bytes_max: 101,
             bytes_expected,
             forgotten_early: 0,
+            forgotten: 0,
         };
         assert!(!usage(50, 101).is_tight());
         assert!(usage(51, 51).is_tight());

@@ -225,8 +225,11 @@ impl Ids {
         has_work || sealed
     }
 
-    /// What the keys occupy, and will occupy if that can be told.
-    pub(crate) fn usage(&self, now: Option<&RetentionNow>) -> Usage {
+    /// What the keys occupy, and will occupy if that can be told, in a log whose newest event is `head`.
+    ///
+    /// Each event had a key of its own, so those of as many events are unknown as there are fewer keys:
+    /// also when files are gone, and were begun anew with what was left in the segments.
+    pub(crate) fn usage(&self, head: Sequence, now: Option<&RetentionNow>) -> Usage {
         let View { sealed, files } = self.background.view();
         let sets = [sealed.as_deref(), Some(&self.recent)]
             .into_iter()
@@ -246,6 +249,7 @@ impl Ids {
             bytes_max: self.limits.bytes_max,
             bytes_expected: expected.unwrap_or(0).max(bytes),
             forgotten_early: self.forgotten_early,
+            forgotten: head.0.saturating_sub(self.len()),
         }
     }
 

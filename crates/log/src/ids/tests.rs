@@ -102,6 +102,11 @@ impl Rig {
         self.work(usize::MAX);
     }
 
+    fn usage(&self) -> Usage {
+        let now = RetentionNow::at(self.now);
+        self.ids.usage(self.head(), Some(&now))
+    }
+
     pub(super) fn forget(&mut self) {
         self.ids.forget(&RetentionNow::at(self.now));
     }
@@ -598,13 +603,15 @@ fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
     };
     assert_eq!(sizes.len(), 8);
     let of_last = |count: usize| sizes[8 - count..].iter().sum::<u64>();
-    let before = rig.ids.usage(Some(&RetentionNow::at(rig.now)));
+    let before = rig.usage();
     assert_eq!((before.bytes, before.forgotten_early), (of_last(8), 0));
+    assert_eq!(before.forgotten, 0);
     rig.ids.limits.bytes_max = of_last(5);
     rig.forget();
     rig.work(usize::MAX);
-    let after = rig.ids.usage(None);
+    let after = rig.ids.usage(rig.head(), None);
     assert_eq!((after.bytes, after.forgotten_early), (of_last(5), 300));
+    assert_eq!(after.forgotten, 300);
     assert_eq!(after.bytes_expected, after.bytes);
     for span in 0..8 {
         let expected = [span >= 3; 2];
@@ -612,19 +619,19 @@ fn too_many_ids_are_forgotten_early_oldest_first_but_none_of_the_last_day() {
     }
     // One more byte than they may take costs a file, and what is young stays whatever it takes.
     rig.forget();
-    assert_eq!(rig.ids.usage(None).bytes, of_last(5));
+    assert_eq!(rig.usage().bytes, of_last(5));
     rig.ids.limits.bytes_max = of_last(5) - 1;
     rig.forget();
-    assert_eq!(rig.ids.usage(None).bytes, of_last(4));
+    assert_eq!(rig.usage().bytes, of_last(4));
     rig.ids.limits.bytes_max = 0;
     rig.now -= 1;
     rig.forget();
     assert_eq!(
-        rig.ids.usage(None).bytes,
+        rig.usage().bytes,
         of_last(1),
         "it is no older than its span"
     );
     rig.now += 1;
     rig.forget();
-    assert_eq!(rig.ids.usage(None).bytes, 0);
+    assert_eq!(rig.usage().bytes, 0);
 }
