@@ -208,6 +208,14 @@ impl Bus {
             .len()
     }
 
+    /// The first event in the window; `None` while there is none.
+    #[must_use]
+    pub fn window_first(&self) -> Option<Sequence> {
+        let window = self.window.read().unwrap_or_else(PoisonError::into_inner);
+        let oldest = window.blocks.front()?;
+        Some(oldest.block.first_sequence())
+    }
+
     /// When the event after a position was received. If it has left the window, this is the time of
     /// the oldest block in the window, which is later.
     #[must_use]
