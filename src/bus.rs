@@ -175,7 +175,7 @@ impl Bus {
         for entry in &self.groups {
             if is_full {
                 // They are of earlier blocks: who still wants one makes it again.
-                entry.value().extracts.clear(&self.extract_bytes);
+                entry.value().extracts.try_clear(&self.extract_bytes);
             }
             entry.value().publish(entry.key(), block, evicted.through);
         }
