@@ -40,20 +40,20 @@ impl Outlet {
 /// A session as a body. Takes the session when it is first polled.
 pub(super) struct SessionBody {
     state: State,
-    response_bytes_max: usize,
+    frame_bytes_max: usize,
 }
 
 enum State {
     Idle(Outlet),
-    Running(BoxFuture<'static, (Option<Frame<Bytes>>, Option<CursorSession>)>),
+    Running(BoxFuture<'static, (Result<Frame<Bytes>, Status>, Option<Frames>)>),
     Done,
 }
 
 impl SessionBody {
-    pub(super) fn new(outlet: Outlet, response_bytes_max: usize) -> Self {
+    pub(super) fn new(outlet: Outlet, frame_bytes_max: usize) -> Self {
         Self {
             state: State::Idle(outlet),
-            response_bytes_max,
+            frame_bytes_max,
         }
     }
 }
@@ -66,22 +66,25 @@ impl Body for SessionBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let bytes_max = self.response_bytes_max;
+        let bytes_max = self.frame_bytes_max;
         loop {
             match &mut self.state {
                 State::Idle(outlet) => {
                     self.state = match outlet.take() {
-                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                        Some(session) => {
+                            let frames = Frames::new(session, bytes_max);
+                            State::Running(Box::pin(frames.next()))
+                        }
                         None => State::Done,
                     };
                 }
                 State::Running(future) => {
-                    let (frame, session) = ready!(future.as_mut().poll(context));
-                    self.state = match session {
-                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                    let (frame, more) = ready!(future.as_mut().poll(context));
+                    self.state = match more {
+                        Some(frames) => State::Running(Box::pin(frames.next())),
                         None => State::Done,
                     };
-                    return Poll::Ready(frame.map(Ok));
+                    return Poll::Ready(Some(frame));
                 }
                 State::Done => return Poll::Ready(None),
             }
@@ -89,32 +92,59 @@ impl Body for SessionBody {
     }
 }
 
-/// The next frame, and the session unless that was the last one.
-async fn next(
-    mut session: CursorSession,
+/// A session as frames of limited length: whoever sends one holds all of it until its client has room.
+struct Frames {
+    session: CursorSession,
     bytes_max: usize,
-) -> (Option<Frame<Bytes>>, Option<CursorSession>) {
-    loop {
-        session.ready().await;
-        match session.take(bytes_max) {
-            None => {}
-            Some(Step::Response(mut response)) => {
-                let bytes = response.copy_to_bytes(response.remaining());
-                session.sent(response.events, bytes.len());
-                // Nobody says how long its client takes for this one.
-                session.park();
-                return (Some(Frame::data(bytes)), Some(session));
-            }
-            Some(Step::End(end)) => {
-                return (Some(Frame::trailers(trailers(&ended(&end)))), None);
-            }
-        }
-    }
+    /// How many events and bytes the response has that is sent now.
+    sending: (usize, usize),
 }
 
+impl Frames {
+    fn new(session: CursorSession, bytes_max: usize) -> Self {
+        Self {
+            session,
+            bytes_max,
+            sending: (0, 0),
+        }
+    }
+
+    /// The next frame, and those after it unless that was the last one.
+    async fn next(mut self) -> (Result<Frame<Bytes>, Status>, Option<Self>) {
+        while self.session.rest_bytes() == 0 {
+            self.session.ready().await;
+            match self.session.take(self.bytes_max) {
+                None => {}
+                Some(Step::Response(response)) => {
+                    self.sending = (response.events, response.remaining());
+                    self.session.split(response);
+                }
+                Some(Step::End(end)) => {
+                    return (Ok(Frame::trailers(trailers(&ended(&end)))), None);
+                }
+            }
+        }
+        let Some(mut piece) = self.session.piece(self.bytes_max).await else {
+            // gRPC-Web's trailers are bytes of the body: within a message they would be taken for it.
+            return match self.session.take(0) {
+                Some(Step::End(end)) => (Err(ended(&end)), None),
+                Some(Step::Response(_)) | None => (Err(Status::internal("no message")), None),
+            };
+        };
+        let bytes = piece.copy_to_bytes(piece.remaining());
+        if self.session.rest_bytes() == 0 {
+            let (events, bytes) = self.sending;
+            self.session.sent(events, bytes);
+        }
+        // Nobody says how long its client takes for this one.
+        self.session.park();
+        (Ok(Frame::data(bytes)), Some(self))
 /// A request's body of which a part may be read before anybody asks for it. So a call that waits for
 /// something else does not hold the window that all calls of its connection share.
 pub(super) struct ReadAhead {
+    }
+}
+
     body: body::Body,
     bytes_max: usize,
     bytes: usize,
