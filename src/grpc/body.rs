@@ -22,6 +22,9 @@ use crate::{
     subscription::{CursorSession, Step, Subscriptions},
 };
 
+/// What gRPC puts before each message: a flag and its length, in bytes.
+const PREFIX_BYTES: usize = 5;
+
 /// A response's extension: the session behind its body, for a connection that can send responses
 /// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
 #[derive(Clone)]
@@ -139,25 +142,25 @@ impl Frames {
         // Nobody says how long its client takes for this one.
         self.session.park();
         (Ok(Frame::data(bytes)), Some(self))
-/// A request's body of which a part may be read before anybody asks for it. So a call that waits for
-/// something else does not hold the window that all calls of its connection share.
-pub(super) struct ReadAhead {
     }
 }
 
+/// A request's body of which a part may be read before anybody asks for it. So a call that waits for
+/// something else does not hold the window that all calls of its connection share.
+pub(super) struct ReadAhead {
     body: body::Body,
-    bytes_max: usize,
+    message_bytes_max: usize,
     bytes: usize,
     frames: VecDeque<Result<Frame<Bytes>, Status>>,
     is_read: bool,
 }
 
 impl ReadAhead {
-    /// With so many bytes read ahead at most.
-    pub(super) fn new(body: body::Body, bytes_max: usize) -> Self {
+    /// With a message of so many bytes read ahead at most.
+    pub(super) fn new(body: body::Body, message_bytes_max: usize) -> Self {
         Self {
             body,
-            bytes_max,
+            message_bytes_max,
             bytes: 0,
             frames: VecDeque::new(),
             is_read: false,
@@ -166,7 +169,8 @@ impl ReadAhead {
 
     /// Reads ahead. Resolves only if the body has more bytes than may be read ahead.
     pub(super) async fn overflow(&mut self) -> Failure {
-        while self.bytes <= self.bytes_max && !self.is_read {
+        let bytes_max = self.message_bytes_max.saturating_add(PREFIX_BYTES);
+        while self.bytes <= bytes_max && !self.is_read {
             let frame = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
             self.is_read = !matches!(frame, Some(Ok(_)));
             let data = frame
@@ -175,10 +179,10 @@ impl ReadAhead {
             self.bytes += data.map_or(0, Bytes::len);
             self.frames.extend(frame);
         }
-        if self.bytes <= self.bytes_max {
+        if self.bytes <= bytes_max {
             std::future::pending::<()>().await;
         }
-        let bytes_max = self.bytes_max;
+        let bytes_max = self.message_bytes_max;
         Failure::Message {
             description: format!("a message of more than {bytes_max} bytes"),
         }
@@ -212,6 +216,9 @@ pub(super) struct Counted {
     subscriptions: Arc<Subscriptions>,
     quota: Option<Arc<Quota>>,
     counted: Vec<CountedFilter>,
+    /// How many bytes more are counted: of many messages, nobody keeps more than the one that is not
+    /// whole yet.
+    bytes_left: usize,
 }
 
 impl Counted {
@@ -219,21 +226,25 @@ impl Counted {
         body: body::Body,
         subscriptions: Arc<Subscriptions>,
         quota: Option<Arc<Quota>>,
+        message_bytes_max: usize,
     ) -> Self {
         Self {
             body,
             subscriptions,
             quota,
             counted: Vec::new(),
+            bytes_left: message_bytes_max.saturating_add(PREFIX_BYTES),
         }
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Status> {
-        if self.quota.is_none() {
+        let bytes = bytes.min(self.bytes_left);
+        if bytes == 0 || self.quota.is_none() {
             return Ok(());
         }
         let counted = self.subscriptions.count(bytes, self.quota.as_ref());
         let counted = counted.map_err(|failure| Status::from(&Failure::Stream(failure)))?;
+        self.bytes_left -= bytes;
         if self.counted.is_empty() {
             self.counted = counted;
         } else {
@@ -317,7 +328,42 @@ mod tests {
     use futures_util::{FutureExt as _, StreamExt as _};
     use http_body_util::{BodyExt as _, StreamBody};
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{
+        bus::{self, Bus},
+        log::memory,
+        metrics::Metrics,
+        subscription::Options,
+    };
+
+    #[tokio::test]
+    async fn of_many_messages_no_more_counts_than_one_can_have() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+        let options = Options {
+            filters_bytes_per_credential_max: 25,
+            ..Options::default()
+        };
+        let metrics = Arc::new(Metrics::new());
+        let draining = CancellationToken::new();
+        let subscriptions = Subscriptions::new(options, log, bus, metrics, draining);
+        let quota = Arc::<Quota>::default();
+        let frames = (0..10).map(|_| Ok::<_, Status>(Frame::data(Bytes::from_static(b"0123"))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let body = body::Body::new(body);
+        let mut body = Counted::new(body, subscriptions, Some(Arc::clone(&quota)), 10);
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame.unwrap().into_data().unwrap().len();
+        }
+        assert_eq!(bytes, 40);
+        assert!(quota.filter(11, 25).is_err(), "the body is still there");
+        assert!(quota.filter(10, 25).is_ok());
+        drop(body);
+        assert!(quota.filter(25, 25).is_ok());
+    }
 
     fn ahead(parts: &'static [&'static [u8]], ends: bool) -> ReadAhead {
         let parts = parts
@@ -346,9 +392,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_sends_too_much_before_it_is_let_in_is_refused() {
-        let mut exact = ahead(&[b"0123456789"], false);
+        let mut exact = ahead(&[b"\0\0\0\0\x0a", b"0123456789"], false);
         assert!(exact.overflow().now_or_never().is_none());
-        let mut over = ahead(&[b"0123456789", b"0", b"1"], false);
+        let mut over = ahead(&[b"\0\0\0\0\x0b", b"0123456789", b"0", b"1"], false);
         let failure = over.overflow().now_or_never().unwrap();
         assert!(matches!(failure, Failure::Message { .. }));
     }
