@@ -48,7 +48,7 @@ pub(super) struct SessionBody {
 
 enum State {
     Idle(Outlet),
-    Running(BoxFuture<'static, (Result<Frame<Bytes>, Status>, Option<Frames>)>),
+    Running(BoxFuture<'static, Next>),
     Done,
 }
 
@@ -95,6 +95,9 @@ impl Body for SessionBody {
     }
 }
 
+/// The next frame, and those after it unless that was the last one.
+type Next = (Result<Frame<Bytes>, Status>, Option<Frames>);
+
 /// A session as frames of limited length: whoever sends one holds all of it until its client has room.
 struct Frames {
     session: CursorSession,
@@ -112,8 +115,7 @@ impl Frames {
         }
     }
 
-    /// The next frame, and those after it unless that was the last one.
-    async fn next(mut self) -> (Result<Frame<Bytes>, Status>, Option<Self>) {
+    async fn next(mut self) -> Next {
         while self.session.rest_bytes() == 0 {
             self.session.ready().await;
             match self.session.take(self.bytes_max) {
