@@ -175,7 +175,7 @@ impl Bus {
         for entry in &self.groups {
             if is_full {
                 // They are of earlier blocks: who still wants one makes it again.
-                entry.value().extracts.clear(&self.extract_bytes);
+                entry.value().extracts.try_clear(&self.extract_bytes);
             }
             entry.value().publish(entry.key(), block, evicted.through);
         }
@@ -206,6 +206,14 @@ impl Bus {
             .unwrap_or_else(PoisonError::into_inner)
             .blocks
             .len()
+    }
+
+    /// The first event in the window; `None` while there is none.
+    #[must_use]
+    pub fn window_first(&self) -> Option<Sequence> {
+        let window = self.window.read().unwrap_or_else(PoisonError::into_inner);
+        let oldest = window.blocks.front()?;
+        Some(oldest.block.first_sequence())
     }
 
     /// When the event after a position was received. If it has left the window, this is the time of

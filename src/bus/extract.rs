@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -123,6 +123,17 @@ impl Extracts {
     /// Keeps none. What they took is taken from the bytes of all groups.
     pub(super) fn clear(&self, bytes: &AtomicUsize) {
         bytes.fetch_sub(self.lock().clear(), Ordering::Relaxed);
+    }
+
+    /// The same, unless a subscriber makes one: publishing does not wait for it. Whoever makes one
+    /// while there are too many keeps none itself.
+    pub(super) fn try_clear(&self, bytes: &AtomicUsize) {
+        let mut kept = match self.0.try_lock() {
+            Ok(kept) => kept,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        bytes.fetch_sub(kept.clear(), Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -251,6 +262,20 @@ mod tests {
             .unwrap();
         assert!(extract.view().bytes() > KEPT_BYTES_MAX);
         assert_eq!(count(), 0, "what is too large serves once");
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_whoever_makes_an_extract_to_clear_the_others() {
+        let (extracts, bytes) = (Extracts::default(), AtomicUsize::new(0));
+        let taken = taken(&bytes, usize::MAX);
+        extracts.get(&filter("wanted"), &block(1, 4), Format::Typed, &taken);
+        let before = bytes.load(Ordering::Relaxed);
+        let making = extracts.lock();
+        extracts.try_clear(&bytes);
+        assert_eq!(bytes.load(Ordering::Relaxed), before);
+        drop(making);
+        extracts.try_clear(&bytes);
         assert_eq!(bytes.load(Ordering::Relaxed), 0);
     }
 

@@ -22,6 +22,9 @@ use crate::{
     subscription::{CursorSession, Step, Subscriptions},
 };
 
+/// What gRPC puts before each message: a flag and its length, in bytes.
+const PREFIX_BYTES: usize = 5;
+
 /// A response's extension: the session behind its body, for a connection that can send responses
 /// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
 #[derive(Clone)]
@@ -40,20 +43,20 @@ impl Outlet {
 /// A session as a body. Takes the session when it is first polled.
 pub(super) struct SessionBody {
     state: State,
-    response_bytes_max: usize,
+    frame_bytes_max: usize,
 }
 
 enum State {
     Idle(Outlet),
-    Running(BoxFuture<'static, (Option<Frame<Bytes>>, Option<CursorSession>)>),
+    Running(BoxFuture<'static, Next>),
     Done,
 }
 
 impl SessionBody {
-    pub(super) fn new(outlet: Outlet, response_bytes_max: usize) -> Self {
+    pub(super) fn new(outlet: Outlet, frame_bytes_max: usize) -> Self {
         Self {
             state: State::Idle(outlet),
-            response_bytes_max,
+            frame_bytes_max,
         }
     }
 }
@@ -66,22 +69,25 @@ impl Body for SessionBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let bytes_max = self.response_bytes_max;
+        let bytes_max = self.frame_bytes_max;
         loop {
             match &mut self.state {
                 State::Idle(outlet) => {
                     self.state = match outlet.take() {
-                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                        Some(session) => {
+                            let frames = Frames::new(session, bytes_max);
+                            State::Running(Box::pin(frames.next()))
+                        }
                         None => State::Done,
                     };
                 }
                 State::Running(future) => {
-                    let (frame, session) = ready!(future.as_mut().poll(context));
-                    self.state = match session {
-                        Some(session) => State::Running(Box::pin(next(session, bytes_max))),
+                    let (frame, more) = ready!(future.as_mut().poll(context));
+                    self.state = match more {
+                        Some(frames) => State::Running(Box::pin(frames.next())),
                         None => State::Done,
                     };
-                    return Poll::Ready(frame.map(Ok));
+                    return Poll::Ready(Some(frame));
                 }
                 State::Done => return Poll::Ready(None),
             }
@@ -89,26 +95,55 @@ impl Body for SessionBody {
     }
 }
 
-/// The next frame, and the session unless that was the last one.
-async fn next(
-    mut session: CursorSession,
+/// The next frame, and those after it unless that was the last one.
+type Next = (Result<Frame<Bytes>, Status>, Option<Frames>);
+
+/// A session as frames of limited length: whoever sends one holds all of it until its client has room.
+struct Frames {
+    session: CursorSession,
     bytes_max: usize,
-) -> (Option<Frame<Bytes>>, Option<CursorSession>) {
-    loop {
-        session.ready().await;
-        match session.take(bytes_max) {
-            None => {}
-            Some(Step::Response(mut response)) => {
-                let bytes = response.copy_to_bytes(response.remaining());
-                session.sent(response.events, bytes.len());
-                // Nobody says how long its client takes for this one.
-                session.park();
-                return (Some(Frame::data(bytes)), Some(session));
-            }
-            Some(Step::End(end)) => {
-                return (Some(Frame::trailers(trailers(&ended(&end)))), None);
+    /// How many events and bytes the response has that is sent now.
+    sending: (usize, usize),
+}
+
+impl Frames {
+    fn new(session: CursorSession, bytes_max: usize) -> Self {
+        Self {
+            session,
+            bytes_max,
+            sending: (0, 0),
+        }
+    }
+
+    async fn next(mut self) -> Next {
+        while self.session.rest_bytes() == 0 {
+            self.session.ready().await;
+            match self.session.take(self.bytes_max) {
+                None => {}
+                Some(Step::Response(response)) => {
+                    self.sending = (response.events, response.remaining());
+                    self.session.split(response);
+                }
+                Some(Step::End(end)) => {
+                    return (Ok(Frame::trailers(trailers(&ended(&end)))), None);
+                }
             }
         }
+        let Some(mut piece) = self.session.piece(self.bytes_max).await else {
+            // gRPC-Web's trailers are bytes of the body: within a message they would be taken for it.
+            return match self.session.take(0) {
+                Some(Step::End(end)) => (Err(ended(&end)), None),
+                Some(Step::Response(_)) | None => (Err(Status::internal("no message")), None),
+            };
+        };
+        let bytes = piece.copy_to_bytes(piece.remaining());
+        if self.session.rest_bytes() == 0 {
+            let (events, bytes) = self.sending;
+            self.session.sent(events, bytes);
+        }
+        // Nobody says how long its client takes for this one.
+        self.session.park();
+        (Ok(Frame::data(bytes)), Some(self))
     }
 }
 
@@ -116,18 +151,18 @@ async fn next(
 /// something else does not hold the window that all calls of its connection share.
 pub(super) struct ReadAhead {
     body: body::Body,
-    bytes_max: usize,
+    message_bytes_max: usize,
     bytes: usize,
     frames: VecDeque<Result<Frame<Bytes>, Status>>,
     is_read: bool,
 }
 
 impl ReadAhead {
-    /// With so many bytes read ahead at most.
-    pub(super) fn new(body: body::Body, bytes_max: usize) -> Self {
+    /// With a message of so many bytes read ahead at most.
+    pub(super) fn new(body: body::Body, message_bytes_max: usize) -> Self {
         Self {
             body,
-            bytes_max,
+            message_bytes_max,
             bytes: 0,
             frames: VecDeque::new(),
             is_read: false,
@@ -136,7 +171,8 @@ impl ReadAhead {
 
     /// Reads ahead. Resolves only if the body has more bytes than may be read ahead.
     pub(super) async fn overflow(&mut self) -> Failure {
-        while self.bytes <= self.bytes_max && !self.is_read {
+        let bytes_max = self.message_bytes_max.saturating_add(PREFIX_BYTES);
+        while self.bytes <= bytes_max && !self.is_read {
             let frame = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
             self.is_read = !matches!(frame, Some(Ok(_)));
             let data = frame
@@ -145,10 +181,10 @@ impl ReadAhead {
             self.bytes += data.map_or(0, Bytes::len);
             self.frames.extend(frame);
         }
-        if self.bytes <= self.bytes_max {
+        if self.bytes <= bytes_max {
             std::future::pending::<()>().await;
         }
-        let bytes_max = self.bytes_max;
+        let bytes_max = self.message_bytes_max;
         Failure::Message {
             description: format!("a message of more than {bytes_max} bytes"),
         }
@@ -182,6 +218,9 @@ pub(super) struct Counted {
     subscriptions: Arc<Subscriptions>,
     quota: Option<Arc<Quota>>,
     counted: Vec<CountedFilter>,
+    /// How many bytes more are counted: of many messages, nobody keeps more than the one that is not
+    /// whole yet.
+    bytes_left: usize,
 }
 
 impl Counted {
@@ -189,21 +228,25 @@ impl Counted {
         body: body::Body,
         subscriptions: Arc<Subscriptions>,
         quota: Option<Arc<Quota>>,
+        message_bytes_max: usize,
     ) -> Self {
         Self {
             body,
             subscriptions,
             quota,
             counted: Vec::new(),
+            bytes_left: message_bytes_max.saturating_add(PREFIX_BYTES),
         }
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Status> {
-        if self.quota.is_none() {
+        let bytes = bytes.min(self.bytes_left);
+        if bytes == 0 || self.quota.is_none() {
             return Ok(());
         }
         let counted = self.subscriptions.count(bytes, self.quota.as_ref());
         let counted = counted.map_err(|failure| Status::from(&Failure::Stream(failure)))?;
+        self.bytes_left -= bytes;
         if self.counted.is_empty() {
             self.counted = counted;
         } else {
@@ -287,7 +330,42 @@ mod tests {
     use futures_util::{FutureExt as _, StreamExt as _};
     use http_body_util::{BodyExt as _, StreamBody};
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{
+        bus::{self, Bus},
+        log::memory,
+        metrics::Metrics,
+        subscription::Options,
+    };
+
+    #[tokio::test]
+    async fn of_many_messages_no_more_counts_than_one_can_have() {
+        let log = memory::open(memory::Options::default()).unwrap();
+        let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+        let options = Options {
+            filters_bytes_per_credential_max: 25,
+            ..Options::default()
+        };
+        let metrics = Arc::new(Metrics::new());
+        let draining = CancellationToken::new();
+        let subscriptions = Subscriptions::new(options, log, bus, metrics, draining);
+        let quota = Arc::<Quota>::default();
+        let frames = (0..10).map(|_| Ok::<_, Status>(Frame::data(Bytes::from_static(b"0123"))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let body = body::Body::new(body);
+        let mut body = Counted::new(body, subscriptions, Some(Arc::clone(&quota)), 10);
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame.unwrap().into_data().unwrap().len();
+        }
+        assert_eq!(bytes, 40);
+        assert!(quota.filter(11, 25).is_err(), "the body is still there");
+        assert!(quota.filter(10, 25).is_ok());
+        drop(body);
+        assert!(quota.filter(25, 25).is_ok());
+    }
 
     fn ahead(parts: &'static [&'static [u8]], ends: bool) -> ReadAhead {
         let parts = parts
@@ -316,9 +394,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_sends_too_much_before_it_is_let_in_is_refused() {
-        let mut exact = ahead(&[b"0123456789"], false);
+        let mut exact = ahead(&[b"\0\0\0\0\x0a", b"0123456789"], false);
         assert!(exact.overflow().now_or_never().is_none());
-        let mut over = ahead(&[b"0123456789", b"0", b"1"], false);
+        let mut over = ahead(&[b"\0\0\0\0\x0b", b"0123456789", b"0", b"1"], false);
         let failure = over.overflow().now_or_never().unwrap();
         assert!(matches!(failure, Failure::Message { .. }));
     }

@@ -29,9 +29,9 @@ use crate::{
     wire,
 };
 
-/// How large a response gets, in bytes, that is sent as the body of gRPC-Web, unless a single event is
-/// larger: the connection holds all of it until its client reads.
-const WEB_RESPONSE_BYTES_MAX: usize = 64 * 1024;
+/// How large a response gets, in bytes, that is sent as the body of gRPC-Web, and each piece of one with
+/// a single event that is larger: the connection holds all of it until its client reads.
+const WEB_RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
 /// Answers `Subscribe`.
 pub(super) fn subscribe(

@@ -62,11 +62,13 @@ impl Gate {
                 .refused(Refused::Call, caller.as_ref(), failure);
             Status::from(failure).into_http()
         };
-        let mut body = ReadAhead::new(body, self.resources.options.request_bytes_max);
+        let message_bytes_max = self.resources.options.request_bytes_max;
+        let mut body = ReadAhead::new(body, message_bytes_max);
         let admitted = tokio::select! {
             biased;
             admitted = admit(&self.resources, rpc, &parts) => admitted,
-            failure = body.overflow() => Err(failure),
+            // Dropped undecided, it is counted already.
+            failure = body.overflow() => return Status::from(&failure).into_http(),
         };
         let Admitted { grant, slot } = match admitted {
             Ok(admitted) => admitted,
@@ -86,7 +88,7 @@ impl Gate {
         };
         let quota = grant.as_ref().and_then(Grant::quota).cloned();
         let subscriptions = Arc::clone(&self.resources.subscriptions);
-        let body = Counted::new(Body::new(body), subscriptions, quota);
+        let body = Counted::new(Body::new(body), subscriptions, quota, message_bytes_max);
         let body = Timed::new(Body::new(body), timeout);
         let request = Request::from_parts(parts, Body::new(body));
         let answer = async {

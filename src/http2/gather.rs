@@ -27,6 +27,11 @@ use super::unsent::Share;
 /// takes at once. Past that a system call costs little beside its bytes.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
 
+/// How much of it may be what holds nothing of the connection's memory, in bytes: h2 copies short
+/// frames instead of showing them, and its own have no response. A client can ask for many of either,
+/// and not read.
+const UNHELD_BYTES_MAX: usize = 32 * 1024;
+
 /// How many slices one system call is given. More bring nothing: with frames of 16 KiB, each a
 /// header and a slice, this is twice what is gathered.
 const SLICES_MAX: usize = 64;
@@ -67,6 +72,8 @@ struct Inner<IO> {
     copied: BytesMut,
     /// All of it, in bytes.
     gathered: usize,
+    /// How much of it at most holds nothing of the connection's memory, in bytes.
+    unheld: usize,
     /// How many bytes were ever gathered.
     gathered_ever: u64,
     /// What the gathered bytes hold of the connection's memory, each until so many bytes were written.
@@ -81,6 +88,7 @@ pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
         pieces: VecDeque::new(),
         copied: BytesMut::new(),
         gathered: 0,
+        unheld: 0,
         gathered_ever: 0,
         shares: VecDeque::new(),
     }));
@@ -104,6 +112,11 @@ impl Shelf {
         shown.parts.clear();
         shown.parts.extend(kept.cloned());
         shown.share = share.cloned();
+    }
+
+    /// Whether what was shown holds memory.
+    fn holds(&self) -> bool {
+        lock(&self.0).share.is_some()
     }
 
     /// Lets go of everything. Returns what holds the memory of what was shown.
@@ -160,6 +173,7 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
     /// Lets go of what was written.
     fn advance(&mut self, mut written: usize) {
         self.gathered = self.gathered.saturating_sub(written);
+        self.unheld = self.unheld.min(self.gathered);
         let written_ever = self.gathered_ever - self.gathered as u64;
         while let Some((until, _)) = self.shares.front()
             && *until <= written_ever
@@ -229,9 +243,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gather<IO> {
     ) -> Poll<io::Result<usize>> {
         let mut inner = lock(&self.0);
         let bytes = slices.iter().map(|slice| slice.len()).sum();
-        if inner.gathered + bytes > GATHERED_BYTES_MAX {
+        let unheld = if inner.shelf.holds() { 0 } else { bytes };
+        if inner.gathered + bytes > GATHERED_BYTES_MAX
+            || (unheld > 0 && inner.unheld + unheld > UNHELD_BYTES_MAX)
+        {
             ready!(inner.poll_drain(context))?;
         }
+        inner.unheld += unheld;
         for slice in slices {
             inner.push(slice);
         }
@@ -270,12 +288,13 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gather<IO> {
 mod tests {
     use std::{future::poll_fn, task::Waker};
 
+    use futures_util::future::poll_immediate;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::http2::unsent::{Budget, Limits};
+    use crate::http2::unsent::{Budget, Limits, Unsent};
 
     async fn flush(flusher: &Flusher<DuplexStream>) {
         poll_fn(|context| flusher.poll_flush(context))
@@ -307,9 +326,20 @@ mod tests {
         assert_eq!((inner.pieces.capacity(), inner.copied.capacity()), (0, 0));
     }
 
+    fn connect() -> Unsent {
+        let budget = Budget::new(Limits {
+            total_bytes_max: 1 << 20,
+            credential_bytes_max: 1 << 20,
+            connection_bytes_max: 1 << 20,
+            connections_max: 1,
+        });
+        budget.connect(CancellationToken::new())
+    }
+
     /// What h2 does with a frame: shows its slices, and writes them.
     async fn write_shown(gather: &mut Gather<DuplexStream>, shelf: &Shelf, slices: &[&Bytes]) {
-        shelf.show(slices.iter().copied(), None);
+        let share = Arc::new(connect().try_hold(1, 1).unwrap());
+        shelf.show(slices.iter().copied(), Some(&share));
         let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
         let all: usize = slices.iter().map(|slice| slice.len()).sum();
         assert_eq!(gather.write_vectored(&slices).await.unwrap(), all);
@@ -351,13 +381,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_gathered_holds_its_memory_until_the_socket_has_taken_it() {
-        let budget = Budget::new(Limits {
-            total_bytes_max: 1 << 20,
-            credential_bytes_max: 1 << 20,
-            connection_bytes_max: 1 << 20,
-            connections_max: 1,
-        });
-        let unsent = budget.connect(CancellationToken::new());
+        let unsent = connect();
         let (mut client, server) = duplex(1024);
         let shelf = Shelf::default();
         let (mut gather, flusher) = gather(server, shelf.clone());
@@ -372,14 +396,14 @@ mod tests {
             held.push(Arc::downgrade(&share));
         }
         let is_held = || [&held[0], &held[1]].map(|share| share.strong_count() > 0);
-        let flushed = futures_util::future::poll_immediate(flush(&flusher)).await;
+        let flushed = poll_immediate(flush(&flusher)).await;
         assert!(flushed.is_none(), "the socket takes less");
         assert_eq!(is_held(), [true, true]);
         let (mut first, mut second) = ([0; 4096], [0; 4096]);
         let (_, ()) = tokio::join!(client.read_exact(&mut first), async {
-            let _ = futures_util::future::poll_immediate(flush(&flusher)).await;
+            let _ = poll_immediate(flush(&flusher)).await;
             while is_held()[0] {
-                let _ = futures_util::future::poll_immediate(flush(&flusher)).await;
+                let _ = poll_immediate(flush(&flusher)).await;
                 tokio::task::yield_now().await;
             }
         });
@@ -387,6 +411,31 @@ mod tests {
         let (_, ()) = tokio::join!(client.read_exact(&mut second), flush(&flusher));
         assert_eq!(is_held(), [false, false]);
         assert_eq!((first, second), ([1; 4096], [2; 4096]));
+    }
+
+    /// How much is gathered of frames of so many bytes for a client that reads nothing.
+    async fn gathered_unread(share: Option<&Arc<Share>>, frame: &Bytes) -> usize {
+        let (_client, server) = duplex(1);
+        let shelf = Shelf::default();
+        let (mut gather, _flusher) = gather(server, shelf.clone());
+        loop {
+            shelf.show([frame].into_iter(), share);
+            if poll_immediate(gather.write_all(frame)).await.is_none() {
+                return lock(&gather.0).gathered;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_holds_no_memory_is_gathered_only_while_it_is_little() {
+        let share = Arc::new(connect().try_hold(1, 1).unwrap());
+        for bytes in [17, 200, 4096] {
+            let frame = Bytes::from(vec![1; bytes]);
+            let unheld = gathered_unread(None, &frame).await;
+            assert!(unheld <= UNHELD_BYTES_MAX, "{unheld}");
+            let held = gathered_unread(Some(&share), &frame).await;
+            assert!(held + bytes >= GATHERED_BYTES_MAX, "{held}");
+        }
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@
 //! Half of the memory is divided among all the connections that there may be: so much each has for
 //! itself, and goes on whatever the others do. The other half is a pool. A connection may hold as much
 //! of the pool as [`Budget::pool_limit`] says, which shrinks with what is left of it. Connections
-//! that hold part of the pool and do not read are closed when others run short, those first that hold
-//! most.
+//! that hold part of the pool and do not read are closed when others run short, those first that have
+//! held most of it for longest.
 
 use std::{
     cmp::Reverse,
@@ -109,6 +109,15 @@ struct Held {
     is_squeezed: bool,
 }
 
+/// What a connection that does not read holds of the pool, in units; nothing if it does read.
+#[derive(Debug, Default)]
+struct Stalled {
+    pooled: usize,
+    /// The same times for how long. A client that reads slowly takes all of it every few seconds, and one
+    /// that reads nothing never does.
+    unit_millis: u128,
+}
+
 /// A part of the memory, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
@@ -196,7 +205,7 @@ impl Budget {
             return;
         }
         let now = Instant::now();
-        let mut stalled: Vec<(usize, Arc<Connection>)> = {
+        let mut stalled: Vec<(Stalled, Arc<Connection>)> = {
             let mut connections = lock(&self.connections);
             let relieved_at = connections.relieved_at;
             if relieved_at.is_some_and(|at| now < at + RELIEF_INTERVAL) {
@@ -205,15 +214,18 @@ impl Budget {
             connections.relieved_at = Some(now);
             let all = connections.all.values().filter_map(Weak::upgrade);
             // Looked at after the lock is gone: the last owner of a connection needs it.
-            all.map(|connection| (0, connection)).collect()
+            all.map(|connection| (Stalled::default(), connection))
+                .collect()
         };
-        stalled.retain_mut(|(pooled, connection)| {
-            *pooled = lock(&connection.held).stalled(now);
-            *pooled > 0
+        stalled.retain_mut(|(stalled, connection)| {
+            *stalled = lock(&connection.held).stalled(now);
+            stalled.pooled > 0
         });
-        stalled.sort_unstable_by_key(|(pooled, connection)| (Reverse(*pooled), connection.number));
+        stalled.sort_unstable_by_key(|(stalled, connection)| {
+            (Reverse(stalled.unit_millis), connection.number)
+        });
         let mut left = self.pool_units_left.load(Ordering::Relaxed);
-        for (pooled, connection) in stalled {
+        for (Stalled { pooled, .. }, connection) in stalled {
             if left >= self.pool_units / POOL_PART {
                 return;
             }
@@ -230,9 +242,15 @@ impl Held {
     }
 
     /// How much of the pool the connection holds, if it does not read.
-    fn stalled(&self, now: Instant) -> usize {
-        let is_stalled = !self.is_squeezed && now >= self.since + STALLED_AFTER;
-        if is_stalled { self.pooled } else { 0 }
+    fn stalled(&self, now: Instant) -> Stalled {
+        if self.is_squeezed || now < self.since + STALLED_AFTER {
+            return Stalled::default();
+        }
+        let millis = now.duration_since(self.since).as_millis();
+        Stalled {
+            pooled: self.pooled,
+            unit_millis: millis.saturating_mul(self.pooled as u128),
+        }
     }
 
     /// Everything that is held now counts as held since now.
@@ -550,6 +568,31 @@ mod tests {
         assert!(!is_closed(&healthy) && !healthy.is_squeezed());
         let closed = stalled.iter().filter(|other| is_closed(other)).count();
         assert!(closed < 10, "no more than it takes: {closed}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_closed_before_who_reads_slowly_and_holds_more() {
+        let budget = Budget::new(LIMITS);
+        let is_closed = |unsent: &Unsent| unsent.connection.closing.is_cancelled();
+        let pooled = |share: &Option<Share>| share.as_ref().unwrap().pooled;
+        let hold_little = |unsent: &Unsent| unsent.try_hold(1, RESERVED_BYTES + 2 * UNIT_BYTES);
+        let mut silent: Vec<_> = (0..50).map(|_| connect(&budget)).collect();
+        let mut unread: Vec<_> = silent.iter().map(hold_little).collect();
+        let slow = connect(&budget);
+        let mut held = None;
+        for _ in 0..10 {
+            drop(held.take());
+            held = slow.try_hold(1, EVERYTHING);
+            tokio::time::advance(2 * STALLED_AFTER).await;
+        }
+        while !budget.is_short() {
+            let late = connect(&budget);
+            unread.push(hold_little(&late));
+            silent.push(late);
+        }
+        budget.relieve();
+        assert!(pooled(&held) > pooled(&unread[0]));
+        assert!(is_closed(&silent[0]) && !is_closed(&slow));
     }
 
     #[tokio::test(start_paused = true)]

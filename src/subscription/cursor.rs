@@ -187,6 +187,7 @@ impl CursorSource {
             outbox.end = Some(Err(self.unreadable(&error)));
             return;
         }
+        let damaged = self.unless_in_memory(damaged);
         match self.on_damaged {
             OnDamaged::Fail => {
                 let cursor = self.cursor();
@@ -200,6 +201,19 @@ impl CursorSource {
                 outbox.notices.push_back(notice);
                 self.position = last;
             }
+        }
+    }
+
+    /// Those of the damaged events that the bus does not have either.
+    fn unless_in_memory(&self, damaged: Damaged) -> Damaged {
+        let Some(first) = self.subscriptions.bus.window_first() else {
+            return damaged;
+        };
+        // What comes next has to be read from the log, whatever came into the window meanwhile.
+        let lost = first.before().max(self.position.plus(1));
+        Damaged {
+            last: damaged.last.min(lost),
+            ..damaged
         }
     }
 
@@ -286,7 +300,7 @@ impl CursorSource {
                 },
             },
             ReadError::Damaged(damaged) => match self.on_damaged {
-                OnDamaged::Fail => self.damaged(*damaged, cursor),
+                OnDamaged::Fail => self.damaged(self.unless_in_memory(*damaged), cursor),
                 OnDamaged::Skip => Failure::LogUnavailable {
                     cursor: Some(cursor),
                 },

@@ -77,7 +77,7 @@ impl Response {
         let mut front = Self::default();
         if self.remaining > 0 {
             let part = bytes.min(self.remaining);
-            front.kept_bytes = self.kept_bytes / self.remaining * part;
+            front.kept_bytes = self.kept_bytes.saturating_mul(part) / self.remaining;
             self.kept_bytes -= front.kept_bytes;
         }
         while front.remaining < bytes
@@ -289,6 +289,16 @@ mod tests {
         }
         let mut whole = response;
         assert_eq!(joined, whole.copy_to_bytes(whole.remaining()));
+    }
+
+    #[test]
+    fn each_piece_has_its_part_of_what_is_kept_however_little_that_is() {
+        let mut rest = Response::from(Bytes::from(vec![0; 1_000]));
+        rest.kept_bytes = 900;
+        let half = rest.split_to(500);
+        assert_eq!((half.memory_bytes(), rest.memory_bytes()), (950, 950));
+        let tenth = rest.split_to(50);
+        assert_eq!((tenth.memory_bytes(), rest.memory_bytes()), (95, 855));
     }
 
     #[test]

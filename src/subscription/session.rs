@@ -6,6 +6,7 @@ mod pieces;
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
@@ -39,8 +40,10 @@ pub(crate) struct Session<S> {
     draining: CancellationToken,
     /// What is still to be sent of a response that goes out in pieces.
     rest: Option<Box<Rest>>,
-    /// Held while it has blocks of the log in memory.
-    history: Option<OwnedSemaphorePermit>,
+    /// Held while it has blocks of the log in memory, and since when.
+    history: Option<(OwnedSemaphorePermit, Instant)>,
+    /// Its place among those that wait to read from the log. It keeps it while it sends progress.
+    queued: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     progress_interval: Duration,
     progress_at: Instant,
     /// Fires no later than `progress_at`. That moves with each response; the timer follows when it
@@ -81,6 +84,7 @@ impl<S: Source> Session<S> {
             permit,
             rest: None,
             history: None,
+            queued: None,
             progress_interval,
             progress_at,
             timer: Box::pin(sleep_until(progress_at)),
@@ -101,7 +105,12 @@ impl<S: Source> Session<S> {
             if self.has_something() {
                 return;
             }
-            let has_taken_time = match self.source.step(&mut self.outbox) {
+            let moved = self.source.step(&mut self.outbox);
+            if moved != Moved::Read {
+                // A turn that came now would not be used.
+                self.queued = None;
+            }
+            let has_taken_time = match moved {
                 Moved::Ready => {
                     if self.source.is_live() {
                         // What it has is the bus's.
@@ -115,10 +124,7 @@ impl<S: Source> Session<S> {
                     true
                 }
                 Moved::Read | Moved::Wait if is_draining => return self.drain(),
-                Moved::Read => match self.read().await {
-                    Some(has_read) => has_read || self.wait().await,
-                    None => false,
-                },
+                Moved::Read => self.read().await,
                 Moved::Wait => {
                     self.history = None;
                     self.wait().await
@@ -130,21 +136,35 @@ impl<S: Source> Session<S> {
         }
     }
 
-    /// Reads from the log when it is this stream's turn. `None` if the stream ends before that.
-    async fn read(&mut self) -> Option<bool> {
+    /// Reads from the log, if this stream's turn comes before something else does. Returns whether
+    /// that took time.
+    async fn read(&mut self) -> bool {
         // Nothing of what was read before is left.
         self.history = None;
-        let turn = Arc::clone(&self.subscriptions.history).acquire_owned();
-        tokio::select! {
+        self.set_timer(self.progress_at);
+        let queued = self.queued.get_or_insert_with(|| {
+            let turn = Arc::clone(&self.subscriptions.history).acquire_owned();
+            Box::pin(async move { turn.await.ok() })
+        });
+        let turn = tokio::select! {
             biased;
-            turn = turn => self.history = turn.ok(),
-            () = self.draining.cancelled() => return None,
+            turn = queued => turn,
+            () = self.draining.cancelled() => return false,
             ended = self.permit.ended() => {
                 self.revoke(ended);
-                return None;
+                return false;
             }
+            () = self.timer.as_mut() => return true,
+        };
+        self.queued = None;
+        if self.source.read(&mut self.outbox).await {
+            // How long the read took is not the client's fault.
+            self.history = turn.map(|turn| (turn, Instant::now()));
+            return true;
         }
-        Some(self.source.read(&mut self.outbox).await)
+        // Others read while this one waits.
+        drop(turn);
+        self.wait().await
     }
 
     /// Lets more live events come before the ones at hand are sent, when there is load.
@@ -248,6 +268,7 @@ impl<S: Source> Session<S> {
     pub(crate) fn park(&mut self) {
         self.source.park();
         self.history = None;
+        self.queued = None;
         if let Some(rest) = &mut self.rest {
             rest.park();
         }
@@ -261,10 +282,12 @@ impl<S: Source> Session<S> {
             .get_or_insert_with(|| Instant::now() + DRAIN_SENDING_MAX)
     }
 
-    /// Whether others wait until this stream lets go of its blocks.
+    /// Whether others wait until this stream lets go of its blocks, or of a turn that may have come
+    /// meanwhile.
     #[must_use]
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.history.is_some() && self.subscriptions.history.available_permits() == 0
+        let has_turn = self.history.is_some() || self.queued.is_some();
+        has_turn && self.subscriptions.history.available_permits() == 0
     }
 
     /// Whether it has not come to the end of the log yet, or has fallen behind since.
@@ -286,9 +309,7 @@ impl<S: Source> Session<S> {
         if let Some(left) = self.source.changes_within() {
             until = until.min(Instant::now() + left);
         }
-        if self.timer.is_elapsed() || until < self.timer.deadline() {
-            self.timer.as_mut().reset(until);
-        }
+        self.set_timer(until);
         tokio::select! {
             biased;
             () = self.source.changed() => false,
@@ -298,6 +319,13 @@ impl<S: Source> Session<S> {
                 self.revoke(ended);
                 false
             }
+        }
+    }
+
+    /// Lets the timer fire at this time, or before.
+    fn set_timer(&mut self, until: Instant) {
+        if self.timer.is_elapsed() || until < self.timer.deadline() {
+            self.timer.as_mut().reset(until);
         }
     }
 
@@ -319,7 +347,7 @@ impl<S: Source> Session<S> {
 mod tests {
     use bytes::{Buf as _, Bytes};
     use futures_util::FutureExt as _;
-    use tokio::sync::watch;
+    use tokio::sync::{Semaphore, watch};
 
     use super::*;
     use crate::{
@@ -339,10 +367,15 @@ mod tests {
         available: watch::Receiver<u64>,
         at_hand: u64,
         position: u64,
+        /// Whether a read of the log finds something, if there has to be one.
+        log: Option<bool>,
     }
 
     impl Source for Script {
         fn step(&mut self, _: &mut Outbox) -> Moved {
+            if self.log.is_some() {
+                return Moved::Read;
+            }
             self.at_hand = *self.available.borrow_and_update() - self.position;
             if self.at_hand > 0 {
                 Moved::Ready
@@ -352,7 +385,7 @@ mod tests {
         }
 
         async fn read(&mut self, _: &mut Outbox) -> bool {
-            false
+            self.log.take().unwrap()
         }
 
         async fn changed(&mut self) {
@@ -364,7 +397,7 @@ mod tests {
         }
 
         fn is_live(&self) -> bool {
-            true
+            false
         }
 
         fn has_events(&self) -> bool {
@@ -438,6 +471,7 @@ mod tests {
                 available: receiver,
                 at_hand: 0,
                 position: 0,
+                log: None,
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
@@ -457,6 +491,15 @@ mod tests {
                 available,
                 draining,
             }
+        }
+
+        /// All turns of a log that has something to read.
+        async fn turns(&mut self, finds_something: bool) -> (Arc<Semaphore>, OwnedSemaphorePermit) {
+            self.session.source.log = Some(finds_something);
+            let history = Arc::clone(&self.session.subscriptions.history);
+            let all = history.available_permits() as u32;
+            let turns = Arc::clone(&history).acquire_many_owned(all).await.unwrap();
+            (history, turns)
         }
 
         /// Waits for a response, takes it, and says how many events it has.
@@ -511,5 +554,63 @@ mod tests {
             draining.cancel();
         });
         assert_eq!((events, since.elapsed()), (0, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_comes_while_a_stream_waits_for_its_turn_and_costs_no_turn() {
+        let mut scripted = Scripted::new();
+        let (history, mut turns) = scripted.turns(true).await;
+        for _ in 0..3 {
+            let since = Instant::now();
+            assert_eq!(scripted.response().await, 0, "progress");
+            assert_eq!(since.elapsed(), INTERVAL);
+        }
+        let mut next = Box::pin(Arc::clone(&history).acquire_owned());
+        assert!(next.as_mut().now_or_never().is_none());
+        scripted.available.send_replace(1);
+        drop(turns.split(1));
+        let since = Instant::now();
+        assert_eq!(scripted.response().await, 1);
+        assert_eq!(since.elapsed(), Duration::ZERO);
+        assert!(next.as_mut().now_or_never().is_none(), "it came later");
+        scripted.session.park();
+        assert!(next.now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_room_gives_up_the_turn_that_it_waits_for() {
+        let mut scripted = Scripted::new();
+        let (history, mut turns) = scripted.turns(true).await;
+        scripted.session.ready().await;
+        // Its client has no room for the progress, and then its turn comes.
+        drop(turns.split(1));
+        assert_eq!(history.available_permits(), 0);
+        assert!(scripted.session.is_waited_for());
+        scripted.session.park();
+        assert_eq!(history.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_as_old_as_its_read_however_many_responses_it_serves() {
+        let mut scripted = Scripted::new();
+        scripted.session.source.log = Some(true);
+        let since = Instant::now();
+        for number in 1..=5 {
+            scripted.available.send_replace(number);
+            assert_eq!(scripted.response().await, 1);
+            assert_eq!(scripted.session.holds_since(), Some(since));
+            tokio::time::advance(Duration::from_millis(40)).await;
+        }
+        scripted.session.park();
+        assert_eq!(scripted.session.holds_since(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_finds_nothing_holds_no_turn_while_the_stream_waits() {
+        let mut scripted = Scripted::new();
+        let (history, mut turns) = scripted.turns(false).await;
+        drop(turns.split(1));
+        assert!(scripted.session.ready().now_or_never().is_none());
+        assert_eq!(history.available_permits(), 1);
     }
 }

@@ -1,6 +1,8 @@
 //! Streams that come to damaged events: what they have got by then, how they end or go on, and from
 //! where.
 
+use std::ops::Range;
+
 use super::*;
 use crate::{
     log::Damaged,
@@ -25,17 +27,26 @@ struct Damage {
 impl Damage {
     /// Twenty events that are on the disk only, of which some are damaged.
     async fn start(ranges: &[Damaged]) -> Self {
+        // The bus begins at the head, so that history has to come from the log.
+        Self::start_with_window(ranges, 21).await
+    }
+
+    /// The same, but from `window_first` on they are in memory too.
+    async fn start_with_window(ranges: &[Damaged], window_first: u64) -> Self {
         let log = Arc::new(Scripted::new(
             memory::open(memory::Options::default()).unwrap(),
         ));
-        for number in 1..=20 {
-            let (id, user) = (format!("evt_{number}"), format!("usr_{number}"));
-            let batch = fixtures::batch("app", &[(&id, "user.created", &user)]);
-            log.append(batch).await.unwrap();
-        }
-        log.damage(ranges);
-        // The bus begins at the head, so that history has to come from the log.
+        let append = async |numbers: Range<u64>| {
+            for number in numbers {
+                let (id, user) = (format!("evt_{number}"), format!("usr_{number}"));
+                let batch = fixtures::batch("app", &[(&id, "user.created", &user)]);
+                log.append(batch).await.unwrap();
+            }
+        };
+        append(1..window_first).await;
         let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
+        append(window_first..21).await;
+        log.damage(ranges);
         let anonymous = Credentials::anonymous();
         let bridge = Bridge::serve(Options::default(), anonymous, Arc::clone(&log) as _, bus).await;
         Self { log, bridge }
@@ -141,6 +152,30 @@ async fn a_stream_may_skip_the_damage_and_is_told_its_range() {
     while !matches!(stream.next().await.notice, Some(Notice::CaughtUp(_))) {}
     damage.bridge.append(21, 21).await;
     assert_eq!(stream.collect().await.sequences(), [21]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_events_that_are_in_memory_are_delivered() {
+    // The window begins in the middle of the range.
+    let damage = Damage::start_with_window(&[range(FIRST, LAST)], 11).await;
+    let collected = damage
+        .bridge
+        .collect(damage.request(DamagedPolicy::Skip))
+        .await;
+    assert_eq!(skips(&collected), [(FIRST, 10)]);
+    assert_eq!(collected.sequences(), numbers(&[1..=7, 11..=20]));
+    let failing = damage.request(DamagedPolicy::Fail);
+    let failed = damage.bridge.collect(failing.clone()).await;
+    let details = failed.end.unwrap().get_error_details();
+    let after = details.error_info().unwrap().metadata["after_cursor"].clone();
+    assert_eq!(after, damage.bridge.cursor(10));
+    let rest = SubscribeRequest {
+        start: from(Start::AfterCursor(after)),
+        ..failing
+    };
+    let rest = damage.bridge.collect(rest).await;
+    assert_eq!(rest.sequences(), numbers(&[11..=20]));
+    assert!(rest.end.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,9 @@ impl<S: Source> Session<S> {
     /// Since when it holds what it would let go of, if that was not only now.
     #[must_use]
     pub(crate) fn holds_since(&self) -> Option<Instant> {
-        self.rest.as_ref().map(|rest| rest.loaded_at())
+        let rest = self.rest.as_ref().map(|rest| rest.loaded_at());
+        // Each response would begin anew, and a client can take one event after the other.
+        let history = self.history.as_ref().map(|&(_, since)| since);
+        rest.into_iter().chain(history).min()
     }
 }
