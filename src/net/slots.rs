@@ -233,11 +233,7 @@ impl Slots {
                 evicted = holders.make_room_in_groups(client, share);
             }
         }
-        let reserved = if is_known {
-            0
-        } else {
-            self.limits.slots_reserved
-        };
+        let reserved = self.limits.slots_reserved * usize::from(!is_known);
         if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
             evicted = Some(holders.make_room(reserved)?);
         }
@@ -297,10 +293,8 @@ impl Holders {
     /// Evicts somebody where all slots are taken that are not reserved: of the strangers whoever has the
     /// most, else of the known clients, unless all they have are the reserved ones.
     fn make_room(&mut self, reserved: usize) -> Result<Evicted, Full> {
-        let mut loser = self.evict_from_most(None);
-        if loser.is_none() {
-            loser = self.evict_known(reserved);
-        }
+        let loser = self.evict_from_most(None);
+        let loser = loser.or_else(|| self.evict_known(reserved));
         let loser = loser.ok_or(Full::Total)?;
         Ok(Evicted::new(Full::Total, loser))
     }
@@ -337,17 +331,12 @@ impl Holders {
         } else {
             self.known.remove(client);
         }
-        if self.clients.contains_key(&client) {
-            self.change(client, |client| client.is_known = is_known);
-        }
+        self.change(client, |client| client.is_known = is_known);
     }
 
     /// Evicts the oldest unproven holder of a client. Those that are found proven keep their slots
     /// and are not looked at again.
     fn evict_from(&mut self, client: Network) -> bool {
-        if !self.clients.contains_key(&client) {
-            return false;
-        }
         let is_evicted = self.change(client, |client| {
             while let Some((_, candidate)) = client.unproven.pop_first() {
                 if !candidate.standing.is_proven() {
@@ -408,7 +397,7 @@ impl Holders {
         });
     }
 
-    /// Changes what a client holds, and the ranks that follow from it.
+    /// Changes what a client holds, if only nothing, and the ranks that follow from it.
     fn change<T>(&mut self, network: Network, change: impl FnOnce(&mut Client) -> T) -> T {
         let client = self.clients.entry(network).or_default();
         let [before, known_before] = client.ranks(network);
@@ -421,8 +410,7 @@ impl Holders {
         self.all_known.replace((known_before, known_after));
         if before != after {
             let mut ranks = (before, after);
-            let groups = groups_of(network).into_iter().filter(|_| !is_exempt);
-            for network in groups {
+            for network in groups_of(network).into_iter().filter(|_| !is_exempt) {
                 let group = self.groups.entry(network).or_default();
                 let before = group.rank(network);
                 group.replace(ranks);
