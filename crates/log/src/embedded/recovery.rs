@@ -80,7 +80,9 @@ pub(super) fn look(
     let mut scanner = Scanner::new(directory, manifest, ids_through, sink);
     scanner.scan_all(&ordinals)?;
     let ids_through = ids_through.unwrap_or(Sequence::ZERO);
-    let known = known_end(directory, manifest, ids_through, &scanner.scanned)?;
+    // A later commit may have shown of the last ones that they were durable.
+    let passed = scanner.next.map_or(Sequence::ZERO, Sequence::before);
+    let known = known_end(directory, manifest, ids_through, &scanner.scanned)?.max(passed);
     check_something_is_left(directory, manifest, known, &ordinals, &scanner.scanned)?;
     scanner.fill_gap(known)?;
     let (last_commit, torn) = (scanner.last_commit, scanner.torn);
