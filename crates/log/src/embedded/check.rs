@@ -26,6 +26,7 @@ use prelude_bridge_event::{LogId, Sequence};
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// Progress is told each time that so much was read.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
+const INDEX_MISSING: &str = "its index is damaged or missing";
 /// More faults are counted only.
 const FAULTS_MAX: usize = 10_000;
 
@@ -298,7 +299,7 @@ impl<'a> Check<'a> {
         }
         let footer = footer::read(&file, self.log, segment.ordinal).map_err(failed)?;
         let what = match footer {
-            None if !is_last => "its index is damaged or missing",
+            None if !is_last => INDEX_MISSING,
             Some(_) if !index.is_right() => "its index leads to other places than it says",
             _ => return Ok(()),
         };
@@ -341,6 +342,17 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Whether a file has an index by now, or is gone.
+    fn has_index(&self, path: &Path) -> bool {
+        let mut segments = self.segments.iter();
+        let is_this = |segment: &&Segment| segments::path(self.data_dir, segment.ordinal) == path;
+        let ordinal = segments.find(is_this).map(|segment| segment.ordinal);
+        let (Some(ordinal), Ok(file)) = (ordinal, File::open(path)) else {
+            return !path.exists();
+        };
+        matches!(footer::read(&file, self.log, ordinal), Ok(Some(_)))
+    }
+
     /// Leaves out what was not damaged after all: a bridge has written or removed it meanwhile.
     fn finish(mut self) -> Result<CheckReport, OpenError> {
         let has_lost = |fault: &CheckFault| fault.events.is_some();
@@ -353,6 +365,9 @@ impl<'a> Check<'a> {
                 fault.events.is_none_or(is_still)
             });
         }
+        let mut faults = std::mem::take(&mut self.faults);
+        faults.retain(|fault| fault.what != INDEX_MISSING || !self.has_index(&fault.file));
+        self.faults = faults;
         self.faults
             .sort_by_key(|fault| fault.events.map(|events| events.first));
         self.done.done_bytes = self.done.total_bytes;
@@ -380,4 +395,49 @@ fn is_damaged(now: &Found, trimmed: Sequence, events: Damaged) -> bool {
         readers::read(&now.segments, head, after, 0),
         Err(Fault::Damaged(_))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Log as _,
+        embedded::{Options, open},
+        fixtures,
+    };
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_index_that_is_written_while_a_check_goes_on_was_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = || Options {
+            // Segments of 64 KiB.
+            retention_bytes: 1024 * 1024,
+            ..Options::default()
+        };
+        for from in [0, 4_000] {
+            let log = open(dir.path(), options()).unwrap();
+            let batch = fixtures::numbered("app_1", from..from + 4_000);
+            log.append(batch).await.unwrap();
+            log.close().await;
+        }
+        let sealed = segments::path(dir.path(), 1);
+        let mut bytes = std::fs::read(&sealed).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&sealed, bytes).unwrap();
+        let (manifest, _) = opening::whole_manifest(dir.path()).unwrap().unwrap();
+        let found = look(dir.path(), &manifest).unwrap();
+        for is_written in [false, true] {
+            let mut progress = |_| ();
+            let mut check = Check::new(dir.path(), &manifest, &found, &mut progress).unwrap();
+            check.check_segments().unwrap();
+            if is_written {
+                let segment = &found.segments.snapshot()[0];
+                footer::append(dir.path(), manifest.log, segment).unwrap();
+            }
+            let faults = check.finish().unwrap().faults;
+            let missing = faults.iter().filter(|fault| fault.what == INDEX_MISSING);
+            let files: Vec<_> = missing.map(|fault| &fault.file).collect();
+            assert_eq!(files.is_empty(), is_written, "{files:?}");
+        }
+    }
 }

@@ -225,6 +225,8 @@ pub(super) struct Work {
     pub(super) ids: Arc<Background>,
     making: Option<Preparation>,
     notes: Notes,
+    /// No file is left of a segment before this one.
+    first_ordinal: u64,
     /// When what failed for want of room is tried again.
     retry_at: Option<Instant>,
     /// When it is tried to make the reserve again.
@@ -241,6 +243,7 @@ impl Work {
             ids,
             making: None,
             notes: Notes::default(),
+            first_ordinal: 0,
             retry_at: None,
             reserve_at: Instant::now(),
             ids_have_work: true,
@@ -355,6 +358,7 @@ impl Work {
     /// Writes the manifest, and then removes the segments that it gives up.
     fn write_manifest(&mut self) {
         if let Some(manifest) = &self.notes.manifest {
+            let first_ordinal = manifest.first_ordinal;
             let write = || {
                 (self.shared.fault)(Stage::Manifest).and_then(|()| manifest.write(self.directory()))
             };
@@ -367,11 +371,27 @@ impl Work {
                 return;
             }
             self.notes.manifest = None;
+            let added = self.give_up_before(first_ordinal);
+            if !self.is_done(added, "removal of old events") {
+                return;
+            }
         }
         let removed = remove(self.directory(), &self.notes.given_up);
         if self.is_done(removed, "removal of old events") {
             self.notes.given_up.clear();
         }
+    }
+
+    /// Gives up all files before this one, also those of which a start could read nothing: no list has
+    /// them.
+    fn give_up_before(&mut self, first_ordinal: u64) -> io::Result<()> {
+        if first_ordinal > self.first_ordinal {
+            let ordinals = segments::ordinals(self.directory())?.into_iter();
+            let before = ordinals.filter(|&ordinal| ordinal < first_ordinal);
+            self.notes.given_up.extend(before);
+            self.first_ordinal = first_ordinal;
+        }
+        Ok(())
     }
 
     /// Makes the reserve, as far as there is room.

@@ -49,6 +49,8 @@ mod salvage;
 mod scan;
 mod scrub;
 mod segments;
+#[cfg(test)]
+mod start_tests;
 mod survey;
 #[cfg(test)]
 mod testing;

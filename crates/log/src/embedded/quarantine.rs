@@ -38,16 +38,23 @@ pub(super) fn take_bytes(data_dir: &Path, path: &Path, from: u64, to: u64) -> io
     let kept = place(data_dir, &format!("{name}-from-{from}"))?;
     let mut source = directory::open_private(path)?;
     source.seek(io::SeekFrom::Start(from))?;
-    let mut copy = directory::open_private(&kept)?;
     let length = to.saturating_sub(from);
-    io::copy(&mut (&mut source).take(length), &mut copy)?;
-    copy.sync_all()?;
+    copy((&mut source).take(length), &kept)?;
     finish(data_dir, &kept)?;
     source.seek(io::SeekFrom::Start(from))?;
     io::copy(&mut io::repeat(0).take(length), &mut source)?;
     source.flush()?;
     source.sync_all()?;
     Ok(kept)
+}
+
+/// Writes a copy that is whole, or none: a start that finds no room for it tries again.
+fn copy(mut from: impl io::Read, kept: &Path) -> io::Result<()> {
+    let mut file = directory::open_private(kept)?;
+    let copied = io::copy(&mut from, &mut file).and_then(|_| file.sync_all());
+    copied.inspect_err(|_| {
+        let _ = fs::remove_file(kept);
+    })
 }
 
 /// A free name: with the time, so that they sort by age.
@@ -143,6 +150,21 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(fs::read(&moved).unwrap(), b"whole \0\0\0\0 rest");
         assert_eq!(kept(dir.path()), [copy, moved]);
+    }
+
+    #[test]
+    fn a_copy_that_fails_leaves_nothing() {
+        struct Failing;
+        impl io::Read for Failing {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kept");
+        let copied = copy(io::Cursor::new([7; 100]).chain(Failing), &path);
+        assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(!path.exists());
     }
 
     #[test]

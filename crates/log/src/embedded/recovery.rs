@@ -80,7 +80,9 @@ pub(super) fn look(
     let mut scanner = Scanner::new(directory, manifest, ids_through, sink);
     scanner.scan_all(&ordinals)?;
     let ids_through = ids_through.unwrap_or(Sequence::ZERO);
-    let known = known_end(directory, manifest, ids_through, &scanner.scanned)?;
+    // A later commit may have shown of the last ones that they were durable.
+    let passed = scanner.next.map_or(Sequence::ZERO, Sequence::before);
+    let known = known_end(directory, manifest, ids_through, &scanner.scanned)?.max(passed);
     check_something_is_left(directory, manifest, known, &ordinals, &scanner.scanned)?;
     scanner.fill_gap(known)?;
     let (last_commit, torn) = (scanner.last_commit, scanner.torn);
@@ -121,14 +123,15 @@ pub(super) fn look(
     let last = list.back();
     // Retention may have removed every segment with events in it.
     let head = last.map_or(known, |last| last.last_sequence.max(known));
-    let last_at = last.map_or(manifest.last_at, |last| last.last_at);
+    let last_at = last.map_or(UnixMicros(0), |last| last.last_at);
+    let last_at = last_at.max(manifest.last_at);
     let epochs = epochs(&list);
     let before_last = list.len().saturating_sub(1);
     let is_unsealed = |segment: &&Segment| unsealed.contains(&segment.ordinal);
     let unsealed = list.iter().take(before_last).filter(is_unsealed);
     let unsealed = unsealed.cloned().collect();
     let mut segments = Segments::new(directory, manifest.log, list);
-    segments.expect_before(manifest.first_ordinal, manifest.trimmed);
+    segments.begin_with(manifest.first_ordinal);
     let range = range(&segments, manifest.trimmed, head, last_at, &mut damage)
         .map_err(|error| unreadable(directory, error))?;
     let damage = merge(damage);
@@ -196,7 +199,8 @@ fn check_something_is_left(
     if !scanned.segments.is_empty() || known <= manifest.trimmed {
         return Ok(());
     }
-    let is_kept = |ordinal: &&u64| **ordinal >= manifest.first_ordinal;
+    let is_kept =
+        |ordinal: &&u64| **ordinal >= manifest.first_ordinal && !scanned.unused.contains(ordinal);
     let Some(&ordinal) = ordinals.iter().find(is_kept) else {
         let path = segments::path(directory, manifest.first_ordinal);
         let reason = format!("all segments are missing of a log that ends with event {known}");

@@ -30,7 +30,7 @@ pub(super) struct Torn {
 }
 
 /// Takes the keys of commits that the files of ids have not got, in their order, with the last event
-/// whose key is among them.
+/// whose key is among them, or was before it was damaged.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(Sequence, &[EventKey]) -> Result<(), OpenError>;
 
 /// What the files turn out to be.
@@ -290,7 +290,8 @@ impl<'a> Scanner<'a> {
                 self.next = Some(header.last_sequence().plus(1));
                 self.last_commit = commit_at;
                 commit_at = frames.offset();
-                if !whole.keys.is_empty() {
+                // Also where they are damaged: nothing waits for them.
+                if has_new_keys {
                     (self.sink)(header.last_sequence(), &whole.keys)?;
                 }
             }
@@ -339,6 +340,9 @@ impl<'a> Scanner<'a> {
                 Step::Damaged(events, bytes) => {
                     report_keys(path, events.first, events.last);
                     add_damage(&mut self.scanned.damage, path, events, bytes);
+                    if events.last > self.ids_through {
+                        (self.sink)(events.last, &[])?;
+                    }
                     continue;
                 }
                 Step::Frame(header) => header,
@@ -346,10 +350,11 @@ impl<'a> Scanner<'a> {
             let last = header.last_sequence();
             if last > self.ids_through {
                 let body = frames.body(&header).map_err(failed)?;
-                match body.and_then(|body| body.keys(&header)) {
-                    Some(keys) => (self.sink)(last, &keys)?,
-                    None => report_keys(path, header.first_sequence, last),
+                let keys = body.and_then(|body| body.keys(&header));
+                if keys.is_none() {
+                    report_keys(path, header.first_sequence, last);
                 }
+                (self.sink)(last, &keys.unwrap_or_default())?;
             }
             walk.pass(frames, &header);
         }

@@ -17,7 +17,7 @@ use super::{
     frame::{Header, SEGMENT_HEADER_BYTES},
     frames::Frames,
 };
-use crate::Damaged;
+use crate::{Damaged, Range};
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 /// Between two marks there is at most so much, and the frame that goes beyond. 256 KiB: read in
@@ -178,9 +178,9 @@ pub(super) struct Segments {
     list: RwLock<VecDeque<Segment>>,
     /// Of frames, in all of them.
     bytes: AtomicU64,
-    /// The first file that events belong to which are missing before the oldest segment, and the last of
-    /// these events: its file may be restored.
-    missing_first: Option<(u64, Sequence)>,
+    /// The first file behind those that were forgotten. What is in it may be missing or damaged, and it
+    /// may be restored.
+    next_file: AtomicU64,
 }
 
 impl Segments {
@@ -190,15 +190,13 @@ impl Segments {
             log,
             bytes: AtomicU64::new(list.iter().map(|segment| segment.end).sum()),
             list: RwLock::new(list),
-            missing_first: None,
+            next_file: AtomicU64::new(1),
         }
     }
 
-    /// Takes note that a log which retention has removed up to `trimmed` began with this file.
-    pub(super) fn expect_before(&mut self, ordinal: u64, trimmed: Sequence) {
-        let first = self.list().front().map(|segment| segment.first_sequence);
-        let missing = first.filter(|&first| first > trimmed.plus(1));
-        self.missing_first = missing.map(|first| (ordinal, first.before()));
+    /// Takes note that the log begins with this file.
+    pub(super) fn begin_with(&mut self, ordinal: u64) {
+        self.next_file = AtomicU64::new(ordinal);
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -309,11 +307,15 @@ impl Segments {
         self.list().back().cloned()
     }
 
-    /// The oldest file that belongs to a log which begins with the event `earliest`.
-    pub(super) fn first(&self, earliest: Sequence) -> Option<u64> {
-        let missing = self.missing_first.filter(|&(_, last)| last >= earliest);
-        let missing = missing.map(|(ordinal, _)| ordinal);
-        missing.or_else(|| self.list().front().map(|segment| segment.ordinal))
+    /// The oldest file that belongs to a log with this range; `None` when everything was removed, and no
+    /// segment is left.
+    pub(super) fn first(&self, range: &Range) -> Option<u64> {
+        match self.list().front() {
+            Some(oldest) if oldest.first_sequence <= range.earliest => Some(oldest.ordinal),
+            _ if range.earliest > range.head => None,
+            // The first events are in none of the list.
+            _ => Some(self.next_file.load(Ordering::Relaxed)),
+        }
     }
 
     /// Takes those off the list in which everything is at or before an event, and which are before
@@ -327,6 +329,8 @@ impl Segments {
         {
             forgotten.push((oldest.ordinal, oldest.last_sequence));
             self.bytes.fetch_sub(oldest.end, Ordering::Relaxed);
+            let next_file = oldest.ordinal.saturating_add(1);
+            self.next_file.store(next_file, Ordering::Relaxed);
             list.pop_front();
         }
         forgotten

@@ -18,29 +18,30 @@ use prelude_bridge_event::{LogId, Sequence};
 /// Read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The manifest of a log that begins with its oldest segment; `None` where there is no segment.
+/// The manifest of a log that begins with its oldest file; `None` where no file tells of a log. The
+/// first bytes of that file may be damaged: whatever it is, it is not before the log, which would have it
+/// removed.
 pub(super) fn manifest(data_dir: &Path) -> io::Result<Option<Manifest>> {
-    let mut found: Option<Manifest> = None;
-    let mut has_events = false;
-    for ordinal in segments::ordinals(data_dir)? {
-        let path = segments::path(data_dir, ordinal);
-        let Some(log) = frame::log_of(&File::open(&path)?)? else {
-            continue;
-        };
-        let manifest = found.get_or_insert(Manifest::beginning(log, ordinal, Sequence::ZERO));
-        if manifest.log == log
-            && let Some(first) = first_sequence(File::open(&path)?, log, ordinal)?
-        {
-            // Retention removes again what it had removed of this segment.
-            manifest.trimmed = first.before();
-            has_events = true;
+    let ordinals = segments::ordinals(data_dir)?;
+    let open = |ordinal| File::open(segments::path(data_dir, ordinal));
+    let mut log = None;
+    for &ordinal in &ordinals {
+        log = frame::log_of(&open(ordinal)?)?;
+        if log.is_some() {
             break;
         }
     }
-    if let Some(manifest) = found.as_mut().filter(|_| !has_events) {
-        manifest.trimmed = ids::last_event(&data_dir.join(IDS_DIRECTORY))?;
+    let (Some(log), Some(&oldest)) = (log, ordinals.first()) else {
+        return Ok(None);
+    };
+    for &ordinal in &ordinals {
+        if let Some(first) = first_sequence(open(ordinal)?, log, ordinal)? {
+            // Retention removes again what it had removed of this segment.
+            return Ok(Some(Manifest::beginning(log, oldest, first.before())));
+        }
     }
-    Ok(found)
+    let trimmed = ids::last_event(&data_dir.join(IDS_DIRECTORY))?;
+    Ok(Some(Manifest::beginning(log, oldest, trimmed)))
 }
 
 /// The first event in a segment; `None` if there is none. When it cannot be read, the first of all,

@@ -335,7 +335,7 @@ impl Writer {
             .extract_if(.., |(_, last)| *last <= ids_through);
         let given_up: Vec<u64> = given_up.map(|(ordinal, _)| ordinal).collect();
         let first_kept = unsaved.given_up.first().map(|&(ordinal, _)| ordinal);
-        let first_ordinal = first_kept.or(self.shared.segments.first(range.earliest));
+        let first_ordinal = first_kept.or(self.shared.segments.first(&range));
         let first_ordinal = first_ordinal.unwrap_or(self.active.ordinal());
         unsaved.has_news = first_kept.is_some();
         unsaved.saved_at = Some(Instant::now());
