@@ -205,6 +205,8 @@ pub(super) enum Stage {
     Manifest,
     /// Do a step of the ids' work.
     Ids,
+    /// Make the reserve.
+    Reserve,
 }
 
 impl Default for Seams {

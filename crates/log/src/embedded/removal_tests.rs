@@ -388,6 +388,30 @@ async fn events_do_not_take_the_room_of_a_reserve_that_was_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_start_on_a_full_disk_no_event_takes_the_room_until_there_is_a_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), Options::default()).unwrap();
+    append(&log, 0..2).await.unwrap();
+    waits_until(|| dir.path().join(RESERVE_FILE).exists()).await;
+    // The room of the reserve was used, and the process ended.
+    assert!(log.shared.use_reserve());
+    drop(log);
+    let _ = fs::remove_file(dir.path().join(RESERVE_FILE));
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = failing_disk(Stage::Reserve, &full, no_space);
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
+    let full_health = log.status().health_where(|health| *health == Health::Full);
+    full_health.await;
+    assert_eq!(append(&log, 2..4).await, Err(Error::NoSpace));
+    assert_eq!(append(&log, 0..2).await.unwrap().duplicates, 2);
+    full.store(false, Ordering::SeqCst);
+    let ready = log.status().health_where(|health| *health == Health::Ready);
+    ready.await;
+    assert!(dir.path().join(RESERVE_FILE).exists());
+    assert_eq!(append(&log, 2..4).await.unwrap().accepted, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_found_no_room_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path(), Options::default()).unwrap();

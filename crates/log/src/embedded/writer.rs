@@ -184,7 +184,7 @@ impl Writer {
     /// Makes a commit durable.
     fn commit(&mut self, prepared: &Prepared) -> Result<Stored, Error> {
         let shared = &self.shared;
-        if shared.reserve.is_used() {
+        if shared.reserve.is_missing() {
             shared.set_no_space(true);
             return Err(Error::NoSpace);
         }
