@@ -244,9 +244,14 @@ impl OpenSegment {
     fn leave(&mut self, first_size: u64, size_max: u64, keeper: &Keeper) {
         let order = self.ordered;
         let order = order.unwrap_or_else(|| self.order_replacement(first_size, size_max, keeper));
-        if let Ok(ready) = keeper.demand(order) {
+        if let Ok(ready) = self.demand(order, keeper) {
             *self = Self::new(ready, SEGMENT_HEADER_BYTES, order.bytes);
         }
+    }
+
+    /// Waits for the segment that was asked for. Where there is none, it can be asked for again.
+    fn demand(&mut self, order: Order, keeper: &Keeper) -> io::Result<Ready> {
+        keeper.demand(order).inspect_err(|_| self.ordered = None)
     }
 
     /// Lets the next segment take over, if this one is full, and has one ready in time.
@@ -258,10 +263,10 @@ impl OpenSegment {
             let made = match (keeper.take(true), self.ordered) {
                 (Some(Ok(ready)), _) => Some(ready),
                 // Only where it cannot be done without: it may be possible by then.
-                (_, Some(order)) if is_overlong => Some(keeper.demand(order)?),
+                (_, Some(order)) if is_overlong => Some(self.demand(order, keeper)?),
                 (_, None) if is_overlong => {
                     let order = self.order(next_bytes, false, keeper);
-                    Some(keeper.demand(order)?)
+                    Some(self.demand(order, keeper)?)
                 }
                 (Some(Err(_)), _) => {
                     self.ordered = None;

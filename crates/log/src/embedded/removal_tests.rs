@@ -107,6 +107,34 @@ async fn what_is_too_old_is_off_the_disk_within_a_day_also_when_nothing_new_come
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_could_not_be_left_once_is_left_later_without_new_events() {
+    for is_overlong in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicI64::new(START));
+        let failing = Arc::new(AtomicBool::new(false));
+        let error = || rustix::io::Errno::MFILE.into();
+        let fault = failing_disk(Stage::Segment, &failing, error).fault;
+        let log = open_kept(dir.path(), &now, fault);
+        append_of(&log, "usr_early").await.unwrap();
+        failing.store(true, Ordering::SeqCst);
+        if is_overlong {
+            let mut next = 0;
+            while append(&log, next..next + 2_000).await.is_ok() {
+                next += 2_000;
+            }
+        } else {
+            now.fetch_add(19 * HOUR, Ordering::SeqCst);
+        }
+        let appended = append_of(&log, "usr_late").await;
+        assert!(is_overlong || appended.is_ok());
+        failing.store(false, Ordering::SeqCst);
+        now.fetch_add(5 * DAY, Ordering::SeqCst);
+        waits_until(|| !holds(dir.path(), "usr_early") && !holds(dir.path(), "usr_late")).await;
+        drop(log);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_with_an_event_a_day_loses_one_a_day() {
     let dir = tempfile::tempdir().unwrap();
     let now = Arc::new(AtomicI64::new(START));
