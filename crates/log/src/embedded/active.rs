@@ -95,6 +95,11 @@ impl Active {
         open.unwrap_or(self.tip.map_or_else(|ordinal| ordinal, |tip| tip.ordinal))
     }
 
+    /// Whether it was opened: until then the last commit that was found may be in memory alone.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// When its first commit was written; `None` where there is none.
     pub(super) fn began(&self) -> Option<RetentionTime> {
         self.began
@@ -144,7 +149,6 @@ impl Active {
         is_old: bool,
         (keeper, fault): (&Keeper, &Fault),
     ) -> io::Result<Stored> {
-        fault(Stage::Write)?;
         self.open(fault)?;
         let size_max = self.size_max;
         let Some(open) = &mut self.open else {
@@ -154,7 +158,11 @@ impl Active {
             open.leave(self.first_size, size_max, keeper);
         }
         open.make_way(commit.bytes(), size_max, keeper)?;
-        let written = commit.write_at(&open.file, open.end);
+        if open.is_empty() {
+            // It may be the next one, and what follows may fail.
+            self.began = None;
+        }
+        let written = fault(Stage::Write).and_then(|()| commit.write_at(&open.file, open.end));
         written.inspect_err(|_| open.remove_rest(commit.bytes()))?;
         fault(Stage::Flush)
             .and_then(|()| open.file.sync_data())
