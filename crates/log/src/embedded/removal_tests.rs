@@ -318,6 +318,8 @@ async fn ids_take_nothing_of_what_events_may_take() {
     drop(log);
     let log = open(dir.path(), small_segments()).unwrap();
     waits_until(|| oldest_segment(dir.path()) > 1).await;
+    // What the ids occupy is told as of a while ago.
+    waits_until(|| log.usage().ids.unwrap().bytes > 1024 * 1024).await;
     let usage = log.usage();
     assert!(log.shared.segments.bytes() > 1024 * 1024 / 4, "{usage:?}");
     let ids = usage.ids.unwrap();
