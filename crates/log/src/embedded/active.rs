@@ -95,6 +95,11 @@ impl Active {
         open.unwrap_or(self.tip.map_or_else(|ordinal| ordinal, |tip| tip.ordinal))
     }
 
+    /// Whether it was opened: until then the last commit that was found may be in memory alone.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// When its first commit was written; `None` where there is none.
     pub(super) fn began(&self) -> Option<RetentionTime> {
         self.began
@@ -144,7 +149,6 @@ impl Active {
         is_old: bool,
         (keeper, fault): (&Keeper, &Fault),
     ) -> io::Result<Stored> {
-        fault(Stage::Write)?;
         self.open(fault)?;
         let size_max = self.size_max;
         let Some(open) = &mut self.open else {
@@ -154,7 +158,11 @@ impl Active {
             open.leave(self.first_size, size_max, keeper);
         }
         open.make_way(commit.bytes(), size_max, keeper)?;
-        let written = commit.write_at(&open.file, open.end);
+        if open.is_empty() {
+            // It may be the next one, and what follows may fail.
+            self.began = None;
+        }
+        let written = fault(Stage::Write).and_then(|()| commit.write_at(&open.file, open.end));
         written.inspect_err(|_| open.remove_rest(commit.bytes()))?;
         fault(Stage::Flush)
             .and_then(|()| open.file.sync_data())
@@ -244,9 +252,14 @@ impl OpenSegment {
     fn leave(&mut self, first_size: u64, size_max: u64, keeper: &Keeper) {
         let order = self.ordered;
         let order = order.unwrap_or_else(|| self.order_replacement(first_size, size_max, keeper));
-        if let Ok(ready) = keeper.demand(order) {
+        if let Ok(ready) = self.demand(order, keeper) {
             *self = Self::new(ready, SEGMENT_HEADER_BYTES, order.bytes);
         }
+    }
+
+    /// Waits for the segment that was asked for. Where there is none, it can be asked for again.
+    fn demand(&mut self, order: Order, keeper: &Keeper) -> io::Result<Ready> {
+        keeper.demand(order).inspect_err(|_| self.ordered = None)
     }
 
     /// Lets the next segment take over, if this one is full, and has one ready in time.
@@ -258,10 +271,10 @@ impl OpenSegment {
             let made = match (keeper.take(true), self.ordered) {
                 (Some(Ok(ready)), _) => Some(ready),
                 // Only where it cannot be done without: it may be possible by then.
-                (_, Some(order)) if is_overlong => Some(keeper.demand(order)?),
+                (_, Some(order)) if is_overlong => Some(self.demand(order, keeper)?),
                 (_, None) if is_overlong => {
                     let order = self.order(next_bytes, false, keeper);
-                    Some(keeper.demand(order)?)
+                    Some(self.demand(order, keeper)?)
                 }
                 (Some(Err(_)), _) => {
                     self.ordered = None;

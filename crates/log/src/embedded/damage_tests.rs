@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
@@ -803,6 +804,41 @@ async fn a_manifest_and_a_segment_may_be_damaged_together() {
     }
 }
 
+/// A log of which nothing of a segment in the middle can be read, as on a disk that fails there; and the
+/// events and the file of that segment.
+pub(super) async fn with_an_unreadable_segment(dir: &Path) -> (Arc<Embedded>, Damaged, PathBuf) {
+    let options = Options {
+        retention_age: Duration::MAX,
+        scrub_bytes_per_second: 0,
+        ..Options::default()
+    };
+    let log = open_with_seams(dir, options, seams(START)).unwrap();
+    let path = segment_paths(dir).remove(1);
+    let frames = frames_of(&path);
+    let (first, last) = (&frames[0].1, &frames[frames.len() - 1].1);
+    let events = Damaged {
+        first: first.first_sequence,
+        last: last.last_sequence(),
+    };
+    fs::remove_file(&path).unwrap();
+    // Reading where nothing is mapped fails as a bad sector does.
+    std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+    (log, events, path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_cannot_read_is_damaged_and_can_be_passed() {
+    let template = template().await;
+    let (log, events, _) = with_an_unreadable_segment(template.path()).await;
+    assert_eq!(read_all(&log).await, [events]);
+    assert_eq!(log.status().damaged().to_vec(), [events]);
+    // All events are of the same few milliseconds.
+    let place = log.seek(UnixMicros(START + 3_000)).await.unwrap();
+    assert!(place <= log.range().head);
+    assert_eq!(log.status().health(), Health::Ready);
+    drop(log);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_without_descriptors_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
@@ -841,5 +877,8 @@ fn a_mark_that_leads_nowhere_ends_the_reading() {
     let read = readers::read(&segments, Sequence(5), Sequence(0), 100);
     assert!(matches!(read, Err(readers::Fault::Damaged(_))));
     assert!(readers::time_after(&segments, Sequence(5), Sequence(0)).is_err());
-    assert_eq!(readers::seek(&segments, UnixMicros(1)).unwrap(), None);
+    assert_eq!(
+        readers::seek(&segments, UnixMicros(1), false).unwrap(),
+        None
+    );
 }

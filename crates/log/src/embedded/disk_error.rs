@@ -103,7 +103,7 @@ impl Shared {
     pub(super) fn forget_no_space(&self) {
         let at = *self.no_space_at();
         if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY)
-            && !self.reserve.is_used()
+            && !self.reserve.is_missing()
             && self
                 .reserve
                 .free_bytes()

@@ -1,5 +1,5 @@
 //! Owns the reading of a segment's frames, a chunk at a time: one after another, or the next one that can
-//! be found. What the disk cannot read counts as zeros. Knows their bytes from `frame`.
+//! be found. What the disk cannot read counts as zeros, unless it is most of a chunk. Knows their bytes from `frame`.
 
 use std::{fs::File, io, num::NonZeroU64};
 
@@ -37,6 +37,8 @@ pub(super) struct Frames {
     buffer: Vec<u8>,
     buffer_at: u64,
     buffered: usize,
+    /// What cannot be read counts as zeros also where it is most of a chunk.
+    forgives: bool,
 }
 
 impl Frames {
@@ -49,7 +51,14 @@ impl Frames {
             buffer: Vec::new(),
             buffer_at: 0,
             buffered: 0,
+            forgives: false,
         }
+    }
+
+    /// Has what cannot be read count as zeros, however much it is: then it is damaged, and what follows is
+    /// found.
+    pub(super) fn forgive(&mut self) {
+        self.forgives = true;
     }
 
     /// Where it is: at the beginning of a frame.
@@ -205,7 +214,8 @@ impl Frames {
                 if self.buffer.len() < wanted {
                     self.buffer = vec![0; wanted];
                 }
-                self.buffered = read_what_is_readable(&self.file, &mut self.buffer, from)?;
+                let Self { file, buffer, .. } = self;
+                self.buffered = read_what_is_readable(file, buffer, from, self.forgives)?;
                 self.buffer_at = from;
                 0
             }

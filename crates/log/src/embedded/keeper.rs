@@ -22,6 +22,9 @@ use prelude_bridge_event::LogId;
 
 /// What could not be done, as there was no room, is tried again after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// When the reserve failed for another reason than want of room, it is tried again after this time, with
+/// a line in the log each time.
+const RESERVE_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// After a step of the ids' work there is a rest of so many times as long as that took, unless commits
 /// may have to wait for it: most of them find the disk free.
 const REST_TIMES: u32 = 3;
@@ -229,8 +232,10 @@ pub(super) struct Work {
     first_ordinal: u64,
     /// When what failed for want of room is tried again.
     retry_at: Option<Instant>,
-    /// When it is tried to make the reserve again.
+    /// When it is tried to make the reserve again, …
     reserve_at: Instant,
+    /// … if there is none, or the last attempt failed.
+    reserve_failed: bool,
     ids_have_work: bool,
     ids_rest_until: Instant,
 }
@@ -246,6 +251,7 @@ impl Work {
             first_ordinal: 0,
             retry_at: None,
             reserve_at: Instant::now(),
+            reserve_failed: false,
             ids_have_work: true,
             ids_rest_until: Instant::now(),
         }
@@ -269,7 +275,7 @@ impl Work {
                 break;
             }
             self.step_ids();
-            if shared.reserve.is_used() && self.reserve_at <= Instant::now() {
+            if self.wants_reserve() && self.reserve_at <= Instant::now() {
                 self.make_reserve();
             }
         }
@@ -285,8 +291,7 @@ impl Work {
         let piece = self.making.as_ref().map(Preparation::rest_ends_at);
         let retry = self.retry_at.filter(|_| !self.notes.is_empty());
         let ids = self.ids_have_work.then_some(self.ids_rest_until);
-        let is_used = self.shared.reserve.is_used();
-        let reserve = is_used.then_some(self.reserve_at);
+        let reserve = self.wants_reserve().then_some(self.reserve_at);
         [piece, retry, ids, reserve].into_iter().flatten().min()
     }
 
@@ -394,18 +399,28 @@ impl Work {
         Ok(())
     }
 
+    fn wants_reserve(&self) -> bool {
+        self.reserve_failed || self.shared.reserve.is_missing()
+    }
+
     /// Makes the reserve, as far as there is room.
     fn make_reserve(&mut self) {
+        let shared = &self.shared;
+        let was_missing = shared.reserve.is_missing();
+        let made = shared.reserve.make(&shared.fault);
+        self.reserve_failed = made.is_err();
         self.reserve_at = Instant::now() + RETRY_INTERVAL;
-        let was_used = self.shared.reserve.is_used();
-        match self.shared.reserve.make() {
-            Ok(true) if was_used => {
-                tracing::info!("the disk has room again: the reserve was made again");
-                self.shared.set_no_space(false);
+        match made {
+            Ok(true) if was_missing => {
+                tracing::info!("the disk has room again: the reserve was made");
+                shared.set_no_space(false);
             }
+            Ok(false) if !was_missing => shared.set_no_space(true),
             Ok(_) => {}
-            // It is tried again when it is needed next.
-            Err(error) => tracing::warn!(%error, "no reserve can be made for a full disk"),
+            Err(error) => {
+                tracing::warn!(%error, "no reserve can be made for a full disk");
+                self.reserve_at = Instant::now() + RESERVE_RETRY_INTERVAL;
+            }
         }
     }
 

@@ -207,6 +207,8 @@ pub(super) enum Stage {
     Manifest,
     /// Do a step of the ids' work.
     Ids,
+    /// Make the reserve.
+    Reserve,
 }
 
 impl Default for Seams {
@@ -288,10 +290,6 @@ fn start(
     for located in &found.damage {
         shared.note_damage(located);
     }
-    found
-        .unsealed
-        .into_iter()
-        .for_each(|segment| shared.keeper.seal(segment));
     let keeper = keeper::Work::new(Arc::clone(&shared), log, ids.background());
     let keeper = spawn("log-keeper", move || keeper.run())?;
     let writer = Writer {
@@ -310,6 +308,8 @@ fn start(
         retention: Retention::new(options.retention_bytes, options.retention_age),
         unsaved: writer::Unsaved {
             has_news: is_full,
+            confirmed: manifest.confirmed,
+            unsealed: found.unsealed,
             ..writer::Unsaved::default()
         },
         ids_budget: IdsBudget::default(),

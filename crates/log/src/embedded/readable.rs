@@ -22,11 +22,12 @@ pub(super) fn read_at_most(file: &File, buffer: &mut [u8], from: u64) -> io::Res
 }
 
 /// The same. What the disk cannot read counts as zeros, which no checksum fits, unless that is most of
-/// it: then it is the disk that fails, for now or for good.
+/// it: then it is the disk that fails, for now or for good. With `forgives` it counts as zeros all the same.
 pub(super) fn read_what_is_readable(
     file: &File,
     buffer: &mut [u8],
     from: u64,
+    forgives: bool,
 ) -> io::Result<usize> {
     let error = match read_at_most(file, buffer, from) {
         Err(error) if is_unreadable(&error) => error,
@@ -50,7 +51,7 @@ pub(super) fn read_what_is_readable(
             Err(error) => return Err(error),
         }
     }
-    if failed * 2 > read {
+    if failed * 2 > read && !forgives {
         Err(error)
     } else {
         Ok(read)
@@ -58,7 +59,7 @@ pub(super) fn read_what_is_readable(
 }
 
 /// The medium, or the checksums of the file system, say that these bytes are lost.
-fn is_unreadable(error: &io::Error) -> bool {
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     errno.is_some_and(|errno| {
         [Errno::IO, Errno::UCLEAN]
@@ -78,11 +79,14 @@ mod tests {
         let mapped = vec![7_u8; 8 * UNREADABLE_BYTES];
         let mut buffer = vec![1; 4 * UNREADABLE_BYTES];
         let at = (mapped.as_ptr() as u64).next_multiple_of(UNREADABLE_BYTES as u64);
-        let read = read_what_is_readable(&memory, &mut buffer, at).unwrap();
+        let read = read_what_is_readable(&memory, &mut buffer, at, false).unwrap();
         assert_eq!(read, buffer.len());
         assert!(buffer.iter().all(|&byte| byte == 7));
-        let error = read_what_is_readable(&memory, &mut buffer, 0).unwrap_err();
+        let error = read_what_is_readable(&memory, &mut buffer, 0, false).unwrap_err();
         assert!(is_unreadable(&error), "{error}");
+        let read = read_what_is_readable(&memory, &mut buffer, 0, true).unwrap();
+        assert_eq!(read, buffer.len());
+        assert!(buffer.iter().all(|&byte| byte == 0));
         // The first bytes behind a mapping that has nothing behind it.
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
@@ -98,7 +102,7 @@ mod tests {
         };
         let (_, end) = *maps.iter().find(before_hole).unwrap();
         let from = end - 3 * UNREADABLE_BYTES as u64;
-        let read = read_what_is_readable(&memory, &mut buffer, from).unwrap();
+        let read = read_what_is_readable(&memory, &mut buffer, from, false).unwrap();
         assert_eq!(read, buffer.len());
         assert!(buffer[3 * UNREADABLE_BYTES..].iter().all(|&byte| byte == 0));
     }

@@ -1,7 +1,7 @@
 //! Owns reading: from the segments' files, without waiting for the writer nor it for them, and the
 //! promise that what is damaged or missing is said with its range, never served and never skipped.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::{runtime, sync::Semaphore};
 
@@ -9,6 +9,7 @@ use super::{
     disk_error,
     frame::Header,
     frames::Frames,
+    readable,
     segments::{self, Place, Position, Segments},
     walk::{Step, Walk},
 };
@@ -19,6 +20,10 @@ use prelude_bridge_event::{Sequence, UnixMicros};
 const CHUNK_BYTES_MIN: usize = 64 * 1024;
 /// … and at most so much, whatever the caller takes; a larger block is read whole all the same.
 const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+
+/// What the disk cannot read is read once more after this time: a disk that was away for a moment has
+/// lost nothing.
+const UNREADABLE_REST: Duration = Duration::from_secs(1);
 
 /// Damaged frames one after another are told as one range, up to so many of them.
 const RANGE_STEPS_MAX: usize = 1_000;
@@ -86,6 +91,11 @@ impl Fault {
     pub(super) fn is_no_descriptor(&self) -> bool {
         matches!(self, Self::Io(error) if disk_error::is_no_descriptor(error))
     }
+
+    /// Whether the disk could not read it.
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io(error) if readable::is_unreadable(error))
+    }
 }
 
 impl Readers {
@@ -119,7 +129,7 @@ impl Readers {
             return Ok(Vec::new());
         }
         let read = self.run(now, after, move |segments| {
-            read(segments, range.head, after, bytes_max)
+            twice(|forgives| read_with(segments, range.head, after, bytes_max, forgives))
         });
         read.await
     }
@@ -137,7 +147,9 @@ impl Readers {
         {
             return Ok(range.earliest.before());
         }
-        let found = self.run(now, range.head, move |segments| seek(segments, at));
+        let found = self.run(now, range.head, move |segments| {
+            twice(|forgives| seek(segments, at, forgives))
+        });
         let place = found.await?.unwrap_or(range.head).min(range.head);
         // Retention may have passed it meanwhile.
         Ok(place.max(now.range().earliest.before()))
@@ -201,6 +213,19 @@ fn failed(reason: impl ToString) -> Failure {
     Failure::Read(ReadError::Failed(reason.to_string().into()))
 }
 
+/// Reads what the disk could not read a second time. If it still cannot, that is damaged, with its range:
+/// otherwise whoever comes there could neither read nor pass it.
+fn twice<T>(read: impl Fn(bool) -> Result<T, Fault>) -> Result<T, Fault> {
+    match read(false) {
+        Err(fault) if fault.is_unreadable() => {
+            tracing::debug!(%fault, "the disk could not read: it is tried once more");
+            thread::sleep(UNREADABLE_REST);
+            read(true)
+        }
+        read => read,
+    }
+}
+
 /// The blocks after `after`, none after `head`, as many as fit, and at least one.
 pub(super) fn read(
     segments: &Segments,
@@ -208,12 +233,24 @@ pub(super) fn read(
     after: Sequence,
     bytes_max: usize,
 ) -> Result<Vec<Arc<Block>>, Fault> {
+    read_with(segments, head, after, bytes_max, false)
+}
+
+/// The same; with `forgives`, what cannot be read is damaged.
+fn read_with(
+    segments: &Segments,
+    head: Sequence,
+    after: Sequence,
+    bytes_max: usize,
+    forgives: bool,
+) -> Result<Vec<Arc<Block>>, Fault> {
     let mut reading = Reading {
         blocks: Vec::new(),
         bytes: 0,
         bytes_max,
         next: after.plus(1),
         head,
+        forgives,
     };
     while reading.wants_more() {
         let read = match segments.place_after(reading.next.before(), head) {
@@ -224,7 +261,7 @@ pub(super) fn read(
             // What is before the damage comes first.
             Err(Fault::Damaged(_)) if !reading.blocks.is_empty() => break,
             Err(Fault::Damaged(located)) => {
-                return Err(Fault::Damaged(whole(segments, head, located)));
+                return Err(Fault::Damaged(whole(segments, head, located, forgives)));
             }
             Err(fault) => return Err(fault),
             Ok(true) => {}
@@ -241,6 +278,8 @@ struct Reading {
     bytes_max: usize,
     next: Sequence,
     head: Sequence,
+    /// What cannot be read is damaged.
+    forgives: bool,
 }
 
 impl Reading {
@@ -254,6 +293,9 @@ impl Reading {
     fn read_segment(&mut self, segments: &Segments, place: &Place) -> Result<bool, Fault> {
         let chunk_bytes = self.bytes_max.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
         let mut frames = open(segments, place, self.next, chunk_bytes)?;
+        if self.forgives {
+            frames.forgive();
+        }
         let (began_at, mut walk) = (self.next, Walk::new(place));
         while self.wants_more()
             && let Some(step) = walk.step(&mut frames)?
@@ -336,7 +378,7 @@ fn located(segments: &Segments, place: &Place, events: Damaged, bytes: (u64, u64
 }
 
 /// The same damage with what follows it and is damaged too.
-fn whole(segments: &Segments, head: Sequence, mut damage: Located) -> Located {
+fn whole(segments: &Segments, head: Sequence, mut damage: Located, forgives: bool) -> Located {
     for _ in 0..RANGE_STEPS_MAX {
         let last = damage.events.last;
         if last >= head {
@@ -348,6 +390,7 @@ fn whole(segments: &Segments, head: Sequence, mut damage: Located) -> Located {
             bytes_max: 0,
             next: last.plus(1),
             head,
+            forgives,
         };
         let more = match segments.place_after(last, head) {
             Position::Missing(events, _) => events,
@@ -371,7 +414,11 @@ fn whole(segments: &Segments, head: Sequence, mut damage: Located) -> Located {
 
 /// The place before the first event of this time or later; `None` if there is none. Events that are
 /// damaged may be of this time: the place is before them.
-pub(super) fn seek(segments: &Segments, at: UnixMicros) -> Result<Option<Sequence>, Fault> {
+pub(super) fn seek(
+    segments: &Segments,
+    at: UnixMicros,
+    forgives: bool,
+) -> Result<Option<Sequence>, Fault> {
     let Some((place, mut before)) = segments.place_of_time(at) else {
         return Ok(None);
     };
@@ -379,6 +426,9 @@ pub(super) fn seek(segments: &Segments, at: UnixMicros) -> Result<Option<Sequenc
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(before)),
         opened => opened?,
     };
+    if forgives {
+        frames.forgive();
+    }
     let mut walk = Walk::new(&place);
     while let Some(step) = walk.step(&mut frames)? {
         let Step::Frame(header) = step else {

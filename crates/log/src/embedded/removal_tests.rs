@@ -10,8 +10,8 @@ use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE, RESERVE_FILE},
     disk_error::NO_SPACE_MEMORY,
     testing::{
-        clock, copy, failing_disk, frames_of, last_segment, manifest_of, no_space, quarantined,
-        rewind, segment_paths, small_ids, waits_until,
+        clock, copy, failing_disk, footer_of, frames_of, last_segment, manifest_of, no_space,
+        quarantined, rewind, segment_paths, small_ids, waits_until,
     },
     *,
 };
@@ -104,6 +104,55 @@ async fn what_is_too_old_is_off_the_disk_within_a_day_also_when_nothing_new_come
         let blocks = log.read(Sequence(2), ALL).await.unwrap();
         assert_eq!(fixtures::events(&blocks)[0].0, 3);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_could_not_be_left_once_is_left_later_without_new_events() {
+    for is_overlong in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicI64::new(START));
+        let failing = Arc::new(AtomicBool::new(false));
+        let error = || rustix::io::Errno::MFILE.into();
+        let fault = failing_disk(Stage::Segment, &failing, error).fault;
+        let log = open_kept(dir.path(), &now, fault);
+        append_of(&log, "usr_early").await.unwrap();
+        failing.store(true, Ordering::SeqCst);
+        if is_overlong {
+            let mut next = 0;
+            while append(&log, next..next + 2_000).await.is_ok() {
+                next += 2_000;
+            }
+        } else {
+            now.fetch_add(19 * HOUR, Ordering::SeqCst);
+        }
+        let appended = append_of(&log, "usr_late").await;
+        assert!(is_overlong || appended.is_ok());
+        failing.store(false, Ordering::SeqCst);
+        now.fetch_add(5 * DAY, Ordering::SeqCst);
+        waits_until(|| !holds(dir.path(), "usr_early") && !holds(dir.path(), "usr_late")).await;
+        drop(log);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_segment_is_not_as_old_as_the_one_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(START));
+    let full = Arc::new(AtomicBool::new(false));
+    let fault = failing_disk(Stage::Write, &full, no_space).fault;
+    let log = open_kept(dir.path(), &now, fault);
+    append_of(&log, "usr_early").await.unwrap();
+    full.store(true, Ordering::SeqCst);
+    now.fetch_add(19 * HOUR, Ordering::SeqCst);
+    // The next segment has taken over, and has no room for the event.
+    assert_eq!(append_of(&log, "usr_late").await, Err(Error::NoSpace));
+    for _ in 0..50 {
+        // Between two appends the writer looks whether its segment is old.
+        assert_eq!(append_of(&log, "usr_late").await, Err(Error::NoSpace));
+    }
+    full.store(false, Ordering::SeqCst);
+    append_of(&log, "usr_late").await.unwrap();
+    assert_eq!(segments::ordinals(dir.path()).unwrap(), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,6 +318,8 @@ async fn ids_take_nothing_of_what_events_may_take() {
     drop(log);
     let log = open(dir.path(), small_segments()).unwrap();
     waits_until(|| oldest_segment(dir.path()) > 1).await;
+    // What the ids occupy is told as of a while ago.
+    waits_until(|| log.usage().ids.unwrap().bytes > 1024 * 1024).await;
     let usage = log.usage();
     assert!(log.shared.segments.bytes() > 1024 * 1024 / 4, "{usage:?}");
     let ids = usage.ids.unwrap();
@@ -366,6 +417,46 @@ async fn a_quiet_log_on_a_full_disk_is_emptied_with_the_room_of_the_reserve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_start_on_a_full_disk_could_not_make_durable_is_not_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), small_segments()).unwrap();
+    let before = manifest_of(dir.path());
+    append(&log, 0..500).await.unwrap();
+    waits_until(|| segments::ordinals(dir.path()).unwrap().len() > 1).await;
+    append(&log, 500..1_000).await.unwrap();
+    log.close().await;
+    drop(log);
+    rewind(dir.path(), &before);
+    let first = segment_paths(dir.path()).remove(0);
+    assert_ne!(first, last_segment(dir.path()));
+    let full = Arc::new(AtomicBool::new(true));
+    let saved: Arc<AtomicUsize> = Arc::default();
+    let counted = Arc::clone(&saved);
+    let fails = failing_disk(Stage::Segment, &full, no_space).fault;
+    let seams = Seams {
+        fault: Arc::new(move |stage| {
+            counted.fetch_add(usize::from(stage == Stage::Manifest), Ordering::SeqCst);
+            fails(stage)
+        }),
+        ..Seams::default()
+    };
+    let log = open_with_seams(dir.path(), small_segments(), seams).unwrap();
+    assert_eq!(append(&log, 1_000..1_001).await, Err(Error::NoSpace));
+    waits_until(|| saved.load(Ordering::SeqCst) > 0).await;
+    log.close().await;
+    assert_eq!(log.range().head, Sequence(1_000));
+    drop(log);
+    assert_eq!(confirmed(dir.path()), Sequence::ZERO);
+    assert_eq!(footer_of(&first), None);
+    let log = open(dir.path(), small_segments()).unwrap();
+    append(&log, 1_000..1_001).await.unwrap();
+    log.close().await;
+    drop(log);
+    assert_eq!(confirmed(dir.path()), Sequence(1_001));
+    assert!(footer_of(&first).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_do_not_take_the_room_of_a_reserve_that_was_used() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path(), Options::default()).unwrap();
@@ -381,6 +472,30 @@ async fn events_do_not_take_the_room_of_a_reserve_that_was_used() {
     log.shared.forget_no_space();
     assert_eq!(log.status().health(), Health::Full, "there is no reserve");
     log.shared.keeper.work_on_ids();
+    let ready = log.status().health_where(|health| *health == Health::Ready);
+    ready.await;
+    assert!(dir.path().join(RESERVE_FILE).exists());
+    assert_eq!(append(&log, 2..4).await.unwrap().accepted, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_start_on_a_full_disk_no_event_takes_the_room_until_there_is_a_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), Options::default()).unwrap();
+    append(&log, 0..2).await.unwrap();
+    waits_until(|| dir.path().join(RESERVE_FILE).exists()).await;
+    // The room of the reserve was used, and the process ended.
+    assert!(log.shared.use_reserve());
+    drop(log);
+    let _ = fs::remove_file(dir.path().join(RESERVE_FILE));
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = failing_disk(Stage::Reserve, &full, no_space);
+    let log = open_with_seams(dir.path(), Options::default(), seams).unwrap();
+    let full_health = log.status().health_where(|health| *health == Health::Full);
+    full_health.await;
+    assert_eq!(append(&log, 2..4).await, Err(Error::NoSpace));
+    assert_eq!(append(&log, 0..2).await.unwrap().duplicates, 2);
+    full.store(false, Ordering::SeqCst);
     let ready = log.status().health_where(|health| *health == Health::Ready);
     ready.await;
     assert!(dir.path().join(RESERVE_FILE).exists());

@@ -1,6 +1,7 @@
 //! Owns the reserve: room on the disk that is kept so that old events can be removed when the disk is
-//! full, as what is removed has to be noted down first. When the reserve was used, no event is taken
-//! until there is one again: otherwise events would take the room that is to free others.
+//! full, as what is removed has to be noted down first. Where there is none, because it was used or because
+//! a start finds no room for it, no event is taken until there is one: otherwise events would take the room
+//! that is to free others.
 
 use std::{
     fs::{self, File},
@@ -15,6 +16,7 @@ use rustix::{
 };
 
 use super::{
+    Fault, Stage,
     directory::{self, RESERVE_FILE},
     disk_error,
 };
@@ -32,8 +34,8 @@ const FREE_PARTS: u64 = 16;
 pub(super) struct Reserve {
     directory: PathBuf,
     bytes: u64,
-    /// It was used, and there is none again yet.
-    is_used: AtomicBool,
+    /// There is none: it was used, or there was no room for it.
+    is_missing: AtomicBool,
 }
 
 impl Reserve {
@@ -42,33 +44,44 @@ impl Reserve {
         Self {
             directory: directory.to_owned(),
             bytes: (log_bytes_max / LOG_PARTS).clamp(BYTES_MIN, BYTES_MAX),
-            is_used: AtomicBool::new(false),
+            is_missing: AtomicBool::new(false),
         }
     }
 
-    /// Whether it was used, and there is none again yet.
-    pub(super) fn is_used(&self) -> bool {
-        self.is_used.load(Ordering::Relaxed)
+    /// Whether there is none: it was used, or there was no room for it.
+    pub(super) fn is_missing(&self) -> bool {
+        self.is_missing.load(Ordering::Relaxed)
     }
 
-    /// Gives the room free. False when there is no reserve.
+    /// Gives the room free. False when there is no reserve: somebody else may have removed it.
     pub(super) fn release(&self) -> bool {
-        let is_released = fs::remove_file(self.path()).is_ok();
-        if is_released {
-            self.is_used.store(true, Ordering::Relaxed);
+        let removed = fs::remove_file(self.path());
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        if removed.as_ref().map_or_else(is_gone, |()| true) {
+            self.is_missing.store(true, Ordering::Relaxed);
         }
-        is_released
+        removed.is_ok()
     }
 
     /// Makes the reserve, as far as there is room. True when there is one now.
     ///
     /// # Errors
     /// Failures of the disk other than that it is full.
-    pub(super) fn make(&self) -> io::Result<bool> {
+    pub(super) fn make(&self, fault: &Fault) -> io::Result<bool> {
+        let made = fault(Stage::Reserve).and_then(|()| self.make_of(self.free_bytes()));
+        let is_there = match made {
+            Err(error) if disk_error::is_no_space(&error) => false,
+            made => made?,
+        };
+        self.is_missing.store(!is_there, Ordering::Relaxed);
+        Ok(is_there)
+    }
+
+    /// The same on a disk that has so much free. Where that is not known, trying tells.
+    fn make_of(&self, free: Option<u64>) -> io::Result<bool> {
         let file = directory::open_private(&self.path())?;
         let found = file.metadata()?.len();
-        let free = self.free_bytes().unwrap_or(0);
-        let wanted = self.bytes.min(free / FREE_PARTS);
+        let wanted = free.map_or(self.bytes, |free| self.bytes.min(free / FREE_PARTS));
         let mut bytes = found;
         if wanted > found && wanted >= BYTES_MIN {
             match allocate(&file, found, wanted) {
@@ -78,9 +91,7 @@ impl Reserve {
             }
         }
         let is_there = bytes >= BYTES_MIN;
-        if is_there {
-            self.is_used.store(false, Ordering::Relaxed);
-        } else {
+        if !is_there {
             fs::remove_file(self.path())?;
         }
         Ok(is_there)
@@ -89,7 +100,9 @@ impl Reserve {
     /// What the disk has free for this process, if that is known.
     pub(super) fn free_bytes(&self) -> Option<u64> {
         let disk = statvfs(&self.directory).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        // Some file systems do not say how large they are.
+        let is_known = disk.f_blocks > 0;
+        is_known.then_some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     fn path(&self) -> PathBuf {
@@ -113,27 +126,53 @@ fn allocate(mut file: &File, from: u64, to: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    fn make(reserve: &Reserve) -> bool {
+        let no_fault: Fault = Arc::new(|_| Ok(()));
+        reserve.make(&no_fault).unwrap()
+    }
 
     #[test]
     fn a_reserve_is_made_once_grows_and_is_made_again_after_it_was_used() {
         let dir = tempfile::tempdir().unwrap();
         let bytes = || fs::metadata(dir.path().join(RESERVE_FILE)).map(|file| file.len());
         let small = Reserve::new(dir.path(), 1);
-        assert!(!small.release() && !small.is_used(), "there is none yet");
-        assert!(small.make().unwrap());
+        assert!(!small.release() && small.is_missing(), "there is none yet");
+        assert!(make(&small) && !small.is_missing());
         assert_eq!(bytes().unwrap(), BYTES_MIN);
         let large = Reserve::new(dir.path(), u64::MAX);
-        assert!(large.make().unwrap());
+        assert!(make(&large));
         assert_eq!(bytes().unwrap(), BYTES_MAX);
-        assert!(small.make().unwrap());
+        assert!(make(&small));
         assert_eq!(bytes().unwrap(), BYTES_MAX, "it does not shrink");
-        assert!(large.release() && large.is_used());
+        assert!(large.release() && large.is_missing());
         assert!(bytes().is_err());
-        assert!(!large.release() && large.is_used());
-        assert!(large.make().unwrap() && !large.is_used());
+        assert!(!large.release() && large.is_missing());
+        assert!(make(&large) && !large.is_missing());
         assert_eq!(bytes().unwrap(), BYTES_MAX);
         let of_a_gib = Reserve::new(dir.path(), 64 * 1024 * 1024);
         assert_eq!(of_a_gib.bytes, 1024 * 1024);
+    }
+
+    #[test]
+    fn without_room_for_it_a_reserve_is_missing_until_there_is_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::new(dir.path(), u64::MAX);
+        let full: Fault = Arc::new(|_| Err(Errno::NOSPC.into()));
+        assert!(!reserve.make(&full).unwrap() && reserve.is_missing());
+        let room_min = BYTES_MIN * FREE_PARTS;
+        assert!(!reserve.make_of(Some(room_min - 1)).unwrap());
+        assert!(!reserve.path().exists());
+        assert!(reserve.make_of(Some(room_min)).unwrap());
+        assert_eq!(fs::metadata(reserve.path()).unwrap().len(), BYTES_MIN);
+        assert!(reserve.make_of(Some(0)).unwrap(), "it is there");
+        assert!(reserve.make_of(None).unwrap());
+        assert_eq!(fs::metadata(reserve.path()).unwrap().len(), BYTES_MAX);
+        assert!(make(&reserve) && !reserve.is_missing());
+        fs::remove_file(reserve.path()).unwrap();
+        assert!(!reserve.release() && reserve.is_missing());
     }
 }

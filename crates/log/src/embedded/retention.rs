@@ -55,7 +55,7 @@ impl Retention {
     }
 
     /// What is to go now. The events up to `expired` are too old, and the segment with the number
-    /// `active` is written to.
+    /// `active` is written to. Fails for want of a file descriptor only.
     pub(super) fn due(
         &self,
         segments: &Segments,
@@ -68,19 +68,13 @@ impl Retention {
         };
         if let Some(through) = expired.filter(|&through| through >= range.earliest) {
             let through = through.min(range.head);
-            let due = match readers::time_after(segments, range.head, through) {
-                Ok(earliest_at) => Due {
-                    through,
-                    earliest_at,
-                },
-                // Damage keeps nothing: what is left was received no earlier than what goes.
-                Err(Fault::Damaged(_)) => Due {
-                    through,
-                    earliest_at: Some(earliest_at),
-                },
-                Err(fault) => return Err(fault),
+            // What is left was received no earlier than what goes.
+            let earliest_at = Some(earliest_at);
+            let due = Due {
+                through,
+                earliest_at,
             };
-            return Ok(Some(due));
+            return due.exact(segments, range).map(Some);
         }
         if segments.bytes() <= self.bytes_max {
             return Ok(None);
@@ -89,11 +83,21 @@ impl Retention {
         let Some(segment) = segments.oldest_before(active) else {
             return Ok(None);
         };
-        let due = whole_segment(segment);
-        match readers::time_after(segments, range.head, due.through) {
-            Ok(earliest_at) => Ok(Some(Due { earliest_at, ..due })),
-            Err(Fault::Damaged(_)) => Ok(Some(due)),
-            Err(fault) => Err(fault),
+        whole_segment(segment).exact(segments, range).map(Some)
+    }
+}
+
+impl Due {
+    /// The same with the time of the oldest event that stays. Neither damage nor a disk that cannot be read
+    /// keeps anything: then it is as it was.
+    fn exact(self, segments: &Segments, range: &Range) -> Result<Self, Fault> {
+        match readers::time_after(segments, range.head, self.through) {
+            Ok(earliest_at) => Ok(Self {
+                earliest_at,
+                ..self
+            }),
+            Err(fault) if fault.is_no_descriptor() => Err(fault),
+            Err(_) => Ok(self),
         }
     }
 }
@@ -108,6 +112,9 @@ fn whole_segment((through, through_at): (Sequence, UnixMicros)) -> Due {
 
 #[cfg(test)]
 mod tests {
+    use crate::embedded::segments::{self, Mark, Segment};
+    use prelude_bridge_event::{Epoch, LogId};
+
     use super::*;
 
     const DAY: u64 = 24 * 3_600;
@@ -124,6 +131,52 @@ mod tests {
         }
         let unlimited = Retention::new(1, Duration::MAX);
         assert!(!unlimited.is_span_over(&RetentionNow::at(SPAN_MICROS_MAX - 1), RetentionTime(0)));
+    }
+
+    fn segment(ordinal: u64) -> Segment {
+        let at = UnixMicros(i64::try_from(ordinal).unwrap());
+        Segment {
+            ordinal,
+            first_sequence: Sequence(ordinal),
+            last_sequence: Sequence(ordinal),
+            last_at: at,
+            end: 1_000,
+            marks: vec![Mark {
+                sequence: Sequence(ordinal),
+                at,
+                offset: 32,
+            }],
+            epochs: vec![(Sequence(ordinal), Epoch(1))],
+        }
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_read_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        // To read a directory fails, as on a disk that is failing.
+        std::fs::create_dir(segments::path(dir.path(), 2)).unwrap();
+        let segments = Segments::new(dir.path(), LogId(1), [segment(1), segment(2)].into());
+        let range = Range {
+            earliest: Sequence(1),
+            earliest_at: Some(UnixMicros(1)),
+            head: Sequence(2),
+            head_at: Some(UnixMicros(2)),
+        };
+        let fault = readers::time_after(&segments, range.head, Sequence(1));
+        assert!(matches!(fault, Err(Fault::Io(_))));
+        for (bytes_max, expired) in [(u64::MAX, Some(Sequence(1))), (0, None)] {
+            let retention = Retention::new(bytes_max, Duration::MAX);
+            let due = retention.due(&segments, &range, 2, expired).unwrap();
+            let earliest_at = Some(UnixMicros(1));
+            let through = Sequence(1);
+            assert_eq!(
+                due,
+                Some(Due {
+                    through,
+                    earliest_at
+                })
+            );
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, TryGetError};
 
 use super::{
-    Shared, directory, footer,
+    Shared, directory, disk_error, footer,
     readers::{self, Fault, Located},
     segments::{self, Segment},
     verify::{Finding, Verification},
@@ -47,7 +47,10 @@ const REST_TIMES: u32 = 9;
 const PAUSE: Duration = Duration::from_millis(200);
 /// … and how often at most before each piece: it has to come to an end.
 const PAUSES_MAX: u32 = 50;
-/// How long it waits when there is nothing to do, or no file can be opened.
+/// What cannot be read is tried so often. The last time, what the disk cannot read counts as damaged, and
+/// what follows it is verified.
+const ATTEMPTS_MAX: u32 = 3;
+/// How long it waits when there is nothing to do, or something cannot be read.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// Elsewhere than on Linux the priority would concern the whole process.
 const NICE: i32 = 19;
@@ -175,6 +178,8 @@ pub(super) struct Work {
     saved: Option<Progress>,
     open: Option<(Segment, Verification)>,
     pauses: u32,
+    /// So many attempts failed at the present segment.
+    failures: u32,
 }
 
 impl Work {
@@ -189,6 +194,7 @@ impl Work {
             progress,
             open: None,
             pauses: 0,
+            failures: 0,
         }
     }
 
@@ -199,13 +205,12 @@ impl Work {
             let _ = rustix::process::nice(NICE);
         }
         let shared = Arc::clone(&self.shared);
-        self.verify_known();
+        if self.verify_known() {
+            // What was saved still holds.
+            return;
+        }
         loop {
-            let rest = self.step().unwrap_or_else(|error| {
-                tracing::debug!(%error, "the check of the log pauses");
-                self.open = None;
-                IDLE_WAIT
-            });
+            let rest = self.go_on();
             if shared.scrub.wait(rest) {
                 break;
             }
@@ -213,13 +218,17 @@ impl Work {
         self.save();
     }
 
-    /// Looks whether what was damaged still is: its file may have been restored.
-    fn verify_known(&self) {
+    /// Looks whether what was damaged still is: its file may have been restored. True when the check was
+    /// stopped meanwhile.
+    fn verify_known(&self) -> bool {
         let range = self.shared.range();
+        let piece_bytes = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
         for known in &self.progress.damaged {
             let mut after = known.first.max(range.earliest).before();
-            while after < known.last.min(range.head) {
-                match readers::read(&self.shared.segments, range.head, after, 0) {
+            let last = known.last.min(range.head);
+            while after < last {
+                let began = Instant::now();
+                match readers::read(&self.shared.segments, range.head, after, piece_bytes) {
                     Ok(blocks) => {
                         let last = blocks.last().map(|block| block.last_sequence());
                         after = last.unwrap_or(range.head);
@@ -228,10 +237,54 @@ impl Work {
                         after = located.events.last;
                         self.shared.note_damage(&located);
                     }
-                    Err(Fault::Io(_)) => break,
+                    Err(Fault::Io(_)) => {
+                        // It is not known to be whole.
+                        let first = after.plus(1);
+                        self.shared.publisher.add_damaged(Damaged { first, last });
+                        after = last;
+                    }
+                }
+                if self.shared.scrub.wait(began.elapsed() * REST_TIMES) {
+                    return true;
                 }
             }
         }
+        false
+    }
+
+    /// Verifies a piece, if it can be read. Returns how long to rest.
+    fn go_on(&mut self) -> Duration {
+        self.step().unwrap_or_else(|error| {
+            tracing::debug!(%error, "the check of the log pauses");
+            self.open = None;
+            if !disk_error::is_no_descriptor(&error) {
+                self.failures += 1;
+            }
+            if self.failures >= ATTEMPTS_MAX {
+                self.give_up_segment();
+            }
+            IDLE_WAIT
+        })
+    }
+
+    /// Goes on with the next segment: of this one nothing more can be read.
+    fn give_up_segment(&mut self) {
+        self.failures = 0;
+        if let Some((segment, _)) = self.shared.segments.sealed_at(self.progress.next) {
+            self.note_unreadable(&segment, self.progress.next.max(segment.first_sequence));
+            self.progress.next = segment.last_sequence.plus(1);
+        }
+    }
+
+    fn note_unreadable(&self, segment: &Segment, first: Sequence) {
+        self.shared.note_damage(&Located {
+            events: Damaged {
+                first,
+                last: segment.last_sequence,
+            },
+            path: segments::path(self.shared.segments.directory(), segment.ordinal),
+            bytes: None,
+        });
     }
 
     /// Verifies a piece. Returns how long to rest after it.
@@ -265,8 +318,11 @@ impl Work {
         }
         self.progress.next = verification.next();
         if is_over {
-            self.check_index(&segment)?;
             self.progress.next = segment.last_sequence.plus(1);
+            // Nothing is written to a file that cannot be read.
+            if std::mem::take(&mut self.failures) == 0 {
+                self.check_index(&segment)?;
+            }
             self.save_if_changed();
         } else {
             self.open = Some((segment, verification));
@@ -288,19 +344,15 @@ impl Work {
             // Less is in memory than a reader has.
             let chunk_bytes = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
             let opened = Verification::open(segments.directory(), self.log, &place, chunk_bytes)?;
-            if let Some(verification) = opened {
+            if let Some(mut verification) = opened {
+                if self.failures + 1 >= ATTEMPTS_MAX {
+                    verification.forgive();
+                }
                 return Ok(Some((segment, verification)));
             }
             // Retention may have removed it.
             if segments.get(segment.ordinal).is_some() {
-                self.shared.note_damage(&Located {
-                    events: Damaged {
-                        first: segment.first_sequence,
-                        last: segment.last_sequence,
-                    },
-                    path: segments::path(segments.directory(), segment.ordinal),
-                    bytes: None,
-                });
+                self.note_unreadable(&segment, segment.first_sequence);
             }
             self.progress.next = segment.last_sequence.plus(1);
         }
@@ -362,6 +414,62 @@ fn report(shared: &Shared, finding: &Finding) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Log as _,
+        embedded::{
+            Embedded,
+            damage_tests::{template, with_an_unreadable_segment},
+        },
+    };
+
+    /// The check of a log that has none, from its beginning.
+    fn work_on(log: &Embedded) -> Work {
+        let id = log.status().epochs().log();
+        let mut work = Work::new(Arc::clone(&log.shared), id, u64::MAX);
+        work.progress = Progress::beginning(id);
+        work
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_segment_that_cannot_be_read_is_damaged_and_the_check_goes_on() {
+        for is_readable_at_all in [true, false] {
+            let template = template().await;
+            let (log, events, path) = with_an_unreadable_segment(template.path()).await;
+            if !is_readable_at_all {
+                // To read a directory fails whatever is forgiven.
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+            }
+            let mut work = work_on(&log);
+            let mut attempts = 0;
+            while !work.progress.is_over {
+                attempts += u32::from(work.go_on() == IDLE_WAIT);
+                assert!(attempts <= ATTEMPTS_MAX);
+            }
+            assert_eq!(log.status().damaged().to_vec(), [events]);
+            drop(log);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_known_to_be_damaged_is_kept_where_it_cannot_be_read_or_the_check_is_stopped() {
+        let template = template().await;
+        let (log, events, _) = with_an_unreadable_segment(template.path()).await;
+        let mut work = work_on(&log);
+        work.progress.damaged = vec![events];
+        assert!(!work.verify_known());
+        assert_eq!(log.status().damaged().to_vec(), [events]);
+        let range = log.range();
+        work.progress.damaged = vec![Damaged {
+            first: range.earliest,
+            last: range.head,
+        }];
+        let progress = work.progress.clone();
+        progress.write(template.path()).unwrap();
+        log.shared.scrub.stop();
+        std::thread::spawn(|| work.run()).join().unwrap();
+        assert_eq!(Progress::read(template.path(), progress.log), progress);
+    }
 
     fn progress() -> Progress {
         Progress {

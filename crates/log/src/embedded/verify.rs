@@ -63,6 +63,11 @@ impl Verification {
         }))
     }
 
+    /// Has what cannot be read count as damaged.
+    pub(super) fn forgive(&mut self) {
+        self.frames.forgive();
+    }
+
     /// The event that comes next.
     pub(super) fn next(&self) -> Sequence {
         self.walk.next

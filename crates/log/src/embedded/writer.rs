@@ -26,6 +26,7 @@ use super::{
     manifest::Manifest,
     queue::{Job, Taken},
     retention::{Due, Retention},
+    segments::Segment,
 };
 use crate::{
     Appended, Error,
@@ -76,6 +77,11 @@ pub(super) struct Unsaved {
     /// The newest event that is known to be too old, or one too many. Where the range begins is only
     /// what the manifest said at the start, and no file is removed for that alone.
     pub(super) removed: Sequence,
+    /// The last event that the manifest confirms, …
+    pub(super) confirmed: Sequence,
+    /// … and segments that a start found without a footer. Both say of what follows that it is durable: a
+    /// start does not know that of the last commit until the segment could be opened.
+    pub(super) unsealed: Vec<Segment>,
     /// When the quarantine was looked through.
     pub(super) quarantine_at: Option<RetentionTime>,
 }
@@ -184,7 +190,7 @@ impl Writer {
     /// Makes a commit durable.
     fn commit(&mut self, prepared: &Prepared) -> Result<Stored, Error> {
         let shared = &self.shared;
-        if shared.reserve.is_used() {
+        if shared.reserve.is_missing() {
             shared.set_no_space(true);
             return Err(Error::NoSpace);
         }
@@ -257,19 +263,14 @@ impl Writer {
         let due = self
             .retention
             .due(&self.shared.segments, &range, active, expired);
-        match due {
-            Ok(Some(due)) => self.give_up(&due),
-            Ok(None) => {}
-            // It is tried again in a while.
-            Err(error) if error.is_no_descriptor() => {}
-            Err(error) => {
-                self.shared.fail(&format!("retention: {error}"));
-                return MAINTENANCE_INTERVAL;
-            }
+        // What failed is tried again in a while.
+        if let Ok(Some(due)) = due {
+            self.give_up(&due);
         }
         let expired = expired.unwrap_or(Sequence::ZERO);
         self.unsaved.removed = self.unsaved.removed.max(expired);
         self.replace_segment(&now);
+        self.seal_found();
         self.forget_segments();
         let rested = self.unsaved.saved_at.map(|at| at.elapsed());
         if let Some(rest) = rested.and_then(|rested| SAVE_INTERVAL.checked_sub(rested)) {
@@ -294,6 +295,14 @@ impl Writer {
         if let Err(error) = replaced {
             // It passes, and is tried again in a while, or the log has failed.
             shared.evaluate(&error, "the next segment");
+        }
+    }
+
+    /// Has the segments sealed that a start found without a footer.
+    fn seal_found(&mut self) {
+        if self.active.is_open() {
+            let unsealed = self.unsaved.unsealed.drain(..);
+            unsealed.for_each(|segment| self.shared.keeper.seal(segment));
         }
     }
 
@@ -339,6 +348,9 @@ impl Writer {
         let first_ordinal = first_ordinal.unwrap_or(self.active.ordinal());
         unsaved.has_news = first_kept.is_some();
         unsaved.saved_at = Some(Instant::now());
+        if self.active.is_open() {
+            unsaved.confirmed = range.head;
+        }
         if first_kept.is_some() && self.ids.seal() {
             self.shared.keeper.work_on_ids();
         }
@@ -346,7 +358,8 @@ impl Writer {
             log: self.log,
             trimmed: range.earliest.before(),
             first_ordinal,
-            confirmed: range.head,
+            // What was removed needs no confirmation.
+            confirmed: unsaved.confirmed.max(range.earliest.before()),
             epochs: self.shared.publisher.status().epochs().entries().to_vec(),
             clock: clock.encode(self.ages.marks()),
             last_at: self.stamps.last(),
