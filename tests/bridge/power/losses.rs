@@ -241,7 +241,7 @@ const MADE_UP_FOR: [(&str, &str, &str); 9] = [
     ),
     (
         "reserve::allocate",
-        "reserve::Reserve::make",
+        "reserve::Reserve::make_of",
         "the reserve has no content, and is made again where it is missing",
     ),
     (

@@ -23,10 +23,7 @@ mod directory;
 mod disk_error;
 mod footer;
 mod frame;
-#[cfg(not(fuzzing))]
-mod frames;
-#[cfg(fuzzing)]
-pub mod frames;
+pub(crate) mod frames;
 mod ids_budget;
 mod inspect;
 mod keeper;
