@@ -8,11 +8,12 @@ use prelude_bridge::{
     fuzzing::APP,
     log::memory,
     metrics::Metrics,
-    receiver::{App, Options, Receiver, VerificationToken},
+    receiver::{App, Options, Receiver, VerificationToken, VerificationTokens},
     signature::{KeySource, Keyring},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
 };
 
@@ -29,7 +30,7 @@ static RECEIVER: LazyLock<Receiver> = LazyLock::new(|| {
     let source = KeySource::JwksFile(keys.into());
     let app = App {
         id: APP.into(),
-        verification_token: VerificationToken::new("token"),
+        verification_tokens: VerificationTokens::new(vec![VerificationToken::new("token")]),
         keyring: Keyring::open(APP, source, Default::default(), None).unwrap(),
     };
     let log = memory::open(memory::Options::default()).unwrap();
@@ -40,14 +41,22 @@ static RECEIVER: LazyLock<Receiver> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     let answers = RUNTIME.block_on(async {
-        let (mut client, server) = tokio::io::duplex(data.len() + 1);
-        client.write_all(data).await.unwrap();
-        client.shutdown().await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (mut read, mut write) = client.unwrap().into_split();
+        let (server, peer) = listener.accept().await.unwrap();
         let mut answers = Vec::new();
-        let peer = ([127, 0, 0, 1], 1).into();
-        tokio::join!(RECEIVER.serve(server, peer), async {
-            client.read_to_end(&mut answers).await.unwrap();
-        });
+        tokio::join!(
+            RECEIVER.serve(server, peer),
+            async {
+                // The bridge may end the connection before it has read everything.
+                let _ = write.write_all(data).await;
+                let _ = write.shutdown().await;
+            },
+            async {
+                let _ = read.read_to_end(&mut answers).await;
+            }
+        );
         answers
     });
     assert!(

@@ -422,9 +422,6 @@ fn syntax_fault(error: SyntaxError) -> Fault {
     }
 }
 
-#[cfg(fuzzing)]
-pub(crate) mod fuzzing;
-
 #[cfg(test)]
 #[expect(clippy::too_many_lines, reason = "tables of cases")]
 mod tests {

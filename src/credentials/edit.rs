@@ -216,6 +216,9 @@ fn start_with_comment(text: &str, offset: usize) -> usize {
     start
 }
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -468,7 +468,7 @@ impl fmt::Debug for Presented<'_> {
 }
 
 #[cfg(fuzzing)]
-pub(crate) use document::fuzzing;
+pub(crate) use edit::fuzzing;
 
 #[cfg(test)]
 mod tests;

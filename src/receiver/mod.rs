@@ -189,14 +189,11 @@ impl Receiver {
 #[cfg(fuzzing)]
 impl Receiver {
     /// Serves one connection, whatever comes on it.
-    pub async fn serve(
-        &self,
-        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-        peer: std::net::SocketAddr,
-    ) {
+    pub async fn serve(&self, stream: tokio::net::TcpStream, peer: std::net::SocketAddr) {
         let service = warp::service(routes::routes(Arc::clone(&self.shared)));
         let limits = self.shared.options.connection;
-        http1::serve(stream, peer, limits, service, CancellationToken::new()).await;
+        let shutdown = CancellationToken::new();
+        http1::serve(stream.into(), peer, limits, service, shutdown).await;
     }
 }
 

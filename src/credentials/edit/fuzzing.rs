@@ -8,6 +8,7 @@
 )]
 
 use super::*;
+use crate::credentials::document::parse;
 
 /// A file that is read is read the same after an edit and its reverse.
 pub fn credentials(text: &str) {
