@@ -331,7 +331,7 @@ fn explain(entry: &Entry, file: &File) {
     };
     let quota = match entry.streams_max {
         Some(count) => format!("{count} streams at once"),
-        None => "as many streams as is usual".to_owned(),
+        None => "streams within the bridge's limits".to_owned(),
     };
     exit::note(&format!(
         "`{}` may get {} of {}, {quota}; it is in {}",

@@ -78,9 +78,9 @@ settings! {
         /// for more.
         forgeries_per_second: u32 = 500, in COUNTS_U32;
 
-        /// Connections in all, at 16 KiB of headers each. A new one takes the slot of the oldest that has
-        /// sent nothing genuine, of its own address or of the network with the most of them. One in
-        /// sixteen is kept for addresses that have sent something genuine before.
+        /// Connections in all, at 16 KiB of headers each. Beyond that, a new one takes the slot of one that
+        /// has sent nothing genuine: the oldest of the address that has most of them. One in sixteen is
+        /// kept for addresses that have sent something genuine before.
         connections_max: usize = 10_000, in COUNTS;
 
         /// Connections of one address (of an IPv6 /64), so that one stranger cannot take them all. All
@@ -120,13 +120,12 @@ settings! {
         /// Connections in all: as many as streams, for clients that open one each.
         connections_max: usize = 10_000, in COUNTS;
 
-        /// Connections of one IPv4 address, or one IPv6 /64. Default: a quarter of
-        /// `connections_max`. All those of a network that have shown no credential have four times as many (an IPv4 /24
-        /// or an IPv6 /48) or sixteen times (a /16 or a /32). It does not hold for `grpc_proxies`. Where a
-        /// limit is reached, a new connection takes the slot of the oldest one that has shown no
-        /// credential; it is refused only if all others have shown one. One slot in sixteen is kept for
-        /// addresses that have shown one before. Where no credentials are configured, a call other than
-        /// one about the health counts as one.
+        /// Connections of one IPv4 address, or one IPv6 /64. Default: a quarter of `connections_max`. Those of
+        /// a network that have shown no credential may be four times as many (an IPv4 /24 or an IPv6 /48) or
+        /// sixteen times (a /16 or a /32). It does not apply to `grpc_proxies`. At a limit, a new connection
+        /// takes the slot of one that has shown no credential: the oldest of the address that has most of
+        /// them. It is refused only if all others have shown one. One slot in sixteen is kept for addresses
+        /// that have shown one before. If no credentials are configured, any call but a health check counts.
         connections_per_address_max: usize = quarter(connections_max), in COUNTS;
 
         /// Connections on which one credential was shown. Default: a quarter of
@@ -167,8 +166,8 @@ settings! {
         /// `streams_max`. Those with a credential have the quota of that.
         streams_per_address_max: usize = quarter(streams_max), in COUNTS;
 
-        /// Calls in progress that are neither subscriptions nor about the health. A call with a credential takes
-        /// the slot of one without.
+        /// Calls in progress that are neither subscriptions nor about the health. A call with a credential
+        /// takes the slot of one without.
         calls_max: usize = 1_024, in COUNTS;
 
         /// Such calls of one address. Default: a quarter of `calls_max`.
@@ -221,8 +220,8 @@ settings! {
 
         /// The same of all connections together, but never less than 2 KiB for each of `connections_max`.
         /// Half of it is divided among all the connections that there may be, so that each goes on. The
-        /// other half is for connections that need more; where it is short, connections that do not read are closed,
-        /// those first that hold most.
+        /// other half is for connections that need more. When it is short, connections that do not read are
+        /// closed, first those that have held most of it for longest.
         unsent_total_bytes_max: ByteSize = ByteSize::mib(256), in BUFFERS;
 
         /// Of the other half, bytes of the connections of one credential. Default: half of that

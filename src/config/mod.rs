@@ -115,11 +115,11 @@ settings! {
         /// exit).
         store: Store = Store::Embedded;
 
-        /// What becomes of a signed batch in which every date lies further back than ids are remembered
-        /// (`retention.id_age_min`), once the log may have forgotten ids: "refuse" or "accept". The sender has given up by then, so it is a
-        /// copy that somebody sends again, and the log may not recognise it. Refusals are logged and
-        /// counted, and Prelude retries what is refused for two weeks: time to accept it, if old events
-        /// are expected, such as those of an import.
+        /// What to do with a signed batch in which every date is older than ids are remembered
+        /// (`retention.id_age_min`), once the log has forgotten an id: "refuse" or "accept". The sender has
+        /// given up by then, so the batch is a copy, and the log may not recognise it. Refusals are logged
+        /// and counted. Prelude retries a refused batch for two weeks: time to accept it, if old events are
+        /// expected, such as those of an import.
         old_events: OldEvents = OldEvents::Refuse;
 
         /// The time that requests and streams have to finish after SIGTERM: more than the 8 s of a request,

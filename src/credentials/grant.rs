@@ -252,8 +252,11 @@ impl Quota {
     ///
     /// # Errors
     /// There are as many as there may be.
-    pub fn connect(self: &Arc<Self>, usual_max: usize) -> Result<CountedConnection, QuotaReached> {
-        let connections_max = self.quotas.connections_max.unwrap_or(usual_max);
+    pub fn connect(
+        self: &Arc<Self>,
+        default_max: usize,
+    ) -> Result<CountedConnection, QuotaReached> {
+        let connections_max = self.quotas.connections_max.unwrap_or(default_max);
         if take(&self.connections, 1, connections_max) {
             Ok(CountedConnection(Arc::clone(self)))
         } else {
@@ -280,8 +283,8 @@ impl Quota {
 
     /// Whether so many bytes more of responses may wait for their sockets: then they count.
     #[must_use]
-    pub fn take_unsent(&self, bytes: usize, usual_max: usize) -> bool {
-        let bytes_max = self.quotas.unsent_bytes_max.unwrap_or(usual_max);
+    pub fn take_unsent(&self, bytes: usize, default_max: usize) -> bool {
+        let bytes_max = self.quotas.unsent_bytes_max.unwrap_or(default_max);
         take(&self.unsent_bytes, bytes, bytes_max)
     }
 

@@ -172,8 +172,8 @@ async fn admit(
     };
     if let Some(grant) = &grant {
         if let (Some(caller), Some(quota)) = (caller, grant.quota()) {
-            let usual_max = resources.options.connections_per_credential_max;
-            let counted = caller.shown.count(quota, usual_max);
+            let default_max = resources.options.connections_per_credential_max;
+            let counted = caller.shown.count(quota, default_max);
             counted.map_err(|reached| Failure::Stream(subscription::Failure::Quota(reached)))?;
         }
         let is_anonymous = grant.kind() == credentials::Kind::Anonymous;

@@ -67,6 +67,18 @@ impl Bridge {
         Self::serve(options, Credentials::anonymous(), log, bus).await
     }
 
+    /// Keeps the newest events only: few in the log, and of those in memory the last.
+    async fn start_forgetful() -> Self {
+        let log_options = memory::Options {
+            retention_bytes: 4 * 1024,
+            ..memory::Options::default()
+        };
+        let window = bus::Options {
+            window_bytes_max: 1,
+        };
+        Self::start_with(Options::default(), window, log_options).await
+    }
+
     async fn serve(
         options: Options,
         credentials: Credentials,
@@ -747,14 +759,7 @@ async fn what_is_wrong_with_a_request_is_said_with_its_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_that_retention_has_passed_is_told_so_or_skips() {
-    let log_options = memory::Options {
-        retention_bytes: 4 * 1024,
-        ..memory::Options::default()
-    };
-    let window = bus::Options {
-        window_bytes_max: 1,
-    };
-    let bridge = Bridge::start_with(Options::default(), window, log_options).await;
+    let bridge = Bridge::start_forgetful().await;
     bridge.append(1, 100).await;
     let earliest_left = bridge.log.range().earliest.0;
     assert!(earliest_left > 2);

@@ -221,12 +221,12 @@ impl Shown {
     ///
     /// # Errors
     /// The credential has as many connections as it may.
-    pub(crate) fn count(&self, quota: &Arc<Quota>, usual_max: usize) -> Result<(), QuotaReached> {
+    pub(crate) fn count(&self, quota: &Arc<Quota>, default_max: usize) -> Result<(), QuotaReached> {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.iter().any(|connection| connection.is_of(quota)) {
             return Ok(());
         }
-        shown.push(quota.connect(usual_max)?);
+        shown.push(quota.connect(default_max)?);
         if shown.len() > SHOWN_MAX {
             shown.remove(0);
         }

@@ -30,8 +30,8 @@ pub struct AgeLimit {
     pub is_lifted: bool,
 }
 
-/// A date may be so far ahead of the clock: as much as the clocks of sender and receiver differ that
-/// nobody has to look at.
+/// A date may be this far ahead of the clock. More is logged, because no two clocks that are set differ by a
+/// day.
 const AHEAD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a batch may not be what it seems.
@@ -159,18 +159,12 @@ pub(super) fn register(metrics: &Metrics, app: &App) {
 }
 
 impl Shared {
-    /// Whether a batch with these dates may be appended, and what is to be [noted](Self::note_doubt)
-    /// then.
+    /// Returns whether a batch with these dates may be appended, and then what is doubtful about it, for
+    /// [`note_accepted`](Self::note_accepted).
     pub(super) fn check_age(&self, app: &App, dates: Dates) -> Result<Option<Doubt>, Error> {
-        let (limit, now) = (self.options.age, self.log.now());
+        let (now, earliest) = (self.log.now(), self.log.earliest_now());
         let has_forgotten_ids = self.log.has_forgotten_ids();
-        let checked = evaluate(
-            dates,
-            now,
-            self.log.earliest_now(),
-            limit,
-            has_forgotten_ids,
-        );
+        let checked = evaluate(dates, now, earliest, self.options.age, has_forgotten_ids);
         if checked.is_err() {
             self.count(app, Doubt::Refused);
         }

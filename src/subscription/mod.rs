@@ -135,12 +135,12 @@ impl Subscriptions {
     /// The quota is used up.
     pub(crate) fn permit(&self, grant: &Grant, slot: Option<Slot>) -> Result<Permit, Failure> {
         let is_known = grant.quota().is_some();
-        let usual_max = if is_known {
+        let default_max = if is_known {
             self.options.streams_per_credential_max
         } else {
             usize::MAX
         };
-        Permit::new(grant, slot, usual_max)
+        Permit::new(grant, slot, default_max)
     }
 
     /// How much memory filters and requests may take.

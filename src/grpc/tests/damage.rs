@@ -313,14 +313,7 @@ async fn a_log_that_names_other_events_does_not_keep_a_stream_busy_for_ever() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_skip_for_retention_has_its_own_reason() {
-    let log_options = memory::Options {
-        retention_bytes: 4 * 1024,
-        ..memory::Options::default()
-    };
-    let window = bus::Options {
-        window_bytes_max: 1,
-    };
-    let bridge = Bridge::start_with(Options::default(), window, log_options).await;
+    let bridge = Bridge::start_forgetful().await;
     bridge.append(1, 100).await;
     let request = SubscribeRequest {
         start: from(Start::AfterCursor(bridge.cursor(1))),

@@ -368,14 +368,7 @@ async fn a_drain_does_not_wait_for_a_page_within_a_message() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_whose_event_is_trimmed_meanwhile_ends_with_what_is_still_there() {
-    let log_options = memory::Options {
-        retention_bytes: 4 * 1024,
-        ..memory::Options::default()
-    };
-    let window = bus::Options {
-        window_bytes_max: 1,
-    };
-    let bridge = Bridge::start_with(Options::default(), window, log_options).await;
+    let bridge = Bridge::start_forgetful().await;
     append_large(&bridge, 1, 100_000).await;
     let client = Client::connect(&bridge, 20_000, WIDE_BYTES).await;
     let mut failing = client.subscribe(&endless()).await;
@@ -473,14 +466,7 @@ async fn a_page_gets_a_large_event_in_pieces() {
 /// Trailers would be taken for the rest of the message.
 #[tokio::test(start_paused = true)]
 async fn a_page_within_a_message_whose_event_is_trimmed_is_cut() {
-    let log_options = memory::Options {
-        retention_bytes: 4 * 1024,
-        ..memory::Options::default()
-    };
-    let window = bus::Options {
-        window_bytes_max: 1,
-    };
-    let bridge = Bridge::start_with(Options::default(), window, log_options).await;
+    let bridge = Bridge::start_forgetful().await;
     append_large(&bridge, 1, 100_000).await;
     let mut body = page(&bridge, http::Version::HTTP_11, &endless()).await;
     let mut bytes = 0;
