@@ -148,9 +148,12 @@ fn human(report: &CheckReport, seconds: f64) -> String {
             more => format!("{FAULT}{count} faults{FAULT:#}, of which {more} are not listed"),
         },
     };
+    let segments = match report.segments {
+        1 => "1 segment".to_owned(),
+        count => format!("{count} segments"),
+    };
     text.push_str(&format!(
-        "checked {} segments with {} whole events{range}, {} in {seconds:.1} s: {found}\n",
-        report.segments,
+        "checked {segments} with {} whole events{range}, {} in {seconds:.1} s: {found}\n",
         report.events,
         size(report.bytes),
     ));
@@ -162,7 +165,10 @@ fn line(fault: &CheckFault) -> String {
     if let Some(offset) = fault.offset {
         place.push_str(&format!(", byte {offset}"));
     }
-    if let Some(events) = fault.events {
+    // Some faults begin with their events.
+    if let Some(events) = fault.events
+        && !fault.what.starts_with(&events.to_string())
+    {
         place.push_str(&format!(", {events}"));
     }
     exit::one_line(&format!(
@@ -279,6 +285,22 @@ mod tests {
             lines[4],
             "checked 2 segments with 6 whole events (3 to 9), 5.0 MiB in 0.2 s: 4 faults"
         );
+    }
+
+    #[test]
+    fn events_are_named_once_and_one_segment_is_one() {
+        let fault = CheckFault {
+            what: "events 5 to 5 are damaged: bytes 4096 to 5000".to_owned(),
+            ..fault(Remedy::Restore)
+        };
+        let report = CheckReport {
+            segments: 1,
+            ..report(vec![fault], 0)
+        };
+        let text = plain(&human(&report, 1.0));
+        let expected = "FAULT  data/events-00001, byte 4096: events 5 to 5 are damaged: bytes";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("\nchecked 1 segment with"), "{text}");
     }
 
     #[test]

@@ -193,8 +193,8 @@ fn set_aside(data_dir: &Path, reason: &str, found: &Found) -> Result<(), OpenErr
         reason,
         first_event = found.range.earliest.0,
         last_event = found.range.head.0,
-        "the manifest of the log is damaged: it is made anew from the segments, which are whole; the \
-         age of all events is counted from now on"
+        "the manifest of the log is damaged: it is made anew from the segments; the age of all events is \
+         counted from now on"
     );
     if path.try_exists().map_err(failed)? {
         match quarantine::take_file(data_dir, &path) {
