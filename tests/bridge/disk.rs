@@ -153,12 +153,13 @@ async fn another_file_among_those_of_a_log_is_kept_aside() {
     let diary = "a diary, not a log. ".repeat(1_000);
     fs::write(bridge.data_dir().join("events-00001"), &diary).unwrap();
     bridge.run(bridge.command()).await;
+    assert!(bridge.stderr().contains("events-00001"));
+    // A running bridge adds to its name since when it is there.
+    assert!(bridge.terminate().await.success());
     let kept = fs::read_dir(bridge.data_dir().join("quarantine")).unwrap();
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(fs::read_to_string(&kept[0]).unwrap(), diary);
-    assert!(bridge.stderr().contains("events-00001"));
-    bridge.finish().await;
 }
 
 /// A batch of a hundred events, some 25 KB in the log.

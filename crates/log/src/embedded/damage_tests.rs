@@ -15,7 +15,8 @@ use super::{
     manifest::Manifest,
     testing::{
         PATIENCE, clock, copy, cut, failing_disk, flip, footer_of, frames_of, id_files,
-        manifest_of, quarantined, rewind, said, segment_paths, small_ids, waits_until,
+        manifest_of, quarantined, read_quarantined, rewind, said, segment_paths, small_ids,
+        waits_until,
     },
     *,
 };
@@ -139,11 +140,11 @@ fn assert_all_kept(before: &Path, after: &Path, what: &str) {
         let end = usize::try_from(last + header.frame_bytes()).unwrap();
         // The bytes behind the last frame need not be there.
         let held = &held[..end.min(held.len())];
-        let moved = quarantined(after)
-            .into_iter()
-            .filter(|path| path.to_str().unwrap().ends_with(name));
-        let mut places = std::iter::once(after.join(name)).chain(moved);
-        let is_kept = places.any(|path| fs::read(path).is_ok_and(|now| now.starts_with(held)));
+        let is_in_place = fs::read(after.join(name)).is_ok_and(|now| now.starts_with(held));
+        let is_kept = is_in_place
+            || read_quarantined(after)
+                .iter()
+                .any(|(path, now)| path.to_str().unwrap().ends_with(name) && now.starts_with(held));
         assert!(is_kept, "{what}: {name} is gone");
     }
 }
@@ -629,12 +630,11 @@ async fn a_torn_end_is_said_with_its_range_kept_and_overwritten_with_zeros() {
     ] {
         assert!(text.contains(&part), "{part} in {text}");
     }
-    let [kept] = &quarantined(dir.path())[..] else {
+    let [(path_kept, kept)] = &read_quarantined(dir.path())[..] else {
         panic!("one file");
     };
-    assert!(text.contains(kept.to_str().unwrap()), "{text}");
-    let kept = fs::read(kept).unwrap();
-    assert!(torn.starts_with(&kept) && torn[kept.len()..].iter().all(|&byte| byte == 0));
+    assert!(text.contains(path_kept.to_str().unwrap()), "{text}");
+    assert!(torn.starts_with(kept) && torn[kept.len()..].iter().all(|&byte| byte == 0));
     drop(log);
     let now = fs::read(&path).unwrap();
     assert!(
@@ -722,10 +722,10 @@ async fn a_file_behind_the_log_that_is_no_part_of_it_is_taken_out() {
         assert_eq!(log.range().head, Sequence(HEAD));
         assert!(text.contains("was taken out of the log"), "{text}");
         assert!(text.contains(path.to_str().unwrap()), "{text}");
-        let [kept] = &quarantined(dir.path())[..] else {
+        let [(_, kept)] = &read_quarantined(dir.path())[..] else {
             panic!("one file");
         };
-        assert_eq!(fs::read(kept).unwrap(), stale);
+        assert_eq!(*kept, stale);
         drop(log);
         assert_eq!(fate(dir.path()).await, Fate::Whole);
     }
@@ -773,8 +773,8 @@ async fn a_manifest_that_is_lost_or_something_else_is_made_anew() {
             text.contains("it is made anew from the segments"),
             "{what}: {text}"
         );
-        let kept = quarantined(dir.path()).pop();
-        assert_eq!(kept.map(|kept| fs::read(kept).unwrap()), damaged, "{what}");
+        let kept = read_quarantined(dir.path()).pop();
+        assert_eq!(kept.map(|(_, kept)| kept), damaged, "{what}");
         for cursor in &cursors {
             assert!(
                 log.status().epochs().check(*cursor, Sequence(HEAD)).is_ok(),

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 16;
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Behind this in a file's name is when it was first seen, by the retention clock.
-const SINCE: &str = ".since-";
+pub(super) const SINCE: &str = ".since-";
 
 /// Moves a file there. Durable when this returns.
 pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {

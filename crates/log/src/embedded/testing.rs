@@ -192,6 +192,23 @@ pub(super) fn quarantined(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
+/// The files of the quarantine, each with the path that the log said and its bytes. An open log adds to
+/// their names since when they are there.
+pub(super) fn read_quarantined(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    loop {
+        let read = |path: PathBuf| {
+            let name = path.to_str().unwrap();
+            let said = name.split(quarantine::SINCE).next().unwrap().into();
+            fs::read(&path).ok().map(|bytes| (said, bytes))
+        };
+        // None where a name was changed between the look and the reading.
+        let files: Option<Vec<_>> = quarantined(dir).into_iter().map(read).collect();
+        if let Some(files) = files {
+            return files;
+        }
+    }
+}
+
 /// What a log says while something is done.
 pub(super) fn said<T>(work: impl FnOnce() -> T) -> (T, String) {
     #[derive(Clone, Default)]
