@@ -276,7 +276,9 @@ async fn each_call_of_the_system_fails_once_and_nothing_that_was_answered_is_los
                 let (running, site) = (Arc::clone(&running), site.clone());
                 runs.spawn(async move {
                     let _running = running.acquire().await.unwrap();
-                    let trace = shim.trace(&format!("{addresses:x?}-{error}-{call}"));
+                    // Sites of different operations may be in the same function.
+                    let name = format!("{:?}-{addresses:x?}-{error}-{call}", site.operation);
+                    let trace = shim.trace(&name);
                     let (run, trace) = run(shim, trace, image, kept, Some(fault)).await;
                     trace.remove();
                     (site, fault, run)

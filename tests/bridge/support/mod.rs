@@ -11,8 +11,8 @@ pub(crate) mod stream;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, LazyLock, Mutex, mpsc},
@@ -22,6 +22,11 @@ use std::{
 use prelude_bridge::{
     proto::{GetRangeRequest, GetRangeResponse, event_service_client::EventServiceClient},
     simulator::keys::{KeyRing, SetStyle, SignatureStyle, SigningKey},
+};
+use rustix::{
+    event::{PollFd, PollFlags},
+    fs::OFlags,
+    io::Errno,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -175,8 +180,41 @@ pub(crate) struct Bridge {
     variables: Vec<(String, String)>,
     home: TempDir,
     process: Option<Process>,
-    /// Everything that all its processes wrote.
-    stderr: Arc<Mutex<String>>,
+    /// What all its processes wrote.
+    stderr: Arc<Mutex<Stderr>>,
+}
+
+/// What was read of the pipe that is a process's stderr.
+#[derive(Default)]
+struct Stderr {
+    /// The pipe of the running process; reads from it never wait.
+    pipe: Option<Arc<OwnedFd>>,
+    bytes: Vec<u8>,
+}
+
+impl Stderr {
+    /// Reads what was written until now. `false` once nobody can write any more.
+    fn read(&mut self) -> bool {
+        let Some(pipe) = self.pipe.as_deref() else {
+            return false;
+        };
+        let mut part = [0; 65_536];
+        loop {
+            match rustix::io::read(pipe, &mut part) {
+                Ok(0) => break,
+                Ok(length) => self.bytes.extend_from_slice(&part[..length]),
+                Err(Errno::AGAIN) => return true,
+                Err(Errno::INTR) => {}
+                Err(error) => unreachable!("{error}"),
+            }
+        }
+        self.pipe = None;
+        false
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
 }
 
 /// A child that does not outlive its owner.
@@ -317,9 +355,12 @@ impl Bridge {
         self.home.path().join("data")
     }
 
-    /// Everything it wrote on stderr so far, over all restarts.
+    /// Everything it wrote on stderr until this moment, over all restarts. Each line is written before
+    /// the program goes on, so a line that comes before an answer is there once the answer is.
     pub(crate) fn stderr(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+        let mut stderr = self.stderr.lock().unwrap();
+        stderr.read();
+        stderr.text()
     }
 
     /// The id of the running process.
@@ -428,32 +469,47 @@ impl Bridge {
 
 /// Starts the program. Its `listening` and `ready` lines come through the channel, which closes when
 /// it ends.
-fn spawn(mut command: Command, stderr: Arc<Mutex<String>>) -> (Process, mpsc::Receiver<Value>) {
+fn spawn(mut command: Command, stderr: Arc<Mutex<Stderr>>) -> (Process, mpsc::Receiver<Value>) {
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (sender, ready) = mpsc::channel();
+    let pipe = Arc::new(OwnedFd::from(child.stderr.take().unwrap()));
+    rustix::fs::fcntl_setfl(&*pipe, OFlags::NONBLOCK).unwrap();
+    let mut looked_at = {
+        let mut stderr = stderr.lock().unwrap();
+        stderr.pipe = Some(Arc::clone(&pipe));
+        stderr.bytes.len()
+    };
+    let (sender, started) = mpsc::channel();
     let reader = std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            // First, so that who waits for the line finds it there.
-            {
-                let mut stderr = stderr.lock().unwrap();
-                stderr.push_str(&line);
-                stderr.push('\n');
-            }
-            for message in ["listening", "ready"] {
-                if let Some(fields) = fields_of(message, &line) {
-                    // Nobody waits for it any more where a start took too long.
-                    let _ = sender.send(fields);
+        loop {
+            // Until something is there to read, or nobody can write any more. A signal is as good.
+            let _ = rustix::event::poll(&mut [PollFd::new(&*pipe, PollFlags::IN)], None);
+            let mut stderr = stderr.lock().unwrap();
+            let goes_on = stderr.read();
+            let new = &stderr.bytes[looked_at..];
+            let whole = new
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |end| end + 1);
+            for line in String::from_utf8_lossy(&new[..whole]).lines() {
+                for message in ["listening", "ready"] {
+                    if let Some(fields) = fields_of(message, line) {
+                        // Nobody waits for it any more where a start took too long.
+                        let _ = sender.send(fields);
+                    }
                 }
+            }
+            looked_at += whole;
+            if !goes_on {
+                break;
             }
         }
     });
     let reader = Some(reader);
-    (Process { child, reader }, ready)
+    (Process { child, reader }, started)
 }
 
 /// The fields of a line with this message, in either format of the log.
