@@ -4,17 +4,22 @@
 
 use std::{convert::Infallible, fmt, sync::Arc};
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use warp::{Filter, Rejection, reply::Response};
+use warp::{Filter, filters::path::FullPath, reply::Response};
 
 use crate::{
     credentials::Credentials,
     log::{Damaged, Health, IdsUsage, Log},
     metrics::Metrics,
-    net::{self, http1},
+    net::{
+        self,
+        fields::{self, MediaType},
+        http1::{self, Fault},
+    },
     signature::Keyring,
 };
 
@@ -230,37 +235,46 @@ pub(crate) fn damage(ranges: &[Damaged]) -> Option<String> {
 }
 
 fn routes(admin: Admin) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let page = warp::path::param().and(warp::path::end());
-    page.and(warp::method())
-        .and(warp::header::optional("accept"))
-        .map(
-            move |page: String, method: Method, accept: Option<String>| {
-                answer(
-                    &admin,
-                    &page,
-                    &method,
-                    accept.as_deref().unwrap_or_default(),
-                )
-            },
-        )
-        .recover(|_: Rejection| async { Ok::<_, Infallible>(not_found()) })
-        .unify()
+    let request = warp::path::full()
+        .and(warp::method())
+        .and(warp::header::headers_cloned());
+    request.and(warp::ext::optional()).map(
+        move |path: FullPath, method: Method, headers: HeaderMap, fault: Option<Fault>| match fault
+        {
+            Some(fault) => malformed(fault),
+            None => answer(&admin, path.as_str(), &method, &headers),
+        },
+    )
 }
 
-fn answer(admin: &Admin, page: &str, method: &Method, accept: &str) -> Response {
-    if !matches!(page, "healthz" | "readyz" | "metrics") {
-        return not_found();
-    }
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        let message = "this page can only be read";
-        let mut refusal = error(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            message,
-        );
-        let allow = HeaderValue::from_static("GET, HEAD");
-        refusal.headers_mut().insert(header::ALLOW, allow);
-        return refusal;
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+fn answer(admin: &Admin, path: &str, method: &Method, headers: &HeaderMap) -> Response {
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    let page = path.strip_prefix('/').unwrap_or_default();
+    let page = page.strip_suffix('/').unwrap_or(page);
+    let is_page = matches!(page, "healthz" | "readyz" | "metrics");
+    match *method {
+        Method::OPTIONS if is_page || path == "*" => {
+            let mut options = Response::default();
+            *options.status_mut() = StatusCode::NO_CONTENT;
+            options.headers_mut().insert(header::ALLOW, METHODS);
+            return options;
+        }
+        _ if !is_page => return not_found(),
+        // hyper leaves the body of an answer to HEAD out.
+        Method::GET | Method::HEAD => {}
+        Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::TRACE => {
+            let message = "this page can only be read";
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            let mut refusal = error(status, "method_not_allowed", message);
+            refusal.headers_mut().insert(header::ALLOW, METHODS);
+            return refusal;
+        }
+        _ => {
+            let message = "this method is not one of HTTP's own";
+            return error(StatusCode::NOT_IMPLEMENTED, "method_unknown", message);
+        }
     }
     match page {
         "healthz" => json_response(StatusCode::OK, &json!({ "status": "up" })),
@@ -274,13 +288,72 @@ fn answer(admin: &Admin, page: &str, method: &Method, accept: &str) -> Response 
             };
             json_response(status, &json!({ "ready": ready, "checks": checks }))
         }
-        _ if accept.contains("application/openmetrics-text") => response(
-            StatusCode::OK,
-            OPEN_METRICS,
-            admin.metrics.render_open_metrics(),
-        ),
-        _ => response(StatusCode::OK, PROMETHEUS_TEXT, admin.metrics.render()),
+        _ => {
+            let (content_type, page) = if prefers_open_metrics(headers) {
+                (OPEN_METRICS, admin.metrics.render_open_metrics())
+            } else {
+                (PROMETHEUS_TEXT, admin.metrics.render())
+            };
+            let mut response = response(StatusCode::OK, content_type, page);
+            let accept = HeaderValue::from_static("accept");
+            response.headers_mut().insert(header::VARY, accept);
+            response
+        }
     }
+}
+
+/// Whether a client that can read both formats of the metrics would rather have the newer one: by its
+/// weight, and if both have the same, by its name (RFC 9110 section 12.5.1).
+fn prefers_open_metrics(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::ACCEPT).iter();
+    let ranges = lines.filter_map(|line| fields::media_types(line.as_bytes()));
+    let ranges: Vec<MediaType> = ranges.flatten().collect();
+    // The most specific range that fits counts.
+    let weight = |names: [&str; 2]| {
+        let fitting = names.iter().find_map(|name| {
+            let mut fitting = ranges.iter().filter(|range| range.essence == *name);
+            fitting.next().map(quality)
+        });
+        fitting.or_else(|| {
+            ranges
+                .iter()
+                .find(|range| range.essence == "*/*")
+                .map(quality)
+        })
+    };
+    let open_metrics = weight(["application/openmetrics-text", "application/*"]).unwrap_or(0.0);
+    let text = weight(["text/plain", "text/*"]).unwrap_or(0.0);
+    let is_named = ranges
+        .iter()
+        .any(|range| range.essence == "application/openmetrics-text");
+    open_metrics > text || (is_named && open_metrics > 0.0 && open_metrics >= text)
+}
+
+/// The weight of a media range: 1 without a valid one.
+fn quality(range: &MediaType) -> f32 {
+    let weight = range
+        .parameters
+        .iter()
+        .find(|parameter| parameter.name == "q");
+    let weight = weight.and_then(|weight| str::from_utf8(&weight.value).ok()?.parse().ok());
+    weight
+        .filter(|weight| (0.0..=1.0).contains(weight))
+        .unwrap_or(1.0)
+}
+
+/// The answer to a message that breaks a rule of HTTP.
+fn malformed(fault: Fault) -> Response {
+    let mut refusal = error(fault.status(), fault.code(), &fault.to_string());
+    if fault.is_retryable() {
+        let body = json!({ "error": {
+            "code": fault.code(), "message": fault.to_string(), "retryable": true
+        } });
+        refusal = json_response(fault.status(), &body);
+        refusal
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(1));
+    }
+    refusal
 }
 
 fn not_found() -> Response {

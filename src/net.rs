@@ -34,6 +34,7 @@ mod connection;
 pub mod descriptors;
 pub mod fair;
 mod farewell;
+pub(crate) mod fields;
 pub mod framing;
 mod groups;
 pub mod handshakes;
@@ -352,7 +353,7 @@ impl Listener {
                 address = %evicted.address,
                 reason = eviction.reason(),
                 unlogged,
-                "connection closed for a new one: it had shown nothing that keeps it"
+                "connection closed for a new one: it had shown nothing that keeps it, or was idle"
             );
         }
     }
@@ -415,11 +416,11 @@ async fn unless_evicted(
     }
 }
 
-/// Resolves at an eviction. A client that has proven something in the very moment of it is not
-/// interrupted: what it has proven may be on its way to the log.
+/// Resolves at an eviction. A client that has proven something in the very moment of it, or goes on after a
+/// rest, is not interrupted: what it has sent may be on its way to the log.
 async fn unless_proven(evicted: impl Future<Output = ()>, standing: Standing) {
     evicted.await;
-    if standing.is_proven() {
+    if standing.is_proven() && !standing.is_resting() {
         std::future::pending::<()>().await;
     }
 }

@@ -253,6 +253,6 @@ async fn a_bridge_whose_log_is_damaged_is_ready_and_names_the_events() {
     );
 
     let admin = Admin::new(net::Limits::default(), Arc::new(Metrics::new()), readiness);
-    let answer = answer(&admin, "readyz", &Method::GET, "");
+    let answer = answer(&admin, "/readyz", &Method::GET, &HeaderMap::new());
     assert_eq!(answer.status(), StatusCode::OK);
 }

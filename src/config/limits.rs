@@ -15,6 +15,8 @@ const REQUEST_TIMES: RangeInclusive<Duration> = MILLISECONDS_100..=Duration::fro
 /// Long enough for a bad network, short enough that silent sockets cost nothing.
 const HEADER_TIMES: RangeInclusive<Duration> = MILLISECONDS_100..=seconds(60);
 const STREAM_TIMES: RangeInclusive<Duration> = seconds(1)..=seconds(3600);
+/// For connections between two requests.
+const KEPT_TIMES: RangeInclusive<Duration> = MILLISECONDS_100..=seconds(3600);
 /// A week is as good as never.
 const IDLE_TIMES: RangeInclusive<Duration> = seconds(1)..=days(7);
 /// What buffers may take of memory; the upper end only catches typing errors.
@@ -88,8 +90,15 @@ settings! {
         /// IPv6 /48) or sixteen times (a /16 or a /32). It does not hold for `trusted_proxies`.
         connections_per_address_max: usize = 256, in COUNTS;
 
-        /// From a connection's first byte, or the last answer, to the end of a header.
+        /// From the first byte of a request to the end of its header; for the first one from the beginning of
+        /// the connection.
         header_timeout: Duration = seconds(5), in REQUEST_TIMES;
+
+        /// How long a connection is kept open after an answer. Longer than the proxy in front of the bridge
+        /// keeps one without requests: else the proxy may send a request on a connection that the bridge
+        /// is just closing, and answers its client with 502. Many proxies keep them for 60 s. When the
+        /// connections are used up, one that was idle for `header_timeout` makes room for a new one.
+        idle_timeout: Duration = seconds(75), in KEPT_TIMES;
 
         /// Headers of a request. A delivery has about ten.
         headers_max: usize = 64, in 16..=1_000;

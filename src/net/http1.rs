@@ -1,5 +1,5 @@
-//! Owns how an HTTP/1.1 connection is served: hyper's state machine with the timers and limits that
-//! warp's own server leaves unset. Knows nothing of routes.
+//! Owns how an HTTP/1.1 connection is served: hyper's state machine behind a reader that enforces the rules
+//! for messages, timers and limits ([`requests`]). Knows nothing of routes.
 
 use std::{
     convert::Infallible,
@@ -7,10 +7,11 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
+    sync::Arc,
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +20,8 @@ use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+pub use self::fault::Fault;
+use self::{exchange::Exchange, requests::Requests};
 use super::{
     Connection,
     fair::Fair,
@@ -28,12 +31,21 @@ use super::{
 };
 use crate::metrics::Closure;
 
+mod chunks;
+mod exchange;
+mod fault;
+mod head;
+mod requests;
+
 /// What a connection may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// From a connection's beginning, or the last answer, to the end of a header. So it is also
-    /// how long an idle connection is kept. A header is one packet.
+    /// From the first byte of a request to the end of its header, which is one packet; for the first
+    /// request from the connection's beginning. A connection that is idle for so long may lose its slot to
+    /// a new one.
     pub header_timeout: Duration,
+    /// How long a connection is kept after an answer, until the next request begins.
+    pub idle_timeout: Duration,
     /// How long a client may refuse to take an answer. An answer is one packet, and
     /// only who sends requests without reading answers gets here.
     pub write_timeout: Duration,
@@ -53,19 +65,30 @@ pub const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// Where a request came from: an extension of each request, as `warp::addr::remote` sees only
 /// connections of warp's own server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// The other end of the connection.
     pub address: SocketAddr,
     /// What the connection's client has proven, see [`Connection::standing`].
     pub standing: Standing,
+    /// Cancelled when the client has closed its side of the connection. It may still read.
+    pub closed: CancellationToken,
+}
+
+impl Peer {
+    /// Waits for something that is worth nothing to a client that has closed its side. Returns whether
+    /// it was waited for to the end.
+    pub async fn wait_open(&self, something: impl Future<Output = ()>) -> bool {
+        self.closed.run_until_cancelled(something).await.is_some()
+    }
 }
 
 /// Serves the requests of a connection until either side ends it. Once `shutdown` is cancelled,
-/// the request in flight is answered and the connection closed.
+/// the request in flight is answered and the connection closed. A client that closes its side after a request
+/// still gets its answer.
 ///
-/// What is not HTTP/1 is answered by hyper itself with a bare 400, 414 or 431: a caller who sends
-/// that would not read JSON.
+/// A request that breaks a rule of HTTP/1.1 reaches the service with its [`Fault`] as an extension, for the
+/// service to answer; nothing else of it is real. It is the last one of its connection.
 pub async fn serve<S, B>(
     stream: Connection,
     address: SocketAddr,
@@ -80,25 +103,46 @@ where
 {
     let buffer_bytes = limits.header_bytes_max.max(BUFFER_BYTES_MIN);
     let framing = Framing::new(limits.framing_bytes_max.saturating_add(buffer_bytes));
+    let exchange = Arc::new(Exchange::default());
     let peer = Peer {
         address,
         standing: stream.standing().clone(),
+        closed: exchange.closed.clone(),
     };
-    let stream = framing.reading(Tapped::new(stream, Fair));
+    let stream = with_write_timeout(Tapped::new(stream, Fair), limits.write_timeout);
+    let stream = Requests::new(stream, limits, peer.standing.clone(), Arc::clone(&exchange));
+    let stream = framing.reading(stream);
+    let exchanged = Arc::clone(&exchange);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        if request.uri().path_and_query().is_none() {
+            // The target of CONNECT. warp's filters panic over a request without a path.
+            *request.uri_mut() = Uri::default();
+        }
+        if let Some(fault) = exchanged.next_fault() {
+            request.extensions_mut().insert(fault);
+        }
         let request = request.map(|body| framing.paying(body));
-        service.clone().call(request)
+        let answering = service.clone().call(request);
+        let exchanged = Arc::clone(&exchanged);
+        async move {
+            let mut response = answering.await?;
+            if exchanged.is_body_expected() {
+                // The rest of the request would be taken for the next one.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+        // The reader has one, which also knows idle connections.
+        .header_read_timeout(None)
+        .half_close(true)
         .max_headers(limits.headers_max)
         .max_buf_size(buffer_bytes)
-        .serve_connection(
-            TokioIo::new(with_write_timeout(stream, limits.write_timeout)),
-            service,
-        );
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -107,10 +151,11 @@ where
             connection.await
         }
     };
-    let error = ended.err()?;
-    // Nothing that a client does to its own connection is worth more than this.
-    tracing::debug!(peer = %address, %error, "connection ended early");
-    closure(&error)
+    if let Err(error) = &ended {
+        // Nothing that a client does to its own connection is worth more than this.
+        tracing::debug!(peer = %address, %error, "connection ended early");
+    }
+    exchange.closure().or_else(|| closure(&ended.err()?))
 }
 
 /// Ends a connection whose peer takes nothing of what is written to it for so long. hyper itself would

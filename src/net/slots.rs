@@ -1,26 +1,27 @@
 //! Owns a limited number of slots and who holds them: so many in all, so many for each address and for
 //! each network around it, and none for good to a holder that has proven nothing. A newcomer for whom
-//! there is no slot takes the one of a holder that is still unproven. Only where everybody has proven
-//! something is the newcomer refused, and some slots are kept for clients that have proven something
-//! before. Knows nothing of what a slot is for, nor of what proves somebody.
+//! there is no slot takes the one of a holder that is still unproven, else of one that rests. Only where
+//! everybody else has proven something and is busy is the newcomer refused, and some slots are kept for
+//! clients that have proven something before. Knows nothing of what a slot is for, nor of what proves somebody.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use self::standing::Held;
+pub use self::standing::Standing;
 use super::{
     groups::{GROUPS, groups_of},
     known::Known,
     network::Network,
 };
+
+mod standing;
 
 /// How many slots there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,68 +46,6 @@ pub enum Full {
     /// Those of the newcomer's address are, or of a network around it.
     Address,
 }
-
-/// Whether a holder has proven something, such as a credential, or was let in without. Clones share it. It
-/// is never taken back.
-#[derive(Clone, Debug, Default)]
-pub struct Standing(Arc<Proof>);
-
-#[derive(Debug, Default)]
-struct Proof {
-    is_given: AtomicBool,
-    is_admitted: AtomicBool,
-    /// The client that is known by it.
-    client: Option<(Weak<Slots>, Network)>,
-}
-
-impl Standing {
-    /// From now on the holder keeps its slot, and its client is known, also if it was discredited since
-    /// the last time.
-    pub fn prove(&self) {
-        self.0.is_given.store(true, Ordering::Release);
-        self.make_known(true);
-    }
-
-    /// Whether it has.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.0.is_given.load(Ordering::Acquire)
-    }
-
-    /// The holder may stay without having proven anything. It loses its slot like others that have not.
-    pub fn admit(&self) {
-        self.0.is_admitted.store(true, Ordering::Release);
-    }
-
-    /// Whether it may stay: it was let in, or has proven something.
-    #[must_use]
-    pub fn is_admitted(&self) -> bool {
-        self.is_proven() || self.0.is_admitted.load(Ordering::Acquire)
-    }
-
-    /// The client is no longer known, because what it showed last was wrong. The holder keeps what it
-    /// has proven.
-    pub fn discredit(&self) {
-        self.make_known(false);
-    }
-
-    fn make_known(&self, is_known: bool) {
-        if let Some((slots, client)) = &self.0.client
-            && let Some(slots) = slots.upgrade()
-        {
-            slots.lock().make_known(*client, is_known);
-        }
-    }
-}
-
-/// The same holder.
-impl PartialEq for Standing {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for Standing {}
 
 /// Who is told that a slot was taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +76,8 @@ struct Holders {
     all: Group,
     /// The known clients with holders that may be evicted where no stranger is left for it.
     all_known: Group,
+    /// The holders that have proven something and rest, the oldest first.
+    all_resting: BTreeSet<(u64, Network)>,
 }
 
 /// How many holders of a client or group may be evicted, then the oldest of those to begin with.
@@ -152,6 +93,8 @@ struct Client {
     is_known: bool,
     /// Those that were unproven when they were last looked at, by age.
     unproven: BTreeMap<u64, Candidate>,
+    /// Those that have proven something and rest, by age.
+    resting: BTreeMap<u64, CancellationToken>,
 }
 
 /// Clients, or smaller groups.
@@ -193,6 +136,7 @@ impl Slots {
                 groups: HashMap::new(),
                 all: Group::default(),
                 all_known: Group::default(),
+                all_resting: BTreeSet::new(),
             }),
         })
     }
@@ -200,10 +144,7 @@ impl Slots {
     /// A standing of somebody at this address, whose client is known here once it has proven something.
     #[must_use]
     pub fn standing(self: &Arc<Self>, address: IpAddr) -> Standing {
-        Standing(Arc::new(Proof {
-            client: Some((Arc::downgrade(self), Network::of_client(address))),
-            ..Proof::default()
-        }))
+        Standing::of(Network::of_client(address), Arc::downgrade(self))
     }
 
     /// Gives a slot to a newcomer. `standing` says whether it may lose it again; without one it
@@ -237,8 +178,16 @@ impl Slots {
         if evicted.is_none() && holders.count >= self.limits.slots_max.saturating_sub(reserved) {
             evicted = Some(holders.make_room(reserved)?);
         }
-        let (number, evicted_token) = holders.add(client, is_exempt, is_known, standing);
+        let (number, evicted_token) = holders.add(client, is_exempt, is_known, standing.clone());
         drop(holders);
+        if let Some(standing) = standing {
+            standing.hold(Held {
+                slots: Arc::downgrade(self),
+                client,
+                number,
+                evicted: evicted_token.clone(),
+            });
+        }
         let slot = Slot {
             slots: Arc::clone(self),
             client,
@@ -268,7 +217,7 @@ impl Holders {
         {
             return Ok(None);
         }
-        if self.evict_from(client) {
+        if self.evict_from(client) || self.evict_resting_of(client) {
             return Ok(Some(Evicted::new(Full::Address, client)));
         }
         Err(Full::Address)
@@ -291,10 +240,11 @@ impl Holders {
     }
 
     /// Evicts somebody where all slots are taken that are not reserved: of the strangers whoever has the
-    /// most, else of the known clients, unless all they have are the reserved ones.
+    /// most, else of the known clients, unless all they have are the reserved ones, else whoever rests.
     fn make_room(&mut self, reserved: usize) -> Result<Evicted, Full> {
         let loser = self.evict_from_most(None);
         let loser = loser.or_else(|| self.evict_known(reserved));
+        let loser = loser.or_else(|| self.evict_resting());
         let loser = loser.ok_or(Full::Total)?;
         Ok(Evicted::new(Full::Total, loser))
     }
@@ -374,6 +324,31 @@ impl Holders {
         None
     }
 
+    /// Evicts the oldest holder that has proven something and rests.
+    fn evict_resting(&mut self) -> Option<Network> {
+        let &(_, client) = self.all_resting.first()?;
+        self.evict_resting_of(client).then_some(client)
+    }
+
+    /// The same of one client.
+    fn evict_resting_of(&mut self, client: Network) -> bool {
+        let resting = self.clients.get(&client).map(|client| &client.resting);
+        let oldest = resting.and_then(|resting| resting.first_key_value());
+        let Some((number, evicted)) = oldest.map(|(&number, token)| (number, token.clone())) else {
+            return false;
+        };
+        evicted.cancel();
+        self.remove(client, number);
+        true
+    }
+
+    /// A holder rests no longer.
+    fn resume(&mut self, client: Network, number: u64) {
+        if self.all_resting.remove(&(number, client)) {
+            self.change(client, |client| client.resting.remove(&number));
+        }
+    }
+
     /// The client to evict somebody of.
     fn first_of(&self, group: Option<Network>) -> Option<Network> {
         let mut group = match group {
@@ -390,6 +365,7 @@ impl Holders {
     }
 
     fn remove(&mut self, client: Network, number: u64) {
+        self.resume(client, number);
         self.count -= 1;
         self.change(client, |client| {
             client.count -= 1;
@@ -528,6 +504,7 @@ mod tests {
         assert!(holders.all.ranks.is_empty(), "{holders:?}");
         assert!(holders.all_known.ranks.is_empty(), "{holders:?}");
         assert_eq!((holders.all.unproven, holders.all_known.unproven), (0, 0));
+        assert!(holders.all_resting.is_empty(), "{holders:?}");
     }
 
     #[test]
@@ -550,6 +527,56 @@ mod tests {
         assert_eq!(are_evicted, [false, true, false]);
         drop((held, newcomer, _other));
         assert_empty(&slots);
+    }
+
+    #[test]
+    fn whoever_rests_makes_room_whatever_it_has_proven() {
+        let slots = slots(3, 2);
+        let [first, second, third] = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|from| {
+            let (slot, standing, _) = enter(&slots, from).unwrap();
+            standing.prove();
+            (slot, standing)
+        });
+        assert_eq!(enter(&slots, "192.0.2.3").unwrap_err(), Full::Total);
+        for (_, standing) in [&third, &second, &first] {
+            assert!(standing.rest());
+        }
+        // Whoever goes on keeps its slot again.
+        first.1.resume();
+        let (newcomer, _, evicted) = enter(&slots, "192.0.2.1").unwrap();
+        assert_eq!(evicted.unwrap().limit, Full::Address);
+        let (_other, standing, evicted) = enter(&slots, "192.0.2.3").unwrap();
+        standing.prove();
+        // A newcomer that has proven nothing loses its slot before anybody else.
+        assert_eq!(evicted.unwrap().address, address("192.0.2.1"));
+        assert!(newcomer.is_evicted());
+        assert_eq!(
+            [&first, &second, &third].map(|(slot, _)| slot.is_evicted()),
+            [false, true, false]
+        );
+        assert!(!second.1.rest(), "it has no slot to come back to");
+        let (_last, _, evicted) = enter(&slots, "192.0.2.4").unwrap();
+        assert_eq!(evicted.unwrap().address, address("192.0.2.2"));
+        assert!(third.0.is_evicted());
+        second.1.resume();
+        third.1.resume();
+        drop((first, second, third, newcomer, _other, _last));
+        assert_empty(&slots);
+    }
+
+    #[test]
+    fn whoever_ends_while_it_rests_leaves_nothing() {
+        let slots = slots(3, 2);
+        for _ in 0..3 {
+            let (slot, standing, _) = enter(&slots, "192.0.2.1").unwrap();
+            standing.prove();
+            assert!(standing.rest());
+            assert!(standing.is_resting());
+            drop(slot);
+            assert_empty(&slots);
+            standing.resume();
+            assert_empty(&slots);
+        }
     }
 
     #[test]

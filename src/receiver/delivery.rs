@@ -20,6 +20,7 @@ use super::{
 use crate::{
     decode,
     log::Appended,
+    net::fields::{self, Reader},
     signature::{self, HeaderFault, Signature, VerifiedBody},
 };
 
@@ -156,7 +157,12 @@ async fn verify(
     };
     if let Some(turn) = attempt.trial.turn() {
         // A body that is probably forged gives up its memory while others wait for some.
-        held.idle(turn).await?;
+        let mut is_over = false;
+        let waiting = async { is_over = arrival.pending.wait_open(turn).await };
+        held.idle(waiting).await?;
+        if !is_over {
+            return Err(Error::Abandoned);
+        }
     }
     let (keyring, turns) = (&app.keyring, &shared.verifications);
     let tried = &attempt.tried;
@@ -243,7 +249,7 @@ fn check_head<'s>(
         return Err(Error::ContentTypeUnknown);
     }
     let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
-    if !encodings.all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if !encodings.all(|value| is_identity(value.as_bytes())) {
         return Err(Error::ContentEncoded);
     }
     let announced = headers.get(header::CONTENT_LENGTH);
@@ -267,15 +273,27 @@ fn check_head<'s>(
     Ok((app, Some(announced)))
 }
 
-/// `application/json` or anything `+json`, whatever its parameters.
+/// `application/json` or anything `+json`, whatever its parameters; or nothing. Two types, in two lines or in
+/// one, are accepted if both are JSON: then it does not matter which one counts.
 fn is_json(content_type: &[u8]) -> bool {
-    let essence = content_type
-        .split(|&byte| byte == b';')
-        .next()
-        .unwrap_or_default();
-    let essence = essence.trim_ascii().to_ascii_lowercase();
-    essence == b"application/json"
-        || (essence.starts_with(b"application/") && essence.ends_with(b"+json"))
+    let types = fields::media_types(content_type);
+    types.is_some_and(|types| {
+        types.iter().all(|media_type| {
+            media_type.essence.strip_prefix("application/") == Some("json")
+                || media_type.essence.starts_with("application/")
+                    && media_type.essence.ends_with("+json")
+        })
+    })
+}
+
+/// No encoding, in any number.
+fn is_identity(content_encoding: &[u8]) -> bool {
+    let codings = fields::list(content_encoding, Reader::token);
+    codings.is_some_and(|codings| {
+        codings
+            .iter()
+            .all(|coding| coding.eq_ignore_ascii_case(b"identity"))
+    })
 }
 
 /// The only signature of a delivery. Two are refused, because two receivers could each check another
@@ -321,10 +339,12 @@ async fn discard_unless_held_back<B: Buf>(
 /// The trace of the request, if it is one (<https://www.w3.org/TR/trace-context/#traceparent-header>);
 /// else nothing, as it is passed on to every subscriber.
 fn traceparent(headers: &HeaderMap) -> &str {
-    let text = headers
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let text = match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().unwrap_or_default(),
+        // Of two it is not known which one is the sender's.
+        _ => "",
+    };
     let is_hex = |part: &str| {
         part.bytes()
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -357,18 +377,52 @@ mod tests {
             "application/json; charset=utf-8",
             "application/json;charset=UTF-8",
             "application/cloudevents-batch+json",
+            "application/json;profile=\"a;b,text/plain\"",
+            "application/json;",
+            "application/json, application/json",
+            "",
+            " , ",
         ] {
             assert!(is_json(json.as_bytes()), "{json}");
         }
         for other in [
-            "",
             "text/plain",
+            "application/json, text/plain",
+            "text/plain;a=\"application/json\"",
+            "application/json;a=\"b",
+            "application/json text",
+            "application/",
+            "application/json/json",
+            "*/*",
             "text/json",
             "application/jsonl",
             "application/xml",
             "json",
         ] {
             assert!(!is_json(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_encoding_is_none_or_no_encoding() {
+        for none in [
+            "",
+            ",",
+            "identity",
+            "Identity",
+            "identity,",
+            "identity, identity",
+        ] {
+            assert!(is_identity(none.as_bytes()), "{none}");
+        }
+        for some in [
+            "gzip",
+            "identity, gzip",
+            "identity;q=1",
+            "\"identity\"",
+            "iden tity",
+        ] {
+            assert!(!is_identity(some.as_bytes()), "{some}");
         }
     }
 

@@ -5,7 +5,11 @@ use std::{fmt, net::IpAddr};
 
 use tokio::time::Instant;
 
-use crate::{decode, log, net::framing::Excess, signature};
+use crate::{
+    decode, log,
+    net::{framing::Excess, http1::Fault},
+    signature,
+};
 
 /// Why a request was refused. The text is for the log: it has no payload, no token, and no other text of
 /// a stranger.
@@ -17,7 +21,11 @@ pub(super) enum Error {
     SourceRefused { address: IpAddr },
     #[error("the forwarding headers of a trusted proxy do not say where the request comes from")]
     SourceUnknown,
-    #[error("the method is neither GET nor POST")]
+    #[error("the message breaks a rule of HTTP: {0}")]
+    Malformed(Fault),
+    #[error("the method is for other resources than these")]
+    MethodNotAllowed,
+    #[error("the method is not one of HTTP's own")]
     MethodUnknown,
     #[error("the app is not configured here")]
     AppUnknown,
@@ -99,10 +107,10 @@ impl fmt::Display for Micros {
 impl From<warp::Error> for Error {
     /// The cause, if a body cannot be read any further.
     fn from(error: warp::Error) -> Self {
-        if Excess::caused(&error) {
-            Self::FramingTooLarge
-        } else {
-            Self::BodyBroken(error)
+        match Fault::cause(&error) {
+            Some(fault) => Self::Malformed(fault),
+            None if Excess::caused(&error) => Self::FramingTooLarge,
+            None => Self::BodyBroken(error),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Owns the grammar of the `Forwarded` header (RFC 7239 section 4) on top of the lists, tokens and
-//! quoted strings of RFC 9110 section 5.6. Knows nothing of who is believed.
+//! Owns the grammar of the `Forwarded` header (RFC 7239 section 4) on top of the lists and parameters that
+//! fields share ([`fields`]). Knows nothing of who is believed.
 //!
 //! ```text
 //! Forwarded         = 1#forwarded-element
@@ -7,137 +7,36 @@
 //! forwarded-pair    = token "=" ( token / quoted-string )
 //! ```
 //!
-//! A line is read as a whole or not at all: proxies copy what strangers sent into quoted strings, and
-//! a reader who recovers from a fault recovers in the middle of a stranger's words. Spaces around
-//! `;` are taken although the RFC has none there, as several proxies write them.
+//! Spaces around `;` are accepted although the RFC has none there, because several proxies write them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::net::fields::{self, Parameter, Reader};
+
 /// The addresses that the elements of one header line name with `for`, from left to right: `None`
-/// for an element without a `for`, or with one that is no address. `None` instead of the list where
+/// for an element without a `for`, or with one that is not an address. `None` instead of the list where
 /// the line does not follow the grammar, or an element has a parameter twice.
 ///
 /// Each line of several is read by itself: a quoted string does not go on in the next one.
 pub(crate) fn addresses(line: &[u8]) -> Option<Vec<Option<IpAddr>>> {
-    let mut reader = Reader { rest: line };
-    let mut addresses = Vec::new();
-    loop {
-        reader.skip_spaces();
-        // Empty elements of a list are ignored (RFC 9110 section 5.6.1.2).
-        if let Some(element) = reader.element()? {
-            let value = element.into_iter().find(|pair| pair.name == "for");
-            addresses.push(value.and_then(|pair| node_address(&pair.value)));
-        }
-        match reader.next() {
-            None => return Some(addresses),
-            Some(b',') => {}
-            Some(_) => return None,
-        }
-    }
+    fields::list(line, |reader| {
+        let pairs = element(reader)?;
+        let node = pairs.iter().find(|pair| pair.name == "for");
+        Some(node.and_then(|pair| node_address(&pair.value)))
+    })
 }
 
-/// A parameter of an element.
-struct Pair {
-    /// In lower case: names are case-insensitive.
-    name: String,
-    /// Without its quotes and escapes.
-    value: Vec<u8>,
-}
-
-struct Reader<'l> {
-    rest: &'l [u8],
-}
-
-impl Reader<'_> {
-    /// The pairs up to the next comma, or the end; nothing if there are none. The outer `None` is a
-    /// fault.
-    fn element(&mut self) -> Option<Option<Vec<Pair>>> {
-        let mut pairs: Vec<Pair> = Vec::new();
-        let mut is_empty = true;
-        loop {
-            self.skip_spaces();
-            if matches!(self.peek(), Some(byte) if byte != b';' && byte != b',') {
-                let pair = self.pair()?;
-                if pairs.iter().any(|other| other.name == pair.name) {
-                    return None;
-                }
-                pairs.push(pair);
-                self.skip_spaces();
-            }
-            if self.peek() != Some(b';') {
-                is_empty &= pairs.is_empty();
-                return Some((!is_empty).then_some(pairs));
-            }
-            self.next();
-            is_empty = false;
-        }
+/// The pairs up to the next comma, or the end.
+fn element(reader: &mut Reader<'_>) -> Option<Vec<Parameter>> {
+    let mut pairs = Vec::new();
+    if reader.peek() != Some(b';') {
+        pairs.push(reader.parameter()?);
     }
-
-    fn pair(&mut self) -> Option<Pair> {
-        let name = String::from_utf8(self.token()?.to_ascii_lowercase()).ok()?;
-        if self.next()? != b'=' {
-            return None;
-        }
-        let value = match self.peek()? {
-            b'"' => self.quoted_string()?,
-            _ => self.token()?.to_vec(),
-        };
-        Some(Pair { name, value })
-    }
-
-    /// RFC 9110 section 5.6.2.
-    fn token(&mut self) -> Option<&[u8]> {
-        let is_end = |byte: &u8| !is_token_byte(*byte);
-        let length = self.rest.iter().position(is_end);
-        let (token, rest) = self
-            .rest
-            .split_at_checked(length.unwrap_or(self.rest.len()))?;
-        self.rest = rest;
-        (!token.is_empty()).then_some(token)
-    }
-
-    /// RFC 9110 section 5.6.4, from its first quote to its last.
-    fn quoted_string(&mut self) -> Option<Vec<u8>> {
-        if self.next()? != b'"' {
-            return None;
-        }
-        let mut text = Vec::new();
-        loop {
-            match self.next()? {
-                b'"' => return Some(text),
-                b'\\' => text.push(self.next().filter(|&byte| is_text_byte(byte))?),
-                byte if is_text_byte(byte) => text.push(byte),
-                _ => return None,
-            }
-        }
-    }
-
-    /// RFC 9110 section 5.6.3.
-    fn skip_spaces(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t')) {
-            self.next();
-        }
-    }
-
-    fn peek(&self) -> Option<u8> {
-        self.rest.first().copied()
-    }
-
-    fn next(&mut self) -> Option<u8> {
-        let (first, rest) = self.rest.split_first()?;
-        self.rest = rest;
-        Some(*first)
-    }
-}
-
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// What a quoted string may hold, escaped or not: everything but control characters. Bytes above
-/// ASCII are text of a character set that nobody names (`obs-text`).
-fn is_text_byte(byte: u8) -> bool {
-    byte == b'\t' || !byte.is_ascii_control()
+    pairs.extend(reader.parameters()?);
+    let mut names: Vec<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
+    names.sort_unstable();
+    let is_repeated = names.windows(2).any(|two| matches!(two, [a, b] if a == b));
+    (!is_repeated).then_some(pairs)
 }
 
 /// The address of a node (RFC 7239 section 6), with or without a port. `unknown` and names that hide
@@ -173,6 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::fields::is_text_byte;
 
     /// The addresses as text, `-` for an element without one.
     fn read(line: impl AsRef<[u8]>) -> Option<String> {

@@ -48,6 +48,17 @@ impl<'s> Pending<'s> {
         self.peer.map(|peer| peer.address)
     }
 
+    /// Waits for something unless the client closes its side of the connection. Returns whether it did not.
+    pub(super) async fn wait_open(&self, something: impl Future<Output = ()>) -> bool {
+        match self.peer {
+            Some(peer) => peer.wait_open(something).await,
+            None => {
+                something.await;
+                true
+            }
+        }
+    }
+
     /// Waits for something before a refusal is answered. It counts also if that never ends.
     pub(super) async fn refuse_after<T>(
         &self,
@@ -93,6 +104,7 @@ impl<'s> Pending<'s> {
                 duplicates = appended.duplicates,
                 "batch accepted"
             ),
+            Outcome::Options => {}
             Outcome::Refused(error) => shared.note_refusal(error, answer.code, app, peer),
         }
         answer.response

@@ -4,22 +4,29 @@
 //! | status | when |
 //! |---|---|
 //! | 200 | `{"challenge":N}`, or the whole batch is durable: `{"accepted":A,"duplicates":D}` |
-//! | 400 | malformed activation challenge |
+//! | 204 | OPTIONS: the `Allow` field has the methods |
+//! | 400 | a request that breaks a rule of HTTP/1.1, or a malformed activation challenge |
 //! | 401 | wrong verification token; signature missing, repeated, malformed or of no known key |
 //! | 403 | a source address that is not allowed |
 //! | 404 | unknown path, or an app that is not configured |
-//! | 405 | neither GET nor POST |
-//! | 408 | nobody is told: the connection ended before the answer |
+//! | 405 | a method of HTTP, but none of GET, HEAD, OPTIONS and POST |
+//! | 408 | a header that does not end in time; or the connection ended before the answer, which is only counted |
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks have too much overhead |
+//! | 414 | a request line that is longer than a header may be |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
+//! | 417 | another expectation than `100-continue` |
 //! | 422 | signed, but not a batch of this app, or an ambiguous one, or a batch that is too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
+//! | 431 | too many fields, or too large a header |
+//! | 501 | an unknown method, or another transfer coding than `chunked` |
 //! | 503 | no keys yet, no connection is left, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
+//! | 505 | another version than HTTP/1 |
 
 use std::{borrow::Cow, time::Duration};
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use serde_json::json;
 use tracing::Level;
 use warp::reply::Response;
@@ -34,6 +41,8 @@ pub(super) enum Outcome {
     Challenge(String),
     /// The batch is durable.
     Accepted(log::Appended),
+    /// The caller asked for the methods.
+    Options,
     /// Nothing was done.
     Refused(Error),
 }
@@ -63,6 +72,15 @@ impl Outcome {
                 ),
                 code: "accepted",
             },
+            Self::Options => {
+                let mut response = Response::default();
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response.headers_mut().insert(header::ALLOW, METHODS);
+                Answer {
+                    response,
+                    code: "options",
+                }
+            }
             Self::Refused(error) => refuse(error),
         }
     }
@@ -97,6 +115,8 @@ pub(super) fn level(error: &Error) -> Level {
         Error::PathUnknown
         | Error::SourceRefused { .. }
         | Error::SourceUnknown
+        | Error::Malformed(_)
+        | Error::MethodNotAllowed
         | Error::MethodUnknown
         | Error::AppUnknown
         | Error::ContentTypeUnknown
@@ -135,8 +155,12 @@ pub(super) fn refusal(refusal: ConnectionRefusal) -> Vec<u8> {
     let body = body(code, message, retry_after.is_some());
     let after = retry_after.map(|after| format!("Retry-After: {}\r\n", after.as_secs()));
     let (length, after) = (body.len(), after.unwrap_or_default());
+    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
+    let date = date
+        .map(|date| format!("Date: {date}\r\n"))
+        .unwrap_or_default();
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{after}\
+        "HTTP/1.1 {status}\r\n{date}Content-Type: application/json\r\nContent-Length: {length}\r\n{after}\
          Connection: close\r\n\r\n{body}"
     )
     .into_bytes()
@@ -167,13 +191,38 @@ fn refuse(error: &Error) -> Answer {
     if let Some(after) = row.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
     }
-    if row.status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
-    }
+    headers.extend(demanded(error, row.status));
     Answer {
         response,
         code: row.code,
     }
+}
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, POST");
+
+/// The field that RFC 9110 demands of an answer with this status, or recommends (section 15.5.16).
+fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValue)> {
+    // Of no registered scheme. A client that handles 401 in general must find a challenge (section 11.6.1).
+    const BY_TOKEN: HeaderValue = HeaderValue::from_static(
+        r#"Verification-Token realm="webhooks", parameter="verification_token""#,
+    );
+    const BY_SIGNATURE: HeaderValue = HeaderValue::from_static(
+        r#"Webhook-Signature realm="webhooks", header="X-Webhook-Signature", algorithm="rsassa-pss-sha256""#,
+    );
+    Some(match (status, error) {
+        (StatusCode::METHOD_NOT_ALLOWED, _) => (header::ALLOW, METHODS),
+        (StatusCode::UNAUTHORIZED, Error::TokenMismatch) => (header::WWW_AUTHENTICATE, BY_TOKEN),
+        (StatusCode::UNAUTHORIZED, _) => (header::WWW_AUTHENTICATE, BY_SIGNATURE),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, Error::ContentEncoded) => {
+            let identity = HeaderValue::from_static("identity");
+            (header::ACCEPT_ENCODING, identity)
+        }
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => {
+            let json = HeaderValue::from_static("application/json");
+            (header::ACCEPT, json)
+        }
+        _ => return None,
+    })
 }
 
 fn row(error: &Error) -> Row {
@@ -183,7 +232,10 @@ fn row(error: &Error) -> Row {
         Error::SourceRefused { .. } | Error::SourceUnknown => {
             connection_row(ConnectionRefusal::Source)
         }
-        Error::MethodUnknown => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Error::Malformed(fault) if fault.is_retryable() => later(fault.status(), fault.code(), 1),
+        Error::Malformed(fault) => never(fault.status(), fault.code()),
+        Error::MethodNotAllowed => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Error::MethodUnknown => never(Status::NOT_IMPLEMENTED, "method_unknown"),
         Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
         Error::ChallengeMalformed(_) => never(Status::BAD_REQUEST, "challenge_malformed"),
         Error::TokenMismatch => never(Status::UNAUTHORIZED, "token_mismatch"),
@@ -230,7 +282,10 @@ fn message(error: &Error) -> Cow<'static, str> {
     let fixed = match error {
         Error::PathUnknown => "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
         Error::SourceRefused { .. } | Error::SourceUnknown => SOURCE_REFUSED,
-        Error::MethodUnknown => "use GET for the activation challenge and POST for deliveries",
+        Error::Malformed(fault) => return fault.to_string().into(),
+        Error::MethodNotAllowed | Error::MethodUnknown => {
+            "use GET for the activation challenge and POST for deliveries"
+        }
         Error::AppUnknown => "this app is not configured here",
         Error::ChallengeMalformed(fault) => fault,
         Error::TokenMismatch => {

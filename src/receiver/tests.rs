@@ -205,7 +205,7 @@ impl Answer {
         let error = &self.json()["error"];
         assert_eq!(error["code"], code, "{self:?}");
         assert!(!error["message"].as_str().unwrap().is_empty());
-        let retryable = matches!(status, 429 | 503);
+        let retryable = matches!(status, 408 | 429 | 503);
         assert_eq!(error["retryable"], retryable);
         assert_eq!(self.header("retry-after").is_some(), retryable, "{self:?}");
     }
@@ -217,6 +217,14 @@ impl Answer {
         assert_eq!(self.body, expected);
         self.json();
     }
+}
+
+/// A connection over which nothing has been sent, but for its first answer.
+async fn pooled(bridge: &Bridge) -> Client {
+    let mut client = bridge.client().await;
+    client.send(delivery("/webhooks", EMPTY)).await;
+    client.answer().await.unwrap().assert_accepted(0, 0);
+    client
 }
 
 /// A request with a length; `headers` are whole lines without their ends.

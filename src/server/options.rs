@@ -82,7 +82,7 @@ options! {
     }
     /// The options of the webhook port.
     http1::Limits: config.webhook_limits {
-        header_timeout, write_timeout, headers_max, header_bytes_max, framing_bytes_max,
+        header_timeout, idle_timeout, write_timeout, headers_max, header_bytes_max, framing_bytes_max,
     }
     /// The options of the webhook port.
     net::Limits: config.webhook_limits {

@@ -49,7 +49,7 @@ fn assert_refused(answer: &Answer, status: u16, code: &str) {
     assert_eq!(error.len(), 3, "{text}");
     assert_eq!(error["code"], code, "{text}");
     assert!(!error["message"].as_str().unwrap().is_empty());
-    let is_retryable = matches!(status, 429 | 503);
+    let is_retryable = matches!(status, 408 | 429 | 503);
     assert_eq!(error["retryable"], Value::Bool(is_retryable), "{text}");
     let retry_after = answer.header("retry-after").map(|after| after.parse());
     match retry_after {
@@ -58,7 +58,7 @@ fn assert_refused(answer: &Answer, status: u16, code: &str) {
     }
     assert_eq!(
         answer.header("allow"),
-        (status == 405).then_some("GET, POST")
+        (status == 405).then_some("GET, HEAD, OPTIONS, POST")
     );
     for canary in [TOKEN, PHONE, EMAIL] {
         assert!(!text.contains(canary), "{text}");
@@ -200,11 +200,19 @@ async fn every_way_that_prelude_may_send_a_batch_is_accepted() {
         Request::post(&path, body)
             .header(SIGNATURE, &signature)
             .header("Content-Encoding", "identity"),
+        Request::post(&path, body)
+            .header(SIGNATURE, &signature)
+            .header("Content-Encoding", ", Identity"),
+        Request::post(&path, body)
+            .header(SIGNATURE, &signature)
+            .header("Content-Encoding", ""),
     ];
     for content_type in [
         "application/json; charset=utf-8",
         "Application/JSON",
+        "application/json;profile=\"a, b; c\"",
         "application/cloudevents-batch+json",
+        "",
     ] {
         let request = Request::bare_post(&path, body).header(SIGNATURE, &signature);
         requests.push(request.header("Content-Type", content_type));
@@ -374,18 +382,22 @@ async fn what_is_not_served_is_refused() {
     let request = request.header(SIGNATURE, &sign(unknown.as_bytes()));
     assert_refused(&send(&bridge, request).await, 404, "app_unknown");
 
-    for method in ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"] {
-        for target in [path(), "/webhooks".to_owned()] {
+    for target in [path(), "/webhooks".to_owned()] {
+        for method in ["PUT", "PATCH", "DELETE", "TRACE"] {
             let answer = send(&bridge, Request::new(method, &target)).await;
             assert_refused(&answer, 405, "method_not_allowed");
+        }
+        for method in ["PURGE", "PROPFIND", "get"] {
+            let answer = send(&bridge, Request::new(method, &target)).await;
+            assert_refused(&answer, 501, "method_unknown");
         }
     }
     let request = Request::post(&path(), body).header(SIGNATURE, &sign(body));
     let answer = send(&bridge, request.without_body()).await;
     assert_refused(&answer, 411, "length_required");
     for content_type in [
-        "",
         "text/plain",
+        "text/plain, application/json",
         "application/x-www-form-urlencoded",
         "json",
     ] {

@@ -25,6 +25,8 @@ mod grpc;
 mod grpc_status;
 mod grpc_web;
 mod http;
+mod http_fields;
+mod http_messages;
 mod keys;
 #[cfg(target_os = "linux")]
 mod power;
@@ -38,6 +40,7 @@ mod setup;
 mod setup_page;
 mod signatures;
 mod simulator;
+mod smuggling;
 mod support;
 mod tail;
 mod tls;

@@ -39,7 +39,7 @@ const PROGRESS_INTERVAL_MILLISECONDS: i32 = 500;
 const PROGRESS_NOTICES: usize = 8;
 
 /// nginx ends with its test only as a single process, and writes below its own directory.
-const NGINX_ARGUMENTS: [&str; 5] = [
+pub(crate) const NGINX_ARGUMENTS: [&str; 5] = [
     "-p",
     ".",
     "-g",
@@ -48,9 +48,9 @@ const NGINX_ARGUMENTS: [&str; 5] = [
 ];
 
 /// A proxy in a process of its own before a bridge.
-struct Proxy {
+pub(crate) struct Proxy {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     home: TempDir,
 }
 
@@ -89,7 +89,7 @@ impl Proxy {
 
     /// Starts `program` with these settings, by which it listens on `port`. They are in a file of
     /// this name: Envoy reads YAML only where the name says so.
-    async fn start_with(
+    pub(crate) async fn start_with(
         program: &Path,
         arguments: &[&str],
         (name, settings): (&str, &str),
@@ -127,19 +127,19 @@ impl Proxy {
         EventServiceClient::new(channel.connect().await.unwrap())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap()
     }
 }
 
-async fn free_port() -> u16 {
+pub(crate) async fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().port()
 }
 
 /// Where a program of the system is. `None` says, loudly, that its test proves nothing here.
 #[expect(clippy::print_stderr, reason = "whoever runs the test reads it")]
-fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Debian has its servers where only root looks for programs.
     let places = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);

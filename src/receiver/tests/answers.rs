@@ -16,7 +16,7 @@ async fn a_batch_is_accepted_once() {
         .await
         .assert_accepted(0, 2);
     bridge
-        .ask(delivery("/webhooks/%354e9ujn/", EMPTY))
+        .ask(delivery("/%77ebhook%73/%354e9ujn/", EMPTY))
         .await
         .assert_accepted(0, 0);
     assert_eq!(bridge.events(), 2);
@@ -40,7 +40,10 @@ async fn a_delivery_may_say_json_in_any_way_or_not_at_all() {
         &[][..],
         &["Content-Type: application/json; charset=utf-8"],
         &["content-type: application/vnd.prelude+json"],
-        &["Content-Encoding: identity"],
+        &["Content-Type:"],
+        &["Content-Type: application/json, ,"],
+        &["Content-Encoding:"],
+        &["Content-Encoding: Identity", "Content-Encoding: , identity"],
         &["X-Webhook-Signature-Key-Id: some-other-key"],
         &["X-Webhook-Signature-Key-Id: \u{fc}"],
     ] {
@@ -59,6 +62,9 @@ async fn another_path_is_not_found() {
         "/",
         "/webhook",
         "/webhooks/54e9ujn/x",
+        "/webhooks//54e9ujn",
+        "/webhooks/54e9ujn//",
+        "/webhooks%2F54e9ujn",
         "//webhooks",
         "/WEBHOOKS",
         "/metrics",
@@ -73,6 +79,8 @@ async fn another_path_is_not_found() {
         "/webhooks/%ff",
         "/webhooks/54E9UJN",
         "/webhooks/54e9ujn%00",
+        "/webhooks/54e9ujn%2F",
+        "/webhooks/%2e%2e",
     ] {
         bridge
             .ask(delivery(path, TWO))
@@ -90,22 +98,54 @@ async fn another_path_is_not_found() {
 #[tokio::test]
 async fn another_method_is_told_which_are_allowed() {
     let bridge = Bridge::start().await;
-    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+    let request = |method: &str| {
         let request = delivery("/webhooks/54e9ujn", TWO);
-        let request = String::from_utf8(request)
+        String::from_utf8(request)
             .unwrap()
-            .replacen("POST", method, 1);
-        let answer = bridge.ask(request).await;
+            .replacen("POST", method, 1)
+    };
+    let methods = Some("get, head, options, post");
+    for method in ["PUT", "DELETE", "PATCH", "TRACE"] {
+        let answer = bridge.ask(request(method)).await;
         answer.assert_refused(405, "method_not_allowed");
-        assert_eq!(answer.header("allow"), Some("get, post"));
+        assert_eq!(answer.header("allow"), methods);
     }
-    let mut client = bridge.client().await;
-    client
-        .send("HEAD /webhooks HTTP/1.1\r\nHost: bridge\r\n\r\n")
-        .await;
-    while client.fill().await && !client.read.ends_with(b"\r\n\r\n") {}
-    assert!(client.read.starts_with(b"HTTP/1.1 405"));
+    for method in ["BREW", "post", "M-SEARCH"] {
+        let answer = bridge.ask(request(method)).await;
+        answer.assert_refused(501, "method_unknown");
+    }
+    for options in [
+        request("OPTIONS"),
+        "OPTIONS * HTTP/1.1\r\nHost: bridge\r\n\r\n".to_owned(),
+    ] {
+        let answer = bridge.ask(options).await;
+        assert_eq!((answer.status, answer.header("allow")), (204, methods));
+    }
     assert_eq!(bridge.events(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_the_fields_of_the_answer_to_get_and_no_body() {
+    let bridge = Bridge::start().await;
+    let token = TOKEN.replace(' ', "+").replace('&', "%26");
+    let good = format!("event=activate&app_id={APP}&verification_token={token}&challenge=7");
+    for (query, status) in [(good.as_str(), 200), ("event=activate", 400), ("", 400)] {
+        let request = |method: &str| {
+            format!("{method} /webhooks?{query} HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n")
+        };
+        let answer = bridge.ask(request("GET")).await;
+        assert_eq!(answer.status, status);
+        let mut client = bridge.client().await;
+        client.send(request("HEAD")).await;
+        while client.fill().await {}
+        let head = String::from_utf8(client.read).unwrap().to_ascii_lowercase();
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
+        let without_date = |head: &str| {
+            let lines = head.lines().filter(|line| !line.starts_with("date"));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(without_date(&head), without_date(&answer.head));
+    }
 }
 
 #[tokio::test]
@@ -114,7 +154,10 @@ async fn another_type_or_encoding_is_refused() {
     let signature = format!("X-Webhook-Signature: {}", signature(TWO.as_bytes()));
     for (header, code) in [
         ("Content-Type: text/plain", "content_type_unsupported"),
-        ("Content-Type:", "content_type_unsupported"),
+        (
+            "Content-Type: application/json; a=\"",
+            "content_type_unsupported",
+        ),
         (
             "Content-Type: application/json\r\nContent-Type: text/plain",
             "content_type_unsupported",

@@ -78,12 +78,8 @@ async fn http_2_without_tls_is_refused() {
     let bridge = Bridge::start().await;
     let mut client = bridge.client().await;
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    while client.fill().await {}
-    assert!(
-        client.read.is_empty() || client.read.starts_with(b"HTTP/1.1 400"),
-        "{:?}",
-        String::from_utf8_lossy(&client.read)
-    );
+    let answer = client.answer().await.unwrap();
+    answer.assert_refused(505, "version_unsupported");
     let upgrade = "GET /webhooks HTTP/1.1\r\nHost: b\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
     bridge
         .ask(upgrade)
@@ -119,17 +115,19 @@ async fn no_url_is_too_strange_for_an_answer() {
         .ask("CONNECT other.example:443 HTTP/1.1\r\nHost: b\r\n\r\n")
         .await;
     assert_eq!(answer.status, 404);
-    // What is no HTTP at all is for hyper to answer, and the port goes on serving.
+    // What is not HTTP at all is answered too, and the port goes on serving.
     for junk in [
         "\0\0\0\0\r\n\r\n",
         "GET\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
-        "\u{16}\u{3}\u{1}\r\n\r\n",
+        "\u{16}\u{3}\u{1}",
     ] {
         let mut client = bridge.client().await;
         client.send(junk).await;
-        let answer = client.answer().await;
-        assert!(answer.is_none_or(|answer| answer.status == 400));
+        let answer = client.answer().await.unwrap();
+        assert!(matches!(answer.status, 400 | 505), "{answer:?}");
+        answer.json();
+        assert!(client.answer().await.is_none());
     }
     let long = format!(
         "GET /webhooks?{} HTTP/1.1\r\nHost: b\r\n\r\n",
@@ -147,13 +145,128 @@ async fn a_body_with_two_lengths_is_no_request() {
     let bridge = Bridge::start().await;
     for smuggled in [
         "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: 4\r\nContent-Length: 4",
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Content-Length: 4, 4",
         "Content-Length: -1",
         "Content-Length: +4",
         "Transfer-Encoding: gzip",
     ] {
+        // Whatever follows is not read as a request.
         let request = format!("POST /webhooks HTTP/1.1\r\nHost: b\r\n{smuggled}\r\n\r\nabcd");
-        let answer = bridge.ask(request).await;
-        assert_eq!(answer.status, 400, "{smuggled}");
+        let mut client = bridge.client().await;
+        client
+            .send([request.as_bytes(), &delivery("/webhooks", TWO)].concat())
+            .await;
+        let answer = client.answer().await.unwrap();
+        answer.assert_refused(400, "request_malformed");
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert!(client.answer().await.is_none(), "{smuggled}");
+    }
+    assert_eq!(bridge.events(), 0);
+}
+
+#[tokio::test]
+async fn a_malformed_request_is_answered_after_those_before_it() {
+    let bridge = Bridge::start().await;
+    let mut client = bridge.client().await;
+    let malformed = b"GET / HTTP/1.1\r\nHost: b\r\n folded\r\n\r\n";
+    let requests = [
+        delivery("/webhooks", TWO),
+        malformed.to_vec(),
+        delivery("/webhooks", EMPTY),
+    ];
+    client.send(requests.concat()).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+    let answer = client.answer().await.unwrap();
+    answer.assert_refused(400, "request_malformed");
+    assert!(client.answer().await.is_none());
+    let page = bridge.metrics.render();
+    assert!(page.contains(r#"requests_total{outcome="request_malformed",status="400"} 1"#));
+    // Counted when the connection is gone.
+    let closed = r#"connections_closed_total{listener="webhook",reason="protocol_error"} 1"#;
+    while !bridge.metrics.render().contains(closed) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_body_is_refused_and_ends_the_connection() {
+    let bridge = Bridge::start().await;
+    let request = |body: &str| {
+        let good = chunked_delivery("/webhooks", "", 1);
+        let head = good.strip_suffix(b"0\r\n\r\n").unwrap();
+        [head, body.as_bytes(), &delivery("/webhooks", TWO)].concat()
+    };
+    for body in [
+        "x\r\n",
+        "2\r\n{}0\r\n\r\n",
+        "2\n{}\r\n0\r\n\r\n",
+        "0\r\nA b\r\n\r\n",
+    ] {
+        let mut client = bridge.client().await;
+        client.send(request(body)).await;
+        let answer = client.answer().await.unwrap();
+        answer.assert_refused(400, "request_malformed");
+        assert!(client.answer().await.is_none(), "{body:?}");
+    }
+    let mut client = bridge.client().await;
+    client.send(request("ffffffffffffffffff\r\n")).await;
+    let answer = client.answer().await.unwrap();
+    answer.assert_refused(413, "body_too_large");
+    assert_eq!(bridge.events(), 0);
+}
+
+/// One byte at a time, and all at once: what comes between the packets changes nothing.
+#[tokio::test]
+async fn requests_may_be_cut_anywhere() {
+    let bridge = Bridge::start().await;
+    let requests = [
+        delivery("/webhooks", EMPTY),
+        b"\r\n".to_vec(),
+        chunked_delivery("/webhooks", EMPTY, 9),
+        delivery("/webhooks", EMPTY),
+    ]
+    .concat();
+    for piece in [1, 7, 100, requests.len()] {
+        let mut client = bridge.client().await;
+        client.stream.set_nodelay(true).unwrap();
+        for piece in requests.chunks(piece) {
+            client.send(piece).await;
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..3 {
+            client.answer().await.unwrap().assert_accepted(0, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_gets_its_answers() {
+    let bridge = Bridge::start().await;
+    let (whole, chunked) = (
+        delivery("/webhooks", EMPTY),
+        chunked_delivery("/webhooks", EMPTY, 9),
+    );
+    for (requests, statuses) in [
+        (whole.clone(), &[200][..]),
+        (chunked.clone(), &[200]),
+        (
+            [whole.as_slice(), &chunked, &whole].concat(),
+            &[200, 200, 200],
+        ),
+        (whole[..whole.len() - 1].to_vec(), &[503]),
+        (chunked[..chunked.len() - 1].to_vec(), &[503]),
+        ([whole.as_slice(), b"GET /webh"].concat(), &[200, 400]),
+        (Vec::new(), &[]),
+    ] {
+        let mut client = bridge.client().await;
+        client.send(&requests).await;
+        client.stream.shutdown().await.unwrap();
+        for status in statuses {
+            assert_eq!(client.answer().await.unwrap().status, *status);
+        }
+        assert!(client.answer().await.is_none());
     }
 }
 

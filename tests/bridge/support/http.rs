@@ -121,6 +121,20 @@ impl Request {
     }
 }
 
+/// Sends these bytes on a connection of their own, and returns all the answers to them once the other side
+/// has closed the connection.
+pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<Answer> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let mut answers = Vec::new();
+        let (_, read) = tokio::join!(writer.write_all(bytes), reader.read_to_end(&mut answers));
+        read.unwrap();
+        Answer::parse_all(&answers)
+    };
+    tokio::time::timeout(SOON, exchange).await.unwrap()
+}
+
 /// What came back.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -133,21 +147,44 @@ pub(crate) struct Answer {
 impl Answer {
     /// Answers here say how long they are; one that was cut is none.
     fn parse(bytes: &[u8]) -> Option<Self> {
+        let (answer, rest) = Self::parse_first(bytes)?;
+        rest.is_empty().then_some(answer)
+    }
+
+    /// One after another.
+    fn parse_all(mut bytes: &[u8]) -> Vec<Self> {
+        let mut answers = Vec::new();
+        while !bytes.is_empty() {
+            let (answer, rest) = Self::parse_first(bytes).unwrap();
+            answers.push(answer);
+            bytes = rest;
+        }
+        answers
+    }
+
+    fn parse_first(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..end]).ok()?;
         let mut lines = head.split("\r\n");
-        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;
         let header = |line: &str| {
             let (name, value) = line.split_once(": ")?;
             Some((name.to_lowercase(), value.to_owned()))
         };
-        let answer = Self {
+        let mut answer = Self {
             status,
             headers: lines.map(header).collect::<Option<_>>()?,
-            body: bytes[end + 4..].to_vec(),
+            body: Vec::new(),
         };
-        let announced = answer.header("content-length")?.parse::<usize>().ok()?;
-        (answer.body.len() == announced).then_some(answer)
+        let has_body = status >= 200 && status != 204;
+        let announced = if has_body {
+            answer.header("content-length")?.parse::<usize>().ok()?
+        } else {
+            0
+        };
+        let (body, rest) = bytes[end + 4..].split_at_checked(announced)?;
+        answer.body = body.to_vec();
+        Some((answer, rest))
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {

@@ -32,7 +32,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-pub(crate) use self::http::{Answer, Request};
+pub(crate) use self::http::{Answer, Request, exchange};
 use crate::cli::program;
 
 /// Long enough for a loaded machine, and never waited out when all is well.

@@ -1,0 +1,70 @@
+//! Owns what the reader of a connection and its service tell each other.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::fault::Fault;
+use crate::metrics::Closure;
+
+/// What the service of a connection knows of its bytes.
+#[derive(Debug, Default)]
+pub(super) struct Exchange {
+    /// How many requests the service got.
+    served: AtomicU64,
+    /// Why a request is refused, and its number.
+    fault: Mutex<Option<(u64, Fault)>>,
+    closure: Mutex<Option<Closure>>,
+    is_body_expected: AtomicBool,
+    /// The client has closed its side, or the connection broke.
+    pub(super) closed: CancellationToken,
+}
+
+impl Exchange {
+    /// Why the next request that the service gets is to be refused, if it is.
+    pub(super) fn next_fault(&self) -> Option<Fault> {
+        let request = self.served.fetch_add(1, Ordering::Relaxed) + 1;
+        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault
+            .filter(|(number, _)| *number == request)
+            .map(|(_, fault)| fault)
+    }
+
+    /// What the connection was closed for.
+    pub(super) fn closure(&self) -> Option<Closure> {
+        *self.closure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a part of the last request has not come yet.
+    pub(super) fn is_body_expected(&self) -> bool {
+        self.is_body_expected.load(Ordering::Acquire)
+    }
+
+    /// A malformed body ends the connection.
+    pub(super) fn heed(&self, followed: Result<usize, Fault>) -> Result<usize, Fault> {
+        followed.inspect_err(|_| self.close(Closure::Protocol))
+    }
+
+    /// The next request, which has this number, is the last one, and refused.
+    pub(super) fn refuse(&self, request: u64, fault: Fault) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((request, fault));
+        self.close(match fault {
+            Fault::HeaderTooSlow => Closure::Silent,
+            _ => Closure::Protocol,
+        });
+        // More of it may come.
+        self.expect_body(true);
+    }
+
+    /// Whether more of the last request is to come.
+    pub(super) fn expect_body(&self, is_expected: bool) {
+        self.is_body_expected.store(is_expected, Ordering::Release);
+    }
+
+    pub(super) fn close(&self, closure: Closure) {
+        *self.closure.lock().unwrap_or_else(PoisonError::into_inner) = Some(closure);
+    }
+}
