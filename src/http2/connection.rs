@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Caller, Connections, Options, RequestHandler,
-    frame_budget::FrameBudget,
+    frame_budget::{FrameBudget, ShortPieces},
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
     stream::Stream,
@@ -52,6 +52,7 @@ impl<H: RequestHandler> Connections<H> {
         let misused = CancellationToken::new();
         let shelf = Shelf::default();
         let frames = FrameBudget::new(options.frames, misused.clone());
+        let short_pieces = Arc::new(ShortPieces::new(&options.frames));
         let (io, flusher) = gather(Tapped::new(io, frames), shelf.clone());
         let mut connection = match self.handshake(io, &flusher, &caller).await {
             Ok(connection) => connection,
@@ -80,6 +81,7 @@ impl<H: RequestHandler> Connections<H> {
                             connections: Arc::clone(self),
                             caller: caller.clone(),
                             unsent: unsent.clone(),
+                            short_pieces: Arc::clone(&short_pieces),
                             shelf: shelf.clone(),
                             _open: tenure.call(),
                         };
