@@ -100,9 +100,12 @@ impl Patience {
 
 impl<H: RequestHandler> Sender<'_, H> {
     /// Sends the responses of a session, each as large as the client has room for.
-    pub(super) async fn session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+    pub(super) async fn session<S: Source>(
+        &mut self,
+        session: &mut Session<S>,
+    ) -> Result<(), Gone> {
         let began_at = Instant::now();
-        let sent = self.responses(&mut session).await;
+        let sent = self.responses(session).await;
         if sent.is_err() && self.unsent.is_squeezed() {
             // Nobody is told, but the operator: why its connection is gone is why the stream is.
             session.give_up(began_at.elapsed());

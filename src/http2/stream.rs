@@ -71,7 +71,7 @@ impl<H: RequestHandler> Stream<H> {
             send: &mut send,
         };
         let sent = match session {
-            Some(session) => sender.session(*session).await,
+            Some(mut session) => sender.session(&mut session).await,
             None if ends => Ok(()),
             None => Box::pin(sender.body(body, grant)).await,
         };
