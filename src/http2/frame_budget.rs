@@ -44,8 +44,8 @@ const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
 const LENGTH_BYTES: usize = 3;
 
-/// No short piece waits longer than this, however low the limits are set.
-const TURN_AFTER_MAX: Duration = Duration::from_secs(5);
+/// No more than this is owed for the replies to short pieces: what comes in within so long.
+const OWED_MAX: Duration = Duration::from_secs(60);
 
 /// How many frames a client has to say to a DATA frame: a window for the stream, one for the connection,
 /// and a PING that measures.
@@ -166,21 +166,26 @@ impl ShortPieces {
         Self::paid(piece_bytes) < self.replies_cost_bytes
     }
 
-    /// When a short piece of so many bytes may be sent: it is counted as sent then.
-    pub(super) fn reserve(&self, piece_bytes: usize) -> Instant {
+    /// When the next short piece may be sent.
+    pub(super) fn turn(&self) -> Instant {
         let now = Instant::now();
-        let owed = self
-            .replies_cost_bytes
-            .saturating_sub(Self::paid(piece_bytes));
-        let turn = self.lock().reserve(owed, now, now + TURN_AFTER_MAX);
-        turn.unwrap_or(now + TURN_AFTER_MAX)
+        let latest = now + OWED_MAX;
+        self.lock().reserve(0, now, latest).unwrap_or(latest)
     }
 
-    /// A longer piece was sent: what it pays for besides the replies to it lets short ones be sent.
+    /// A piece of so many bytes was sent. What it pays for besides the replies to it lets short ones
+    /// be sent.
     pub(super) fn sent(&self, piece_bytes: usize) {
         let paid = Self::paid(piece_bytes);
-        if let Some(surplus) = paid.checked_sub(self.replies_cost_bytes) {
-            self.lock().add(surplus);
+        let mut credit = self.lock();
+        match paid.checked_sub(self.replies_cost_bytes) {
+            Some(surplus) => credit.add(surplus),
+            None => {
+                let now = Instant::now();
+                let owed = self.replies_cost_bytes - paid;
+                // Where that much is owed already, it does not matter how much more.
+                let _ = credit.reserve(owed, now, now + OWED_MAX);
+            }
         }
     }
 
@@ -329,7 +334,8 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(60);
         let mut sent = 0;
         while Instant::now() < until {
-            tokio::time::sleep_until(pieces.reserve(piece_bytes)).await;
+            tokio::time::sleep_until(pieces.turn()).await;
+            pieces.sent(piece_bytes);
             client.is_told(HEAD_BYTES + piece_bytes).await;
             client.says(&frames(REPLIES, 4)).await;
             sent += 1;
@@ -356,12 +362,17 @@ mod tests {
         // A long piece after each: nothing has to wait.
         let now = Instant::now();
         for _ in 0..100_000 {
-            assert_eq!(pieces.reserve(5), now);
+            pieces.sent(5);
             pieces.sent(1_000);
+            assert_eq!(pieces.turn(), now);
         }
-        while pieces.reserve(5) == now {}
+        while pieces.turn() == now {
+            pieces.sent(5);
+        }
         pieces.sent(86);
-        assert!(pieces.reserve(5) > now);
+        assert!(pieces.turn() > now);
+        pieces.sent(1_000);
+        assert_eq!(pieces.turn(), now);
     }
 
     #[tokio::test(start_paused = true)]

@@ -295,7 +295,6 @@ impl<H: RequestHandler> Sender<'_, H> {
 
     /// Waits until there is some.
     async fn coming_room(&mut self, wanted: usize, bytes_max: usize) -> Result<Room, Gone> {
-        let mut turn = None;
         loop {
             let capacity = self.send.capacity().min(bytes_max);
             if capacity == 0 {
@@ -303,7 +302,7 @@ impl<H: RequestHandler> Sender<'_, H> {
                 continue;
             }
             if self.needs_turn(capacity, wanted) {
-                let turn = *turn.get_or_insert_with(|| self.short_pieces.reserve(capacity));
+                let turn = self.short_pieces.turn();
                 if Instant::now() < turn {
                     tokio::select! {
                         () = sleep_until(turn) => {}

@@ -4,8 +4,12 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{RecvStream, client::SendRequest};
+use prelude_bridge_load::frames;
 use prost::Message as _;
-use tokio::time::{Instant, advance};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, advance},
+};
 
 use http_body_util::{BodyExt as _, Full};
 use tonic::body::Body;
@@ -280,6 +284,43 @@ async fn who_takes_nothing_more_of_a_message_is_ended_with_the_cursor_before_it(
         assert_eq!(cursor_of(&status), bridge.cursor(1));
         assert_eq!(reader.cursor(), bridge.cursor(1));
         assert_eq!(bridge.streams.snapshot().open, 0);
+    }
+}
+
+/// Its windows are wide and its link is slow: a ping waits behind all that is on the way.
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
+    let bridge = start(Options::default()).await;
+    for number in 1..=5 {
+        append_large(&bridge, number, 900_000).await;
+    }
+    let wide = [
+        frames::settings(&[(frames::INITIAL_WINDOW_SIZE, WIDE_BYTES)]),
+        frames::window_update(0, WIDE_BYTES),
+        frames::call(1, "/prelude.bridge.v1.EventService/Subscribe"),
+        frames::frame(
+            frames::DATA,
+            frames::END_STREAM,
+            1,
+            &crate::wire::grpc_message(&history()),
+        ),
+    ];
+    let begin = [frames::PREFACE, &wide.concat()].concat();
+    for reads in [true, false] {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let streams = bridge.streams.clone();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let serving = tokio::spawn(async move { streams.serve(server, peer.into()).await });
+        client.write_all(&begin).await.unwrap();
+        // It is asked after half a minute, and has twenty seconds for its answer.
+        let mut bytes = vec![0; 4_096];
+        for _ in 0..200 {
+            if reads {
+                client.read_exact(&mut bytes).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(serving.is_finished(), !reads);
     }
 }
 
