@@ -252,7 +252,7 @@ settings! {
         frames_saved_max: u64 = 100_000, in COUNTS_U64;
 
         /// How long a client may leave its stream unread before the stream is ended, with its cursor. In
-        /// this time it has to take the message that waits for it, or at least 1 KiB of it.
+        /// this time it has to take something of the message that waits for it.
         slow_consumer_timeout: Duration = seconds(60), in STREAM_TIMES;
 
         /// Over how long the clients of a bridge that drains are told to spread their return, so that they

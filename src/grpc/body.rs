@@ -28,14 +28,16 @@ const PREFIX_BYTES: usize = 5;
 /// A response's extension: the session behind its body, for a connection that can send responses
 /// as they are. Who does not take it reads the body, which is the same stream as plain bytes.
 #[derive(Clone)]
-pub(super) struct Outlet(Arc<Mutex<Option<CursorSession>>>);
+pub(super) struct Outlet(Arc<Mutex<Option<Box<CursorSession>>>>);
 
 impl Outlet {
     pub(super) fn new(session: CursorSession) -> Self {
-        Self(Arc::new(Mutex::new(Some(session))))
+        // The session never moves again: it is large, and each future that it moved through would
+        // have room for it for as long as the stream is open.
+        Self(Arc::new(Mutex::new(Some(Box::new(session)))))
     }
 
-    pub(super) fn take(&self) -> Option<CursorSession> {
+    pub(super) fn take(&self) -> Option<Box<CursorSession>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -75,7 +77,7 @@ impl Body for SessionBody {
                 State::Idle(outlet) => {
                     self.state = match outlet.take() {
                         Some(session) => {
-                            let frames = Frames::new(session, bytes_max);
+                            let frames = Frames::new(*session, bytes_max);
                             State::Running(Box::pin(frames.next()))
                         }
                         None => State::Done,

@@ -43,10 +43,7 @@ impl RequestHandler for Services {
         };
         let grant = response.extensions_mut().remove::<Grant>();
         let outlet = response.extensions_mut().remove::<Outlet>();
-        let session = outlet
-            .filter(|_| is_grpc)
-            .and_then(|outlet| outlet.take())
-            .map(Box::new);
+        let session = outlet.filter(|_| is_grpc).and_then(|outlet| outlet.take());
         Answer {
             response,
             session,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Caller, Connections, Options, RequestHandler,
-    frame_budget::FrameBudget,
+    frame_budget::{FrameBudget, ShortPieces},
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
     stream::Stream,
@@ -52,6 +52,7 @@ impl<H: RequestHandler> Connections<H> {
         let misused = CancellationToken::new();
         let shelf = Shelf::default();
         let frames = FrameBudget::new(options.frames, misused.clone());
+        let short_pieces = Arc::new(ShortPieces::new(&options.frames));
         let (io, flusher) = gather(Tapped::new(io, frames), shelf.clone());
         let mut connection = match self.handshake(io, &flusher, &caller).await {
             Ok(connection) => connection,
@@ -63,7 +64,7 @@ impl<H: RequestHandler> Connections<H> {
         // itself.
         let mut events = FuturesUnordered::<BoxFuture<'_, Event>>::new();
         events.push(
-            dead(connection.ping_pong(), options)
+            dead(connection.ping_pong(), options, &flusher)
                 .map(|()| Event::Unanswered)
                 .boxed(),
         );
@@ -80,6 +81,7 @@ impl<H: RequestHandler> Connections<H> {
                             connections: Arc::clone(self),
                             caller: caller.clone(),
                             unsent: unsent.clone(),
+                            short_pieces: Arc::clone(&short_pieces),
                             shelf: shelf.clone(),
                             _open: tenure.call(),
                         };
@@ -229,18 +231,24 @@ async fn flushing<IO: AsyncWrite + Unpin, T>(
     .await
 }
 
-/// Resolves when the peer has not answered a ping in time.
-async fn dead(ping_pong: Option<PingPong>, options: &Options) {
+/// Resolves when the peer has not answered a ping in time. One that has a lot to read comes to the
+/// ping late, but reads meanwhile.
+async fn dead<IO>(ping_pong: Option<PingPong>, options: &Options, flusher: &Flusher<IO>) {
     let Some(mut ping_pong) = ping_pong else {
         return std::future::pending().await;
     };
     loop {
         sleep(options.ping_interval).await;
-        match timeout(options.ping_timeout, ping_pong.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection itself says why it failed.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
+        let mut pong = pin!(ping_pong.ping(Ping::opaque()));
+        loop {
+            let resumed = flusher.resumed();
+            match timeout(options.ping_timeout, &mut pong).await {
+                Ok(Ok(_)) => break,
+                // The connection itself says why it failed.
+                Ok(Err(_)) => return std::future::pending().await,
+                Err(_) if flusher.resumed() == resumed => return,
+                Err(_) => {}
+            }
         }
     }
 }

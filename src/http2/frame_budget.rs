@@ -6,8 +6,17 @@
 //! windows for it, acknowledges and measures it. So every frame costs, and what is written to the
 //! client pays. This counts frames by their lengths (RFC 9113, section 4.1) and looks at nothing
 //! else in them.
+//!
+//! A client that opens its windows by a few bytes at a time replies to pieces that do not pay for
+//! the replies. It must not be taken for a flood, so [`ShortPieces`] limits how often such pieces
+//! are sent.
 
-use std::{io, mem, task::Context, time::Duration};
+use std::{
+    io, mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::Context,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,9 +26,8 @@ use crate::{net::tap::Tap, rate::Bucket};
 /// How many frames a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What a frame costs, in bytes that are written to the client. The shortest DATA
-    /// frame of a stream has 70 bytes, and a client has at most two or three frames to say to it: a
-    /// window for the stream, one for the connection, and a PING that measures.
+    /// What a frame costs, in bytes that are written to the client. The shortest message
+    /// of a stream has 70 bytes, and a client has at most [`REPLIES`] to its frame.
     pub frame_cost_bytes: u64,
     /// What a client has by itself in a second.
     pub frames_per_second: u64,
@@ -35,6 +43,16 @@ const PREFACE_BYTES: usize = 24;
 /// RFC 9113, section 4.1: a head, and the length that it begins with.
 const HEAD_BYTES: usize = 9;
 const LENGTH_BYTES: usize = 3;
+
+/// No more than this is owed for the replies to short pieces: what comes in within so long.
+const OWED_MAX: Duration = Duration::from_secs(60);
+
+/// How many frames a client has to say to a DATA frame: a window for the stream, one for the connection,
+/// and a PING that measures.
+const REPLIES: u64 = 3;
+
+/// The part of a client's frames that its replies to short pieces may be, in percent.
+const SHORT_PIECES_PERCENT: u64 = 75;
 
 /// Counts the frames of a connection.
 pub(super) struct FrameBudget {
@@ -114,6 +132,69 @@ impl Tap for FrameBudget {
 
     fn written(&mut self, bytes: usize) {
         self.credit.add(bytes as u64);
+    }
+}
+
+/// When a connection may be sent pieces so short that they do not pay for the replies to them. All of
+/// its streams share it.
+pub(super) struct ShortPieces {
+    replies_cost_bytes: u64,
+    /// What the client has left for its replies, in bytes as of [`Limits::frame_cost_bytes`].
+    credit: Mutex<Bucket>,
+}
+
+impl ShortPieces {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let bytes = |frames: u64| {
+            let bytes = frames.saturating_mul(limits.frame_cost_bytes);
+            (bytes / 100).saturating_mul(SHORT_PIECES_PERCENT)
+        };
+        let credit = Bucket::new(
+            bytes(limits.frames_per_second),
+            Duration::from_secs(1),
+            bytes(limits.frames_at_first),
+            Instant::now(),
+        );
+        Self {
+            replies_cost_bytes: REPLIES.saturating_mul(limits.frame_cost_bytes),
+            credit: Mutex::new(credit),
+        }
+    }
+
+    /// Whether a piece of so many bytes pays for less than the replies to it.
+    pub(super) fn is_short(&self, piece_bytes: usize) -> bool {
+        Self::paid(piece_bytes) < self.replies_cost_bytes
+    }
+
+    /// When the next short piece may be sent.
+    pub(super) fn turn(&self) -> Instant {
+        let now = Instant::now();
+        let latest = now + OWED_MAX;
+        self.lock().reserve(0, now, latest).unwrap_or(latest)
+    }
+
+    /// A piece of so many bytes was sent. What it pays for besides the replies to it lets short ones
+    /// be sent.
+    pub(super) fn sent(&self, piece_bytes: usize) {
+        let paid = Self::paid(piece_bytes);
+        let mut credit = self.lock();
+        match paid.checked_sub(self.replies_cost_bytes) {
+            Some(surplus) => credit.add(surplus),
+            None => {
+                let now = Instant::now();
+                let owed = self.replies_cost_bytes - paid;
+                // Where that much is owed already, it does not matter how much more.
+                let _ = credit.reserve(owed, now, now + OWED_MAX);
+            }
+        }
+    }
+
+    fn paid(piece_bytes: usize) -> u64 {
+        (HEAD_BYTES as u64).saturating_add(piece_bytes as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bucket> {
+        self.credit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -244,6 +325,54 @@ mod tests {
             client.says(&frames(100, 8)).await;
             client.is_told(17 * 100).await;
         }
+    }
+
+    /// Sends short pieces for so long, each as soon as it may be sent and never more than a client has
+    /// replied to, with as many frames as it may. Returns how many were sent.
+    async fn short_pieces(client: &mut Client, limits: Limits, piece_bytes: usize) -> usize {
+        let pieces = ShortPieces::new(&limits);
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut sent = 0;
+        while Instant::now() < until {
+            tokio::time::sleep_until(pieces.turn()).await;
+            pieces.sent(piece_bytes);
+            client.is_told(HEAD_BYTES + piece_bytes).await;
+            client.says(&frames(REPLIES, 4)).await;
+            sent += 1;
+        }
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_replies_to_short_pieces_are_no_flood() {
+        for piece_bytes in [1, 5, 50, 86] {
+            let mut client = Client::connect().await;
+            let sent = short_pieces(&mut client, LIMITS, piece_bytes).await;
+            assert!(!client.is_refused(), "{piece_bytes}");
+            // At first, and in each second.
+            assert!(sent > 2_500 + 60 * 250, "{sent} of {piece_bytes}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_is_short_that_does_not_pay_for_the_replies_to_it() {
+        let pieces = ShortPieces::new(&LIMITS);
+        assert!(pieces.is_short(1) && pieces.is_short(86));
+        assert!(!pieces.is_short(87) && !pieces.is_short(usize::MAX));
+        // A long piece after each: nothing has to wait.
+        let now = Instant::now();
+        for _ in 0..100_000 {
+            pieces.sent(5);
+            pieces.sent(1_000);
+            assert_eq!(pieces.turn(), now);
+        }
+        while pieces.turn() == now {
+            pieces.sent(5);
+        }
+        pieces.sent(86);
+        assert!(pieces.turn() > now);
+        pieces.sent(1_000);
+        assert_eq!(pieces.turn(), now);
     }
 
     #[tokio::test(start_paused = true)]

@@ -76,6 +76,10 @@ struct Inner<IO> {
     unheld: usize,
     /// How many bytes were ever gathered.
     gathered_ever: u64,
+    /// Whether the socket took no more when it was last asked.
+    is_full: bool,
+    /// How often it took more after it had been full.
+    resumed: u64,
     /// What the gathered bytes hold of the connection's memory, each until so many bytes were written.
     shares: VecDeque<(u64, Arc<Share>)>,
 }
@@ -90,6 +94,8 @@ pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
         gathered: 0,
         unheld: 0,
         gathered_ever: 0,
+        is_full: false,
+        resumed: 0,
         shares: VecDeque::new(),
     }));
     (Gather(Arc::clone(&inner)), Flusher(inner))
@@ -138,6 +144,14 @@ impl Shelf {
     }
 }
 
+impl<IO> Flusher<IO> {
+    /// How often the socket took more after it had been full. It does when the client has taken much
+    /// of what was written before.
+    pub(super) fn resumed(&self) -> u64 {
+        lock(&self.0).resumed
+    }
+}
+
 impl<IO: AsyncWrite + Unpin> Flusher<IO> {
     /// Writes what was gathered. Pending when the socket takes no more for now, in which case the
     /// task is woken once it does.
@@ -159,10 +173,13 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
                 count += 1;
             }
             let slices = slices.get(..count).unwrap_or_default();
-            match ready!(Pin::new(&mut self.io).poll_write_vectored(context, slices))? {
+            let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+            let was_full = std::mem::replace(&mut self.is_full, written.is_pending());
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.advance(written),
             }
+            self.resumed += u64::from(was_full);
         }
         self.pieces = VecDeque::new();
         self.copied = BytesMut::new();

@@ -84,7 +84,7 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long it has to answer.
     pub ping_timeout: Duration,
-    /// How long a client may take for a message, or for 1 KiB of it, before it counts as slow.
+    /// How long a client may take nothing of a message before it counts as slow.
     pub slow_consumer_timeout: Duration,
 }
 

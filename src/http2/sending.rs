@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, RequestHandler,
+    frame_budget::ShortPieces,
     gather::Shelf,
     piece::Piece,
     unsent::{Share, Unsent},
@@ -32,16 +33,13 @@ const PARK_SOON_AFTER: Duration = Duration::from_millis(50);
 /// How long a client without room gets to make some once the server drains.
 const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much of a message a client has to take within `slow_consumer_timeout` at least, in bytes,
-/// unless less is left of it. This is 17 bytes a second with the default.
-const PROGRESS_BYTES_MIN: usize = 1_024;
-
 /// One response stream and what it is bound by.
 pub(super) struct Sender<'a, H> {
     pub(super) handler: &'a H,
     pub(super) options: &'a Options,
     pub(super) draining: &'a CancellationToken,
     pub(super) unsent: &'a Unsent,
+    pub(super) short_pieces: &'a ShortPieces,
     pub(super) shelf: &'a Shelf,
     pub(super) send: &'a mut SendStream<Piece>,
 }
@@ -61,8 +59,6 @@ struct Patience {
     deadline: Instant,
     /// The deadline cannot be moved past this.
     latest: Option<Instant>,
-    /// What the client took since the deadline was moved, in bytes.
-    taken: usize,
 }
 
 impl Patience {
@@ -71,18 +67,13 @@ impl Patience {
             timeout,
             deadline: Instant::now() + timeout,
             latest: None,
-            taken: 0,
         }
     }
 
-    /// The client has taken so many bytes more.
-    fn took(&mut self, bytes: usize) {
-        self.taken = self.taken.saturating_add(bytes);
-        if self.taken >= PROGRESS_BYTES_MIN {
-            self.taken = 0;
-            self.deadline = Instant::now() + self.timeout;
-            self.clip();
-        }
+    /// The client has taken something: it reads, however slowly.
+    fn took_some(&mut self) {
+        self.deadline = Instant::now() + self.timeout;
+        self.clip();
     }
 
     /// Whatever the client takes from now on, there is little time for it.
@@ -92,7 +83,7 @@ impl Patience {
         self.clip();
     }
 
-    /// Resolves when even who takes enough has no time left.
+    /// Resolves when even a client that takes something has no time left.
     async fn hurried_over(&self) {
         match self.latest {
             Some(latest) => sleep_until(latest).await,
@@ -109,9 +100,12 @@ impl Patience {
 
 impl<H: RequestHandler> Sender<'_, H> {
     /// Sends the responses of a session, each as large as the client has room for.
-    pub(super) async fn session<S: Source>(&mut self, mut session: Session<S>) -> Result<(), Gone> {
+    pub(super) async fn session<S: Source>(
+        &mut self,
+        session: &mut Session<S>,
+    ) -> Result<(), Gone> {
         let began_at = Instant::now();
-        let sent = self.responses(&mut session).await;
+        let sent = self.responses(session).await;
         if sent.is_err() && self.unsent.is_squeezed() {
             // Nobody is told, but the operator: why its connection is gone is why the stream is.
             session.give_up(began_at.elapsed());
@@ -183,7 +177,8 @@ impl<H: RequestHandler> Sender<'_, H> {
             let Some(piece) = piece else {
                 return Ok(None);
             };
-            patience.took(piece.remaining());
+            patience.took_some();
+            self.short_pieces.sent(piece.remaining());
             self.send_piece(piece, room.share)?;
             let left = session.rest_bytes();
             if left == 0 {
@@ -278,12 +273,21 @@ impl<H: RequestHandler> Sender<'_, H> {
         }
     }
 
+    /// Whether so much room lets only a piece be sent that has to wait for its turn.
+    fn needs_turn(&self, capacity: usize, wanted: usize) -> bool {
+        capacity < wanted && self.short_pieces.is_short(capacity)
+    }
+
     /// The room that there is now, of what was reserved.
     fn try_room(&self, wanted: usize, bytes_max: usize) -> Option<Room> {
         let capacity = self.send.capacity().min(bytes_max);
-        if capacity == 0 {
+        if capacity == 0 || self.needs_turn(capacity, wanted) {
             return None;
         }
+        self.take_room(capacity, wanted)
+    }
+
+    fn take_room(&self, capacity: usize, wanted: usize) -> Option<Room> {
         let share = self.unsent.try_hold(wanted.min(capacity), capacity)?;
         let bytes = capacity.min(share.bytes());
         Some(Room { bytes, share })
@@ -292,13 +296,23 @@ impl<H: RequestHandler> Sender<'_, H> {
     /// Waits until there is some.
     async fn coming_room(&mut self, wanted: usize, bytes_max: usize) -> Result<Room, Gone> {
         loop {
-            if let Some(room) = self.try_room(wanted, bytes_max) {
-                return Ok(room);
-            }
             let capacity = self.send.capacity().min(bytes_max);
             if capacity == 0 {
                 more_room(self.send, true).await?;
                 continue;
+            }
+            if self.needs_turn(capacity, wanted) {
+                let turn = self.short_pieces.turn();
+                if Instant::now() < turn {
+                    tokio::select! {
+                        () = sleep_until(turn) => {}
+                        more = more_room(self.send, true) => more?,
+                    }
+                    continue;
+                }
+            }
+            if let Some(room) = self.take_room(capacity, wanted) {
+                return Ok(room);
             }
             let share = tokio::select! {
                 share = self.unsent.hold(wanted.min(capacity)) => share,
@@ -382,7 +396,8 @@ impl<H: RequestHandler> Sender<'_, H> {
                 return Err(Gone);
             };
             let piece = bytes.split_to(room.bytes.min(bytes.len()));
-            patience.took(piece.len());
+            patience.took_some();
+            self.short_pieces.sent(piece.len());
             self.send_piece(piece.into(), room.share)?;
         }
         Ok(())
@@ -426,27 +441,24 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_enough_has_time_again_and_who_takes_less_has_not() {
+    async fn who_takes_something_has_time_again() {
         let mut patience = Patience::new(TIMEOUT);
         let first = patience.deadline;
         tokio::time::advance(TIMEOUT / 2).await;
-        patience.took(PROGRESS_BYTES_MIN - 1);
         assert_eq!(patience.deadline, first);
-        patience.took(1);
-        assert_eq!(patience.deadline, first + TIMEOUT / 2);
-        patience.took(PROGRESS_BYTES_MIN - 1);
+        patience.took_some();
         assert_eq!(patience.deadline, first + TIMEOUT / 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_enough_does_not_hold_up_a_drain() {
+    async fn who_takes_something_does_not_hold_up_a_drain() {
         let mut patience = Patience::new(TIMEOUT);
         patience.hurry();
         let latest = Instant::now() + DRAIN_ROOM_TIMEOUT;
         assert_eq!(patience.deadline, latest);
         tokio::time::advance(DRAIN_ROOM_TIMEOUT / 2).await;
         patience.hurry();
-        patience.took(usize::MAX);
+        patience.took_some();
         assert_eq!(patience.deadline, latest);
     }
 }

@@ -14,6 +14,7 @@ use http_body::{Body, Frame};
 
 use super::{
     Answer, Caller, Connections, RequestHandler,
+    frame_budget::ShortPieces,
     gather::Shelf,
     piece::Piece,
     sending::{Gone, Sender},
@@ -27,6 +28,7 @@ pub(super) struct Stream<H> {
     pub(super) connections: Arc<Connections<H>>,
     pub(super) caller: Caller,
     pub(super) unsent: Unsent,
+    pub(super) short_pieces: Arc<ShortPieces>,
     pub(super) shelf: Shelf,
     pub(super) _open: OpenCall,
 }
@@ -64,11 +66,12 @@ impl<H: RequestHandler> Stream<H> {
             options: &self.connections.options,
             draining: &self.connections.draining,
             unsent: &unsent,
+            short_pieces: &self.short_pieces,
             shelf: &self.shelf,
             send: &mut send,
         };
         let sent = match session {
-            Some(session) => sender.session(*session).await,
+            Some(mut session) => sender.session(&mut session).await,
             None if ends => Ok(()),
             None => Box::pin(sender.body(body, grant)).await,
         };

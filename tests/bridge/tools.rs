@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{program, stderr, stdout},
     support::{Bridge, SOON, Setup},
-    windows::{bridge_with, event},
+    windows::{bridge_with, event, sizes},
 };
 
 const SERVICE: &str = "prelude.bridge.v1.EventService";
@@ -341,17 +341,6 @@ fn a_python_client_reads_resumes_and_learns_why_it_is_refused() {
     assert_eq!(seen["earliest"], 1);
     assert!(seen["head"].as_u64().unwrap() >= 5);
     demo.end();
-}
-
-/// Sizes from a byte to almost a MiB, 60 MB in all.
-fn sizes() -> Vec<usize> {
-    (0..1_000)
-        .map(|number| match number % 25 {
-            0 => 1_048_000 - 137 * number,
-            5 | 10 | 15 | 20 => 100_000 + number,
-            other => [1, 20, 300, 4_000, 16_000][other % 5] + other,
-        })
-        .collect()
 }
 
 /// The client in Python, with options of its channel.

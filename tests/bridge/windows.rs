@@ -1,17 +1,21 @@
 //! Clients that open their HTTP/2 windows in small steps, late, or only once they know how long a
-//! message is, frame by frame. Whatever they do, as long as they open them, every event arrives whole
-//! and in order. `tools.rs` has clients that do so by themselves.
+//! message is, frame by frame; and that shrink them again. Whatever they do, as long as they open
+//! them, every event arrives whole and in order, and nothing is sent that there is no room for.
+//! `tools.rs` and `tests/interop/windows` have clients that do so by themselves.
+
+use std::time::Duration;
 
 use prelude_bridge::proto::{
     Earliest, Event, Head, PayloadFormat, StartPosition, StopPosition, SubscribeRequest,
-    SubscribeResponse, start_position, stop_position,
+    SubscribeResponse, event_service_client::EventServiceClient, start_position, stop_position,
 };
 use prost::Message as _;
+use tonic::transport::Channel;
 
 use crate::{
     abuse::frames::{
-        ACK, DATA, END_STREAM, Frame, GOAWAY, HEADERS, Http2, INITIAL_WINDOW_SIZE, PING, SETTINGS,
-        SUBSCRIBE, call, frame, window_update,
+        ACK, DATA, END_STREAM, Frame, GOAWAY, HEADERS, Http2, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE,
+        PING, SETTINGS, SUBSCRIBE, call, frame, settings, window_update,
     },
     support::{Bridge, SOON, Setup},
 };
@@ -20,7 +24,11 @@ use crate::{
 const USUAL_WINDOW_BYTES: u32 = 65_535;
 /// As much as no test is sent.
 const WIDE_BYTES: u32 = 1 << 30;
+/// The largest window (RFC 9113, 6.9.1).
+const LARGEST_BYTES: u32 = (1 << 31) - 1;
 const GRPC_PREFIX_BYTES: usize = 5;
+/// The largest frame of a client that says nothing of it (RFC 9113, 6.5.2).
+const USUAL_FRAME_BYTES: u32 = 16_384;
 
 /// How a client opens a stream's window.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +42,44 @@ enum Opening {
     AfterPrefix(u32),
 }
 
+/// How a client reads.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    /// What the window of each stream begins with.
+    initial_bytes: u32,
+    opening: Opening,
+    streams: u32,
+    /// All that may be on the way together, given back when it was used up. It is the usual at least
+    /// until that was used up for the first time.
+    connection_bytes: u32,
+    frame_bytes: u32,
+    /// What the window of new streams is set to, one after the other, with each seventh frame that
+    /// comes. It changes the windows of those that are open.
+    changes: &'static [u32],
+    /// Measures the connection with every frame that comes.
+    pings: bool,
+}
+
+impl Reading {
+    fn new(initial_bytes: u32, opening: Opening) -> Self {
+        Self {
+            initial_bytes,
+            opening,
+            streams: 1,
+            connection_bytes: WIDE_BYTES,
+            frame_bytes: USUAL_FRAME_BYTES,
+            changes: &[],
+            pings: false,
+        }
+    }
+}
+
 /// One stream of a connection, seen from its client.
 struct Stream {
     id: u32,
     opening: Opening,
-    /// How much may still be sent.
-    window_bytes: u32,
+    /// How much may still be sent; below zero, how much has to be opened before anything may.
+    window_bytes: i64,
     partial: Vec<u8>,
     events: Vec<Event>,
     is_open: bool,
@@ -50,7 +90,7 @@ impl Stream {
         Self {
             id,
             opening,
-            window_bytes,
+            window_bytes: window_bytes.into(),
             partial: Vec::new(),
             events: Vec::new(),
             is_open: true,
@@ -59,7 +99,7 @@ impl Stream {
 
     /// Takes a piece.
     fn take(&mut self, piece: &[u8]) {
-        self.window_bytes -= u32::try_from(piece.len()).unwrap();
+        self.window_bytes -= i64::try_from(piece.len()).unwrap();
         self.partial.extend_from_slice(piece);
         while let Some(0) = self.missing_bytes() {
             let message = std::mem::take(&mut self.partial);
@@ -82,17 +122,21 @@ impl Stream {
 
     /// By how much the window is opened now, after a piece of so many bytes.
     fn opens(&mut self, piece_bytes: usize) -> Option<Vec<u8>> {
+        let missing_bytes = || match self.missing_bytes() {
+            Some(bytes) => bytes,
+            None => GRPC_PREFIX_BYTES - self.partial.len(),
+        };
         let bytes = match self.opening {
-            Opening::ByPiece => u32::try_from(piece_bytes).unwrap(),
+            Opening::ByPiece => i64::try_from(piece_bytes).unwrap(),
             _ if self.window_bytes > 0 => 0,
-            Opening::ByByte => 1,
-            Opening::AfterPrefix(most) => match self.missing_bytes() {
-                Some(bytes) => u32::try_from(bytes).unwrap().min(most),
-                None => u32::try_from(GRPC_PREFIX_BYTES - self.partial.len()).unwrap(),
-            },
+            Opening::ByByte => 1 - self.window_bytes,
+            Opening::AfterPrefix(most) => {
+                i64::try_from(missing_bytes()).unwrap().min(most.into()) - self.window_bytes
+            }
         };
         self.window_bytes += bytes;
-        (bytes > 0 && self.is_open).then(|| window_update(self.id, bytes))
+        let update = || window_update(self.id, u32::try_from(bytes).unwrap());
+        (bytes > 0 && self.is_open).then(update)
     }
 }
 
@@ -119,22 +163,25 @@ fn subscribe(stream: u32, request: &SubscribeRequest) -> Vec<u8> {
     [call(stream, SUBSCRIBE), message].concat()
 }
 
-/// Reads as many streams as there are windows, over one connection, and returns their events.
-/// `connection_bytes` is all that may be on the way together, given back when it was used up.
-async fn read(
-    bridge: &Bridge,
-    initial_bytes: u32,
-    opening: Opening,
-    streams: u32,
-    connection_bytes: u32,
-) -> Vec<Vec<Event>> {
-    let start = &[(INITIAL_WINDOW_SIZE, initial_bytes)];
+/// Reads streams over one connection, and returns the events of each.
+async fn read(bridge: &Bridge, reading: Reading) -> Vec<Vec<Event>> {
+    let Reading {
+        mut initial_bytes,
+        opening,
+        connection_bytes,
+        frame_bytes,
+        ..
+    } = reading;
+    let start = &[
+        (INITIAL_WINDOW_SIZE, initial_bytes),
+        (MAX_FRAME_SIZE, frame_bytes),
+    ];
     let mut connection = Http2::begin(bridge.addresses.grpc, start).await.unwrap();
     if connection_bytes > USUAL_WINDOW_BYTES {
         let more = window_update(0, connection_bytes - USUAL_WINDOW_BYTES);
         connection.send(&more).await.unwrap();
     }
-    let ids = (0..streams).map(|number| 2 * number + 1);
+    let ids = (0..reading.streams).map(|number| 2 * number + 1);
     let mut all: Vec<Stream> = ids
         .map(|id| Stream::new(id, opening, initial_bytes))
         .collect();
@@ -147,23 +194,51 @@ async fn read(
             connection.send(&update).await.unwrap();
         }
     }
-    let mut used_bytes = 0;
+    let mut changes = reading.changes.iter().cycle();
+    // Those that the bridge has not acknowledged.
+    let mut settings_sent = 1;
+    let mut frames = 0;
+    let mut connection_left_bytes = connection_bytes.max(USUAL_WINDOW_BYTES);
     while all.iter().any(|stream| stream.is_open) {
         let frame = connection.next().await.unwrap();
         if let Some(answer) = answer(&frame) {
             connection.send(&answer).await.unwrap();
+        }
+        if frame.kind == SETTINGS && frame.flags & ACK != 0 {
+            settings_sent -= 1;
+        }
+        if frame.kind == DATA {
+            frames += 1;
+            if frames % 7 == 0
+                && let Some(&change) = changes.next()
+            {
+                for stream in &mut all {
+                    stream.window_bytes += i64::from(change) - i64::from(initial_bytes);
+                }
+                initial_bytes = change;
+                settings_sent += 1;
+                let change = settings(&[(INITIAL_WINDOW_SIZE, change)]);
+                connection.send(&change).await.unwrap();
+            }
         }
         let Some(stream) = all.iter_mut().find(|stream| stream.id == frame.stream) else {
             continue;
         };
         match frame.kind {
             DATA => {
+                let length = u32::try_from(frame.payload.len()).unwrap();
+                assert!(length <= frame_bytes);
                 stream.take(&frame.payload);
-                used_bytes += u32::try_from(frame.payload.len()).unwrap();
+                assert!(settings_sent > 0 || stream.window_bytes >= 0, "{reading:?}");
+                let left = connection_left_bytes.checked_sub(length);
+                connection_left_bytes = left.expect("room on the connection");
                 let mut updates = stream.opens(frame.payload.len()).unwrap_or_default();
-                if used_bytes >= connection_bytes {
-                    updates.extend(window_update(0, used_bytes));
-                    used_bytes = 0;
+                if connection_left_bytes == 0 {
+                    updates.extend(window_update(0, connection_bytes));
+                    connection_left_bytes = connection_bytes;
+                }
+                if reading.pings {
+                    updates.extend(self::frame(PING, 0, 0, &[7; 8]));
                 }
                 connection.send(&updates).await.unwrap();
             }
@@ -191,6 +266,17 @@ fn answer(of: &Frame) -> Option<Vec<u8>> {
 pub(crate) fn event(number: usize, bytes: usize) -> String {
     let padding = "x".repeat(bytes);
     format!(r#"{{"id":"evt_{number}","type":"user.padded","x":"{padding}"}}"#)
+}
+
+/// Sizes from a byte to almost a MiB, 60 MB in all.
+pub(crate) fn sizes() -> Vec<usize> {
+    (0..1_000)
+        .map(|number| match number % 25 {
+            0 => 1_048_000 - 137 * number,
+            5 | 10 | 15 | 20 => 100_000 + number,
+            other => [1, 20, 300, 4_000, 16_000][other % 5] + other,
+        })
+        .collect()
 }
 
 /// A bridge with events of these sizes, and what they are as they were signed.
@@ -240,22 +326,23 @@ fn assert_whole(case: &str, events: &[Event], expected: &[String]) {
     }
 }
 
-async fn all_arrive(bridge: &Bridge, expected: &[String], initial_bytes: u32, opening: Opening) {
-    let case = format!("{initial_bytes} {opening:?}");
-    let reading = read(bridge, initial_bytes, opening, 1, WIDE_BYTES);
-    let events = tokio::time::timeout(SOON, reading).await;
-    let events = events.unwrap_or_else(|_| unreachable!("{case}: not all came"));
-    assert_whole(&case, &events[0], expected);
+async fn all_arrive(bridge: &Bridge, expected: &[String], reading: Reading) {
+    let case = format!("{reading:?}");
+    let streams = tokio::time::timeout(SOON, read(bridge, reading)).await;
+    let streams = streams.unwrap_or_else(|_| unreachable!("{case}: not all came"));
+    for events in streams {
+        assert_whole(&case, &events, expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_that_open_after_a_prefix_get_events_of_all_sizes() {
     let sizes = [1, 100_000, 100_000, 1_000, 1, 1_040_000, 16_384, 100_000, 3];
     let (bridge, expected) = bridge_with(&sizes).await;
-    for initial_bytes in [0, 1, 5, 100, USUAL_WINDOW_BYTES] {
+    for initial_bytes in [0, 1, 5, 9, 100, 16_383, USUAL_WINDOW_BYTES] {
         for most in [16 * 1024, u32::MAX] {
-            let opening = Opening::AfterPrefix(most);
-            all_arrive(&bridge, &expected, initial_bytes, opening).await;
+            let reading = Reading::new(initial_bytes, Opening::AfterPrefix(most));
+            all_arrive(&bridge, &expected, reading).await;
         }
     }
     bridge.finish().await;
@@ -265,8 +352,9 @@ async fn windows_that_open_after_a_prefix_get_events_of_all_sizes() {
 async fn windows_that_open_by_the_piece_get_events_of_all_sizes() {
     let sizes = [1, 100_000, 1_000, 1, 1_040_000, 16_384, 3];
     let (bridge, expected) = bridge_with(&sizes).await;
-    for initial_bytes in [5_000, USUAL_WINDOW_BYTES] {
-        all_arrive(&bridge, &expected, initial_bytes, Opening::ByPiece).await;
+    for initial_bytes in [5_000, 16_383, USUAL_WINDOW_BYTES, LARGEST_BYTES] {
+        let reading = Reading::new(initial_bytes, Opening::ByPiece);
+        all_arrive(&bridge, &expected, reading).await;
     }
     bridge.finish().await;
 }
@@ -275,10 +363,112 @@ async fn windows_that_open_by_the_piece_get_events_of_all_sizes() {
 async fn windows_of_a_few_bytes_that_open_by_a_few_bytes_get_small_events() {
     let (bridge, expected) = bridge_with(&[1, 300, 2, 700]).await;
     for initial_bytes in [0, 1, 5] {
-        all_arrive(&bridge, &expected, initial_bytes, Opening::ByByte).await;
+        let reading = Reading::new(initial_bytes, Opening::ByByte);
+        all_arrive(&bridge, &expected, reading).await;
     }
-    for initial_bytes in [1, 5, 100] {
-        all_arrive(&bridge, &expected, initial_bytes, Opening::ByPiece).await;
+    for initial_bytes in [1, 5, 9, 100] {
+        let reading = Reading::new(initial_bytes, Opening::ByPiece);
+        all_arrive(&bridge, &expected, reading).await;
+    }
+    bridge.finish().await;
+}
+
+/// Each byte is replied to with as many frames as a client has to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_replies_to_each_byte_is_no_flood() {
+    let setup = Setup::default()
+        .with("store", "memory")
+        .with("limits.grpc.frames_at_first", "100")
+        .with("limits.grpc.frames_per_second", "500");
+    let bridge = setup.start().await;
+    let expected = [event(0, 100)];
+    bridge.append(&expected).await;
+    let reading = Reading {
+        pings: true,
+        ..Reading::new(1, Opening::ByByte)
+    };
+    all_arrive(&bridge, &expected, reading).await;
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_shrink_below_zero_get_events_of_all_sizes() {
+    let sizes = [1, 100_000, 1_000, 1, 500_000, 16_384, 3];
+    let (bridge, expected) = bridge_with(&sizes).await;
+    for opening in [Opening::ByPiece, Opening::AfterPrefix(16 * 1024)] {
+        for changes in [
+            &[100, USUAL_WINDOW_BYTES][..],
+            &[1, 20_000, 1_000, LARGEST_BYTES / 2],
+        ] {
+            let reading = Reading {
+                streams: 3,
+                changes,
+                ..Reading::new(USUAL_WINDOW_BYTES, opening)
+            };
+            all_arrive(&bridge, &expected, reading).await;
+        }
+    }
+    bridge.finish().await;
+}
+
+/// In Rust, as by the library.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_tonic_with_windows_of_its_own_gets_events_of_all_sizes() {
+    let (bridge, expected) = bridge_with(&sizes()).await;
+    let url = format!("http://{}", bridge.addresses.grpc);
+    for (stream_bytes, connection_bytes) in [
+        (16_383, USUAL_WINDOW_BYTES),
+        (USUAL_WINDOW_BYTES, USUAL_WINDOW_BYTES),
+        (LARGEST_BYTES, USUAL_WINDOW_BYTES),
+    ] {
+        let endpoint = Channel::from_shared(url.clone()).unwrap();
+        let endpoint = endpoint
+            .initial_stream_window_size(stream_bytes)
+            .initial_connection_window_size(connection_bytes);
+        let reading = async {
+            let mut client = EventServiceClient::new(endpoint.connect().await.unwrap());
+            let mut stream = client.subscribe(history()).await.unwrap().into_inner();
+            let mut events = Vec::new();
+            while let Some(response) = stream.message().await.unwrap() {
+                events.extend(response.events);
+            }
+            events
+        };
+        let events = tokio::time::timeout(Duration::from_secs(10), reading).await;
+        let case = format!("{stream_bytes} {connection_bytes}");
+        assert_whole(&case, &events.expect(&case), &expected);
+    }
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_are_as_large_as_the_client_allows_and_no_larger() {
+    let sizes = [1, 100_000, 1_000, 1, 1_040_000, 16_384, 3];
+    let (bridge, expected) = bridge_with(&sizes).await;
+    for frame_bytes in [USUAL_FRAME_BYTES, 16_385, 99_991, (1 << 24) - 1] {
+        for initial_bytes in [16_383, USUAL_WINDOW_BYTES, LARGEST_BYTES] {
+            let reading = Reading {
+                frame_bytes,
+                ..Reading::new(initial_bytes, Opening::ByPiece)
+            };
+            all_arrive(&bridge, &expected, reading).await;
+        }
+    }
+    bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_window_smaller_than_those_of_its_streams_is_kept() {
+    let (bridge, expected) = bridge_with(&[1, 50_000, 1_000, 1, 70_000, 3]).await;
+    for connection_bytes in [100, 1_000, 16_383] {
+        for streams in [1, 3] {
+            let reading = Reading {
+                streams,
+                connection_bytes,
+                ..Reading::new(LARGEST_BYTES, Opening::ByPiece)
+            };
+            all_arrive(&bridge, &expected, reading).await;
+        }
     }
     bridge.finish().await;
 }
@@ -288,13 +478,12 @@ async fn streams_of_one_connection_all_arrive_whatever_its_window() {
     let (bridge, expected) = bridge_with(&[1, 100_000, 1_000, 300_000, 20]).await;
     for opening in [Opening::ByPiece, Opening::AfterPrefix(16 * 1024)] {
         for initial_bytes in [1_000, USUAL_WINDOW_BYTES, WIDE_BYTES] {
-            let case = format!("{initial_bytes} {opening:?}");
-            let reading = read(&bridge, initial_bytes, opening, 8, USUAL_WINDOW_BYTES);
-            let streams = tokio::time::timeout(SOON, reading).await;
-            let streams = streams.unwrap_or_else(|_| unreachable!("{case}: not all came"));
-            for events in streams {
-                assert_whole(&case, &events, &expected);
-            }
+            let reading = Reading {
+                streams: 8,
+                connection_bytes: USUAL_WINDOW_BYTES,
+                ..Reading::new(initial_bytes, opening)
+            };
+            all_arrive(&bridge, &expected, reading).await;
         }
     }
     bridge.finish().await;

@@ -4,8 +4,12 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{RecvStream, client::SendRequest};
+use prelude_bridge_load::frames;
 use prost::Message as _;
-use tokio::time::{Instant, advance};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, advance},
+};
 
 use http_body_util::{BodyExt as _, Full};
 use tonic::body::Body;
@@ -231,26 +235,29 @@ async fn who_keeps_taking_bytes_is_not_slow_however_long_it_takes() {
         };
         let bridge =
             Bridge::start_with(Options::default(), window, memory::Options::default()).await;
-        append_large(&bridge, 1, 100_000).await;
+        append_large(&bridge, 1, 10_000).await;
         bridge.append(2, 3).await;
-        let client = Client::connect(&bridge, 1_024, WIDE_BYTES).await;
-        let mut reader = client.subscribe(&history()).await;
-        let since = Instant::now();
-        while reader.events().len() < 3 {
-            reader.piece().await.unwrap();
-            if reader.unreleased >= 1_024 {
-                advance(Duration::from_secs(59)).await;
-                reader.release(1_024);
+        // A KiB at a time, and less than a byte a second.
+        for window in [1_024, 50] {
+            let client = Client::connect(&bridge, window, WIDE_BYTES).await;
+            let mut reader = client.subscribe(&history()).await;
+            let since = Instant::now();
+            while reader.events().len() < 3 {
+                reader.piece().await.unwrap();
+                if reader.unreleased >= window as usize {
+                    advance(Duration::from_secs(59)).await;
+                    reader.release(window as usize);
+                }
             }
+            assert_eq!(reader.events()[0], (1, 10_000));
+            assert!(since.elapsed() > 10_000 / window * Duration::from_secs(59));
+            assert_eq!(reader.rest().await.code(), Code::Ok);
         }
-        assert_eq!(reader.events()[0], (1, 100_000));
-        assert!(since.elapsed() > 90 * Duration::from_secs(59));
-        assert_eq!(reader.rest().await.code(), Code::Ok);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_takes_less_than_the_least_is_ended_with_the_cursor_before_the_message() {
+async fn who_takes_nothing_more_of_a_message_is_ended_with_the_cursor_before_it() {
     let bridge = start(Options::default()).await;
     bridge.append_one(1).await;
     append_large(&bridge, 2, 100_000).await;
@@ -265,7 +272,9 @@ async fn who_takes_less_than_the_least_is_ended_with_the_cursor_before_the_messa
             assert_eq!(reader.piece().await, Some(bytes));
         }
         assert_eq!(reader.piece().await, None);
-        assert_eq!(since.elapsed().as_secs(), 60);
+        // Since the last byte that it took.
+        let expected = if bytes > 0 { 40 + 60 } else { 60 };
+        assert_eq!(since.elapsed().as_secs(), expected);
         let status = reader.status().await;
         assert_eq!(
             (status.code(), reason(&status).as_str()),
@@ -275,6 +284,43 @@ async fn who_takes_less_than_the_least_is_ended_with_the_cursor_before_the_messa
         assert_eq!(cursor_of(&status), bridge.cursor(1));
         assert_eq!(reader.cursor(), bridge.cursor(1));
         assert_eq!(bridge.streams.snapshot().open, 0);
+    }
+}
+
+/// Its windows are wide and its link is slow: a ping waits behind all that is on the way.
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
+    let bridge = start(Options::default()).await;
+    for number in 1..=5 {
+        append_large(&bridge, number, 900_000).await;
+    }
+    let wide = [
+        frames::settings(&[(frames::INITIAL_WINDOW_SIZE, WIDE_BYTES)]),
+        frames::window_update(0, WIDE_BYTES),
+        frames::call(1, "/prelude.bridge.v1.EventService/Subscribe"),
+        frames::frame(
+            frames::DATA,
+            frames::END_STREAM,
+            1,
+            &crate::wire::grpc_message(&history()),
+        ),
+    ];
+    let begin = [frames::PREFACE, &wide.concat()].concat();
+    for reads in [true, false] {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let streams = bridge.streams.clone();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let serving = tokio::spawn(async move { streams.serve(server, peer.into()).await });
+        client.write_all(&begin).await.unwrap();
+        // It is asked after half a minute, and has twenty seconds for its answer.
+        let mut bytes = vec![0; 4_096];
+        for _ in 0..200 {
+            if reads {
+                client.read_exact(&mut bytes).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(serving.is_finished(), !reads);
     }
 }
 
