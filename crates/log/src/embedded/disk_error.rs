@@ -62,7 +62,7 @@ impl Shared {
         }
     }
 
-    /// Does what is needed to remove old events, with the reserve where the disk is full.
+    /// Does what is needed to remove old events or ids, with the reserve where the disk is full.
     pub(super) fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is_no_space(&error) && self.use_reserve() => work(),
@@ -70,11 +70,11 @@ impl Shared {
         }
     }
 
-    /// Gives the room of the reserve free, to remove old events. False when there is none.
+    /// Gives the room of the reserve free, to remove old events or ids. False when there is none.
     pub(super) fn use_reserve(&self) -> bool {
         let is_used = self.reserve.release();
         if is_used {
-            tracing::warn!("the disk is full: old events are removed with the room of the reserve");
+            tracing::warn!("the disk is full: the room of the reserve is used to remove old events and ids");
             self.set_no_space(true);
         }
         is_used

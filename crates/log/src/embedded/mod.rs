@@ -28,6 +28,7 @@ mod ids_budget;
 mod inspect;
 mod keeper;
 mod manifest;
+mod missing_ids;
 mod open_error;
 mod opening;
 mod preparation;
@@ -66,7 +67,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{oneshot::error::RecvError, watch};
 
 use self::{
     active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
@@ -86,7 +87,7 @@ use super::{
     group::{self, Stamps},
     ids::{self, Background},
 };
-use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
@@ -206,6 +207,8 @@ pub(super) enum Stage {
     Ids,
     /// Make the reserve.
     Reserve,
+    /// Take something out of the log at a start.
+    Quarantine,
 }
 
 impl Default for Seams {
@@ -261,6 +264,7 @@ fn start(
         manifest,
         ids,
         epoch,
+        missing_ids,
         clock,
         ages,
         found,
@@ -300,6 +304,7 @@ fn start(
         stamps: Stamps::new(found.last_at),
         ages,
         ids,
+        missing_ids,
         active,
         next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
         retention: Retention::new(options.retention_bytes, options.retention_age),
@@ -372,6 +377,11 @@ impl Shared {
         self.failure.get().cloned().map(Error::Failed)
     }
 
+    /// What the writer answered. One that ends without an answer has failed, and says why.
+    fn answer<T>(&self, answer: Result<Result<T, Error>, RecvError>) -> Result<T, Error> {
+        answer.unwrap_or_else(|_| Err(self.failure().unwrap_or(Error::Closed)))
+    }
+
     /// Refuses what comes from now on.
     fn close(&self) {
         self.queue.close();
@@ -399,8 +409,20 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does a step of the ids' work. False when nothing is left of it.
-    fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
+    /// Does a step of the ids' work, on a full disk with the reserve where that gives room back: files of ids
+    /// are removed, or old segments wait for their ids (`frees_segments`). False when nothing is left of it.
+    fn step_ids(&self, ids: &Background, frees_segments: bool) -> Result<bool, Error> {
+        match self.try_step_ids(ids) {
+            Err(Error::NoSpace)
+                if (frees_segments || ids.has_files_to_remove()) && self.use_reserve() =>
+            {
+                self.try_step_ids(ids)
+            }
+            done => done,
+        }
+    }
+
+    fn try_step_ids(&self, ids: &Background) -> Result<bool, Error> {
         (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
         ids.run_once().map_err(|error| self.evaluate_ids(&error))
     }
@@ -410,11 +432,12 @@ impl Log for Embedded {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         // In line from now on, whatever becomes of the future.
         let pushed = self.shared.queue.push(batch);
-        Box::pin(async move {
-            let fate = pushed?.await;
-            // A writer that ends without an answer has failed, and says why.
-            fate.unwrap_or_else(|_| Err(self.shared.failure().unwrap_or(Error::Closed)))
-        })
+        Box::pin(async move { self.shared.answer(pushed?.await) })
+    }
+
+    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+        let asked = self.shared.queue.recall(keys);
+        Box::pin(async move { self.shared.answer(asked?.await) })
     }
 
     fn read(
