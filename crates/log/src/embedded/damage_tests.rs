@@ -114,7 +114,8 @@ async fn template_with_manifests() -> (tempfile::TempDir, Vec<Vec<u8>>) {
     };
     let mut manifests = Vec::new();
     let mut batches = batches();
-    let log = open(Duration::MAX);
+    // With it the ages of the two are told apart, and both go into one segment.
+    let log = open(Duration::from_micros(6_400));
     log.append(batch(batches.next().unwrap())).await.unwrap();
     now.fetch_add(1_000, Ordering::SeqCst);
     log.append(batch(batches.next().unwrap())).await.unwrap();
