@@ -121,7 +121,10 @@ pub async fn what_was_appended_is_remembered_and_asking_changes_nothing(factory:
     // What is in line before the question is known to it.
     let appended = rig.log.append(fixtures::numbered("app_1", 10..13));
     let known = rig.log.remembers(keys("app_1", &[10, 11, 12]));
-    assert_eq!((appended.await.unwrap().accepted, known.await), (3, Ok(true)));
+    assert_eq!(
+        (appended.await.unwrap().accepted, known.await),
+        (3, Ok(true))
+    );
     rig.log.close().await;
     assert_eq!(remembers(&[1]).await, Err(Error::Closed));
 }

@@ -74,7 +74,9 @@ impl Shared {
     pub(super) fn use_reserve(&self) -> bool {
         let is_used = self.reserve.release();
         if is_used {
-            tracing::warn!("the disk is full: the room of the reserve is used to remove old events and ids");
+            tracing::warn!(
+                "the disk is full: the room of the reserve is used to remove old events and ids"
+            );
             self.set_no_space(true);
         }
         is_used

@@ -10,9 +10,7 @@ use std::{
 
 use super::{
     check::{CheckReport, Remedy, check},
-    damage_tests::{
-        HEAD, TRIMMED, chance, open_scrubbed, open_unscrubbed, read_all, template,
-    },
+    damage_tests::{HEAD, TRIMMED, chance, open_scrubbed, open_unscrubbed, read_all, template},
     directory::MANIFEST_FILE,
     frame::{ALIGNMENT, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES},
     testing::{copy, footer_of, frames_of, id_files, segment_paths, waits_until},
@@ -22,8 +20,8 @@ use super::{
 /// How many damages are tried by each test. Torture: ten thousand at least.
 const COUNT: &str = "PRELUDE_BRIDGE_DAMAGES";
 /// As many as take less than five seconds in a debug build.
-const CHECKS_DEFAULT: u64 = 1_000;
-const SCRUBS_DEFAULT: u64 = 250;
+const CHECKS_DEFAULT: u64 = 200;
+const SCRUBS_DEFAULT: u64 = 200;
 /// Each of these opens the log three times, and waits for its thread.
 const RESTARTS: u64 = 20;
 const SEED: u64 = 20_261_130_500;

@@ -10,8 +10,8 @@ use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE, RESERVE_FILE},
     disk_error::NO_SPACE_MEMORY,
     testing::{
-        clock, copy, failing_disk, footer_of, frames_of, id_files, last_segment, manifest_of, no_space,
-        quarantined, rewind, segment_paths, small_ids, waits_until,
+        clock, copy, failing_disk, footer_of, frames_of, id_files, last_segment, manifest_of,
+        no_space, quarantined, rewind, segment_paths, small_ids, waits_until,
     },
     *,
 };
