@@ -67,7 +67,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{oneshot::error::RecvError, watch};
+use tokio::sync::watch;
 
 use self::{
     active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
@@ -85,7 +85,7 @@ use super::{
     ReadError, Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
-    ids::{self, Background},
+    ids,
 };
 use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
@@ -377,11 +377,6 @@ impl Shared {
         self.failure.get().cloned().map(Error::Failed)
     }
 
-    /// What the writer answered. One that ends without an answer has failed, and says why.
-    fn answer<T>(&self, answer: Result<Result<T, Error>, RecvError>) -> Result<T, Error> {
-        answer.unwrap_or_else(|_| Err(self.failure().unwrap_or(Error::Closed)))
-    }
-
     /// Refuses what comes from now on.
     fn close(&self) {
         self.queue.close();
@@ -407,24 +402,6 @@ impl Shared {
         self.ids_usage
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does a step of the ids' work, on a full disk with the reserve where that gives room back: files of ids
-    /// are removed, or old segments wait for their ids (`frees_segments`). False when nothing is left of it.
-    fn step_ids(&self, ids: &Background, frees_segments: bool) -> Result<bool, Error> {
-        match self.try_step_ids(ids) {
-            Err(Error::NoSpace)
-                if (frees_segments || ids.has_files_to_remove()) && self.use_reserve() =>
-            {
-                self.try_step_ids(ids)
-            }
-            done => done,
-        }
-    }
-
-    fn try_step_ids(&self, ids: &Background) -> Result<bool, Error> {
-        (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
-        ids.run_once().map_err(|error| self.evaluate_ids(&error))
     }
 }
 
