@@ -192,21 +192,15 @@ pub(super) fn quarantined(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The files of the quarantine, each with the path that the log said and its bytes. An open log adds to
-/// their names since when they are there.
+/// The files of the quarantine, each with its path and its bytes.
 pub(super) fn read_quarantined(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    loop {
-        let read = |path: PathBuf| {
-            let name = path.to_str().unwrap();
-            let said = name.split(quarantine::SINCE).next().unwrap().into();
-            fs::read(&path).ok().map(|bytes| (said, bytes))
-        };
-        // None where a name was changed between the look and the reading.
-        let files: Option<Vec<_>> = quarantined(dir).into_iter().map(read).collect();
-        if let Some(files) = files {
-            return files;
-        }
-    }
+    let paths = quarantined(dir).into_iter();
+    paths
+        .map(|path| {
+            let bytes = fs::read(&path).unwrap();
+            (path, bytes)
+        })
+        .collect()
 }
 
 /// What a log says while something is done.
