@@ -49,20 +49,13 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 pub use self::ambiguity::{Ambiguity, Members};
+pub use crate::event::{ID_BYTES_MAX, TYPE_BYTES_MAX};
 use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
 use crate::{
     event::{Batch, Dates, Draft, EventKey, user_hash},
     signature::VerifiedBody,
     wire::Head,
 };
-
-/// The longest event type that is passed on. The documented ones have up to 23 bytes; blocks store
-/// types as names with a short length.
-pub const TYPE_BYTES_MAX: usize = 256;
-
-/// The longest id (of an event, a user, a correlation) that is passed on. Real ones have about 30
-/// bytes.
-pub const ID_BYTES_MAX: usize = 1024;
 
 /// The most events of one batch. The smallest event with a type and a user has over 40 bytes, so
 /// a body within its limit of 1 MiB never gets here with such; but `[0,0,0…]` would, and each item
@@ -203,12 +196,10 @@ impl<'a> Encoder<'a> {
 
     fn push(&mut self, range: Range<usize>, item: &Item<'_>) {
         let event_type = intern(item.event_type().as_deref().unwrap_or_default());
+        let raw_json = self.text.get(range.clone()).unwrap_or_default();
         let id = match item.id() {
             Some(id) => id,
-            None => {
-                let raw_json = self.text.get(range.clone()).unwrap_or_default();
-                synthetic_id(self.app_id, &event_type, raw_json).into()
-            }
+            None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let beside = item.beside();
         let none = Fields::default();
@@ -240,7 +231,7 @@ impl<'a> Encoder<'a> {
             self.ambiguity = self.ambiguity.or(Some(found));
         }
         self.drafts.push(Draft {
-            key: EventKey::new(self.app_id, &id),
+            key: EventKey::new(self.app_id, &id, &event_type, raw_json.as_bytes()),
             user_hash: if user_id.is_empty() {
                 0
             } else {

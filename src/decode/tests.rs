@@ -37,7 +37,7 @@ fn event(item: &str) -> proto::Event {
     );
     fields.extend_from_slice(batch.payload(draft));
     let event = proto::Event::decode(fields.as_slice()).unwrap();
-    assert_eq!(draft.key, EventKey::new(APP, &event.id));
+    assert_eq!(draft.key, EventKey::new(APP, &event.id, &event.r#type, item.as_bytes()));
     assert_eq!(*draft.event_type, *event.r#type);
     assert_eq!(event.app_id, APP);
     event

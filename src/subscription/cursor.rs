@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bus::{self, Extract},
-    event::{Cursor, Sequence},
+    event::{Cursor, Sequence, UnixMicros},
     log::{Block, Cursors, Damaged, Format, Gap, ReadError, block::View},
     proto::SkipReason,
 };
@@ -36,8 +36,8 @@ pub(crate) struct CursorSource {
     on_damaged: OnDamaged,
     /// Every event up to here was taken or did not match.
     position: Sequence,
-    /// The cursor of the last response that was sent whole.
-    sent: Sequence,
+    /// The position of the last response that was sent whole.
+    sent: Position,
     cursors: Cursors,
     phase: Phase,
     bounds: Bounds,
@@ -47,6 +47,14 @@ pub(crate) struct CursorSource {
     found: Option<Found>,
     /// It was woken, and has not found anything since.
     is_woken: bool,
+}
+
+/// What a cursor is made of.
+#[derive(Clone, Copy)]
+struct Position {
+    sequence: Sequence,
+    /// See [`Bounds::not_before`].
+    not_before: Option<UnixMicros>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +102,10 @@ impl CursorSource {
             on_expired: plan.on_expired,
             on_damaged: plan.on_damaged,
             position: start.position,
-            sent: start.position,
+            sent: Position {
+                sequence: start.position,
+                not_before: start.bounds.not_before,
+            },
             cursors,
             phase: Phase::History,
             bounds: start.bounds,
@@ -103,6 +114,20 @@ impl CursorSource {
             is_woken: false,
         };
         Ok((source, start.notices))
+    }
+
+    fn now(&self) -> Position {
+        Position {
+            sequence: self.position,
+            not_before: self.bounds.not_before,
+        }
+    }
+
+    fn cursor_at(&mut self, position: Position) -> Cursor {
+        Cursor {
+            not_before: position.not_before,
+            ..self.cursors.at(position.sequence)
+        }
     }
 
     /// Looks for matching events in a block, after the place and within bounds.
@@ -128,7 +153,9 @@ impl CursorSource {
         let from = index(self.position.plus(1));
         // An extract is of the whole block.
         let extract = extract.filter(|_| from == 0 && last == block.last_sequence());
-        let run = if block.received_at() < self.bounds.not_before {
+        let is_early = |at| block.received_at() < at;
+        self.bounds.not_before = self.bounds.not_before.filter(|&at| is_early(at));
+        let run = if self.bounds.not_before.is_some() {
             None
         } else if let Some(extract) = &extract {
             Some(0..extract.view().len()).filter(|run| !run.is_empty())
@@ -174,7 +201,7 @@ impl CursorSource {
 
     /// Says how far the stream came, then ends it.
     fn end(&mut self, end: Result<(), Failure>, outbox: &mut Outbox) {
-        if self.position > self.sent {
+        if self.position > self.sent.sequence {
             outbox.notices.push_back(self.progress());
         }
         outbox.end = Some(end);
@@ -218,10 +245,14 @@ impl CursorSource {
     }
 
     fn damaged(&mut self, damaged: Damaged, cursor: Cursor) -> Failure {
+        let after = Position {
+            sequence: damaged.last,
+            ..self.now()
+        };
         Failure::LogDamaged {
             damaged,
             cursor,
-            after: self.cursors.at(damaged.last),
+            after: self.cursor_at(after),
         }
     }
 
@@ -430,7 +461,7 @@ impl Source for CursorSource {
                 break;
             }
         }
-        let mut response = writer.finish(self.cursor());
+        let mut response = writer.finish(self.cursors.at(self.position));
         response.first = Some(first);
         response
     }
@@ -444,7 +475,7 @@ impl Source for CursorSource {
     }
 
     fn sent(&mut self) {
-        self.sent = self.position;
+        self.sent = self.now();
     }
 
     fn park(&mut self) {
@@ -464,11 +495,12 @@ impl Source for CursorSource {
     }
 
     fn cursor(&mut self) -> Cursor {
-        self.cursors.at(self.position)
+        let now = self.now();
+        self.cursor_at(now)
     }
 
     fn sent_cursor(&mut self) -> Cursor {
-        self.cursors.at(self.sent)
+        self.cursor_at(self.sent)
     }
 }
 

@@ -164,9 +164,10 @@ fn batch(sequences: std::ops::RangeInclusive<u64>) -> Batch {
         };
         payload.encode(&mut encoded).unwrap();
         let raw_start = body.len();
-        body.extend(raw_json(sequence, event_type).bytes());
+        let raw_json = raw_json(sequence, event_type);
+        body.extend(raw_json.bytes());
         drafts.push(Draft {
-            key: EventKey::new("54e9ujn", &id),
+            key: EventKey::new("54e9ujn", &id, event_type, raw_json.as_bytes()),
             event_type: event_type.into(),
             user_hash: user_hash(&user_id),
             head: head_start..payload_start,

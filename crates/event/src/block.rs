@@ -210,6 +210,7 @@ impl Block {
             log: self.log,
             epoch: self.epoch,
             sequence: self.first_sequence.plus(index as u64),
+            not_before: None,
         }
     }
 
@@ -255,13 +256,19 @@ impl Block {
         wire::user_id(self.common_fields(index))
     }
 
-    /// The keys of the events, made anew from their apps and ids.
+    /// The keys of the events, made anew from what they are made of.
     pub fn keys(&self) -> impl Iterator<Item = EventKey> {
-        self.entries.iter().enumerate().map(|(index, entry)| {
-            let app = self.apps.get(usize::from(entry.app));
+        let mut raw_start = 0;
+        self.entries.iter().enumerate().map(move |(index, entry)| {
+            let name = |names: &[Arc<str>], index| names.get(usize::from(index)).cloned();
+            let app = name(&self.apps, entry.app).unwrap_or_default();
+            let event_type = name(&self.types, entry.event_type).unwrap_or_default();
             let id = wire::event_id(self.common_fields(index));
             let id = str::from_utf8(id).unwrap_or_default();
-            EventKey::new(app.map_or("", |app| app), id)
+            let raw = self.raw_fields.get(raw_start..entry.raw_end as usize);
+            raw_start = entry.raw_end as usize;
+            let content = wire::raw_json(raw.unwrap_or_default());
+            EventKey::new(&app, id, &event_type, content)
         })
     }
 
@@ -537,7 +544,7 @@ mod tests {
                 }
             );
             assert_eq!(block.user_id(index), event.user_id.as_bytes());
-            let key = EventKey::new(&event.app_id, &event.id);
+            let key = EventKey::new(&event.app_id, &event.id, &event.r#type, &event.raw_json);
             assert_eq!(block.keys().nth(index), Some(key));
         }
         assert_eq!(events(block.view(Format::Both), 1..2), both[1..2]);

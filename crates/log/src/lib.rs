@@ -50,8 +50,9 @@ use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// An ordered, durable sequence of events.
 ///
-/// Appends are atomic and exactly once: a batch is there whole or not at all, and an event whose
-/// key was appended within the time that ids are remembered is left out. Sequence numbers have no
+/// Appends are atomic and exactly once: a batch is there whole or not at all, and an event that was
+/// appended within the time that ids are remembered (of the same app, id and type, whatever its
+/// content) is left out. Sequence numbers have no
 /// holes. Handles are shared; dropping the last one closes the log.
 ///
 /// An implementation passes the tests of `conformance`, and has a [`Publisher`], which does
@@ -137,12 +138,16 @@ pub struct EarliestNow {
 }
 
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
     /// Events that were new.
     pub accepted: usize,
     /// Events that the log had already.
     pub duplicates: usize,
+    /// Of the duplicates, those with another content than the event that the log has and keeps.
+    pub changed: usize,
+    /// The id of the first of these.
+    pub changed_id: Option<Box<str>>,
 }
 
 /// What the ids occupy by which repetitions are recognised.

@@ -228,7 +228,7 @@ async fn a_log_of_before_the_first_release_is_refused_and_left_alone() {
             fs::remove_file(dir.join(MANIFEST_FILE)).unwrap();
             let path = last_segment(dir);
             let mut bytes = fs::read(&path).unwrap();
-            bytes[7] = 2;
+            bytes[7] = 3;
             let checksum = crc32c::crc32c(&bytes[..24]);
             bytes[24..28].copy_from_slice(&checksum.to_le_bytes());
             fs::write(&path, bytes).unwrap();

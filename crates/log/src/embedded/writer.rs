@@ -408,15 +408,22 @@ impl Drop for Ended {
     }
 }
 
-/// Which of these events are new. Of those with the same key in one group the first is.
-fn deduplicate(shared: &Shared, ids: &mut Ids, keys: &[EventKey]) -> Result<Vec<bool>, Error> {
+/// Finds for each key the one that its event was first appended with, in the log or in this group.
+fn deduplicate(
+    shared: &Shared,
+    ids: &mut Ids,
+    keys: &[EventKey],
+) -> Result<Vec<Option<EventKey>>, Error> {
     let keys = numbers(keys);
     let mut known = Vec::with_capacity(keys.len());
-    ids.contains(&keys, &mut known)
+    ids.find(&keys, &mut known)
         .map_err(|error| shared.evaluate_ids(&error))?;
-    let mut group = ids::key_set(keys.len());
-    let fresh = keys.iter().zip(known);
-    Ok(fresh
-        .map(|(&key, known)| !known && group.insert(key))
-        .collect())
+    let mut group = ids::KeySet::with_capacity(keys.len());
+    let first = keys.into_iter().zip(known).map(|(key, known)| match known {
+        None if group.insert(key) => None,
+        None => group.find(key),
+        known => known,
+    });
+    let first = first.map(|key| key.map(|key| EventKey(key.to_be_bytes())));
+    Ok(first.collect())
 }

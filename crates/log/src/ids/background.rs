@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Error, Key, Limits,
+    Error, Key, Limits, event_of,
     directory::{self, Aside, Found},
     file::{Cursor, Footer, IdFile, Output, section_range},
     recent::Recent,
@@ -356,7 +356,7 @@ impl Job {
                 }
                 // Not the unstable one: this one makes use of what is in order already.
                 keys.sort();
-                keys.dedup();
+                keys.dedup_by_key(|key| event_of(*key));
             }
         }
         self.output.add_section(keys);
