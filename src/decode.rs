@@ -9,7 +9,7 @@
 //!
 //! - **type**: `type`, else `event`. Empty where neither is a string, or it has more than
 //!   [`TYPE_BYTES_MAX`] bytes.
-//! - **id**: `id`, a string or the text of a number. Where there is none, or none of 1 to
+//! - **id**: `id`, a string or the text of a number: `1` and `"1"` are the same id. Where there is none, or none of 1 to
 //!   [`ID_BYTES_MAX`] bytes, `syn_` and a hash of app, type and the item's bytes.
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
@@ -26,7 +26,9 @@
 //! And nothing may be ambiguous, as the filter of a subscription and its consumer would not mean the same
 //! event: a batch is refused where the body has any member twice, or an event or its payload one of
 //! those above, or an object that becomes part of the message any; or where `type` and `event` are
-//! both there and differ, or `payload` and `data` in one of the fields. Members that nothing here
+//! both there and differ, or `payload` and `data` in one of the fields. Names are compared as they are
+//! without escapes. Those of the body and those above may not differ only in case either: `Type` is not
+//! read, but stands for `type` to some consumers. Members that nothing here
 //! reads may be there as often as they like, and are passed on as they are.
 //!
 //! Knows nothing of HTTP, keys and the log.
@@ -49,8 +51,8 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 pub use self::ambiguity::{Ambiguity, Members};
-pub use crate::event::{ID_BYTES_MAX, TYPE_BYTES_MAX};
 use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
+pub use crate::event::{ID_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::{
     event::{Batch, Dates, Draft, EventKey, user_hash},
     signature::VerifiedBody,

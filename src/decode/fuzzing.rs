@@ -44,7 +44,10 @@ pub fn batch(body: &[u8]) {
         let fields = [batch.head(draft), batch.payload(draft)].concat();
         let event = proto::Event::decode(fields.as_slice()).unwrap();
         assert!(!event.id.is_empty() && event.id.len() <= ID_BYTES_MAX);
-        assert_eq!(draft.key, EventKey::new(APP, &event.id, &event.r#type, batch.raw_json(draft)));
+        assert_eq!(
+            draft.key,
+            EventKey::new(APP, &event.id, &event.r#type, batch.raw_json(draft))
+        );
         assert_eq!(*event.r#type, *draft.event_type);
         serde_json::from_slice::<serde::de::IgnoredAny>(batch.raw_json(draft)).unwrap();
         builder.push(&batch, draft);

@@ -721,7 +721,7 @@ async fn what_is_wrong_with_a_request_is_said_with_its_reason() {
     let other = Bridge::start().await;
     let ahead = bridge.cursor(4);
     let filter = Filter {
-        types: vec!["a..b".into(), "**.x".into()],
+        types: vec!["a*b".into(), "**.x".into()],
         app_ids: vec![String::new()],
         ..Default::default()
     };

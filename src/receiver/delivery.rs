@@ -124,7 +124,8 @@ impl Shared {
             changed,
             changed_id,
         } = appended;
-        self.metrics.batch_appended(*accepted, *duplicates, *changed);
+        self.metrics
+            .batch_appended(*accepted, *duplicates, *changed);
         if *changed == 0 {
             return;
         }

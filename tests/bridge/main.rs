@@ -21,10 +21,12 @@ mod disk;
 mod doctor;
 mod drain;
 mod durability;
+mod events;
 mod grpc;
 mod grpc_status;
 mod grpc_web;
 mod http;
+mod json_suite;
 mod keys;
 #[cfg(target_os = "linux")]
 mod power;

@@ -27,7 +27,6 @@ use std::{fmt, ops::Range, sync::Arc};
 
 pub use self::pattern::{covers, text_problem, type_problem, user_problem};
 
-
 use self::pattern::TypeEntry;
 use crate::{
     block::{Block, Entry},
@@ -725,12 +724,7 @@ mod tests {
     #[test]
     fn all_faults_are_named_at_once() {
         let faults = Filter::compile(&Spec {
-            types: strings(&[
-                "user.created",
-                "user..*",
-                "user.**.created",
-                "user.cre*",
-            ]),
+            types: strings(&["user.created", "user..*", "user.**.created", "user.cre*"]),
             exclude_types: strings(&["", "user.***"]),
             app_ids: strings(&["app\u{7}"]),
             user_ids: vec![
@@ -779,7 +773,9 @@ mod tests {
 
     #[test]
     fn whatever_an_event_has_can_be_named() {
-        let types = ["", "*", "user.*", "a*b", "user..x", "=", "=x", "\t\u{7f}", "ü.名"];
+        let types = [
+            "", "*", "user.*", "a*b", "user..x", "=", "=x", "\t\u{7f}", "ü.名",
+        ];
         let user = "ü\t\u{0}".repeat(ID_BYTES_MAX / 4);
         let users = ["\n", "*", "=", &user];
         for event_type in types {

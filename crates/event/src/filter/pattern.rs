@@ -234,7 +234,9 @@ mod tests {
 
     #[test]
     fn only_what_is_well_formed_is_a_pattern() {
-        for good in ["user..x", "\t", "a b", "ü", "user.*", "=a*b", "=", "==", "*", "**", "a.**"] {
+        for good in [
+            "user..x", "\t", "a b", "ü", "user.*", "=a*b", "=", "==", "*", "**", "a.**",
+        ] {
             assert_eq!(type_problem(good), None, "{good}");
         }
         for bad in ["", "a*b", "*a", "a.**.b", "a..*", "***", ".*", "*."] {

@@ -10,8 +10,9 @@ use std::{
 };
 
 use super::{
-    Error, Key, Limits, event_of,
+    Error, Key, Limits,
     directory::{self, Aside, Found},
+    event_of,
     file::{Cursor, Footer, IdFile, Output, section_range},
     recent::Recent,
 };

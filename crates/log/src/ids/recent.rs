@@ -133,7 +133,11 @@ impl Recent {
         let range = section_range(section, bits);
         let shards = shard_of(*range.start())..=shard_of(*range.end());
         let shards = self.shards.get(shards).unwrap_or_default();
-        keys.extend(shards.iter().flat_map(|shard| shard.0.iter().map(|key| key.0)));
+        keys.extend(
+            shards
+                .iter()
+                .flat_map(|shard| shard.0.iter().map(|key| key.0)),
+        );
         if bits > SHARD_BITS {
             keys.retain(|key| range.contains(key));
         }
