@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bus::{self, Extract},
-    event::{Cursor, Sequence, UnixMicros},
+    event::{Cursor, Sequence},
     log::{Block, Cursors, Damaged, Format, Gap, ReadError, block::View},
     proto::SkipReason,
 };
@@ -36,8 +36,8 @@ pub(crate) struct CursorSource {
     on_damaged: OnDamaged,
     /// Every event up to here was taken or did not match.
     position: Sequence,
-    /// The position of the last response that was sent whole.
-    sent: Position,
+    /// The cursor of the last response that was sent whole.
+    sent: Cursor,
     cursors: Cursors,
     phase: Phase,
     bounds: Bounds,
@@ -47,14 +47,6 @@ pub(crate) struct CursorSource {
     found: Option<Found>,
     /// It was woken, and has not found anything since.
     is_woken: bool,
-}
-
-/// What a cursor is made of.
-#[derive(Clone, Copy)]
-struct Position {
-    sequence: Sequence,
-    /// See [`Bounds::not_before`].
-    not_before: Option<UnixMicros>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +86,11 @@ impl CursorSource {
         // Subscribed before the head is read: nothing that comes after it goes by unseen.
         let subscriber = subscriptions.bus.subscribe(plan.filter.clone());
         let start = Start::find(&subscriptions, &plan).await?;
-        let cursors = subscriptions.log.status().cursors();
+        let mut cursors = subscriptions.log.status().cursors();
+        let sent = Cursor {
+            not_before: start.bounds.not_before,
+            ..cursors.at(start.position)
+        };
         let source = Self {
             subscriptions,
             subscriber,
@@ -102,10 +98,7 @@ impl CursorSource {
             on_expired: plan.on_expired,
             on_damaged: plan.on_damaged,
             position: start.position,
-            sent: Position {
-                sequence: start.position,
-                not_before: start.bounds.not_before,
-            },
+            sent,
             cursors,
             phase: Phase::History,
             bounds: start.bounds,
@@ -116,17 +109,10 @@ impl CursorSource {
         Ok((source, start.notices))
     }
 
-    fn now(&self) -> Position {
-        Position {
-            sequence: self.position,
-            not_before: self.bounds.not_before,
-        }
-    }
-
-    fn cursor_at(&mut self, position: Position) -> Cursor {
+    fn cursor_after(&mut self, sequence: Sequence) -> Cursor {
         Cursor {
-            not_before: position.not_before,
-            ..self.cursors.at(position.sequence)
+            not_before: self.bounds.not_before,
+            ..self.cursors.at(sequence)
         }
     }
 
@@ -245,14 +231,10 @@ impl CursorSource {
     }
 
     fn damaged(&mut self, damaged: Damaged, cursor: Cursor) -> Failure {
-        let after = Position {
-            sequence: damaged.last,
-            ..self.now()
-        };
         Failure::LogDamaged {
             damaged,
             cursor,
-            after: self.cursor_at(after),
+            after: self.cursor_after(damaged.last),
         }
     }
 
@@ -475,7 +457,7 @@ impl Source for CursorSource {
     }
 
     fn sent(&mut self) {
-        self.sent = self.now();
+        self.sent = self.cursor();
     }
 
     fn park(&mut self) {
@@ -495,12 +477,11 @@ impl Source for CursorSource {
     }
 
     fn cursor(&mut self) -> Cursor {
-        let now = self.now();
-        self.cursor_at(now)
+        self.cursor_after(self.position)
     }
 
     fn sent_cursor(&mut self) -> Cursor {
-        self.cursor_at(self.sent)
+        self.sent
     }
 }
 

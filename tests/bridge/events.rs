@@ -12,7 +12,7 @@ use prelude_bridge::proto::{
 use crate::{
     cli::program,
     support::{
-        APP, Answer, Bridge, PHONE, batch,
+        APP, Answer, Bridge, PHONE, Setup, batch,
         sender::eventually,
         stream::{Received, after, from, history, reason, until_head},
     },
@@ -129,7 +129,10 @@ async fn a_repetition_with_another_content_is_said_and_counted_also_after_a_rest
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repetitions_with_other_contents_do_not_fill_the_log() {
-    let bridge = Bridge::start().await;
+    let setup = Setup::default()
+        .with("limits.refusals.lines_at_once", "3")
+        .with("limits.refusals.line_interval", "1h");
+    let bridge = setup.start().await;
     post(&bridge, r#"{"id":"evt_1"}"#).await;
     for attempt in 0..40 {
         let item = format!(r#"{{"id":"evt_1","attempt":{attempt}}}"#);
@@ -137,8 +140,8 @@ async fn repetitions_with_other_contents_do_not_fill_the_log() {
     }
     let changed = bridge.metric("prelude_bridge_events_changed_total").await;
     assert_eq!(changed, Some(40.0));
-    let lines = bridge.stderr().matches("another content").count();
-    assert!((1..40).contains(&lines), "{lines} lines");
+    let stderr = bridge.stderr();
+    assert_eq!(stderr.matches("another content").count(), 3, "{stderr}");
     bridge.finish().await;
 }
 
@@ -171,7 +174,6 @@ async fn members_that_differ_only_in_case_are_refused_or_not_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_time_of_rfc_3339_is_read_and_none_runs_backwards() {
     let bridge = Bridge::start().await;
-    // In the order of time.
     let times = [
         ("0001-01-01T00:00:00Z", (-62_135_596_800, 0)),
         ("1969-12-31T23:59:59.5-00:00", (-1, 500_000_000)),
@@ -183,7 +185,7 @@ async fn every_time_of_rfc_3339_is_read_and_none_runs_backwards() {
             "2025-03-15T10:30:00.1234567890123456Z",
             (1_742_034_600, 123_456_789),
         ),
-        ("2025-03-15T10:30:01+23:59", (1_741_948_261 + 60, 0)),
+        ("2025-03-15T10:30:01+23:59", (1_741_948_261, 0)),
         ("2025-03-15T10:30:01-23:59", (1_742_120_941, 0)),
         (
             "9999-12-31T23:59:59.999999999999Z",

@@ -17,6 +17,7 @@
 //! The other payload formats are put together from these parts once, when somebody first asks.
 
 mod builder;
+mod keys;
 
 use std::{
     fmt,
@@ -28,7 +29,7 @@ use bytes::{Buf, Bytes};
 
 pub use self::builder::{BLOCK_BYTES_TARGET, BLOCK_EVENTS_MAX, Builder};
 use crate::{
-    event::{Cursor, Epoch, EventKey, LogId, Sequence, UnixMicros},
+    event::{Cursor, Epoch, LogId, Sequence, UnixMicros},
     wire,
 };
 
@@ -254,22 +255,6 @@ impl Block {
     #[must_use]
     pub fn user_id(&self, index: usize) -> &[u8] {
         wire::user_id(self.common_fields(index))
-    }
-
-    /// The keys of the events, made anew from what they are made of.
-    pub fn keys(&self) -> impl Iterator<Item = EventKey> {
-        let mut raw_start = 0;
-        self.entries.iter().enumerate().map(move |(index, entry)| {
-            let name = |names: &[Arc<str>], index| names.get(usize::from(index)).cloned();
-            let app = name(&self.apps, entry.app).unwrap_or_default();
-            let event_type = name(&self.types, entry.event_type).unwrap_or_default();
-            let id = wire::event_id(self.common_fields(index));
-            let id = str::from_utf8(id).unwrap_or_default();
-            let raw = self.raw_fields.get(raw_start..entry.raw_end as usize);
-            raw_start = entry.raw_end as usize;
-            let content = wire::raw_json(raw.unwrap_or_default());
-            EventKey::new(&app, id, &event_type, content)
-        })
     }
 
     /// The encoded fields of the event at `index` that all payload formats have.
@@ -512,7 +497,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::testing;
+    use crate::{event::EventKey, testing};
     use prelude_bridge_contract as proto;
 
     fn events(view: &View, range: Range<usize>) -> Vec<proto::Event> {
