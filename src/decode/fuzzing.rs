@@ -75,7 +75,7 @@ pub fn date(text: &str) {
     };
     assert!((0..1_000_000_000).contains(&at.nanos));
     // A leap second, and more than nine digits, mean something else there.
-    if text.contains(":60") || text.contains("99999999") {
+    if text.contains("60") || text.contains("99999999") {
         return;
     }
     if let Ok(other) = text.parse::<jiff::Timestamp>() {

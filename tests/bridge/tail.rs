@@ -585,7 +585,7 @@ async fn what_cannot_work_ends_with_its_exit_code_and_a_remedy() {
         (&["--from", expired][..], 5, "--from "),
         (&["--from", "nonsense"], 2, "not a cursor"),
         (
-            &["--type", "user..created", "--app", ""],
+            &["--type", "user..*", "--app", ""],
             2,
             "--type (filter.types[0]) has an empty",
         ),
