@@ -217,7 +217,7 @@ impl Events {
             let head_end = encoded.len();
             encoded.resize((index + 1) * half, 1);
             Draft {
-                key: EventKey::new("bench", &id),
+                key: EventKey::new("bench", &id, "user.created", b""),
                 event_type: "user.created".into(),
                 user_hash: 7,
                 head: index * half..head_end,

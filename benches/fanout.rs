@@ -94,7 +94,7 @@ impl Bridge {
             prost::encoding::encode_varint(PAYLOAD_BYTES as u64, &mut encoded);
             encoded.resize(encoded.len() + PAYLOAD_BYTES, b'x');
             drafts.push(Draft {
-                key: EventKey::new("54e9ujn", &id),
+                key: EventKey::new("54e9ujn", &id, &event_type, b""),
                 event_type: Arc::clone(&event_type),
                 user_hash: 1,
                 head: start..payload,

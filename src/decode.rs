@@ -9,7 +9,7 @@
 //!
 //! - **type**: `type`, else `event`. Empty where neither is a string, or it has more than
 //!   [`TYPE_BYTES_MAX`] bytes.
-//! - **id**: `id`, a string or the text of a number. Where there is none, or none of 1 to
+//! - **id**: `id`, a string or the text of a number: `1` and `"1"` are the same id. Where there is none, or none of 1 to
 //!   [`ID_BYTES_MAX`] bytes, `syn_` and a hash of app, type and the item's bytes.
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
@@ -26,7 +26,9 @@
 //! And nothing may be ambiguous, as the filter of a subscription and its consumer would not mean the same
 //! event: a batch is refused where the body has any member twice, or an event or its payload one of
 //! those above, or an object that becomes part of the message any; or where `type` and `event` are
-//! both there and differ, or `payload` and `data` in one of the fields. Members that nothing here
+//! both there and differ, or `payload` and `data` in one of the fields. Names are compared as they are
+//! without escapes. Those of the body and those above may not differ only in case either: `Type` is not
+//! read, but stands for `type` to some consumers. Members that nothing here
 //! reads may be there as often as they like, and are passed on as they are.
 //!
 //! Knows nothing of HTTP, keys and the log.
@@ -50,19 +52,12 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::ambiguity::{Ambiguity, Members};
 use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
+pub use crate::event::{ID_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::{
     event::{Batch, Dates, Draft, EventKey, user_hash},
     signature::VerifiedBody,
     wire::Head,
 };
-
-/// The longest event type that is passed on. The documented ones have up to 23 bytes; blocks store
-/// types as names with a short length.
-pub const TYPE_BYTES_MAX: usize = 256;
-
-/// The longest id (of an event, a user, a correlation) that is passed on. Real ones have about 30
-/// bytes.
-pub const ID_BYTES_MAX: usize = 1024;
 
 /// The most events of one batch. The smallest event with a type and a user has over 40 bytes, so
 /// a body within its limit of 1 MiB never gets here with such; but `[0,0,0…]` would, and each item
@@ -203,12 +198,10 @@ impl<'a> Encoder<'a> {
 
     fn push(&mut self, range: Range<usize>, item: &Item<'_>) {
         let event_type = intern(item.event_type().as_deref().unwrap_or_default());
+        let raw_json = self.text.get(range.clone()).unwrap_or_default();
         let id = match item.id() {
             Some(id) => id,
-            None => {
-                let raw_json = self.text.get(range.clone()).unwrap_or_default();
-                synthetic_id(self.app_id, &event_type, raw_json).into()
-            }
+            None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let beside = item.beside();
         let none = Fields::default();
@@ -240,7 +233,7 @@ impl<'a> Encoder<'a> {
             self.ambiguity = self.ambiguity.or(Some(found));
         }
         self.drafts.push(Draft {
-            key: EventKey::new(self.app_id, &id),
+            key: EventKey::new(self.app_id, &id, &event_type, raw_json.as_bytes()),
             user_hash: if user_id.is_empty() {
                 0
             } else {

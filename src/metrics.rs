@@ -132,10 +132,12 @@ impl Metrics {
         };
     }
 
-    /// A batch became durable: how many of its events were new, and how many the log had already.
-    pub fn batch_appended(&self, accepted: usize, duplicates: usize) {
+    /// A batch became durable: how many of its events were new, how many the log had already, and how
+    /// many of these with another content.
+    pub fn batch_appended(&self, accepted: usize, duplicates: usize, changed: usize) {
         self.events.accepted.inc_by(accepted as u64);
         self.events.duplicates.inc_by(duplicates as u64);
+        self.events.changed.inc_by(changed as u64);
     }
 
     /// The log committed a group of batches.
@@ -369,7 +371,7 @@ mod tests {
         metrics.request("accepted", 200, Duration::from_millis(3));
         metrics.verification_failed("mismatch");
         metrics.body_read(450);
-        metrics.batch_appended(3, 2);
+        metrics.batch_appended(3, 2, 1);
         metrics.committed(3, 900, Duration::from_micros(400));
         metrics.delivered(5, 1000);
         metrics.stream_ended("draining");
@@ -408,6 +410,7 @@ mod tests {
             r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"} 1"#,
             "prelude_bridge_events_accepted_total 3",
             "prelude_bridge_events_duplicate_total 2",
+            "prelude_bridge_events_changed_total 1",
             "prelude_bridge_log_commit_duration_seconds_count 1",
             "prelude_bridge_log_commit_bytes_sum 900.0",
             "prelude_bridge_log_stored_bytes 77.0",

@@ -2,7 +2,7 @@
 //! payloads and identifiers never reach a log line. For the rest there are two rules, and the caller
 //! chooses one:
 //!
-//! - Text that **others** wrote ([`name`], [`words`]), such as a subscriber's `client_name` or the key
+//! - Text that **others** wrote ([`name`], [`event_id`], [`words`]), such as a subscriber's `client_name` or the key
 //!   ids of a key set, is withheld if it could name a person or be a secret.
 //! - What the **operator** configured or typed ([`configured`]), such as paths, URLs and flags, is
 //!   shown, because nobody can correct what they cannot read. Only what is secret in any text is
@@ -57,6 +57,22 @@ pub fn is_name(text: &str) -> bool {
             || matches!(character, ' ' | '.' | '_' | '-' | '/' | ':' | '(' | ')')
     };
     text.len() <= NAME_BYTES_MAX && text.chars().all(is_of_name) && !could_be_private(text)
+}
+
+/// The longest id of an event that is shown, in bytes.
+const ID_BYTES_MAX: usize = 128;
+
+/// The id of an event, if it reads like one: letters, digits and `._-:`, of which one at least is a letter, so
+/// that it is no telephone number. Otherwise [`WITHHELD`].
+#[must_use]
+pub fn event_id(id: &str) -> &str {
+    let is_of_id = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:".contains(&byte);
+    let has_letter = id.bytes().any(|byte| byte.is_ascii_alphabetic());
+    if has_letter && id.len() <= ID_BYTES_MAX && id.bytes().all(is_of_id) {
+        id
+    } else {
+        WITHHELD
+    }
 }
 
 /// A sentence of ours that contains text of others: its words that could be an address, a telephone

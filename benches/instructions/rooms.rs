@@ -170,7 +170,7 @@ impl Fixtures {
         let batches = (0..count).map(|number| {
             let mut batch = self.batch("sessions");
             for (index, draft) in batch.drafts.iter_mut().enumerate() {
-                draft.key = EventKey::new(APP_ID, &format!("evt_{number}_{index}"));
+                draft.key = EventKey::new(APP_ID, &format!("evt_{number}_{index}"), "", b"");
             }
             batch
         });

@@ -86,7 +86,7 @@ func (c *consumer) subscribe(ctx context.Context) error {
 // and never loses one.
 func (c *consumer) take(response *bridgev1.SubscribeResponse) error {
 	for _, event := range response.Events {
-		if !c.seen.add(event.AppId + "/" + event.Id) {
+		if !c.seen.add(event.AppId + "/" + event.Type + "/" + event.Id) {
 			continue
 		}
 		if err := process(event); err != nil {

@@ -19,7 +19,7 @@ class Worker:
         """Processes a response, and only then stores its cursor: a crash in between repeats events,
         and never loses one."""
         for event in response.events:
-            if self.seen.add((event.app_id, event.id)):
+            if self.seen.add((event.app_id, event.type, event.id)):
                 process(event)
         self.store.save(response.cursor)
         notice = response.WhichOneof("notice")

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use prelude_bridge::event::{Cursor, Epoch, LogId, Sequence};
+use prelude_bridge::event::{Cursor, Epoch, LogId, Sequence, UnixMicros};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(text) = str::from_utf8(data)
@@ -16,13 +16,16 @@ fuzz_target!(|data: &[u8]| {
     let Some((epoch, rest)) = rest.split_first_chunk() else {
         return;
     };
-    let Some((sequence, _)) = rest.split_first_chunk() else {
+    let Some((sequence, rest)) = rest.split_first_chunk() else {
         return;
     };
     let cursor = Cursor {
         log: LogId(u64::from_le_bytes(*log)),
         epoch: Epoch(u32::from_le_bytes(*epoch)),
         sequence: Sequence(u64::from_le_bytes(*sequence)),
+        not_before: rest
+            .split_first_chunk()
+            .map(|(at, _)| UnixMicros(i64::from_le_bytes(*at))),
     };
     assert_eq!(cursor.to_string().parse(), Ok(cursor));
 });

@@ -49,7 +49,7 @@ fn batch(first: u64, count: u64) -> Batch {
         };
         head.encode(&mut encoded);
         drafts.push(Draft {
-            key: EventKey::new("a", &id),
+            key: EventKey::new("a", &id, "user.created", b""),
             event_type: "user.created".into(),
             user_hash: 0,
             head: start..encoded.len(),
@@ -133,7 +133,7 @@ fn open(directory: &Path) -> Option<(Vec<u64>, Option<ReadError>)> {
         for block in &blocks {
             for (index, key) in block.keys().enumerate() {
                 let sequence = block.first_sequence().plus(index as u64);
-                assert_eq!(key, EventKey::new("a", &sequence.0.to_string()));
+                assert_eq!(key, EventKey::new("a", &sequence.0.to_string(), "user.created", b""));
                 read.push(sequence.0);
             }
             after = block.last_sequence();

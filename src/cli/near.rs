@@ -76,7 +76,7 @@ mod tests {
             assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
         }
         // Refused, with a reason of its own.
-        for pattern in ["", "user..created", "user.cr*"] {
+        for pattern in ["", "user..*", "user.cr*"] {
             assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
         }
     }
@@ -91,6 +91,7 @@ mod tests {
             ("session.revoked", "user.session.revoked"),
             ("user.sesion.*", "user.session.*"),
             ("usr.**", "user.**"),
+            ("user..created", "user.created"),
             ("user.profil.*", "user.profile.*"),
         ] {
             let doubt = doubt_of_type("--type", typed).unwrap();

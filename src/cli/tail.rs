@@ -48,7 +48,7 @@ pub struct Args {
     pub server: String,
 
     /// Only events of this type; repeatable. `*` is one segment (`user.session.*`), a last `**`
-    /// one or more (`user.**`)
+    /// one or more (`user.**`); what follows a `=` is exact, whatever it is
     #[arg(long = "type", value_name = "PATTERN", help_heading = "Which events")]
     pub types: Vec<String>,
 

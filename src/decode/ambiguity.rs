@@ -1,5 +1,6 @@
 //! Owns what makes JSON mean one thing to one reader and another to the next: a member that an object
-//! has twice (RFC 8259 section 4 leaves open which one counts), and two members that are names for
+//! has twice (RFC 8259 section 4 leaves open which one counts), also if their names differ in case (some
+//! readers, such as that of Go, take either), and two members that are names for
 //! the same thing and disagree. The bridge filters by what it reads, and passes the JSON on as it is:
 //! a consumer that takes the other one would be given what the filter and its scope leave out.
 
@@ -23,6 +24,8 @@ pub struct Ambiguity {
 pub enum Members {
     /// A member that is there twice.
     Repeated(&'static str),
+    /// The same, but for the case of its name.
+    InOtherCase(&'static str),
     /// Two members for one thing with different values.
     Different(&'static str, &'static str),
 }
@@ -56,22 +59,18 @@ const KNOWN: [&str; 21] = [
 ];
 
 impl Ambiguity {
-    /// Of a member that an object has twice.
-    pub(super) fn repeated(object: &'static str, member: &'static str) -> Self {
+    /// Of these members of an object.
+    pub(super) fn of(object: &'static str, members: Members) -> Self {
         Self {
             event: None,
             object,
-            members: Members::Repeated(member),
+            members,
         }
     }
 
     /// Of two members of an event that mean the same.
     pub(super) fn different(one: &'static str, other: &'static str) -> Self {
-        Self {
-            event: None,
-            object: "event",
-            members: Members::Different(one, other),
-        }
+        Self::of("event", Members::Different(one, other))
     }
 
     /// The same, in this event.
@@ -92,6 +91,12 @@ impl fmt::Display for Ambiguity {
         }
         match self.members {
             Members::Repeated(member) => write!(formatter, " has its member {member} twice"),
+            Members::InOtherCase(member) => {
+                write!(
+                    formatter,
+                    " has its member {member} twice, but for upper and lower case"
+                )
+            }
             Members::Different(one, other) => {
                 write!(formatter, " has {one} and {other}, which are not the same")
             }
@@ -113,15 +118,35 @@ impl Seen {
         self.0 |= bit;
         Ok(())
     }
+
+    /// Notes a member that is known by another case of its name, which `bit` tells. An error if it was noted
+    /// before.
+    pub(super) fn in_other_case<E: serde::de::Error>(
+        &mut self,
+        name: &Name<'_>,
+        bit: fn(&str) -> Option<u32>,
+    ) -> Result<(), E> {
+        if name.is_folded() {
+            return Ok(());
+        }
+        bit(name.folded().text()).map_or(Ok(()), |bit| self.first(bit))
+    }
 }
 
-/// A name that occurs twice among these.
-pub(super) fn repeated(mut names: Vec<Name<'_>>) -> Option<&'static str> {
+/// A name that occurs twice among these, whatever its case.
+pub(super) fn repeated(names: Vec<Name<'_>>) -> Option<Members> {
+    let folded = names.into_iter().map(|name| (name.folded(), name));
+    let mut names: Vec<_> = folded.collect();
     names.sort_unstable();
     let pairs = names.iter().zip(names.iter().skip(1));
-    let mut repeated = pairs.filter(|(one, other)| one == other);
-    let (name, _) = repeated.next()?;
-    Some(known(name.text()))
+    let mut repeated = pairs.filter(|((one, _), (other, _))| one == other);
+    let ((folded, one), (_, other)) = repeated.next()?;
+    let member = known(folded.text());
+    Some(if one == other {
+        Members::Repeated(member)
+    } else {
+        Members::InOtherCase(member)
+    })
 }
 
 /// The name, as far as it may be shown.

@@ -8,6 +8,9 @@ const FIRST_SECOND: i64 = -62_135_596_800;
 /// 9999-12-31T23:59:59Z, where they end.
 const LAST_SECOND: i64 = 253_402_300_799;
 
+/// All of a leap second is the last nanosecond of the second before it.
+const LEAP_NANOS: i32 = 999_999_999;
+
 /// A text that is a date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Date {
@@ -34,6 +37,12 @@ pub(super) fn parse(text: &str) -> Option<Date> {
     rfc3339(text.as_bytes()).or_else(|| {
         let at: jiff::Timestamp = text.parse().ok()?;
         let nanos = i32::try_from(at.as_nanosecond().rem_euclid(1_000_000_000)).ok()?;
+        // That parser takes a leap second for the one before it, with the same fraction.
+        let nanos = if is_in_leap_second(text) {
+            LEAP_NANOS
+        } else {
+            nanos
+        };
         let seconds = i64::try_from(at.as_nanosecond().div_euclid(1_000_000_000)).ok()?;
         Some(in_range(seconds, nanos))
     })
@@ -66,11 +75,18 @@ fn rfc3339(mut text: &[u8]) -> Option<Date> {
         return None;
     }
     let (second, nanos) = match second {
-        60 => (59, 999_999_999),
+        60 => (59, LEAP_NANOS),
         second => (second, fraction),
     };
     let minutes = (days_to(year, month, day) * 24 + hour) * 60 + minute - offset;
     Some(in_range(minutes * 60 + second, nanos))
+}
+
+/// Whether the seconds of a date are 60, however its parts are separated.
+fn is_in_leap_second(text: &str) -> bool {
+    let time = text.split(['T', 't', ' ']).nth(1).unwrap_or_default();
+    let digits = time.bytes().filter(u8::is_ascii_digit);
+    digits.skip(4).take(2).eq(*b"60")
 }
 
 /// Takes a number of so many digits.
@@ -177,6 +193,37 @@ mod tests {
         ];
         assert!(texts.is_sorted_by_key(|text| at(text).unwrap()));
         assert_eq!(at(texts[3]), Some((1_483_228_799, 999_999_999)));
+        // In other offsets, and as other standards write it.
+        for text in [
+            "2016-12-31t23:59:60z",
+            "2017-01-01 05:29:60.123+05:30",
+            "2016-12-31T15:59:60.000000000001-08:00",
+            "2016-12-31T23:59:60,5Z",
+            "20161231T235960.5Z",
+            "20161231T185960.25-0500",
+        ] {
+            assert_eq!(at(text), Some((1_483_228_799, 999_999_999)), "{text}");
+        }
+        assert_eq!(at("20161231T105960.6+1100"), at("2016-12-30T23:59:60Z"));
+        assert_eq!(
+            at("20161231T235959.60Z"),
+            Some((1_483_228_799, 600_000_000))
+        );
+    }
+
+    #[test]
+    fn every_offset_is_read() {
+        let utc = at("2025-03-15T10:30:00Z").unwrap().0;
+        for (offset, seconds) in [
+            ("-00:00", 0),
+            ("+00:00", 0),
+            ("+23:59", -86_340),
+            ("-23:59", 86_340),
+            ("+05:45", -20_700),
+        ] {
+            let text = format!("2025-03-15 10:30:00{offset}");
+            assert_eq!(at(&text), Some((utc + seconds, 0)), "{text}");
+        }
     }
 
     #[test]

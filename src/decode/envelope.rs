@@ -38,7 +38,8 @@ pub(super) fn walk<'a>(
         let name = walk.value::<&RawValue>()?;
         let is_name = name.get().starts_with('"');
         let name = is_name.then(|| Name::new(name))?;
-        if names.len() == MEMBERS_MAX || names.contains(&name) {
+        let folded = name.folded();
+        if names.len() == MEMBERS_MAX || names.contains(&folded) {
             return None;
         }
         walk.eat(b':')?;
@@ -51,7 +52,7 @@ pub(super) fn walk<'a>(
                 app_id = Some(Value::new(value));
             }
         }
-        names.push(name);
+        names.push(folded);
         if walk.eat(b',').is_none() {
             break;
         }
@@ -163,8 +164,8 @@ impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
             }
             names.push(name);
         }
-        if let Some(member) = repeated(names) {
-            *self.fault = Some(Error::Ambiguous(Ambiguity::repeated("body", member)));
+        if let Some(members) = repeated(names) {
+            *self.fault = Some(Error::Ambiguous(Ambiguity::of("body", members)));
             return Err(serde::de::Error::custom("a member twice"));
         }
         Ok(envelope)

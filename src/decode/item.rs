@@ -118,13 +118,12 @@ fn ambiguity(raw_json: &str) -> Option<Ambiguity> {
             }
             "type" => item.r#type = value.not_null(),
             "event" => item.event = value.not_null(),
-            "id" | "app_id" => {}
-            other if Fields::default().member(other).is_none() => return,
+            _ if bit(name.folded().text()).is_none() => return,
             _ => {}
         }
         names.push(name);
     })?;
-    let twice = repeated(names).map(|member| Ambiguity::repeated("event", member));
+    let twice = repeated(names).map(|members| Ambiguity::of("event", members));
     found.or(twice).or_else(|| item.contradiction())
 }
 
@@ -157,6 +156,19 @@ const EVENT: u32 = 1 << 18;
 const PAYLOAD: u32 = 1 << 19;
 const DATA: u32 = 1 << 20;
 const APP_ID: u32 = 1 << 21;
+
+/// The bit of the member with this name.
+fn bit(name: &str) -> Option<u32> {
+    match name {
+        "id" => Some(ID),
+        "type" => Some(TYPE),
+        "event" => Some(EVENT),
+        "payload" => Some(PAYLOAD),
+        "data" => Some(DATA),
+        "app_id" => Some(APP_ID),
+        name => Fields::bit(name),
+    }
+}
 
 struct ItemVisitor {
     /// Whether a payload may be anything, which costs one more walk over it.
@@ -193,7 +205,13 @@ impl<'de> Visitor<'de> for ItemVisitor {
                     seen.first(APP_ID)?;
                     None
                 }
-                name => item.beside.member(name),
+                known => {
+                    let member = item.beside.member(known);
+                    if member.is_none() {
+                        seen.in_other_case(&name, bit)?;
+                    }
+                    member
+                }
             };
             match member {
                 Some((bit, member)) => {

@@ -63,6 +63,24 @@ impl<'a> Name<'a> {
         &self.0
     }
 
+    /// The name in lower case. Letters that are the upper case or another form of one of ASCII's become
+    /// that one, as for readers that ignore case.
+    pub(super) fn folded(&self) -> Self {
+        if self.is_folded() {
+            return self.clone();
+        }
+        // `ſ` is `S` in upper case, and the sign for Kelvin is `k` in lower case.
+        let upper = self.0.chars().flat_map(char::to_uppercase);
+        let folded: String = upper.flat_map(char::to_lowercase).collect();
+        Self(folded.into())
+    }
+
+    /// Whether it is what it is folded to. Nearly all names are.
+    pub(super) fn is_folded(&self) -> bool {
+        let is_other = |byte: u8| byte.is_ascii_uppercase() || !byte.is_ascii();
+        !self.0.bytes().any(is_other)
+    }
+
     pub(super) fn is(&self, name: &str) -> bool {
         self.0 == name
     }

@@ -10,7 +10,7 @@ use serde::de::{
 use serde_json::value::RawValue;
 
 use super::{
-    ambiguity::{Ambiguity, Seen, UNKNOWN, repeated},
+    ambiguity::{Ambiguity, Members, Seen, UNKNOWN, repeated},
     date,
     json::{self, Name, Value},
 };
@@ -89,11 +89,16 @@ impl<'a> Fields<'a> {
     pub(super) fn ambiguity(name: &'static str, object: &str) -> Option<Ambiguity> {
         let mut names = Vec::new();
         json::members(object, |name, _| {
-            if Self::default().member(name.text()).is_some() {
+            if Self::bit(name.folded().text()).is_some() {
                 names.push(name);
             }
         })?;
-        repeated(names).map(|member| Ambiguity::repeated(name, member))
+        repeated(names).map(|members| Ambiguity::of(name, members))
+    }
+
+    /// The bit of the field with this name.
+    pub(super) fn bit(name: &str) -> Option<u32> {
+        Self::default().member(name).map(|(bit, _)| bit)
     }
 
     /// The field with this name, and its bit.
@@ -251,12 +256,14 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         let mut fields = Fields::default();
         let mut seen = Seen::default();
         while let Some(name) = members.next_key::<&RawValue>()? {
-            match fields.member(Name::new(name).text()) {
+            let name = Name::new(name);
+            match fields.member(name.text()) {
                 Some((bit, field)) => {
                     seen.first(bit)?;
                     *field = Value::new(members.next_value()?).not_null();
                 }
                 None => {
+                    seen.in_other_case(&name, Fields::bit)?;
                     members.next_value::<IgnoredAny>()?;
                 }
             }
@@ -285,19 +292,19 @@ fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, NoMes
 }
 
 fn identifier(value: Value<'_>) -> Result<proto::Identifier, NoMessage> {
-    let (mut kind, mut text, mut twice) = (None, None, None);
+    let (mut kind, mut text, mut names) = (None, None, Vec::new());
     json::members(value.json(), |name, value| {
-        let (member, name) = match name.text() {
-            "type" => (&mut kind, "type"),
-            "value" => (&mut text, "value"),
+        match name.text() {
+            "type" => kind = Some(value),
+            "value" => text = Some(value),
+            _ if matches!(name.folded().text(), "type" | "value") => {}
             _ => return,
-        };
-        if member.replace(value).is_some() {
-            twice = Some(Ambiguity::repeated("identifier", name));
         }
+        names.push(name);
     })
     .ok_or(WrongShape)?;
-    if let Some(ambiguity) = twice {
+    if let Some(members) = repeated(names) {
+        let ambiguity = Ambiguity::of("identifier", members);
         return Err(NoMessage::Ambiguous(ambiguity));
     }
     Ok(proto::Identifier {
@@ -322,7 +329,7 @@ fn free_form(name: &'static str, value: Option<Value<'_>>) -> Result<Option<Stru
     let mut deserializer = serde_json::Deserializer::from_str(value.json());
     match seed.deserialize(&mut deserializer) {
         _ if bounds.is_repeated => {
-            let ambiguity = Ambiguity::repeated(name, UNKNOWN);
+            let ambiguity = Ambiguity::of(name, Members::Repeated(UNKNOWN));
             Err(NoMessage::Ambiguous(ambiguity))
         }
         Ok(Kind::StructValue(object)) => Ok(Some(object)),

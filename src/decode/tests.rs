@@ -37,7 +37,10 @@ fn event(item: &str) -> proto::Event {
     );
     fields.extend_from_slice(batch.payload(draft));
     let event = proto::Event::decode(fields.as_slice()).unwrap();
-    assert_eq!(draft.key, EventKey::new(APP, &event.id));
+    assert_eq!(
+        draft.key,
+        EventKey::new(APP, &event.id, &event.r#type, item.as_bytes())
+    );
     assert_eq!(*draft.event_type, *event.r#type);
     assert_eq!(event.app_id, APP);
     event
@@ -262,6 +265,60 @@ mod ambiguities {
         // Names that are no Unicode are told apart by how they are written.
         let surrogates = format!(r#"{{{app},"\ud800":1,"\ud801":1,"":1,"events":[]}}"#);
         assert!(decode(surrogates).is_ok());
+    }
+
+    #[test]
+    fn names_that_differ_only_in_case_are_one_where_they_are_read() {
+        let app = format!(r#""app_id":"{APP}""#);
+        let message = |object: &str, member: &str| {
+            format!("{object} has its member {member} twice, but for upper and lower case")
+        };
+        for (members, said) in [
+            (format!(r#"{app},"events":[],"Events":[1]"#), "events"),
+            (format!(r#"{app},"APP_ID":"x","events":[]"#), "app_id"),
+            (format!(r#"{app},"event\u017f":0,"events":[]"#), "events"),
+            (format!(r#"{app},"events":[],"x":1,"X":1"#), "(another)"),
+            (format!(r#"{app},"events":[],"é":1,"É":1"#), "(another)"),
+        ] {
+            assert_ambiguous(&format!("{{{members}}}"), &message("the body", said));
+        }
+        for (item, said) in [
+            (r#"{"id":"1","ID":"2"}"#, message("events[0]", "id")),
+            (r#"{"Type":"a","type":"b"}"#, message("events[0]", "type")),
+            // Which one a reader that ignores case takes is not known either.
+            (r#"{"Type":"a","TYPE":"b"}"#, message("events[0]", "type")),
+            (
+                r#"{"\u0055ser_id":1,"user_id":2}"#,
+                message("events[0]", "user_id"),
+            ),
+            (
+                r#"{"payload":{},"Payload":{}}"#,
+                message("events[0]", "payload"),
+            ),
+            (
+                r#"{"payload":{"user_id":"a","uſer_id":"b"}}"#,
+                message("the payload of events[0]", "user_id"),
+            ),
+            (
+                r#"{"data":{"Created_At":"a","created_at":"b"},"x":7}"#,
+                message("the data of events[0]", "created_at"),
+            ),
+        ] {
+            assert_ambiguous(&body(&[item]), &said);
+        }
+        let identifiers = r#"[{"value":"a","VALUE":"b"}]"#;
+        let item = format!(r#"{{"type":"user.created","data":{{"identifiers":{identifiers}}}}}"#);
+        let error = decode(body(&[&item])).unwrap_err().to_string();
+        assert_eq!(error, message("the identifier of events[0]", "value"));
+        // One of another case is no member that is read, and free-form names may be anything.
+        let event = event(
+            r#"{"Id":"1","type":"user.created","payload":{"User_id":"u","profile":{"a":1,"A":2}}}"#,
+        );
+        assert!(event.id.starts_with("syn_") && event.user_id.is_empty());
+        let Some(Payload::UserCreated(payload)) = event.payload else {
+            panic!("no payload");
+        };
+        assert_eq!(payload.profile.unwrap().fields.len(), 2);
     }
 
     #[test]

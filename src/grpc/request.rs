@@ -202,7 +202,7 @@ mod tests {
         };
         assert_eq!(failure(bad), "CURSOR_MALFORMED");
         let filter = proto::Filter {
-            types: vec!["a..b".into()],
+            types: vec!["a.**.b".into()],
             ..Default::default()
         };
         let bad = SubscribeRequest {

@@ -342,6 +342,7 @@ mod tests {
             log: LogId(1),
             epoch: Epoch(2),
             sequence: Sequence(sequence),
+            not_before: None,
         }
     }
 

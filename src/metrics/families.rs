@@ -103,6 +103,7 @@ pub(super) struct Events {
     pub(super) received_other: Counter,
     pub(super) accepted: Counter,
     pub(super) duplicates: Counter,
+    pub(super) changed: Counter,
 }
 
 impl Events {
@@ -115,6 +116,7 @@ impl Events {
             received_other: of(OTHER),
             accepted: Counter::default(),
             duplicates: Counter::default(),
+            changed: Counter::default(),
         };
         registry.register(
             "events_received",
@@ -130,6 +132,11 @@ impl Events {
             "events_duplicate",
             "Events that the log had already",
             these.duplicates.clone(),
+        );
+        registry.register(
+            "events_changed",
+            "Of the events that the log had already, those that came with another content, which is dropped",
+            these.changed.clone(),
         );
         these
     }

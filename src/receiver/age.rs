@@ -181,11 +181,10 @@ impl Shared {
         };
         // It is not appended: between the question and that an id could be forgotten.
         let keys = batch.drafts.iter().map(|draft| draft.key).collect();
-        if self.log.remembers(keys).await? {
-            return Ok(Judged::Repetition(Appended {
-                accepted: 0,
-                duplicates: batch.drafts.len(),
-            }));
+        let known = self.log.recall(keys).await?;
+        let appended = Appended::of(batch, &known);
+        if appended.accepted == 0 {
+            return Ok(Judged::Repetition(appended));
         }
         self.count(app, Doubt::Refused);
         Err(refusal)

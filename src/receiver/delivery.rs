@@ -21,7 +21,11 @@ use super::{
 use crate::{
     decode,
     log::Appended,
-    net::fields::{self, Reader},
+    net::{
+        fields::{self, Reader},
+        quiet::Admitted,
+    },
+    plain,
     signature::{self, HeaderFault, Signature, VerifiedBody},
 };
 
@@ -107,10 +111,37 @@ pub(super) async fn take<B: Buf>(
         }
     };
     drop(held);
-    shared
-        .metrics
-        .batch_appended(appended.accepted, appended.duplicates);
+    shared.note_appended(app, &appended);
     Ok(appended)
+}
+
+impl Shared {
+    /// Counts the events of a batch that is durable, and logs that some of them are in the log with
+    /// another content.
+    fn note_appended(&self, app: &App, appended: &Appended) {
+        let Appended {
+            accepted,
+            duplicates,
+            changed,
+            changed_id,
+        } = appended;
+        self.metrics
+            .batch_appended(*accepted, *duplicates, *changed);
+        if *changed == 0 {
+            return;
+        }
+        if let Some(Admitted { unlogged }) = self.quiet.admit("duplicate_changed") {
+            let first_id = changed_id.as_deref().map(plain::event_id);
+            tracing::warn!(
+                app = &*app.id,
+                events = changed,
+                first_id,
+                unlogged,
+                "events came again with the app, id and type of events in the log, but with another \
+                 content: the log keeps the first, and the new content is dropped"
+            );
+        }
+    }
 }
 
 /// Reads the body in the time that it has.

@@ -37,7 +37,7 @@ pub(crate) struct CursorSource {
     /// Every event up to here was taken or did not match.
     position: Sequence,
     /// The cursor of the last response that was sent whole.
-    sent: Sequence,
+    sent: Cursor,
     cursors: Cursors,
     phase: Phase,
     bounds: Bounds,
@@ -86,7 +86,11 @@ impl CursorSource {
         // Subscribed before the head is read: nothing that comes after it goes by unseen.
         let subscriber = subscriptions.bus.subscribe(plan.filter.clone());
         let start = Start::find(&subscriptions, &plan).await?;
-        let cursors = subscriptions.log.status().cursors();
+        let mut cursors = subscriptions.log.status().cursors();
+        let sent = Cursor {
+            not_before: start.bounds.not_before,
+            ..cursors.at(start.position)
+        };
         let source = Self {
             subscriptions,
             subscriber,
@@ -94,7 +98,7 @@ impl CursorSource {
             on_expired: plan.on_expired,
             on_damaged: plan.on_damaged,
             position: start.position,
-            sent: start.position,
+            sent,
             cursors,
             phase: Phase::History,
             bounds: start.bounds,
@@ -103,6 +107,13 @@ impl CursorSource {
             is_woken: false,
         };
         Ok((source, start.notices))
+    }
+
+    fn cursor_after(&mut self, sequence: Sequence) -> Cursor {
+        Cursor {
+            not_before: self.bounds.not_before,
+            ..self.cursors.at(sequence)
+        }
     }
 
     /// Looks for matching events in a block, after the place and within bounds.
@@ -128,7 +139,9 @@ impl CursorSource {
         let from = index(self.position.plus(1));
         // An extract is of the whole block.
         let extract = extract.filter(|_| from == 0 && last == block.last_sequence());
-        let run = if block.received_at() < self.bounds.not_before {
+        let is_early = |at| block.received_at() < at;
+        self.bounds.not_before = self.bounds.not_before.filter(|&at| is_early(at));
+        let run = if self.bounds.not_before.is_some() {
             None
         } else if let Some(extract) = &extract {
             Some(0..extract.view().len()).filter(|run| !run.is_empty())
@@ -174,7 +187,7 @@ impl CursorSource {
 
     /// Says how far the stream came, then ends it.
     fn end(&mut self, end: Result<(), Failure>, outbox: &mut Outbox) {
-        if self.position > self.sent {
+        if self.position > self.sent.sequence {
             outbox.notices.push_back(self.progress());
         }
         outbox.end = Some(end);
@@ -221,7 +234,7 @@ impl CursorSource {
         Failure::LogDamaged {
             damaged,
             cursor,
-            after: self.cursors.at(damaged.last),
+            after: self.cursor_after(damaged.last),
         }
     }
 
@@ -430,7 +443,7 @@ impl Source for CursorSource {
                 break;
             }
         }
-        let mut response = writer.finish(self.cursor());
+        let mut response = writer.finish(self.cursors.at(self.position));
         response.first = Some(first);
         response
     }
@@ -444,7 +457,7 @@ impl Source for CursorSource {
     }
 
     fn sent(&mut self) {
-        self.sent = self.position;
+        self.sent = self.cursor();
     }
 
     fn park(&mut self) {
@@ -464,11 +477,11 @@ impl Source for CursorSource {
     }
 
     fn cursor(&mut self) -> Cursor {
-        self.cursors.at(self.position)
+        self.cursor_after(self.position)
     }
 
     fn sent_cursor(&mut self) -> Cursor {
-        self.cursors.at(self.sent)
+        self.sent
     }
 }
 

@@ -42,8 +42,10 @@ impl Response {
     /// A response with a notice and no events.
     #[must_use]
     pub(super) fn of_notice(cursor: Cursor, notice: &[u8]) -> Self {
-        let head = wire::response_head(cursor, notice.len());
-        Bytes::from([&head[..], notice].concat()).into()
+        let mut message = Vec::new();
+        wire::put_response_head(&mut message, cursor, notice.len());
+        message.extend_from_slice(notice);
+        Bytes::from(message).into()
     }
 
     /// Puts bytes at its end.
@@ -207,13 +209,17 @@ impl Writer {
         self.copied.resize(RESPONSE_HEAD_BYTES, 0);
     }
 
+    /// A response with the events. Its cursor is behind them, so it has no time.
     pub(super) fn finish(mut self, cursor: Cursor) -> Response {
         if self.copied.is_empty() {
             self.begin(0);
         }
-        let head = wire::response_head(cursor, self.events_bytes);
-        if let Some(place) = self.copied.get_mut(..head.len()) {
-            place.copy_from_slice(&head);
+        if let Some(mut place) = self.copied.get_mut(..RESPONSE_HEAD_BYTES) {
+            let cursor = Cursor {
+                not_before: None,
+                ..cursor
+            };
+            wire::put_response_head(&mut place, cursor, self.events_bytes);
         }
         let mut copied = Bytes::from(self.copied);
         let mut parts = VecDeque::with_capacity(1 + 2 * self.shared.len());
@@ -254,6 +260,7 @@ mod tests {
         log: LogId(1),
         epoch: Epoch(1),
         sequence: Sequence(9),
+        not_before: None,
     };
 
     fn decode(mut response: Response) -> SubscribeResponse {

@@ -19,7 +19,8 @@ use crate::{
 pub(super) struct Bounds {
     /// The last event that may be delivered.
     pub(super) last: Sequence,
-    pub(super) not_before: UnixMicros,
+    /// Events received before this are not delivered. `None` once they are all behind the position.
+    pub(super) not_before: Option<UnixMicros>,
     pub(super) before: Option<UnixMicros>,
     pub(super) events_left: u64,
 }
@@ -34,14 +35,17 @@ pub(super) struct Start {
 impl Start {
     pub(super) async fn find(subscriptions: &Subscriptions, plan: &Plan) -> Result<Self, Failure> {
         let range = subscriptions.range();
-        let mut not_before = UnixMicros(i64::MIN);
+        let mut not_before = None;
         let mut before = None;
         let wanted = match plan.start {
             StartAt::Latest => range.head,
             StartAt::Earliest => range.earliest.before(),
-            StartAt::After(cursor) => subscriptions.check("start.after_cursor", cursor, &range)?,
+            StartAt::After(cursor) => {
+                not_before = cursor.not_before;
+                subscriptions.check("start.after_cursor", cursor, &range)?
+            }
             StartAt::Time(at) => {
-                not_before = at;
+                not_before = Some(at);
                 match subscriptions.log.seek(at).await {
                     Ok(place) => place,
                     // The first event of that time may be one of the damaged ones.

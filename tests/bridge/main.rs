@@ -21,12 +21,14 @@ mod disk;
 mod doctor;
 mod drain;
 mod durability;
+mod events;
 mod grpc;
 mod grpc_status;
 mod grpc_web;
 mod http;
 mod http_fields;
 mod http_messages;
+mod json_suite;
 mod keys;
 #[cfg(target_os = "linux")]
 mod power;

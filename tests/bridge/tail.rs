@@ -164,9 +164,10 @@ fn batch(sequences: std::ops::RangeInclusive<u64>) -> Batch {
         };
         payload.encode(&mut encoded).unwrap();
         let raw_start = body.len();
-        body.extend(raw_json(sequence, event_type).bytes());
+        let raw_json = raw_json(sequence, event_type);
+        body.extend(raw_json.bytes());
         drafts.push(Draft {
-            key: EventKey::new("54e9ujn", &id),
+            key: EventKey::new("54e9ujn", &id, event_type, raw_json.as_bytes()),
             event_type: event_type.into(),
             user_hash: user_hash(&user_id),
             head: head_start..payload_start,
@@ -584,7 +585,7 @@ async fn what_cannot_work_ends_with_its_exit_code_and_a_remedy() {
         (&["--from", expired][..], 5, "--from "),
         (&["--from", "nonsense"], 2, "not a cursor"),
         (
-            &["--type", "user..created", "--app", ""],
+            &["--type", "user..*", "--app", ""],
             2,
             "--type (filter.types[0]) has an empty",
         ),

@@ -343,7 +343,7 @@ fn what_cannot_be_meant_is_refused_before_anything_is_made() {
         &["create", ""][..],
         &["create", "a\nb"],
         &["create", "one", "--type", "user.**.created"],
-        &["create", "one", "--type", "user..created"],
+        &["create", "one", "--type", "user..*"],
         &["create", "one", "--app", ""],
         &["create", "one", "--streams-max", "0"],
         &["create", "one", "--streams-max", "many"],

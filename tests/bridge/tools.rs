@@ -265,7 +265,7 @@ async fn a_watch_on_the_health_sees_that_the_bridge_drains() {
 #[test]
 fn grpcurl_shows_why_a_filter_is_refused() {
     let demo = Demo::start();
-    let request = r#"{"filter":{"types":["user..created"]}}"#;
+    let request = r#"{"filter":{"types":["user..*"]}}"#;
     let subscribe = format!("{SERVICE}/Subscribe");
     let output = grpcurl(&["-d", request, demo.address(), &subscribe]);
     let shown = stderr(&output);

@@ -30,7 +30,7 @@
 //!
 //! Delivery is at least once. A subscription never repeats an event, whatever happens to its connection.
 //! A program that is restarted continues after what it acknowledged, so events that it processed after
-//! that come again: recognise them by `(app_id, id)`.
+//! that come again: recognise them by `(app_id, type, id)`.
 
 mod backoff;
 mod connect;

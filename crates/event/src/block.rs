@@ -17,6 +17,7 @@
 //! The other payload formats are put together from these parts once, when somebody first asks.
 
 mod builder;
+mod keys;
 
 use std::{
     fmt,
@@ -28,7 +29,7 @@ use bytes::{Buf, Bytes};
 
 pub use self::builder::{BLOCK_BYTES_TARGET, BLOCK_EVENTS_MAX, Builder};
 use crate::{
-    event::{Cursor, Epoch, EventKey, LogId, Sequence, UnixMicros},
+    event::{Cursor, Epoch, LogId, Sequence, UnixMicros},
     wire,
 };
 
@@ -210,6 +211,7 @@ impl Block {
             log: self.log,
             epoch: self.epoch,
             sequence: self.first_sequence.plus(index as u64),
+            not_before: None,
         }
     }
 
@@ -253,16 +255,6 @@ impl Block {
     #[must_use]
     pub fn user_id(&self, index: usize) -> &[u8] {
         wire::user_id(self.common_fields(index))
-    }
-
-    /// The keys of the events, made anew from their apps and ids.
-    pub fn keys(&self) -> impl Iterator<Item = EventKey> {
-        self.entries.iter().enumerate().map(|(index, entry)| {
-            let app = self.apps.get(usize::from(entry.app));
-            let id = wire::event_id(self.common_fields(index));
-            let id = str::from_utf8(id).unwrap_or_default();
-            EventKey::new(app.map_or("", |app| app), id)
-        })
     }
 
     /// The encoded fields of the event at `index` that all payload formats have.
@@ -505,7 +497,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::testing;
+    use crate::{event::EventKey, testing};
     use prelude_bridge_contract as proto;
 
     fn events(view: &View, range: Range<usize>) -> Vec<proto::Event> {
@@ -537,7 +529,7 @@ mod tests {
                 }
             );
             assert_eq!(block.user_id(index), event.user_id.as_bytes());
-            let key = EventKey::new(&event.app_id, &event.id);
+            let key = EventKey::new(&event.app_id, &event.id, &event.r#type, &event.raw_json);
             assert_eq!(block.keys().nth(index), Some(key));
         }
         assert_eq!(events(block.view(Format::Both), 1..2), both[1..2]);

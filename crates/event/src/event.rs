@@ -1,7 +1,12 @@
 //! Owns what an event *is*: its identity, its place in the log, and a batch of events on its way
 //! there. Pure values; knows nothing of HTTP, gRPC, files or time of day.
 
-use std::{fmt, ops::Range, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    ops::{Deref, Range},
+    str::FromStr,
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -57,7 +62,8 @@ pub struct Epoch(pub u32);
 
 /// A place in a log: after the event with this sequence number.
 ///
-/// As text it is opaque and URL-safe: base64url of a version, the log, the epoch and the sequence.
+/// As text it is opaque and URL-safe: base64url of a version, the log, the epoch and the sequence, and
+/// of the time where there is one. Version 2 has a time, version 1 has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The log that the place is in.
@@ -66,30 +72,67 @@ pub struct Cursor {
     pub epoch: Epoch,
     /// The event that the place is after.
     pub sequence: Sequence,
+    /// Of the events after the place, those received before this time are not wanted. Only for a stream
+    /// that starts at a time which has not come; a cursor behind that time has none.
+    pub not_before: Option<UnixMicros>,
 }
 
-/// The length of a cursor's text, the same for all: it can be written in place.
+/// The length of a cursor's text if it has no time: it can be written in place.
 pub const CURSOR_TEXT_BYTES: usize = 28;
+/// The length of one with a time.
+const TIMED_TEXT_BYTES: usize = 39;
 
 const CURSOR_VERSION: u8 = 1;
 const CURSOR_BYTES: usize = 21;
+const TIMED_VERSION: u8 = 2;
+const TIMED_BYTES: usize = CURSOR_BYTES + 8;
+
+/// A cursor as text.
+#[derive(Clone, Copy)]
+pub struct CursorText {
+    bytes: [u8; TIMED_TEXT_BYTES],
+    len: usize,
+}
+
+impl Deref for CursorText {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
 
 impl Cursor {
-    /// The text of this cursor.
+    /// The text of this cursor: [`CURSOR_TEXT_BYTES`] bytes, unless it has a time.
     #[must_use]
-    pub fn to_text(self) -> [u8; CURSOR_TEXT_BYTES] {
-        let mut bytes = [0; CURSOR_BYTES];
+    pub fn to_text(self) -> CursorText {
+        let mut bytes = [0; TIMED_BYTES];
         let (version, rest) = bytes.split_at_mut(1);
         let (log, rest) = rest.split_at_mut(8);
-        let (epoch, sequence) = rest.split_at_mut(4);
-        version.copy_from_slice(&[CURSOR_VERSION]);
+        let (epoch, rest) = rest.split_at_mut(4);
+        let (sequence, not_before) = rest.split_at_mut(8);
         log.copy_from_slice(&self.log.0.to_be_bytes());
         epoch.copy_from_slice(&self.epoch.0.to_be_bytes());
         sequence.copy_from_slice(&self.sequence.0.to_be_bytes());
-        let mut text = [0; CURSOR_TEXT_BYTES];
-        // 21 bytes are 28 characters without padding, so this always fits.
-        let _ = URL_SAFE_NO_PAD.encode_slice(bytes, &mut text);
-        text
+        let count = match self.not_before {
+            None => {
+                version.copy_from_slice(&[CURSOR_VERSION]);
+                CURSOR_BYTES
+            }
+            Some(at) => {
+                version.copy_from_slice(&[TIMED_VERSION]);
+                not_before.copy_from_slice(&at.0.to_be_bytes());
+                TIMED_BYTES
+            }
+        };
+        let mut text = [0; TIMED_TEXT_BYTES];
+        let content = bytes.get(..count).unwrap_or_default();
+        // 29 bytes are 39 characters without padding, so this always fits.
+        let len = URL_SAFE_NO_PAD.encode_slice(content, &mut text);
+        CursorText {
+            bytes: text,
+            len: len.unwrap_or(0),
+        }
     }
 }
 
@@ -125,38 +168,71 @@ impl FromStr for Cursor {
         let (epoch, rest) = rest
             .split_first_chunk::<4>()
             .ok_or(CursorError::Malformed)?;
-        if version != CURSOR_VERSION {
+        if !matches!(version, CURSOR_VERSION | TIMED_VERSION) {
             return Err(CursorError::Version(version));
         }
-        let sequence: [u8; 8] = rest.try_into().map_err(|_| CursorError::Malformed)?;
+        let (sequence, rest) = rest
+            .split_first_chunk::<8>()
+            .ok_or(CursorError::Malformed)?;
+        let not_before = match (version, rest) {
+            (CURSOR_VERSION, []) => None,
+            (TIMED_VERSION, at) => {
+                let at = at.try_into().map_err(|_| CursorError::Malformed)?;
+                Some(UnixMicros(i64::from_be_bytes(at)))
+            }
+            _ => return Err(CursorError::Malformed),
+        };
         Ok(Self {
             log: LogId(u64::from_be_bytes(*log)),
             epoch: Epoch(u32::from_be_bytes(*epoch)),
-            sequence: Sequence(u64::from_be_bytes(sequence)),
+            sequence: Sequence(u64::from_be_bytes(*sequence)),
+            not_before,
         })
     }
 }
 
-/// What makes an event the same event: a short hash of its app and its id.
+/// By which a repetition of an event is recognised: 96 bits that stand for its app, id and type, and
+/// after them 32 bits that stand for its content.
 ///
-/// 128 bits of SHA-256: among 10^12 events the chance of any collision is below 10^-14.
+/// The first are of SHA-256. A log that remembers 10^9 events takes one of 10^12 new ones for another
+/// with a probability of 10^-8. The last are a CRC-32C: two contents of one event that differ are taken
+/// for the same with a probability of 2^-32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventKey(pub [u8; 16]);
 
+/// How many bytes of a key stand for the event. The others stand for its content.
+const EVENT_BYTES: usize = 12;
+/// Of FNV-1a with 64 bits.
+const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
+
 impl EventKey {
-    /// The key of the event `event_id` of `app_id`.
+    /// The key of an event with this content.
     #[must_use]
-    pub fn new(app_id: &str, event_id: &str) -> Self {
+    pub fn new(app_id: &str, event_id: &str, event_type: &str, content: &[u8]) -> Self {
+        // The type goes in as a hash: so the usual events fit into one block of SHA-256.
+        let event_type = event_type.bytes().fold(FNV_BASIS, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
+        });
         let mut hash = Sha256::new();
         // The length keeps ("a", "bc") and ("ab", "c") apart.
-        hash.update((app_id.len() as u64).to_be_bytes());
+        hash.update((app_id.len() as u32).to_be_bytes());
         hash.update(app_id.as_bytes());
+        hash.update(event_type.to_be_bytes());
         hash.update(event_id.as_bytes());
         let digest: [u8; 32] = hash.finalize().into();
-        let (half, _) = digest.split_at(16);
         let mut key = [0; 16];
-        key.copy_from_slice(half);
+        key.copy_from_slice(digest.split_at(16).0);
+        if let Some(place) = key.last_chunk_mut() {
+            *place = crc32c::crc32c(content).to_be_bytes();
+        }
         Self(key)
+    }
+
+    /// The part that stands for the event: equal for keys of one event, whatever its content.
+    #[must_use]
+    pub fn event(&self) -> [u8; EVENT_BYTES] {
+        self.0.first_chunk().copied().unwrap_or_default()
     }
 }
 
@@ -169,10 +245,18 @@ pub fn user_hash(user_id: &str) -> u32 {
     })
 }
 
+/// The longest event type that is passed on, in bytes. The documented ones have up to 23; blocks store
+/// types as names with a short length.
+pub const TYPE_BYTES_MAX: usize = 256;
+
+/// The longest id (of an event, a user, a correlation) that is passed on, in bytes. Real ones have about
+/// 30.
+pub const ID_BYTES_MAX: usize = 1024;
+
 /// One event of a [`Batch`], encoded as far as that is possible before it has its place.
 #[derive(Debug)]
 pub struct Draft {
-    /// By which a repetition of the event is recognised.
+    /// By which a repetition of the event is recognised. Its content is [`Draft::raw_json`].
     pub key: EventKey,
     /// The event type.
     pub event_type: Arc<str>,
@@ -266,11 +350,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_survives_its_text(log: u64, epoch: u32, sequence: u64) {
-            let cursor =
-                Cursor { log: LogId(log), epoch: Epoch(epoch), sequence: Sequence(sequence) };
+        fn a_cursor_survives_its_text(log: u64, epoch: u32, sequence: u64, at: Option<i64>) {
+            let cursor = Cursor {
+                log: LogId(log),
+                epoch: Epoch(epoch),
+                sequence: Sequence(sequence),
+                not_before: at.map(UnixMicros),
+            };
             let text = cursor.to_string();
-            prop_assert_eq!(text.len(), CURSOR_TEXT_BYTES);
+            prop_assert_eq!(text.len() == CURSOR_TEXT_BYTES, at.is_none());
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
             prop_assert_eq!(text.parse::<Cursor>(), Ok(cursor));
         }
@@ -281,15 +369,43 @@ mod tests {
         }
     }
 
+    const CURSOR: Cursor = Cursor {
+        log: LogId(7),
+        epoch: Epoch(8),
+        sequence: Sequence(9),
+        not_before: None,
+    };
+
+    #[test]
+    fn cursors_that_clients_have_stored_stay_what_they_are() {
+        let timed = Cursor {
+            not_before: Some(UnixMicros(-10)),
+            ..CURSOR
+        };
+        for (text, cursor) in [
+            ("AQAAAAAAAAAHAAAACAAAAAAAAAAJ", CURSOR),
+            ("AgAAAAAAAAAHAAAACAAAAAAAAAAJ__________Y", timed),
+        ] {
+            assert_eq!(text.parse(), Ok(cursor));
+            assert_eq!(cursor.to_string(), text);
+        }
+    }
+
     #[test]
     fn what_is_no_cursor_is_refused() {
-        let good = Cursor {
-            log: LogId(7),
-            epoch: Epoch(8),
-            sequence: Sequence(9),
-        }
-        .to_string();
+        let good = CURSOR.to_string();
+        let timed = Cursor {
+            not_before: Some(UnixMicros(10)),
+            ..CURSOR
+        };
+        let timed = timed.to_string();
         for bad in [
+            &timed[..38],
+            &timed[..28],
+            &format!("{timed}A"),
+            // A time, or none, behind the version of the other.
+            &format!("Ag{}", &good[2..]),
+            &format!("AQ{}", &timed[2..]),
             "",
             "x",
             "AAAA",
@@ -303,13 +419,38 @@ mod tests {
                 "{bad:?}"
             );
         }
+        let newer = URL_SAFE_NO_PAD.encode([3_u8; 30]);
+        assert_eq!(newer.parse::<Cursor>(), Err(CursorError::Version(3)));
         let newer = URL_SAFE_NO_PAD.encode([9_u8; 30]);
         assert_eq!(newer.parse::<Cursor>(), Err(CursorError::Version(9)));
     }
 
     #[test]
-    fn keys_tell_apps_and_ids_apart() {
-        assert_ne!(EventKey::new("a", "bc"), EventKey::new("ab", "c"));
-        assert_eq!(EventKey::new("a", "bc"), EventKey::new("a", "bc"));
+    fn keys_tell_apps_ids_and_types_apart() {
+        let event = |app, id, event_type| EventKey::new(app, id, event_type, b"{}").event();
+        let different = [
+            event("a", "bc", "d"),
+            event("ab", "c", "d"),
+            event("a", "b", "cd"),
+            event("a", "bcd", ""),
+            event("", "abcd", ""),
+            event("a", "bc", "D"),
+        ];
+        for (index, one) in different.iter().enumerate() {
+            assert!(!different[index + 1..].contains(one), "{index}");
+        }
+        assert_eq!(different[0], event("a", "bc", "d"));
+    }
+
+    #[test]
+    fn keys_of_one_event_tell_its_contents_apart() {
+        let key = |content: &str| EventKey::new("a", "b", "c", content.as_bytes());
+        let contents = ["", "{}", "{ }", r#"{"a":1}"#, r#"{"a":2}"#];
+        for (index, one) in contents.map(key).into_iter().enumerate() {
+            assert_eq!(one.event(), key("").event());
+            assert_eq!(one, key(contents[index]));
+            let others = &contents[index + 1..];
+            assert!(others.iter().all(|other| key(other) != one), "{index}");
+        }
     }
 }

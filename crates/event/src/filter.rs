@@ -4,7 +4,8 @@
 //! Within one field any entry may match; between fields all that are set must; an exclusion beats
 //! an inclusion; an empty field asks for nothing in particular. Event types are exact
 //! (`user.created`) or patterns, whose `*` stands for one dot-separated segment and whose last
-//! `**` for one or more.
+//! `**` for one or more. What follows a `=` is exact, whatever it is (`=user.*`), so that every event
+//! can be named; `=` alone names the events without a type.
 //!
 //! Most of the work is done once a block, on its few type and app names:
 //! ```
@@ -24,8 +25,9 @@ mod pattern;
 
 use std::{fmt, ops::Range, sync::Arc};
 
-pub use self::pattern::{covers, text_problem, type_problem};
+pub use self::pattern::{covers, text_problem, type_problem, user_problem};
 
+use self::pattern::TypeEntry;
 use crate::{
     block::{Block, Entry},
     event,
@@ -34,7 +36,8 @@ use crate::{
 /// The most entries in one field of a filter: what a service reasonably names one by one. The cost
 /// of a filter grows with it.
 pub const ENTRIES_MAX: usize = 256;
-/// The longest entry, in bytes: several times the longest name that occurs.
+/// The longest id of an app, in bytes: several times the longest that occurs. Types and users are as long
+/// as those of an event may be: [`event::TYPE_BYTES_MAX`], [`event::ID_BYTES_MAX`].
 pub const ENTRY_BYTES_MAX: usize = 256;
 
 /// A filter as it was asked for.
@@ -123,7 +126,7 @@ impl Filter {
             &mut faults,
         );
         check_field("app_ids", &spec.app_ids, text_problem, &mut faults);
-        check_field("user_ids", &spec.user_ids, text_problem, &mut faults);
+        check_field("user_ids", &spec.user_ids, user_problem, &mut faults);
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -417,10 +420,13 @@ struct TypeSet {
 impl TypeSet {
     /// The entries must have been checked.
     fn new(entries: &[String]) -> Self {
-        let (patterns, exact): (Vec<&str>, Vec<&str>) = entries
-            .iter()
-            .map(String::as_str)
-            .partition(|entry| entry.contains('*'));
+        let (mut exact, mut patterns) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match TypeEntry::read(entry) {
+                TypeEntry::Exact(name) => exact.push(name),
+                TypeEntry::Pattern(pattern) => patterns.push(pattern),
+            }
+        }
         Self {
             exact: sorted(exact.into_iter().map(Box::from)),
             patterns: sorted(patterns.into_iter().map(Box::from)),
@@ -440,12 +446,9 @@ impl TypeSet {
     }
 
     fn to_vec(&self) -> Vec<String> {
-        let mut all: Vec<String> = self
-            .exact
-            .iter()
-            .chain(&self.patterns)
-            .map(|entry| entry.as_ref().to_owned())
-            .collect();
+        let exact = self.exact.iter().map(|name| pattern::exactly(name));
+        let patterns = self.patterns.iter().map(|pattern| pattern.to_string());
+        let mut all: Vec<String> = exact.chain(patterns).collect();
         all.sort_unstable();
         all
     }
@@ -498,7 +501,7 @@ mod tests {
     use super::*;
     use crate::{
         block::Builder,
-        event::{Epoch, LogId, Sequence, UnixMicros},
+        event::{Epoch, ID_BYTES_MAX, LogId, Sequence, UnixMicros},
         testing,
     };
 
@@ -537,9 +540,10 @@ mod tests {
             }
         }
         let name: Vec<&str> = event_type.split('.').collect();
-        entries
-            .iter()
-            .any(|entry| segments(&entry.split('.').collect::<Vec<_>>(), &name))
+        entries.iter().any(|entry| match entry.strip_prefix('=') {
+            Some(exact) => exact == event_type,
+            None => segments(&entry.split('.').collect::<Vec<_>>(), &name),
+        })
     }
 
     fn naive(spec: &Spec, event_type: &str, app: &str, user: &str) -> bool {
@@ -551,18 +555,20 @@ mod tests {
 
     /// Few names, so that random filters meet random events.
     fn names() -> impl Strategy<Value = String> {
-        vec(select(vec!["a", "b", "user", "*x"]), 1..4).prop_map(|parts| parts.join("."))
+        vec(select(vec!["a", "b", "user", "*x", "*", "", "="]), 1..4)
+            .prop_map(|parts| parts.join("."))
     }
 
     fn patterns() -> impl Strategy<Value = String> {
-        (
+        let patterns = (
             vec(select(vec!["a", "b", "user", "*"]), 0..3),
             select(vec!["a", "b", "*", "**"]),
         )
             .prop_map(|(mut parts, last)| {
                 parts.push(last);
                 parts.join(".")
-            })
+            });
+        prop_oneof![3 => patterns, 1 => names().prop_map(|name| format!("={name}"))]
     }
 
     fn users() -> impl Strategy<Value = String> {
@@ -718,15 +724,13 @@ mod tests {
     #[test]
     fn all_faults_are_named_at_once() {
         let faults = Filter::compile(&Spec {
-            types: strings(&[
-                "user.created",
-                "user..created",
-                "user.**.created",
-                "user.cre*",
-            ]),
+            types: strings(&["user.created", "user..*", "user.**.created", "user.cre*"]),
             exclude_types: strings(&["", "user.***"]),
             app_ids: strings(&["app\u{7}"]),
-            user_ids: vec!["u".repeat(ENTRY_BYTES_MAX), "u".repeat(ENTRY_BYTES_MAX + 1)],
+            user_ids: vec![
+                "u".repeat(event::ID_BYTES_MAX),
+                "u".repeat(event::ID_BYTES_MAX + 1),
+            ],
         })
         .unwrap_err();
         let fields: Vec<&str> = faults.iter().map(|fault| fault.field.as_str()).collect();
@@ -744,7 +748,8 @@ mod tests {
         );
         assert_eq!(
             faults[2].to_string(),
-            "filter.types[3]: has a * inside a segment: * stands for a whole segment"
+            "filter.types[3]: has a * inside a segment: * stands for a whole segment; a type that has \
+             a * is named with = before it"
         );
     }
 
@@ -767,10 +772,37 @@ mod tests {
     }
 
     #[test]
+    fn whatever_an_event_has_can_be_named() {
+        let types = [
+            "", "*", "user.*", "a*b", "user..x", "=", "=x", "\t\u{7f}", "ü.名",
+        ];
+        let user = "ü\t\u{0}".repeat(ID_BYTES_MAX / 4);
+        let users = ["\n", "*", "=", &user];
+        for event_type in types {
+            let filter = of_types(&[&format!("={event_type}")]);
+            for other in types {
+                let is_it = other == event_type;
+                assert_eq!(filter.matches(other, "app_1", ""), is_it, "{event_type}");
+            }
+            // What `Started` says means the same.
+            assert_eq!(Filter::compile(&filter.to_spec()), Ok(filter));
+        }
+        for user in users {
+            let spec = Spec {
+                user_ids: strings(&[user]),
+                ..Spec::default()
+            };
+            let filter = Filter::compile(&spec).unwrap();
+            assert!(filter.matches("", "app_1", user) && !filter.matches("", "app_1", "u"));
+        }
+    }
+
+    #[test]
     fn filters_that_ask_for_the_same_are_equal() {
         let one = of_types(&["user.created", "user.session.*", "user.created"]);
         let other = of_types(&["user.session.*", "user.created"]);
         assert_eq!(one, other);
+        assert_eq!(one, of_types(&["=user.created", "user.session.*"]));
         let state = RandomState::new();
         assert_eq!(state.hash_one(&one), state.hash_one(&other));
         assert_ne!(one, of_types(&["user.created"]));

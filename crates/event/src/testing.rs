@@ -36,9 +36,10 @@ pub fn batch(app_id: &str, events: &[(&str, &str, &str)]) -> Batch {
         // `Event.user_deleted` (21) with an empty message.
         encoded.extend_from_slice(&[0xaa, 0x01, 0x00]);
         let raw_start = body.len();
-        body.extend_from_slice(format!(r#"{{"id":"{id}","type":"{event_type}"}}"#).as_bytes());
+        let raw_json = format!(r#"{{"id":"{id}","type":"{event_type}"}}"#);
+        body.extend_from_slice(raw_json.as_bytes());
         drafts.push(Draft {
-            key: EventKey::new(app_id, id),
+            key: EventKey::new(app_id, id, event_type, raw_json.as_bytes()),
             event_type: event_type.into(),
             user_hash: if user_id.is_empty() {
                 0

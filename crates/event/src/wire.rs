@@ -111,6 +111,12 @@ pub fn event_id(mut event_fields: &[u8]) -> &[u8] {
     take_text(&mut event_fields, EVENT_ID)
 }
 
+/// The JSON of an event in its field `Event.raw_json`.
+#[must_use]
+pub fn raw_json(mut field: &[u8]) -> &[u8] {
+    take_text(&mut field, EVENT_RAW_JSON)
+}
+
 /// Takes the text of the next field, if it has this tag; empty where it has not.
 fn take_text<'a>(fields: &mut &'a [u8], tag: u8) -> &'a [u8] {
     let Some((&found, mut rest)) = fields.split_first() else {
@@ -181,24 +187,20 @@ pub fn put_event_prefix(buffer: &mut Vec<u8>, event_bytes: usize) -> usize {
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 pub const GRPC_PREFIX_BYTES: usize = 5;
 
-/// The length of what [`response_head`] returns.
+/// The length of what [`put_response_head`] writes for a cursor without a time.
 pub const RESPONSE_HEAD_BYTES: usize = GRPC_PREFIX_BYTES + 2 + crate::event::CURSOR_TEXT_BYTES;
 
 /// Begins a gRPC message: a `SubscribeResponse` with this cursor, and `rest_bytes` of an encoded
 /// notice field or of events, which the caller sends right after.
-#[must_use]
-pub fn response_head(cursor: Cursor, rest_bytes: usize) -> [u8; RESPONSE_HEAD_BYTES] {
-    let message_bytes = RESPONSE_HEAD_BYTES - GRPC_PREFIX_BYTES + rest_bytes;
+pub fn put_response_head(buffer: &mut impl BufMut, cursor: Cursor, rest_bytes: usize) {
     let text = cursor.to_text();
-    let mut head = [0; RESPONSE_HEAD_BYTES];
-    let mut buffer = &mut head[..];
+    let message_bytes = 2 + text.len() + rest_bytes;
     buffer.put_u8(0);
     // The limits on responses and events keep a message far below 4 GiB.
     buffer.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
     buffer.put_u8(RESPONSE_CURSOR);
-    encode_varint(text.len() as u64, &mut buffer);
+    encode_varint(text.len() as u64, buffer);
     buffer.put_slice(&text);
-    head
 }
 
 /// A whole gRPC message.
@@ -253,6 +255,7 @@ mod tests {
         log: LogId(u64::MAX),
         epoch: Epoch(3),
         sequence: Sequence(1 << 40),
+        not_before: None,
     };
 
     #[test]
@@ -281,7 +284,9 @@ mod tests {
         let prefix_bytes = put_event_prefix(&mut events, fields.len());
         assert_eq!(prefix_bytes, events.len());
         events.extend_from_slice(&fields);
-        let mut message = response_head(CURSOR, events.len()).to_vec();
+        let mut message = Vec::new();
+        put_response_head(&mut message, CURSOR, events.len());
+        assert_eq!(message.len(), RESPONSE_HEAD_BYTES);
         message.extend_from_slice(&events);
 
         assert_eq!(message[0], 0, "not compressed");
@@ -310,6 +315,20 @@ mod tests {
             payload: None,
         };
         assert_eq!(response.events, [expected]);
+    }
+
+    #[test]
+    fn a_response_carries_a_cursor_with_a_time_too() {
+        let cursor = Cursor {
+            not_before: Some(UnixMicros(i64::MAX)),
+            ..CURSOR
+        };
+        let mut message = Vec::new();
+        put_response_head(&mut message, cursor, 0);
+        let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
+        assert_eq!(length, message.len() - GRPC_PREFIX_BYTES);
+        let response = proto::SubscribeResponse::decode(&message[GRPC_PREFIX_BYTES..]).unwrap();
+        assert_eq!(response.cursor, cursor.to_string());
     }
 
     #[test]

@@ -359,6 +359,7 @@ mod tests {
             log: LogId(1),
             epoch: Epoch(2),
             sequence: Sequence(place),
+            not_before: None,
         };
         let event = |id: &&str| Event {
             id: (*id).to_owned(),

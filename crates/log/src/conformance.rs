@@ -198,6 +198,8 @@ macro_rules! conformance_tests {
             repetitions_are_left_out
             what_was_appended_is_remembered_and_asking_changes_nothing
             the_same_id_of_another_app_is_another_event
+            the_same_id_of_another_type_is_another_event
+            a_duplicate_with_another_content_is_told
             a_place_can_be_found_by_its_time
             time_never_goes_back
             reading_ends_at_its_limit_but_brings_at_least_one_block

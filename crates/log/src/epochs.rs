@@ -77,6 +77,7 @@ impl Epochs {
             log: self.log,
             epoch: self.epoch_of(sequence),
             sequence,
+            not_before: None,
         }
     }
 

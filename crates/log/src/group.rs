@@ -35,33 +35,29 @@ pub(super) struct Prepared {
     pub(super) appended: Vec<Appended>,
 }
 
-/// Turns batches into a commit at a place. `deduplicate` tells for each key whether its event is new;
-/// of equal keys within the group only the first is.
+/// Turns batches into a commit at a place. `deduplicate` finds for each key the one that its event was
+/// first appended with, in the log or in the group; of new events there is none.
 pub(super) fn prepare<'a, E>(
     builder: &mut Builder,
     place: Place,
     batches: impl Iterator<Item = &'a Batch> + Clone,
-    deduplicate: impl FnOnce(&[EventKey]) -> Result<Vec<bool>, E>,
+    deduplicate: impl FnOnce(&[EventKey]) -> Result<Vec<Option<EventKey>>, E>,
 ) -> Result<Prepared, E> {
     let events = batches
         .clone()
         .flat_map(|batch| batch.drafts.iter().map(move |draft| (batch, draft)));
     let mut keys: Vec<EventKey> = events.clone().map(|(_, draft)| draft.key).collect();
-    let is_new = deduplicate(&keys)?;
-    let new_events = events.zip(&is_new).filter(|(_, is_new)| **is_new);
+    let known = deduplicate(&keys)?;
+    let new_events = events.zip(&known).filter(|(_, known)| known.is_none());
     let blocks = lay_out_with(builder, place, new_events.map(|(event, _)| event));
-    let mut rest = is_new.iter();
+    let mut rest = known.iter();
     let appended = batches.map(|batch| {
-        let events = batch.drafts.len();
-        let accepted = rest.by_ref().take(events).filter(|&&is_new| is_new).count();
-        Appended {
-            accepted,
-            duplicates: events - accepted,
-        }
+        let known = rest.by_ref().take(batch.drafts.len());
+        Appended::of(batch, known)
     });
     let appended = appended.collect();
-    let mut is_new = is_new.iter();
-    keys.retain(|_| is_new.next() == Some(&true));
+    let mut known = known.iter();
+    keys.retain(|_| known.next().is_some_and(Option::is_none));
     let commit = Commit { keys, blocks };
     Ok(Prepared { commit, appended })
 }

@@ -46,12 +46,13 @@ pub use self::{
     status::{Cursors, Damaged, Health, Range, Status},
 };
 pub use prelude_bridge_event::block::{self, Block, Format};
-use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros, wire};
 
 /// An ordered, durable sequence of events.
 ///
-/// Appends are atomic and exactly once: a batch is there whole or not at all, and an event whose
-/// key was appended within the time that ids are remembered is left out. Sequence numbers have no
+/// Appends are atomic and exactly once: a batch is there whole or not at all, and an event that was
+/// appended within the time that ids are remembered (of the same app, id and type, whatever its
+/// content) is left out. Sequence numbers have no
 /// holes. Handles are shared; dropping the last one closes the log.
 ///
 /// An implementation passes the tests of `conformance`, and has a [`Publisher`], which does
@@ -66,12 +67,12 @@ pub trait Log: Send + Sync + 'static {
     /// [`Error::Closed`].
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>>;
 
-    /// Whether all events with these keys were appended, within the time that ids are remembered: a batch of
-    /// them would add nothing. What is being appended meanwhile may count or not. Changes nothing.
+    /// Finds for each key the one that its event was appended with, within the time that ids are remembered.
+    /// What is being appended meanwhile may count or not. Changes nothing.
     ///
     /// # Errors
     /// [`Error`], when it cannot be told now.
-    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>>;
+    fn recall(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<Vec<Option<EventKey>>, Error>>;
 
     /// Waits until everything queued is durable, then refuses further appends.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -144,12 +145,39 @@ pub struct EarliestNow {
 }
 
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
     /// Events that were new.
     pub accepted: usize,
     /// Events that the log had already.
     pub duplicates: usize,
+    /// Of the duplicates, those with another content than the event that the log has and keeps.
+    pub changed: usize,
+    /// The id of the first of these.
+    pub changed_id: Option<Box<str>>,
+}
+
+impl Appended {
+    /// What becomes of a batch: `known` has for each event the key that it was first appended with, and
+    /// none for a new one.
+    pub fn of<'a>(batch: &Batch, known: impl IntoIterator<Item = &'a Option<EventKey>>) -> Self {
+        let mut appended = Self::default();
+        for (draft, first) in batch.drafts.iter().zip(known) {
+            let Some(first) = first else {
+                appended.accepted += 1;
+                continue;
+            };
+            appended.duplicates += 1;
+            if *first != draft.key {
+                appended.changed += 1;
+                appended.changed_id.get_or_insert_with(|| {
+                    let id = wire::event_id(batch.head(draft));
+                    String::from_utf8_lossy(id).into()
+                });
+            }
+        }
+        appended
+    }
 }
 
 /// What the ids occupy by which repetitions are recognised.

@@ -2,7 +2,7 @@
 //! so `200` promises less here; the command line says so.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -120,29 +120,42 @@ struct Kept {
 /// Two generations of ids: when the newer one is full, the older one is forgotten.
 #[derive(Default)]
 struct Ids {
-    current: HashSet<EventKey>,
-    previous: HashSet<EventKey>,
+    current: Keys,
+    previous: Keys,
 }
 
+/// Keys by the part of them that stands for the event.
+type Keys = HashMap<[u8; 12], EventKey>;
+
 impl Ids {
-    /// Tells for each key whether it is neither remembered nor among those before it.
-    fn are_new(&self, keys: &[EventKey]) -> Vec<bool> {
-        let mut met = HashSet::with_capacity(keys.len());
-        let is_new = |key| !self.contains(key) && met.insert(*key);
-        keys.iter().map(is_new).collect()
+    /// Finds for each key the one of the same event that is remembered, or comes before it.
+    fn find(&self, keys: &[EventKey]) -> Vec<Option<EventKey>> {
+        let mut met = Keys::with_capacity(keys.len());
+        let find = |key: &EventKey| {
+            let event = key.event();
+            self.get(&event).or_else(|| match met.entry(event) {
+                Entry::Occupied(first) => Some(*first.get()),
+                Entry::Vacant(none) => {
+                    none.insert(*key);
+                    None
+                }
+            })
+        };
+        keys.iter().map(find).collect()
     }
 
-    fn contains(&self, key: &EventKey) -> bool {
-        self.current.contains(key) || self.previous.contains(key)
+    fn get(&self, event: &[u8; 12]) -> Option<EventKey> {
+        let found = self.current.get(event);
+        found.or_else(|| self.previous.get(event)).copied()
     }
 
     /// Remembers an id. True when others are forgotten for it.
     fn remember(&mut self, key: EventKey, ids_min: usize) -> bool {
-        let mut forgotten = HashSet::new();
+        let mut forgotten = Keys::new();
         if self.current.len() >= ids_min {
             forgotten = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
         }
-        self.current.insert(key);
+        self.current.insert(key.event(), key);
         !forgotten.is_empty()
     }
 }
@@ -177,7 +190,7 @@ impl Memory {
             first_sequence: self.publisher.status().range().head.plus(1),
             received_at: writer.stamps.next(writer.clock.now().wall),
         };
-        let deduplicate = |keys: &[_]| Ok(writer.ids.are_new(keys));
+        let deduplicate = |keys: &[_]| Ok(writer.ids.find(keys));
         let prepared = group::prepare(&mut writer.builder, place, [batch].into_iter(), deduplicate);
         prepared.unwrap_or_else(|never: Infallible| match never {})
     }
@@ -307,11 +320,14 @@ impl Log for Memory {
         Box::pin(async move { appended })
     }
 
-    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+    fn recall(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<Vec<Option<EventKey>>, Error>> {
         Box::pin(async move {
             let writer = self.writer();
             self.refusal()?;
-            Ok(keys.iter().all(|key| writer.ids.contains(key)))
+            Ok(keys
+                .iter()
+                .map(|key| writer.ids.get(&key.event()))
+                .collect())
         })
     }
 

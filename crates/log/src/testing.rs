@@ -134,8 +134,8 @@ impl<L: Log> Log for Scripted<L> {
         act_out(&self.appends, || self.inner.append(batch))
     }
 
-    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
-        act_out(&self.appends, || self.inner.remembers(keys))
+    fn recall(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<Vec<Option<EventKey>>, Error>> {
+        act_out(&self.appends, || self.inner.recall(keys))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

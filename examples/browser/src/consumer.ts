@@ -50,7 +50,7 @@ export async function consume(options: Options): Promise<void> {
 
   async function take(response: SubscribeResponse): Promise<void> {
     for (const event of response.events) {
-      const id = `${event.appId}/${event.id}`;
+      const id = `${event.appId}/${event.type}/${event.id}`;
       if (seen.has(id)) continue;
       seen.add(id);
       if (seen.size > SEEN_MAX) seen.delete(seen.values().next().value!);

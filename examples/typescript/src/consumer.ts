@@ -78,7 +78,7 @@ class Consumer {
    */
   async #take({ events, cursor, notice }: SubscribeResponse): Promise<void> {
     for (const event of events) {
-      if (this.#seen.add(`${event.appId}/${event.id}`)) await processEvent(event);
+      if (this.#seen.add(`${event.appId}/${event.type}/${event.id}`)) await processEvent(event);
     }
     await this.#store.save(cursor);
     if (notice?.$case === "draining") this.#backoff.retryAfter(notice.value.retryAfter);

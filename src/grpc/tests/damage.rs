@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::{
+    event::{Cursor, UnixMicros},
     log::Damaged,
     proto::{DamagedPolicy, SkipReason, Skipped},
 };
@@ -246,10 +247,21 @@ async fn a_time_that_leads_among_damaged_events_starts_before_them() {
     };
     let failing = damage.bridge.collect(request(DamagedPolicy::Fail)).await;
     assert!(failing.events.is_empty());
-    assert_eq!(
-        damaged(&failing.end.unwrap()).0,
-        damage.bridge.cursor(FIRST - 1)
-    );
+    let (before, after) = damaged(&failing.end.unwrap());
+    for (cursor, place) in [(before, FIRST - 1), (after, LAST)] {
+        let cursor: Cursor = cursor.parse().unwrap();
+        let at = UnixMicros(at.seconds * 1_000_000 + i64::from(at.nanos) / 1_000);
+        assert_eq!(
+            cursor.not_before,
+            Some(at),
+            "none was seen that is late enough"
+        );
+        let plain = Cursor {
+            not_before: None,
+            ..cursor
+        };
+        assert_eq!(plain.to_string(), damage.bridge.cursor(place));
+    }
     let skipping = damage.bridge.collect(request(DamagedPolicy::Skip)).await;
     assert_eq!(skips(&skipping), [(FIRST, LAST)]);
     assert_eq!(skipping.sequences(), numbers(&[13..=20]));

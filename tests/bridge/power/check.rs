@@ -124,6 +124,7 @@ async fn append(
     let expected = Appended {
         accepted,
         duplicates,
+        ..Appended::default()
     };
     let events: Vec<(&str, &str, &str)> = ids.iter().map(|id| (id.as_str(), "", "")).collect();
     match log.append(testing::batch(APP, &events)).await {

@@ -106,6 +106,7 @@ impl Builder {
             log: self.log,
             epoch: self.epoch,
             sequence: self.next_sequence(),
+            not_before: None,
         };
         self.fields.clear();
         self.fields.extend_from_slice(batch.head(draft));

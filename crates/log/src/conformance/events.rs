@@ -7,7 +7,7 @@ use std::{
 
 use super::{ALL, Factory, Keep, Rig, START, numbered, waits_until};
 use crate::{Appended, Error, Health, ReadError};
-use prelude_bridge_event::{Sequence, UnixMicros, testing as fixtures};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros, testing as fixtures};
 
 pub async fn a_new_log_is_empty(factory: &dyn Factory) {
     let rig = Rig::new(factory);
@@ -69,6 +69,7 @@ pub async fn repetitions_are_left_out(factory: &dyn Factory) {
     let both = |accepted, duplicates| Appended {
         accepted,
         duplicates,
+        ..Appended::default()
     };
     assert_eq!(rig.append(&[1, 2, 1, 3, 2]).await, both(3, 2));
     assert_eq!(rig.append(&[3, 4]).await, both(1, 1));
@@ -97,7 +98,11 @@ pub async fn what_was_appended_is_remembered_and_asking_changes_nothing(factory:
         let batch = fixtures::numbered_list(app, numbers);
         batch.drafts.iter().map(|draft| draft.key).collect()
     };
-    let remembers = async |numbers: &[u64]| rig.log.remembers(keys("app_1", numbers)).await;
+    let remembers_of = async |app, numbers: &[u64]| {
+        let known = rig.log.recall(keys(app, numbers)).await;
+        known.map(|known| known.iter().all(Option::is_some))
+    };
+    let remembers = async |numbers: &[u64]| remembers_of("app_1", numbers).await;
     assert_eq!(remembers(&[1]).await, Ok(false));
     assert_eq!(remembers(&[]).await, Ok(true));
     rig.append(&[1, 2, 3]).await;
@@ -110,8 +115,7 @@ pub async fn what_was_appended_is_remembered_and_asking_changes_nothing(factory:
     ] {
         assert_eq!(remembers(numbers).await, Ok(are_known), "{numbers:?}");
     }
-    let other = rig.log.remembers(keys("app_2", &[1])).await;
-    assert_eq!(other, Ok(false));
+    assert_eq!(remembers_of("app_2", &[1]).await, Ok(false));
     assert_eq!(rig.log.range().head, Sequence(3));
     assert_eq!(rig.append(&[4]).await.accepted, 1, "it was only asked for");
     rig.pass(Duration::from_secs(700));
@@ -120,11 +124,11 @@ pub async fn what_was_appended_is_remembered_and_asking_changes_nothing(factory:
     assert_eq!(remembers(&[1, 4]).await, Ok(true), "ids outlive events");
     // What is in line before the question is known to it.
     let appended = rig.log.append(fixtures::numbered("app_1", 10..13));
-    let known = rig.log.remembers(keys("app_1", &[10, 11, 12]));
-    assert_eq!(
-        (appended.await.unwrap().accepted, known.await),
-        (3, Ok(true))
-    );
+    let keys = keys("app_1", &[10, 11, 12]);
+    let known = rig.log.recall(keys.clone());
+    assert_eq!(appended.await.unwrap().accepted, 3);
+    let known: Vec<_> = known.await.unwrap().into_iter().flatten().collect();
+    assert_eq!(known, keys);
     rig.log.close().await;
     assert_eq!(remembers(&[1]).await, Err(Error::Closed));
 }
@@ -134,6 +138,58 @@ pub async fn the_same_id_of_another_app_is_another_event(factory: &dyn Factory) 
     rig.append(&[1]).await;
     let other = rig.log.append(fixtures::numbered("app_2", 1..2)).await;
     assert_eq!(other.unwrap().accepted, 1);
+}
+
+pub async fn the_same_id_of_another_type_is_another_event(factory: &dyn Factory) {
+    let rig = Rig::new(factory);
+    let types = ["user.created", "user.deleted", "", "User.created"];
+    for event_type in types {
+        let batch = fixtures::batch("app_1", &[("evt_1", event_type, "")]);
+        let appended = rig.log.append(batch).await.unwrap();
+        assert_eq!((appended.accepted, appended.duplicates), (1, 0));
+    }
+    let all: Vec<_> = types.iter().map(|of| ("evt_1", *of, "")).collect();
+    let appended = rig.log.append(fixtures::batch("app_1", &all)).await;
+    let appended = appended.unwrap();
+    assert_eq!((appended.duplicates, appended.changed), (4, 0));
+    assert_eq!(rig.events().await.len(), 4);
+}
+
+/// Events of these numbers that say something else than [`fixtures::numbered_list`] has them say.
+fn changed(numbers: &[u64]) -> Batch {
+    let mut batch = fixtures::numbered_list("app_1", numbers);
+    for (draft, n) in batch.drafts.iter_mut().zip(numbers) {
+        let id = format!("evt_{n}");
+        draft.key = EventKey::new("app_1", &id, &draft.event_type, b"other");
+    }
+    batch
+}
+
+pub async fn a_duplicate_with_another_content_is_told(factory: &dyn Factory) {
+    let rig = Rig::new(factory);
+    rig.append(&[1, 2, 3]).await;
+    let told = |appended: Appended| {
+        let Appended {
+            accepted,
+            duplicates,
+            changed,
+            changed_id,
+        } = appended;
+        ((accepted, duplicates, changed), changed_id)
+    };
+    let again = rig.append(&[1, 2]).await;
+    assert_eq!(told(again), ((0, 2, 0), None), "the same");
+    let other = rig.log.append(changed(&[4, 3, 2])).await.unwrap();
+    assert_eq!(told(other), ((1, 2, 2), Some("evt_3".into())));
+    // What is in the log stays, and so does what it is compared with.
+    let first = rig.append(&[2, 3, 4]).await;
+    assert_eq!(told(first), ((0, 3, 1), Some("evt_4".into())));
+    // Both within one batch.
+    let mut both = changed(&[5, 5]);
+    both.drafts[1].key = fixtures::numbered("app_1", 5..6).drafts[0].key;
+    let both = rig.log.append(both).await.unwrap();
+    assert_eq!(told(both), ((1, 1, 1), Some("evt_5".into())));
+    assert_eq!(rig.events().await, numbered(&[1, 2, 3, 4, 5]));
 }
 
 pub async fn a_place_can_be_found_by_its_time(factory: &dyn Factory) {
@@ -281,11 +337,7 @@ pub async fn an_append_goes_on_when_nobody_waits_for_it(factory: &dyn Factory) {
 
 pub async fn an_empty_batch_is_nothing(factory: &dyn Factory) {
     let rig = Rig::new(factory);
-    let nothing = Appended {
-        accepted: 0,
-        duplicates: 0,
-    };
-    assert_eq!(rig.append(&[]).await, nothing);
+    assert_eq!(rig.append(&[]).await, Appended::default());
     assert_eq!(rig.log.range().head, Sequence(0));
     assert!(rig.followed.lock().unwrap().is_empty());
 }

@@ -36,6 +36,11 @@ pub(super) fn numbers(keys: &[EventKey]) -> Vec<ids::Key> {
     keys.map(|key| ids::Key::from_be_bytes(key.0)).collect()
 }
 
+/// The key of a number of them.
+pub(super) fn from_number(key: Option<ids::Key>) -> Option<EventKey> {
+    key.map(|key| EventKey(key.to_be_bytes()))
+}
+
 /// The frames of a commit.
 pub(super) struct CommitFrames {
     frames: Vec<Frame>,

@@ -6,7 +6,7 @@
 //! All numbers little-endian:
 //! ```text
 //! segment   magic "PBSEG\0\0" · version u8 · log u64 · ordinal u64 · crc32c of these u32 · zero u32
-//! frame     magic "PBF3" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
+//! frame     magic "PBF4" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
 //!           received_at i64 (µs) · events u32 · block bytes u32 · crc32c of the keys u32 ·
 //!           crc32c of the block u32 · frames of its commit after it u32 ·
 //!           events of its commit before it u32 · number of its commit u64 · epoch u32 · zero u32
@@ -25,15 +25,15 @@ use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
 const SEGMENT_MAGIC: [u8; 7] = *b"PBSEG\0\0";
 /// The version of segments that this release reads and writes. Before the first release there were
-/// two more.
-pub(super) const SEGMENT_VERSION: u8 = 3;
+/// three more. In the frames of version 3 the type and the content of an event had no part in its key.
+pub(super) const SEGMENT_VERSION: u8 = 4;
 /// The log's id follows the magic and the version.
 const SEGMENT_LOG_AT: usize = SEGMENT_MAGIC.len() + 1;
 /// Where the first frame is.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF3";
+pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF4";
 pub(super) const HEADER_BYTES: usize = 72;
 pub(super) const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
@@ -425,10 +425,10 @@ mod tests {
         assert_eq!(kind(&segment_header(LOG, 4)), Kind::Stranger);
         assert_eq!(kind(&segment_header(LogId(8), 3)), Kind::Stranger);
         let mut older = segment_header(LOG, 3);
-        older[7] = 2;
+        older[7] = 3;
         let checksum = crc32c::crc32c(&older[..24]);
         older[24..28].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(kind(&older), Kind::OtherVersion(2));
+        assert_eq!(kind(&older), Kind::OtherVersion(3));
         assert_eq!(kind(b""), Kind::Nothing);
         assert_eq!(kind(&[0; 100]), Kind::Nothing);
         assert_eq!(kind(b"Dear diary"), Kind::Other);

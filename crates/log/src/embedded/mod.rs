@@ -412,7 +412,7 @@ impl Log for Embedded {
         Box::pin(async move { self.shared.answer(pushed?.await) })
     }
 
-    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+    fn recall(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<Vec<Option<EventKey>>, Error>> {
         let asked = self.shared.queue.recall(keys);
         Box::pin(async move { self.shared.answer(asked?.await) })
     }

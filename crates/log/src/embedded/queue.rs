@@ -19,10 +19,10 @@ pub(super) enum Job {
         batch: Batch,
         reply: oneshot::Sender<Result<Appended, Error>>,
     },
-    /// Say whether all of these keys are remembered.
+    /// Find the keys that the events of these were appended with.
     Recall {
         keys: Vec<EventKey>,
-        reply: oneshot::Sender<Result<bool, Error>>,
+        reply: oneshot::Sender<Result<Vec<Option<EventKey>>, Error>>,
     },
 }
 
@@ -106,7 +106,7 @@ impl Queue {
     pub(super) fn recall(
         &self,
         keys: Vec<EventKey>,
-    ) -> Result<oneshot::Receiver<Result<bool, Error>>, Error> {
+    ) -> Result<oneshot::Receiver<Result<Vec<Option<EventKey>>, Error>>, Error> {
         let (reply, answer) = oneshot::channel();
         self.add(Job::Recall { keys, reply })?;
         Ok(answer)

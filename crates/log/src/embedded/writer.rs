@@ -20,7 +20,7 @@ use std::{
 use super::{
     CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
-    commit::{CommitFrames, numbers},
+    commit::{CommitFrames, from_number, numbers},
     ids_budget::IdsBudget,
     keeper::Save,
     manifest::Manifest,
@@ -145,16 +145,16 @@ impl Writer {
             }
         }
         for (keys, reply) in questions {
-            let _ = reply.send(self.remembers(&keys));
+            let _ = reply.send(self.recall(&keys));
         }
     }
 
-    fn remembers(&mut self, keys: &[EventKey]) -> Result<bool, Error> {
+    fn recall(&mut self, keys: &[EventKey]) -> Result<Vec<Option<EventKey>>, Error> {
         self.read_missing_ids()?;
         let mut known = Vec::with_capacity(keys.len());
-        let looked_up = self.ids.contains(&numbers(keys), &mut known);
+        let looked_up = self.ids.find(&numbers(keys), &mut known);
         looked_up.map_err(|error| self.shared.evaluate_ids(&error))?;
-        Ok(known.into_iter().all(|is_known| is_known))
+        Ok(known.into_iter().map(from_number).collect())
     }
 
     /// Reads the ids that a start found no room for. Refuses while it fails, and when the log has failed.
@@ -431,15 +431,21 @@ impl Drop for Ended {
     }
 }
 
-/// Which of these events are new. Of those with the same key in one group the first is.
-fn deduplicate(shared: &Shared, ids: &mut Ids, keys: &[EventKey]) -> Result<Vec<bool>, Error> {
+/// Finds for each key the one that its event was first appended with, in the log or in this group.
+fn deduplicate(
+    shared: &Shared,
+    ids: &mut Ids,
+    keys: &[EventKey],
+) -> Result<Vec<Option<EventKey>>, Error> {
     let keys = numbers(keys);
     let mut known = Vec::with_capacity(keys.len());
-    ids.contains(&keys, &mut known)
+    ids.find(&keys, &mut known)
         .map_err(|error| shared.evaluate_ids(&error))?;
-    let mut group = ids::key_set(keys.len());
-    let fresh = keys.iter().zip(known);
-    Ok(fresh
-        .map(|(&key, known)| !known && group.insert(key))
-        .collect())
+    let mut group = ids::KeySet::with_capacity(keys.len());
+    let first = keys.into_iter().zip(known).map(|(key, known)| match known {
+        None if group.insert(key) => None,
+        None => group.find(key),
+        known => known,
+    });
+    Ok(first.map(from_number).collect())
 }

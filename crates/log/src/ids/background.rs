@@ -12,6 +12,7 @@ use std::{
 use super::{
     Error, Key, Limits,
     directory::{self, Aside, Found},
+    event_of,
     file::{Cursor, Footer, IdFile, Output, section_range},
     recent::Recent,
 };
@@ -361,7 +362,7 @@ impl Job {
                 }
                 // Not the unstable one: this one makes use of what is in order already.
                 keys.sort();
-                keys.dedup();
+                keys.dedup_by_key(|key| event_of(*key));
             }
         }
         self.output.add_section(keys);

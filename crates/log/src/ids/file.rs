@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::{
-    Error, Key,
+    CONTENT_BITS, Error, Key, event_of,
     filter::{Filter, take},
 };
 use crate::clock::RetentionTime;
@@ -33,7 +33,8 @@ const BLOCK_KEYS: usize = BLOCK_BYTES / KEY_BYTES - 1;
 const BLOCK_CHECKSUM_AT: usize = BLOCK_BYTES - 4;
 
 const MAGIC: [u8; 4] = *b"PIDS";
-const VERSION: u32 = 1;
+/// In those of version 1 the type and the content of an event had no part in its key.
+const VERSION: u32 = 2;
 pub(super) const FOOTER_BYTES: usize = 80;
 
 /// A file is written in pieces of this size, each flushed: a commit that flushes at the same moment
@@ -180,22 +181,30 @@ impl IdFile {
         filter.is_none_or(|filter| filter.may_hold(key))
     }
 
-    /// Looks on disk for a key.
-    pub(super) fn holds(&self, key: Key, block: &mut [u8; BLOCK_BYTES]) -> Result<bool, Error> {
+    /// Looks on disk for the key of the same event.
+    pub(super) fn find(
+        &self,
+        key: Key,
+        block: &mut [u8; BLOCK_BYTES],
+    ) -> Result<Option<Key>, Error> {
+        let event = event_of(key);
+        let first = (event << CONTENT_BITS).to_be_bytes();
         let upper = upper_half(key);
         let candidates = self.tail.index.partition_point(|&first| first <= upper);
         // Usually there is one. But blocks can begin with keys that have the same upper half.
         for number in (0..candidates).rev() {
             let keys = self.block(number, block)?;
             let (keys, _) = keys.as_chunks::<KEY_BYTES>();
-            if keys.binary_search(&key.to_be_bytes()).is_ok() {
-                return Ok(true);
+            let place = keys.partition_point(|key| *key < first);
+            let found = keys.get(place).map(|&key| Key::from_be_bytes(key));
+            if found.is_some_and(|found| event_of(found) == event) {
+                return Ok(found);
             }
             if self.tail.index.get(number) != Some(&upper) {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Reads the keys of a block, as bytes.

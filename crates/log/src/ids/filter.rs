@@ -1,11 +1,12 @@
 //! Owns the filter over one section of a file: nine bits a key that tell, without a look at the
 //! disk, that a key is not in it. It errs in one direction only: a key that it denies is not there.
 //!
-//! A binary fuse filter. It takes the low half of a key: the high half is alike in a section.
+//! A binary fuse filter. It takes the low bits of what stands for an event: the high ones are alike in a
+//! section.
 
 use xorf::{BinaryFuse8, Descriptor, Filter as _};
 
-use super::Key;
+use super::{Key, event_of};
 
 /// Where the number of fingerprints stands for a section without a filter.
 const UNFILTERED: u32 = u32::MAX;
@@ -27,7 +28,7 @@ impl Filter {
             return Self::Empty;
         }
         hashes.clear();
-        hashes.extend(keys.iter().map(|&key| key as u64));
+        hashes.extend(keys.iter().map(|&key| event_of(key) as u64));
         // The construction fails on duplicates. Whoever chooses ids can make some.
         hashes.sort_unstable();
         hashes.dedup();
@@ -38,7 +39,7 @@ impl Filter {
     pub(super) fn may_hold(&self, key: Key) -> bool {
         match self {
             Self::Empty => false,
-            Self::Fuse(filter) => filter.contains(&(key as u64)),
+            Self::Fuse(filter) => filter.contains(&(event_of(key) as u64)),
             Self::Unfiltered => true,
         }
     }
@@ -108,7 +109,7 @@ pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::tests::key;
+    use crate::ids::{CONTENT_BITS, tests::key};
 
     fn false_alarms(filter: &Filter) -> usize {
         let others = 1_000_000..1_010_000;
@@ -139,8 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_the_same_low_half_do_not_keep_a_filter_from_being_made() {
-        let keys: Vec<Key> = (0..3_000).map(|n| (n << 64) | (n % 1_000)).collect();
+    fn keys_with_the_same_low_bits_do_not_keep_a_filter_from_being_made() {
+        let keys = (0..3_000).map(|n| (n << 96) | (n % 1_000) << CONTENT_BITS);
+        let keys: Vec<Key> = keys.collect();
         let filter = Filter::new(&keys, &mut Vec::new());
         assert!(matches!(filter, Filter::Fuse(_)));
         assert!(keys.iter().all(|&key| filter.may_hold(key)));

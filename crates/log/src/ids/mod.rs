@@ -36,7 +36,7 @@ use std::{
 
 pub use self::budget::Usage;
 pub(crate) use self::check::{Checked, check, check_bytes};
-pub(crate) use self::recent::key_set;
+pub(crate) use self::recent::KeySet;
 pub(crate) use self::{
     background::Background,
     directory::{Aside, last_event, stored_bytes},
@@ -45,8 +45,17 @@ use self::{background::View, file::BLOCK_BYTES, recent::Recent};
 use crate::clock::{RetentionNow, RetentionTime};
 use prelude_bridge_event::{LogId, Sequence, UnixMicros};
 
-/// An [`EventKey`](prelude_bridge_event::EventKey) as a number, in the same order.
+/// An [`EventKey`](prelude_bridge_event::EventKey) as a number, in the same order. Keys of one event
+/// differ only in their last bits, which stand for its content: of each event there is one.
 pub(crate) type Key = u128;
+
+/// How many of a key's bits stand for the content.
+const CONTENT_BITS: u32 = 32;
+
+/// The part of a key that stands for the event.
+fn event_of(key: Key) -> u128 {
+    key >> CONTENT_BITS
+}
 
 /// The keys of one file are of this time at most, unless keys are remembered for less.
 const SPAN_MICROS_MAX: i64 = 24 * 60 * 60 * 1_000_000;
@@ -101,7 +110,7 @@ pub(crate) struct Ids {
     recent: Recent,
     background: Arc<Background>,
     aside: Vec<Aside>,
-    /// Memory for [`contains`](Self::contains).
+    /// Memory for [`find`](Self::find).
     suspects: Vec<usize>,
     block: Box<[u8; BLOCK_BYTES]>,
     /// Keys that were forgotten before their time.
@@ -142,26 +151,27 @@ impl Ids {
         self.background.through()
     }
 
-    /// Tells for each key whether it was added within the time that keys are remembered. Keys that
-    /// occur twice in `keys` are not told from others.
-    pub(crate) fn contains(&mut self, keys: &[Key], known: &mut Vec<bool>) -> Result<(), Error> {
+    /// Finds for each key the one of the same event that was added within the time that keys are
+    /// remembered. Keys that occur twice in `keys` are not told from others.
+    pub(crate) fn find(&mut self, keys: &[Key], known: &mut Vec<Option<Key>>) -> Result<(), Error> {
         let View { sealed, files } = self.background.view();
-        let is_recent = |key| {
-            let sealed = sealed.as_ref().is_some_and(|sealed| sealed.contains(key));
-            sealed || self.recent.contains(key)
+        let recent = |key| {
+            let sealed = sealed.as_ref().and_then(|sealed| sealed.find(key));
+            sealed.or_else(|| self.recent.find(key))
         };
         known.clear();
-        known.extend(keys.iter().map(|&key| is_recent(key)));
+        known.extend(keys.iter().map(|&key| recent(key)));
         // File by file: the processor fetches the filter's bytes for several keys at once.
         for file in files.iter().rev() {
             let asked = keys.iter().zip(known.iter()).enumerate();
-            let suspects = asked.filter(|&(_, (&key, &known))| !known && file.may_hold(key));
+            let suspects =
+                asked.filter(|&(_, (&key, known))| known.is_none() && file.may_hold(key));
             self.suspects.clear();
             self.suspects.extend(suspects.map(|(place, _)| place));
             for &place in &self.suspects {
                 if let (Some(&key), Some(known)) = (keys.get(place), known.get_mut(place)) {
-                    let held = file.holds(key, &mut self.block);
-                    *known = held.inspect_err(Error::put_aside)?;
+                    let found = file.find(key, &mut self.block);
+                    *known = found.inspect_err(Error::put_aside)?;
                 }
             }
         }

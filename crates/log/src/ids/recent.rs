@@ -3,10 +3,10 @@
 
 use std::{
     collections::HashSet,
-    hash::{BuildHasherDefault, Hasher},
+    hash::{BuildHasherDefault, Hash, Hasher},
 };
 
-use super::{Key, file::section_range};
+use super::{Key, event_of, file::section_range};
 use crate::clock::RetentionTime;
 use prelude_bridge_event::Sequence;
 
@@ -18,9 +18,27 @@ pub(super) const SHARDS: usize = 1 << SHARD_BITS;
 /// What a key and its control byte occupy in a table.
 const SLOT_BYTES: usize = size_of::<Key>() + 1;
 
+/// A key that equals all keys of its event.
+#[derive(Clone, Copy)]
+struct OfEvent(Key);
+
+impl PartialEq for OfEvent {
+    fn eq(&self, other: &Self) -> bool {
+        event_of(self.0) == event_of(other.0)
+    }
+}
+
+impl Eq for OfEvent {}
+
+impl Hash for OfEvent {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u128(event_of(self.0));
+    }
+}
+
 /// Keys are hashes already.
 #[derive(Default)]
-pub(crate) struct KeyHasher(u64);
+struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
@@ -39,14 +57,31 @@ impl Hasher for KeyHasher {
     }
 }
 
-/// An empty set with room for so many keys.
-pub(crate) fn key_set(keys: usize) -> HashSet<Key, BuildHasherDefault<KeyHasher>> {
-    HashSet::with_capacity_and_hasher(keys, BuildHasherDefault::default())
+/// A set of keys, one of each event.
+#[derive(Default)]
+pub(crate) struct KeySet(HashSet<OfEvent, BuildHasherDefault<KeyHasher>>);
+
+impl KeySet {
+    /// An empty set with room for so many keys.
+    pub(crate) fn with_capacity(keys: usize) -> Self {
+        let hasher = BuildHasherDefault::default();
+        Self(HashSet::with_capacity_and_hasher(keys, hasher))
+    }
+
+    /// The key of the same event.
+    pub(crate) fn find(&self, key: Key) -> Option<Key> {
+        self.0.get(&OfEvent(key)).map(|found| found.0)
+    }
+
+    /// Adds a key, unless there is one of the same event. Returns whether it did.
+    pub(crate) fn insert(&mut self, key: Key) -> bool {
+        self.0.insert(OfEvent(key))
+    }
 }
 
 /// A set of keys, the times of the oldest and the newest, and the event up to which it goes.
 pub(super) struct Recent {
-    shards: Box<[HashSet<Key, BuildHasherDefault<KeyHasher>>]>,
+    shards: Box<[KeySet]>,
     len: usize,
     times: Option<(RetentionTime, RetentionTime)>,
     through: Sequence,
@@ -55,16 +90,16 @@ pub(super) struct Recent {
 impl Recent {
     pub(super) fn new() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| HashSet::default()).collect(),
+            shards: (0..SHARDS).map(|_| KeySet::default()).collect(),
             len: 0,
             times: None,
             through: Sequence::ZERO,
         }
     }
 
-    pub(super) fn contains(&self, key: Key) -> bool {
-        let shard = self.shards.get(shard_of(key));
-        shard.is_some_and(|shard| shard.contains(&key))
+    /// The key of the same event.
+    pub(super) fn find(&self, key: Key) -> Option<Key> {
+        self.shards.get(shard_of(key))?.find(key)
     }
 
     /// Adds the keys of a commit.
@@ -98,7 +133,11 @@ impl Recent {
         let range = section_range(section, bits);
         let shards = shard_of(*range.start())..=shard_of(*range.end());
         let shards = self.shards.get(shards).unwrap_or_default();
-        keys.extend(shards.iter().flatten());
+        keys.extend(
+            shards
+                .iter()
+                .flat_map(|shard| shard.0.iter().map(|key| key.0)),
+        );
         if bits > SHARD_BITS {
             keys.retain(|key| range.contains(key));
         }
@@ -108,7 +147,7 @@ impl Recent {
     pub(super) fn memory_bytes(&self) -> usize {
         let slots = self.shards.iter().map(|shard| {
             // hashbrown fills at most seven eighths of a table, whose size is a power of two.
-            match shard.capacity() {
+            match shard.0.capacity() {
                 0 => 0,
                 capacity => (capacity * 8).div_ceil(7).next_power_of_two(),
             }

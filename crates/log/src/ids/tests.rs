@@ -59,9 +59,9 @@ impl Rig {
     }
 
     pub(super) fn known(&mut self, keys: &[Key]) -> Vec<bool> {
-        let mut known = vec![true; 3];
-        self.ids.contains(keys, &mut known).unwrap();
-        known
+        let mut known = vec![Some(0); 3];
+        self.ids.find(keys, &mut known).unwrap();
+        known.iter().map(Option::is_some).collect()
     }
 
     /// Adds the keys that are new.
@@ -261,8 +261,8 @@ fn a_crash_between_any_two_steps_loses_no_key() {
             let mut ids = rig.open(copy.path());
             assert_eq!(ids.aside(), []);
             let mut known = Vec::new();
-            ids.contains(&all, &mut known).unwrap();
-            assert!(known.iter().all(|&known| known), "after crash {crashes}");
+            ids.find(&all, &mut known).unwrap();
+            assert!(known.iter().all(Option::is_some), "after crash {crashes}");
             assert_eq!(ids.len(), all.len() as u64, "each key is in one place");
             crashes += 1;
             if rig.work(1) == 0 {
@@ -513,13 +513,39 @@ fn keys_that_differ_in_their_lower_half_only_are_told_apart() {
         ..LIMITS
     });
     // Several blocks that begin alike, between others.
-    let alike = |n: u64| Key::from(7_u64 << 40) << 64 | Key::from(n);
+    let alike = |n: u64| Key::from(7_u64 << 40) << 64 | Key::from(n) << CONTENT_BITS;
     let keys: Vec<Key> = (0..2_000).map(alike).chain((0..100).map(key)).collect();
     rig.add(&keys);
     rig.finish();
     assert!(rig.known(&keys).iter().all(|&known| known));
     let others: Vec<Key> = (2_000..12_000).map(alike).collect();
     assert!(!rig.known(&others).contains(&true));
+}
+
+#[test]
+fn the_content_is_remembered_with_its_event_wherever_the_key_is() {
+    let mut rig = Rig::new(LIMITS);
+    let content = |n: u64| (key(n) >> CONTENT_BITS << CONTENT_BITS) | Key::from(n % 3);
+    let keys: Vec<Key> = (0..500).map(content).collect();
+    for keys in keys.chunks(30) {
+        rig.add(keys);
+        rig.work(3);
+    }
+    let check = |rig: &mut Rig| {
+        let others: Vec<Key> = keys.iter().map(|key| key ^ 0x00ff_00ff).collect();
+        for asked in [&keys, &others] {
+            let mut known = Vec::new();
+            rig.ids.find(asked, &mut known).unwrap();
+            let known: Vec<Key> = known.into_iter().map(Option::unwrap).collect();
+            assert_eq!(known, keys);
+        }
+    };
+    assert!(rig.ids.recent.len() > 0, "in the set, and in files");
+    check(&mut rig);
+    rig.finish();
+    check(&mut rig);
+    rig.reopen();
+    check(&mut rig);
 }
 
 #[test]
@@ -531,7 +557,8 @@ fn the_first_and_the_last_key_are_found() {
     rig.work(usize::MAX);
     assert_eq!(rig.ids.through(), Sequence(40));
     assert!(rig.known(&keys).iter().all(|&known| known));
-    assert_eq!(rig.known(&[1, Key::MAX - 1]), [false; 2]);
+    let beside = [1 << CONTENT_BITS, Key::MAX - (1 << CONTENT_BITS)];
+    assert_eq!(rig.known(&beside), [false; 2]);
     assert_eq!(rig.known(&[]), [false; 0]);
 }
 

@@ -89,7 +89,7 @@ public final class Consumer {
      */
     private void take(SubscribeResponse response) throws IOException {
         for (Event event : response.getEventsList()) {
-            if (seen.add(event.getAppId() + "/" + event.getId())) {
+            if (seen.add(event.getAppId() + "/" + event.getType() + "/" + event.getId())) {
                 process(event);
             }
         }
