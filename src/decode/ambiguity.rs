@@ -30,29 +30,9 @@ pub enum Members {
 /// Stands for a name that the bridge does not know.
 pub(super) const UNKNOWN: &str = "(another)";
 
-/// The names of members that may be shown.
-const KNOWN: [&str; 21] = [
-    "app_id",
-    "correlation_id",
-    "created_at",
-    "data",
-    "deleted_at",
-    "event",
-    "events",
-    "id",
-    "identifier",
-    "identifiers",
-    "metadata",
-    "occurred_at",
-    "payload",
-    "profile",
-    "revoked_at",
-    "session_id",
-    "source",
-    "type",
-    "updated_at",
-    "user_id",
-    "value",
+/// The names of members outside of payloads that may be shown.
+const KNOWN: [&str; 8] = [
+    "app_id", "data", "event", "events", "id", "payload", "type", "value",
 ];
 
 impl Ambiguity {
@@ -101,11 +81,11 @@ impl fmt::Display for Ambiguity {
 
 /// The members of an object that were there so far, each by a bit of its own.
 #[derive(Default)]
-pub(super) struct Seen(u32);
+pub(super) struct Seen(u64);
 
 impl Seen {
     /// Notes a member. An error if it was noted before.
-    pub(super) fn first<E: serde::de::Error>(&mut self, bit: u32) -> Result<(), E> {
+    pub(super) fn first<E: serde::de::Error>(&mut self, bit: u64) -> Result<(), E> {
         if self.0 & bit != 0 {
             // Whoever reads on finds out which one it is.
             return Err(E::custom("a member twice"));
@@ -115,17 +95,20 @@ impl Seen {
     }
 }
 
-/// A name that occurs twice among these.
-pub(super) fn repeated(mut names: Vec<Name<'_>>) -> Option<&'static str> {
+/// A name that occurs twice among these, as far as it may be shown.
+pub(super) fn repeated(names: Vec<Name<'_>>) -> Option<&'static str> {
+    repeated_of(names, |_| None)
+}
+
+/// The same, of names of which `member` may show more.
+pub(super) fn repeated_of(
+    mut names: Vec<Name<'_>>,
+    member: impl Fn(&str) -> Option<&'static str>,
+) -> Option<&'static str> {
     names.sort_unstable();
     let pairs = names.iter().zip(names.iter().skip(1));
     let mut repeated = pairs.filter(|(one, other)| one == other);
     let (name, _) = repeated.next()?;
-    Some(known(name.text()))
-}
-
-/// The name, as far as it may be shown.
-fn known(name: &str) -> &'static str {
-    let known = KNOWN.into_iter().find(|known| *known == name);
-    known.unwrap_or(UNKNOWN)
+    let known = KNOWN.into_iter().find(|known| name.is(known));
+    Some(known.or_else(|| member(name.text())).unwrap_or(UNKNOWN))
 }
