@@ -6,7 +6,7 @@ use prost::encoding::encode_varint;
 use crate::{
     decode::{
         ambiguity::Ambiguity,
-        date::{self, Date},
+        date,
         json::{self, Value},
     },
     proto::PayloadIssue,
@@ -152,10 +152,8 @@ impl From<PayloadIssue> for NoMessage {
 /// `WrongShape` if it is none, `DateOutOfRange` if no timestamp can hold it.
 pub(super) fn date_of(value: Value<'_>) -> Result<Timestamp, PayloadIssue> {
     let date = value.string().and_then(|text| date::parse(&text));
-    match date.ok_or(PayloadIssue::WrongShape)? {
-        Date::At(at) => Ok(at),
-        Date::OutOfRange => Err(PayloadIssue::DateOutOfRange),
-    }
+    let date = date.ok_or(PayloadIssue::WrongShape)?;
+    date.timestamp().ok_or(PayloadIssue::DateOutOfRange)
 }
 
 const VARINT: u32 = 0;
