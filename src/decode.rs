@@ -26,10 +26,10 @@
 //!   so: [`payload_issue`].
 //!
 //! And nothing may be ambiguous, as the filter of a subscription and its consumer would not mean the same
-//! event: a batch is refused where the body has any member twice, or an event or its payload one of
-//! those above, or an object that becomes part of the message any; or where `type` and `event` are
-//! both there and differ, or `payload` and `data` in one of the fields. Members that nothing here
-//! reads may be there as often as they like, and are passed on as they are.
+//! event: a batch is refused where the body has any member twice, or an event or its payload one that
+//! is read of any type, or an object that becomes part of the message one of its own; or where `type`
+//! and `event` are both there and differ, or `payload` and `data` in one of these members. Members
+//! that nothing here reads may be there as often as they like, and are passed on as they are.
 //!
 //! Knows nothing of HTTP, keys and the log.
 
