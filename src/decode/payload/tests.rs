@@ -239,6 +239,20 @@ fn money(amount: &str) -> Money {
     }
 }
 
+#[test]
+fn payload_and_data_are_compared_by_all_members_that_are_read() {
+    let both = |payload: &str, data: &str| {
+        let item = format!(r#"{{"payload":{{{payload}}},"data":{{{data}}}}}"#);
+        decode(body(&[&item])).is_ok()
+    };
+    let (one, other) = (r#""status":"a","price":{}"#, r#""price":{},"status":"a""#);
+    assert!(both(one, one) && both(one, other));
+    assert!(both(r#""status":null,"x":1"#, r#""to":null"#));
+    for other in [r#""status":"b","price":{}"#, r#""price":{}"#, ""] {
+        assert!(!both(one, other) && !both(other, one), "{other}");
+    }
+}
+
 mod hooks {
     use super::*;
 
