@@ -14,22 +14,24 @@
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
 //! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
 //!   than [`ID_BYTES_MAX`] bytes.
+//!   The correlation id also from the payload's `metadata`, of Verify and of types that are not known.
 //! - **occurred_at**: the date that is documented for the type; else the `created_at` beside the
-//!   payload; else the first readable of the payload's `occurred_at`, `revoked_at`, `deleted_at`,
-//!   `updated_at` and `created_at`. Dates are RFC 3339; what is beyond a timestamp's precision is cut
-//!   off, and a date beyond its range is left out.
+//!   payload; else the first readable of the payload's `occurred_at`, `time`, `revoked_at`,
+//!   `deleted_at`, `updated_at` and `created_at`. Dates are RFC 3339; what is beyond a timestamp's
+//!   precision is cut off, and a date beyond its range is left out.
 //! - **the batch's dates**: of each event the later one of `occurred_at` and the `created_at` beside
 //!   the payload.
-//! - **payload message**: for the seven documented types. Missing fields and nulls get protobuf's
-//!   defaults. A field of the wrong shape leaves the message out.
+//! - **payload message**: for the types in the table of `payload/types.rs`. Missing members and nulls
+//!   get protobuf's defaults. A member of the wrong shape leaves the message out, and the event says
+//!   so: [`payload_issue`].
 //!
 //! And nothing may be ambiguous, as the filter of a subscription and its consumer would not mean the same
-//! event: a batch is refused where the body has any member twice, or an event or its payload one of
-//! those above, or an object that becomes part of the message any; or where `type` and `event` are
-//! both there and differ, or `payload` and `data` in one of the fields. Names are compared as they are
-//! without escapes. Those of the body and those above may not differ only in case either: `Type` is not
-//! read, but stands for `type` to some consumers. Members that nothing here
-//! reads may be there as often as they like, and are passed on as they are.
+//! event: a batch is refused where the body has any member twice, or an event or its payload one that
+//! is read of any type, or an object that becomes part of the message one of its own; or where `type`
+//! and `event` are both there and differ, or `payload` and `data` in one of these members. Names are
+//! compared as they are without escapes. Those that are read may not differ only in case either: `Type`
+//! is not read, but stands for `type` to some consumers. Members that nothing here reads may be there as
+//! often as they like, and are passed on as they are.
 //!
 //! Knows nothing of HTTP, keys and the log.
 
@@ -50,8 +52,16 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-pub use self::ambiguity::{Ambiguity, Members};
-use self::{envelope::Envelope, item::Item, json::Value, payload::Fields};
+pub use self::{
+    ambiguity::{Ambiguity, Members},
+    payload::{event_types, issue_name, payload_issue},
+};
+use self::{
+    envelope::Envelope,
+    item::Item,
+    json::Value,
+    payload::{Fields, Known},
+};
 pub use crate::event::{ID_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::{
     event::{Batch, Dates, Draft, EventKey, user_hash},
@@ -197,19 +207,25 @@ impl<'a> Encoder<'a> {
     }
 
     fn push(&mut self, range: Range<usize>, item: &Item<'_>) {
-        let event_type = intern(item.event_type().as_deref().unwrap_or_default());
+        let (event_type, known) = intern(item.event_type().as_deref().unwrap_or_default());
         let raw_json = self.text.get(range.clone()).unwrap_or_default();
         let id = match item.id() {
             Some(id) => id,
             None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let beside = item.beside();
-        let none = Fields::default();
-        let fields = item.fields().unwrap_or(&none);
-        let user_id = Item::first_id(fields.user_id, beside.user_id);
-        let date = fields.documented_date(&event_type);
-        let documented = date.as_ref().ok().copied().flatten();
-        let beside_date = Fields::date(beside.created_at);
+        let none;
+        let fields = match item.fields() {
+            Some(fields) => fields,
+            None => {
+                none = Fields::default();
+                &none
+            }
+        };
+        let user_id = Item::first_id(fields.user_id(), beside.user_id());
+        let correlation_id = [fields, beside].map(|fields| fields.correlation_id(known));
+        let documented = fields.documented_date(known);
+        let beside_date = beside.created_at();
         let occurred_at = fields.occurred_at(documented, beside_date);
         if let Some(at) = occurred_at.max(beside_date) {
             self.dates.add(at.into());
@@ -221,16 +237,20 @@ impl<'a> Encoder<'a> {
             app_id: self.app_id,
             user_id: &user_id,
             occurred_at,
-            correlation_id: &Item::first_id(fields.correlation_id, beside.correlation_id),
+            correlation_id: &Item::first_id(correlation_id[0], correlation_id[1]),
             traceparent: self.traceparent,
         }
         .encode(&mut self.encoded);
         let payload_start = self.encoded.len();
-        if let (Some(fields), Ok(date)) = (item.fields(), date)
-            && let Err(found) = fields.encode(&event_type, date, &mut self.encoded)
-        {
-            let found = found.in_event(self.drafts.len());
-            self.ambiguity = self.ambiguity.or(Some(found));
+        match (known, item.fields()) {
+            (None, _) => {}
+            (Some(_), None) => payload::put_no_object(&mut self.encoded),
+            (Some(known), Some(fields)) => {
+                if let Err(found) = fields.encode(known, documented, &mut self.encoded) {
+                    let found = found.in_event(self.drafts.len());
+                    self.ambiguity = self.ambiguity.or(Some(found));
+                }
+            }
         }
         self.drafts.push(Draft {
             key: EventKey::new(self.app_id, &id, &event_type, raw_json.as_bytes()),
@@ -253,17 +273,16 @@ fn range_within(text: &str, slice: &str) -> Range<usize> {
     start..start.saturating_add(slice.len())
 }
 
-/// The documented types, so that the events of a batch share their names.
-static DOCUMENTED: LazyLock<Vec<Arc<str>>> =
-    LazyLock::new(|| payload::DOCUMENTED_TYPES.map(Arc::from).to_vec());
 static NO_TYPE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
-fn intern(event_type: &str) -> Arc<str> {
+/// The type's name, which events of a known type share, and what is known of it.
+fn intern(event_type: &str) -> (Arc<str>, Option<&'static Known>) {
     if event_type.is_empty() || event_type.len() > TYPE_BYTES_MAX {
-        return Arc::clone(&NO_TYPE);
+        return (Arc::clone(&NO_TYPE), None);
     }
-    let known = DOCUMENTED.iter().find(|known| ***known == *event_type);
-    known.map_or_else(|| event_type.into(), Arc::clone)
+    let known = Known::find(event_type);
+    let name = known.map_or_else(|| event_type.into(), |known| Arc::clone(&known.name));
+    (name, known)
 }
 
 /// The id of an event that was sent without: the same whenever the same bytes are sent again.

@@ -2,10 +2,11 @@
 //! agree with. It comes first because every room may count; it knows none of them: what it is told
 //! are plain numbers and short, fixed words.
 //!
-//! Labels never have values that a stranger chose: event types that are not documented are `other`, and
-//! the other labels are words of the code, ids of configured apps, or names of the credentials file. So the
-//! number of series is bounded.
+//! Labels never have values that a stranger chose: event types are those of signed events that are words,
+//! up to a number, and `other`; the other labels are words of the code, ids of configured apps, or names
+//! of the credentials file. So the number of series is bounded.
 
+mod by_type;
 mod families;
 mod reasons;
 mod text;
@@ -25,8 +26,8 @@ use prometheus_client::{
 
 use self::{
     families::{
-        Connections, DoubtLabels, Events, ListenerLabel, LogWrites, ReasonLabel, RefusedLabels,
-        RequestLabels, StreamWrites, Webhook,
+        Connections, DoubtLabels, Events, ListenerLabel, LogWrites, PayloadIssueLabels,
+        ReasonLabel, RefusedLabels, RequestLabels, StreamWrites, Webhook,
     },
     watched::Watched,
 };
@@ -34,19 +35,6 @@ pub use self::{
     reasons::{Closure, ConnectionRefusal, Eviction, Handshake},
     watched::{Bus, CredentialExpiry, Keys, Log, Streams},
 };
-
-/// The event types that have a series of their own; all others are counted as `other`.
-pub const COUNTED_TYPES: [&str; 7] = [
-    "user.created",
-    "user.deleted",
-    "user.profile.updated",
-    "user.identifier.created",
-    "user.identifier.deleted",
-    "user.session.created",
-    "user.session.revoked",
-];
-
-const OTHER: &str = "other";
 
 /// All metrics of one bridge. Shared; every method is cheap enough for the hot path.
 pub struct Metrics {
@@ -120,16 +108,25 @@ impl Metrics {
         counter.inc_by(count);
     }
 
+    /// Starts the counters of these event types at zero.
+    pub fn expect_types(&self, event_types: impl IntoIterator<Item = &'static str>) {
+        for event_type in event_types {
+            self.events.received.start(event_type);
+        }
+    }
+
     /// An event of a verified batch was decoded.
     pub fn event_received(&self, event_type: &str) {
-        let known = COUNTED_TYPES
-            .iter()
-            .zip(&self.events.received)
-            .find(|&(&name, _)| name == event_type);
-        match known {
-            Some((_, counter)) => counter.inc(),
-            None => self.events.received_other.inc(),
+        self.events.received.count(event_type);
+    }
+
+    /// The payload of an event, whose type is known, has no message or one that is not exact.
+    pub fn payload_issue(&self, event_type: &str, issue: &'static str) {
+        let labels = PayloadIssueLabels {
+            r#type: event_type.to_owned(),
+            issue,
         };
+        self.events.payload_issues.get_or_create(&labels).inc();
     }
 
     /// A batch became durable: how many of its events were new, how many the log had already, and how
@@ -440,15 +437,84 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_nobody_documents_makes_no_series() {
+    fn every_event_type_is_counted_and_an_expected_one_from_zero() {
         let metrics = Metrics::new();
-        metrics.event_received("user.created");
-        metrics.event_received("user.of.a.stranger");
-        metrics.event_received("");
+        metrics.expect_types(["user.created", "user.deleted"]);
+        for event_type in ["user.created", "order.paid", "order.paid"] {
+            metrics.event_received(event_type);
+        }
         let page = metrics.render();
-        assert!(page.contains(r#"events_received_total{type="user.created"} 1"#));
-        assert!(page.contains(r#"events_received_total{type="other"} 2"#));
-        assert!(!page.contains("stranger"));
+        for (event_type, count) in [
+            ("user.created", 1),
+            ("user.deleted", 0),
+            ("order.paid", 2),
+            ("other", 0),
+        ] {
+            let line =
+                format!(r#"prelude_bridge_events_received_total{{type="{event_type}"}} {count}"#);
+            assert!(page.lines().any(|there| there == line), "{line}\n{page}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_type_is_counted_as_other() {
+        let metrics = Metrics::new();
+        let long = format!("a.{}", "b".repeat(64));
+        let others = [
+            "",
+            "word",
+            "a..b",
+            ".a",
+            "a.",
+            "User.Created",
+            "a.b c",
+            "a.é",
+            "a.b@example.com",
+            "sms.33612345678",
+            "a.\"}",
+            &long,
+        ];
+        for other in others {
+            metrics.event_received(other);
+        }
+        let page = metrics.render();
+        let series: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("prelude_bridge_events_received_total{"))
+            .collect();
+        let other = format!(
+            r#"prelude_bridge_events_received_total{{type="other"}} {}"#,
+            others.len()
+        );
+        assert_eq!(series, [other]);
+    }
+
+    #[test]
+    fn there_is_a_largest_number_of_counted_types() {
+        let metrics = Metrics::new();
+        metrics.expect_types(["user.created"]);
+        // Names of letters only: long numbers are not counted.
+        let letter = |index: usize| char::from(b'a' + u8::try_from(index % 26).unwrap());
+        let name = |index: usize| format!("type.{}{}", letter(index / 26), letter(index));
+        for index in 0..by_type::NEW_TYPES_MAX + 3 {
+            metrics.event_received(&name(index));
+        }
+        metrics.event_received("user.created");
+        metrics.event_received(&name(0));
+        let page = metrics.render();
+        let lines = page.lines();
+        let series = lines.filter(|line| line.starts_with("prelude_bridge_events_received_total{"));
+        assert_eq!(series.count(), by_type::NEW_TYPES_MAX + 2);
+        assert!(page.contains(r#"events_received_total{type="other"} 3"#));
+        assert!(page.contains(r#"events_received_total{type="type.aa"} 2"#));
+    }
+
+    #[test]
+    fn payload_issues_are_counted_by_type_and_issue() {
+        let metrics = Metrics::new();
+        metrics.payload_issue("user.created", "wrong_shape");
+        let line = r#"event_payload_issues_total{type="user.created",issue="wrong_shape"} 1"#;
+        assert!(metrics.render().contains(line));
     }
 
     #[test]

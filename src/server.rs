@@ -15,7 +15,7 @@ use crate::{
     admin::{Admin, Readiness},
     config::{self, Config},
     credentials::{self, Credentials},
-    grpc,
+    decode, grpc,
     http2::{self, Caller},
     log::{self, Log},
     metrics::Metrics,
@@ -183,6 +183,7 @@ impl Server {
     /// Why the bridge cannot start. Nothing is left running then.
     pub async fn start(config: &Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new());
+        metrics.expect_types(decode::event_types());
         let ports = Ports::bind(config, &metrics).await?;
         let (log, bus) = open::log(config, &metrics)?;
         // After the log, which checks the data directory that the keys are in.

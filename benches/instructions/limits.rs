@@ -24,7 +24,7 @@ pub(crate) struct Limit {
 pub(crate) const LIMITS: [Limit; 8] = [
     limit("verify", "a body", 457_700),
     limit("decode-sessions", "an event", 21_340),
-    limit("decode-users", "an event", 28_690),
+    limit("decode-users", "an event", 26_030),
     limit("decode-unknown", "an event", 12_430),
     limit("append", "an event", 4_160),
     limit("encode", "an event", 3_420),

@@ -4,22 +4,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::{filter, management::EVENT_TYPES, nearest::nearest};
+use crate::{decode, filter, nearest::nearest};
 
 /// What to say of a type or pattern that fits no known type; `None` where one fits, and for what is
 /// no pattern, which is refused anyway.
 pub(super) fn doubt_of_type(flag: &str, pattern: &str) -> Option<String> {
-    let is_known = || {
-        EVENT_TYPES
-            .iter()
-            .any(|known| filter::covers(pattern, known))
-    };
+    let is_known = || decode::event_types().any(|known| filter::covers(pattern, known));
     if filter::type_problem(pattern).is_some() || is_known() {
         return None;
     }
-    let known = EVENT_TYPES
-        .iter()
-        .map(|known| with_wildcards(pattern, known));
+    let known = decode::event_types().map(|known| with_wildcards(pattern, known));
     let known: BTreeSet<String> = known.collect();
     let doubt =
         format!("`{flag} {pattern}` matches none of the event types that Prelude documents");
@@ -69,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_type_that_is_known_or_a_pattern_that_matches_one_raises_no_doubt() {
-        for pattern in EVENT_TYPES {
+        for pattern in decode::event_types() {
             assert_eq!(doubt_of_type("--type", pattern), None);
         }
         for pattern in ["**", "user.*", "user.**", "user.*.created", "*.session.*"] {

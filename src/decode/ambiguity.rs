@@ -33,29 +33,9 @@ pub enum Members {
 /// Stands for a name that the bridge does not know.
 pub(super) const UNKNOWN: &str = "(another)";
 
-/// The names of members that may be shown.
-const KNOWN: [&str; 21] = [
-    "app_id",
-    "correlation_id",
-    "created_at",
-    "data",
-    "deleted_at",
-    "event",
-    "events",
-    "id",
-    "identifier",
-    "identifiers",
-    "metadata",
-    "occurred_at",
-    "payload",
-    "profile",
-    "revoked_at",
-    "session_id",
-    "source",
-    "type",
-    "updated_at",
-    "user_id",
-    "value",
+/// The names of members outside of payloads that may be shown.
+const KNOWN: [&str; 8] = [
+    "app_id", "data", "event", "events", "id", "payload", "type", "value",
 ];
 
 impl Ambiguity {
@@ -106,11 +86,11 @@ impl fmt::Display for Ambiguity {
 
 /// The members of an object that were there so far, each by a bit of its own.
 #[derive(Default)]
-pub(super) struct Seen(u32);
+pub(super) struct Seen(u64);
 
 impl Seen {
     /// Notes a member. An error if it was noted before.
-    pub(super) fn first<E: serde::de::Error>(&mut self, bit: u32) -> Result<(), E> {
+    pub(super) fn first<E: serde::de::Error>(&mut self, bit: u64) -> Result<(), E> {
         if self.0 & bit != 0 {
             // Whoever reads on finds out which one it is.
             return Err(E::custom("a member twice"));
@@ -124,7 +104,7 @@ impl Seen {
     pub(super) fn in_other_case<E: serde::de::Error>(
         &mut self,
         name: &Name<'_>,
-        bit: fn(&str) -> Option<u32>,
+        bit: fn(&str) -> Option<u64>,
     ) -> Result<(), E> {
         if name.is_folded() {
             return Ok(());
@@ -133,24 +113,27 @@ impl Seen {
     }
 }
 
-/// A name that occurs twice among these, whatever its case.
+/// A name that occurs twice among these, whatever its case, as far as it may be shown.
 pub(super) fn repeated(names: Vec<Name<'_>>) -> Option<Members> {
+    repeated_of(names, |_| None)
+}
+
+/// The same, of names of which `member` may show more.
+pub(super) fn repeated_of(
+    names: Vec<Name<'_>>,
+    member: impl Fn(&str) -> Option<&'static str>,
+) -> Option<Members> {
     let folded = names.into_iter().map(|name| (name.folded(), name));
     let mut names: Vec<_> = folded.collect();
     names.sort_unstable();
     let pairs = names.iter().zip(names.iter().skip(1));
     let mut repeated = pairs.filter(|((one, _), (other, _))| one == other);
     let ((folded, one), (_, other)) = repeated.next()?;
-    let member = known(folded.text());
+    let known = KNOWN.into_iter().find(|known| folded.is(known));
+    let member = known.or_else(|| member(folded.text())).unwrap_or(UNKNOWN);
     Some(if one == other {
         Members::Repeated(member)
     } else {
         Members::InOtherCase(member)
     })
-}
-
-/// The name, as far as it may be shown.
-fn known(name: &str) -> &'static str {
-    let known = KNOWN.into_iter().find(|known| *known == name);
-    known.unwrap_or(UNKNOWN)
 }

@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 
 use super::{
     ID_BYTES_MAX,
-    ambiguity::{Ambiguity, Seen, repeated},
+    ambiguity::{Ambiguity, Seen, repeated_of},
     json::{self, Name, Value},
-    payload::Fields,
+    payload::{self, Fields},
 };
 
 /// The members of one event that matter, as far as they are there.
@@ -123,7 +123,8 @@ fn ambiguity(raw_json: &str) -> Option<Ambiguity> {
         }
         names.push(name);
     })?;
-    let twice = repeated(names).map(|members| Ambiguity::of("event", members));
+    let twice = repeated_of(names, payload::member_name);
+    let twice = twice.map(|members| Ambiguity::of("event", members));
     found.or(twice).or_else(|| item.contradiction())
 }
 
@@ -150,15 +151,15 @@ impl<'de> Deserialize<'de> for AnyItem<'de> {
 }
 
 /// The bits of an event's own members; those of its fields are below.
-const ID: u32 = 1 << 16;
-const TYPE: u32 = 1 << 17;
-const EVENT: u32 = 1 << 18;
-const PAYLOAD: u32 = 1 << 19;
-const DATA: u32 = 1 << 20;
-const APP_ID: u32 = 1 << 21;
+const ID: u64 = 1 << 58;
+const TYPE: u64 = 1 << 59;
+const EVENT: u64 = 1 << 60;
+const PAYLOAD: u64 = 1 << 61;
+const DATA: u64 = 1 << 62;
+const APP_ID: u64 = 1 << 63;
 
 /// The bit of the member with this name.
-fn bit(name: &str) -> Option<u32> {
+fn bit(name: &str) -> Option<u64> {
     match name {
         "id" => Some(ID),
         "type" => Some(TYPE),

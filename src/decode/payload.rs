@@ -1,240 +1,328 @@
-//! Owns the seven documented payloads: their fields in JSON, and the messages of the contract that
-//! they become. Source: <https://docs.prelude.so/session/documentation/webhooks>.
+//! Owns the members of payloads: which are read, when an event happened by them, and the message of the
+//! contract that they become. What is known of each type is in the table of [`types`].
 
-use std::{collections::BTreeMap, fmt};
+mod free_form;
+mod member;
+mod names;
+mod types;
 
-use prost_types::{ListValue, NullValue, Struct, Timestamp, value::Kind};
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
 };
+
+use prost::encoding::encode_varint;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use self::{
+    member::{Issue, NoMessage, Path, Writer, date_of},
+    types::{EventType, TYPES},
+};
 use super::{
-    ambiguity::{Ambiguity, Members, Seen, UNKNOWN, repeated},
-    date,
+    ambiguity::{Ambiguity, Seen, repeated_of},
     json::{self, Name, Value},
 };
 use crate::{
-    proto::{self, event::Payload},
-    wire,
+    event::{Batch, Draft},
+    proto::PayloadIssue,
+    wire::Timestamp,
 };
-
-/// The types with a payload message.
-pub(super) const DOCUMENTED_TYPES: [&str; 7] = [
-    "user.created",
-    "user.deleted",
-    "user.profile.updated",
-    "user.identifier.created",
-    "user.identifier.deleted",
-    "user.session.created",
-    "user.session.revoked",
-];
 
 /// The longest payload message, in bytes. Clients of gRPC refuse messages above 4 MiB unless told
 /// otherwise, and a stream must not stop at one event: with the JSON beside it, this stays below.
 /// Free-form JSON can grow sixfold when it becomes a `Struct`.
 const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
-/// How deep a free-form object may be nested. Each level is three levels of messages, and clients
-/// refuse what is nested deeper than 100.
-const STRUCT_DEPTH_MAX: usize = 24;
+// The positions of the members that are read of every event.
+const USER_ID: usize = names::position("user_id");
+const CORRELATION_ID: usize = names::position("correlation_id");
+const METADATA: usize = names::position("metadata");
+const CREATED_AT: usize = names::position("created_at");
 
-/// How many values a free-form object may have: each takes some 70 bytes of memory for a moment.
-const STRUCT_VALUES_MAX: usize = 65_536;
+/// The members that say when an event of a type that is not known happened: latest in a thing's life
+/// first.
+const TIMES: [usize; 6] = [
+    names::position("occurred_at"),
+    names::position("time"),
+    names::position("revoked_at"),
+    names::position("deleted_at"),
+    names::position("updated_at"),
+    CREATED_AT,
+];
 
-/// The members of any documented payload, as far as they are there and not null.
-#[derive(Default, PartialEq, Eq)]
-pub(super) struct Fields<'a> {
-    pub(super) user_id: Option<Value<'a>>,
-    pub(super) correlation_id: Option<Value<'a>>,
-    source: Option<Value<'a>>,
-    session_id: Option<Value<'a>>,
-    identifier: Option<Value<'a>>,
-    identifiers: Option<Value<'a>>,
-    profile: Option<Value<'a>>,
-    metadata: Option<Value<'a>>,
-    pub(super) created_at: Option<Value<'a>>,
-    updated_at: Option<Value<'a>>,
-    deleted_at: Option<Value<'a>>,
-    revoked_at: Option<Value<'a>>,
-    occurred_at: Option<Value<'a>>,
+/// The event types that have a payload message.
+pub fn event_types() -> impl Iterator<Item = &'static str> {
+    TYPES.iter().map(|known| known.name)
 }
 
-/// A date, where there is one that the contract can hold.
-type Date = Option<wire::Timestamp>;
-
-/// A field is there but is not what is documented.
-pub(super) struct WrongShape;
-
-/// Why a payload has no message.
-enum NoMessage {
-    WrongShape,
-    /// An object in it has a member twice.
-    Ambiguous(Ambiguity),
+/// An entry of the table of types, with what is made of it at the start.
+pub(super) struct Known {
+    entry: &'static EventType,
+    /// The name, which the events of a batch share.
+    pub(super) name: Arc<str>,
+    /// The positions of its time and of its members, with those of their second names.
+    time: usize,
+    members: Vec<(usize, Option<usize>)>,
 }
 
-impl From<WrongShape> for NoMessage {
-    fn from(WrongShape: WrongShape) -> Self {
-        Self::WrongShape
+static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
+    let position = |name| names::member(name).unwrap_or(usize::MAX);
+    let known = TYPES.iter().map(|entry| Known {
+        entry,
+        name: entry.name.into(),
+        time: position(entry.time),
+        members: entry
+            .members
+            .iter()
+            .map(|member| (position(member.name), member.second_name.map(position)))
+            .collect(),
+    });
+    known.collect()
+});
+
+impl Known {
+    /// What is known of a type.
+    pub(super) fn find(event_type: &str) -> Option<&'static Self> {
+        KNOWN.get(names::event_type(event_type)?)
     }
 }
 
+/// How many members, by their positions, have room of their own: those of the types that there are most
+/// of, `user.*`, which come first in the table. For all members it would take twice as long to move.
+const INLINE: usize = 14;
+
+/// The members that are read of any payload, as far as they are there and not null.
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    first: [Option<Value<'a>>; INLINE],
+    /// Those that come after, with their positions.
+    others: Vec<(usize, Option<Value<'a>>)>,
+}
+
+impl PartialEq for Fields<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let others = self.others.iter().chain(&other.others);
+        let mut positions = others.map(|&(position, _)| position);
+        self.first == other.first
+            && positions.all(|position| self.get(position) == other.get(position))
+    }
+}
+
+impl Eq for Fields<'_> {}
+
+/// The time that a type's events have, if it is there; or why it cannot be taken.
+type Documented = Option<Result<Timestamp, PayloadIssue>>;
+
 impl<'a> Fields<'a> {
-    /// Finds the fields in an object; `None` where it is none, or has one of them twice.
+    /// Finds the members in an object; `None` where it is none, or has one of them twice.
     pub(super) fn read(object: &'a str) -> Option<Self> {
         json::object(object)
     }
 
-    /// The field that an object has twice, if that is why it could not be read.
+    /// The member that an object has twice, if that is why it could not be read.
     pub(super) fn ambiguity(name: &'static str, object: &str) -> Option<Ambiguity> {
-        let mut names = Vec::new();
+        let mut found = Vec::new();
         json::members(object, |name, _| {
             if Self::bit(name.folded().text()).is_some() {
-                names.push(name);
+                found.push(name);
             }
         })?;
-        repeated(names).map(|members| Ambiguity::of(name, members))
+        repeated_of(found, member_name).map(|members| Ambiguity::of(name, members))
     }
 
-    /// The bit of the field with this name.
-    pub(super) fn bit(name: &str) -> Option<u32> {
-        Self::default().member(name).map(|(bit, _)| bit)
+    /// The bit of the member with this name.
+    pub(super) fn bit(name: &str) -> Option<u64> {
+        Some(1 << names::member(name)?)
     }
 
-    /// The field with this name, and its bit.
-    pub(super) fn member(&mut self, name: &str) -> Option<(u32, &mut Option<Value<'a>>)> {
-        Some(match name {
-            "user_id" => (1 << 0, &mut self.user_id),
-            "correlation_id" => (1 << 1, &mut self.correlation_id),
-            "source" => (1 << 2, &mut self.source),
-            "session_id" => (1 << 3, &mut self.session_id),
-            "identifier" => (1 << 4, &mut self.identifier),
-            "identifiers" => (1 << 5, &mut self.identifiers),
-            "profile" => (1 << 6, &mut self.profile),
-            "metadata" => (1 << 7, &mut self.metadata),
-            "created_at" => (1 << 8, &mut self.created_at),
-            "updated_at" => (1 << 9, &mut self.updated_at),
-            "deleted_at" => (1 << 10, &mut self.deleted_at),
-            "revoked_at" => (1 << 11, &mut self.revoked_at),
-            "occurred_at" => (1 << 12, &mut self.occurred_at),
-            _ => return None,
-        })
+    /// The member with this name, and its bit.
+    pub(super) fn member(&mut self, name: &str) -> Option<(u64, &mut Option<Value<'a>>)> {
+        let position = names::member(name)?;
+        Some((1 << position, self.slot(position)?))
     }
 
-    /// The date that is documented for a type.
-    pub(super) fn documented_date(&self, event_type: &str) -> Result<Date, WrongShape> {
-        let value = match event_type {
-            "user.created" | "user.identifier.created" | "user.session.created" => self.created_at,
-            "user.profile.updated" => self.updated_at,
-            "user.deleted" | "user.identifier.deleted" => self.deleted_at,
-            "user.session.revoked" => self.revoked_at,
-            _ => None,
-        };
-        let Some(value) = value else {
-            return Ok(None);
-        };
-        let text = value.string().ok_or(WrongShape)?;
-        Ok(date::parse(&text).ok_or(WrongShape)?.timestamp())
+    fn slot(&mut self, position: usize) -> Option<&mut Option<Value<'a>>> {
+        if position < INLINE {
+            return self.first.get_mut(position);
+        }
+        let found = self.others.iter().position(|&(other, _)| other == position);
+        let index = found.unwrap_or(self.others.len());
+        if found.is_none() {
+            self.others.push((position, None));
+        }
+        self.others.get_mut(index).map(|(_, value)| value)
     }
 
-    /// The date that a value is; `None` where there is none that can be read.
-    pub(super) fn date(value: Option<Value<'_>>) -> Date {
-        date::parse(&value?.string()?)?.timestamp()
+    fn get(&self, position: usize) -> Option<Value<'a>> {
+        if let Some(value) = self.first.get(position) {
+            return *value;
+        }
+        let mut others = self.others.iter();
+        others.find(|&&(other, _)| other == position)?.1
+    }
+
+    pub(super) fn user_id(&self) -> Option<Value<'a>> {
+        self.get(USER_ID)
+    }
+
+    /// The correlation id: a member of the payload, or of the payload's `metadata` where that can be
+    /// Prelude's.
+    pub(super) fn correlation_id(&self, known: Option<&Known>) -> Option<Value<'a>> {
+        let own = self.get(CORRELATION_ID);
+        if own.is_some() || known.is_some_and(|known| !known.entry.is_correlated_by_metadata) {
+            return own;
+        }
+        let metadata = self.get(METADATA)?;
+        let (mut found, mut count) = (None, 0);
+        json::members(metadata.json(), |name, value| {
+            if name.is("correlation_id") {
+                (found, count) = (value.not_null(), count + 1);
+            }
+        })?;
+        found.filter(|_| count == 1)
+    }
+
+    /// The date in the member that is documented for a type.
+    pub(super) fn documented_date(&self, known: Option<&Known>) -> Documented {
+        self.get(known?.time).map(date_of)
+    }
+
+    /// The `created_at` that is a readable date.
+    pub(super) fn created_at(&self) -> Option<Timestamp> {
+        date_of(self.get(CREATED_AT)?).ok()
     }
 
     /// When it happened: the date that is documented for the type; else the `created_at` beside
-    /// the payload; else the first readable of `occurred_at` and, latest in a thing's life first,
-    /// `revoked_at`, `deleted_at`, `updated_at` and `created_at`.
-    pub(super) fn occurred_at(&self, documented: Date, beside: Date) -> Date {
+    /// the payload; else the first readable of [`TIMES`].
+    pub(super) fn occurred_at(
+        &self,
+        documented: Documented,
+        beside: Option<Timestamp>,
+    ) -> Option<Timestamp> {
+        let documented = documented.and_then(Result::ok);
         documented.or(beside).or_else(|| {
-            let life = [
-                self.occurred_at,
-                self.revoked_at,
-                self.deleted_at,
-                self.updated_at,
-                self.created_at,
-            ];
-            life.into_iter().find_map(Self::date)
+            let mut dates = TIMES.into_iter().filter_map(|time| self.get(time));
+            dates.find_map(|date| date_of(date).ok())
         })
     }
 
-    /// Appends the payload message of a documented type, if the fields have the right shapes.
+    /// Appends the message of a payload, and what it lacks.
+    ///
+    /// # Errors
+    /// An object that becomes part of the message has a member twice.
     pub(super) fn encode(
         &self,
-        event_type: &str,
-        date: Date,
+        known: &Known,
+        time: Documented,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Ambiguity> {
-        match self.message(event_type, date.map(timestamp)) {
-            Ok(Some(message)) if message.encoded_len() <= PAYLOAD_BYTES_MAX => {
-                message.encode(buffer);
+        let start = buffer.len();
+        let mut writer = Writer::new(buffer);
+        let written = writer.nested(known.entry.number, |writer| {
+            for (member, &(first, second)) in known.entry.members.iter().zip(&known.members) {
+                writer.path.member = member.name;
+                let value = self.get(first);
+                let value = value.or_else(|| self.get(second?));
+                let time = time.filter(|_| first == known.time);
+                writer.member(member, value, time)?;
             }
-            // What has no message is whole in the event's JSON.
-            Ok(_) | Err(NoMessage::WrongShape) => {}
-            Err(NoMessage::Ambiguous(ambiguity)) => return Err(ambiguity),
-        }
+            Ok(())
+        });
+        let (path, inexact) = (writer.path, writer.inexact);
+        let bytes = buffer.len() - start;
+        let issue = match written {
+            Ok(()) if bytes <= PAYLOAD_BYTES_MAX => {
+                if let Some(issue) = inexact {
+                    let message = buffer.split_off(start);
+                    put_issue(buffer, issue);
+                    buffer.extend_from_slice(&message);
+                }
+                return Ok(());
+            }
+            Ok(()) => Issue {
+                kind: PayloadIssue::TooLarge,
+                path: Path::default(),
+            },
+            Err(NoMessage::Issue(kind)) => Issue { kind, path },
+            Err(NoMessage::Ambiguous(ambiguity)) => {
+                buffer.truncate(start);
+                return Err(ambiguity);
+            }
+        };
+        // What has no message is whole in the event's JSON.
+        buffer.truncate(start);
+        put_issue(buffer, issue);
         Ok(())
     }
+}
 
-    fn message(
-        &self,
-        event_type: &str,
-        date: Option<Timestamp>,
-    ) -> Result<Option<Payload>, NoMessage> {
-        let message = match event_type {
-            "user.created" => Payload::UserCreated(proto::UserCreated {
-                user_id: string(self.user_id)?,
-                identifiers: identifiers(self.identifiers)?,
-                profile: free_form("profile", self.profile)?,
-                source: string(self.source)?,
-                created_at: date,
-                correlation_id: string(self.correlation_id)?,
-            }),
-            "user.deleted" => Payload::UserDeleted(proto::UserDeleted {
-                user_id: string(self.user_id)?,
-                deleted_at: date,
-                correlation_id: string(self.correlation_id)?,
-            }),
-            "user.profile.updated" => Payload::UserProfileUpdated(proto::UserProfileUpdated {
-                user_id: string(self.user_id)?,
-                profile: free_form("profile", self.profile)?,
-                updated_at: date,
-                correlation_id: string(self.correlation_id)?,
-            }),
-            "user.identifier.created" => {
-                Payload::UserIdentifierCreated(proto::UserIdentifierCreated {
-                    user_id: string(self.user_id)?,
-                    identifier: self.identifier.map(identifier).transpose()?,
-                    created_at: date,
-                    correlation_id: string(self.correlation_id)?,
-                })
-            }
-            "user.identifier.deleted" => {
-                Payload::UserIdentifierDeleted(proto::UserIdentifierDeleted {
-                    user_id: string(self.user_id)?,
-                    identifier: self.identifier.map(identifier).transpose()?,
-                    deleted_at: date,
-                    correlation_id: string(self.correlation_id)?,
-                })
-            }
-            "user.session.created" => Payload::UserSessionCreated(proto::UserSessionCreated {
-                user_id: string(self.user_id)?,
-                session_id: string(self.session_id)?,
-                identifier: self.identifier.map(identifier).transpose()?,
-                metadata: free_form("metadata", self.metadata)?,
-                created_at: date,
-                correlation_id: string(self.correlation_id)?,
-            }),
-            "user.session.revoked" => Payload::UserSessionRevoked(proto::UserSessionRevoked {
-                user_id: string(self.user_id)?,
-                session_id: string(self.session_id)?,
-                revoked_at: date,
-                correlation_id: string(self.correlation_id)?,
-            }),
-            _ => return Ok(None),
-        };
-        Ok(Some(message))
+/// Appends that a payload of a known type is no object.
+pub(super) fn put_no_object(buffer: &mut Vec<u8>) {
+    let issue = Issue {
+        kind: PayloadIssue::WrongShape,
+        path: Path::default(),
+    };
+    put_issue(buffer, issue);
+}
+
+/// The tags of `Event.payload_issue`, a varint, and of `Event.payload_issue_member`, a text.
+const ISSUE: u8 = 12 << 3;
+const ISSUE_MEMBER: u8 = 13 << 3 | 2;
+
+/// Appends the fields of an event that say what its payload's message lacks.
+fn put_issue(buffer: &mut Vec<u8>, Issue { kind, path }: Issue) {
+    buffer.push(ISSUE);
+    encode_varint(i64::from(i32::from(kind)).cast_unsigned(), buffer);
+    let separator = if path.inner.is_empty() { "" } else { "." };
+    let texts = [path.member, separator, path.inner];
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    if bytes > 0 {
+        buffer.push(ISSUE_MEMBER);
+        encode_varint(bytes as u64, buffer);
+        for text in texts {
+            buffer.extend_from_slice(text.as_bytes());
+        }
     }
+}
+
+/// What the payload message of an event lacks, and the member that has the issue (empty if it is none).
+#[must_use]
+pub fn payload_issue<'b>(batch: &'b Batch, draft: &Draft) -> Option<(PayloadIssue, &'b str)> {
+    // These fields come before the message.
+    let (&kind, rest) = batch.payload(draft).strip_prefix(&[ISSUE])?.split_first()?;
+    let kind = PayloadIssue::try_from(i32::from(kind)).ok()?;
+    let member = rest
+        .strip_prefix(&[ISSUE_MEMBER])
+        .and_then(|rest| {
+            let (&length, rest) = rest.split_first()?;
+            str::from_utf8(rest.get(..usize::from(length))?).ok()
+        })
+        .unwrap_or_default();
+    Some((kind, member))
+}
+
+/// The name of an issue in metrics and log lines.
+#[must_use]
+pub fn issue_name(issue: PayloadIssue) -> &'static str {
+    match issue {
+        PayloadIssue::Unspecified => "none",
+        PayloadIssue::WrongShape => "wrong_shape",
+        PayloadIssue::DateOutOfRange => "date_out_of_range",
+        PayloadIssue::NumberOutOfRange => "number_out_of_range",
+        PayloadIssue::TextNotUnicode => "text_not_unicode",
+        PayloadIssue::NestedTooDeep => "nested_too_deep",
+        PayloadIssue::TooManyValues => "too_many_values",
+        PayloadIssue::TooLarge => "too_large",
+    }
+}
+
+/// The name of a member, if it is one that is read.
+pub(super) fn member_name(name: &str) -> Option<&'static str> {
+    names::member_name(names::member(name)?)
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -269,160 +357,5 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             }
         }
         Ok(fields)
-    }
-}
-
-fn string(value: Option<Value<'_>>) -> Result<String, WrongShape> {
-    match value {
-        None => Ok(String::new()),
-        Some(value) => Ok(value.string().ok_or(WrongShape)?.into_owned()),
-    }
-}
-
-fn timestamp(wire::Timestamp { seconds, nanos }: wire::Timestamp) -> Timestamp {
-    Timestamp { seconds, nanos }
-}
-
-fn identifiers(value: Option<Value<'_>>) -> Result<Vec<proto::Identifier>, NoMessage> {
-    let Some(value) = value else {
-        return Ok(Vec::new());
-    };
-    let elements = value.elements().ok_or(WrongShape)?;
-    elements.into_iter().map(identifier).collect()
-}
-
-fn identifier(value: Value<'_>) -> Result<proto::Identifier, NoMessage> {
-    let (mut kind, mut text, mut names) = (None, None, Vec::new());
-    json::members(value.json(), |name, value| {
-        match name.text() {
-            "type" => kind = Some(value),
-            "value" => text = Some(value),
-            _ if matches!(name.folded().text(), "type" | "value") => {}
-            _ => return,
-        }
-        names.push(name);
-    })
-    .ok_or(WrongShape)?;
-    if let Some(members) = repeated(names) {
-        let ambiguity = Ambiguity::of("identifier", members);
-        return Err(NoMessage::Ambiguous(ambiguity));
-    }
-    Ok(proto::Identifier {
-        r#type: string(kind.and_then(Value::not_null))?,
-        value: string(text.and_then(Value::not_null))?,
-    })
-}
-
-/// Any object, as a `Struct`.
-fn free_form(name: &'static str, value: Option<Value<'_>>) -> Result<Option<Struct>, NoMessage> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    let mut bounds = Bounds {
-        values_left: STRUCT_VALUES_MAX,
-        is_repeated: false,
-    };
-    let seed = FreeForm {
-        depth_left: STRUCT_DEPTH_MAX,
-        bounds: &mut bounds,
-    };
-    let mut deserializer = serde_json::Deserializer::from_str(value.json());
-    match seed.deserialize(&mut deserializer) {
-        _ if bounds.is_repeated => {
-            let ambiguity = Ambiguity::of(name, Members::Repeated(UNKNOWN));
-            Err(NoMessage::Ambiguous(ambiguity))
-        }
-        Ok(Kind::StructValue(object)) => Ok(Some(object)),
-        Ok(_) | Err(_) => Err(NoMessage::WrongShape),
-    }
-}
-
-/// What all values of one free-form object share.
-struct Bounds {
-    values_left: usize,
-    /// Whether an object in it has a member twice.
-    is_repeated: bool,
-}
-
-struct FreeForm<'b> {
-    depth_left: usize,
-    bounds: &'b mut Bounds,
-}
-
-impl FreeForm<'_> {
-    /// What stands inside of this value.
-    fn inner<E: serde::de::Error>(&mut self) -> Result<FreeForm<'_>, E> {
-        let depth_left = self.depth_left.checked_sub(1);
-        let values_left = self.bounds.values_left.checked_sub(1);
-        let (Some(depth_left), Some(left)) = (depth_left, values_left) else {
-            return Err(E::custom("too deep or too much"));
-        };
-        self.bounds.values_left = left;
-        Ok(FreeForm {
-            depth_left,
-            bounds: self.bounds,
-        })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for FreeForm<'_> {
-    type Value = Kind;
-
-    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Kind, D::Error> {
-        parser.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for FreeForm<'_> {
-    type Value = Kind;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("any JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Kind, E> {
-        Ok(Kind::NullValue(NullValue::NullValue.into()))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Kind, E> {
-        Ok(Kind::BoolValue(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Kind, E> {
-        Ok(Kind::NumberValue(value as f64))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Kind, E> {
-        Ok(Kind::NumberValue(value as f64))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Kind, E> {
-        Ok(Kind::NumberValue(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Kind, E> {
-        Ok(Kind::StringValue(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Kind, E> {
-        Ok(Kind::StringValue(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut array: A) -> Result<Kind, A::Error> {
-        let mut values = Vec::new();
-        while let Some(kind) = array.next_element_seed(self.inner()?)? {
-            values.push(prost_types::Value { kind: Some(kind) });
-        }
-        Ok(Kind::ListValue(ListValue { values }))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<Kind, A::Error> {
-        let mut fields = BTreeMap::new();
-        while let Some(name) = object.next_key::<String>()? {
-            let kind = object.next_value_seed(self.inner()?)?;
-            let value = prost_types::Value { kind: Some(kind) };
-            self.bounds.is_repeated |= fields.insert(name, value).is_some();
-        }
-        Ok(Kind::StructValue(Struct { fields }))
     }
 }

@@ -6,23 +6,22 @@ use serde_json::json;
 use super::*;
 use crate::{
     event::UnixMicros,
-    metrics,
     proto::{self, event::Payload},
     wire,
 };
 
 const APP: &str = "54e9ujn";
 
-fn decode(body: impl Into<Bytes>) -> Result<Batch, Error> {
+pub(super) fn decode(body: impl Into<Bytes>) -> Result<Batch, Error> {
     batch_of(body.into(), &APP.into(), "")
 }
 
-fn body(items: &[&str]) -> String {
+pub(super) fn body(items: &[&str]) -> String {
     format!(r#"{{"app_id":"{APP}","events":[{}]}}"#, items.join(","))
 }
 
 /// Decodes a batch of one item, and reads it back with the generated types.
-fn event(item: &str) -> proto::Event {
+pub(super) fn event(item: &str) -> proto::Event {
     let batch = decode(body(&[item])).unwrap();
     assert_eq!(batch.drafts.len(), 1, "{item}");
     let draft = &batch.drafts[0];
@@ -46,7 +45,7 @@ fn event(item: &str) -> proto::Event {
     event
 }
 
-fn at(text: &str) -> Option<prost_types::Timestamp> {
+pub(super) fn at(text: &str) -> Option<prost_types::Timestamp> {
     let at: jiff::Timestamp = text.parse().unwrap();
     Some(prost_types::Timestamp {
         seconds: at.as_second(),
@@ -95,7 +94,7 @@ mod shapes {
     }
 
     #[test]
-    fn every_documented_type_has_its_payload() {
+    fn every_type_of_a_user_has_its_payload() {
         let payload = json!({
             "user_id": "usr_1", "session_id": "ses_1", "source": "api", "correlation_id": "corr_1",
             "identifier": {"type": "phone_number", "value": "+33600000000"},
@@ -132,14 +131,10 @@ mod shapes {
                 Payload::UserSessionRevoked(it) => {
                     (it.session_id == "ses_1").then_some("user.session.revoked")
                 }
+                other => panic!("{other:?}"),
             };
             assert_eq!(name, Some(event_type));
         }
-    }
-
-    #[test]
-    fn the_documented_types_are_those_that_are_counted() {
-        assert_eq!(payload::DOCUMENTED_TYPES, metrics::COUNTED_TYPES);
     }
 
     #[test]
@@ -586,9 +581,7 @@ mod payloads {
             r#""identifiers":[{"type":1}]"#,
             r#""created_at":1700000000"#,
             r#""created_at":"yesterday""#,
-            r#""profile":{"n":1e999}"#,
             r#""source":"\ud800""#,
-            r#""profile":{"\ud800":1}"#,
         ] {
             let event = event(&format!(
                 r#"{{"id":"evt_1","type":"user.created","created_at":"2026-01-01T00:00:01Z","payload":{{"user_id":"usr_1",{wrong}}}}}"#
@@ -878,7 +871,7 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
         any::<f64>().prop_map(Into::into),
         any::<i64>().prop_map(Into::into),
         any::<String>().prop_map(Into::into),
-        proptest::sample::select(payload::DOCUMENTED_TYPES.to_vec()).prop_map(Into::into),
+        proptest::sample::select(event_types().collect::<Vec<_>>()).prop_map(Into::into),
         Just("2026-01-01T00:00:00Z".into()),
     ];
     leaf.prop_recursive(4, 32, 6, move |inner| {

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{COUNTED_TYPES, OTHER};
+use super::by_type::ByType;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RequestLabels {
@@ -44,8 +44,9 @@ pub(super) struct RefusedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct TypeLabel {
-    pub(super) r#type: &'static str,
+pub(super) struct PayloadIssueLabels {
+    pub(super) r#type: String,
+    pub(super) issue: &'static str,
 }
 
 pub(super) struct Webhook {
@@ -99,8 +100,8 @@ impl Webhook {
 }
 
 pub(super) struct Events {
-    pub(super) received: [Counter; COUNTED_TYPES.len()],
-    pub(super) received_other: Counter,
+    pub(super) received: ByType,
+    pub(super) payload_issues: Family<PayloadIssueLabels, Counter>,
     pub(super) accepted: Counter,
     pub(super) duplicates: Counter,
     pub(super) changed: Counter,
@@ -108,20 +109,21 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        // All series exist from the start, so that a rate includes the first event.
-        let received = Family::<TypeLabel, Counter>::default();
-        let of = |r#type| received.get_or_create_owned(&TypeLabel { r#type });
         let these = Self {
-            received: COUNTED_TYPES.map(of),
-            received_other: of(OTHER),
+            received: ByType::register(
+                registry,
+                "events_received",
+                "Events of verified batches by type, repetitions included",
+            ),
+            payload_issues: Family::default(),
             accepted: Counter::default(),
             duplicates: Counter::default(),
             changed: Counter::default(),
         };
         registry.register(
-            "events_received",
-            "Events of verified batches by type, repetitions included",
-            received,
+            "event_payload_issues",
+            "Events of a known type whose payload has no message or one that is not exact, by type and issue",
+            these.payload_issues.clone(),
         );
         registry.register(
             "events_accepted",

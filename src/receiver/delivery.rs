@@ -95,9 +95,7 @@ pub(super) async fn take<B: Buf>(
     let body = Body { bytes, held };
     let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
     let batch = decode::batch(verified, &app.id, traceparent(headers))?;
-    for draft in &batch.drafts {
-        shared.metrics.event_received(&draft.event_type);
-    }
+    shared.note_events(app, &batch);
     let dates = batch.dates;
     let appended = match shared.check_age(app, &batch).await? {
         Judged::Repetition(appended) => appended,

@@ -44,7 +44,8 @@ pub use self::{
 };
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 use crate::{
-    event::Sequence,
+    decode,
+    event::{Batch, Sequence},
     log::Log,
     metrics::Metrics,
     net::{
@@ -113,6 +114,8 @@ struct Shared {
     apps: HashMap<Arc<str>, App>,
     /// The apps of which nothing was appended yet, if the log was empty at the start.
     new_apps: Mutex<HashSet<Arc<str>>>,
+    /// Of which event types which issue of payloads was logged.
+    payload_issues: Mutex<HashSet<(Arc<str>, &'static str)>>,
     log: Arc<dyn Log>,
     metrics: Arc<Metrics>,
     bodies: Arc<Budget>,
@@ -126,6 +129,33 @@ impl Shared {
     fn is_first_of(&self, app: &App) -> bool {
         let mut new_apps = self.new_apps.lock().unwrap_or_else(PoisonError::into_inner);
         new_apps.remove(&app.id)
+    }
+
+    /// Counts the events of a verified batch, and says once for each type and issue that a payload
+    /// lacks its message. Only known types have issues, so there are few lines.
+    fn note_events(&self, app: &App, batch: &Batch) {
+        for draft in &batch.drafts {
+            let event_type = &draft.event_type;
+            self.metrics.event_received(event_type);
+            let Some((issue, member)) = decode::payload_issue(batch, draft) else {
+                continue;
+            };
+            let issue = decode::issue_name(issue);
+            self.metrics.payload_issue(event_type, issue);
+            let mut logged = self
+                .payload_issues
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if logged.insert((Arc::clone(event_type), issue)) {
+                tracing::warn!(
+                    app = &*app.id,
+                    r#type = &**event_type,
+                    issue,
+                    member,
+                    "a payload has no message, or one that is not exact; the event's JSON is complete"
+                );
+            }
+        }
     }
 }
 
@@ -147,6 +177,7 @@ impl Receiver {
             shared: Arc::new(Shared {
                 apps,
                 new_apps: Mutex::new(new_apps),
+                payload_issues: Mutex::default(),
                 log,
                 metrics,
                 bodies: Arc::new(Budget::new(budget::Limits {

@@ -21,6 +21,7 @@ mod disk;
 mod doctor;
 mod drain;
 mod durability;
+mod event_types;
 mod events;
 mod grpc;
 mod grpc_status;

@@ -312,7 +312,7 @@ mod tests {
             correlation_id: "corr_1".into(),
             traceparent: head.traceparent.into(),
             raw_json: "{}".into(),
-            payload: None,
+            ..proto::Event::default()
         };
         assert_eq!(response.events, [expected]);
     }

@@ -15,9 +15,12 @@ use serde_json::value::RawValue;
 
 use super::Output;
 use crate::cli::terminal::{self, Width};
-use crate::proto::{Event, Identifier, PayloadFormat, event::Payload};
+use crate::{
+    decode,
+    proto::{Event, Identifier, Money, PayloadFormat, PayloadIssue, event::Payload},
+};
 
-/// The longest documented type, `user.identifier.created`.
+/// The longest type of Auth, `user.identifier.created`. Those of Notify are longer.
 const TYPE_WIDTH: usize = 23;
 /// Columns grow with their content up to this width.
 const COLUMN_WIDTH_MAX: usize = 32;
@@ -122,7 +125,7 @@ impl Formatter {
         let detail = event
             .payload
             .as_ref()
-            .map_or_else(String::new, |payload| detail(payload, false));
+            .map_or_else(|| lack(event), |payload| detail(payload, false));
         self.put(&[
             cell(received_at, DIM, 0),
             type_cell(event),
@@ -161,7 +164,7 @@ impl Formatter {
             let detail = event
                 .payload
                 .as_ref()
-                .map_or_else(String::new, |payload| detail(payload, !is_roomy));
+                .map_or_else(|| lack(event), |payload| detail(payload, !is_roomy));
             cells.push(cell(terminal::cut(&escape(&detail), left), Style::new(), 0));
         }
         cells.extend(sequence);
@@ -256,6 +259,21 @@ fn type_style(event_type: &str) -> Style {
     Style::new().fg_color(Some(Color::Ansi(colour)))
 }
 
+/// Why an event of a known type has no payload message.
+fn lack(event: &Event) -> String {
+    let issue = event.payload_issue();
+    if issue == PayloadIssue::Unspecified {
+        return String::new();
+    }
+    let of = if event.payload_issue_member.is_empty() {
+        ""
+    } else {
+        " of "
+    };
+    let issue = decode::issue_name(issue);
+    format!("(not typed: {issue}{of}{})", event.payload_issue_member)
+}
+
 /// The details of an event, in a long and a short form.
 fn detail(payload: &Payload, is_short: bool) -> String {
     let id = |id: &str| if is_short { short(id) } else { id.to_owned() };
@@ -281,7 +299,6 @@ fn detail(payload: &Payload, is_short: bool) -> String {
             }
             parts.join(", ")
         }
-        Payload::UserDeleted(_) => String::new(),
         Payload::UserProfileUpdated(updated) => {
             let fields = updated.profile.as_ref().map(|profile| &profile.fields);
             let names: Vec<&str> = fields
@@ -304,7 +321,37 @@ fn detail(payload: &Payload, is_short: bool) -> String {
             None => id(&created.session_id),
         },
         Payload::UserSessionRevoked(revoked) => id(&revoked.session_id),
+        Payload::StepUpHookFailed(failed) => failed.reason.clone(),
+        Payload::MigrationHookFailed(failed) => failed.reason.clone(),
+        Payload::VerifyAuthentication(created) => {
+            let target = created.target.as_ref().map(identifier).unwrap_or_default();
+            let price = created.price.as_ref().map(money).unwrap_or_default();
+            joined([target, price])
+        }
+        Payload::VerifyAttempt(attempt) => {
+            let target = attempt.target.as_ref().map(identifier).unwrap_or_default();
+            joined([target, attempt.delivery_status.clone()])
+        }
+        Payload::VerifyDeliveryStatus(report) => {
+            let target = report.target.as_ref().map(identifier).unwrap_or_default();
+            joined([target, report.status.clone()])
+        }
+        Payload::TransactionalMessage(message) => {
+            joined([message.to.clone(), message.reason.clone()])
+        }
+        // Nothing more is known of a user who was deleted, and nothing is said yet of types that are
+        // new in the contract.
+        _ => String::new(),
     }
+}
+
+fn money(money: &Money) -> String {
+    format!("{} {}", money.amount, money.currency)
+}
+
+fn joined<const N: usize>(parts: [String; N]) -> String {
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
 }
 
 /// Escapes control characters and characters that change the direction of text.
@@ -699,6 +746,62 @@ mod tests {
             "x\ny"
         );
         assert_eq!(json_value("no json")["payload"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn an_event_without_its_message_says_why() {
+        let mut untyped = event("user.created", None);
+        untyped.set_payload_issue(PayloadIssue::WrongShape);
+        assert!(human(&untyped).contains("(not typed: wrong_shape)"));
+        untyped.payload_issue_member = "identifiers.type".into();
+        assert!(human(&untyped).contains("(not typed: wrong_shape of identifiers.type)"));
+        assert!(!human(&event("user.suspended", None)).contains("not typed"));
+    }
+
+    #[test]
+    fn hooks_verifications_and_messages_show_what_they_are_about() {
+        use crate::proto::{
+            MigrationHookFailed, TransactionalMessage, VerifyAuthentication, VerifyDeliveryStatus,
+        };
+        let price = Money {
+            amount: "1.10".into(),
+            currency: "EUR".into(),
+        };
+        for (payload, shown) in [
+            (
+                Payload::MigrationHookFailed(MigrationHookFailed {
+                    reason: "request_failed".into(),
+                    ..MigrationHookFailed::default()
+                }),
+                "request_failed",
+            ),
+            (
+                Payload::VerifyAuthentication(VerifyAuthentication {
+                    target: Some(email()),
+                    price: Some(price),
+                    ..VerifyAuthentication::default()
+                }),
+                "email_address alice@example.com, 1.10 EUR",
+            ),
+            (
+                Payload::VerifyDeliveryStatus(VerifyDeliveryStatus {
+                    status: "in_transit".into(),
+                    ..VerifyDeliveryStatus::default()
+                }),
+                "in_transit",
+            ),
+            (
+                Payload::TransactionalMessage(TransactionalMessage {
+                    to: "+33600000000".into(),
+                    reason: "network".into(),
+                    ..TransactionalMessage::default()
+                }),
+                "+33600000000, network",
+            ),
+        ] {
+            let line = human(&event("a.b", Some(payload)));
+            assert!(line.ends_with(&format!("{shown}  #42\n")), "{line}");
+        }
     }
 
     #[test]

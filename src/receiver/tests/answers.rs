@@ -24,7 +24,7 @@ async fn a_batch_is_accepted_once() {
     for line in [
         r#"requests_total{outcome="accepted",status="200"} 4"#,
         r#"events_received_total{type="user.created"} 3"#,
-        r#"events_received_total{type="other"} 3"#,
+        r#"events_received_total{type="of.a.stranger"} 3"#,
         "events_accepted_total 2",
         "events_duplicate_total 4",
     ] {

@@ -197,8 +197,10 @@ func (PayloadFormat) EnumDescriptor() ([]byte, []int) {
 // entries. A field has at most 256 entries of at most 256 bytes.
 type Filter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Event types: exact ("user.created") or patterns. "*" stands for one dot-separated segment
-	// ("user.session.*"); "**" as the last segment stands for one or more.
+	// Event types: exact names or patterns. An exact name may be any text, so every type that an event
+	// can have can be named, also one that this contract does not know. A pattern is a text with a
+	// segment "*" or "**". It consists of dot-separated segments, none of them empty: "*" stands for
+	// exactly one segment ("user.session.*"), "**" as the last segment for one or more.
 	Types []string `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`
 	// Event types to leave out, in the same form. An exclusion wins over an inclusion.
 	ExcludeTypes []string `protobuf:"bytes,2,rep,name=exclude_types,json=excludeTypes,proto3" json:"exclude_types,omitempty"`
