@@ -480,6 +480,27 @@ mod tests {
         assert_eq!(listed, FAULTS_IN_MESSAGE_MAX);
     }
 
+    /// The message of the case `special_status_message` in gRPC's interoperability tests, and more.
+    #[test]
+    fn a_message_in_trailers_is_percent_encoded() {
+        for (message, encoded) in [
+            (
+                "\t\ntest with whitespace\r\nand Unicode BMP \u{263a} and non-BMP \u{1f608}\t\n",
+                "%09%0Atest%20with%20whitespace%0D%0Aand%20Unicode%20BMP%20%E2%98%BA%20and%20non-BMP%20\
+                 %F0%9F%98%88%09%0A",
+            ),
+            ("100%", "100%25"),
+            ("\u{7f}\u{0}~!", "%7F%00~!"),
+        ] {
+            let trailers = trailers(&Status::internal(message));
+            let sent = trailers["grpc-message"].to_str().unwrap();
+            // A space may be encoded or not.
+            assert_eq!(sent.replace(' ', "%20"), encoded);
+            let read = Status::from_header_map(&trailers).unwrap();
+            assert_eq!(read.message(), message);
+        }
+    }
+
     #[test]
     fn a_slow_consumer_is_given_its_cursor() {
         let failure = Failure::Stream(Stream::SlowConsumer {

@@ -22,9 +22,11 @@ mod doctor;
 mod drain;
 mod durability;
 mod grpc;
+mod grpc_protocol;
 mod grpc_status;
 mod grpc_web;
 mod http;
+mod http2_spec;
 mod keys;
 #[cfg(target_os = "linux")]
 mod power;
