@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header, request::Parts};
 use tokio::time::Instant;
 
-use super::status::Failure;
+use super::status::{ACCEPTED_ENCODINGS, Failure};
 
 /// The header with the deadline of a call.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -113,9 +113,6 @@ pub(super) enum Encoding {
     /// RFC 1952.
     Gzip,
 }
-
-/// The encodings that requests may have, as the header `grpc-accept-encoding` lists them.
-pub(super) const ACCEPTED_ENCODINGS: &str = "identity,gzip";
 
 /// What the head of a call says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,6 @@ use tonic::{
 };
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use super::protocol::ACCEPTED_ENCODINGS;
 use crate::{
     credentials::{Ended, Forbidden, Refusal},
     event::CursorError,
@@ -21,6 +20,9 @@ use crate::{
 
 /// The domain of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "prelude-bridge";
+
+/// The encodings that requests may have, as the header `grpc-accept-encoding` lists them.
+pub(super) const ACCEPTED_ENCODINGS: &str = "identity,gzip";
 
 /// How many faults of a filter the details list. A filter can have over a thousand, but a status
 /// travels in trailers, and clients take as little as 8 KiB of those.

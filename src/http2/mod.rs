@@ -27,7 +27,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -177,7 +177,7 @@ impl<H: RequestHandler> Connections<H> {
             Err(_) => return Some(Closure::Silent),
         }
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
-        let io = tokio::io::join(reader, writer);
+        let mut io = tokio::io::join(reader, writer);
         let standing = caller.standing.clone();
         let closure = match &start {
             // "PRI" begins HTTP/2.
@@ -186,8 +186,14 @@ impl<H: RequestHandler> Connections<H> {
             b"PO" | b"OP" | b"GE" | b"HE" | b"PU" | b"DE" | b"PA" | b"TR" | b"CO" => {
                 Box::pin(self.serve_http1(io, caller)).await
             }
-            // An answer in HTTP/1.1 would be noise to a client that speaks something else.
-            _ => Some(Closure::Protocol),
+            // An answer in HTTP/1.1 would be noise to a client that speaks something else. What is left
+            // unread of what it said would make the system reset the connection.
+            _ => {
+                let _ = io.shutdown().await;
+                let mut said = [0; 1024];
+                let _ = timeout(self.options.header_timeout, io.read(&mut said)).await;
+                Some(Closure::Protocol)
+            }
         };
         if closure == Some(Closure::NoCredential) && !standing.is_proven() {
             // Whatever its client showed earlier, it does not need its connections now.

@@ -181,13 +181,16 @@ async fn until(is_so: impl AsyncFn() -> bool) {
 
 /// The largest filter of the contract in each of its fields, in a request that ends at the head.
 fn largest() -> SubscribeRequest {
-    let entries = |letter: &str| (0..256).map(|at| format!("{at:03}{}", letter.repeat(253)));
+    let entries = |letter: &str| -> Vec<String> {
+        let rest = letter.repeat(253);
+        (0..256).map(|at| format!("{at:03}{rest}")).collect()
+    };
     SubscribeRequest {
         filter: Some(Filter {
-            types: entries("t").collect(),
-            exclude_types: entries("e").collect(),
-            app_ids: entries("a").collect(),
-            user_ids: entries("u").collect(),
+            types: entries("t"),
+            exclude_types: entries("e"),
+            app_ids: entries("a"),
+            user_ids: entries("u"),
         }),
         client_name: "n".repeat(128),
         ..history()
