@@ -18,7 +18,7 @@ use super::{
     STANDARD_REQUEST_BYTES_MAX,
     held::{Bounds, Deadline, Held},
     messages::{Limits, Messages, framed},
-    protocol::Head,
+    protocol::{ENCODING, Head},
     resources::{Refused, Resources},
     rpcs::{self, Access, Handler, Rpc},
     standard,
@@ -89,6 +89,8 @@ impl Gate {
         let rpc = rpc.ok_or(Failure::Rpc)?;
         // No header of a request is believed to be a grant, and no credential goes further.
         parts.headers.remove(header::AUTHORIZATION);
+        // Whoever reads the messages gets them as they were before they were compressed.
+        parts.headers.remove(ENCODING);
         parts.extensions.insert(deadline);
         if let Some(grant) = &grant {
             parts.extensions.insert(grant.clone());

@@ -13,7 +13,7 @@ use super::status::{ACCEPTED_ENCODINGS, Failure};
 /// The header with the deadline of a call.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The header with the encoding of messages whose compressed flag is set.
-const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// How many digits a timeout has at most.
 const TIMEOUT_DIGITS_MAX: usize = 8;
 /// What each header counts beside its name and value: RFC 9113, section 6.5.2.
