@@ -169,6 +169,14 @@ impl Metrics {
         OpenConnection { open }
     }
 
+    /// A connection of a subscriber has as many streams as it may; it counts until the result is dropped.
+    #[must_use]
+    pub fn connection_full(&self) -> OpenConnection {
+        let open = self.connections.full.clone();
+        open.inc();
+        OpenConnection { open }
+    }
+
     /// A listener refused a connection.
     pub fn connection_refused(&self, listener: &'static str, refusal: ConnectionRefusal) {
         let reason = refusal.reason();

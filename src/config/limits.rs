@@ -160,11 +160,12 @@ settings! {
         streams_per_credential_max: usize = quarter(streams_max), in COUNTS;
 
         /// Bytes of memory that the filters of all streams take, and the requests that have not come whole
-        /// yet. Filters below 1 KiB are not counted; one that names as many users as it may takes 100 KiB.
-        filters_bytes_max: ByteSize = ByteSize::mib(64), in BUFFERS;
+        /// yet. Filters below 1 KiB are not counted; the largest that the contract allows takes 350 KiB.
+        filters_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(2)..=ByteSize::gib(1 << 10);
 
-        /// Of these, bytes of one credential. Default: a quarter.
-        filters_bytes_per_credential_max: ByteSize = quarter_bytes(filters_bytes_max), in KIBIBYTES;
+        /// Of these, bytes of one credential. Default: a quarter. The least has room for the largest filter.
+        filters_bytes_per_credential_max: ByteSize = quarter_bytes(filters_bytes_max),
+            in ByteSize::kib(512)..=ByteSize::gib(1 << 10);
 
         /// Streams that have blocks of the log in memory at once, while they catch up: each up to 3 MiB, and
         /// for no longer than one response takes, or a client that does not read is given. Others wait for
@@ -205,11 +206,14 @@ settings! {
         /// to its message.
         header_timeout: Duration = seconds(5), in HEADER_TIMES;
 
-        /// Bytes of the headers of a request. Room for a large token.
+        /// Bytes of the headers of a request, with 32 for each header, as HTTP/2 counts them. Room for a
+        /// large token. A request with more, up to four times as many, gets a gRPC status, beyond that the
+        /// HTTP status 431, as over HTTP/1.1.
         header_bytes_max: ByteSize = ByteSize::kib(16), in ByteSize::kib(1)..=ByteSize::mib(1);
 
-        /// Bytes of the message of a request. Room for a filter of a thousand users.
-        request_bytes_max: ByteSize = ByteSize::kib(64), in ByteSize::kib(1)..=ByteSize::mib(4);
+        /// Bytes of the message of a request, also when it is decompressed. The least has room for the
+        /// largest filter that the contract allows: 256 entries of 256 bytes in each of four fields.
+        request_bytes_max: ByteSize = ByteSize::kib(320), in ByteSize::kib(272)..=ByteSize::mib(4);
 
         /// How often a quiet connection is asked whether it is still there. Below the idle timeouts of
         /// common proxies.

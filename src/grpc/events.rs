@@ -3,29 +3,26 @@
 
 use std::{convert::Infallible, sync::Arc};
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use tonic::{
-    Code, Status,
-    body::Body,
-    codec::{Codec as _, Streaming},
-};
-use tonic_prost::ProstCodec;
+use tonic::{Status, body::Body};
 
 use super::{
     body::{Outlet, SessionBody},
+    held::Deadline,
     request,
     resources::{Refused, Resources},
     status::{Failure, trailers},
 };
 use crate::{
-    credentials::{Grant, Kind, QuotaReached, Refusal},
+    credentials::{Grant, Kind, Refusal},
     http2::{self, Caller},
     net::slots::Slot,
     proto::{GetRangeRequest, GetRangeResponse, LogRange},
-    subscription::{self, CursorSession},
+    subscription::CursorSession,
     wire,
 };
 
@@ -36,7 +33,7 @@ const WEB_RESPONSE_BYTES_MAX: usize = 16 * 1024;
 /// Answers `Subscribe`.
 pub(super) fn subscribe(
     resources: Arc<Resources>,
-    request: Request<Body>,
+    request: Request<Bytes>,
 ) -> BoxFuture<'static, Response<Body>> {
     async move {
         let caller = request.extensions().get::<Caller>().cloned();
@@ -60,15 +57,17 @@ pub(super) fn subscribe(
 async fn open(
     resources: &Resources,
     caller: Option<&Caller>,
-    request: Request<Body>,
+    request: Request<Bytes>,
 ) -> Result<CursorSession, Failure> {
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, message) = request.into_parts();
     // The gate has put it there; without it, nobody is let in.
     let grant = parts.extensions.remove::<Grant>();
     let grant = grant.ok_or(Failure::Credential(Refusal::Missing))?;
-    let plan = request::plan(message(resources, body).await?, &grant)?;
+    let plan = request::plan(decode(message)?, &grant)?;
     let slot = slot(resources, caller, &grant)?;
-    let permit = resources.subscriptions.permit(&grant, slot)?;
+    let deadline = parts.extensions.get::<Deadline>();
+    let deadline = deadline.and_then(|&Deadline(deadline)| deadline);
+    let permit = resources.subscriptions.permit(&grant, slot, deadline)?;
     let peer = caller.map(|caller| caller.address);
     let session = resources
         .subscriptions
@@ -103,10 +102,11 @@ fn stream(session: CursorSession, response_bytes_max: usize) -> Response<Body> {
 /// Answers `GetRange`.
 pub(super) fn get_range(
     resources: Arc<Resources>,
-    request: Request<Body>,
+    request: Request<Bytes>,
 ) -> BoxFuture<'static, Response<Body>> {
     async move {
-        match message(&resources, request.into_body()).await {
+        let caller = request.extensions().get::<Caller>().cloned();
+        match decode(request.into_body()) {
             Ok(GetRangeRequest {}) => {
                 let LogRange {
                     earliest,
@@ -119,41 +119,20 @@ pub(super) fn get_range(
                     event_count,
                 })
             }
-            Err(failure) => Status::from(&failure).into_http(),
+            Err(failure) => {
+                let caller = caller.as_ref();
+                resources.refused(Refused::Call, caller, &failure);
+                Status::from(&failure).into_http()
+            }
         }
     }
     .boxed()
 }
 
-/// Reads the one message of a request.
-async fn message<M>(resources: &Resources, body: Body) -> Result<M, Failure>
-where
-    M: prost::Message + Default + 'static,
-{
-    let decoder = ProstCodec::<M, M>::default().decoder();
-    let request_bytes_max = resources.options.request_bytes_max;
-    let mut messages = Streaming::new_request(decoder, body, None, Some(request_bytes_max));
-    let waited = resources.options.header_timeout;
-    match tokio::time::timeout(waited, messages.message()).await {
-        Ok(Ok(Some(message))) => Ok(message),
-        Ok(Ok(None)) => Err(Failure::Message {
-            description: "it has no message".to_owned(),
-        }),
-        Ok(Err(status)) if status.code() == Code::DeadlineExceeded => {
-            Err(Failure::MessageTimeout { waited })
-        }
-        // It did not come whole, for want of memory.
-        Ok(Err(status)) if status.code() == Code::ResourceExhausted => {
-            let bytes_max = resources.subscriptions.filters_bytes_max();
-            let reached = QuotaReached::Filters { bytes_max };
-            Err(Failure::Stream(subscription::Failure::Quota(reached)))
-        }
-        // Too large, or not protobuf. tonic would call some of that INTERNAL, but it is no bug.
-        Ok(Err(status)) => Err(Failure::Message {
-            description: status.message().to_owned(),
-        }),
-        Err(_) => Err(Failure::MessageTimeout { waited }),
-    }
+fn decode<M: prost::Message + Default>(message: Bytes) -> Result<M, Failure> {
+    M::decode(message).map_err(|error| Failure::Message {
+        description: error.to_string(),
+    })
 }
 
 /// The answer to a call with one response.

@@ -10,21 +10,24 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header, request::Parts};
+use http_body_util::Full;
 use tonic::{Status, body::Body, service::Routes};
 use tower_service::Service;
 
 use super::{
-    body::{Counted, ReadAhead, Timed},
-    held::Held,
+    STANDARD_REQUEST_BYTES_MAX,
+    held::{Bounds, Deadline, Held},
+    messages::{Limits, Messages, framed},
+    protocol::{ENCODING, Head},
     resources::{Refused, Resources},
-    rpcs::{self, Access, Handler, Requests, Rpc},
+    rpcs::{self, Access, Handler, Rpc},
     standard,
     status::Failure,
 };
 use crate::{
     credentials::{self, Grant, Presented, Refusal, jwt},
-    http2::{Caller, Kind, NoSlot},
-    net::slots::{Slot, Standing},
+    http2::{Caller, Kind, Options},
+    net::slots::Standing,
     subscription,
 };
 
@@ -39,7 +42,7 @@ pub(super) struct Gate {
 /// What a call was let in with.
 struct Admitted {
     grant: Option<Grant>,
-    slot: Option<Slot>,
+    bounds: Bounds,
 }
 
 impl Gate {
@@ -54,64 +57,101 @@ impl Gate {
 
     /// Answers a request.
     pub(super) async fn answer(self, request: Request<Body>) -> Response<Body> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        match self.try_answer(request, caller.as_ref()).await {
+            Ok(response) => response,
+            Err(failure) => {
+                let caller = caller.as_ref();
+                self.resources.refused(Refused::Call, caller, &failure);
+                Status::from(&failure).into_http()
+            }
+        }
+    }
+
+    async fn try_answer(
+        &self,
+        request: Request<Body>,
+        caller: Option<&Caller>,
+    ) -> Result<Response<Body>, Failure> {
         let (mut parts, body) = request.into_parts();
+        let options = &self.resources.options;
+        let head = Head::read(&parts, options.header_bytes_max as usize)?;
+        let deadline = Deadline(head.deadline);
         let rpc = self.table.iter().find(|rpc| rpc.path == parts.uri.path());
-        let caller = parts.extensions.get::<Caller>().cloned();
-        let refuse = |failure: &Failure| {
-            self.resources
-                .refused(Refused::Call, caller.as_ref(), failure);
-            Status::from(failure).into_http()
-        };
-        let message_bytes_max = self.resources.options.request_bytes_max;
-        let mut body = ReadAhead::new(body, message_bytes_max);
+        let limits = limits(rpc, options);
+        let mut messages = Messages::new(body, head.encoding, limits);
         let admitted = tokio::select! {
             biased;
-            admitted = admit(&self.resources, rpc, &parts) => admitted,
-            // Dropped undecided, it is counted already.
-            failure = body.overflow() => return Status::from(&failure).into_http(),
+            admitted = admit(&self.resources, rpc, &parts, deadline) => admitted?,
+            never = messages.read_ahead() => match never {},
         };
-        let Admitted { grant, slot } = match admitted {
-            Ok(admitted) => admitted,
-            Err(failure) => return refuse(&failure),
-        };
-        let Some(rpc) = rpc else {
-            return Status::from(&Failure::Rpc).into_http();
-        };
+        let Admitted { grant, bounds } = admitted;
+        let rpc = rpc.ok_or(Failure::Rpc)?;
         // No header of a request is believed to be a grant, and no credential goes further.
         parts.headers.remove(header::AUTHORIZATION);
+        // Whoever reads the messages gets them as they were before they were compressed.
+        parts.headers.remove(ENCODING);
+        parts.extensions.insert(deadline);
         if let Some(grant) = &grant {
             parts.extensions.insert(grant.clone());
-        }
-        let timeout = match rpc.requests {
-            Requests::One => self.resources.options.header_timeout,
-            Requests::Many => self.resources.options.slow_consumer_timeout,
-        };
-        let quota = grant.as_ref().and_then(Grant::quota).cloned();
-        let subscriptions = Arc::clone(&self.resources.subscriptions);
-        let body = Counted::new(Body::new(body), subscriptions, quota, message_bytes_max);
-        let body = Timed::new(Body::new(body), timeout);
-        let request = Request::from_parts(parts, Body::new(body));
-        let answer = async {
-            match rpc.handler {
-                Handler::Own(answer) => answer(Arc::clone(&self.resources), request).await,
-                Handler::Standard => standard::answer(self.standard.clone(), request).await,
+            if let Some(quota) = grant.quota() {
+                let subscriptions = Arc::clone(&self.resources.subscriptions);
+                messages.count(subscriptions, Arc::clone(quota))?;
             }
-        };
-        let mut response = match unless_evicted(slot.as_ref(), answer).await {
-            Ok(response) => response,
-            Err(failure) => return refuse(&failure),
-        };
+        }
+        let mut response = bounds.within(self.call(rpc, parts, messages)).await??;
         // Whoever sends the response has to end it with the credential.
         if let Some(grant) = grant {
             response.extensions_mut().insert(grant);
         }
-        match slot {
+        Ok(match rpc.slot {
+            // A subscription keeps its deadline itself.
             None => response,
-            Some(slot) => {
-                response.map(|body| Body::new(Held::new(body, slot, self.resources, caller)))
+            Some(_) => {
+                let resources = Arc::clone(&self.resources);
+                let caller = caller.cloned();
+                response.map(|body| Body::new(Held::new(body, bounds, resources, caller)))
             }
-        }
+        })
     }
+
+    /// Lets what answers a call answer it.
+    async fn call(
+        &self,
+        rpc: &Rpc,
+        parts: Parts,
+        messages: Messages,
+    ) -> Result<Response<Body>, Failure> {
+        let routes = || self.standard.clone();
+        Ok(match rpc.handler {
+            Handler::Own(answer) => {
+                let request = Request::from_parts(parts, messages.only().await?);
+                answer(Arc::clone(&self.resources), request).await
+            }
+            Handler::Standard => {
+                let body = Body::new(Full::new(framed(&messages.only().await?)));
+                let request = Request::from_parts(parts, body);
+                standard::answer(routes(), request, Arc::default()).await
+            }
+            Handler::StandardStream => {
+                let (body, failed) = messages.into_body();
+                let request = Request::from_parts(parts, body);
+                standard::answer(routes(), request, failed).await
+            }
+        })
+    }
+}
+
+/// The limits of a request's messages.
+fn limits(rpc: Option<&Rpc>, options: &Options) -> Limits {
+    let (bytes_max, timeout) = match rpc.map(|rpc| rpc.handler) {
+        None | Some(Handler::Own(_)) => (options.request_bytes_max, options.header_timeout),
+        Some(Handler::Standard) => (STANDARD_REQUEST_BYTES_MAX, options.header_timeout),
+        Some(Handler::StandardStream) => {
+            (STANDARD_REQUEST_BYTES_MAX, options.slow_consumer_timeout)
+        }
+    };
+    Limits { bytes_max, timeout }
 }
 
 impl Service<Request<Body>> for Gate {
@@ -130,12 +170,13 @@ impl Service<Request<Body>> for Gate {
 }
 
 /// Decides about a call. The connection of a caller who is let in by a credential keeps its place
-/// from then on, and so does its call; where nobody has a credential, so does any connection. A call that has no row in the table needs a credential, so
-/// that strangers learn only that they are.
+/// from then on, and so does its call; where nobody has a credential, so does any connection. A call that
+/// has no row in the table needs a credential, so that strangers learn only that they are.
 async fn admit(
     resources: &Resources,
     rpc: Option<&Rpc>,
     request: &Parts,
+    deadline: Deadline,
 ) -> Result<Admitted, Failure> {
     let (access, kind) = match rpc {
         Some(rpc) => (rpc.access, rpc.slot),
@@ -153,12 +194,12 @@ async fn admit(
         .map(|kind| resources.calls.enter(kind, caller, Some(standing)))
         .transpose()
         .map_err(Failure::NoSlot)?;
+    let bounds = Bounds { slot, deadline };
     let grant = match access {
         Access::Anyone => None,
         Access::Credential => {
             let undecided = Undecided { resources, caller };
-            let authenticated = authenticate(resources, request);
-            let authenticated = unless_evicted(slot.as_ref(), authenticated).await;
+            let authenticated = bounds.within(authenticate(resources, request)).await;
             undecided.decided();
             let authenticated = authenticated?;
             if let (Err(Failure::Credential(refusal)), Some(connection)) =
@@ -189,7 +230,7 @@ async fn admit(
             call.prove();
         }
     }
-    Ok(Admitted { grant, slot })
+    Ok(Admitted { grant, bounds })
 }
 
 /// Whether a caller showed a credential that is not accepted, or not any more.
@@ -217,21 +258,6 @@ impl Drop for Undecided<'_> {
     fn drop(&mut self) {
         let failure = Failure::Credential(Refusal::Jwt(jwt::Fault::Signature));
         self.resources.refused(Refused::Call, self.caller, &failure);
-    }
-}
-
-/// Goes on until the slot is lost.
-async fn unless_evicted<T>(
-    slot: Option<&Slot>,
-    work: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    let Some(slot) = slot else {
-        return Ok(work.await);
-    };
-    tokio::select! {
-        biased;
-        () = slot.evicted() => Err(Failure::NoSlot(NoSlot::Evicted)),
-        done = work => Ok(done),
     }
 }
 

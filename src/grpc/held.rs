@@ -1,5 +1,6 @@
-//! Owns the body of a call that has a slot: what is sent as long as the call keeps it, and the status
-//! when another call takes it. Knows nothing of what the call does.
+//! Owns what a call is bound by beside its credential: the slot that it holds, and its deadline. Ends a
+//! call that loses its slot or whose deadline passes, before it is answered and afterwards. Knows
+//! nothing of what the call does.
 
 use std::{
     pin::Pin,
@@ -7,8 +8,9 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use super::{
@@ -18,14 +20,69 @@ use super::{
 use crate::{
     http2::{Caller, NoSlot},
     net::slots::Slot,
+    subscription,
 };
 
-/// The body of an answer, with the slot of its call: given back with the body, and the end of the
-/// body when somebody else takes it.
+/// When a call ends, whatever has become of it; an extension of its request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Deadline(pub(super) Option<Instant>);
+
+impl Deadline {
+    /// Resolves when it has passed.
+    pub(super) async fn passed(self) -> Failure {
+        match self.0 {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+        Failure::Stream(subscription::Failure::DeadlineExceeded { cursor: None })
+    }
+}
+
+/// What ends a call early.
+pub(super) struct Bounds {
+    pub(super) slot: Option<Slot>,
+    pub(super) deadline: Deadline,
+}
+
+impl Bounds {
+    /// Does some work, until the call has to end.
+    ///
+    /// # Errors
+    /// Why it had to.
+    pub(super) async fn within<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            failure = self.over() => Err(failure),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Resolves when the call has to end.
+    fn over(&self) -> impl Future<Output = Failure> + Send + use<> {
+        let evicted = self.slot.as_ref().map(Slot::evicted);
+        let deadline = self.deadline;
+        async move {
+            let evicted = async {
+                match evicted {
+                    Some(evicted) => evicted.await,
+                    None => std::future::pending().await,
+                }
+                Failure::NoSlot(NoSlot::Evicted)
+            };
+            tokio::select! {
+                biased;
+                failure = evicted => failure,
+                failure = deadline.passed() => failure,
+            }
+        }
+    }
+}
+
+/// The body of an answer that is bound. Gives the slot back when it is dropped.
 pub(super) struct Held<B> {
     body: B,
-    _slot: Slot,
-    evicted: Pin<Box<WaitForCancellationFutureOwned>>,
+    _slot: Option<Slot>,
+    over: BoxFuture<'static, Failure>,
     resources: Arc<Resources>,
     caller: Option<Caller>,
     is_over: bool,
@@ -34,14 +91,14 @@ pub(super) struct Held<B> {
 impl<B> Held<B> {
     pub(super) fn new(
         body: B,
-        slot: Slot,
+        bounds: Bounds,
         resources: Arc<Resources>,
         caller: Option<Caller>,
     ) -> Self {
         Self {
             body,
-            evicted: Box::pin(slot.evicted()),
-            _slot: slot,
+            over: Box::pin(bounds.over()),
+            _slot: bounds.slot,
             resources,
             caller,
             is_over: false,
@@ -60,9 +117,8 @@ impl<B: Body + Unpin> Body for Held<B> {
         if self.is_over {
             return Poll::Ready(None);
         }
-        if self.evicted.as_mut().poll(context).is_ready() {
+        if let Poll::Ready(failure) = self.over.as_mut().poll(context) {
             self.is_over = true;
-            let failure = Failure::NoSlot(NoSlot::Evicted);
             self.resources
                 .refused(Refused::Call, self.caller.as_ref(), &failure);
             let trailers = trailers(&Status::from(&failure));

@@ -5,6 +5,8 @@ mod body;
 mod events;
 mod gate;
 mod held;
+mod messages;
+mod protocol;
 mod request;
 mod resources;
 mod rpcs;
@@ -31,8 +33,8 @@ use crate::{
     subscription::{self, Snapshot, Subscriptions},
 };
 
-/// How large the messages to health and reflection may be, in bytes, which strangers may send: they name
-/// a service or a symbol.
+/// The largest message to health and reflection, in bytes, which strangers may send: it names a service
+/// or a symbol.
 const STANDARD_REQUEST_BYTES_MAX: usize = 4096;
 
 /// The limits of the subscribers' port.
@@ -92,19 +94,19 @@ impl Server {
             Arc::clone(&metrics),
             draining.clone(),
         );
-        let (health, standard) =
-            standard::services(options.request_bytes_max.min(STANDARD_REQUEST_BYTES_MAX)).await?;
+        let (health, standard) = standard::services().await?;
         let resources = Resources {
             subscriptions: Arc::clone(&subscriptions),
             credentials: credentials.clone(),
             calls: Calls::new(calls),
             options: options.clone(),
             quiet: Arc::clone(&quiet),
-            metrics,
+            metrics: Arc::clone(&metrics),
         };
         let gate = Gate::new(Arc::new(resources), standard);
         let services = Services::new(gate, web_origins);
-        let connections = Connections::new(services, options, credentials, quiet, draining);
+        let connections =
+            Connections::new(services, options, credentials, quiet, metrics, draining);
         Ok(Self {
             subscriptions,
             connections: Arc::new(connections),

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tonic::body::Body;
@@ -16,7 +17,6 @@ pub(super) struct Rpc {
     pub(super) access: Access,
     /// The kind of slot that a call takes; none for subscriptions, which are counted as streams.
     pub(super) slot: Option<Kind>,
-    pub(super) requests: Requests,
     pub(super) handler: Handler,
 }
 
@@ -30,27 +30,20 @@ pub(super) enum Access {
     Credential,
 }
 
-/// How many messages a client sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Requests {
-    /// One, which has to come soon.
-    One,
-    /// One after the other while a client looks around, which can go on for a while. Clients open a
-    /// new stream when one ends.
-    Many,
-}
-
 /// What answers an RPC.
 #[derive(Clone, Copy)]
 pub(super) enum Handler {
-    /// A function of ours.
+    /// A function of ours, for requests with one message.
     Own(Answerer),
-    /// The health and reflection services that tonic has.
+    /// A service that tonic has, for requests with one message.
     Standard,
+    /// A service that tonic has, for one message after the other while a client looks around, which can
+    /// go on for a while. Clients open a new stream when one ends.
+    StandardStream,
 }
 
-/// Answers one call.
-pub(super) type Answerer = fn(Arc<Resources>, Request<Body>) -> BoxFuture<'static, Response<Body>>;
+/// Answers one call, whose message has come.
+pub(super) type Answerer = fn(Arc<Resources>, Request<Bytes>) -> BoxFuture<'static, Response<Body>>;
 
 /// Every RPC there is.
 ///
@@ -61,43 +54,37 @@ pub(super) static TABLE: &[Rpc] = &[
         path: "/prelude.bridge.v1.EventService/Subscribe",
         access: Access::Credential,
         slot: None,
-        requests: Requests::One,
         handler: Handler::Own(events::subscribe),
     },
     Rpc {
         path: "/prelude.bridge.v1.EventService/GetRange",
         access: Access::Credential,
         slot: Some(Kind::Other),
-        requests: Requests::One,
         handler: Handler::Own(events::get_range),
     },
     Rpc {
         path: "/grpc.health.v1.Health/Check",
         access: Access::Anyone,
         slot: Some(Kind::Check),
-        requests: Requests::One,
         handler: Handler::Standard,
     },
     Rpc {
         path: "/grpc.health.v1.Health/Watch",
         access: Access::Anyone,
         slot: Some(Kind::Watch),
-        requests: Requests::One,
         handler: Handler::Standard,
     },
     Rpc {
         path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         access: Access::Credential,
         slot: Some(Kind::Other),
-        requests: Requests::Many,
-        handler: Handler::Standard,
+        handler: Handler::StandardStream,
     },
     Rpc {
         path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         access: Access::Credential,
         slot: Some(Kind::Other),
-        requests: Requests::Many,
-        handler: Handler::Standard,
+        handler: Handler::StandardStream,
     },
 ];
 
@@ -118,7 +105,7 @@ pub(super) fn services() -> BTreeSet<&'static str> {
 pub(super) fn own_services() -> BTreeSet<&'static str> {
     let own = TABLE.iter().filter(|rpc| match rpc.handler {
         Handler::Own(_) => true,
-        Handler::Standard => false,
+        Handler::Standard | Handler::StandardStream => false,
     });
     own.map(Rpc::service).collect()
 }

@@ -4,15 +4,19 @@
 use std::{error::Error, fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
+use http_body_util::Full;
 use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{body::Outlet, gate::Gate, status};
+use super::{
+    body::Outlet,
+    gate::Gate,
+    protocol::{NoCall, Protocol, protocol},
+    status,
+};
 use crate::{
     credentials::Grant,
     http2::{Answer, RequestHandler},
@@ -34,12 +38,12 @@ impl RequestHandler for Services {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display,
     {
-        // HTTP/1.1 can carry no gRPC, whatever it says of itself.
-        let is_grpc = request.version() == Version::HTTP_2 && is_grpc(request.headers());
+        let protocol = protocol(request.method(), request.version(), request.headers());
+        let is_grpc = protocol == Ok(Protocol::Grpc);
         let mut response = if is_grpc {
             self.gate.clone().answer(request.map(Body::new)).await
         } else {
-            self.web(request).await
+            self.web(request, protocol).await
         };
         let grant = response.extensions_mut().remove::<Grant>();
         let outlet = response.extensions_mut().remove::<Outlet>();
@@ -69,8 +73,12 @@ impl Services {
         }
     }
 
-    /// Answers a gRPC-Web request, or a browser's question whether it may send one.
-    async fn web<B>(&self, request: Request<B>) -> Response<Body>
+    /// Answers a gRPC-Web request, a browser's question whether it may send one, or what is no call.
+    async fn web<B>(
+        &self,
+        mut request: Request<B>,
+        protocol: Result<Protocol, NoCall>,
+    ) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display,
@@ -80,7 +88,17 @@ impl Services {
         if let Some(origin) = request.headers().get(header::ORIGIN)
             && !self.allows(origin)
         {
-            return refusal(StatusCode::FORBIDDEN);
+            return refusal(StatusCode::FORBIDDEN, "");
+        }
+        match protocol {
+            Ok(Protocol::Web(content_type)) => {
+                use_content_type(request.headers_mut(), content_type)
+            }
+            Ok(Protocol::Preflight | Protocol::Grpc) => {}
+            Err(no_call) => {
+                let (status, explanation) = no_call.answer();
+                return refusal(status, explanation);
+            }
         }
         let services = self.clone();
         let cors = CorsLayer::new()
@@ -93,11 +111,12 @@ impl Services {
                 HeaderName::from_static("grpc-status"),
                 HeaderName::from_static("grpc-message"),
                 HeaderName::from_static("grpc-status-details-bin"),
+                HeaderName::from_static("grpc-accept-encoding"),
             ]));
         let stack = cors.layer(GrpcWebLayer::new().layer(self.gate.clone()));
         let response = stack.oneshot(request).await;
         response.map_or_else(
-            |_| refusal(StatusCode::INTERNAL_SERVER_ERROR),
+            |_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""),
             |response| response.map(Body::new),
         )
     }
@@ -125,18 +144,31 @@ fn is_loopback(origin: &str) -> bool {
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
-/// gRPC itself, not gRPC-Web, which also begins like this.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let content_type = headers
-        .get(header::CONTENT_TYPE)
-        .map_or(&[][..], |value| value.as_bytes());
-    let rest = content_type.strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| !rest.starts_with(b"-web"))
+/// Writes the content type as tonic-web knows it. Whoever accepts anything is answered in the same one.
+fn use_content_type(headers: &mut HeaderMap, content_type: &'static str) {
+    let content_type = HeaderValue::from_static(content_type);
+    let accepts_another = headers.get(header::ACCEPT).is_some_and(|accepted| {
+        let accepted = accepted.as_bytes();
+        accepted.starts_with(b"application/grpc-web")
+    });
+    if !accepts_another {
+        headers.insert(header::ACCEPT, content_type.clone());
+    }
+    headers.insert(header::CONTENT_TYPE, content_type);
 }
 
-fn refusal(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+fn refusal(status: StatusCode, explanation: &'static str) -> Response<Body> {
+    let body = Full::new(Bytes::from_static(explanation.as_bytes()));
+    let mut response = Response::new(Body::new(body));
     *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    }
+    if !explanation.is_empty() {
+        let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, content_type);
+    }
     response
 }
 
@@ -161,17 +193,5 @@ mod tests {
         ] {
             assert!(!is_loopback(origin), "{origin}");
         }
-    }
-
-    #[test]
-    fn grpc_is_told_from_grpc_web() {
-        let is = |text| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(text));
-            is_grpc(&headers)
-        };
-        assert!(is("application/grpc") && is("application/grpc+proto"));
-        assert!(!is("application/grpc-web+proto") && !is("application/grpc-web-text"));
-        assert!(!is("text/html") && !is_grpc(&HeaderMap::new()));
     }
 }

@@ -1,13 +1,18 @@
 //! Owns the services that every gRPC port is expected to have, which tonic provides: health and
 //! reflection. They tell of the services in the table of RPCs.
 
+use std::sync::{Arc, OnceLock};
+
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt as _;
 use tonic::{Status, body::Body, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceExt as _;
 
-use super::rpcs;
+use super::{
+    rpcs,
+    status::{Failure, trailers},
+};
 use crate::proto;
 
 /// The fields of a status (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
@@ -19,9 +24,8 @@ const DETAILS: &str = "grpc-status-details-bin";
 ///
 /// # Errors
 /// When the compiled contract is not what reflection expects: a bug.
-pub(super) async fn services(
-    request_bytes_max: usize,
-) -> Result<(HealthReporter, Routes), tonic_reflection::server::Error> {
+pub(super) async fn services() -> Result<(HealthReporter, Routes), tonic_reflection::server::Error>
+{
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in rpcs::own_services() {
         health
@@ -45,10 +49,9 @@ pub(super) async fn services(
     };
     let reflection_v1 = reflection().build_v1()?;
     let reflection_v1alpha = reflection().build_v1alpha()?;
-    // tonic's own limit is 4 MiB, which is waited for as long as a client likes.
-    let routes = Routes::new(health_service.max_decoding_message_size(request_bytes_max))
-        .add_service(reflection_v1.max_decoding_message_size(request_bytes_max))
-        .add_service(reflection_v1alpha.max_decoding_message_size(request_bytes_max))
+    let routes = Routes::new(health_service)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
         .prepare();
     Ok((health, routes))
 }
@@ -62,18 +65,23 @@ pub(super) async fn stop_serving(health: &HealthReporter) {
     }
 }
 
-/// Lets the services answer a call.
-pub(super) async fn answer(routes: Routes, request: Request<Body>) -> Response<Body> {
+/// Lets the services answer a call. `failed` says why the body of the request failed, if it did: not all
+/// of them say so.
+pub(super) async fn answer(
+    routes: Routes,
+    request: Request<Body>,
+    failed: Arc<OnceLock<Failure>>,
+) -> Response<Body> {
     // The router itself cannot fail; its error type is only wider.
     let response = routes
         .oneshot(request)
         .await
         .unwrap_or_else(|error| Status::internal(error.to_string()).into_http());
     let (mut head, body) = response.into_parts();
-    replace_message(&mut head.headers);
-    let body = body.map_frame(|mut frame| {
+    replace_status(&mut head.headers, failed.get());
+    let body = body.map_frame(move |mut frame| {
         if let Some(trailers) = frame.trailers_mut() {
-            replace_message(trailers);
+            replace_status(trailers, failed.get());
         }
         frame
     });
@@ -81,8 +89,14 @@ pub(super) async fn answer(routes: Routes, request: Request<Body>) -> Response<B
 }
 
 /// Puts a text of ours in the place of a status's own, which repeats what was asked for: that may be
-/// anything, and errors are written to logs.
-fn replace_message(headers: &mut HeaderMap) {
+/// anything, and errors are written to logs. If the request failed, that is the status.
+fn replace_status(headers: &mut HeaderMap, failed: Option<&Failure>) {
+    if let Some(failure) = failed
+        && headers.contains_key(STATUS)
+    {
+        headers.extend(trailers(&Status::from(failure)));
+        return;
+    }
     let code = headers.get(STATUS).map(|code| code.as_bytes());
     let text = match code {
         None | Some(b"0") => return,

@@ -4,7 +4,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use http::HeaderMap;
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
@@ -17,6 +20,9 @@ use crate::{
 
 /// The domain of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "prelude-bridge";
+
+/// The encodings that requests may have, as the header `grpc-accept-encoding` lists them.
+pub(super) const ACCEPTED_ENCODINGS: &str = "identity,gzip";
 
 /// How many faults of a filter the details list. A filter can have over a thousand, but a status
 /// travels in trailers, and clients take as little as 8 KiB of those.
@@ -36,10 +42,32 @@ pub(super) enum Failure {
         /// What is wrong, and what would be right.
         description: String,
     },
-    /// There is no message in the request, or what is there is none.
+    /// What is in the request is no message.
     Message {
         /// What is wrong.
         description: String,
+    },
+    /// A message of the request is too large, perhaps only when it is decompressed.
+    MessageTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// A message is not compressed as the request says.
+    Compression {
+        /// What is wrong.
+        description: &'static str,
+    },
+    /// There has to be one message, and there is none or another one.
+    Cardinality {
+        /// Whether it is the first one.
+        is_missing: bool,
+    },
+    /// The request is in a format or an encoding that this server does not read.
+    Unsupported {
+        /// The header that says so.
+        header: &'static str,
+        /// The values that it may have.
+        supported: &'static str,
     },
     /// The message of the request did not come.
     MessageTimeout {
@@ -78,6 +106,10 @@ impl Failure {
         match self {
             Self::Filter(_) => "FILTER_INVALID",
             Self::Request { .. } | Self::Message { .. } => "REQUEST_INVALID",
+            Self::MessageTooLarge { .. } => "REQUEST_TOO_LARGE",
+            Self::Compression { .. } => "COMPRESSION_INVALID",
+            Self::Cardinality { .. } => "MESSAGE_COUNT_INVALID",
+            Self::Unsupported { .. } => "ENCODING_UNSUPPORTED",
             Self::MessageTimeout { .. } => "REQUEST_TIMEOUT",
             Self::Rpc => "RPC_UNKNOWN",
             Self::CursorMalformed { .. } => "CURSOR_MALFORMED",
@@ -105,8 +137,13 @@ impl Failure {
             | Self::Request { .. }
             | Self::Message { .. }
             | Self::CursorMalformed { .. } => Code::InvalidArgument,
+            // These are the codes that gRPC itself has for them:
+            // <https://github.com/grpc/grpc/blob/master/doc/statuscodes.md>, and for the flag
+            // <https://github.com/grpc/grpc/blob/master/doc/compression.md>.
+            Self::MessageTooLarge { .. } => Code::ResourceExhausted,
+            Self::Compression { .. } => Code::Internal,
+            Self::Cardinality { .. } | Self::Unsupported { .. } | Self::Rpc => Code::Unimplemented,
             Self::MessageTimeout { .. } => Code::DeadlineExceeded,
-            Self::Rpc => Code::Unimplemented,
             Self::Credential(refusal) => match refusal {
                 Refusal::Missing
                 | Refusal::Malformed
@@ -135,6 +172,17 @@ impl Failure {
             }
             Self::Request { field, description } => format!("{field}: {description}"),
             Self::Message { description } => format!("the request cannot be read: {description}"),
+            Self::MessageTooLarge { bytes_max } => {
+                format!("a message of the request has more than {bytes_max} bytes")
+            }
+            Self::Compression { description } => (*description).to_owned(),
+            Self::Cardinality { is_missing: true } => "the request has no message".to_owned(),
+            Self::Cardinality { is_missing: false } => {
+                "the request has more than one message".to_owned()
+            }
+            Self::Unsupported { header, supported } => {
+                format!("the {header} of the request is not supported; these are: {supported}")
+            }
             Self::MessageTimeout { waited } => {
                 format!("the request did not come within {} s", waited.as_secs())
             }
@@ -171,6 +219,10 @@ impl Failure {
                 vec![FieldViolation::new(field, forbidden.to_string())]
             }
             Self::Message { .. }
+            | Self::MessageTooLarge { .. }
+            | Self::Compression { .. }
+            | Self::Cardinality { .. }
+            | Self::Unsupported { .. }
             | Self::MessageTimeout { .. }
             | Self::Rpc
             | Self::Credential(_)
@@ -188,6 +240,10 @@ impl Failure {
             Self::Filter(_)
             | Self::Request { .. }
             | Self::Message { .. }
+            | Self::MessageTooLarge { .. }
+            | Self::Compression { .. }
+            | Self::Cardinality { .. }
+            | Self::Unsupported { .. }
             | Self::MessageTimeout { .. }
             | Self::Rpc
             | Self::CursorMalformed { .. }
@@ -217,6 +273,7 @@ fn stream_code(failure: &Stream) -> Code {
             Code::ResourceExhausted
         }
         Stream::Draining { .. } | Stream::LogUnavailable { .. } => Code::Unavailable,
+        Stream::DeadlineExceeded { .. } => Code::DeadlineExceeded,
         Stream::LogDamaged { .. } => Code::DataLoss,
     }
 }
@@ -241,6 +298,7 @@ fn stream_message(failure: &Stream) -> String {
             "the client read too little for {} s; resume from the cursor in the metadata",
             waited.as_secs()
         ),
+        Stream::DeadlineExceeded { .. } => "the deadline of the call has passed".into(),
         Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
         Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
         Stream::LogDamaged { damaged, .. } => format!(
@@ -271,6 +329,7 @@ fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
         Stream::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
         Stream::Draining { cursor, .. }
         | Stream::LogUnavailable { cursor }
+        | Stream::DeadlineExceeded { cursor }
         | Stream::CredentialEnded { cursor, .. } => {
             cursor.iter().map(|&cursor| ("cursor", cursor)).collect()
         }
@@ -294,6 +353,7 @@ fn stream_retry_after(failure: &Stream) -> Option<Duration> {
         | Stream::CursorExpired { .. }
         | Stream::LogDamaged { .. }
         | Stream::Quota(_)
+        | Stream::DeadlineExceeded { .. }
         | Stream::SlowConsumer { .. } => None,
     }
 }
@@ -312,7 +372,13 @@ impl From<&Failure> for Status {
         if let Some(delay) = failure.retry_after() {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(failure.code(), failure.message(), details)
+        let mut metadata = MetadataMap::new();
+        if let Failure::Unsupported { .. } = failure {
+            let accepted = MetadataValue::from_static(ACCEPTED_ENCODINGS);
+            metadata.insert("grpc-accept-encoding", accepted);
+        }
+        let (code, message) = (failure.code(), failure.message());
+        Self::with_error_details_and_metadata(code, message, details, metadata)
     }
 }
 
@@ -415,6 +481,27 @@ mod tests {
         let details = status.get_error_details();
         let listed = details.bad_request().unwrap().field_violations.len();
         assert_eq!(listed, FAULTS_IN_MESSAGE_MAX);
+    }
+
+    /// The message of the case `special_status_message` in gRPC's interoperability tests, and more.
+    #[test]
+    fn a_message_in_trailers_is_percent_encoded() {
+        for (message, encoded) in [
+            (
+                "\t\ntest with whitespace\r\nand Unicode BMP \u{263a} and non-BMP \u{1f608}\t\n",
+                "%09%0Atest%20with%20whitespace%0D%0Aand%20Unicode%20BMP%20%E2%98%BA%20and%20non-BMP%20\
+                 %F0%9F%98%88%09%0A",
+            ),
+            ("100%", "100%25"),
+            ("\u{7f}\u{0}~!", "%7F%00~!"),
+        ] {
+            let trailers = trailers(&Status::internal(message));
+            let sent = trailers["grpc-message"].to_str().unwrap();
+            // A space may be encoded or not.
+            assert_eq!(sent.replace(' ', "%20"), encoded);
+            let read = Status::from_header_map(&trailers).unwrap();
+            assert_eq!(read.message(), message);
+        }
     }
 
     #[test]

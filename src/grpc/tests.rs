@@ -875,15 +875,15 @@ async fn a_request_that_is_none_is_the_callers_fault() {
         .unwrap();
     let (client, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(connection);
-    let too_long = [&[0, 0, 1, 0, 1][..], &[0; 65_537]].concat();
+    let too_long = [&[0, 0, 5, 0, 1][..], &[0; 9]].concat();
     for (body, ends, expected) in [
         (
             vec![0, 0, 0, 0, 3, 0xff, 0xff, 0xff],
             true,
             "REQUEST_INVALID",
         ),
-        (Vec::new(), true, "REQUEST_INVALID"),
-        (too_long, true, "REQUEST_INVALID"),
+        (Vec::new(), true, "MESSAGE_COUNT_INVALID"),
+        (too_long, true, "REQUEST_TOO_LARGE"),
         (vec![0, 0, 0, 0, 9], false, "REQUEST_TIMEOUT"),
     ] {
         let mut client = client.clone().ready().await.unwrap();

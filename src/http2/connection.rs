@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Caller, Connections, Options, RequestHandler,
+    Caller, Connections, HEADER_LISTS_READ, Options, RequestHandler,
     frame_budget::{FrameBudget, ShortPieces},
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
@@ -192,7 +192,7 @@ fn builder(options: &Options) -> Builder {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(options.streams_per_connection_max)
-        .max_header_list_size(options.header_bytes_max)
+        .max_header_list_size(options.header_bytes_max.saturating_mul(HEADER_LISTS_READ))
         // Requests are small: room for many of them would only be room for an attacker. It is as little
         // as the protocol begins with.
         .initial_window_size(REQUEST_WINDOW_BYTES)

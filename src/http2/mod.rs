@@ -27,7 +27,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -42,10 +42,14 @@ use self::{
 };
 use crate::{
     credentials::{CountedConnection, Credentials, Grant, Quota, QuotaReached},
-    metrics::{Closure, ConnectionRefusal},
+    metrics::{Closure, ConnectionRefusal, Metrics},
     net::{fair::Fair, quiet::Quiet, slots::Standing, tap::Tapped, tls::ClientCertificate},
     subscription::{CursorSession, Failure},
 };
+
+/// How many times as many bytes of headers as a request may have are read before h2 refuses it by itself:
+/// with the HTTP status 431, which gRPC's clients take for an error of no known kind.
+pub(crate) const HEADER_LISTS_READ: u32 = 4;
 
 /// The limits of connections and of what is sent over them.
 #[derive(Clone, Debug)]
@@ -60,7 +64,8 @@ pub struct Options {
     pub pending_accept_resets_max: usize,
     /// How many streams one connection may have: what load balancers and clients expect.
     pub streams_per_connection_max: u32,
-    /// How much a request's headers may weigh, in bytes.
+    /// How much a request's headers may weigh, in bytes. Over HTTP/2, up to [`HEADER_LISTS_READ`] times as
+    /// much is read, so that the handler can say so.
     pub header_bytes_max: u32,
     /// How large a request may be, in bytes: a filter with all the entries that are allowed fits.
     pub request_bytes_max: usize,
@@ -125,6 +130,7 @@ pub(crate) struct Connections<H> {
     credentials: Credentials,
     /// Which closed connections are still said in the log.
     quiet: Arc<Quiet>,
+    metrics: Arc<Metrics>,
     /// Cancelled when the server begins to drain.
     pub(crate) draining: CancellationToken,
     /// The streams, which outlive the connection's own task by a moment.
@@ -138,6 +144,7 @@ impl<H: RequestHandler> Connections<H> {
         options: Options,
         credentials: Credentials,
         quiet: Arc<Quiet>,
+        metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
         Self {
@@ -151,6 +158,7 @@ impl<H: RequestHandler> Connections<H> {
             options,
             credentials,
             quiet,
+            metrics,
             draining,
             streams: TaskTracker::new(),
         }
@@ -162,7 +170,6 @@ impl<H: RequestHandler> Connections<H> {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (mut reader, writer) = tokio::io::split(Tapped::new(io, Fair));
-        // "PRI" begins HTTP/2, and "POST" and "OPTIONS" are all that gRPC-Web sends.
         let mut start = [0; 2];
         match timeout(self.options.header_timeout, reader.read_exact(&mut start)).await {
             Ok(Ok(_)) => {}
@@ -170,12 +177,23 @@ impl<H: RequestHandler> Connections<H> {
             Err(_) => return Some(Closure::Silent),
         }
         let reader = AsyncReadExt::chain(Cursor::new(start), reader);
-        let io = tokio::io::join(reader, writer);
+        let mut io = tokio::io::join(reader, writer);
         let standing = caller.standing.clone();
-        let closure = if start == *b"PR" {
-            self.serve_http2(io, caller).await
-        } else {
-            Box::pin(self.serve_http1(io, caller)).await
+        let closure = match &start {
+            // "PRI" begins HTTP/2.
+            b"PR" => self.serve_http2(io, caller).await,
+            // "POST" and "OPTIONS" are all that gRPC-Web sends. Other methods are told so.
+            b"PO" | b"OP" | b"GE" | b"HE" | b"PU" | b"DE" | b"PA" | b"TR" | b"CO" => {
+                Box::pin(self.serve_http1(io, caller)).await
+            }
+            // An answer in HTTP/1.1 would be noise to a client that speaks something else. What is left
+            // unread of what it said would make the system reset the connection.
+            _ => {
+                let _ = io.shutdown().await;
+                let mut said = [0; 1024];
+                let _ = timeout(self.options.header_timeout, io.read(&mut said)).await;
+                Some(Closure::Protocol)
+            }
         };
         if closure == Some(Closure::NoCredential) && !standing.is_proven() {
             // Whatever its client showed earlier, it does not need its connections now.
@@ -190,7 +208,13 @@ impl<H: RequestHandler> Connections<H> {
             credential: self.options.credential_timeout,
             idle: self.options.idle_timeout,
         };
-        Tenure::new(timeouts, caller.standing.clone(), self.credentials.clone())
+        Tenure::new(
+            timeouts,
+            self.options.streams_per_connection_max as usize,
+            caller.standing.clone(),
+            self.credentials.clone(),
+            Arc::clone(&self.metrics),
+        )
     }
 }
 

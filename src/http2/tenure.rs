@@ -1,17 +1,18 @@
-//! Owns how long a connection may stay that nobody needs: one that shows no credential where there
-//! are some, and one on which nothing is called. Knows nothing of HTTP/2.
+//! Owns the open calls of a connection, and how long one may stay that nobody needs: one that shows no
+//! credential where there are some, and one on which nothing is called. Knows nothing of HTTP/2.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::{credentials::Credentials, metrics::Closure, net::slots::Standing};
+use crate::{
+    credentials::Credentials,
+    metrics::{Closure, Metrics, OpenConnection},
+    net::slots::Standing,
+};
 
 /// How long a connection that was told to go may take, if it has nothing open.
 const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,40 +31,66 @@ pub(super) struct Tenure {
     timeouts: Timeouts,
     standing: Standing,
     credentials: Credentials,
-    calls: Arc<OpenCalls>,
+    calls: Arc<Mutex<OpenCalls>>,
     began_at: Instant,
+    /// How many calls it may have.
+    calls_max: usize,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 struct OpenCalls {
-    count: AtomicUsize,
+    count: usize,
     /// When the last one ended, or the connection began.
-    idle_since: Mutex<Instant>,
+    idle_since: Instant,
+    /// Held while the connection has as many as it may: more wait in its client, where nobody here sees
+    /// them.
+    full: Option<OpenConnection>,
 }
 
 /// An open call of a connection.
 #[derive(Debug)]
-pub(super) struct OpenCall(Arc<OpenCalls>);
+pub(super) struct OpenCall {
+    calls: Arc<Mutex<OpenCalls>>,
+    calls_max: usize,
+}
 
 impl Tenure {
-    pub(super) fn new(timeouts: Timeouts, standing: Standing, credentials: Credentials) -> Self {
+    /// A connection that may have so many calls at a time.
+    pub(super) fn new(
+        timeouts: Timeouts,
+        calls_max: usize,
+        standing: Standing,
+        credentials: Credentials,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let began_at = Instant::now();
         Self {
             timeouts,
             standing,
             credentials,
-            calls: Arc::new(OpenCalls {
-                count: AtomicUsize::new(0),
-                idle_since: Mutex::new(began_at),
-            }),
+            calls: Arc::new(Mutex::new(OpenCalls {
+                count: 0,
+                idle_since: began_at,
+                full: None,
+            })),
             began_at,
+            calls_max,
+            metrics,
         }
     }
 
     /// A call begins. It lasts until the result is dropped.
     pub(super) fn call(&self) -> OpenCall {
-        self.calls.count.fetch_add(1, Ordering::AcqRel);
-        OpenCall(Arc::clone(&self.calls))
+        let mut calls = lock(&self.calls);
+        calls.count += 1;
+        if calls.count >= self.calls_max && calls.full.is_none() {
+            calls.full = Some(self.metrics.connection_full());
+        }
+        OpenCall {
+            calls: Arc::clone(&self.calls),
+            calls_max: self.calls_max,
+        }
     }
 
     /// Resolves when the connection has to go. `told_at` is when it was told so: then it may still
@@ -117,17 +144,23 @@ impl Tenure {
 
     /// Since when nothing is open.
     fn idle_since(&self) -> Option<Instant> {
-        let since = self.calls.idle_since.lock();
-        let since = since.unwrap_or_else(PoisonError::into_inner);
-        (self.calls.count.load(Ordering::Acquire) == 0).then_some(*since)
+        let calls = lock(&self.calls);
+        (calls.count == 0).then_some(calls.idle_since)
     }
+}
+
+fn lock(calls: &Mutex<OpenCalls>) -> MutexGuard<'_, OpenCalls> {
+    calls.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        let since = self.0.idle_since.lock();
-        *since.unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        let mut calls = lock(&self.calls);
+        calls.idle_since = Instant::now();
+        calls.count -= 1;
+        if calls.count < self.calls_max {
+            calls.full = None;
+        }
     }
 }
 
@@ -156,7 +189,32 @@ mod tests {
     }
 
     fn tenure(credentials: Credentials) -> Tenure {
-        Tenure::new(TIMEOUTS, Standing::default(), credentials)
+        counted_tenure(credentials, &Arc::default())
+    }
+
+    fn counted_tenure(credentials: Credentials, metrics: &Arc<Metrics>) -> Tenure {
+        let metrics = Arc::clone(metrics);
+        Tenure::new(TIMEOUTS, 2, Standing::default(), credentials, metrics)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_all_its_calls_is_counted_until_one_ends() {
+        let metrics = Arc::<Metrics>::default();
+        let is_counted = || {
+            let page = metrics.render();
+            page.contains("prelude_bridge_grpc_connections_at_stream_limit 1")
+        };
+        let tenure = counted_tenure(Credentials::anonymous(), &metrics);
+        let first = tenure.call();
+        assert!(!is_counted());
+        let second = tenure.call();
+        assert!(is_counted());
+        drop(first);
+        assert!(!is_counted());
+        let _third = tenure.call();
+        assert!(is_counted());
+        drop((tenure, second));
+        assert!(!is_counted());
     }
 
     #[tokio::test(start_paused = true)]

@@ -220,6 +220,7 @@ impl StreamWrites {
 
 pub(super) struct Connections {
     pub(super) open: Family<ListenerLabel, Gauge>,
+    pub(super) full: Gauge,
     pub(super) accepted: Family<ListenerLabel, Counter>,
     pub(super) refused: Family<RefusedLabels, Counter>,
     pub(super) closed: Family<RefusedLabels, Counter>,
@@ -233,6 +234,7 @@ impl Connections {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let these = Self {
             open: Family::default(),
+            full: Gauge::default(),
             accepted: Family::default(),
             refused: Family::default(),
             closed: Family::default(),
@@ -245,6 +247,11 @@ impl Connections {
             "connections_open",
             "Open connections by listener",
             these.open.clone(),
+        );
+        registry.register(
+            "grpc_connections_at_stream_limit",
+            "Connections on the gRPC port that have all the streams they may: further calls wait in their clients",
+            these.full.clone(),
         );
         registry.register(
             "connections_accepted",

@@ -58,6 +58,11 @@ pub(crate) enum Failure {
         /// The place to resume from.
         cursor: Cursor,
     },
+    /// The time that the client gave the call is over.
+    DeadlineExceeded {
+        /// The place to resume from, once the stream has one.
+        cursor: Option<Cursor>,
+    },
     /// The server is about to shut down.
     Draining {
         /// How long to wait before reconnecting.
@@ -89,6 +94,7 @@ impl Failure {
             },
             Self::Quota(_) | Self::Streams { .. } => "LIMIT_STREAMS",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
+            Self::DeadlineExceeded { .. } => "DEADLINE_EXCEEDED",
             Self::Draining { .. } => "DRAINING",
             Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
             Self::LogDamaged { .. } => "LOG_DAMAGED",

@@ -17,7 +17,7 @@ mod start;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::registry::Snapshot;
@@ -128,24 +128,24 @@ impl Subscriptions {
         ))
     }
 
-    /// Takes a place for a stream under the quota of its credential. A slot that the stream also
-    /// occupies is given back together with it.
+    /// Takes a place for a stream under the quota of its credential, until the deadline of the call if it
+    /// has one. A slot that the stream also occupies is given back together with it.
     ///
     /// # Errors
     /// The quota is used up.
-    pub(crate) fn permit(&self, grant: &Grant, slot: Option<Slot>) -> Result<Permit, Failure> {
+    pub(crate) fn permit(
+        &self,
+        grant: &Grant,
+        slot: Option<Slot>,
+        deadline: Option<Instant>,
+    ) -> Result<Permit, Failure> {
         let is_known = grant.quota().is_some();
         let default_max = if is_known {
             self.options.streams_per_credential_max
         } else {
             usize::MAX
         };
-        Permit::new(grant, slot, default_max)
-    }
-
-    /// How much memory filters and requests may take.
-    pub(crate) fn filters_bytes_max(&self) -> usize {
-        self.options.filters_bytes_max
+        Permit::new(grant, slot, deadline, default_max)
     }
 
     /// Counts the memory of a filter, in all and for its credential.

@@ -17,14 +17,12 @@ use super::{
     Subscriptions,
     failure::Failure,
     notice,
-    permit::Permit,
+    permit::{Permit, PermitEnd},
     registry::Registration,
     response::Response,
     rest::Rest,
     source::{Moved, Outbox, Source},
 };
-use crate::credentials::Ended;
-
 /// How long a stream that has more to send goes on once the server drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
 
@@ -228,7 +226,7 @@ impl<S: Source> Session<S> {
             .told(self.source.position(), events, bytes);
     }
 
-    /// Resolves when the stream has ended because its credential has.
+    /// Resolves when the stream has ended because its credential has, or at its deadline.
     pub(crate) async fn revoked(&mut self) {
         // Within a message, its end is not near.
         if self.outbox.end.is_some() && self.rest.is_none() {
@@ -239,9 +237,12 @@ impl<S: Source> Session<S> {
     }
 
     /// Ends the stream at once: not even what was found already is for this caller now.
-    fn revoke(&mut self, ended: Ended) {
+    fn revoke(&mut self, ended: PermitEnd) {
         let cursor = Some(self.source.sent_cursor());
-        self.end_now(Failure::CredentialEnded { ended, cursor });
+        self.end_now(match ended {
+            PermitEnd::Credential(ended) => Failure::CredentialEnded { ended, cursor },
+            PermitEnd::Deadline => Failure::DeadlineExceeded { cursor },
+        });
     }
 
     /// Ends the stream: the client has not read for `waited`.
@@ -475,7 +476,8 @@ mod tests {
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
-            let permit = Permit::new(&grant.now_or_never().unwrap().unwrap(), None, 1).unwrap();
+            let permit =
+                Permit::new(&grant.now_or_never().unwrap().unwrap(), None, None, 1).unwrap();
             let registration = subscriptions.registry.admit().unwrap();
             let notices = VecDeque::new();
             let session = Session::new(

@@ -200,12 +200,17 @@ async fn what_is_no_cursor_or_out_of_bounds_is_refused_by_its_field() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_the_clients_fault() {
     let bridge = Bridge::start().await;
-    let large = SubscribeRequest {
-        client_name: "x".repeat(70_000),
-        ..history()
-    };
-    let status = refusal(&bridge, large).await;
-    assert_status(&status, Code::InvalidArgument, "REQUEST_INVALID");
+    for (bytes, code, expected) in [
+        (70_000, Code::InvalidArgument, "REQUEST_INVALID"),
+        (400_000, Code::ResourceExhausted, "REQUEST_TOO_LARGE"),
+    ] {
+        let large = SubscribeRequest {
+            client_name: "x".repeat(bytes),
+            ..history()
+        };
+        let status = refusal(&bridge, large).await;
+        assert_status(&status, code, expected);
+    }
 
     // Another message than the method's, and a method that there is not.
     let service = "/prelude.bridge.v1.EventService";

@@ -193,6 +193,11 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             message,
             retry_after: retry_after(details),
         },
+        // Its code is that of limits which pass, but the request stays too large.
+        "REQUEST_TOO_LARGE" => Error::Invalid {
+            message,
+            faults: field_faults(details),
+        },
         // A reason of a later release is mapped by its code.
         _ => from_code(status, details),
     }
@@ -304,6 +309,7 @@ mod tests {
         for reason in ["LIMIT_STREAMS", "SLOW_CONSUMER"] {
             assert!(retryable(Code::ResourceExhausted, reason), "{reason}");
         }
+        assert!(!retryable(Code::ResourceExhausted, "REQUEST_TOO_LARGE"));
         for reason in ["TOKEN_INVALID", "TOKEN_EXPIRED"] {
             let error = Error::from(status(Code::Unauthenticated, reason, &[]));
             assert!(matches!(error, Error::Refused { .. }), "{reason}");
