@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    event_type::SourceKind,
     events::Generator,
     keys::{self, KeyRing, SigningKey},
     ledger::Ledger,
@@ -21,13 +22,14 @@ use super::{
     webhooks::{self, Registry},
 };
 
-/// One simulated app.
+/// One simulated app, or a source of another kind.
 pub(super) struct App {
+    pub(super) kind: SourceKind,
     pub(super) ring: Mutex<KeyRing>,
     /// Keys that were configured and not used yet.
     pub(super) spare: Mutex<VecDeque<SigningKey>>,
     pub(super) world: Mutex<Generator>,
-    /// Whether the key set can be fetched.
+    /// Whether the keys can be fetched.
     pub(super) jwks_up: AtomicBool,
     jwks_fetches: AtomicU64,
 }
@@ -51,6 +53,7 @@ pub(super) struct Simulation {
     pub(super) wire: Mutex<WireStyle>,
     pub(super) faults: Mutex<Faults>,
     pub(super) dice: Mutex<Random>,
+    request_ids: Mutex<Random>,
     pub(super) client: reqwest::Client,
     /// Bounds the batches in progress.
     pub(super) deliveries: Arc<Semaphore>,
@@ -81,6 +84,7 @@ impl Simulation {
             };
             let app_seed = Random::fork(seed, &app.id).next_u64();
             let running = App {
+                kind: app.kind,
                 ring: Mutex::new(KeyRing::new(first)),
                 spare: Mutex::new(spare),
                 world: Mutex::new(Generator::new(app_seed)),
@@ -97,6 +101,7 @@ impl Simulation {
             wire: Mutex::new(options.wire),
             faults: Mutex::new(options.faults),
             dice: Mutex::new(Random::fork(seed, "faults")),
+            request_ids: Mutex::new(Random::fork(seed, "requests")),
             client,
             deliveries: Arc::new(Semaphore::new(options.deliveries_max)),
             requests: Semaphore::new(options.requests_max),
@@ -117,6 +122,11 @@ impl Simulation {
         let result = change(&mut registry);
         self.active.send_replace(registry.active_count());
         result
+    }
+
+    /// The id of a call to the management API.
+    pub(super) fn request_id(&self) -> String {
+        format!("req_{:016x}", lock(&self.request_ids).next_u64())
     }
 
     /// Throws the dice for one fault.
