@@ -10,6 +10,7 @@ use std::{
 };
 
 use anstyle::{Effects, Style};
+use clap::ValueEnum;
 use jiff::tz::TimeZone;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt as _;
@@ -26,7 +27,7 @@ use crate::{
     event::UnixMicros,
     proto::Event,
     server::{self, Addresses, Server},
-    simulator::{self, AppOptions, BATCH_EVENTS_MAX, EventType, Simulator, traffic::Traffic},
+    simulator::{self, AppOptions, BATCH_EVENTS_MAX, Simulator, SourceKind, traffic::Traffic},
 };
 
 const BOLD: Style = Style::new().effects(Effects::BOLD);
@@ -38,6 +39,10 @@ pub struct Args {
     /// End after N events [default: on Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+
+    /// Which products of Prelude send events
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Source::Auth)]
+    pub source: Source,
 
     /// Events a second [default: 10, or 1000 with --count]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -54,6 +59,30 @@ pub struct Args {
     /// Serve health and metrics at this address [default: 127.0.0.1:9090, or another port if it is taken]
     #[arg(long, value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// The products of Prelude that send events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// Prelude Auth: batches, after an activation
+    Auth,
+    /// Prelude Verify: single events
+    Verify,
+    /// Prelude Notify: single events
+    Notify,
+    /// All three, in one log
+    All,
+}
+
+impl Source {
+    fn kinds(self) -> &'static [SourceKind] {
+        match self {
+            Self::Auth => &[SourceKind::Auth],
+            Self::Verify => &[SourceKind::Verify],
+            Self::Notify => &[SourceKind::Notify],
+            Self::All => &SourceKind::ALL,
+        }
+    }
 }
 
 impl Args {
@@ -118,7 +147,9 @@ Examples:
   A thousand events, then what was received, delivered and lost:
     prelude-bridge demo --count 1000
   A stream to try consumers with:
-    prelude-bridge demo --rate 200";
+    prelude-bridge demo --rate 200
+  The events of Verify and Notify too, in the same log:
+    prelude-bridge demo --source all";
 
 /// The defaults of `serve`, which all examples of the documentation use.
 const WEBHOOK_PORT: u16 = 8080;
@@ -129,8 +160,14 @@ const STARTS_MAX: u32 = 3;
 /// The width that all printed lines fit.
 const COLUMNS: usize = 80;
 
-/// The app of the demo.
-const APP_ID: &str = "demo";
+/// The id of the demo's app or source of this kind.
+fn id_of(kind: SourceKind) -> &'static str {
+    match kind {
+        SourceKind::Auth => "demo",
+        SourceKind::Verify | SourceKind::Notify => kind.as_str(),
+    }
+}
+
 /// How long events in progress may take to arrive at the end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delays are kept for the first events only, up to this many.
@@ -145,16 +182,20 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         .prefix("prelude-bridge-demo-")
         .tempdir()
         .map_err(|error| failed(format!("no temporary directory can be made: {error}")))?;
+    let kinds = args.source.kinds();
     print_note(&format!("{DIM}making a signing key …{DIM:#}"));
     let simulator = Simulator::start(simulator::Options {
-        apps: vec![AppOptions::new(APP_ID)],
+        apps: kinds
+            .iter()
+            .map(|kind| AppOptions::new(id_of(*kind)).of_kind(*kind))
+            .collect(),
         ..simulator::Options::default()
     })
     .await
     .map_err(failed)?;
     // The tail is in the same process, but on the other side of a socket like any other client.
     let token = "demo-verification-token";
-    let config = config(directory.path(), &simulator, token);
+    let config = config(directory.path(), &simulator, kinds, token)?;
     let (server, taken) = start(&args, config).await?;
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -167,13 +208,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         &taken,
         simulator.address(),
         directory.path(),
+        kinds,
     ));
     let subscription = subscribe(addresses).await?;
-    let webhook_url = format!("http://{}/webhooks/{APP_ID}", addresses.webhook);
-    simulator
-        .connect(APP_ID, &webhook_url, token, &EventType::ALL)
-        .await
-        .map_err(failed)?;
+    for kind in kinds {
+        let id = id_of(*kind);
+        let url = format!("http://{}/webhooks/{id}", addresses.webhook);
+        let connected = simulator.connect(id, &url, token, kind.event_types()).await;
+        connected.map_err(failed)?;
+    }
     let outcome = follow(&args, &simulator, subscription).await;
     let _ = stop.send(());
     // The bridge reports what failed in it; a panic there is a bug and is passed on as one.
@@ -201,21 +244,37 @@ async fn start(args: &Args, mut config: Config) -> Result<(Server, Vec<u16>), Fa
     }
 }
 
-fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
-    Config {
+/// The configuration of the bridge: an app or source of each kind, which trusts the simulator's keys.
+fn config(
+    directory: &Path,
+    simulator: &Simulator,
+    kinds: &[SourceKind],
+    token: &str,
+) -> Result<Config, Failure> {
+    let apps = kinds.iter().map(|kind| app(*kind, simulator, token));
+    Ok(Config {
         data_dir: directory.to_path_buf(),
-        apps: vec![config::App {
-            id: APP_ID.to_owned(),
-            verification_token: Secret::new(token),
-            old_verification_token: None,
-            token_source: config::TokenSource::Variable("the demo".to_owned()),
-            keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
-            origin: config::Origin::Default,
-        }],
+        apps: apps.collect::<Result<_, _>>()?,
         // Nobody's events: whoever may reach the address that was asked for may read them.
         allow_anonymous: true,
         ..Config::default()
+    })
+}
+
+fn app(kind: SourceKind, simulator: &Simulator, token: &str) -> Result<config::App, Failure> {
+    if kind != SourceKind::Auth {
+        let cause = format!("the bridge has no sources of kind {kind} yet");
+        return Err(Failure::new(Exit::Usage, cause).help("leave `--source` out"));
     }
+    let id = id_of(kind);
+    Ok(config::App {
+        id: id.to_owned(),
+        verification_token: Secret::new(token),
+        old_verification_token: None,
+        token_source: config::TokenSource::Variable("the demo".to_owned()),
+        keys: config::KeySource::JwksUrl(simulator.jwks_url(id)),
+        origin: config::Origin::Default,
+    })
 }
 
 async fn subscribe(addresses: Addresses) -> Result<Subscription, Failure> {
@@ -234,19 +293,24 @@ fn introduction(
     taken: &[u16],
     simulator: SocketAddr,
     directory: &Path,
+    kinds: &[SourceKind],
 ) -> String {
     let Addresses {
         webhook,
         grpc,
         admin,
     } = addresses;
-    let rows = [
-        ("simulator", format!("http://{simulator}"), "plays Prelude"),
-        (
-            "webhook",
-            format!("http://{webhook}/webhooks/{APP_ID}"),
-            "takes signed batches in",
-        ),
+    let mut rows = vec![("simulator", format!("http://{simulator}"), "plays Prelude")];
+    rows.extend(kinds.iter().map(|kind| {
+        let url = format!("http://{webhook}/webhooks/{}", id_of(*kind));
+        let what = match kind {
+            SourceKind::Auth => "takes signed batches in",
+            SourceKind::Verify => "takes events of Verify in",
+            SourceKind::Notify => "takes events of Notify in",
+        };
+        ("webhook", url, what)
+    }));
+    rows.extend([
         (
             "log",
             directory.display().to_string(),
@@ -254,7 +318,7 @@ fn introduction(
         ),
         ("grpc", format!("http://{grpc}"), "streams them out"),
         ("admin", format!("http://{admin}/metrics"), "counts them"),
-    ];
+    ]);
     let mut text =
         format!("\n{BOLD}prelude-bridge demo{BOLD:#}: everything is real but the sender\n\n");
     let places = rows.iter().map(|(_, place, _)| place.len());
@@ -281,19 +345,24 @@ fn introduction(
          -d '{{\"start\":{{\"earliest\":{{}}}},\"stop\":{{\"maxEvents\":3}}}}' \\\n    \
          {grpc} prelude.bridge.v1.EventService/Subscribe\n\n\
          {DIM}Ctrl-C ends it.{DIM:#}\n",
-        tail_command(grpc)
+        tail_command(grpc, kinds)
     )
 }
 
 /// A command to copy, on two lines where one is too long.
-fn tail_command(grpc: SocketAddr) -> String {
+fn tail_command(grpc: SocketAddr, kinds: &[SourceKind]) -> String {
     let program = std::env::args()
         .next()
         .unwrap_or_else(|| "prelude-bridge".to_owned());
     let program = format!("  {program} tail");
-    let flags = "--type 'user.session.*' --last 5";
+    let pattern = match kinds {
+        [SourceKind::Verify] => "verify.*",
+        [SourceKind::Notify] => "transactional.**",
+        _ => "user.session.*",
+    };
+    let flags = format!("--type '{pattern}' --last 5");
     let flags = if grpc == here(GRPC_PORT) {
-        flags.to_owned()
+        flags
     } else {
         format!("--server http://{grpc} {flags}")
     };
@@ -544,7 +613,8 @@ mod tests {
             ),
         ] {
             let directory = Path::new("/tmp/prelude-bridge-demo-AbCdEf");
-            let text = introduction(addresses, &taken, here(45_681), directory);
+            let kinds = &SourceKind::ALL;
+            let text = introduction(addresses, &taken, here(45_681), directory, kinds);
             let text = anstream::adapter::strip_str(&text).to_string();
             for line in text.lines() {
                 // The path of the program is as long as it is.
@@ -554,6 +624,7 @@ mod tests {
             assert_eq!(text.contains("--server"), !taken.is_empty());
             assert_eq!(text.contains("8080, 50051, 9090"), !taken.is_empty());
             assert!(text.contains("streams them out") && text.contains("until the end"));
+            assert!(text.contains("/webhooks/verify") && text.contains("/webhooks/notify"));
         }
     }
 }

@@ -4,22 +4,25 @@
 
 use std::collections::BTreeSet;
 
-use crate::{filter, management::EVENT_TYPES, nearest::nearest};
+use crate::{
+    filter,
+    management::{EVENT_TYPES, VERIFY_AND_NOTIFY_TYPES},
+    nearest::nearest,
+};
+
+/// The types that Prelude documents, of all its products.
+fn documented_types() -> impl Iterator<Item = &'static str> {
+    EVENT_TYPES.into_iter().chain(VERIFY_AND_NOTIFY_TYPES)
+}
 
 /// What to say of a type or pattern that fits no known type; `None` where one fits, and for what is
 /// no pattern, which is refused anyway.
 pub(super) fn doubt_of_type(flag: &str, pattern: &str) -> Option<String> {
-    let is_known = || {
-        EVENT_TYPES
-            .iter()
-            .any(|known| filter::covers(pattern, known))
-    };
+    let is_known = || documented_types().any(|known| filter::covers(pattern, known));
     if filter::type_problem(pattern).is_some() || is_known() {
         return None;
     }
-    let known = EVENT_TYPES
-        .iter()
-        .map(|known| with_wildcards(pattern, known));
+    let known = documented_types().map(|known| with_wildcards(pattern, known));
     let known: BTreeSet<String> = known.collect();
     let doubt =
         format!("`{flag} {pattern}` matches none of the event types that Prelude documents");
@@ -69,10 +72,19 @@ mod tests {
 
     #[test]
     fn a_type_that_is_known_or_a_pattern_that_matches_one_raises_no_doubt() {
-        for pattern in EVENT_TYPES {
+        for pattern in documented_types() {
             assert_eq!(doubt_of_type("--type", pattern), None);
         }
-        for pattern in ["**", "user.*", "user.**", "user.*.created", "*.session.*"] {
+        for pattern in [
+            "**",
+            "user.*",
+            "user.**",
+            "user.*.created",
+            "*.session.*",
+            "verify.*",
+            "*.hook_failed",
+            "transactional.message.*",
+        ] {
             assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
         }
         // Refused, with a reason of its own.
@@ -92,6 +104,9 @@ mod tests {
             ("user.sesion.*", "user.session.*"),
             ("usr.**", "user.**"),
             ("user.profil.*", "user.profile.*"),
+            ("verify.atempt", "verify.attempt"),
+            ("stepup.hook_failed", "step_up.hook_failed"),
+            ("transactional.mesage.*", "transactional.message.*"),
         ] {
             let doubt = doubt_of_type("--type", typed).unwrap();
             assert!(

@@ -1,8 +1,10 @@
 //! `webhook`: the webhooks of an app at Prelude. Owns the flags, which app and which keys are meant,
 //! and what each refusal means here; `setup` owns the way from nothing to an active webhook,
-//! `table` how webhooks are shown, `token` where verification tokens are made and kept.
+//! `registration` which event types a webhook gets, `table` how webhooks are shown, `token` where
+//! verification tokens are made and kept.
 
 mod readiness;
+mod registration;
 mod setup;
 mod table;
 mod token;
@@ -13,6 +15,7 @@ use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::registration::Registration;
 use super::{
     exit::{self, Exit, Failure},
     settings,
@@ -20,7 +23,8 @@ use super::{
 use crate::{
     config::{self, Secret, Sources},
     management::{
-        API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, Webhook, challenge, is_loopback,
+        API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, VERIFY_AND_NOTIFY_TYPES, Webhook,
+        challenge, is_loopback,
     },
     nearest::nearest,
 };
@@ -57,9 +61,27 @@ enum Command {
         #[command(flatten)]
         access: Access,
     },
+    /// Show one webhook
+    #[command(after_help = GET_EXAMPLES)]
+    Get {
+        /// The webhook
+        #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+        #[command(flatten)]
+        access: Access,
+    },
     /// Have Prelude challenge a webhook's URL, and send events from then on
     #[command(after_help = ACTIVATE_EXAMPLES)]
     Activate {
+        /// The webhook
+        #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+        #[command(flatten)]
+        access: Access,
+    },
+    /// Stop deliveries to a webhook, until it is activated again
+    #[command(after_help = DEACTIVATE_EXAMPLES)]
+    Deactivate {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
         id: String,
@@ -96,7 +118,8 @@ struct Wanted {
     #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
     url: String,
 
-    /// Only events of these types; repeatable, or with commas [default: all seven]
+    /// Only events of these types, which may be new ones; repeatable, or with commas [default: all
+    /// that are documented and that Prelude takes]
     #[arg(long = "event", value_name = "TYPE", value_delimiter = ',')]
     events: Vec<String>,
 }
@@ -152,6 +175,16 @@ Examples:
   What Prelude got as its last answer, for a program:
     prelude-bridge webhook list --app 54e9ujn --output json | jq '.webhooks[] | {id, last_http_code}'";
 
+const GET_EXAMPLES: &str = "\
+Examples:
+  Whether it is active, and its last answer:
+    prelude-bridge webhook get web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
+
+const DEACTIVATE_EXAMPLES: &str = "\
+Examples:
+  While the bridge moves to another machine:
+    prelude-bridge webhook deactivate web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
+
 const ACTIVATE_EXAMPLES: &str = "\
 Examples:
   With the bridge running:
@@ -178,31 +211,23 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Setup(args) => setup::run(args).await,
-        Command::Create { wanted, access } => {
-            let app = access.app()?;
-            let events = wanted.events();
-            let url = wanted.url(&app)?;
-            access.check_reach(&url)?;
-            let token = app.token()?;
-            let client = access.client(&app)?;
-            let made = client.create(&url, token.expose(), &events).await;
-            let webhook = made.map_err(|error| refused(&error))?;
-            access.show_one(&webhook)?;
-            if !webhook.active {
-                exit::note(&format!(
-                    "it is not active yet: start the bridge, then run `prelude-bridge webhook \
-                     activate {}`",
-                    webhook.id
-                ));
-            }
-            Ok(())
-        }
+        Command::Create { wanted, access } => create(wanted, &access).await,
         Command::List { access } => {
             let client = access.client(&access.app()?)?;
             let webhooks = client.list().await.map_err(|error| refused(&error))?;
             access.show(&webhooks, &json!({ "webhooks": webhooks }))
         }
+        Command::Get { id, access } => {
+            let client = access.client(&access.app()?)?;
+            let webhook = client.get(&id).await;
+            access.show_one(&webhook.map_err(|error| refused(&error))?)
+        }
         Command::Activate { id, access } => activate(&id, &access).await,
+        Command::Deactivate { id, access } => {
+            let client = access.client(&access.app()?)?;
+            let webhook = client.deactivate(&id).await;
+            access.show_one(&webhook.map_err(|error| refused(&error))?)
+        }
         Command::AddEvent { id, event, access } => {
             warn_of_unknown(&event);
             let client = access.client(&access.app()?)?;
@@ -218,6 +243,31 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             }
         }
     }
+}
+
+async fn create(wanted: Wanted, access: &Access) -> Result<(), Failure> {
+    let app = access.app()?;
+    let events = wanted.events();
+    let url = wanted.url(&app)?;
+    access.check_reach(&url)?;
+    let token = app.token()?;
+    let client = access.client(&app)?;
+    let webhook = if wanted.events.is_empty() {
+        let mut registration = Registration::new(&client, &events);
+        registration.create(&url, token.expose()).await?
+    } else {
+        // Types that were named are those that are wanted: another webhook would not do.
+        let made = client.create(&url, token.expose(), &events).await;
+        made.map_err(|error| refused(&error))?
+    };
+    access.show_one(&webhook)?;
+    if !webhook.active {
+        exit::note(&format!(
+            "it is not active yet: start the bridge, then run `prelude-bridge webhook activate {}`",
+            webhook.id
+        ));
+    }
+    Ok(())
 }
 
 async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
@@ -236,18 +286,14 @@ async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
     if !is_failed_challenge(&error) {
         return Err(refused(&error));
     }
-    let webhooks = client.list().await.map_err(|error| refused(&error))?;
-    let url = webhooks
-        .into_iter()
-        .find(|webhook| webhook.id == id)
-        .map(|webhook| webhook.url);
-    match (url, app.token()) {
-        (Some(url), Ok(token)) => {
-            let finding = challenge::send(&url, &app.id, token.expose()).await;
+    let webhook = client.get(id).await.map_err(|error| refused(&error))?;
+    match app.token() {
+        Ok(token) => {
+            let finding = challenge::send(&webhook.url, &app.id, token.expose()).await;
             Err(not_activated(&error, &finding))
         }
-        // Without a token there is nothing to ask with: Prelude's word has to do.
-        (_, _) => Err(refused(&error)),
+        // Without a token no challenge can be sent, so there is only what Prelude said.
+        Err(_) => Err(refused(&error)),
     }
 }
 
@@ -415,14 +461,19 @@ fn refused(error: &Error) -> Failure {
                 "Prelude knows no such app or webhook: check --app, and the id with \
                  `prelude-bridge webhook list`",
             ),
+            400 | 422 if refusal.may_be_about_events() => (
+                Exit::Failed,
+                "the message says what Prelude does not accept; if it is an event type, leave it out of \
+                 --event. `prelude-bridge webhook list` shows the webhooks that exist",
+            ),
             400 | 409 | 422 => (
                 Exit::Failed,
-                "Prelude's words say what it does not take; `prelude-bridge webhook list` shows \
-                 what there is",
+                "the message says what Prelude does not accept; `prelude-bridge webhook list` shows \
+                 the webhooks that exist",
             ),
             _ => (
                 Exit::Failed,
-                "try again in a minute; if it happens again, ask Prelude's support",
+                "try again in a minute; if it happens again, tell Prelude's support the request_id",
             ),
         },
     };
@@ -434,9 +485,16 @@ fn warn_of_unknown(event: &str) {
     if EVENT_TYPES.contains(&event) {
         return;
     }
+    if VERIFY_AND_NOTIFY_TYPES.contains(&event) {
+        exit::warn(&format!(
+            "`{event}` is an event of Prelude Verify or Notify, which send to the `callback_url` of each \
+             request and not to webhooks of an app"
+        ));
+        return;
+    }
     let near = nearest(event, EVENT_TYPES).map(|near| format!("; did you mean `{near}`?"));
     exit::warn(&format!(
-        "`{event}` is none of the seven documented types{}",
+        "`{event}` is not one of the documented types{}",
         near.unwrap_or_default()
     ));
 }

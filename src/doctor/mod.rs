@@ -3,13 +3,14 @@
 //! after a failed check unless the next one depends on it.
 //!
 //! `disk` checks the data directory and the log, `credentials` who may subscribe, `tls` the
-//! certificates, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
+//! certificates, `step_up` explains a wrong key set, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
 //! that needs a socket. The texts are made here; the command decides how they are shown.
 
 mod credentials;
 mod disk;
 mod outside;
 mod readiness;
+mod step_up;
 mod tls;
 
 use serde::Serialize;

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
-use super::Check;
+use super::{Check, step_up};
 use crate::{
     client,
     config::{App, Config, KeySource},
@@ -24,7 +24,7 @@ use crate::{
 /// With a larger difference events get wrong times; from minutes on, certificates seem invalid.
 const CLOCK_OFF_MAX: SignedDuration = SignedDuration::from_secs(30);
 /// How long a server may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEYS: &str = "keys";
 const CLOCK: &str = "clock";
@@ -48,7 +48,9 @@ impl Outside<'_> {
     pub(super) async fn examine(self) -> Vec<Check> {
         let mut checks = Vec::new();
         for app in &self.config.apps {
-            checks.push(keys(app, self.issuers).await.of_app(&app.id));
+            let check = keys(app, self.issuers).await;
+            let check = step_up::explain(check, app, self.issuers).await;
+            checks.push(check.of_app(&app.id));
         }
         checks.push(clock(&self.config.apps, self.head_at, self.issuers).await);
         checks.extend(ports(self.config, self.is_running));
@@ -61,12 +63,17 @@ impl Outside<'_> {
     }
 }
 
-async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
-    let source = match &app.keys {
+/// The key source of the configuration for the part that reads it.
+pub(super) fn opened(keys: &KeySource) -> Result<signature::KeySource, FetchFault> {
+    match keys {
         KeySource::JwksUrl(url) => signature::KeySource::url(url),
         KeySource::JwksFile(path) => Ok(signature::KeySource::JwksFile(path.clone())),
         KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
-    };
+    }
+}
+
+async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
+    let source = opened(&app.keys);
     let fetched = match &source {
         // First with the issuers that `serve` trusts, which are those of the system.
         Ok(source) => signature::fetch(source, ANSWER_TIMEOUT).await,

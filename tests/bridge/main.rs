@@ -37,6 +37,7 @@ mod settings_privacy;
 mod setup;
 mod setup_page;
 mod signatures;
+mod simulated_sources;
 mod simulator;
 mod support;
 mod tail;

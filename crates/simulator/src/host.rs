@@ -148,7 +148,9 @@ fn jwks_app(simulation: &Simulation, path: &str, headers: &HeaderMap) -> Option<
         return Some(label.to_owned());
     }
     let apps = simulation.apps.iter();
-    let mut ids = apps.filter(|(_, app)| app.kind == SourceKind::Auth).map(|(id, _)| id);
+    let mut ids = apps
+        .filter(|(_, app)| app.kind == SourceKind::Auth)
+        .map(|(id, _)| id);
     match (ids.next(), ids.next()) {
         (Some(only), None) => Some(only.clone()),
         // Without a name the app is not known; the empty id gets the 404 that says so.
@@ -164,7 +166,9 @@ fn jwks(simulation: &Simulation, method: &Method, app_id: &str) -> Answer {
 }
 
 fn pem(simulation: &Simulation, method: &Method, source_id: &str) -> Answer {
-    let app = match keys_of(simulation, method, source_id, |kind| kind != SourceKind::Auth) {
+    let app = match keys_of(simulation, method, source_id, |kind| {
+        kind != SourceKind::Auth
+    }) {
         Ok(app) => app,
         Err(answer) => return answer,
     };

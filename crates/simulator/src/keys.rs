@@ -479,7 +479,10 @@ mod tests {
         assert_eq!(ids(&ring), [b.id(), a.id()]);
         let pems = [&b, &a].map(|key| key.public_pem().unwrap());
         assert_eq!(ring.pem().unwrap(), pems.concat());
-        assert!(pems.iter().all(|pem| pem.starts_with("-----BEGIN PUBLIC KEY-----")));
+        assert!(
+            pems.iter()
+                .all(|pem| pem.starts_with("-----BEGIN PUBLIC KEY-----"))
+        );
         ring.rotate(a.clone(), false);
         assert_eq!(ids(&ring), [a.id()]);
         for _ in 0..20 {

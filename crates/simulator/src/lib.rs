@@ -164,7 +164,11 @@ impl Simulator {
     /// The URL of the public keys of a source of Verify or Notify, as PEM.
     #[must_use]
     pub fn pem_url(&self, source_id: &str) -> String {
-        format!("http://{}/sources/{source_id}{}", self.address, host::PEM_PATH)
+        format!(
+            "http://{}/sources/{source_id}{}",
+            self.address,
+            host::PEM_PATH
+        )
     }
 
     /// What an app or source is.

@@ -180,7 +180,13 @@ impl Registry {
             ..Draft::default()
         };
         draft.check()?;
-        self.insert(source_id, url.to_owned(), String::new(), events.to_vec(), true)
+        self.insert(
+            source_id,
+            url.to_owned(),
+            String::new(),
+            events.to_vec(),
+            true,
+        )
     }
 
     fn insert(
