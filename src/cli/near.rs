@@ -75,6 +75,9 @@ mod tests {
         for pattern in documented_types() {
             assert_eq!(doubt_of_type("--type", pattern), None);
         }
+        for event_type in crate::simulator::EventType::ALL {
+            assert_eq!(doubt_of_type("--type", event_type.as_str()), None);
+        }
         for pattern in [
             "**",
             "user.*",

@@ -2,6 +2,7 @@
 //! person at the terminal, and when it ends; everything else is done by `simulator`.
 
 pub(super) mod flags;
+mod key_files;
 mod narration;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::simulator::{
-    AppOptions, Error, Options, RetrySchedule, SigningKey, Simulator, SourceKind, activation,
+    AppOptions, Error, Options, RetrySchedule, Simulator, SourceKind, activation,
     options::{DEFAULT_APP_ID, DEFAULT_MANAGEMENT_TOKEN, parse_duration},
     scenario::{Connection, Scenario, Target},
     traffic::Traffic,
@@ -25,10 +26,7 @@ use self::{
     flags::{ApiArgs, FaultArgs, TrafficArgs, WireArgs, named},
     narration::{hint, introduce, print_note, progress},
 };
-use super::{
-    exit::{Exit, Failure, finish_stdout},
-    signing_key,
-};
+use super::exit::{Exit, Failure, finish_stdout};
 
 /// What the activation carries unless another token is given. It protects nothing.
 const DEFAULT_TOKEN: &str = "simulated-verification-token";
@@ -337,20 +335,6 @@ impl Args {
         })
     }
 
-    /// The keys that were given, or for one app this user's own: then a bridge goes on trusting a
-    /// simulator that was started anew, and `trigger` signs with it, too.
-    fn signing_keys(&self, apps: usize) -> Result<Vec<SigningKey>, Failure> {
-        if !self.keys.is_empty() {
-            let keys = self.keys.iter();
-            return keys.map(|path| signing_key::read(path)).collect();
-        }
-        match signing_key::own_path() {
-            Some(path) if apps == 1 => Ok(vec![signing_key::own(&path)?]),
-            // Made by the simulator, one for each app, for this run.
-            Some(_) | None => Ok(Vec::new()),
-        }
-    }
-
     fn connections(&self, target: &Target) -> Vec<Connection> {
         let Some(url) = &target.url else {
             return Vec::new();
@@ -363,16 +347,6 @@ impl Args {
         };
         self.app_ids().iter().map(connection).collect()
     }
-
-    /// Writes the public keys to the files that were asked for.
-    fn write_keys(&self, simulator: &Simulator) -> Result<(), Failure> {
-        write_files("--jwks-out", self.jwks_out.as_deref(), simulator, |app| {
-            Ok(format!("{:#}\n", simulator.jwks(app)?))
-        })?;
-        write_files("--pem-out", self.pem_out.as_deref(), simulator, |app| {
-            simulator.public_pem(app)
-        })
-    }
 }
 
 /// The id of an app or source that was given none. The variable of a bridge without a file names an app.
@@ -382,31 +356,6 @@ pub(super) fn default_id(kind: SourceKind) -> String {
     }
     let named = env::var(APP_VARIABLE).ok().filter(|id| !id.is_empty());
     named.unwrap_or_else(|| DEFAULT_APP_ID.to_owned())
-}
-
-/// Writes a file for each app to the path that a flag names, if it was given.
-fn write_files(
-    flag: &str,
-    pattern: Option<&str>,
-    simulator: &Simulator,
-    text_of: impl Fn(&str) -> Result<String, Error>,
-) -> Result<(), Failure> {
-    let Some(pattern) = pattern else {
-        return Ok(());
-    };
-    if simulator.app_ids().count() > 1 && !pattern.contains("{app}") {
-        let cause = format!("`{flag}` names one file for several apps");
-        return Err(Failure::new(Exit::Usage, cause).help("write `{app}` into its name"));
-    }
-    for app in simulator.app_ids() {
-        let path = pattern.replace("{app}", app);
-        let text = text_of(app).map_err(explain)?;
-        fs::write(&path, text).map_err(|error| {
-            let cause = format!("the keys cannot be written to {path}: {error}");
-            Failure::new(Exit::Failed, cause).help(format!("check the directory of `{flag}`"))
-        })?;
-    }
-    Ok(())
 }
 
 /// Calls a bridge until it answers. If it then refuses the activation, that is the result.

@@ -3,6 +3,7 @@
 //! `registration` which event types a webhook gets, `table` how webhooks are shown, `token` where
 //! verification tokens are made and kept.
 
+mod examples;
 mod readiness;
 mod registration;
 mod setup;
@@ -48,7 +49,7 @@ enum Command {
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Args),
     /// Register a webhook, inactive
-    #[command(after_help = CREATE_EXAMPLES)]
+    #[command(after_help = examples::CREATE_EXAMPLES)]
     Create {
         #[command(flatten)]
         wanted: Wanted,
@@ -56,13 +57,13 @@ enum Command {
         access: Access,
     },
     /// List the webhooks of an app
-    #[command(after_help = LIST_EXAMPLES)]
+    #[command(after_help = examples::LIST_EXAMPLES)]
     List {
         #[command(flatten)]
         access: Access,
     },
     /// Show one webhook
-    #[command(after_help = GET_EXAMPLES)]
+    #[command(after_help = examples::GET_EXAMPLES)]
     Get {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -71,7 +72,7 @@ enum Command {
         access: Access,
     },
     /// Have Prelude challenge a webhook's URL, and send events from then on
-    #[command(after_help = ACTIVATE_EXAMPLES)]
+    #[command(after_help = examples::ACTIVATE_EXAMPLES)]
     Activate {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -80,7 +81,7 @@ enum Command {
         access: Access,
     },
     /// Stop deliveries to a webhook, until it is activated again
-    #[command(after_help = DEACTIVATE_EXAMPLES)]
+    #[command(after_help = examples::DEACTIVATE_EXAMPLES)]
     Deactivate {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -89,7 +90,7 @@ enum Command {
         access: Access,
     },
     /// Have a webhook get one more type of events
-    #[command(after_help = ADD_EVENT_EXAMPLES)]
+    #[command(after_help = examples::ADD_EVENT_EXAMPLES)]
     AddEvent {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -101,7 +102,7 @@ enum Command {
         access: Access,
     },
     /// Remove a webhook; what Prelude has still to deliver to it is lost
-    #[command(after_help = DELETE_EXAMPLES)]
+    #[command(after_help = examples::DELETE_EXAMPLES)]
     Delete {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -161,45 +162,6 @@ enum Output {
     Json,
 }
 
-const CREATE_EXAMPLES: &str = "\
-Examples:
-  With the token of the configuration, for all events:
-    prelude-bridge webhook create --config prelude-bridge.toml --url https://example.com/webhooks
-  For sessions only:
-    prelude-bridge webhook create --app 54e9ujn --url https://example.com/webhooks/{app} --event user.session.created,user.session.revoked";
-
-const LIST_EXAMPLES: &str = "\
-Examples:
-  The webhooks of the app that is configured:
-    prelude-bridge webhook list --config prelude-bridge.toml
-  What Prelude got as its last answer, for a program:
-    prelude-bridge webhook list --app 54e9ujn --output json | jq '.webhooks[] | {id, last_http_code}'";
-
-const GET_EXAMPLES: &str = "\
-Examples:
-  Whether it is active, and its last answer:
-    prelude-bridge webhook get web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
-const DEACTIVATE_EXAMPLES: &str = "\
-Examples:
-  While the bridge moves to another machine:
-    prelude-bridge webhook deactivate web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
-const ACTIVATE_EXAMPLES: &str = "\
-Examples:
-  With the bridge running:
-    prelude-bridge webhook activate web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
-const ADD_EVENT_EXAMPLES: &str = "\
-Examples:
-  Deletions too:
-    prelude-bridge webhook add-event web_01jqebhswje5ka3z6z7ezzc2xk user.deleted --app 54e9ujn";
-
-const DELETE_EXAMPLES: &str = "\
-Examples:
-  Before it is created anew with another token:
-    prelude-bridge webhook delete web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
 /// How long Prelude's list may take to show an activation that Prelude has accepted.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -207,7 +169,7 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// A refusal of Prelude (exit code 1, or 4 for the key), an API that cannot be reached (3), or
-/// arguments and configuration that cannot be meant (2).
+/// invalid arguments or configuration (2).
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Setup(args) => setup::run(args).await,

@@ -13,6 +13,8 @@ mod readiness;
 mod step_up;
 mod tls;
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 pub use self::readiness::{Readiness, readiness};
@@ -24,6 +26,9 @@ use crate::{
     plain,
     receiver::source::PRELUDE,
 };
+
+/// How long a server may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to check.
 #[derive(Debug)]

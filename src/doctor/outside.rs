@@ -3,12 +3,11 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
-use super::{Check, step_up};
+use super::{ANSWER_TIMEOUT, Check, step_up};
 use crate::{
     client,
     config::{App, Config, KeySource},
@@ -23,8 +22,6 @@ use crate::{
 
 /// With a larger difference events get wrong times; from minutes on, certificates seem invalid.
 const CLOCK_OFF_MAX: SignedDuration = SignedDuration::from_secs(30);
-/// How long a server may take to answer.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEYS: &str = "keys";
 const CLOCK: &str = "clock";
@@ -63,17 +60,8 @@ impl Outside<'_> {
     }
 }
 
-/// The key source of the configuration for the part that reads it.
-pub(super) fn opened(keys: &KeySource) -> Result<signature::KeySource, FetchFault> {
-    match keys {
-        KeySource::JwksUrl(url) => signature::KeySource::url(url),
-        KeySource::JwksFile(path) => Ok(signature::KeySource::JwksFile(path.clone())),
-        KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
-    }
-}
-
 async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
-    let source = opened(&app.keys);
+    let source = step_up::opened(&app.keys);
     let fetched = match &source {
         // First with the issuers that `serve` trusts, which are those of the system.
         Ok(source) => signature::fetch(source, ANSWER_TIMEOUT).await,

@@ -1,10 +1,10 @@
 //! Recognises the key set that is often given by mistake: that of an app's step-up tokens, which has the
 //! same host as the right one. Webhooks are signed by the keys of `/.well-known/jwks.json`.
 
-use super::{Check, Verdict, outside};
+use super::{ANSWER_TIMEOUT, Check, Verdict};
 use crate::{
     config::{self, App, KeySource},
-    key_source::{fetch_document, read_jwks},
+    key_source::{self, FetchFault, fetch_document, read_jwks},
 };
 
 /// The last segment of the path of such a set.
@@ -48,6 +48,15 @@ pub(super) async fn explain(
     check
 }
 
+/// The key source of the configuration for the part that reads it.
+pub(super) fn opened(keys: &KeySource) -> Result<key_source::KeySource, FetchFault> {
+    match keys {
+        KeySource::JwksUrl(url) => key_source::KeySource::url(url),
+        KeySource::JwksFile(path) => Ok(key_source::KeySource::JwksFile(path.clone())),
+        KeySource::PemFile(path) => Ok(key_source::KeySource::PemFile(path.clone())),
+    }
+}
+
 /// The URL of the set for webhooks on the same host; `None` if a URL is not that of a set for step-up
 /// tokens.
 fn right_url_beside(url: &str) -> Option<String> {
@@ -59,18 +68,15 @@ fn right_url_beside(url: &str) -> Option<String> {
 
 /// Whether the set has keys for EdDSA and no others. A set that cannot be read has none.
 async fn has_only_eddsa_keys(app: &App, issuers: &[reqwest::Certificate]) -> bool {
-    let Ok(source) = outside::opened(&app.keys) else {
+    let Ok(source) = opened(&app.keys) else {
         return false;
     };
-    let Ok(document) = fetch_document(&source, outside::ANSWER_TIMEOUT, issuers).await else {
+    let Ok(document) = fetch_document(&source, ANSWER_TIMEOUT, issuers).await else {
         return false;
     };
     let keys = read_jwks(&document).unwrap_or_default();
-    let is_eddsa = |key: &Option<_>| {
-        let key: Option<&crate::key_source::Jwk> = key.as_ref();
-        key.is_some_and(|key| key.key_type() == Some("OKP"))
-    };
-    !keys.is_empty() && keys.iter().all(is_eddsa)
+    let mut types = keys.iter().map(|key| key.as_ref()?.key_type());
+    !keys.is_empty() && types.all(|key_type| key_type == Some("OKP"))
 }
 
 #[cfg(test)]

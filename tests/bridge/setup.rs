@@ -564,12 +564,8 @@ fn api_that_refuses(status: &'static str, error: &'static str) -> (String, Arc<A
                 false => ("200 OK", r#"{"webhooks":[]}"#),
             };
             let answer = format!(
-                "HTTP/1.1 {status}
-x-request-id: req_of_the_header
-content-length: {}
-                 connection: close
-
-{body}",
+                "HTTP/1.1 {status}\r\nx-request-id: req_of_the_header\r\ncontent-length: {}\r\n\
+                 connection: close\r\n\r\n{body}",
                 body.len()
             );
             let _ = stream.write_all(answer.as_bytes());
@@ -581,11 +577,7 @@ content-length: {}
 /// Whether a request has arrived with the body that its `content-length` announces.
 fn is_whole(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request).to_lowercase();
-    let Some((head, body)) = text.split_once(
-        "
-
-",
-    ) else {
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
         return false;
     };
     let length = head.split("content-length: ").nth(1);

@@ -279,15 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_tells_the_same_events_again() {
-        let tell = |seed| -> Vec<Event> {
+    fn a_seed_gives_the_same_events_again() {
+        let events = |seed| -> Vec<Event> {
             let mut generator = Generator::new(seed);
             (0..50)
                 .map(|_| generator.next(at(), &[], IdStyle::Uuid, 0.1))
                 .collect()
         };
-        assert!(tell(7) == tell(7));
-        assert!(tell(7) != tell(8));
+        assert!(events(7) == events(7));
+        assert!(events(7) != events(8));
     }
 
     #[test]

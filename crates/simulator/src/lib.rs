@@ -24,14 +24,9 @@
 //! # Ok(()) }
 //! ```
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
@@ -49,6 +44,7 @@ pub mod options;
 pub mod random;
 pub mod scenario;
 pub mod schedule;
+mod signing;
 mod state;
 pub mod traffic;
 pub mod webhooks;
@@ -155,22 +151,6 @@ impl Simulator {
         &self.simulation.options.management_token
     }
 
-    /// The URL of an app's key set.
-    #[must_use]
-    pub fn jwks_url(&self, app_id: &str) -> String {
-        format!("http://{}/apps/{app_id}{}", self.address, host::JWKS_PATH)
-    }
-
-    /// The URL of the public keys of a source of Verify or Notify, as PEM.
-    #[must_use]
-    pub fn pem_url(&self, source_id: &str) -> String {
-        format!(
-            "http://{}/sources/{source_id}{}",
-            self.address,
-            host::PEM_PATH
-        )
-    }
-
     /// What an app or source is.
     ///
     /// # Errors
@@ -188,70 +168,6 @@ impl Simulator {
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.simulation.seed
-    }
-
-    /// An app's key set as it is served now.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn jwks(&self, app_id: &str) -> Result<Value, Error> {
-        Ok(host::published(&self.simulation, self.app(app_id)?))
-    }
-
-    /// The public keys of an app or source as PEM, the one that signs first.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`], [`Error::Key`].
-    pub fn public_pem(&self, app_id: &str) -> Result<String, Error> {
-        Ok(lock(&self.app(app_id)?.ring).pem()?)
-    }
-
-    /// How often an app's key set was asked for, refusals while it was down included.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn jwks_fetches(&self, app_id: &str) -> Result<u64, Error> {
-        Ok(self.app(app_id)?.jwks_fetches())
-    }
-
-    /// Stops serving an app's key set (503), or serves it again.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn set_jwks_up(&self, app_id: &str, up: bool) -> Result<(), Error> {
-        self.app(app_id)?.jwks_up.store(up, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Signs with another key from now on: the next of those given, or a new one. With overlap the
-    /// former stays published; without it, it is gone at once. Returns the new key's id.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`], [`Error::Key`].
-    pub async fn rotate_key(&self, app_id: &str, overlap: bool) -> Result<String, Error> {
-        let app = self.app(app_id)?;
-        let spare = lock(&app.spare).pop_front();
-        let next = match spare {
-            Some(key) => key,
-            None => {
-                let bits = self.simulation.options.key_bits;
-                tokio::task::spawn_blocking(move || SigningKey::generate(bits))
-                    .await
-                    .map_err(|_| Error::Stopped)??
-            }
-        };
-        let id = next.id().to_owned();
-        lock(&app.ring).rotate(next, overlap);
-        Ok(id)
-    }
-
-    /// The value of `X-Webhook-Signature` for any body, by the app's present key.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`], [`Error::Key`].
-    pub async fn sign(&self, app_id: &str, body: &[u8]) -> Result<String, Error> {
-        let body = bytes::Bytes::copy_from_slice(body);
-        Ok(delivery::sign(&self.simulation, app_id, body).await?.header)
     }
 
     /// Changes how deliveries look from now on.
@@ -330,7 +246,7 @@ impl Simulator {
         }
     }
 
-    /// The next events of an app's world, of these types (of all of its kind if none is given).
+    /// The next events of an app, of these types (of all of its kind if none is given).
     ///
     /// # Errors
     /// [`Error::UnknownApp`], [`Error::BatchSize`].
@@ -350,13 +266,13 @@ impl Simulator {
             types
         };
         let (ids, late) = (self.wire().item.ids, self.faults().late);
-        let mut world = lock(&app.world);
+        let mut generator = lock(&app.generator);
         Ok((0..count)
-            .map(|_| world.next(Timestamp::now(), types, ids, late))
+            .map(|_| generator.next(Timestamp::now(), types, ids, late))
             .collect())
     }
 
-    /// The next events of an app's world as one body.
+    /// The next events of an app as one body.
     ///
     /// # Errors
     /// Those of [`Simulator::events`]; [`Error::NotOneEvent`] for a source that sends single events.
@@ -414,7 +330,7 @@ impl Simulator {
         Ok(self.send(webhook_id, batch).await?.outcome().await)
     }
 
-    /// Sends the next events of an app's world to every active webhook of the app that wants them.
+    /// Sends the next events of an app to every active webhook of the app that wants them.
     ///
     /// # Errors
     /// Those of [`Simulator::events`] and [`Simulator::send`].

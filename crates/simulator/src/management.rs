@@ -152,7 +152,7 @@ pub(super) async fn activate(
 ) -> Result<webhooks::Webhook, Error> {
     let webhook = lock(&simulation.registry).get(app_id, id)?.clone();
     let wide = lock(&simulation.wire).wide_challenge;
-    let challenge = Challenge::new(lock(&simulation.dice).next_u64(), wide);
+    let challenge = Challenge::new(lock(&simulation.random).next_u64(), wide);
     let asked = challenge
         .send(
             &simulation.client,

@@ -159,7 +159,7 @@ impl Faults {
     }
 }
 
-/// Everything a simulator is started with. The default plays one app, honestly, on a free port.
+/// Everything a simulator is started with. The default is one app, without faults, on a free port.
 #[derive(Clone)]
 pub struct Options {
     /// Where JWKS and management API are served.
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_sound_and_each_senseless_option_is_refused_with_a_remedy() {
+    fn the_default_is_valid_and_each_invalid_option_is_refused_with_a_remedy() {
         Options::default().check().unwrap();
         assert!(refused(|options| options.apps.clear()).contains("1 to 64"));
         assert!(refused(|options| options.apps.push(AppOptions::new("a/b"))).contains("app id"));

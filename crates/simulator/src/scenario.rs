@@ -1,5 +1,5 @@
 //! A run written down: apps, webhooks, and steps in the order they are taken. Owns the TOML and
-//! its messages, which name the line and the key; leaves every deed to the simulator.
+//! its messages, which name the line and the key; the simulator does what the steps say.
 
 use std::{fmt, ops::Range, path::Path, time::Duration};
 
@@ -112,7 +112,7 @@ enum Step {
     Settle(Span),
     /// Signs with another key from here on.
     RotateKey(RotateKey),
-    /// Takes a key set off the air or brings it back.
+    /// Stops serving keys, or serves them again.
     Jwks(Jwks),
     /// From here on these faults and no others.
     Faults(Faults),

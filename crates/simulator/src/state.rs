@@ -28,7 +28,7 @@ pub(super) struct App {
     pub(super) ring: Mutex<KeyRing>,
     /// Keys that were configured and not used yet.
     pub(super) spare: Mutex<VecDeque<SigningKey>>,
-    pub(super) world: Mutex<Generator>,
+    pub(super) generator: Mutex<Generator>,
     /// Whether the keys can be fetched.
     pub(super) jwks_up: AtomicBool,
     jwks_fetches: AtomicU64,
@@ -52,7 +52,7 @@ pub(super) struct Simulation {
     pub(super) ledger: Mutex<Ledger>,
     pub(super) wire: Mutex<WireStyle>,
     pub(super) faults: Mutex<Faults>,
-    pub(super) dice: Mutex<Random>,
+    pub(super) random: Mutex<Random>,
     request_ids: Mutex<Random>,
     pub(super) client: reqwest::Client,
     /// Bounds the batches in progress.
@@ -87,7 +87,7 @@ impl Simulation {
                 kind: app.kind,
                 ring: Mutex::new(KeyRing::new(first)),
                 spare: Mutex::new(spare),
-                world: Mutex::new(Generator::new(app_seed)),
+                generator: Mutex::new(Generator::new(app_seed)),
                 jwks_up: AtomicBool::new(true),
                 jwks_fetches: AtomicU64::new(0),
             };
@@ -100,7 +100,7 @@ impl Simulation {
             ledger: Mutex::new(Ledger::new(options.ledger_deliveries_max)),
             wire: Mutex::new(options.wire),
             faults: Mutex::new(options.faults),
-            dice: Mutex::new(Random::fork(seed, "faults")),
+            random: Mutex::new(Random::fork(seed, "faults")),
             request_ids: Mutex::new(Random::fork(seed, "requests")),
             client,
             deliveries: Arc::new(Semaphore::new(options.deliveries_max)),
@@ -129,14 +129,14 @@ impl Simulation {
         format!("req_{:016x}", lock(&self.request_ids).next_u64())
     }
 
-    /// Throws the dice for one fault.
+    /// Whether a fault with this probability happens now.
     pub(super) fn happens(&self, share: f64) -> bool {
-        lock(&self.dice).chance(share)
+        lock(&self.random).chance(share)
     }
 }
 
-/// A panic elsewhere leaves nothing half-written behind these locks that a stand-in could not go
-/// on with.
+/// Locks, also after a panic elsewhere: nothing that is half-written behind these locks prevents the simulator
+/// from continuing.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
