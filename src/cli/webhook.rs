@@ -216,7 +216,9 @@ async fn create(wanted: Wanted, access: &Access) -> Result<(), Failure> {
     let client = access.client(&app)?;
     let webhook = if wanted.events.is_empty() {
         let mut registration = Registration::new(&client, &events);
-        registration.create(&url, token.expose()).await?
+        let webhook = registration.create(&url, token.expose()).await?;
+        registration.warn();
+        webhook
     } else {
         // Types that were named are those that are wanted: another webhook would not do.
         let made = client.create(&url, token.expose(), &events).await;
@@ -425,8 +427,8 @@ fn refused(error: &Error) -> Failure {
             ),
             400 | 422 if refusal.may_be_about_events() => (
                 Exit::Failed,
-                "the message says what Prelude does not accept; if it is an event type, leave it out of \
-                 --event. `prelude-bridge webhook list` shows the webhooks that exist",
+                "the message says what Prelude does not accept; leave an event type out that it refuses. \
+                 `prelude-bridge webhook list` shows the webhooks that exist",
             ),
             400 | 409 | 422 => (
                 Exit::Failed,

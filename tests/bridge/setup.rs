@@ -488,7 +488,7 @@ async fn leaves_out(refused: &[&str], vague_refusals: bool) {
     let named = ["create", "--url", &url, "--event", refused[0]];
     let created = output(&mut scene.webhook(&named)).await;
     assert_eq!(created.status.code(), Some(1), "{}", stderr(&created));
-    assert!(stderr(&created).contains("leave it out of --event"));
+    assert!(stderr(&created).contains("leave an event type out"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

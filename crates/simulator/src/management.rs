@@ -30,11 +30,12 @@ pub(super) enum Error {
     Body(String),
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
-    #[error(
-        "`{name}` is not an event type: take one of {list}",
-        list = event_type::list(&EventType::AUTH)
-    )]
-    Event { name: String, param: &'static str },
+    #[error("`{name}` is not an event type: take one of {list}", list = event_type::list(accepted))]
+    Event {
+        name: String,
+        param: &'static str,
+        accepted: Vec<EventType>,
+    },
     /// The same from an API that does not say which event it means.
     #[error("a parameter is not valid")]
     Parameter(&'static str),
@@ -203,14 +204,23 @@ impl Call<'_> {
     /// The type with this name, if the API takes it.
     fn event_type(&self, name: &str, param: &'static str) -> Result<EventType, Error> {
         let style = &self.simulation.options.api;
-        let mut known = EventType::AUTH.into_iter();
-        let found = known.find(|known| known.as_str() == name);
-        match found.filter(|_| !style.refuse_events.iter().any(|refused| refused == name)) {
+        let is_refused = |known: &EventType| {
+            let mut refused = style.refuse_events.iter();
+            refused.any(|refused| refused == known.as_str())
+        };
+        let mut accepted = EventType::AUTH.to_vec();
+        accepted.retain(|known| !is_refused(known));
+        match accepted
+            .iter()
+            .find(|known| known.as_str() == name)
+            .copied()
+        {
             Some(event_type) => Ok(event_type),
             None if style.vague_refusals => Err(Error::Parameter(param)),
             None => Err(Error::Event {
                 name: name.to_owned(),
                 param,
+                accepted,
             }),
         }
     }

@@ -67,8 +67,8 @@ impl<'a> Registration<'a> {
         Err(refused(&Error::Refused(first)))
     }
 
-    /// Adds the types that a webhook lacks, except those that were refused before. Names each that is
-    /// refused, and calls `added` for each other.
+    /// Adds the types that a webhook lacks, except those that were refused before. Calls `added` for each
+    /// that Prelude accepts.
     ///
     /// # Errors
     /// A refusal that is not about an event type.
@@ -90,12 +90,16 @@ impl<'a> Registration<'a> {
                 Err(error) => self.refused.push((event.clone(), about_events(error)?)),
             }
         }
+        Ok(webhook)
+    }
+
+    /// Names the types that Prelude refused.
+    pub(super) fn warn(&self) {
         for (event, refusal) in &self.refused {
             exit::warn(&format!(
                 "Prelude does not take `{event}`, so the webhook does not get it: {refusal}"
             ));
         }
-        Ok(webhook)
     }
 }
 

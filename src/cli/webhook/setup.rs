@@ -72,6 +72,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let mut registration = Registration::new(&setup.client, &events);
     let webhook = setup.register(&mut registration, &mut changes).await?;
+    registration.warn();
     if !events.iter().any(|event| webhook.events.contains(event))
         && let [(_, refusal), ..] = registration.refused()
     {
