@@ -204,11 +204,14 @@ async fn start(args: &Args, mut config: Config) -> Result<(Server, Vec<u16>), Fa
 fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
     Config {
         data_dir: directory.to_path_buf(),
-        apps: vec![config::App {
+        sources: vec![config::EventSource {
             id: APP_ID.to_owned(),
-            verification_token: Secret::new(token),
-            old_verification_token: None,
-            token_source: config::TokenSource::Variable("the demo".to_owned()),
+            kind: config::SourceKind::Auth,
+            activation: Some(config::Activation {
+                token: Secret::new(token),
+                old_token: None,
+                token_source: config::TokenSource::Variable("the demo".to_owned()),
+            }),
             keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
             origin: config::Origin::Default,
         }],

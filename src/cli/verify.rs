@@ -112,7 +112,7 @@ fn key_source(args: &Args) -> Result<KeySource, Failure> {
     match (&args.jwks, &args.pem) {
         (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
         (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
-        (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
+        (None, Some(path)) => Ok(KeySource::PemFiles(vec![path.clone()])),
         (None, None) => Err(usage("give --jwks or --pem")),
     }
 }
