@@ -250,28 +250,49 @@ fn config(
     kinds: &[SourceKind],
     token: &str,
 ) -> Result<Config, Failure> {
-    let apps = kinds.iter().map(|kind| app(*kind, simulator, token));
+    let sources = kinds.iter();
+    let sources = sources.map(|kind| event_source(*kind, directory, simulator, token));
     Ok(Config {
         data_dir: directory.to_path_buf(),
-        apps: apps.collect::<Result<_, _>>()?,
+        sources: sources.collect::<Result<_, _>>()?,
         // Nobody's events: whoever may reach the address that was asked for may read them.
         allow_anonymous: true,
         ..Config::default()
     })
 }
 
-fn app(kind: SourceKind, simulator: &Simulator, token: &str) -> Result<config::App, Failure> {
-    if kind != SourceKind::Auth {
-        let cause = format!("the bridge has no sources of kind {kind} yet");
-        return Err(Failure::new(Exit::Usage, cause).help("leave `--source` out"));
-    }
+/// The bridge's app or source of a kind. The keys of Verify and Notify are in PEM files.
+fn event_source(
+    kind: SourceKind,
+    directory: &Path,
+    simulator: &Simulator,
+    token: &str,
+) -> Result<config::EventSource, Failure> {
     let id = id_of(kind);
-    Ok(config::App {
-        id: id.to_owned(),
-        verification_token: Secret::new(token),
-        old_verification_token: None,
+    let pem_file = || {
+        let path = directory.join(format!("{id}.pem"));
+        let pem = simulator.public_pem(id).map_err(failed)?;
+        std::fs::write(&path, pem).map_err(failed)?;
+        Ok(config::KeySource::PemFiles(vec![path]))
+    };
+    let (kind, keys) = match kind {
+        SourceKind::Auth => {
+            let keys = config::KeySource::JwksUrl(simulator.jwks_url(id));
+            (config::SourceKind::Auth, keys)
+        }
+        SourceKind::Verify => (config::SourceKind::Verify, pem_file()?),
+        SourceKind::Notify => (config::SourceKind::Notify, pem_file()?),
+    };
+    let activation = (kind == config::SourceKind::Auth).then(|| config::Activation {
+        token: Secret::new(token),
+        old_token: None,
         token_source: config::TokenSource::Variable("the demo".to_owned()),
-        keys: config::KeySource::JwksUrl(simulator.jwks_url(id)),
+    });
+    Ok(config::EventSource {
+        id: id.to_owned(),
+        kind,
+        activation,
+        keys,
         origin: config::Origin::Default,
     })
 }

@@ -109,7 +109,7 @@ pub async fn report(args: &Args, stdin: &mut impl Read) -> Result<(Exit, String)
     let delivery = Delivery::of(&body);
     let text = match args.output {
         Output::Human => {
-            let is_pem = matches!(source, KeySource::PemFile(_));
+            let is_pem = matches!(source, KeySource::PemFiles(_));
             sentences(&explanation, &delivery, is_pem)
         }
         Output::Json => json(&explanation, &delivery)?,
@@ -121,7 +121,7 @@ fn key_source(args: &Args) -> Result<KeySource, Failure> {
     match (&args.jwks, &args.pem) {
         (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
         (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
-        (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
+        (None, Some(path)) => Ok(KeySource::PemFiles(vec![path.clone()])),
         (None, None) => Err(usage("give --jwks or --pem")),
     }
 }

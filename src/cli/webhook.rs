@@ -22,7 +22,7 @@ use super::{
     settings,
 };
 use crate::{
-    config::{self, Secret, Sources},
+    config::{self, Planned, Secret, SourceKind, Sources},
     management::{
         API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, VERIFY_AND_NOTIFY_TYPES, Webhook,
         challenge, is_loopback,
@@ -271,9 +271,10 @@ impl App {
     /// Its verification token.
     fn token(&self) -> Result<Secret, Failure> {
         let config = config::resolve(&self.sources)?.config;
-        let mut apps = config.apps.into_iter();
-        match apps.find(|app| app.id == self.id) {
-            Some(app) => Ok(app.verification_token),
+        let mut sources = config.sources.into_iter();
+        let app = sources.find(|source| source.id == self.id);
+        match app.and_then(|app| app.activation) {
+            Some(activation) => Ok(activation.token),
             // Every app that is named here is put among the sources.
             None => Err(usage(format!("the app `{}` is not configured", self.id))),
         }
@@ -313,7 +314,22 @@ impl Access {
     /// The app that is meant: the one named, or the only one there is.
     fn app(&self) -> Result<App, Failure> {
         let mut sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
-        let planned = config::planned_apps(&sources)?;
+        let (planned, others): (Vec<_>, Vec<_>) = config::planned_sources(&sources)?
+            .into_iter()
+            .partition(|source| source.kind == SourceKind::Auth);
+        let named = |source: &&Planned| Some(&source.id) == self.app.as_ref();
+        if let Some(source) = others
+            .iter()
+            .find(named)
+            .or(others.first().filter(|_| planned.is_empty()))
+        {
+            let (id, kind) = (&source.id, source.kind.name());
+            let cause = format!("`{id}` is a source of kind {kind}: it is registered nowhere");
+            return Err(Failure::new(Exit::Usage, cause).help(format!(
+                "give Prelude its URL, https://<host>/webhooks/{id}, as the callback_url of your requests \
+                 or in the dashboard"
+            )));
+        }
         let id = match (&self.app, planned.as_slice()) {
             (Some(id), _) => id.clone(),
             (None, [only]) => only.id.clone(),

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     declared::{Declared, Name},
+    event_sources::LISTS,
     fault::{Error, Fault, Origin},
     file::{Document, Kind},
     value::{Shape, Value},
@@ -220,7 +221,8 @@ impl<'a> Resolver<'a> {
         let Some(document) = &self.document else {
             return;
         };
-        let known: Vec<&str> = self.settings.iter().map(Setting::key).collect();
+        let settings = self.settings.iter().map(Setting::key);
+        let known: Vec<&str> = settings.chain(LISTS).collect();
         for (key, entry) in &document.entries {
             let is_empty = !document.entries.keys().any(|other| is_within(other, key));
             if let Some((message, help)) = fault_of_key(key, entry.kind, is_empty, &known) {
@@ -354,8 +356,11 @@ fn parse<T: Value>(written: &Written) -> Result<T, String> {
 
 /// Why a key of the file is invalid, if it is: the message and the remedy.
 fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
-    // The tables of apps were validated before.
-    if key == "apps" {
+    // The lists of sources were validated before.
+    if LISTS
+        .iter()
+        .any(|list| key == *list || is_within(key, list))
+    {
         return None;
     }
     let is_setting = known.contains(&key);

@@ -155,8 +155,7 @@ fn configuration(
     };
     match resolved.and_then(Resolved::servable) {
         Ok(config) => {
-            let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
-            let mut found = format!("it is good; apps: {}", ids.join(", "));
+            let mut found = format!("it is good; {}", config::list_sources(&config.sources));
             for warning in warnings {
                 found.push_str(&format!(" ({warning})"));
             }

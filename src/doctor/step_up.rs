@@ -3,8 +3,8 @@
 
 use super::{ANSWER_TIMEOUT, Check, Verdict};
 use crate::{
-    config::{self, App, KeySource},
-    key_source::{self, FetchFault, fetch_document, read_jwks},
+    config::{self, EventSource, KeySource, SourceKind},
+    key_source::{fetch_documents, read_jwks},
 };
 
 /// The last segment of the path of such a set.
@@ -15,13 +15,16 @@ const WEBHOOK_SET: &str = "jwks.json";
 /// The result of the check of an app's keys, with the right URL if the set is that of step-up tokens.
 pub(super) async fn explain(
     mut check: Check,
-    app: &App,
+    app: &EventSource,
     issuers: &[reqwest::Certificate],
 ) -> Check {
+    if app.kind != SourceKind::Auth {
+        return check;
+    }
     let is_named_so = match &app.keys {
         KeySource::JwksUrl(url) => right_url_beside(url).is_some(),
         KeySource::JwksFile(path) => path.ends_with(STEP_UP_SET),
-        KeySource::PemFile(_) => return check,
+        KeySource::PemFiles(_) => return check,
     };
     let has_failed = check.verdict == Verdict::Fault;
     if !is_named_so && !(has_failed && has_only_eddsa_keys(app, issuers).await) {
@@ -29,7 +32,7 @@ pub(super) async fn explain(
     }
     let beside = match &app.keys {
         KeySource::JwksUrl(url) => right_url_beside(url),
-        KeySource::JwksFile(_) | KeySource::PemFile(_) => None,
+        KeySource::JwksFile(_) | KeySource::PemFiles(_) => None,
     };
     let url = beside.unwrap_or_else(|| config::default_jwks_url(&app.id));
     let cause = "this is the key set of step-up tokens, which does not sign webhooks";
@@ -48,15 +51,6 @@ pub(super) async fn explain(
     check
 }
 
-/// The key source of the configuration for the part that reads it.
-pub(super) fn opened(keys: &KeySource) -> Result<key_source::KeySource, FetchFault> {
-    match keys {
-        KeySource::JwksUrl(url) => key_source::KeySource::url(url),
-        KeySource::JwksFile(path) => Ok(key_source::KeySource::JwksFile(path.clone())),
-        KeySource::PemFile(path) => Ok(key_source::KeySource::PemFile(path.clone())),
-    }
-}
-
 /// The URL of the set for webhooks on the same host; `None` if a URL is not that of a set for step-up
 /// tokens.
 fn right_url_beside(url: &str) -> Option<String> {
@@ -67,14 +61,17 @@ fn right_url_beside(url: &str) -> Option<String> {
 }
 
 /// Whether the set has keys for EdDSA and no others. A set that cannot be read has none.
-async fn has_only_eddsa_keys(app: &App, issuers: &[reqwest::Certificate]) -> bool {
-    let Ok(source) = opened(&app.keys) else {
+async fn has_only_eddsa_keys(app: &EventSource, issuers: &[reqwest::Certificate]) -> bool {
+    let Ok(source) = app.keys.open() else {
         return false;
     };
-    let Ok(document) = fetch_document(&source, ANSWER_TIMEOUT, issuers).await else {
+    let Ok(documents) = fetch_documents(&source, ANSWER_TIMEOUT, issuers).await else {
         return false;
     };
-    let keys = read_jwks(&document).unwrap_or_default();
+    let keys = documents
+        .iter()
+        .flat_map(|document| read_jwks(document).unwrap_or_default());
+    let keys: Vec<_> = keys.collect();
     let mut types = keys.iter().map(|key| key.as_ref()?.key_type());
     !keys.is_empty() && types.all(|key_type| key_type == Some("OKP"))
 }

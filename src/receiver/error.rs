@@ -1,7 +1,7 @@
 //! Owns the reasons for which a request is refused, with texts for the operator. [`super::status`] has
 //! the texts for the caller.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -21,6 +21,10 @@ pub(super) enum Error {
     MethodUnknown,
     #[error("the app is not configured here")]
     AppUnknown,
+    #[error("the source has no activation challenge")]
+    ChallengeUnexpected,
+    #[error("the body names a source as its app that takes deliveries on its own path only")]
+    PathWithoutSource,
     #[error("the activation challenge is malformed: {0}")]
     ChallengeMalformed(&'static str),
     #[error("the activation challenge carries another verification token than the configured one")]
@@ -58,8 +62,16 @@ pub(super) enum Error {
     SignatureRepeated,
     #[error("the body names no app, so there is no key to verify it with")]
     AppUnnamed,
-    #[error("{}", signature::Error::Mismatch)]
-    Forged { answer_at: Instant },
+    #[error(
+        "{}{}",
+        signature::Error::Mismatch,
+        .signer.as_deref().map(Misdirected).map(|hint| hint.to_string()).unwrap_or_default()
+    )]
+    Forged {
+        answer_at: Instant,
+        /// Another source whose key made it.
+        signer: Option<Arc<str>>,
+    },
     #[error(
         "{}; the sender did not wait for the answer",
         signature::Error::Mismatch
@@ -67,7 +79,7 @@ pub(super) enum Error {
     ForgedAndGone,
     #[error(transparent)]
     Unverified(#[from] signature::Error),
-    #[error("signed, but no batch: {0}")]
+    #[error("signed, but not as expected here: {0}")]
     NoBatch(#[from] decode::Error),
     #[error(
         "signed, but its newest event happened {age} ago, and ids are remembered for {age_max}{}: \
@@ -84,6 +96,20 @@ pub(super) enum Error {
     },
     #[error("not appended: {0}")]
     NotAppended(#[from] log::Error),
+}
+
+/// The source whose key made a signature.
+struct Misdirected<'a>(&'a str);
+
+impl fmt::Display for Misdirected<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signer = self.0;
+        write!(
+            formatter,
+            ", but a key of the source {signer} did: the URL that Prelude calls belongs to that source. \
+             Have it call /webhooks/{signer}, or give this source that key"
+        )
+    }
 }
 
 /// A time in microseconds, shown in days.

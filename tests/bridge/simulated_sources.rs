@@ -13,7 +13,7 @@ use tempfile::tempdir;
 
 use crate::{
     cli::{program, stderr, stdout},
-    setup::output,
+    setup::{Bridge, free_port, output},
     simulator::{Act, Api, Receiver, SOON, TEST_KEY, key, ledger_lines, options, simulate},
 };
 
@@ -320,4 +320,144 @@ async fn a_rotation_writes_the_pem_file_again() {
     let expected =
         ["test-key-2048-b", "test-key-2048-a"].map(|name| key(name).public_pem().unwrap());
     assert_eq!(written, expected.concat());
+}
+
+/// A configuration file with a source each of Verify and Notify, whose key is in this PEM file.
+fn configuration(directory: &Path, pem: &str) -> String {
+    let source = |kind: &str| {
+        format!("[[sources]]\nid = \"{kind}\"\nkind = \"{kind}\"\npem_file = \"{pem}\"\n")
+    };
+    let file = directory.join("bridge.toml");
+    fs::write(&file, source("verify") + &source("notify")).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_takes_what_trigger_and_simulate_send_as_verify_and_notify() {
+    let directory = tempdir().unwrap();
+    let pem = directory.path().join("key.pem");
+    let pem = pem.to_str().unwrap();
+    fs::write(pem, key("test-key-2048-a").public_pem().unwrap()).unwrap();
+    let file = configuration(directory.path(), pem);
+    let port = free_port();
+    let data = tempdir().unwrap();
+    let bridge = Bridge::start(port, data.path(), &[("PRELUDE_BRIDGE_CONFIG", &file)]);
+    let url = format!("http://127.0.0.1:{port}/webhooks/{{app}}");
+    let types: Vec<_> = EventType::ALL
+        .into_iter()
+        .filter(|event_type| event_type.source_kind() != SourceKind::Auth)
+        .collect();
+    for event_type in &types {
+        let mut trigger = program(&["trigger", event_type.as_str(), "--to", &url]);
+        trigger
+            .args(TEST_KEY)
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        let sent = output(&mut trigger).await;
+        assert_eq!(
+            sent.status.code(),
+            Some(0),
+            "{event_type}: {}",
+            stderr(&sent)
+        );
+    }
+    let server = format!("http://{}", bridge.grpc);
+    let events = async |count: usize| -> Vec<Value> {
+        let count = count.to_string();
+        let mut tail = program(&["tail", "--server", &server, "--from", "earliest"]);
+        tail.args(["--count", &count, "--output", "json"]);
+        let tail = output(&mut tail).await;
+        assert_eq!(tail.status.code(), Some(0), "{}", stderr(&tail));
+        stdout(&tail)
+            .lines()
+            .map(|line| parsed(line.as_bytes()))
+            .collect()
+    };
+    for (event, event_type) in events(types.len()).await.iter().zip(&types) {
+        let text = event.to_string();
+        assert!(text.contains(event_type.as_str()), "{event_type}: {text}");
+        let id = event_type.source_kind().as_str();
+        assert!(text.contains(&format!("\"{id}\"")), "{event_type}: {text}");
+    }
+    // Faults make repetitions, and each event is kept once.
+    let flags = [
+        "--source",
+        "notify",
+        "--to",
+        &url,
+        "--count",
+        "30",
+        "--rate",
+        "0",
+        "--lose-answers",
+        "0.3",
+        "--duplicates",
+        "0.3",
+        "--time-scale",
+        "60000",
+    ];
+    let done = simulate(&[&TEST_KEY[..], &flags].concat()).await;
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let all = events(types.len() + 30).await;
+    let ids: BTreeSet<String> = all
+        .iter()
+        .map(|event| event["event_id"].to_string())
+        .collect();
+    assert_eq!(ids.len(), types.len() + 30);
+
+    // The path of a source of another kind.
+    let other = format!("http://127.0.0.1:{port}/webhooks/verify");
+    let mut wrong = program(&["trigger", "user.created", "--app", "verify", "--to", &other]);
+    wrong.args(TEST_KEY).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let wrong = output(&mut wrong).await;
+    assert_eq!(wrong.status.code(), Some(1), "{}", stderr(&wrong));
+    assert!(stderr(&wrong).contains("422"), "{}", stderr(&wrong));
+
+    // And `doctor` knows such sources.
+    let mut doctor = program(&["doctor", "--config", &file, "--output", "json"]);
+    doctor.arg("--data-dir").arg(directory.path().join("other"));
+    for listener in ["WEBHOOK", "GRPC", "ADMIN"] {
+        doctor.env(format!("PRELUDE_BRIDGE_{listener}_LISTEN"), "127.0.0.1:0");
+    }
+    let doctor = output(&mut doctor).await;
+    let report = parsed(&doctor.stdout);
+    let keys = report["checks"].as_array().unwrap().iter();
+    let keys: Vec<&Value> = keys.filter(|check| check["name"] == "keys").collect();
+    assert_eq!(keys.len(), 2, "{report:#}");
+    assert!(
+        keys.iter().all(|check| check["verdict"] == "good"),
+        "{report:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_shows_the_events_of_all_sources_in_one_log() {
+    let mut demo = program(&["demo", "--source", "all", "--count", "60"]);
+    for listener in ["webhook", "grpc", "admin"] {
+        demo.args([&format!("--{listener}-listen"), "127.0.0.1:0"]);
+    }
+    let done = output(&mut demo).await;
+    let told = stderr(&done);
+    assert_eq!(done.status.code(), Some(0), "{told}");
+    assert!(told.contains("60 received, 60 delivered, 0 lost"), "{told}");
+    assert!(
+        told.contains("/webhooks/verify") && told.contains("/webhooks/notify"),
+        "{told}"
+    );
+    let lines = stdout(&done);
+    assert_eq!(
+        lines
+            .lines()
+            .filter(|line| line.contains("verify."))
+            .count(),
+        20,
+        "{lines}"
+    );
+    assert_eq!(
+        lines
+            .lines()
+            .filter(|line| line.contains("transactional."))
+            .count(),
+        20,
+        "{lines}"
+    );
 }

@@ -161,7 +161,7 @@ fn jwks_app(simulation: &Simulation, path: &str, headers: &HeaderMap) -> Option<
 fn jwks(simulation: &Simulation, method: &Method, app_id: &str) -> Answer {
     match keys_of(simulation, method, app_id, |kind| kind == SourceKind::Auth) {
         Ok(app) => respond(StatusCode::OK, Some(&published(simulation, app))),
-        Err(answer) => answer,
+        Err(error) => failure(simulation, &error),
     }
 }
 
@@ -170,7 +170,7 @@ fn pem(simulation: &Simulation, method: &Method, source_id: &str) -> Answer {
         kind != SourceKind::Auth
     }) {
         Ok(app) => app,
-        Err(answer) => return answer,
+        Err(error) => return failure(simulation, &error),
     };
     let Ok(text) = lock(&app.ring).pem() else {
         return respond(StatusCode::INTERNAL_SERVER_ERROR, None);
@@ -181,25 +181,21 @@ fn pem(simulation: &Simulation, method: &Method, source_id: &str) -> Answer {
     response
 }
 
-/// The app or source whose keys are asked for, or the answer if they are not to be had.
+/// The app or source whose keys are requested.
 fn keys_of<'a>(
     simulation: &'a Simulation,
     method: &Method,
     id: &str,
     is_of_kind: impl Fn(SourceKind) -> bool,
-) -> Result<&'a App, Answer> {
+) -> Result<&'a App, management::Error> {
     let found = simulation.apps.get(id).filter(|app| is_of_kind(app.kind));
-    let Some(app) = found else {
-        let error = management::Error::UnknownApp(id.to_owned());
-        return Err(failure(simulation, &error));
-    };
+    let app = found.ok_or_else(|| management::Error::UnknownApp(id.to_owned()))?;
     if method != Method::GET && method != Method::HEAD {
-        return Err(failure(simulation, &management::Error::Method));
+        return Err(management::Error::Method);
     }
     app.count_jwks_fetch();
     if !app.jwks_up.load(Ordering::Relaxed) {
-        let body = json!({ "code": "unavailable", "status": 503, "message": "switched off" });
-        return Err(respond(StatusCode::SERVICE_UNAVAILABLE, Some(&body)));
+        return Err(management::Error::KeysUnavailable);
     }
     Ok(app)
 }

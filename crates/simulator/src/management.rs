@@ -22,6 +22,8 @@ pub(super) enum Error {
     Unauthorized,
     #[error("there is no app `{0}`")]
     UnknownApp(String),
+    #[error("the keys are not served at the moment")]
+    KeysUnavailable,
     #[error("there is nothing at this path")]
     UnknownPath,
     #[error("this method is not allowed here")]
@@ -51,6 +53,7 @@ impl Error {
         let (status, code) = match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::UnknownApp(_) => (StatusCode::NOT_FOUND, "app_not_found"),
+            Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Body(_) | Self::Event { .. } | Self::Parameter(_) => {

@@ -95,7 +95,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 /// The token, made if there is none, and only now the whole configuration: it names the token.
 fn token_of(app: &App, changes: &mut Changes) -> Result<Secret, Failure> {
-    let planned = config::planned_apps(&app.sources)?;
+    let planned = config::planned_sources(&app.sources)?;
     if let Some(planned) = planned.iter().find(|planned| planned.id == app.id)
         && is_file_name(&planned.id)
         && token::ensure(planned)?
