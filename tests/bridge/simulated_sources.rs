@@ -400,7 +400,7 @@ async fn a_bridge_takes_what_trigger_and_simulate_send_as_verify_and_notify() {
     let all = events(types.len() + 30).await;
     let ids: BTreeSet<String> = all
         .iter()
-        .map(|event| event["event_id"].to_string())
+        .map(|event| event["id"].to_string())
         .collect();
     assert_eq!(ids.len(), types.len() + 30);
 
