@@ -38,6 +38,7 @@ mod setup;
 mod setup_page;
 mod signatures;
 mod simulator;
+mod sources;
 mod support;
 mod tail;
 mod tls;
