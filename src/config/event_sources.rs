@@ -16,10 +16,7 @@ use std::path::{Path, PathBuf};
 pub use self::checks::read_verification_tokens;
 #[cfg(test)]
 pub(super) use self::typed::KEYS;
-pub(super) use self::{
-    checks::take,
-    typed::{LISTS, VARIABLES},
-};
+pub(super) use self::{checks::take, typed::VARIABLES};
 use super::{
     fault::Origin,
     resolver::Resolver,

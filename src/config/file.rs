@@ -10,14 +10,16 @@ use std::{
 
 use toml::{Spanned, de::DeValue};
 
-use super::{
-    event_sources::LISTS,
-    fault::{Fault, Origin},
-};
+use super::fault::{Fault, Origin};
 use crate::toml_text::{self, SyntaxError, line_at};
 
 /// Far more than any configuration needs. A larger file is a device or a log, named by mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The two lists of tables, which have the sources of events: `[[apps]]` has those of kind auth only.
+pub(super) const LISTS: [&str; 2] = [APPS, SOURCES];
+pub(super) const APPS: &str = "apps";
+pub(super) const SOURCES: &str = "sources";
 
 /// A parsed file.
 pub(super) struct Document {

@@ -10,9 +10,8 @@ use std::{
 
 use super::{
     declared::{Declared, Name},
-    event_sources::LISTS,
     fault::{Error, Fault, Origin},
-    file::{Document, Kind},
+    file::{Document, Kind, LISTS},
     value::{Shape, Value},
 };
 use crate::nearest::{likeness, nearest, nearest_by};

@@ -24,12 +24,10 @@ pub(super) fn answer(
     path_app: Option<&str>,
     query: &[(String, String)],
 ) -> Result<String, Error> {
-    if let Some(id) = path_app {
+    let has_none = |id| matches!(tokens(shared, id), Err(Error::ChallengeUnexpected));
+    if path_app.is_some_and(has_none) {
         // Before the query: a browser sends none, and the answer says what the path is for.
-        match tokens(shared, id) {
-            Err(error @ Error::ChallengeUnexpected) => return Err(error),
-            Err(_) | Ok(_) => {}
-        }
+        return Err(Error::ChallengeUnexpected);
     }
     if parameter(query, "event", "the query has not one `event`")? != "activate" {
         return Err(Error::ChallengeMalformed("the `event` is not `activate`"));

@@ -190,12 +190,12 @@ async fn verify(
             Ok((verified, held))
         }
         Err(signature::Error::Mismatch) => {
-            let signer = match &digest {
-                Some(digest) => shared.signing_source(app, digest, signature).await,
-                None => None,
+            let signers = match &digest {
+                Some(digest) => shared.signing_sources(app, digest, signature).await,
+                None => Vec::new(),
             };
             let answer_at = attempt.forged();
-            Err(Error::Forged { answer_at, signer })
+            Err(Error::Forged { answer_at, signers })
         }
         Err(error) => Err(error.into()),
     }

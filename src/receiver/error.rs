@@ -62,15 +62,11 @@ pub(super) enum Error {
     SignatureRepeated,
     #[error("the body names no app, so there is no key to verify it with")]
     AppUnnamed,
-    #[error(
-        "{}{}",
-        signature::Error::Mismatch,
-        .signer.as_deref().map(Misdirected).map(|hint| hint.to_string()).unwrap_or_default()
-    )]
+    #[error("{}{}", signature::Error::Mismatch, Misdirected(signers))]
     Forged {
         answer_at: Instant,
-        /// Another source whose key made it.
-        signer: Option<Arc<str>>,
+        /// The other sources whose keys made the signature.
+        signers: Vec<Arc<str>>,
     },
     #[error(
         "{}; the sender did not wait for the answer",
@@ -98,16 +94,19 @@ pub(super) enum Error {
     NotAppended(#[from] log::Error),
 }
 
-/// The source whose key made a signature.
-struct Misdirected<'a>(&'a str);
+/// What is said of a signature that keys of these other sources made.
+struct Misdirected<'a>(&'a [Arc<str>]);
 
 impl fmt::Display for Misdirected<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let signer = self.0;
+        if self.0.is_empty() {
+            return Ok(());
+        }
         write!(
             formatter,
-            ", but a key of the source {signer} did: the URL that Prelude calls belongs to that source. \
-             Have it call /webhooks/{signer}, or give this source that key"
+            ", but a key of {} did: the URL that Prelude calls belongs there. Give Prelude the URL with \
+             that id, /webhooks/ID, or give this source that key",
+            self.0.join(" or ")
         )
     }
 }

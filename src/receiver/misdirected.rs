@@ -39,23 +39,25 @@ impl Attempts {
 }
 
 impl Shared {
-    /// The other source whose key made this signature, as far as that is tried.
-    pub(super) async fn signing_source(
+    /// The other sources whose keys made this signature, as far as they are tried.
+    pub(super) async fn signing_sources(
         &self,
         app: &App,
         digest: &BodyDigest,
         signature: &Signature,
-    ) -> Option<Arc<str>> {
+    ) -> Vec<Arc<str>> {
+        let mut signers = Vec::new();
         if self.apps.len() < 2 || !self.misdirected.admit() {
-            return None;
+            return signers;
         }
         // The semaphore is never closed, so this does not fail.
         let _turn = self.verifications.acquire().await.ok();
         for other in self.apps.values().filter(|other| other.id != app.id) {
             if other.keyring.has_signed(digest, signature).await {
-                return Some(Arc::clone(&other.id));
+                signers.push(Arc::clone(&other.id));
             }
         }
-        None
+        signers.sort();
+        signers
     }
 }

@@ -33,6 +33,7 @@ mod age;
 mod answers;
 mod limits;
 mod protocol;
+mod sources;
 
 fn key() -> &'static SigningKey {
     static KEY: OnceLock<SigningKey> = OnceLock::new();

@@ -55,6 +55,10 @@ impl Error {
     /// source of the keys wrote is withheld where it could be private.
     pub(crate) fn shown(&self) -> String {
         match self {
+            // The operator's own files, and no text of theirs.
+            Self::KeySet(KeySetFault::NotPem { .. } | KeySetFault::PemBlock { .. }) => {
+                plain::configured(self)
+            }
             Self::KeySet(_) => plain::words(self),
             Self::Fetch(_)
             | Self::Header(_)

@@ -39,6 +39,7 @@ mod setup_page;
 mod signatures;
 mod simulated_sources;
 mod simulator;
+mod sources;
 mod support;
 mod tail;
 mod tls;

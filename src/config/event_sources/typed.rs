@@ -4,17 +4,12 @@
 use super::{
     super::{
         fault::{Fault, Origin},
-        file::{self, Entry, Kind, SourceTable},
+        file::{self, APPS, Entry, Kind, LISTS, SOURCES, SourceTable},
         resolver::Resolver,
     },
     APP_ID_VARIABLE,
 };
 use crate::toml_text::help_of_unknown_key;
-
-/// The two lists of sources: `[[apps]]` has those of kind auth only.
-pub(in super::super) const LISTS: [&str; 2] = [APPS, SOURCES];
-const APPS: &str = "apps";
-const SOURCES: &str = "sources";
 
 const TOKEN: &str = "PRELUDE_BRIDGE_VERIFICATION_TOKEN";
 const TOKEN_FILE: &str = "PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE";

@@ -453,3 +453,29 @@ fn planned_sources_have_their_kinds() {
         [("one", SourceKind::Auth), ("two", SourceKind::Verify)]
     );
 }
+
+#[test]
+fn the_sections_of_the_page_are_valid() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sources.md");
+    let page = fs::read_to_string(page).unwrap();
+    let mut blocks = page
+        .split("```")
+        .filter_map(|block| block.strip_prefix("toml\n"));
+    let (sections, keys) = (blocks.next().unwrap(), blocks.next().unwrap());
+    let named = |text: &str| {
+        let scene = scene(text);
+        for name in ["prelude.pem", "new.pem"] {
+            fs::write(scene.path(name), "").unwrap();
+        }
+        scene.resolved().config
+    };
+    let expected = [
+        ("verify", SourceKind::Verify),
+        ("notify", SourceKind::Notify),
+    ];
+    assert_eq!(ids(&named(sections)), expected);
+    assert_eq!(
+        named(&source("verify", keys)).sources[0].keys.files().len(),
+        2
+    );
+}
