@@ -33,6 +33,9 @@ const DEFAULT_TOKEN: &str = "simulated-verification-token";
 
 /// The app of a bridge that needs no file.
 const APP_VARIABLE: &str = "PRELUDE_BRIDGE_APP_ID";
+/// The source of another kind of a bridge that needs no file.
+const SOURCE_VARIABLE: &str = "PRELUDE_BRIDGE_SOURCE_ID";
+const SOURCE_KIND_VARIABLE: &str = "PRELUDE_BRIDGE_SOURCE_KIND";
 
 /// How often a bridge that is not there yet is called.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
@@ -56,8 +59,8 @@ pub struct Args {
 
     // Not read from the environment by clap: to it, a variable that is set conflicts with
     // --scenario just as a flag does.
-    /// Play the app or source with this id; repeatable [env: PRELUDE_BRIDGE_APP_ID for an app] [default:
-    /// 54e9ujn, verify or notify]
+    /// Play the app or source with this id; repeatable [env: PRELUDE_BRIDGE_APP_ID or
+    /// PRELUDE_BRIDGE_SOURCE_ID] [default: 54e9ujn, verify or notify]
     #[arg(long = "app", value_name = "APP_ID", value_parser = NonEmptyStringValueParser::new())]
     pub apps: Vec<String>,
 
@@ -349,13 +352,19 @@ impl Args {
     }
 }
 
-/// The id of an app or source that was given none. The variable of a bridge without a file names an app.
+/// The id of an app or source that was given none: that of a bridge without a file, if it has one of this
+/// kind.
 pub(super) fn default_id(kind: SourceKind) -> String {
-    if kind != SourceKind::Auth {
-        return kind.as_str().to_owned();
-    }
-    let named = env::var(APP_VARIABLE).ok().filter(|id| !id.is_empty());
-    named.unwrap_or_else(|| DEFAULT_APP_ID.to_owned())
+    let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let (named, default) = match kind {
+        SourceKind::Auth => (variable(APP_VARIABLE), DEFAULT_APP_ID),
+        SourceKind::Verify | SourceKind::Notify => {
+            let is_same = variable(SOURCE_KIND_VARIABLE).is_some_and(|name| name == kind.as_str());
+            let named = is_same.then(|| variable(SOURCE_VARIABLE)).flatten();
+            (named, kind.as_str())
+        }
+    };
+    named.unwrap_or_else(|| default.to_owned())
 }
 
 /// Calls a bridge until it answers. If it then refuses the activation, that is the result.

@@ -53,9 +53,9 @@ pub struct Args {
     #[arg(long, value_name = "KIND", value_parser = named::<SourceKind>)]
     source: Option<SourceKind>,
 
-    // Not read from the environment by clap: the variable names an app, and no source of another kind.
-    /// The id of the app or source [env: PRELUDE_BRIDGE_APP_ID for an app] [default: 54e9ujn, verify or
-    /// notify]
+    // Not read from the environment by clap: each variable names an app or source of one kind.
+    /// The id of the app or source [env: PRELUDE_BRIDGE_APP_ID or PRELUDE_BRIDGE_SOURCE_ID] [default:
+    /// 54e9ujn, verify or notify]
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     app: Option<String>,
 

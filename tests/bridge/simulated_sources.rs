@@ -129,9 +129,9 @@ async fn simulate_plays_verify_and_its_deliveries_verify_with_the_pem_that_it_wr
     let told = stderr(&done);
     assert_eq!(done.status.code(), Some(0), "{told}");
     for part in [
-        "[[sources]]",
-        "kind = \"verify\"",
-        "verify.pem\"",
+        "PRELUDE_BRIDGE_SOURCE_ID=verify ",
+        "PRELUDE_BRIDGE_SOURCE_KIND=verify ",
+        "verify.pem ",
         "source verify sends",
     ] {
         assert!(told.contains(part), "{part}: {told}");
@@ -398,10 +398,7 @@ async fn a_bridge_takes_what_trigger_and_simulate_send_as_verify_and_notify() {
     let done = simulate(&[&TEST_KEY[..], &flags].concat()).await;
     assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
     let all = events(types.len() + 30).await;
-    let ids: BTreeSet<String> = all
-        .iter()
-        .map(|event| event["id"].to_string())
-        .collect();
+    let ids: BTreeSet<String> = all.iter().map(|event| event["id"].to_string()).collect();
     assert_eq!(ids.len(), types.len() + 30);
 
     // The path of a source of another kind.

@@ -94,49 +94,66 @@ fn serve_command(args: &Args, simulator: &Simulator) -> String {
         "…"
     };
     let ids: Vec<&str> = simulator.app_ids().collect();
-    let is_app = |id: &str| simulator.kind(id).ok() == Some(SourceKind::Auth);
-    if let [app] = ids.as_slice()
-        && is_app(app)
-    {
-        return format!(
-            "  PRELUDE_BRIDGE_APP_ID={app} \\\n  PRELUDE_BRIDGE_VERIFICATION_TOKEN={token} \\\n  \
-             PRELUDE_BRIDGE_JWKS_URL={} \\\n  prelude-bridge serve\n",
-            simulator.jwks_url(app)
-        );
-    }
-    let mut text = String::new();
-    for id in ids
+    let sources: Vec<&str> = ids
         .iter()
-        .filter(|id| !is_app(id) && args.pem_out.is_none())
-    {
+        .copied()
+        .filter(|id| !is_app(simulator, id))
+        .collect();
+    let mut text = String::new();
+    for id in sources.iter().filter(|_| args.pem_out.is_none()) {
         let url = simulator.pem_url(id);
         text.push_str(&format!("  curl --fail --output {id}.pem {url}\n"));
     }
-    let token = if ids.iter().any(|id| is_app(id)) {
-        format!("SIMULATED_TOKEN={token} ")
-    } else {
-        String::new()
-    };
-    text.push_str(&format!(
-        "  {token}prelude-bridge serve --config FILE\n\nand this FILE\n"
-    ));
-    for id in ids {
-        text.push_str(&match simulator.kind(id) {
-            Ok(kind @ (SourceKind::Verify | SourceKind::Notify)) => {
-                let file = args.pem_out.as_deref().unwrap_or("{app}.pem");
-                format!(
-                    "\n  [[sources]]\n  id = \"{id}\"\n  kind = \"{kind}\"\n  pem_file = \"{}\"\n",
-                    file.replace("{app}", id)
-                )
-            }
-            Ok(SourceKind::Auth) | Err(_) => format!(
-                "\n  [[apps]]\n  id = \"{id}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
-                 jwks_url = \"{}\"\n",
-                simulator.jwks_url(id)
-            ),
-        });
+    match ids.as_slice() {
+        [source] if sources == ids => text.push_str(&format!(
+            "  PRELUDE_BRIDGE_SOURCE_ID={source} \\\n  PRELUDE_BRIDGE_SOURCE_KIND={} \\\n  \
+             PRELUDE_BRIDGE_PEM_FILE={} \\\n  prelude-bridge serve\n",
+            simulator.kind(source).unwrap_or_default(),
+            pem_file(args, source)
+        )),
+        [app] => text.push_str(&format!(
+            "  PRELUDE_BRIDGE_APP_ID={app} \\\n  PRELUDE_BRIDGE_VERIFICATION_TOKEN={token} \\\n  \
+             PRELUDE_BRIDGE_JWKS_URL={} \\\n  prelude-bridge serve\n",
+            simulator.jwks_url(app)
+        )),
+        ids => {
+            let token = if sources == ids {
+                String::new()
+            } else {
+                format!("SIMULATED_TOKEN={token} ")
+            };
+            let serve = format!("{token}prelude-bridge serve --config FILE");
+            text.push_str(&format!("  {serve}\n\nand this FILE\n"));
+            let sections = ids.iter().map(|id| section(args, simulator, id));
+            text.extend(sections);
+        }
     }
     text
+}
+
+fn is_app(simulator: &Simulator, id: &str) -> bool {
+    simulator.kind(id).ok() == Some(SourceKind::Auth)
+}
+
+/// The file with the public key of a source.
+fn pem_file(args: &Args, id: &str) -> String {
+    let pattern = args.pem_out.as_deref().unwrap_or("{app}.pem");
+    pattern.replace("{app}", id)
+}
+
+/// The section of an app or source in the bridge's configuration.
+fn section(args: &Args, simulator: &Simulator, id: &str) -> String {
+    match simulator.kind(id) {
+        Ok(kind @ (SourceKind::Verify | SourceKind::Notify)) => format!(
+            "\n  [[sources]]\n  id = \"{id}\"\n  kind = \"{kind}\"\n  pem_file = \"{}\"\n",
+            pem_file(args, id)
+        ),
+        Ok(SourceKind::Auth) | Err(_) => format!(
+            "\n  [[apps]]\n  id = \"{id}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
+             jwks_url = \"{}\"\n",
+            simulator.jwks_url(id)
+        ),
+    }
 }
 
 /// Prints a line to stderr. A closed stderr changes nothing.
