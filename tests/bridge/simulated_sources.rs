@@ -299,12 +299,13 @@ async fn a_rotation_writes_the_pem_file_again() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/keys");
     let text = format!(
         "[[apps]]\nid = 'calls'\nkind = 'verify'\nkey_files = ['{keys}/test-key-2048-a.pem', \
-         '{keys}/test-key-2048-b.pem']\n[[steps]]\nrotate_key = {{ overlap = true }}\n\
+         '{keys}/test-key-2048-b.pem']\n[[apps]]\nid = 'one'\nkey_files = \
+         ['{keys}/test-key-3072.pem']\n[[steps]]\nrotate_key = {{ app = 'calls', overlap = true }}\n\
          [[steps]]\nsend = {{ events = 2 }}\n"
     );
     let scenario = directory.path().join("scenario.toml");
     fs::write(&scenario, text).unwrap();
-    let pem = directory.path().join("key.pem");
+    let pem = directory.path().join("{app}.pem");
     let (scenario, pem) = (scenario.to_str().unwrap(), pem.to_str().unwrap());
     let flags = [
         "--scenario",
@@ -315,8 +316,17 @@ async fn a_rotation_writes_the_pem_file_again() {
         pem,
     ];
     let done = simulate(&flags).await;
-    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
-    let written = fs::read_to_string(pem).unwrap();
+    let told = stderr(&done);
+    assert_eq!(done.status.code(), Some(0), "{told}");
+    // With an app beside the source, it takes a file to configure the bridge.
+    for part in [
+        "SIMULATED_TOKEN=",
+        "[[sources]]\n  id = \"calls\"\n  kind = \"verify\"\n  pem_file = ",
+        "[[apps]]\n  id = \"one\"",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let written = fs::read_to_string(directory.path().join("calls.pem")).unwrap();
     let expected =
         ["test-key-2048-b", "test-key-2048-a"].map(|name| key(name).public_pem().unwrap());
     assert_eq!(written, expected.concat());
