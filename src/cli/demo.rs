@@ -273,7 +273,7 @@ fn event_source(
         let path = directory.join(format!("{id}.pem"));
         let pem = simulator.public_pem(id).map_err(failed)?;
         std::fs::write(&path, pem).map_err(failed)?;
-        Ok(config::KeySource::PemFiles(vec![path]))
+        Ok::<_, Failure>(config::KeySource::PemFiles(vec![path]))
     };
     let (kind, keys) = match kind {
         SourceKind::Auth => {

@@ -27,7 +27,8 @@ pub(super) async fn explain(
         KeySource::PemFiles(_) => return check,
     };
     let has_failed = check.verdict == Verdict::Fault;
-    if !is_named_so && !(has_failed && has_only_eddsa_keys(app, issuers).await) {
+    let is_step_up_set = is_named_so || has_failed && has_only_eddsa_keys(app, issuers).await;
+    if !is_step_up_set {
         return check;
     }
     let beside = match &app.keys {

@@ -85,7 +85,7 @@ pub enum Error {
     TimedOut,
     /// The API refused the call.
     #[error("Prelude refused: {0}")]
-    Refused(ApiRefusal),
+    Refused(Box<ApiRefusal>),
     /// The API accepted the call, but its answer has an unknown form.
     #[error("Prelude's answer cannot be understood: {0}")]
     Answer(String),
@@ -352,7 +352,7 @@ impl Client {
         }
         let mut refusal = refusal(status.as_u16(), &answer);
         refusal.request_id = refusal.request_id.or(request_id);
-        Err(Error::Refused(refusal))
+        Err(Error::Refused(Box::new(refusal)))
     }
 }
 

@@ -64,7 +64,7 @@ impl<'a> Registration<'a> {
             }
         }
         // Nothing was left out: there is no webhook.
-        Err(refused(&Error::Refused(first)))
+        Err(refused(&Error::Refused(Box::new(first))))
     }
 
     /// Adds the types that a webhook lacks, except those that were refused before. Calls `added` for each
@@ -106,7 +106,7 @@ impl<'a> Registration<'a> {
 /// The refusal, if it may be about an event type.
 fn about_events(error: Error) -> Result<ApiRefusal, Failure> {
     match error {
-        Error::Refused(refusal) if refusal.may_be_about_events() => Ok(refusal),
+        Error::Refused(refusal) if refusal.may_be_about_events() => Ok(*refusal),
         error => Err(refused(&error)),
     }
 }

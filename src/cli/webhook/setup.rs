@@ -76,7 +76,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if !events.iter().any(|event| webhook.events.contains(event))
         && let [(_, refusal), ..] = registration.refused()
     {
-        return Err(refused(&Error::Refused(refusal.clone())));
+        return Err(refused(&Error::Refused(Box::new(refusal.clone()))));
     }
     let webhook = setup.activate(webhook, wait, &mut changes).await?;
     let deadline = Instant::now() + wait.min(readiness::PATIENCE);
