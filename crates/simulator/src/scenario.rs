@@ -484,9 +484,23 @@ mod tests {
         (error.line, error.key, error.message)
     }
 
+    /// Each text with the line, the key and a part of the message of its fault.
+    fn are_refused(cases: &[(&str, usize, &str, &str)]) {
+        for &(text, line, key, message) in cases {
+            let (found_line, found_key, found_message) = refused(text);
+            assert_eq!(found_line, Some(line), "{text}: {found_message}");
+            assert_eq!(
+                found_key.unwrap_or_default(),
+                key,
+                "{text}: {found_message}"
+            );
+            assert!(found_message.contains(message), "{text}: {found_message}");
+        }
+    }
+
     #[test]
-    fn a_fault_is_named_by_line_and_key() {
-        let cases = [
+    fn a_fault_of_a_setting_is_named_by_line_and_key() {
+        are_refused(&[
             ("seeed = 1\nsteps = []", 1, "seeed", "unknown field"),
             (
                 "steps = []\n\n[faults]\nlose_answers = 2",
@@ -507,6 +521,12 @@ mod tests {
                 "salt",
                 "`longest`",
             ),
+        ]);
+    }
+
+    #[test]
+    fn a_fault_of_an_app_or_step_is_named_by_line_and_key() {
+        are_refused(&[
             ("[[steps]]\nexplode = {}", 2, "explode", "unknown variant"),
             (
                 "[[steps]]\nsend = { events = 1, batch = 0 }",
@@ -556,17 +576,7 @@ mod tests {
                 "key_files",
                 "No such file",
             ),
-        ];
-        for (text, line, key, message) in cases {
-            let (found_line, found_key, found_message) = refused(text);
-            assert_eq!(found_line, Some(line), "{text}: {found_message}");
-            assert_eq!(
-                found_key.unwrap_or_default(),
-                key,
-                "{text}: {found_message}"
-            );
-            assert!(found_message.contains(message), "{text}: {found_message}");
-        }
+        ]);
     }
 
     #[test]
