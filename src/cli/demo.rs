@@ -94,6 +94,17 @@ impl Args {
         self.rate.unwrap_or(default)
     }
 
+    /// Events in a batch: about ten batches a second, however fast events come. Several sources take turns,
+    /// also in a short run.
+    fn batch_events(&self) -> usize {
+        let sources = u64::try_from(self.source.kinds().len()).unwrap_or(1);
+        let fast = u64::from(self.events_per_second()).div_ceil(10 * sources);
+        let events = self
+            .count
+            .map_or(fast, |count| fast.min(count.div_ceil(sources)));
+        usize::try_from(events).unwrap_or(1).min(BATCH_EVENTS_MAX)
+    }
+
     fn ports(&self) -> Ports {
         let mut taken = Vec::new();
         let [webhook, grpc, admin] = self
@@ -317,10 +328,7 @@ async fn follow(
     let rate = args.events_per_second();
     let traffic = Traffic {
         events_per_second: Some(rate.into()),
-        // About ten batches a second, however fast events come.
-        batch_events: usize::try_from(rate.div_ceil(10))
-            .unwrap_or(1)
-            .min(BATCH_EVENTS_MAX),
+        batch_events: args.batch_events(),
         events_max: args.count,
         ..Traffic::default()
     };
