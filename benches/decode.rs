@@ -71,7 +71,7 @@ impl Signer {
         let keyring = runtime.block_on(async {
             Keyring::open(
                 "54e9ujn",
-                KeySource::PemFile(path),
+                KeySource::PemFiles(vec![path]),
                 Options::default(),
                 None,
             )

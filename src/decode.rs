@@ -1,5 +1,6 @@
 //! Owns what a delivery's body means: a verified body becomes the events of a batch, encoded as far
-//! as that is possible before they have their place in the log.
+//! as that is possible before they have their place in the log. What follows is about the batches of
+//! Prelude Auth; `single` has the bodies of Verify and Notify, which are one event each.
 //!
 //! Two things are strict, because without them there is no batch: the body is a JSON object in
 //! UTF-8 with an `events` array, and its `app_id` is the app whose keys verified it. Everything
@@ -41,6 +42,7 @@ mod envelope;
 mod item;
 mod json;
 mod payload;
+mod single;
 
 use std::{
     borrow::Cow,
@@ -55,6 +57,7 @@ use sha2::{Digest as _, Sha256};
 pub use self::{
     ambiguity::{Ambiguity, Members},
     payload::{event_types, issue_name, payload_issue},
+    single::{Product, single_event},
 };
 use self::{
     envelope::Envelope,
@@ -109,6 +112,24 @@ pub enum Error {
     /// It can be read in two ways.
     #[error("{0}")]
     Ambiguous(Ambiguity),
+    /// A single event where batches belong.
+    #[error(
+        "the body is a single event, as Verify and Notify send it, and this path takes batches of \
+         Prelude Auth: use the path of a source of kind verify or notify as the callback_url"
+    )]
+    UnexpectedEvent,
+    /// A batch where single events belong.
+    #[error(
+        "the body is a batch of Prelude Auth, and this path takes single events of Verify or Notify: \
+         register the webhook with the path of the app"
+    )]
+    UnexpectedBatch,
+    /// An event of Verify at a source of kind notify, or the other way round.
+    #[error(
+        "the body is an event of another product than this source's kind: Verify and Notify need a \
+         source each, and the path of their own source as the callback_url"
+    )]
+    OtherProduct,
 }
 
 /// Decodes the body of a delivery that the keys of `app_id` have verified. All its events carry
@@ -136,9 +157,7 @@ pub fn claimed_app_id(body: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, Error> {
-    let text = str::from_utf8(&body).map_err(|error| Error::NotUtf8 {
-        at: error.valid_up_to(),
-    })?;
+    let text = utf_8(&body)?;
     let mut encoder = Encoder::new(text, app_id, traceparent);
     if !encoder.push_usual() {
         // What has been made of it so far is given up.
@@ -148,13 +167,12 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
     if let Some(ambiguity) = encoder.ambiguity {
         return Err(Error::Ambiguous(ambiguity));
     }
-    let (encoded, drafts, dates) = (encoder.encoded.into(), encoder.drafts, encoder.dates);
-    Ok(Batch {
-        app_id: Arc::clone(app_id),
-        body,
-        encoded,
-        drafts,
-        dates,
+    Ok(encoder.into_batch(body.clone()))
+}
+
+fn utf_8(body: &[u8]) -> Result<&str, Error> {
+    str::from_utf8(body).map_err(|error| Error::NotUtf8 {
+        at: error.valid_up_to(),
     })
 }
 
@@ -194,6 +212,9 @@ impl<'a> Encoder<'a> {
     /// Encodes any batch of this app.
     fn push_any(&mut self) -> Result<(), Error> {
         let envelope = Envelope::parse(self.text)?;
+        if envelope.events.is_none() && single::is_event(self.text) {
+            return Err(Error::UnexpectedEvent);
+        }
         let claimed = envelope.app_id.and_then(Value::string);
         if claimed.ok_or(Error::NoAppId)? != **self.app_id {
             return Err(Error::OtherApp);
@@ -204,6 +225,17 @@ impl<'a> Encoder<'a> {
             self.push(range_within(self.text, raw_json), &item);
         }
         Ok(())
+    }
+
+    /// The batch, once its body is known to be unambiguous.
+    fn into_batch(self, body: Bytes) -> Batch {
+        Batch {
+            app_id: Arc::clone(self.app_id),
+            body,
+            encoded: self.encoded.into(),
+            drafts: self.drafts,
+            dates: self.dates,
+        }
     }
 
     fn push(&mut self, range: Range<usize>, item: &Item<'_>) {

@@ -118,10 +118,10 @@ pub enum Error {
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
-    /// The keys of an app cannot be loaded.
-    #[error("the keys of app {app_id}: {source}")]
+    /// The keys of an app or another source of events cannot be loaded.
+    #[error("the keys of {app_id}: {source}")]
     Keys {
-        /// The app.
+        /// The id of the app or the source.
         app_id: String,
         /// Why.
         source: signature::Error,

@@ -8,7 +8,7 @@ use prelude_bridge::{
     fuzzing::APP,
     log::memory,
     metrics::Metrics,
-    receiver::{App, Options, Receiver, VerificationToken, VerificationTokens},
+    receiver::{App, Deliveries, Options, Receiver, VerificationToken, VerificationTokens},
     signature::{KeySource, Keyring},
 };
 use tokio::{
@@ -30,7 +30,9 @@ static RECEIVER: LazyLock<Receiver> = LazyLock::new(|| {
     let source = KeySource::JwksFile(keys.into());
     let app = App {
         id: APP.into(),
-        verification_tokens: VerificationTokens::new(vec![VerificationToken::new("token")]),
+        deliveries: Deliveries::Batches(VerificationTokens::new(vec![VerificationToken::new(
+            "token",
+        )])),
         keyring: Keyring::open(APP, source, Default::default(), None).unwrap(),
     };
     let log = memory::open(memory::Options::default()).unwrap();

@@ -100,8 +100,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             if let Some(failure) = failures.reduce(Failure::and) {
                 return Err(failure.of(Exit::Usage));
             }
-            let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
-            exit::print(&format!("{name} is good; apps: {}\n", ids.join(", ")))
+            let sources = config::list_sources(&config.sources);
+            exit::print(&format!("{name} is good; {sources}\n"))
         }
     }
 }

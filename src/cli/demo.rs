@@ -1,5 +1,7 @@
 //! `demo`: simulator, bridge and tail in one process, over real sockets.
 
+mod introduction;
+
 use std::{
     fmt::Display,
     io::{self, Write as _},
@@ -10,6 +12,7 @@ use std::{
 };
 
 use anstyle::{Effects, Style};
+use clap::ValueEnum;
 use jiff::tz::TimeZone;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt as _;
@@ -26,7 +29,7 @@ use crate::{
     event::UnixMicros,
     proto::Event,
     server::{self, Addresses, Server},
-    simulator::{self, AppOptions, BATCH_EVENTS_MAX, EventType, Simulator, traffic::Traffic},
+    simulator::{self, AppOptions, BATCH_EVENTS_MAX, Simulator, SourceKind, traffic::Traffic},
 };
 
 const BOLD: Style = Style::new().effects(Effects::BOLD);
@@ -38,6 +41,10 @@ pub struct Args {
     /// End after N events [default: on Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+
+    /// Which products of Prelude send events
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Source::Auth)]
+    pub source: Source,
 
     /// Events a second [default: 10, or 1000 with --count]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -56,11 +63,46 @@ pub struct Args {
     pub admin_listen: Option<SocketAddr>,
 }
 
+/// The products of Prelude that send events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// Prelude Auth: batches, after an activation
+    Auth,
+    /// Prelude Verify: single events
+    Verify,
+    /// Prelude Notify: single events
+    Notify,
+    /// All three, in one log
+    All,
+}
+
+impl Source {
+    fn kinds(self) -> &'static [SourceKind] {
+        match self {
+            Self::Auth => &[SourceKind::Auth],
+            Self::Verify => &[SourceKind::Verify],
+            Self::Notify => &[SourceKind::Notify],
+            Self::All => &SourceKind::ALL,
+        }
+    }
+}
+
 impl Args {
     /// Events a second: slow enough to read, unless the run is to end.
     pub fn events_per_second(&self) -> u32 {
         let default = if self.count.is_some() { 1000 } else { 10 };
         self.rate.unwrap_or(default)
+    }
+
+    /// Events in a batch: about ten batches a second, however fast events come. Several sources take turns,
+    /// also in a short run.
+    fn batch_events(&self) -> usize {
+        let sources = u64::try_from(self.source.kinds().len()).unwrap_or(1);
+        let fast = u64::from(self.events_per_second()).div_ceil(10 * sources);
+        let events = self
+            .count
+            .map_or(fast, |count| fast.min(count.div_ceil(sources)));
+        usize::try_from(events).unwrap_or(1).min(BATCH_EVENTS_MAX)
     }
 
     fn ports(&self) -> Ports {
@@ -118,7 +160,9 @@ Examples:
   A thousand events, then what was received, delivered and lost:
     prelude-bridge demo --count 1000
   A stream to try consumers with:
-    prelude-bridge demo --rate 200";
+    prelude-bridge demo --rate 200
+  The events of Verify and Notify too, in the same log:
+    prelude-bridge demo --source all";
 
 /// The defaults of `serve`, which all examples of the documentation use.
 const WEBHOOK_PORT: u16 = 8080;
@@ -126,11 +170,14 @@ const GRPC_PORT: u16 = 50051;
 const ADMIN_PORT: u16 = 9090;
 /// How often free ports are looked for: another process can take one before the bridge does.
 const STARTS_MAX: u32 = 3;
-/// The width that all printed lines fit.
-const COLUMNS: usize = 80;
+/// The id of the demo's app or source of this kind.
+fn id_of(kind: SourceKind) -> &'static str {
+    match kind {
+        SourceKind::Auth => "demo",
+        SourceKind::Verify | SourceKind::Notify => kind.as_str(),
+    }
+}
 
-/// The app of the demo.
-const APP_ID: &str = "demo";
 /// How long events in progress may take to arrive at the end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delays are kept for the first events only, up to this many.
@@ -145,16 +192,20 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         .prefix("prelude-bridge-demo-")
         .tempdir()
         .map_err(|error| failed(format!("no temporary directory can be made: {error}")))?;
+    let kinds = args.source.kinds();
     print_note(&format!("{DIM}making a signing key …{DIM:#}"));
     let simulator = Simulator::start(simulator::Options {
-        apps: vec![AppOptions::new(APP_ID)],
+        apps: kinds
+            .iter()
+            .map(|kind| AppOptions::new(id_of(*kind)).of_kind(*kind))
+            .collect(),
         ..simulator::Options::default()
     })
     .await
     .map_err(failed)?;
     // The tail is in the same process, but on the other side of a socket like any other client.
     let token = "demo-verification-token";
-    let config = config(directory.path(), &simulator, token);
+    let config = config(directory.path(), &simulator, kinds, token)?;
     let (server, taken) = start(&args, config).await?;
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -162,18 +213,20 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let _ = stopped.await;
     }));
 
-    print_note(&introduction(
+    print_note(&introduction::introduction(
         addresses,
         &taken,
         simulator.address(),
         directory.path(),
+        kinds,
     ));
     let subscription = subscribe(addresses).await?;
-    let webhook_url = format!("http://{}/webhooks/{APP_ID}", addresses.webhook);
-    simulator
-        .connect(APP_ID, &webhook_url, token, &EventType::ALL)
-        .await
-        .map_err(failed)?;
+    for kind in kinds {
+        let id = id_of(*kind);
+        let url = format!("http://{}/webhooks/{id}", addresses.webhook);
+        let connected = simulator.connect(id, &url, token, kind.event_types()).await;
+        connected.map_err(failed)?;
+    }
     let outcome = follow(&args, &simulator, subscription).await;
     let _ = stop.send(());
     // The bridge reports what failed in it; a panic there is a bug and is passed on as one.
@@ -201,21 +254,58 @@ async fn start(args: &Args, mut config: Config) -> Result<(Server, Vec<u16>), Fa
     }
 }
 
-fn config(directory: &Path, simulator: &Simulator, token: &str) -> Config {
-    Config {
+/// The configuration of the bridge: an app or source of each kind, which trusts the simulator's keys.
+fn config(
+    directory: &Path,
+    simulator: &Simulator,
+    kinds: &[SourceKind],
+    token: &str,
+) -> Result<Config, Failure> {
+    let sources = kinds.iter();
+    let sources = sources.map(|kind| event_source(*kind, directory, simulator, token));
+    Ok(Config {
         data_dir: directory.to_path_buf(),
-        apps: vec![config::App {
-            id: APP_ID.to_owned(),
-            verification_token: Secret::new(token),
-            old_verification_token: None,
-            token_source: config::TokenSource::Variable("the demo".to_owned()),
-            keys: config::KeySource::JwksUrl(simulator.jwks_url(APP_ID)),
-            origin: config::Origin::Default,
-        }],
+        sources: sources.collect::<Result<_, _>>()?,
         // Nobody's events: whoever may reach the address that was asked for may read them.
         allow_anonymous: true,
         ..Config::default()
-    }
+    })
+}
+
+/// The bridge's app or source of a kind. The keys of Verify and Notify are in PEM files.
+fn event_source(
+    kind: SourceKind,
+    directory: &Path,
+    simulator: &Simulator,
+    token: &str,
+) -> Result<config::EventSource, Failure> {
+    let id = id_of(kind);
+    let pem_file = || {
+        let path = directory.join(format!("{id}.pem"));
+        let pem = simulator.public_pem(id).map_err(failed)?;
+        std::fs::write(&path, pem).map_err(failed)?;
+        Ok::<_, Failure>(config::KeySource::PemFiles(vec![path]))
+    };
+    let (kind, keys) = match kind {
+        SourceKind::Auth => {
+            let keys = config::KeySource::JwksUrl(simulator.jwks_url(id));
+            (config::SourceKind::Auth, keys)
+        }
+        SourceKind::Verify => (config::SourceKind::Verify, pem_file()?),
+        SourceKind::Notify => (config::SourceKind::Notify, pem_file()?),
+    };
+    let activation = (kind == config::SourceKind::Auth).then(|| config::Activation {
+        token: Secret::new(token),
+        old_token: None,
+        token_source: config::TokenSource::Variable("the demo".to_owned()),
+    });
+    Ok(config::EventSource {
+        id: id.to_owned(),
+        kind,
+        activation,
+        keys,
+        origin: config::Origin::Default,
+    })
 }
 
 async fn subscribe(addresses: Addresses) -> Result<Subscription, Failure> {
@@ -229,81 +319,6 @@ async fn subscribe(addresses: Addresses) -> Result<Subscription, Failure> {
     Ok(client.subscribe(request))
 }
 
-fn introduction(
-    addresses: Addresses,
-    taken: &[u16],
-    simulator: SocketAddr,
-    directory: &Path,
-) -> String {
-    let Addresses {
-        webhook,
-        grpc,
-        admin,
-    } = addresses;
-    let rows = [
-        ("simulator", format!("http://{simulator}"), "plays Prelude"),
-        (
-            "webhook",
-            format!("http://{webhook}/webhooks/{APP_ID}"),
-            "takes signed batches in",
-        ),
-        (
-            "log",
-            directory.display().to_string(),
-            "keeps events until the end",
-        ),
-        ("grpc", format!("http://{grpc}"), "streams them out"),
-        ("admin", format!("http://{admin}/metrics"), "counts them"),
-    ];
-    let mut text =
-        format!("\n{BOLD}prelude-bridge demo{BOLD:#}: everything is real but the sender\n\n");
-    let places = rows.iter().map(|(_, place, _)| place.len());
-    let width = places.max().unwrap_or(0);
-    for (name, place, what) in rows {
-        text += &format!("  {BOLD}{name:<9}{BOLD:#}  ");
-        let is_fitting = 2 + 9 + 2 + width + 2 + what.len() <= COLUMNS;
-        text += &if is_fitting {
-            format!("{place:<width$}  {DIM}{what}{DIM:#}\n")
-        } else {
-            format!("{place}\n")
-        };
-    }
-    if !taken.is_empty() {
-        let taken: Vec<String> = taken.iter().map(u16::to_string).collect();
-        text += &format!(
-            "\n{DIM}Taken here, so free ports are used instead: {}{DIM:#}\n",
-            taken.join(", ")
-        );
-    }
-    text + &format!(
-        "\n{BOLD}Try in another terminal{BOLD:#}\n\n{}\n  \
-         grpcurl -plaintext \\\n    \
-         -d '{{\"start\":{{\"earliest\":{{}}}},\"stop\":{{\"maxEvents\":3}}}}' \\\n    \
-         {grpc} prelude.bridge.v1.EventService/Subscribe\n\n\
-         {DIM}Ctrl-C ends it.{DIM:#}\n",
-        tail_command(grpc)
-    )
-}
-
-/// A command to copy, on two lines where one is too long.
-fn tail_command(grpc: SocketAddr) -> String {
-    let program = std::env::args()
-        .next()
-        .unwrap_or_else(|| "prelude-bridge".to_owned());
-    let program = format!("  {program} tail");
-    let flags = "--type 'user.session.*' --last 5";
-    let flags = if grpc == here(GRPC_PORT) {
-        flags.to_owned()
-    } else {
-        format!("--server http://{grpc} {flags}")
-    };
-    if program.len() + 1 + flags.len() <= COLUMNS {
-        format!("{program} {flags}")
-    } else {
-        format!("{program} \\\n    {flags}")
-    }
-}
-
 /// Sends events and prints those that arrive, until the count is reached or Ctrl-C.
 async fn follow(
     args: &Args,
@@ -313,10 +328,7 @@ async fn follow(
     let rate = args.events_per_second();
     let traffic = Traffic {
         events_per_second: Some(rate.into()),
-        // About ten batches a second, however fast events come.
-        batch_events: usize::try_from(rate.div_ceil(10))
-            .unwrap_or(1)
-            .min(BATCH_EVENTS_MAX),
+        batch_events: args.batch_events(),
         events_max: args.count,
         ..Traffic::default()
     };
@@ -526,34 +538,6 @@ mod tests {
             let failure = report(sent, acknowledged, delivered).unwrap_err();
             assert_eq!(failure.exit, Exit::Failed);
             assert!(format!("{failure:?}").contains(word), "{failure:?}");
-        }
-    }
-
-    #[test]
-    fn the_introduction_fits_a_terminal_and_names_the_ports() {
-        let addresses = |webhook, grpc, admin| Addresses {
-            webhook: here(webhook),
-            grpc: here(grpc),
-            admin: here(admin),
-        };
-        for (addresses, taken) in [
-            (addresses(WEBHOOK_PORT, GRPC_PORT, ADMIN_PORT), vec![]),
-            (
-                addresses(45_678, 45_679, 45_680),
-                vec![WEBHOOK_PORT, GRPC_PORT, ADMIN_PORT],
-            ),
-        ] {
-            let directory = Path::new("/tmp/prelude-bridge-demo-AbCdEf");
-            let text = introduction(addresses, &taken, here(45_681), directory);
-            let text = anstream::adapter::strip_str(&text).to_string();
-            for line in text.lines() {
-                // The path of the program is as long as it is.
-                let is_program = line.trim_end().ends_with("tail \\");
-                assert!(is_program || line.chars().count() <= COLUMNS, "{line}");
-            }
-            assert_eq!(text.contains("--server"), !taken.is_empty());
-            assert_eq!(text.contains("8080, 50051, 9090"), !taken.is_empty());
-            assert!(text.contains("streams them out") && text.contains("until the end"));
         }
     }
 }

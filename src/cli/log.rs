@@ -138,6 +138,7 @@ fn human(report: &CheckReport, seconds: f64) -> String {
     }
     let range = match report.range.event_count() {
         0 => String::new(),
+        1 => format!(" ({})", report.range.head),
         _ => format!(" ({} to {})", report.range.earliest, report.range.head),
     };
     let found = match report.faults.len() as u64 + report.more_faults {
@@ -152,9 +153,12 @@ fn human(report: &CheckReport, seconds: f64) -> String {
         1 => "1 segment".to_owned(),
         count => format!("{count} segments"),
     };
+    let events = match report.events {
+        1 => "1 whole event".to_owned(),
+        count => format!("{count} whole events"),
+    };
     text.push_str(&format!(
-        "checked {segments} with {} whole events{range}, {} in {seconds:.1} s: {found}\n",
-        report.events,
+        "checked {segments} with {events}{range}, {} in {seconds:.1} s: {found}\n",
         size(report.bytes),
     ));
     text

@@ -66,7 +66,19 @@ mod tests {
         for pattern in decode::event_types() {
             assert_eq!(doubt_of_type("--type", pattern), None);
         }
-        for pattern in ["**", "user.*", "user.**", "user.*.created", "*.session.*"] {
+        for event_type in crate::simulator::EventType::ALL {
+            assert_eq!(doubt_of_type("--type", event_type.as_str()), None);
+        }
+        for pattern in [
+            "**",
+            "user.*",
+            "user.**",
+            "user.*.created",
+            "*.session.*",
+            "verify.*",
+            "*.hook_failed",
+            "transactional.message.*",
+        ] {
             assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
         }
         // Refused, with a reason of its own.
@@ -87,6 +99,9 @@ mod tests {
             ("usr.**", "user.**"),
             ("user..created", "user.created"),
             ("user.profil.*", "user.profile.*"),
+            ("verify.atempt", "verify.attempt"),
+            ("stepup.hook_failed", "step_up.hook_failed"),
+            ("transactional.mesage.*", "transactional.message.*"),
         ] {
             let doubt = doubt_of_type("--type", typed).unwrap();
             assert!(

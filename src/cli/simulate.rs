@@ -1,7 +1,8 @@
-//! `simulate`: the stand-in for Prelude as a process of its own. Owns its flags, what it tells the
-//! person at the terminal, and when it ends; all playing is done by `simulator`.
+//! `simulate`: the simulator of Prelude as a process of its own. Owns its flags, what it tells the
+//! person at the terminal, and when it ends; everything else is done by `simulator`.
 
-mod flags;
+pub(super) mod flags;
+mod key_files;
 mod narration;
 
 use std::{
@@ -15,26 +16,26 @@ use std::{
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::simulator::{
-    AppOptions, Error, EventType, Options, RetrySchedule, SigningKey, Simulator, activation,
+    AppOptions, Error, Options, RetrySchedule, Simulator, SourceKind, activation,
     options::{DEFAULT_APP_ID, DEFAULT_MANAGEMENT_TOKEN, parse_duration},
     scenario::{Connection, Scenario, Target},
     traffic::Traffic,
 };
 
 use self::{
-    flags::{FaultArgs, TrafficArgs, WireArgs},
+    flags::{ApiArgs, FaultArgs, TrafficArgs, WireArgs, named},
     narration::{hint, introduce, print_note, progress},
 };
-use super::{
-    exit::{Exit, Failure, finish_stdout},
-    signing_key,
-};
+use super::exit::{Exit, Failure, finish_stdout};
 
 /// What the activation carries unless another token is given. It protects nothing.
 const DEFAULT_TOKEN: &str = "simulated-verification-token";
 
 /// The app of a bridge that needs no file.
 const APP_VARIABLE: &str = "PRELUDE_BRIDGE_APP_ID";
+/// The source of another kind of a bridge that needs no file.
+const SOURCE_VARIABLE: &str = "PRELUDE_BRIDGE_SOURCE_ID";
+const SOURCE_KIND_VARIABLE: &str = "PRELUDE_BRIDGE_SOURCE_KIND";
 
 /// How often a bridge that is not there yet is called.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
@@ -46,14 +47,20 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
 
-    /// Deliver to this URL; `{app}` in it becomes the app's id. Without it, the simulator waits
-    /// for a webhook to be registered over its management API
+    /// Play this product of Prelude: auth sends batches to activated webhooks, verify and notify send
+    /// single events to any URL
+    #[arg(long, value_name = "KIND", default_value = "auth", value_parser = named::<SourceKind>)]
+    pub source: SourceKind,
+
+    /// Deliver to this URL; `{app}` in it becomes the id of the app or source. Without it, the simulator
+    /// waits for a webhook to be registered over its management API
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
 
     // Not read from the environment by clap: to it, a variable that is set conflicts with
     // --scenario just as a flag does.
-    /// Play this app; repeatable [env: PRELUDE_BRIDGE_APP_ID] [default: 54e9ujn]
+    /// Play the app or source with this id; repeatable [env: PRELUDE_BRIDGE_APP_ID or
+    /// PRELUDE_BRIDGE_SOURCE_ID] [default: 54e9ujn, verify or notify]
     #[arg(long = "app", value_name = "APP_ID", value_parser = NonEmptyStringValueParser::new())]
     pub apps: Vec<String>,
 
@@ -82,7 +89,8 @@ pub struct Args {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "apps", "keys", "seed", "time_scale", "TrafficArgs", "WireArgs", "FaultArgs",
+            "apps", "source", "keys", "seed", "time_scale", "TrafficArgs", "WireArgs", "ApiArgs",
+            "FaultArgs",
         ]
     )]
     pub scenario: Option<PathBuf>,
@@ -95,6 +103,10 @@ pub struct Args {
     /// Write the key set to this file; `{app}` in it becomes the app's id
     #[arg(long, value_name = "FILE")]
     pub jwks_out: Option<String>,
+
+    /// Write the public keys as PEM to this file; `{app}` in it becomes the id
+    #[arg(long, value_name = "FILE")]
+    pub pem_out: Option<String>,
 
     /// Draw events and faults by this seed. A seed used twice sends the same event ids twice
     #[arg(long, value_name = "N")]
@@ -116,6 +128,8 @@ pub struct Args {
     traffic: TrafficArgs,
     #[command(flatten)]
     wire: WireArgs,
+    #[command(flatten)]
+    api: ApiArgs,
     #[command(flatten)]
     faults: FaultArgs,
 }
@@ -150,13 +164,17 @@ Examples:
     prelude-bridge simulate --to http://127.0.0.1:8080/webhooks/54e9ujn --salt longest --lose-answers 0.2 --time-scale 60
   Two apps:
     prelude-bridge simulate --app 54e9ujn --app 7k2mzqa --to http://127.0.0.1:8080/webhooks/{app}
-  A whole story with outages and a rotation:
+  The events of Verify, with the key that the bridge's `pem_file` names:
+    prelude-bridge simulate --source verify --pem-out verify.pem --to http://127.0.0.1:8080/webhooks/verify
+  A management API that does not take one of the events yet:
+    prelude-bridge simulate --refuse-event step_up.hook_failed
+  A run with outages and a rotation:
     prelude-bridge simulate --scenario examples/scenarios/outage.toml --to http://127.0.0.1:8080/webhooks/54e9ujn
 
 It prints the command that starts a bridge which trusts it, and waits for that bridge. Exit code 1
 if an event was never acknowledged.";
 
-/// Runs the stand-in until its traffic has ended or Ctrl-C, then writes the ledger.
+/// Runs the simulator until its traffic has ended or Ctrl-C, then writes the ledger.
 ///
 /// # Errors
 /// Options that make no sense (exit code 2), an address that is taken, a bridge that refuses the
@@ -166,10 +184,10 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let simulator = Simulator::start(run.options.clone())
         .await
         .map_err(explain)?;
-    args.write_key_sets(&simulator)?;
+    args.write_keys(&simulator)?;
     introduce(&args, &simulator);
     let interrupted = tokio::select! {
-        done = run.play(&simulator, args.settle) => {
+        done = run.play(&simulator, &args) => {
             done?;
             false
         }
@@ -191,14 +209,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What was typed, as what it means.
+/// The run that the flags describe.
 struct Run {
     options: Options,
     connections: Vec<Connection>,
-    story: Story,
+    plan: Plan,
 }
 
-enum Story {
+/// What happens in a run.
+enum Plan {
     Traffic(Traffic),
     Scenario(Box<Scenario>),
 }
@@ -209,21 +228,22 @@ impl Run {
             url: args.to.clone(),
             verification_token: args.token.clone(),
         };
-        let (mut options, connections, story) = if let Some(path) = &args.scenario {
+        let (mut options, connections, plan) = if let Some(path) = &args.scenario {
             let scenario = read_scenario(path)?;
             let connections = scenario.connections(&target);
             (
                 scenario.options(),
                 connections,
-                Story::Scenario(Box::new(scenario)),
+                Plan::Scenario(Box::new(scenario)),
             )
         } else {
             let traffic = args.traffic.traffic();
             traffic.check().map_err(usage)?;
+            args.check_types(&traffic)?;
             (
                 args.options()?,
                 args.connections(&target),
-                Story::Traffic(traffic),
+                Plan::Traffic(traffic),
             )
         };
         options.listen = args.listen;
@@ -232,31 +252,42 @@ impl Run {
         Ok(Self {
             options,
             connections,
-            story,
+            plan,
         })
     }
 
-    async fn play(&self, simulator: &Simulator, settle: Duration) -> Result<(), Failure> {
+    async fn play(&self, simulator: &Simulator, args: &Args) -> Result<(), Failure> {
         for connection in &self.connections {
             connect(simulator, connection).await?;
         }
         if self.connections.is_empty() {
+            if simulator
+                .app_ids()
+                .all(|id| simulator.kind(id).ok() != Some(SourceKind::Auth))
+            {
+                let cause = "there is no URL to send to";
+                return Err(Failure::new(Exit::Usage, cause).help(
+                    "give `--to`: Verify and Notify have no webhooks that could be registered",
+                ));
+            }
             print_note("waiting for a webhook to be registered and activated");
             simulator.wait_for_webhook().await;
         }
-        match &self.story {
-            Story::Traffic(traffic) => {
+        match &self.plan {
+            Plan::Traffic(traffic) => {
                 traffic.run(simulator).await.map_err(explain)?;
             }
-            Story::Scenario(scenario) => {
+            Plan::Scenario(scenario) => {
                 for step in 0..scenario.steps() {
                     print_note(&format!("step {} of {}", step + 1, scenario.steps()));
                     scenario.take_step(step, simulator).await.map_err(explain)?;
+                    // It may have been a rotation.
+                    args.write_keys(simulator)?;
                 }
             }
         }
         // What is still on its way afterwards is abandoned, and the ledger says so.
-        let _ = simulator.settle(settle).await;
+        let _ = simulator.settle(args.settle).await;
         Ok(())
     }
 }
@@ -267,8 +298,22 @@ impl Args {
         if !self.apps.is_empty() {
             return self.apps.clone();
         }
-        let named = env::var(APP_VARIABLE).ok().filter(|id| !id.is_empty());
-        vec![named.unwrap_or_else(|| DEFAULT_APP_ID.to_owned())]
+        vec![default_id(self.source)]
+    }
+
+    /// Refuses types that this kind of source does not send.
+    fn check_types(&self, traffic: &Traffic) -> Result<(), Failure> {
+        let mut types = traffic.types.iter();
+        match types.find(|name| name.source_kind() != self.source) {
+            None => Ok(()),
+            Some(other) => {
+                let (kind, source) = (other.source_kind(), self.source);
+                let cause = format!("`{other}` is an event of {kind}, and not of {source}");
+                Err(Failure::new(Exit::Usage, cause).help(format!(
+                    "play a source that sends it, with `--source {kind}`"
+                )))
+            }
+        }
     }
 
     fn options(&self) -> Result<Options, Failure> {
@@ -281,29 +326,16 @@ impl Args {
         let keys = self.signing_keys(apps.len())?;
         let apps = apps
             .iter()
-            .map(|id| AppOptions::with_keys(id, keys.clone()));
+            .map(|id| AppOptions::with_keys(id, keys.clone()).of_kind(self.source));
         Ok(Options {
             apps: apps.collect(),
             seed: self.seed,
             wire: self.wire.style(),
+            api: self.api.style(),
             faults: self.faults.faults(),
             retry: RetrySchedule::scaled(self.time_scale),
             ..Options::default()
         })
-    }
-
-    /// The keys that were given, or for one app this user's own: then a bridge goes on trusting a
-    /// simulator that was started anew, and `trigger` signs with it, too.
-    fn signing_keys(&self, apps: usize) -> Result<Vec<SigningKey>, Failure> {
-        if !self.keys.is_empty() {
-            let keys = self.keys.iter();
-            return keys.map(|path| signing_key::read(path)).collect();
-        }
-        match signing_key::own_path() {
-            Some(path) if apps == 1 => Ok(vec![signing_key::own(&path)?]),
-            // Made by the simulator, one for each app, for this run.
-            Some(_) | None => Ok(Vec::new()),
-        }
     }
 
     fn connections(&self, target: &Target) -> Vec<Connection> {
@@ -314,32 +346,28 @@ impl Args {
             app_id: app_id.clone(),
             url: url.replace("{app}", app_id),
             verification_token: target.verification_token.clone(),
-            events: EventType::ALL.to_vec(),
+            events: self.source.event_types().to_vec(),
         };
         self.app_ids().iter().map(connection).collect()
     }
-
-    fn write_key_sets(&self, simulator: &Simulator) -> Result<(), Failure> {
-        let Some(pattern) = &self.jwks_out else {
-            return Ok(());
-        };
-        if simulator.app_ids().count() > 1 && !pattern.contains("{app}") {
-            let cause = "`--jwks-out` names one file for several apps";
-            return Err(Failure::new(Exit::Usage, cause).help("write `{app}` into its name"));
-        }
-        for app in simulator.app_ids() {
-            let path = pattern.replace("{app}", app);
-            let set = simulator.jwks(app).map_err(explain)?;
-            fs::write(&path, format!("{set:#}\n")).map_err(|error| {
-                let cause = format!("the key set cannot be written to {path}: {error}");
-                Failure::new(Exit::Failed, cause).help("check the directory of `--jwks-out`")
-            })?;
-        }
-        Ok(())
-    }
 }
 
-/// Calls a bridge until it is there, and takes its word for it if it then refuses.
+/// The id of an app or source that was given none: that of a bridge without a file, if it has one of this
+/// kind.
+pub(super) fn default_id(kind: SourceKind) -> String {
+    let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let (named, default) = match kind {
+        SourceKind::Auth => (variable(APP_VARIABLE), DEFAULT_APP_ID),
+        SourceKind::Verify | SourceKind::Notify => {
+            let is_same = variable(SOURCE_KIND_VARIABLE).is_some_and(|name| name == kind.as_str());
+            let named = is_same.then(|| variable(SOURCE_VARIABLE)).flatten();
+            (named, kind.as_str())
+        }
+    };
+    named.unwrap_or_else(|| default.to_owned())
+}
+
+/// Calls a bridge until it answers. If it then refuses the activation, that is the result.
 async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), Failure> {
     let Connection {
         app_id,
@@ -353,6 +381,8 @@ async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), F
             .connect(app_id, url, verification_token, events)
             .await
         {
+            // Nobody was called yet.
+            Ok(_) if simulator.kind(app_id).map_err(explain)? != SourceKind::Auth => break,
             Ok(_) => {
                 print_note(&format!("the webhook of app {app_id} is active"));
                 return Ok(());
@@ -369,6 +399,17 @@ async fn connect(simulator: &Simulator, connection: &Connection) -> Result<(), F
             Err(error) => return Err(explain(error)),
         }
     }
+    while !activation::is_reachable(url).await {
+        if !waiting {
+            print_note(&format!(
+                "waiting for a bridge that listens for source {app_id}"
+            ));
+            waiting = true;
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+    print_note(&format!("source {app_id} sends from now on"));
+    Ok(())
 }
 
 /// Waits for Ctrl-C or SIGTERM.
@@ -435,6 +476,7 @@ fn explain(error: Error) -> Failure {
             "start the bridge with the command above: app, token and path have to be the same",
         ),
         Error::Key(_)
+        | Error::NotOneEvent(_)
         | Error::Client(_)
         | Error::Seed(_)
         | Error::UnknownWebhook(_)

@@ -15,13 +15,14 @@ use super::{
     access,
     exit::{self, Exit, Failure},
     signing_key,
+    simulate::{default_id, flags::named},
 };
 use crate::{
     management::challenge,
     plain,
     simulator::{
-        AppOptions, Batch, Error, Event, EventType, Options, SigningKey, Simulator,
-        delivery::Answer, ledger::AttemptResult, options::DEFAULT_APP_ID,
+        AppOptions, Error, Event, EventType, Options, SigningKey, Simulator, SourceKind,
+        delivery::Answer, ledger::AttemptResult,
     },
 };
 
@@ -31,7 +32,7 @@ const PAYLOAD_BYTES_MAX: u64 = 1024 * 1024;
 /// `trigger`
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The event's type: one of the seven, or any with --file
+    /// The event's type: a documented one of Auth, Verify or Notify, or any with --file
     #[arg(value_name = "TYPE", value_parser = NonEmptyStringValueParser::new())]
     event_type: String,
 
@@ -39,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// The bridge's webhook URL; `{app}` in it becomes the app's id
+    /// The bridge's webhook URL; `{app}` in it becomes the id of the app or source
     #[arg(
         long,
         value_name = "URL",
@@ -47,14 +48,16 @@ pub struct Args {
     )]
     to: String,
 
-    /// The app whose event it is
-    #[arg(
-        long,
-        value_name = "APP_ID",
-        env = "PRELUDE_BRIDGE_APP_ID",
-        default_value = DEFAULT_APP_ID
-    )]
-    app: String,
+    /// Send it as this product of Prelude does: auth in a batch, verify and notify by itself [default:
+    /// the product that documents the type, else auth]
+    #[arg(long, value_name = "KIND", value_parser = named::<SourceKind>)]
+    source: Option<SourceKind>,
+
+    // Not read from the environment by clap: each variable names an app or source of one kind.
+    /// The id of the app or source [env: PRELUDE_BRIDGE_APP_ID or PRELUDE_BRIDGE_SOURCE_ID] [default:
+    /// 54e9ujn, verify or notify]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    app: Option<String>,
 
     /// Sign with the RSA key in this PEM file [default: this user's own, as `simulate` does]
     #[arg(long, value_name = "FILE")]
@@ -67,6 +70,10 @@ pub struct Args {
     /// Write the key set to this file, for the `jwks_file` of a bridge that is to trust it
     #[arg(long, value_name = "FILE")]
     jwks_out: Option<PathBuf>,
+
+    /// Write the public key as PEM to this file, for the `pem_file` of a source of verify or notify
+    #[arg(long, value_name = "FILE")]
+    pem_out: Option<PathBuf>,
 
     /// How to print what came of it
     #[arg(long, value_enum, default_value_t = Output::Human)]
@@ -90,6 +97,9 @@ Examples:
   To a bridge without a simulator, which is given the key first:
     prelude-bridge trigger user.created --jwks-out jwks.json
     PRELUDE_BRIDGE_JWKS_FILE=jwks.json PRELUDE_BRIDGE_APP_ID=54e9ujn PRELUDE_BRIDGE_VERIFICATION_TOKEN=trial prelude-bridge serve
+  As Prelude Verify does, to a source of the bridge with that id:
+    prelude-bridge trigger verify.attempt --pem-out verify.pem
+    prelude-bridge trigger verify.delivery_status --to http://127.0.0.1:8080/webhooks/verify
   To a bridge whose certificate is of an issuer of your own:
     prelude-bridge trigger user.created --to https://bridge.example.com/webhooks/{app} --ca-file ca.crt
   To a type that nobody documented yet:
@@ -103,49 +113,45 @@ Exit codes: 0 the event is in the log, 1 the bridge refused it, 2 bad usage, 3 n
 /// A type, payload or key that cannot be used, a bridge that does not answer, or one that refuses.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let known: Result<EventType, _> = args.event_type.parse();
+    let documented_kind = known.as_ref().ok().map(|known| known.source_kind());
+    let kind = args.source.or(documented_kind).unwrap_or_default();
     let payload = args.file.as_deref().map(read_payload).transpose()?;
-    let template = match (&known, &payload) {
-        (Ok(known), _) => *known,
-        (Err(_), Some(_)) => EventType::UserCreated,
+    // The id and the times of another type are those of any event of this kind.
+    let template = match (known, &payload) {
+        (Ok(known), _) => Some(known),
+        (Err(_), Some(_)) => kind.event_types().first().copied(),
         (Err(error), None) => {
             return Err(Failure::new(Exit::Usage, error)
                 .help("another type needs its payload, with --file"));
         }
     };
+    let id = args.app.clone().unwrap_or_else(|| default_id(kind));
     let key = args.signing_key()?;
     let issuers = access::issuers(args.ca_file.as_deref())?;
     let options = Options {
-        apps: vec![AppOptions::with_keys(&args.app, vec![key])],
+        apps: vec![AppOptions::with_keys(&id, vec![key]).of_kind(kind)],
         issuers: issuers.clone(),
         ..Options::default()
     };
     let simulator = Simulator::start(options).await.map_err(explain)?;
-    if let Some(path) = &args.jwks_out {
-        let set = simulator.jwks(&args.app).map_err(explain)?;
-        std::fs::write(path, format!("{set:#}\n")).map_err(|error| {
-            let cause = format!(
-                "the key set cannot be written to {}: {error}",
-                path.display()
-            );
-            Failure::new(Exit::Usage, cause).help("check the directory of `--jwks-out`")
-        })?;
-    }
-    let mut events = simulator
-        .events(&args.app, 1, &[template])
-        .map_err(explain)?;
+    args.write_keys(&simulator, &id)?;
+    let types: Vec<EventType> = template.into_iter().collect();
+    let mut events = simulator.events(&id, 1, &types).map_err(explain)?;
     for event in &mut events {
         event.event_type.clone_from(&args.event_type);
         if let Some(payload) = &payload {
             event.payload.clone_from(payload);
         }
     }
-    let batch = Batch::encode(&args.app, &events, simulator.wire().item)
-        .map_err(|error| explain(error.into()))?;
-    let url = args.to.replace("{app}", &args.app);
-    let posted = simulator.post(&url, &batch).await;
+    let url = args.to.replace("{app}", &id);
+    let body = simulator.encode(&id, &events).map_err(explain)?.pop();
+    let posted = match body {
+        Some(body) => simulator.post(&url, &body).await,
+        None => Err(Error::NotOneEvent(0)),
+    };
     simulator.stop().await;
     match posted {
-        Ok(answer) => args.report(&events, &answer),
+        Ok(answer) => args.report(&id, &events, &answer),
         Err(error @ Error::NoAnswer(_)) => Err(no_answer(error, &url, &issuers).await),
         Err(error) => Err(explain(error)),
     }
@@ -180,7 +186,24 @@ impl Args {
         }
     }
 
-    fn report(&self, events: &[Event], answer: &Answer) -> Result<(), Failure> {
+    /// Writes the public key to the files that were asked for.
+    fn write_keys(&self, simulator: &Simulator, id: &str) -> Result<(), Failure> {
+        let write = |flag: &str, path: Option<&Path>, text: String| {
+            let Some(path) = path else {
+                return Ok(());
+            };
+            std::fs::write(path, text).map_err(|error| {
+                let cause = format!("the key cannot be written to {}: {error}", path.display());
+                Failure::new(Exit::Usage, cause).help(format!("check the directory of `{flag}`"))
+            })
+        };
+        let set = simulator.jwks(id).map_err(explain)?;
+        write("--jwks-out", self.jwks_out.as_deref(), format!("{set:#}\n"))?;
+        let pem = simulator.public_pem(id).map_err(explain)?;
+        write("--pem-out", self.pem_out.as_deref(), pem)
+    }
+
+    fn report(&self, app_id: &str, events: &[Event], answer: &Answer) -> Result<(), Failure> {
         let status = answer.status.as_u16();
         let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         if status != 200 {
@@ -222,7 +245,7 @@ impl Args {
                 let whole = json!({
                     "type": self.event_type,
                     "id": id,
-                    "app_id": self.app,
+                    "app_id": app_id,
                     "status": status,
                     "accepted": accepted,
                     "duplicates": duplicates,
@@ -256,10 +279,12 @@ fn remedy(status: u16) -> &'static str {
     match status {
         401 => {
             "the bridge does not trust this key: start it with the command that `prelude-bridge \
-             simulate` prints, or give it the key set that --jwks-out writes as its `jwks_file`"
+             simulate` prints, or give it the key set that --jwks-out writes as its `jwks_file`, or the \
+             key that --pem-out writes as its `pem_file`"
         }
         403 => "the bridge's `allowed_sources` leaves this machine out",
-        404 => "name the bridge's app with --app and its webhook URL with --to",
+        404 => "name the bridge's app or source with --app and its webhook URL with --to",
+        422 => "check that the id and the URL are those of a source of this kind, or give --source",
         429 | 503 => "try again: the bridge's log says what it waits for",
         _ => "the bridge's log says why",
     }

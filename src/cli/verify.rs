@@ -1,7 +1,9 @@
 //! `prelude-bridge verify`: one captured delivery, explained.
 //!
-//! It owns reading the pieces and wording the report; what a signature means is the business of
-//! [`signature::explain`].
+//! It owns reading the pieces and wording the report; what a signature means is decided by
+//! [`signature::explain`], and what a body is by `delivery`.
+
+mod delivery;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use serde::Serialize;
 
 use crate::signature::{self, Attempt, Explanation, FetchFault, Finding, KeySource, Options};
 
+use self::delivery::Delivery;
 use super::exit::{self, Exit, Failure};
 
 /// The largest body that is read: sixteen times what the bridge itself accepts by default.
@@ -25,7 +28,9 @@ Examples:
     prelude-bridge verify --body body.bin --header-file headers.txt --jwks jwks.json
   Against the keys that are published now:
     prelude-bridge verify --body body.bin --header-file headers.txt --jwks https://54e9ujn.session.prelude.dev/.well-known/jwks.json
-  With one public key, for a program:
+  A delivery of Verify or Notify, with the public key of Prelude's dashboard:
+    prelude-bridge verify --body body.bin --header-file headers.txt --pem prelude.pem
+  For a program:
     prelude-bridge verify --body - --signature rsassa-pss-sha256=… --pem key.pem --output json
 
 Save the body byte for byte: a newline that an editor adds makes another body of it.
@@ -101,9 +106,13 @@ pub async fn report(args: &Args, stdin: &mut impl Read) -> Result<(Exit, String)
     } else {
         Exit::Failed
     };
+    let delivery = Delivery::of(&body);
     let text = match args.output {
-        Output::Human => sentences(&explanation),
-        Output::Json => json(&explanation)?,
+        Output::Human => {
+            let is_pem = matches!(source, KeySource::PemFiles(_));
+            sentences(&explanation, &delivery, is_pem)
+        }
+        Output::Json => json(&explanation, &delivery)?,
     };
     Ok((exit, text))
 }
@@ -112,7 +121,7 @@ fn key_source(args: &Args) -> Result<KeySource, Failure> {
     match (&args.jwks, &args.pem) {
         (Some(text), _) if text.contains("://") => KeySource::url(text).map_err(usage),
         (Some(path), _) => Ok(KeySource::JwksFile(path.into())),
-        (None, Some(path)) => Ok(KeySource::PemFile(path.clone())),
+        (None, Some(path)) => Ok(KeySource::PemFiles(vec![path.clone()])),
         (None, None) => Err(usage("give --jwks or --pem")),
     }
 }
@@ -205,7 +214,7 @@ fn usage(cause: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Usage, cause).help("see prelude-bridge verify --help")
 }
 
-fn sentences(explanation: &Explanation) -> String {
+fn sentences(explanation: &Explanation, delivery: &Delivery, is_pem: bool) -> String {
     let verdict = if explanation.is_valid {
         "valid"
     } else {
@@ -228,13 +237,17 @@ fn sentences(explanation: &Explanation) -> String {
                 .map(|key| format!("  - not used: {key}.")),
         );
     }
+    lines.push(delivery.sentence());
+    if !explanation.is_valid {
+        lines.extend(delivery.other_keys(is_pem));
+    }
     lines.push(String::new());
     lines.join("\n")
 }
 
-fn json(explanation: &Explanation) -> Result<String, Failure> {
+fn json(explanation: &Explanation, delivery: &Delivery) -> Result<String, Failure> {
     // Strings and numbers: there is nothing in it that could fail.
-    serde_json::to_string(&Report::of(explanation))
+    serde_json::to_string(&Report::of(explanation, delivery))
         .map(|text| text + "\n")
         .map_err(|fault| Failure::new(Exit::Failed, fault))
 }
@@ -246,6 +259,7 @@ struct Report<'a> {
     sentence: &'a str,
     attempts: Vec<ReportedAttempt<'a>>,
     skipped: &'a [String],
+    delivery: &'a Delivery,
 }
 
 #[derive(Serialize)]
@@ -259,8 +273,9 @@ struct ReportedAttempt<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn of(explanation: &'a Explanation) -> Self {
+    fn of(explanation: &'a Explanation, delivery: &'a Delivery) -> Self {
         Self {
+            delivery,
             valid: explanation.is_valid,
             sentence: &explanation.sentence,
             attempts: explanation

@@ -1,8 +1,11 @@
 //! `webhook`: the webhooks of an app at Prelude. Owns the flags, which app and which keys are meant,
 //! and what each refusal means here; `setup` owns the way from nothing to an active webhook,
-//! `table` how webhooks are shown, `token` where verification tokens are made and kept.
+//! `registration` which event types a webhook gets, `table` how webhooks are shown, `token` where
+//! verification tokens are made and kept.
 
+mod examples;
 mod readiness;
+mod registration;
 mod setup;
 mod table;
 mod token;
@@ -13,14 +16,16 @@ use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::registration::Registration;
 use super::{
     exit::{self, Exit, Failure},
     settings,
 };
 use crate::{
-    config::{self, Secret, Sources},
+    config::{self, Planned, Secret, SourceKind, Sources},
     management::{
-        API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, Webhook, challenge, is_loopback,
+        API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, VERIFY_AND_NOTIFY_TYPES, Webhook,
+        challenge, is_loopback,
     },
     nearest::nearest,
 };
@@ -44,7 +49,7 @@ enum Command {
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Args),
     /// Register a webhook, inactive
-    #[command(after_help = CREATE_EXAMPLES)]
+    #[command(after_help = examples::CREATE_EXAMPLES)]
     Create {
         #[command(flatten)]
         wanted: Wanted,
@@ -52,13 +57,22 @@ enum Command {
         access: Access,
     },
     /// List the webhooks of an app
-    #[command(after_help = LIST_EXAMPLES)]
+    #[command(after_help = examples::LIST_EXAMPLES)]
     List {
         #[command(flatten)]
         access: Access,
     },
+    /// Show one webhook
+    #[command(after_help = examples::GET_EXAMPLES)]
+    Get {
+        /// The webhook
+        #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+        #[command(flatten)]
+        access: Access,
+    },
     /// Have Prelude challenge a webhook's URL, and send events from then on
-    #[command(after_help = ACTIVATE_EXAMPLES)]
+    #[command(after_help = examples::ACTIVATE_EXAMPLES)]
     Activate {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -66,8 +80,17 @@ enum Command {
         #[command(flatten)]
         access: Access,
     },
+    /// Stop deliveries to a webhook, until it is activated again
+    #[command(after_help = examples::DEACTIVATE_EXAMPLES)]
+    Deactivate {
+        /// The webhook
+        #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+        #[command(flatten)]
+        access: Access,
+    },
     /// Have a webhook get one more type of events
-    #[command(after_help = ADD_EVENT_EXAMPLES)]
+    #[command(after_help = examples::ADD_EVENT_EXAMPLES)]
     AddEvent {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -79,7 +102,7 @@ enum Command {
         access: Access,
     },
     /// Remove a webhook; what Prelude has still to deliver to it is lost
-    #[command(after_help = DELETE_EXAMPLES)]
+    #[command(after_help = examples::DELETE_EXAMPLES)]
     Delete {
         /// The webhook
         #[arg(value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
@@ -96,7 +119,8 @@ struct Wanted {
     #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
     url: String,
 
-    /// Only events of these types; repeatable, or with commas [default: all seven]
+    /// Only events of these types, which may be new ones; repeatable, or with commas [default: all
+    /// that are documented and that Prelude takes]
     #[arg(long = "event", value_name = "TYPE", value_delimiter = ',')]
     events: Vec<String>,
 }
@@ -138,35 +162,6 @@ enum Output {
     Json,
 }
 
-const CREATE_EXAMPLES: &str = "\
-Examples:
-  With the token of the configuration, for all events:
-    prelude-bridge webhook create --config prelude-bridge.toml --url https://example.com/webhooks
-  For sessions only:
-    prelude-bridge webhook create --app 54e9ujn --url https://example.com/webhooks/{app} --event user.session.created,user.session.revoked";
-
-const LIST_EXAMPLES: &str = "\
-Examples:
-  The webhooks of the app that is configured:
-    prelude-bridge webhook list --config prelude-bridge.toml
-  What Prelude got as its last answer, for a program:
-    prelude-bridge webhook list --app 54e9ujn --output json | jq '.webhooks[] | {id, last_http_code}'";
-
-const ACTIVATE_EXAMPLES: &str = "\
-Examples:
-  With the bridge running:
-    prelude-bridge webhook activate web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
-const ADD_EVENT_EXAMPLES: &str = "\
-Examples:
-  Deletions too:
-    prelude-bridge webhook add-event web_01jqebhswje5ka3z6z7ezzc2xk user.deleted --app 54e9ujn";
-
-const DELETE_EXAMPLES: &str = "\
-Examples:
-  Before it is created anew with another token:
-    prelude-bridge webhook delete web_01jqebhswje5ka3z6z7ezzc2xk --app 54e9ujn";
-
 /// How long Prelude's list may take to show an activation that Prelude has accepted.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -174,35 +169,27 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// A refusal of Prelude (exit code 1, or 4 for the key), an API that cannot be reached (3), or
-/// arguments and configuration that cannot be meant (2).
+/// invalid arguments or configuration (2).
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Setup(args) => setup::run(args).await,
-        Command::Create { wanted, access } => {
-            let app = access.app()?;
-            let events = wanted.events();
-            let url = wanted.url(&app)?;
-            access.check_reach(&url)?;
-            let token = app.token()?;
-            let client = access.client(&app)?;
-            let made = client.create(&url, token.expose(), &events).await;
-            let webhook = made.map_err(|error| refused(&error))?;
-            access.show_one(&webhook)?;
-            if !webhook.active {
-                exit::note(&format!(
-                    "it is not active yet: start the bridge, then run `prelude-bridge webhook \
-                     activate {}`",
-                    webhook.id
-                ));
-            }
-            Ok(())
-        }
+        Command::Create { wanted, access } => create(wanted, &access).await,
         Command::List { access } => {
             let client = access.client(&access.app()?)?;
             let webhooks = client.list().await.map_err(|error| refused(&error))?;
             access.show(&webhooks, &json!({ "webhooks": webhooks }))
         }
+        Command::Get { id, access } => {
+            let client = access.client(&access.app()?)?;
+            let webhook = client.get(&id).await;
+            access.show_one(&webhook.map_err(|error| refused(&error))?)
+        }
         Command::Activate { id, access } => activate(&id, &access).await,
+        Command::Deactivate { id, access } => {
+            let client = access.client(&access.app()?)?;
+            let webhook = client.deactivate(&id).await;
+            access.show_one(&webhook.map_err(|error| refused(&error))?)
+        }
         Command::AddEvent { id, event, access } => {
             warn_of_unknown(&event);
             let client = access.client(&access.app()?)?;
@@ -218,6 +205,33 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             }
         }
     }
+}
+
+async fn create(wanted: Wanted, access: &Access) -> Result<(), Failure> {
+    let app = access.app()?;
+    let events = wanted.events();
+    let url = wanted.url(&app)?;
+    access.check_reach(&url)?;
+    let token = app.token()?;
+    let client = access.client(&app)?;
+    let webhook = if wanted.events.is_empty() {
+        let mut registration = Registration::new(&client, &events);
+        let webhook = registration.create(&url, token.expose()).await?;
+        registration.warn();
+        webhook
+    } else {
+        // Types that were named are those that are wanted: another webhook would not do.
+        let made = client.create(&url, token.expose(), &events).await;
+        made.map_err(|error| refused(&error))?
+    };
+    access.show_one(&webhook)?;
+    if !webhook.active {
+        exit::note(&format!(
+            "it is not active yet: start the bridge, then run `prelude-bridge webhook activate {}`",
+            webhook.id
+        ));
+    }
+    Ok(())
 }
 
 async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
@@ -236,18 +250,14 @@ async fn activate(id: &str, access: &Access) -> Result<(), Failure> {
     if !is_failed_challenge(&error) {
         return Err(refused(&error));
     }
-    let webhooks = client.list().await.map_err(|error| refused(&error))?;
-    let url = webhooks
-        .into_iter()
-        .find(|webhook| webhook.id == id)
-        .map(|webhook| webhook.url);
-    match (url, app.token()) {
-        (Some(url), Ok(token)) => {
-            let finding = challenge::send(&url, &app.id, token.expose()).await;
+    let webhook = client.get(id).await.map_err(|error| refused(&error))?;
+    match app.token() {
+        Ok(token) => {
+            let finding = challenge::send(&webhook.url, &app.id, token.expose()).await;
             Err(not_activated(&error, &finding))
         }
-        // Without a token there is nothing to ask with: Prelude's word has to do.
-        (_, _) => Err(refused(&error)),
+        // Without a token no challenge can be sent, so there is only what Prelude said.
+        Err(_) => Err(refused(&error)),
     }
 }
 
@@ -261,9 +271,10 @@ impl App {
     /// Its verification token.
     fn token(&self) -> Result<Secret, Failure> {
         let config = config::resolve(&self.sources)?.config;
-        let mut apps = config.apps.into_iter();
-        match apps.find(|app| app.id == self.id) {
-            Some(app) => Ok(app.verification_token),
+        let mut sources = config.sources.into_iter();
+        let app = sources.find(|source| source.id == self.id);
+        match app.and_then(|app| app.activation) {
+            Some(activation) => Ok(activation.token),
             // Every app that is named here is put among the sources.
             None => Err(usage(format!("the app `{}` is not configured", self.id))),
         }
@@ -303,7 +314,22 @@ impl Access {
     /// The app that is meant: the one named, or the only one there is.
     fn app(&self) -> Result<App, Failure> {
         let mut sources = settings::sources_of_files(self.config.clone(), self.data_dir.clone());
-        let planned = config::planned_apps(&sources)?;
+        let (planned, others): (Vec<_>, Vec<_>) = config::planned_sources(&sources)?
+            .into_iter()
+            .partition(|source| source.kind == SourceKind::Auth);
+        let named = |source: &&Planned| Some(&source.id) == self.app.as_ref();
+        if let Some(source) = others
+            .iter()
+            .find(named)
+            .or(others.first().filter(|_| planned.is_empty()))
+        {
+            let (id, kind) = (&source.id, source.kind.name());
+            let cause = format!("`{id}` is a source of kind {kind}: it is registered nowhere");
+            return Err(Failure::new(Exit::Usage, cause).help(format!(
+                "give Prelude its URL, https://<host>/webhooks/{id}, as the callback_url of your requests \
+                 or in the dashboard"
+            )));
+        }
         let id = match (&self.app, planned.as_slice()) {
             (Some(id), _) => id.clone(),
             (None, [only]) => only.id.clone(),
@@ -415,14 +441,19 @@ fn refused(error: &Error) -> Failure {
                 "Prelude knows no such app or webhook: check --app, and the id with \
                  `prelude-bridge webhook list`",
             ),
+            400 | 422 if refusal.may_be_about_events() => (
+                Exit::Failed,
+                "the message says what Prelude does not accept; leave an event type out that it refuses. \
+                 `prelude-bridge webhook list` shows the webhooks that exist",
+            ),
             400 | 409 | 422 => (
                 Exit::Failed,
-                "Prelude's words say what it does not take; `prelude-bridge webhook list` shows \
-                 what there is",
+                "the message says what Prelude does not accept; `prelude-bridge webhook list` shows \
+                 the webhooks that exist",
             ),
             _ => (
                 Exit::Failed,
-                "try again in a minute; if it happens again, ask Prelude's support",
+                "try again in a minute; if it happens again, tell Prelude's support the request_id",
             ),
         },
     };
@@ -434,9 +465,16 @@ fn warn_of_unknown(event: &str) {
     if EVENT_TYPES.contains(&event) {
         return;
     }
+    if VERIFY_AND_NOTIFY_TYPES.contains(&event) {
+        exit::warn(&format!(
+            "`{event}` is an event of Prelude Verify or Notify, which send to the `callback_url` of each \
+             request and not to webhooks of an app"
+        ));
+        return;
+    }
     let near = nearest(event, EVENT_TYPES).map(|near| format!("; did you mean `{near}`?"));
     exit::warn(&format!(
-        "`{event}` is none of the seven documented types{}",
+        "`{event}` is not one of the documented types{}",
         near.unwrap_or_default()
     ));
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Config, TokenSource, apps,
+    Config, TokenSource, event_sources,
     fault::{Error, Origin},
     macros::settings,
     resolver::{Resolver, Sources},
@@ -116,7 +116,11 @@ impl Config {
 
     /// The files whose content is a secret: who reads one can pass for the bridge.
     pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
-        let tokens = self.apps.iter().filter_map(|app| match &app.token_source {
+        let activations = self
+            .sources
+            .iter()
+            .filter_map(|source| source.activation.as_ref());
+        let tokens = activations.filter_map(|activation| match &activation.token_source {
             TokenSource::File(path) => Some(path.as_path()),
             TokenSource::Variable(_) => None,
         });
@@ -130,12 +134,8 @@ impl Config {
     #[must_use]
     pub fn trusted_files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = self.secret_files().map(Path::to_owned).collect();
-        files.extend(self.apps.iter().filter_map(|app| match &app.keys {
-            super::KeySource::JwksUrl(_) => None,
-            super::KeySource::JwksFile(path) | super::KeySource::PemFile(path) => {
-                Some(path.clone())
-            }
-        }));
+        let key_files = self.sources.iter().flat_map(|source| source.keys.files());
+        files.extend(key_files.cloned());
         files.extend(
             self.tls
                 .webhook
@@ -146,10 +146,8 @@ impl Config {
             files.push(tls.certificate_file.clone());
             files.extend(tls.client_ca_file.clone());
         }
-        files.extend(self.jwt.as_ref().and_then(|jwt| match &jwt.keys {
-            KeySource::JwksFile(path) | KeySource::PemFile(path) => Some(path.clone()),
-            KeySource::Url(_) => None,
-        }));
+        let key_files = self.jwt.iter().flat_map(|jwt| jwt.keys.files());
+        files.extend(key_files.cloned());
         files.extend(self.credentials_options().file);
         files
     }
@@ -165,7 +163,7 @@ pub struct CredentialsSetup {
     /// Whether the bridge lets callers in without a credential as long as there is no such file,
     /// and no longer once there is one.
     pub file_ends_anonymity: bool,
-    /// The apps that are configured, with tokens or without.
+    /// The ids of the apps and other sources that are configured, with tokens or without.
     pub app_ids: BTreeSet<String>,
 }
 
@@ -178,14 +176,14 @@ pub fn credentials_setup(sources: &Sources) -> Result<CredentialsSetup, Error> {
     let (file, data_dir) = credentials_file(sources)?;
     let mut resolver = Resolver::new(sources);
     let config = Config::take(&mut resolver);
-    let apps = apps::planned(&mut resolver, &data_dir).into_iter();
+    let sources = event_sources::planned(&mut resolver, &data_dir).into_iter();
     Ok(CredentialsSetup {
         file,
         // A file that is named counts as there, also while it is missing.
         file_ends_anonymity: config.credentials_file.is_none()
             && !config.allow_anonymous
             && config.jwt.is_none(),
-        app_ids: apps.map(|app| app.id).collect(),
+        app_ids: sources.map(|source| source.id).collect(),
         data_dir,
     })
 }

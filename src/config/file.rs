@@ -16,18 +16,25 @@ use crate::toml_text::{self, SyntaxError, line_at};
 /// Far more than any configuration needs. A larger file is a device or a log, named by mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// The two lists of tables, which have the sources of events: `[[apps]]` has those of kind auth only.
+pub(super) const LISTS: [&str; 2] = [APPS, SOURCES];
+pub(super) const APPS: &str = "apps";
+pub(super) const SOURCES: &str = "sources";
+
 /// A parsed file.
 pub(super) struct Document {
     /// The path as it was given.
     pub(super) path: PathBuf,
-    /// Every key but those of apps, by its dotted path.
+    /// Every key but those of sources, by its dotted path.
     pub(super) entries: Entries,
-    /// The `[[apps]]`, in the order of the file.
-    pub(super) apps: Vec<AppTable>,
+    /// The tables of the lists of sources.
+    pub(super) sources: Vec<SourceTable>,
 }
 
-/// One `[[apps]]` table.
-pub(super) struct AppTable {
+/// One table of a list of sources.
+pub(super) struct SourceTable {
+    /// The list: `apps` for `[[apps]]`.
+    pub(super) list: &'static str,
     /// The line it starts at.
     pub(super) line: usize,
     /// Its keys.
@@ -42,6 +49,8 @@ pub(super) type Entries = BTreeMap<String, Entry>;
 pub(super) struct Entry {
     /// The value without quotes.
     pub(super) text: String,
+    /// The strings of an array.
+    pub(super) items: Vec<String>,
     /// Its TOML type.
     pub(super) kind: Kind,
     /// The line of its key.
@@ -55,7 +64,7 @@ pub(super) enum Kind {
     Text,
     /// A whole number.
     Integer,
-    /// An array of strings, joined by commas.
+    /// An array of strings; its text is the strings joined by commas.
     List,
     /// A `[section]`, kept so that an unknown one is reported even if it is empty.
     Section,
@@ -98,16 +107,17 @@ impl Document {
         let mut document = Self {
             path: path.to_owned(),
             entries: Entries::new(),
-            apps: Vec::new(),
+            sources: Vec::new(),
         };
         for (key, value) in table.get_ref() {
-            match (key.get_ref().as_ref(), value.get_ref()) {
-                ("apps", DeValue::Array(items)) => {
-                    for item in items.iter() {
-                        document.apps.push(app_table(text, item));
-                    }
+            let name = key.get_ref().as_ref();
+            let list = LISTS.into_iter().find(|list| *list == name);
+            match (list, value.get_ref()) {
+                (Some(list), DeValue::Array(items)) => {
+                    let tables = items.iter().map(|item| source_table(list, text, item));
+                    document.sources.extend(tables);
                 }
-                (name, _) => collect(
+                _ => collect(
                     text,
                     name,
                     line_at(text, key.span().start),
@@ -157,7 +167,7 @@ pub(super) fn read_text(file: File, bytes_max: u64) -> io::Result<String> {
     }
 }
 
-fn app_table(text: &str, item: &Spanned<DeValue<'_>>) -> AppTable {
+fn source_table(list: &'static str, text: &str, item: &Spanned<DeValue<'_>>) -> SourceTable {
     let mut entries = Entries::new();
     let line = line_at(text, item.span().start);
     match item.get_ref() {
@@ -170,7 +180,11 @@ fn app_table(text: &str, item: &Spanned<DeValue<'_>>) -> AppTable {
         // `apps = ["one"]`: kept without a name, and refused for that.
         _ => collect(text, "", line, item, &mut entries),
     }
-    AppTable { line, entries }
+    SourceTable {
+        list,
+        line,
+        entries,
+    }
 }
 
 fn collect(
@@ -180,6 +194,7 @@ fn collect(
     value: &Spanned<DeValue<'_>>,
     entries: &mut Entries,
 ) {
+    let mut items = Vec::new();
     let (kind, content) = match value.get_ref() {
         DeValue::String(content) => (Kind::Text, content.as_ref().to_owned()),
         DeValue::Integer(number) => (Kind::Integer, decimal(number.as_str(), number.radix())),
@@ -199,8 +214,11 @@ fn collect(
         DeValue::Float(number) => (Kind::Other("a fraction"), number.as_str().to_owned()),
         DeValue::Boolean(value) => (Kind::Boolean, value.to_string()),
         DeValue::Datetime(_) => (Kind::Other("a date"), String::new()),
-        DeValue::Array(items) => match texts(items.iter().map(Spanned::get_ref)) {
-            Some(joined) => (Kind::List, joined),
+        DeValue::Array(array) => match texts(array.iter().map(Spanned::get_ref)) {
+            Some(texts) => {
+                items = texts;
+                (Kind::List, items.join(","))
+            }
             None => (
                 Kind::Other("an array of other things than strings"),
                 String::new(),
@@ -209,19 +227,20 @@ fn collect(
     };
     let entry = Entry {
         text: content,
+        items,
         kind,
         line,
     };
     entries.insert(path.to_owned(), entry);
 }
 
-/// The strings of an array, joined by commas; `None` if an item is not a string.
-fn texts<'a>(items: impl Iterator<Item = &'a DeValue<'a>>) -> Option<String> {
+/// The strings of an array; `None` if an item is not a string.
+fn texts<'a>(items: impl Iterator<Item = &'a DeValue<'a>>) -> Option<Vec<String>> {
     let texts = items.map(|item| match item {
-        DeValue::String(text) => Some(text.as_ref()),
+        DeValue::String(text) => Some(text.as_ref().to_owned()),
         _ => None,
     });
-    Some(texts.collect::<Option<Vec<_>>>()?.join(","))
+    texts.collect()
 }
 
 /// TOML's hexadecimal, octal and binary numbers, so that everything after this sees decimal ones.
@@ -240,7 +259,7 @@ fn syntax_fault(path: &Path, error: SyntaxError) -> Fault {
         },
         message: error.message,
         help: "a key is written `name = \"text\"` or `name = 123`, a section `[name]`, an app \
-               `[[apps]]`"
+               `[[apps]]`, another source `[[sources]]`"
             .to_owned(),
     }
 }
@@ -262,8 +281,8 @@ mod tests {
         assert_eq!(document.entries["b.c.d"].line, 4);
         assert_eq!(document.entries["b.c.d"].text, "16");
         assert_eq!(document.entries["b.c"].kind, Kind::Section);
-        assert_eq!(document.apps[0].line, 5);
-        assert_eq!(document.apps[0].entries["id"].line, 6);
+        assert_eq!(document.sources[0].line, 5);
+        assert_eq!(document.sources[0].entries["id"].line, 6);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `declared`, `macros` | the declaration of a setting, and what is generated from it |
-//! | `apps`, `app_checks` | the apps with their tokens and key sources |
+//! | `event_sources` | the apps and other sources of events, with their tokens and key sources |
 //! | `credentials` | the credentials file, the issuer of JWTs |
 //! | `resolver` | flag before environment before file before default; the origin of each value |
 //! | `value` | how each type of setting is read and shown |
@@ -18,10 +18,9 @@
 //! | `units` | durations and sizes as text |
 //! | `fault`, `secret` | faults; values that are never shown |
 
-mod app_checks;
-mod apps;
 mod credentials;
 mod declared;
+mod event_sources;
 mod fault;
 mod file;
 mod limits;
@@ -40,13 +39,13 @@ use std::{
 };
 
 pub use self::{
-    app_checks::read_verification_tokens,
-    apps::{
-        APP_ID_CHARS_MAX, App, ID as APP_ID_VARIABLE, KeySource, Planned, TOKEN_CHARS_MAX,
-        TokenSource, default_jwks_url, default_token_file,
-    },
     credentials::{CredentialsSetup, Jwt, credentials_file, credentials_setup},
     declared::{Declared, Name, Section},
+    event_sources::{
+        APP_ID_VARIABLE, Activation, EventSource, KeySource, Planned, SOURCE_ID_CHARS_MAX,
+        SourceKind, TOKEN_CHARS_MAX, TokenSource, default_jwks_url, default_token_file,
+        list_sources, read_verification_tokens,
+    },
     fault::{Error, Fault, Origin},
     limits::{
         AdminLimits, BusLimits, GrpcLimits, LogLimits, RefusalLimits, Retention, WebhookLimits,
@@ -152,8 +151,8 @@ settings! {
         refusal_limits: RefusalLimits = RefusalLimits::take(resolver);
         /// The issuer of JWTs.
         jwt: Option<Jwt> = credentials::take_jwt(resolver);
-        /// The apps. They are no settings: [`resolve`] adds them.
-        apps: Vec<App> = Vec::new();
+        /// The apps, then the other sources of events. They are no settings: [`resolve`] adds them.
+        sources: Vec<EventSource> = Vec::new();
     }
 }
 
@@ -205,14 +204,14 @@ impl Config {
 pub struct Resolved {
     /// The validated configuration.
     pub config: Config,
-    /// Every setting with its value and origin, for `config show`. Without the apps.
+    /// Every setting with its value and origin, for `config show`. Without the sources.
     pub settings: Vec<Setting>,
     /// Warnings: what may be a mistake but is valid.
     pub warnings: Vec<String>,
 }
 
 impl Default for Config {
-    /// The configuration without any input: no app, and every default.
+    /// The configuration without any input: no source, and every default.
     fn default() -> Self {
         Self::take(&mut Resolver::new(&Sources::default()))
     }
@@ -228,21 +227,23 @@ pub fn declared() -> Vec<Declared> {
 }
 
 impl Resolved {
-    /// Returns the configuration if it has an app.
+    /// Returns the configuration if it has a source.
     ///
     /// # Errors
-    /// No app is configured.
+    /// No source is configured.
     pub fn servable(self) -> Result<Config, Error> {
-        if !self.config.apps.is_empty() {
+        if !self.config.sources.is_empty() {
             return Ok(self.config);
         }
         Err(Error {
             faults: vec![Fault {
                 origin: Origin::Default,
-                message: "no app is configured, so there is nobody whose events to take".to_owned(),
+                message: "no app is configured and no other source, so no delivery can be accepted"
+                    .to_owned(),
                 help: "set `PRELUDE_BRIDGE_APP_ID` and `PRELUDE_BRIDGE_VERIFICATION_TOKEN`, or \
                        write an `[[apps]]` section with `id` and `verification_token_file` into a \
-                       file and name it with `--config`"
+                       file and name it with `--config`; for Verify and Notify, write a \
+                       `[[sources]]` section with `id`, `kind` and `pem_file`"
                     .to_owned(),
             }],
         })
@@ -256,10 +257,10 @@ impl Resolved {
 pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     let mut resolver = Resolver::new(sources);
     let mut config = Config::take(&mut resolver);
-    config.apps = app_checks::take(&mut resolver, &config.data_dir);
+    config.sources = event_sources::take(&mut resolver, &config.data_dir);
     refuse_shared_addresses(&mut resolver, &config);
     resolver.refuse_unknown_keys();
-    let warnings = resolver.misspelt_variables(&apps::VARIABLES);
+    let warnings = resolver.misspelt_variables(&event_sources::VARIABLES);
     Ok(Resolved {
         config,
         settings: resolver.finish()?,
@@ -267,14 +268,14 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     })
 }
 
-/// The apps, with or without a verification token: for the command that creates the tokens.
+/// The sources, with or without a verification token: for the command that creates the tokens.
 ///
 /// # Errors
-/// A file that cannot be read, or invalid settings of apps.
-pub fn planned_apps(sources: &Sources) -> Result<Vec<Planned>, Error> {
+/// A file that cannot be read, or invalid settings of sources.
+pub fn planned_sources(sources: &Sources) -> Result<Vec<Planned>, Error> {
     let mut resolver = Resolver::only(sources, &["data_dir"]);
     let config = Config::take(&mut resolver);
-    let planned = apps::planned(&mut resolver, &config.data_dir);
+    let planned = event_sources::planned(&mut resolver, &config.data_dir);
     resolver.finish()?;
     Ok(planned)
 }

@@ -11,7 +11,7 @@ use std::{
 use super::{
     declared::{Declared, Name},
     fault::{Error, Fault, Origin},
-    file::{Document, Kind},
+    file::{Document, Kind, LISTS},
     value::{Shape, Value},
 };
 use crate::nearest::{likeness, nearest, nearest_by};
@@ -220,7 +220,8 @@ impl<'a> Resolver<'a> {
         let Some(document) = &self.document else {
             return;
         };
-        let known: Vec<&str> = self.settings.iter().map(Setting::key).collect();
+        let settings = self.settings.iter().map(Setting::key);
+        let known: Vec<&str> = settings.chain(LISTS).collect();
         for (key, entry) in &document.entries {
             let is_empty = !document.entries.keys().any(|other| is_within(other, key));
             if let Some((message, help)) = fault_of_key(key, entry.kind, is_empty, &known) {
@@ -354,8 +355,11 @@ fn parse<T: Value>(written: &Written) -> Result<T, String> {
 
 /// Why a key of the file is invalid, if it is: the message and the remedy.
 fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option<(String, String)> {
-    // The tables of apps were validated before.
-    if key == "apps" {
+    // The lists of sources were validated before.
+    if LISTS
+        .iter()
+        .any(|list| key == *list || is_within(key, list))
+    {
         return None;
     }
     let is_setting = known.contains(&key);

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    App, KeySource, Origin, Resolved, Setting, TokenSource,
+    EventSource, Origin, Resolved, Setting, SourceKind, TokenSource,
     value::{self, quoted},
 };
 
@@ -21,20 +21,33 @@ impl Resolved {
             }
             line(&mut text, name.name, &setting.value, &setting.origin);
         }
-        for app in &self.config.apps {
-            text.push_str("\n[[apps]]\n");
-            for (name, value) in describe(app) {
-                line(&mut text, name, &value, &app.origin);
+        for source in &self.config.sources {
+            let list = match source.kind {
+                SourceKind::Auth => "apps",
+                SourceKind::Verify | SourceKind::Notify => "sources",
+            };
+            text.push_str(&format!("\n[[{list}]]\n"));
+            for (name, value) in describe(source) {
+                line(&mut text, name, &value, &source.origin);
             }
         }
         text
     }
 
-    /// The same as one JSON object: `settings` and `apps`, each value with its `origin`.
+    /// The same as one JSON object: `settings`, `apps` and the other `sources`, each value with its
+    /// `origin`.
     pub fn to_json(&self) -> serde_json::Value {
         let settings: Vec<_> = self.settings.iter().map(setting_json).collect();
-        let apps: Vec<_> = self.config.apps.iter().map(app_json).collect();
-        serde_json::json!({ "settings": settings, "apps": apps, "warnings": self.warnings })
+        let (apps, sources): (Vec<_>, Vec<_>) = self
+            .config
+            .sources
+            .iter()
+            .partition(|source| source.kind == SourceKind::Auth);
+        let [apps, sources] =
+            [apps, sources].map(|sources| sources.into_iter().map(source_json).collect::<Vec<_>>());
+        serde_json::json!({
+            "settings": settings, "apps": apps, "sources": sources, "warnings": self.warnings,
+        })
     }
 }
 
@@ -44,20 +57,22 @@ fn line(text: &mut String, name: &str, value: &str, origin: &Origin) {
     let _ = writeln!(text, "{setting:<44} # {origin}");
 }
 
-/// The keys of an app from which it can be configured again. Paths are absolute, so that the text can be
+/// The keys of a source from which it can be configured again. Paths are absolute, so that the text can be
 /// saved in any directory.
-fn describe(app: &App) -> Vec<(&'static str, String)> {
-    let path = |path: &std::path::Path| quoted(&value::absolute(path).to_string_lossy());
-    let token = match &app.token_source {
-        TokenSource::File(file) => ("verification_token_file", path(file)),
-        TokenSource::Variable(name) => ("verification_token_env", quoted(name)),
-    };
-    let keys = match &app.keys {
-        KeySource::JwksUrl(url) => ("jwks_url", quoted(url)),
-        KeySource::JwksFile(file) => ("jwks_file", path(file)),
-        KeySource::PemFile(file) => ("pem_file", path(file)),
-    };
-    vec![("id", quoted(&app.id)), token, keys]
+fn describe(source: &EventSource) -> Vec<(&'static str, String)> {
+    let mut keys = vec![("id", quoted(&source.id))];
+    match &source.activation {
+        None => keys.push(("kind", quoted(source.kind.name()))),
+        Some(activation) => keys.push(match &activation.token_source {
+            TokenSource::File(file) => {
+                let path = value::absolute(file);
+                ("verification_token_file", quoted(&path.to_string_lossy()))
+            }
+            TokenSource::Variable(name) => ("verification_token_env", quoted(name)),
+        }),
+    }
+    keys.push(source.keys.describe());
+    keys
 }
 
 fn setting_json(setting: &Setting) -> serde_json::Value {
@@ -68,16 +83,16 @@ fn setting_json(setting: &Setting) -> serde_json::Value {
     })
 }
 
-fn app_json(app: &App) -> serde_json::Value {
+fn source_json(source: &EventSource) -> serde_json::Value {
     let mut object = serde_json::Map::new();
-    for (name, value) in describe(app) {
+    for (name, value) in describe(source) {
         object.insert(name.to_owned(), bare(&value));
     }
-    object.insert(
-        "verification_token".to_owned(),
-        app.verification_token.to_string().into(),
-    );
-    object.insert("origin".to_owned(), app.origin.to_string().into());
+    if let Some(activation) = &source.activation {
+        let withheld = activation.token.to_string();
+        object.insert("verification_token".to_owned(), withheld.into());
+    }
+    object.insert("origin".to_owned(), source.origin.to_string().into());
     object.into()
 }
 

@@ -2,6 +2,7 @@
 //! environment that is a map.
 
 mod declared;
+mod event_sources;
 
 use std::{fs, path::Path};
 
@@ -82,6 +83,10 @@ impl Scene {
     }
 }
 
+fn token_of(app: &EventSource) -> &str {
+    app.activation.as_ref().unwrap().token.expose()
+}
+
 fn app(rest: &str) -> String {
     format!("[[apps]]\nid = \"one\"\n{rest}\n")
 }
@@ -148,9 +153,9 @@ fn one_app_needs_no_file() {
     let scene = Scene::without_file()
         .variable("PRELUDE_BRIDGE_APP_ID", "54e9ujn")
         .variable("PRELUDE_BRIDGE_VERIFICATION_TOKEN", TOKEN);
-    let [app] = scene.resolved().config.apps.try_into().unwrap();
+    let [app] = scene.resolved().config.sources.try_into().unwrap();
     assert_eq!(app.id, "54e9ujn");
-    assert_eq!(app.verification_token.expose(), TOKEN);
+    assert_eq!(token_of(&app), TOKEN);
     let url = "https://54e9ujn.session.prelude.dev/.well-known/jwks.json";
     assert_eq!(app.keys, KeySource::JwksUrl(url.to_owned()));
 }
@@ -162,8 +167,8 @@ fn the_app_of_the_environment_can_have_its_token_and_its_keys_elsewhere() {
     let scene = scene
         .variable("PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE", &token)
         .variable("PRELUDE_BRIDGE_JWKS_FILE", &token);
-    let [app] = scene.resolved().config.apps.try_into().unwrap();
-    assert_eq!(app.verification_token.expose(), TOKEN);
+    let [app] = scene.resolved().config.sources.try_into().unwrap();
+    assert_eq!(token_of(&app), TOKEN);
     assert_eq!(app.keys, KeySource::JwksFile(token.into()));
 }
 
@@ -173,8 +178,8 @@ fn the_app_of_the_environment_wins_over_the_same_app_of_the_file() {
     let scene = Scene::new(&file)
         .variable("PRELUDE_BRIDGE_APP_ID", "one")
         .variable("PRELUDE_BRIDGE_VERIFICATION_TOKEN", "other");
-    let [app] = scene.resolved().config.apps.try_into().unwrap();
-    assert_eq!(app.verification_token.expose(), "other");
+    let [app] = scene.resolved().config.sources.try_into().unwrap();
+    assert_eq!(token_of(&app), "other");
     assert_eq!(
         app.keys,
         KeySource::JwksUrl("https://keys.example".to_owned())
@@ -191,15 +196,17 @@ fn a_second_line_of_a_token_file_is_the_token_before() {
         ("new old", "new old", None),
     ] {
         fs::write(scene.path("token.txt"), text).unwrap();
-        let [app] = scene.resolved().config.apps.try_into().unwrap();
-        assert_eq!(app.verification_token.expose(), first, "{text:?}");
-        let old = app.old_verification_token;
+        let [app] = scene.resolved().config.sources.try_into().unwrap();
+        let activation = app.activation.unwrap();
+        assert_eq!(activation.token.expose(), first, "{text:?}");
+        let old = activation.old_token;
         assert_eq!(old.as_ref().map(Secret::expose), second, "{text:?}");
     }
     let scene = Scene::new(&app("verification_token_env = \"BOTH\"")).variable("BOTH", "new\nold");
-    let [app] = scene.resolved().config.apps.try_into().unwrap();
-    assert_eq!(app.verification_token.expose(), "new");
-    assert_eq!(app.old_verification_token.unwrap().expose(), "old");
+    let [app] = scene.resolved().config.sources.try_into().unwrap();
+    let activation = app.activation.unwrap();
+    assert_eq!(activation.token.expose(), "new");
+    assert_eq!(activation.old_token.unwrap().expose(), "old");
 }
 
 #[test]
@@ -211,12 +218,8 @@ fn paths_in_the_file_are_taken_from_its_directory() {
     let scene = Scene::new(&file);
     let config = scene.resolved().config;
     assert_eq!(config.data_dir, Path::new(&scene.path("events")));
-    let [app] = config.apps.try_into().unwrap();
-    assert_eq!(
-        app.verification_token.expose(),
-        TOKEN,
-        "without its line end"
-    );
+    let [app] = config.sources.try_into().unwrap();
+    assert_eq!(token_of(&app), TOKEN, "without its line end");
 }
 
 #[test]
@@ -503,14 +506,14 @@ fn apps_that_cannot_be_meant_say_what_to_write() {
 
 #[test]
 fn a_token_of_a_hundred_characters_and_an_id_of_sixty_three_fit() {
-    let id = "i".repeat(APP_ID_CHARS_MAX);
+    let id = "i".repeat(SOURCE_ID_CHARS_MAX);
     let scene = Scene::without_file()
         .variable("PRELUDE_BRIDGE_APP_ID", &id)
         .variable(
             "PRELUDE_BRIDGE_VERIFICATION_TOKEN",
             &"ü".repeat(TOKEN_CHARS_MAX),
         );
-    assert_eq!(scene.resolved().config.apps.len(), 1);
+    assert_eq!(scene.resolved().config.sources.len(), 1);
     scene
         .variable("PRELUDE_BRIDGE_APP_ID", &format!("{id}i"))
         .refused_with(&["it is longer than 63 characters"]);
@@ -544,7 +547,10 @@ fn plain_http_is_for_this_machine_only() {
         let url = format!("http://{host}/jwks.json");
         let keys = format!("verification_token_file = \"token.txt\"\njwks_url = \"{url}\"");
         let config = Scene::new(&app(&keys)).resolved().config;
-        assert_eq!(config.apps.first().unwrap().keys, KeySource::JwksUrl(url));
+        assert_eq!(
+            config.sources.first().unwrap().keys,
+            KeySource::JwksUrl(url)
+        );
     }
 }
 
@@ -557,7 +563,7 @@ fn variables_of_an_app_without_its_id_are_refused() {
         ]);
     let file = app("verification_token_env = \"PRELUDE_BRIDGE_VERIFICATION_TOKEN\"");
     let scene = Scene::new(&file).variable("PRELUDE_BRIDGE_VERIFICATION_TOKEN", TOKEN);
-    assert_eq!(scene.resolved().config.apps.len(), 1);
+    assert_eq!(scene.resolved().config.sources.len(), 1);
 }
 
 #[test]
@@ -566,6 +572,7 @@ fn nothing_to_serve_says_how_to_set_an_app() {
         "no app is configured",
         "PRELUDE_BRIDGE_APP_ID",
         "[[apps]]",
+        "[[sources]]",
     ]);
 }
 
@@ -625,7 +632,7 @@ fn what_is_shown_means_the_same_when_it_is_read_back() {
         value::absolute(&before.config.data_dir)
     );
     after.config.data_dir.clone_from(&before.config.data_dir);
-    for (one, other) in after.config.apps.iter_mut().zip(&before.config.apps) {
+    for (one, other) in after.config.sources.iter_mut().zip(&before.config.sources) {
         one.origin = other.origin.clone();
     }
     assert_eq!(after.config, before.config);
@@ -755,10 +762,11 @@ fn an_app_without_a_token_finds_the_one_that_setup_made() {
             .iter()
             .any(|fault| fault.contains("webhook setup"))
     );
-    let planned = planned_apps(&scene.sources).unwrap();
+    let planned = planned_sources(&scene.sources).unwrap();
     let [
         Planned {
             id,
+            kind: SourceKind::Auth,
             token_source: TokenSource::File(path),
         },
     ] = planned.as_slice()
@@ -768,9 +776,10 @@ fn an_app_without_a_token_finds_the_one_that_setup_made() {
     assert_eq!(id, "54e9ujn");
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, "made-by-setup\n").unwrap();
-    let app = &scene.resolved().config.apps[0];
-    assert_eq!(app.verification_token.expose(), "made-by-setup");
-    assert_eq!(app.token_source, TokenSource::File(path.clone()));
+    let app = &scene.resolved().config.sources[0];
+    let activation = app.activation.as_ref().unwrap();
+    assert_eq!(activation.token.expose(), "made-by-setup");
+    assert_eq!(activation.token_source, TokenSource::File(path.clone()));
 }
 
 const JWT: &str = "[jwt]\njwks_url = \"https://auth.example.com/jwks.json\"\n\
@@ -799,11 +808,11 @@ fn commands_for_some_settings_do_not_mind_faults_of_others() {
     let scene = scene.variable("PRELUDE_BRIDGE_LIMITS_GRPC_STREAMS_MAX", "0");
     let (file, _) = credentials_file(&scene.sources).unwrap();
     assert_eq!(file, PathBuf::from(scene.path("c.toml")));
-    assert!(planned_apps(&scene.sources).unwrap().is_empty());
+    assert!(planned_sources(&scene.sources).unwrap().is_empty());
     assert_eq!(scene.faults().len(), 3);
     let wrong = scene.variable("PRELUDE_BRIDGE_DATA_DIR", " ");
     assert!(credentials_file(&wrong.sources).is_err());
-    assert!(planned_apps(&wrong.sources).is_err());
+    assert!(planned_sources(&wrong.sources).is_err());
 }
 
 #[test]

@@ -58,6 +58,17 @@ pub fn batch(body: &[u8]) {
     check_block(&mut builder);
 }
 
+/// A body of one event: what is taken is one event, whose JSON is the body.
+pub fn single_event(body: &[u8]) {
+    let id: Arc<str> = APP.into();
+    for product in [Product::Verify, Product::Notify] {
+        let decoded = single::single_of(Bytes::copy_from_slice(body), &id, product, "");
+        let Ok(batch) = decoded else { continue };
+        assert_eq!(batch.drafts.len(), 1);
+        assert_eq!(batch.raw_json(&batch.drafts[0]), body.trim_ascii());
+    }
+}
+
 fn check_block(builder: &mut Builder) {
     let Some(built) = builder.finish() else {
         return;

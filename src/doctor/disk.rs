@@ -173,7 +173,7 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
             let events = if count == 0 {
                 format!("no events, the next is {}", head.plus(1))
             } else {
-                format!("{count} events, {earliest} to {head}")
+                earliest.to_last(head)
             };
             let epoch = format!("id {:016x}, {epochs} epochs", log.0);
             return Check::good(LOG, format!("it opens: {events}; {epoch}"));

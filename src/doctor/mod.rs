@@ -3,14 +3,17 @@
 //! after a failed check unless the next one depends on it.
 //!
 //! `disk` checks the data directory and the log, `credentials` who may subscribe, `tls` the
-//! certificates, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
+//! certificates, `step_up` explains a wrong key set, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
 //! that needs a socket. The texts are made here; the command decides how they are shown.
 
 mod credentials;
 mod disk;
 mod outside;
 mod readiness;
+mod step_up;
 mod tls;
+
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -23,6 +26,9 @@ use crate::{
     plain,
     receiver::source::PRELUDE,
 };
+
+/// How long a server may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to check.
 #[derive(Debug)]
@@ -149,8 +155,7 @@ fn configuration(
     };
     match resolved.and_then(Resolved::servable) {
         Ok(config) => {
-            let ids: Vec<&str> = config.apps.iter().map(|app| app.id.as_str()).collect();
-            let mut found = format!("it is good; apps: {}", ids.join(", "));
+            let mut found = format!("it is good; {}", config::list_sources(&config.sources));
             for warning in warnings {
                 found.push_str(&format!(" ({warning})"));
             }

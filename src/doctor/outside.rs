@@ -3,15 +3,14 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
-use super::Check;
+use super::{ANSWER_TIMEOUT, Check, step_up};
 use crate::{
     client,
-    config::{App, Config, KeySource},
+    config::{Config, EventSource, KeySource, SourceKind},
     event::UnixMicros,
     management::{
         challenge::{self, Finding},
@@ -23,8 +22,6 @@ use crate::{
 
 /// With a larger difference events get wrong times; from minutes on, certificates seem invalid.
 const CLOCK_OFF_MAX: SignedDuration = SignedDuration::from_secs(30);
-/// How long a server may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEYS: &str = "keys";
 const CLOCK: &str = "clock";
@@ -47,13 +44,16 @@ impl Outside<'_> {
     /// Runs the checks in order.
     pub(super) async fn examine(self) -> Vec<Check> {
         let mut checks = Vec::new();
-        for app in &self.config.apps {
-            checks.push(keys(app, self.issuers).await.of_app(&app.id));
+        let sources = &self.config.sources;
+        for source in sources {
+            let check = keys(source, self.issuers).await;
+            let check = step_up::explain(check, source, self.issuers).await;
+            checks.push(check.of_app(&source.id));
         }
-        checks.push(clock(&self.config.apps, self.head_at, self.issuers).await);
+        checks.push(clock(sources, self.head_at, self.issuers).await);
         checks.extend(ports(self.config, self.is_running));
         checks.push(match self.public_url {
-            Some(url) => challenge_through(url, &self.config.apps, self.issuers).await,
+            Some(url) => challenge_through(url, sources, self.issuers).await,
             None => Check::skipped(PUBLIC_URL, "none was given; try it with --url"),
         });
         checks.push(grpc(self.config, self.client, self.is_running).await);
@@ -61,19 +61,15 @@ impl Outside<'_> {
     }
 }
 
-async fn keys(app: &App, issuers: &[reqwest::Certificate]) -> Check {
-    let source = match &app.keys {
-        KeySource::JwksUrl(url) => signature::KeySource::url(url),
-        KeySource::JwksFile(path) => Ok(signature::KeySource::JwksFile(path.clone())),
-        KeySource::PemFile(path) => Ok(signature::KeySource::PemFile(path.clone())),
-    };
+async fn keys(app: &EventSource, issuers: &[reqwest::Certificate]) -> Check {
+    let source = app.keys.open();
     let fetched = match &source {
         // First with the issuers that `serve` trusts, which are those of the system.
         Ok(source) => signature::fetch(source, ANSWER_TIMEOUT).await,
-        Err(error) => return Check::fault(KEYS, error.to_string(), "check the app's `jwks_url`"),
+        Err(error) => return Check::fault(KEYS, error.to_string(), "check its `jwks_url`"),
     };
     match fetched {
-        Ok(set) => usable(&set),
+        Ok(set) => usable(&set, app.kind),
         Err(error) => {
             let trusting = match (&source, is_untrusted(&error)) {
                 (Ok(source), true) if !issuers.is_empty() => {
@@ -97,7 +93,7 @@ fn is_untrusted(error: &signature::Error) -> bool {
     )
 }
 
-fn unfetched(app: &App, error: &signature::Error, is_had_by_trusting: bool) -> Check {
+fn unfetched(app: &EventSource, error: &signature::Error, is_had_by_trusting: bool) -> Check {
     let trust = "let this system trust the issuer of that certificate, for instance with \
                  `update-ca-certificates`, or start `serve` with SSL_CERT_FILE naming a file of \
                  issuers that has it";
@@ -121,14 +117,17 @@ fn unfetched(app: &App, error: &signature::Error, is_had_by_trusting: bool) -> C
              proxy, firewall"
                 .to_owned()
         }
-        (_, KeySource::JwksFile(_) | KeySource::PemFile(_)) => {
-            "check the file: a JWKS, or a public key in PEM".to_owned()
+        (_, KeySource::JwksFile(_)) => "check the file: it has to be a JWKS".to_owned(),
+        (_, KeySource::PemFiles(_)) => {
+            "check the files: each has one or more public RSA keys in PEM (BEGIN PUBLIC KEY or BEGIN RSA \
+             PUBLIC KEY), and nothing else"
+                .to_owned()
         }
     };
     Check::fault(KEYS, found, remedy)
 }
 
-fn usable(set: &signature::KeySet) -> Check {
+fn usable(set: &signature::KeySet, kind: SourceKind) -> Check {
     let mut skipped = String::new();
     for key in set.skipped() {
         // Writing to a string cannot fail.
@@ -138,8 +137,16 @@ fn usable(set: &signature::KeySet) -> Check {
         return Check::fault(
             KEYS,
             format!("there is no usable key{skipped}"),
-            "check that this is the key set of the app's session tokens: it has RSA keys of 2048 \
-             bits or more",
+            match kind {
+                SourceKind::Auth => {
+                    "check that this is the key set of the app's session tokens: it has RSA keys of 2048 \
+                     bits or more"
+                }
+                SourceKind::Verify | SourceKind::Notify => {
+                    "use the webhook signing key of Prelude's dashboard (Settings, Keys): it is an RSA key \
+                     of 2048 bits or more"
+                }
+            },
         );
     }
     let sizes: Vec<String> = set
@@ -157,7 +164,7 @@ fn usable(set: &signature::KeySet) -> Check {
 
 /// Compares the clock with that of a key set's server, which every answer contains, and with the log.
 async fn clock(
-    apps: &[App],
+    sources: &[EventSource],
     head_at: Option<UnixMicros>,
     issuers: &[reqwest::Certificate],
 ) -> Check {
@@ -172,8 +179,8 @@ async fn clock(
         return Check::fault(CLOCK, found, remedy);
     }
     let mut found = "there is no key server to compare it with";
-    for app in apps {
-        let KeySource::JwksUrl(url) = &app.keys else {
+    for source in sources {
+        let KeySource::JwksUrl(url) = &source.keys else {
             continue;
         };
         match time_of(url, issuers).await {
@@ -282,17 +289,35 @@ fn port(key: &str, address: SocketAddr, is_running: bool) -> Check {
 }
 
 /// Sends the activation challenge through the public URL: this checks name, proxy, path, app and token.
-async fn challenge_through(url: &str, apps: &[App], issuers: &[reqwest::Certificate]) -> Check {
+async fn challenge_through(
+    url: &str,
+    sources: &[EventSource],
+    issuers: &[reqwest::Certificate],
+) -> Check {
     let last = url
         .split('?')
         .next()
         .and_then(|path| path.rsplit('/').next());
-    let named = apps.iter().find(|app| Some(app.id.as_str()) == last);
-    let Some(app) = named.or(apps.first()) else {
+    let named = sources
+        .iter()
+        .find(|source| Some(source.id.as_str()) == last);
+    if let Some(source) = named.filter(|source| source.kind != SourceKind::Auth) {
+        let found = format!(
+            "a source of kind {} has no activation challenge to try it with",
+            source.kind.name()
+        );
+        return Check::skipped(PUBLIC_URL, found).of_app(&source.id);
+    }
+    let mut apps = sources
+        .iter()
+        .filter_map(|source| Some((source, source.activation.as_ref()?)));
+    let first = apps.clone().next();
+    let named = apps.find(|(app, _)| Some(app.id.as_str()) == last);
+    let Some((app, activation)) = named.or(first) else {
         return Check::skipped(PUBLIC_URL, "there is no app to send a challenge for");
     };
     let url = url.replace("{app}", &app.id);
-    let token = app.verification_token.expose();
+    let token = activation.token.expose();
     let mut finding = challenge::send(&url, &app.id, token).await;
     let mut note = "";
     if finding == Finding::Tls(Trouble::UnknownIssuer) && !issuers.is_empty() {

@@ -3,7 +3,7 @@
 
 use std::error::Error as _;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use reqwest::redirect;
@@ -14,24 +14,27 @@ use crate::{
     permissions::{self, By},
 };
 
-/// Reads the document of a source once, without keeping or judging it. A server may have a certificate
-/// of one of these issuers, beside those that the system trusts.
+/// Reads the documents of a source once, one of each file, without keeping or parsing them. A server may
+/// have a certificate of one of these issuers, beside those that the system trusts.
 ///
 /// # Errors
 /// A source that cannot be read, or has more than a key document may have.
-pub(crate) async fn fetch_document(
+pub(crate) async fn fetch_documents(
     source: &KeySource,
     timeout: Duration,
     issuers: &[reqwest::Certificate],
-) -> Result<Vec<u8>, Error> {
+) -> Result<Vec<Vec<u8>>, Error> {
     match source {
-        KeySource::Url(url) => Client::trusting(url, timeout, issuers)?.get().await,
-        KeySource::JwksFile(path) | KeySource::PemFile(path) => {
-            let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || read_file(&path));
+        KeySource::Url(url) => {
+            let document = Client::trusting(url, timeout, issuers)?.get().await?;
+            Ok(vec![document])
+        }
+        KeySource::JwksFile(_) | KeySource::PemFiles(_) => {
+            let paths = source.files().to_vec();
+            let read = tokio::task::spawn_blocking(move || read_files(&paths));
             // Reading does not panic; a runtime that is shutting down ends this task as well.
-            let file = read.await.map_err(|_| Error::NoRuntime)??;
-            Ok(file.document)
+            let files = read.await.map_err(|_| Error::NoRuntime)??;
+            Ok(files.documents)
         }
     }
 }
@@ -116,37 +119,73 @@ impl Client {
     }
 }
 
-/// What was read, and how to see later that it changed.
-pub(super) struct KeyFile {
-    pub(super) document: Vec<u8>,
-    pub(super) stamp: Stamp,
+/// The content of the files of a source, and their stamps, which show later whether one has changed.
+pub(super) struct KeyFiles {
+    pub(super) documents: Vec<Vec<u8>>,
+    pub(super) stamps: Vec<Stamp>,
 }
 
-/// A file's time and length: enough to see an edit, a replaced file, or a swapped mount.
-pub(super) type Stamp = (Option<SystemTime>, u64);
+/// The metadata of a file that change with an edit, a replaced file, or a swapped mount: its length, its
+/// time of modification, and its device, inode and time of change. The latter three distinguish two
+/// keys of one length whose files a deployment gave one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    bytes: u64,
+    modified_at: Option<SystemTime>,
+    #[cfg(unix)]
+    identity: [i128; 4],
+}
 
-/// Reads a key file, no more of it than a key document may have. One that others can write is
+/// Reads key files, of each no more than a key document may have. One that others can write is
 /// refused: whoever writes it decides which signatures are genuine.
-pub(super) fn read_file(path: &Path) -> Result<KeyFile, FetchFault> {
-    let fault = |source| FetchFault::File {
+pub(super) fn read_files(paths: &[PathBuf]) -> Result<KeyFiles, FetchFault> {
+    let mut files = KeyFiles {
+        documents: Vec::new(),
+        // Before the content: a change during the read is noticed later.
+        stamps: stamps(paths)?,
+    };
+    for path in paths {
+        let mut document = Vec::new();
+        permissions::open(path, By::Reader)
+            .and_then(|file| {
+                file.take(DOCUMENT_BYTES_MAX as u64 + 1)
+                    .read_to_end(&mut document)
+            })
+            .map_err(|source| fault_of_file(path, source))?;
+        files.documents.push(document);
+    }
+    Ok(files)
+}
+
+/// The stamps of files, in their order.
+pub(super) fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, FetchFault> {
+    let stamp = |path: &PathBuf| stamp(path).map_err(|source| fault_of_file(path, source));
+    paths.iter().map(stamp).collect()
+}
+
+fn stamp(path: &Path) -> std::io::Result<Stamp> {
+    let metadata = std::fs::metadata(path)?;
+    Ok(Stamp {
+        bytes: metadata.len(),
+        modified_at: metadata.modified().ok(),
+        #[cfg(unix)]
+        identity: {
+            use std::os::unix::fs::MetadataExt as _;
+            [
+                metadata.dev().into(),
+                metadata.ino().into(),
+                metadata.ctime().into(),
+                metadata.ctime_nsec().into(),
+            ]
+        },
+    })
+}
+
+fn fault_of_file(path: &Path, source: std::io::Error) -> FetchFault {
+    FetchFault::File {
         path: path.to_owned(),
         source,
-    };
-    // Stamped first: a change during the read is then seen as one later.
-    let stamp = stamp(path).map_err(fault)?;
-    let mut document = Vec::new();
-    permissions::open(path, By::Reader)
-        .and_then(|file| {
-            file.take(DOCUMENT_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut document)
-        })
-        .map_err(fault)?;
-    Ok(KeyFile { document, stamp })
-}
-
-pub(super) fn stamp(path: &Path) -> std::io::Result<Stamp> {
-    let metadata = std::fs::metadata(path)?;
-    Ok((metadata.modified().ok(), metadata.len()))
+    }
 }
 
 pub(super) fn check_transport(url: &reqwest::Url) -> Result<(), FetchFault> {
@@ -202,20 +241,44 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("jwks.json");
         std::fs::write(&path, vec![b' '; DOCUMENT_BYTES_MAX * 3]).unwrap();
-        let file = read_file(&path).unwrap();
-        assert_eq!(file.document.len(), DOCUMENT_BYTES_MAX + 1);
-        let fault = read_jwks(&file.document).err().unwrap();
+        let files = read_files(&[path]).unwrap();
+        let [document] = files.documents.as_slice() else {
+            panic!("one document for one file");
+        };
+        assert_eq!(document.len(), DOCUMENT_BYTES_MAX + 1);
+        let fault = read_jwks(document).err().unwrap();
         assert!(matches!(fault, DocumentFault::TooLarge { .. }));
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let fault = read_file(Path::new("/nowhere/jwks.json")).err().unwrap();
+        let fault = read_files(&["/nowhere/jwks.json".into()]).err().unwrap();
         assert!(
             fault
                 .to_string()
                 .starts_with("/nowhere/jwks.json could not be read"),
             "{fault}"
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_replaced_file_of_the_same_length_and_time_has_another_stamp() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key.pem");
+        let write = |name: &str, text: &str| {
+            let written = directory.path().join(name);
+            std::fs::write(&written, text).unwrap();
+            let file = std::fs::File::options().write(true).open(&written).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            written
+        };
+        let paths = [write("key.pem", "one")];
+        let before = stamps(&paths).unwrap();
+        assert_eq!(stamps(&paths).unwrap(), before);
+        std::fs::rename(write("new", "two"), &path).unwrap();
+        let after = stamps(&paths).unwrap();
+        assert_eq!(after[0].modified_at, before[0].modified_at);
+        assert_ne!(after, before);
     }
 }

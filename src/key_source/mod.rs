@@ -16,7 +16,7 @@ mod jwks;
 mod refresh;
 
 pub use error::{DocumentFault, Error, FetchFault};
-pub(crate) use fetch::fetch_document;
+pub(crate) use fetch::fetch_documents;
 pub(crate) use jwks::{Jwk, check_size, read_jwks};
 pub use refresh::Origin;
 pub(crate) use refresh::{Failure, FreshKeys, KeyUse, State};
@@ -38,8 +38,8 @@ pub enum KeySource {
     Url(reqwest::Url),
     /// A JWKS document on this machine.
     JwksFile(PathBuf),
-    /// PEM blocks on this machine.
-    PemFile(PathBuf),
+    /// PEM files on this machine, each with one or more keys: several while a key is replaced.
+    PemFiles(Vec<PathBuf>),
 }
 
 impl KeySource {
@@ -56,13 +56,29 @@ impl KeySource {
         fetch::check_transport(&url)?;
         Ok(Self::Url(url))
     }
+
+    /// The files that are read; none for a URL.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            Self::Url(_) => &[],
+            Self::JwksFile(path) => std::slice::from_ref(path),
+            Self::PemFiles(paths) => paths,
+        }
+    }
 }
 
 impl std::fmt::Display for KeySource {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Url(url) => formatter.write_str(url.as_str()),
-            Self::JwksFile(path) | Self::PemFile(path) => path.display().fmt(formatter),
+            Self::JwksFile(_) | Self::PemFiles(_) => {
+                for (index, path) in self.files().iter().enumerate() {
+                    let comma = if index == 0 { "" } else { ", " };
+                    write!(formatter, "{comma}{}", path.display())?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -84,7 +100,7 @@ pub struct Options {
     pub unknown_interval_min: Duration,
     /// How long the last good set is used when no newer one can be had: 24 h.
     pub outage_max: Duration,
-    /// How often a key file is looked at for changes (its time and length, not its content): 5 s.
+    /// How often key files are checked for changes (their metadata, not their content): 5 s.
     pub file_check_interval: Duration,
 }
 

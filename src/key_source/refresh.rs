@@ -5,7 +5,7 @@
 //! and every read of the source, one at a time, so many callers that wait cost one fetch. It never
 //! looks at a signature.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,11 +29,12 @@ pub(crate) trait KeyUse: Send + Sync + 'static {
     /// Why there are none.
     type Error: std::error::Error + From<Error> + Send + Sync + 'static;
 
-    /// The keys of a document, at least one.
+    /// The keys of the documents of a source, at least one: one document of each of its files, or that
+    /// of its URL.
     ///
     /// # Errors
-    /// It is no document of keys, or none of them can be used.
-    fn read(&self, source: &KeySource, document: &[u8]) -> Result<Self::Keys, Self::Error>;
+    /// One is no document of keys, or no key can be used.
+    fn read(&self, source: &KeySource, documents: &[Vec<u8>]) -> Result<Self::Keys, Self::Error>;
 
     /// How many they are.
     fn count(keys: &Self::Keys) -> usize;
@@ -204,9 +205,10 @@ enum Reader {
         client: Client,
         cache: Option<Cache>,
     },
-    File {
-        path: std::path::PathBuf,
-        stamp: Option<Stamp>,
+    Files {
+        paths: Vec<PathBuf>,
+        /// Those of the documents in use.
+        stamps: Vec<Stamp>,
     },
 }
 
@@ -216,8 +218,8 @@ struct Refresher<U: KeyUse> {
     source: KeySource,
     options: Options,
     reader: Reader,
-    /// The document behind the published keys, to see that a new one is the same.
-    document: Vec<u8>,
+    /// The documents of the published keys, to notice that new ones are the same. Empty without keys.
+    documents: Vec<Vec<u8>>,
     state: watch::Sender<State<U::Keys>>,
     demands: mpsc::Receiver<Demand>,
     next: Instant,
@@ -227,8 +229,8 @@ struct Refresher<U: KeyUse> {
     demanded: Option<Instant>,
 }
 
-/// A document, and its keys.
-type News<K> = (Vec<u8>, K);
+/// Documents, and their keys.
+type News<K> = (Vec<Vec<u8>>, K);
 
 impl<U: KeyUse> Refresher<U> {
     fn new(
@@ -243,7 +245,7 @@ impl<U: KeyUse> Refresher<U> {
             key_use,
             source: source.clone(),
             reader: Reader::new(source, &options, cache).map_err(Error::from)?,
-            document: Vec::new(),
+            documents: Vec::new(),
             state: watch::Sender::new(State {
                 keys: Arc::default(),
                 origin: Origin::None,
@@ -265,11 +267,11 @@ impl<U: KeyUse> Refresher<U> {
                     refresher.load(&cache);
                 }
             }
-            Reader::File { path, stamp } => {
-                let file = fetch::read_file(path).map_err(Error::from)?;
-                let keys = refresher.key_use.read(source, &file.document)?;
-                *stamp = Some(file.stamp);
-                refresher.publish_good(Some((file.document, keys)));
+            Reader::Files { paths, stamps } => {
+                let files = fetch::read_files(paths).map_err(Error::from)?;
+                let keys = refresher.key_use.read(source, &files.documents)?;
+                *stamps = files.stamps;
+                refresher.publish_good(Some((files.documents, keys)));
             }
         }
         Ok(refresher)
@@ -317,33 +319,35 @@ impl<U: KeyUse> Refresher<U> {
         });
     }
 
-    /// A new document with its keys, or `None` if it is still the one we have.
+    /// New documents with their keys, or `None` if they are still those in use.
     async fn read(&mut self) -> Result<Option<News<U::Keys>>, U::Error> {
-        let document = match &mut self.reader {
-            Reader::Url { client, .. } => client.get().await?,
-            Reader::File { path, stamp } => {
-                // Without a document in use there is nothing that the file could still be.
-                let known = stamp.filter(|_| !self.document.is_empty());
-                let path = path.clone();
-                let read = move || match fetch::stamp(&path) {
-                    Ok(current) if Some(current) == known => Ok(None),
-                    _ => fetch::read_file(&path).map(Some),
+        let documents = match &mut self.reader {
+            Reader::Url { client, .. } => vec![client.get().await?],
+            Reader::Files { paths, stamps } => {
+                // Without keys in use the files are read again, whatever their stamps are.
+                let known = (!self.documents.is_empty()).then(|| stamps.clone());
+                let paths = paths.clone();
+                let read = move || match fetch::stamps(&paths) {
+                    Ok(current) if Some(&current) == known.as_ref() => Ok(None),
+                    _ => fetch::read_files(&paths).map(Some),
                 };
-                let Some(file) = blocking(read).await?.map_err(Error::from)? else {
+                let Some(files) = blocking(read).await?.map_err(Error::from)? else {
                     return Ok(None);
                 };
-                let keys = self.key_use.read(&self.source, &file.document)?;
-                *stamp = Some(file.stamp);
-                return Ok(Some((file.document, keys)));
+                let keys = self.key_use.read(&self.source, &files.documents)?;
+                *stamps = files.stamps;
+                return Ok(Some((files.documents, keys)));
             }
         };
-        let keys = if document == self.document {
+        let keys = if documents == self.documents {
             None
         } else {
-            Some(self.key_use.read(&self.source, &document)?)
+            Some(self.key_use.read(&self.source, &documents)?)
         };
-        self.store(&document).await;
-        Ok(keys.map(|keys| (document, keys)))
+        if let Some(document) = documents.first() {
+            self.store(document).await;
+        }
+        Ok(keys.map(|keys| (documents, keys)))
     }
 
     fn publish_good(&mut self, news: Option<News<U::Keys>>) {
@@ -353,10 +357,10 @@ impl<U: KeyUse> Refresher<U> {
         self.next = now
             + match self.reader {
                 Reader::Url { .. } => self.options.refresh_interval,
-                Reader::File { .. } => self.options.file_check_interval,
+                Reader::Files { .. } => self.options.file_check_interval,
             };
-        let keys = news.map(|(document, keys)| {
-            self.document = document;
+        let keys = news.map(|(documents, keys)| {
+            self.documents = documents;
             Arc::new(keys)
         });
         self.state.send_modify(|state| {
@@ -387,7 +391,7 @@ impl<U: KeyUse> Refresher<U> {
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(self.options.retry_interval_max);
         if are_expired {
-            self.document.clear();
+            self.documents.clear();
         }
         self.state.send_modify(|state| {
             state.last_error = Some(error.to_string());
@@ -407,14 +411,15 @@ impl<U: KeyUse> Refresher<U> {
         else {
             return;
         };
-        let Ok(keys) = self.key_use.read(&self.source, &document) else {
+        let documents = vec![document];
+        let Ok(keys) = self.key_use.read(&self.source, &documents) else {
             return;
         };
         let age = SystemTime::now()
             .duration_since(fetched_at)
             .unwrap_or_default();
         self.expires = Instant::now() + self.options.outage_max.saturating_sub(age);
-        self.document = document;
+        self.documents = documents;
         let keys = Arc::new(keys);
         self.state.send_modify(|state| {
             state.keys = Arc::clone(&keys);
@@ -451,9 +456,9 @@ impl Reader {
                 client: Client::new(url, options.fetch_timeout)?,
                 cache: cache.map(|(directory, name)| Cache::new(directory, name, url.as_str())),
             },
-            KeySource::JwksFile(path) | KeySource::PemFile(path) => Self::File {
-                path: path.clone(),
-                stamp: None,
+            KeySource::JwksFile(_) | KeySource::PemFiles(_) => Self::Files {
+                paths: source.files().to_vec(),
+                stamps: Vec::new(),
             },
         })
     }

@@ -1,9 +1,9 @@
-//! Prelude's management API for webhooks: create, list, activate, add an event, delete. Owns the
-//! calls, their limits, and the forms of an answer; `challenge` finds out why an activation failed.
-//! Knows nothing of configuration files or terminals.
+//! Prelude's management API for the webhooks of Prelude Auth: create, list, get, activate, deactivate, add
+//! an event, delete. Owns the calls, their limits, and the forms of an answer; `challenge` finds out why
+//! an activation failed. Knows nothing of configuration files or terminals.
 //!
-//! Documented at <https://docs.prelude.so/session/documentation/webhooks>. What is not documented
-//! (members of the webhook object that may be missing, the form of errors) is read tolerantly.
+//! Documented at <https://docs.prelude.so/session/documentation/webhooks>. Members of the webhook object
+//! and of errors that differ between endpoints are read tolerantly.
 
 pub mod challenge;
 
@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 /// The URL of Prelude's API.
 pub const API_URL: &str = "https://api.prelude.dev";
 
-/// The seven types that Prelude documents.
-pub const EVENT_TYPES: [&str; 7] = [
+/// The types that Prelude documents for the webhooks of this API.
+pub const EVENT_TYPES: [&str; 9] = [
     "user.created",
     "user.deleted",
     "user.profile.updated",
@@ -26,6 +26,26 @@ pub const EVENT_TYPES: [&str; 7] = [
     "user.identifier.deleted",
     "user.session.created",
     "user.session.revoked",
+    "step_up.hook_failed",
+    "migration.hook_failed",
+];
+
+/// How many of [`EVENT_TYPES`], from the first, are those that the API has always taken. Whether it takes
+/// the others is not documented.
+pub const LONG_KNOWN_TYPES: usize = 7;
+
+/// The types that Prelude documents for Verify and Notify. No webhook of this API gets them: each request
+/// to Verify and Notify names its own URL.
+pub const VERIFY_AND_NOTIFY_TYPES: [&str; 9] = [
+    "verify.authentication",
+    "verify.attempt",
+    "verify.delivery_status",
+    "transactional.message.created",
+    "transactional.message.submitted",
+    "transactional.message.pending_delivery",
+    "transactional.message.delivered",
+    "transactional.message.failed",
+    "transactional.message.unknown",
 ];
 
 /// The longest URL that a webhook can have, in characters, as documented.
@@ -37,6 +57,10 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How much of an error that has no known form is shown.
 const MESSAGE_CHARS_MAX: usize = 300;
+/// How much of each other member of an error is shown.
+const MEMBER_CHARS_MAX: usize = 100;
+/// Where the id of a request is, if an error has none in its body.
+const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Characters that need no encoding in a path (RFC 3986, unreserved).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -61,14 +85,14 @@ pub enum Error {
     TimedOut,
     /// The API refused the call.
     #[error("Prelude refused: {0}")]
-    Refused(ApiRefusal),
+    Refused(Box<ApiRefusal>),
     /// The API accepted the call, but its answer has an unknown form.
     #[error("Prelude's answer cannot be understood: {0}")]
     Answer(String),
 }
 
-/// A refusal by the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A refusal by the API. Which of the members an answer has depends on the endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiRefusal {
     /// The HTTP status.
     pub status: u16,
@@ -76,6 +100,23 @@ pub struct ApiRefusal {
     pub code: Option<String>,
     /// Prelude's message, or else the beginning of the answer.
     pub message: String,
+    /// The kind of error.
+    pub kind: Option<String>,
+    /// The parameter that Prelude does not accept.
+    pub param: Option<String>,
+    /// What Prelude's support asks for.
+    pub request_id: Option<String>,
+}
+
+impl ApiRefusal {
+    /// Whether the refusal may be about an event type: Prelude understood the call, did not accept what is
+    /// in it, and names no other parameter.
+    #[must_use]
+    pub fn may_be_about_events(&self) -> bool {
+        let is_about_content = matches!(self.status, 400 | 422);
+        let names_events = |param: &String| param.contains("event");
+        is_about_content && self.param.as_ref().is_none_or(names_events)
+    }
 }
 
 impl fmt::Display for ApiRefusal {
@@ -84,10 +125,22 @@ impl fmt::Display for ApiRefusal {
         if let Some(code) = &self.code {
             write!(formatter, " {code}")?;
         }
-        if self.message.is_empty() {
+        if !self.message.is_empty() {
+            write!(formatter, ": {}", self.message)?;
+        }
+        let more = [
+            ("type", &self.kind),
+            ("param", &self.param),
+            ("request_id", &self.request_id),
+        ];
+        let more: Vec<String> = more
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {}", value.as_deref()?)))
+            .collect();
+        if more.is_empty() {
             return Ok(());
         }
-        write!(formatter, ": {}", self.message)
+        write!(formatter, " ({})", more.join(", "))
     }
 }
 
@@ -208,6 +261,24 @@ impl Client {
         Ok(listed.webhooks)
     }
 
+    /// One webhook.
+    ///
+    /// # Errors
+    /// As [`Client::create`].
+    pub async fn get(&self, webhook_id: &str) -> Result<Webhook, Error> {
+        let path = format!("/{}", segment(webhook_id));
+        self.one(Method::GET, &path, None).await
+    }
+
+    /// Makes Prelude stop its deliveries to a webhook, until it is activated again.
+    ///
+    /// # Errors
+    /// As [`Client::create`].
+    pub async fn deactivate(&self, webhook_id: &str) -> Result<Webhook, Error> {
+        let path = format!("/{}/deactivate", segment(webhook_id));
+        self.one(Method::POST, &path, None).await
+    }
+
     /// Makes Prelude send the activation challenge. If this succeeds, the webhook is active.
     ///
     /// # Errors
@@ -262,6 +333,8 @@ impl Client {
         }
         let mut response = request.send().await.map_err(|fault| unreachable(&fault))?;
         let status = response.status();
+        let request_id = response.headers().get(REQUEST_ID_HEADER);
+        let request_id = request_id.and_then(|id| Some(id.to_str().ok()?.to_owned()));
         let mut answer = Vec::new();
         while let Some(chunk) = response
             .chunk()
@@ -277,7 +350,9 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        Err(Error::Refused(refusal(status.as_u16(), &answer)))
+        let mut refusal = refusal(status.as_u16(), &answer);
+        refusal.request_id = refusal.request_id.or(request_id);
+        Err(Error::Refused(Box::new(refusal)))
     }
 }
 
@@ -300,24 +375,35 @@ fn understand<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(answer).map_err(|fault| Error::Answer(fault.to_string()))
 }
 
-/// Reads `{"code","status","message"}` at the top or under `error`; anything else is shown as it
-/// came, up to a length.
+/// Reads `{"code","message","type","param","request_id"}`, each at the top or under `error`; anything else
+/// is shown as it came, up to a length.
 fn refusal(status: u16, answer: &[u8]) -> ApiRefusal {
     let value: Value = serde_json::from_slice(answer).unwrap_or_default();
     let inner = value.get("error").filter(|inner| inner.is_object());
-    let inner = inner.unwrap_or(&value);
-    let text = |name: &str| inner.get(name).and_then(Value::as_str).map(str::to_owned);
-    let code = text("code").or_else(|| {
-        let number = inner.get("code").and_then(Value::as_i64);
-        number.map(|number| number.to_string())
-    });
+    let member = |name: &str| {
+        let places = [inner, Some(&value)];
+        let found = places.into_iter().flatten().find_map(|at| at.get(name));
+        match found? {
+            Value::String(text) if !text.is_empty() => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        }
+    };
+    let short = |name: &str| member(name).map(|text| shortened(&text, MEMBER_CHARS_MAX));
     let whole = || String::from_utf8_lossy(answer).trim().to_owned();
-    let message = text("message").unwrap_or_else(whole);
+    let message = member("message").unwrap_or_else(whole);
     ApiRefusal {
         status,
-        code,
-        message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        code: short("code"),
+        message: shortened(&message, MESSAGE_CHARS_MAX),
+        kind: short("type"),
+        param: short("param"),
+        request_id: short("request_id"),
     }
+}
+
+fn shortened(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).collect()
 }
 
 fn unreachable(fault: &reqwest::Error) -> Error {
@@ -374,6 +460,18 @@ mod tests {
         for answer in [&documented[..], nested] {
             assert_eq!(refusal(400, answer).to_string(), "400 bad_request: no");
         }
+        let whole =
+            br#"{"code":"c","message":"no","type":"t","param":"events","request_id":"req_1"}"#;
+        assert_eq!(
+            refusal(400, whole).to_string(),
+            "400 c: no (type t, param events, request_id req_1)"
+        );
+        // The id of the request is beside the error, not in it.
+        let beside = br#"{"error":{"code":7,"message":"no"},"request_id":"req_2"}"#;
+        assert_eq!(
+            refusal(500, beside).to_string(),
+            "500 7: no (request_id req_2)"
+        );
         assert_eq!(
             refusal(502, b"<h1>Bad</h1>").to_string(),
             "502: <h1>Bad</h1>"
@@ -381,6 +479,28 @@ mod tests {
         assert_eq!(refusal(403, b"").to_string(), "403");
         let long = refusal(500, "é".repeat(9_999).as_bytes());
         assert_eq!(long.message.chars().count(), MESSAGE_CHARS_MAX);
+        let long = format!(r#"{{"message":"no","request_id":"{}"}}"#, "r".repeat(9_999));
+        let request_id = refusal(500, long.as_bytes()).request_id.unwrap();
+        assert_eq!(request_id.len(), MEMBER_CHARS_MAX);
+    }
+
+    #[test]
+    fn only_a_refusal_of_what_is_in_a_call_may_be_about_events() {
+        let refused = |status, param: Option<&str>| {
+            ApiRefusal {
+                status,
+                param: param.map(str::to_owned),
+                ..ApiRefusal::default()
+            }
+            .may_be_about_events()
+        };
+        for param in [None, Some("events"), Some("events[7]"), Some("event")] {
+            assert!(refused(400, param) && refused(422, param), "{param:?}");
+        }
+        assert!(!refused(400, Some("url")));
+        for status in [401, 403, 404, 409, 429, 500, 503] {
+            assert!(!refused(status, None), "{status}");
+        }
     }
 
     #[test]

@@ -1,10 +1,21 @@
 //! Owns the activation challenge: the GET by which the sender checks that a URL is ours. Source:
 //! <https://docs.prelude.so/session/documentation/webhooks>.
 
-use super::{Shared, error::Error};
+use super::{Deliveries, Shared, VerificationTokens, error::Error};
 
 /// The longest integer that is echoed. The documented example has ten digits.
 const DIGITS_MAX: usize = 128;
+
+/// The tokens of an app.
+///
+/// # Errors
+/// The source has no activation challenge.
+fn tokens<'s>(shared: &'s Shared, id: &str) -> Result<&'s VerificationTokens, Error> {
+    match &shared.apps.get(id).ok_or(Error::AppUnknown)?.deliveries {
+        Deliveries::Batches(tokens) => Ok(tokens),
+        Deliveries::SingleEvents(_) => Err(Error::ChallengeUnexpected),
+    }
+}
 
 /// Checks a challenge and returns the integer to echo, digit for digit. `path_app` is the app of
 /// the path, where it names one; the query must then name the same.
@@ -13,6 +24,11 @@ pub(super) fn answer(
     path_app: Option<&str>,
     query: &[(String, String)],
 ) -> Result<String, Error> {
+    let has_none = |id| matches!(tokens(shared, id), Err(Error::ChallengeUnexpected));
+    if path_app.is_some_and(has_none) {
+        // Before the query: a browser sends none, and the answer says what the path is for.
+        return Err(Error::ChallengeUnexpected);
+    }
     if parameter(query, "event", "the query has not one `event`")? != "activate" {
         return Err(Error::ChallengeMalformed("the `event` is not `activate`"));
     }
@@ -25,11 +41,11 @@ pub(super) fn answer(
             "the `challenge` is not an integer",
         ));
     }
-    let app = shared.apps.get(app_id).ok_or(Error::AppUnknown)?;
+    let tokens = tokens(shared, app_id)?;
     if path_app.is_some_and(|path_app| path_app != app_id) {
         return Err(Error::AppUnknown);
     }
-    if !app.verification_tokens.matches(token) {
+    if !tokens.matches(token) {
         return Err(Error::TokenMismatch);
     }
     Ok(challenge.to_owned())

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
 use super::{
-    App, Options, Shared,
+    App, Deliveries, Options, Shared,
     age::Judged,
     body::{self, Body},
     budget::Held,
@@ -94,7 +94,13 @@ pub(super) async fn take<B: Buf>(
     };
     let body = Body { bytes, held };
     let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
-    let batch = decode::batch(verified, &app.id, traceparent(headers))?;
+    let traceparent = traceparent(headers);
+    let batch = match &app.deliveries {
+        Deliveries::Batches(_) => decode::batch(verified, &app.id, traceparent)?,
+        Deliveries::SingleEvents(product) => {
+            decode::single_event(verified, &app.id, *product, traceparent)?
+        }
+    };
     shared.note_events(app, &batch);
     let dates = batch.dates;
     let appended = match shared.check_age(app, &batch).await? {
@@ -194,9 +200,11 @@ async fn verify(
     let (keyring, turns) = (&app.keyring, &shared.verifications);
     let tried = &attempt.tried;
     let first = keyring.try_keys(bytes, signature, key_id, turns, tried);
+    let mut digest = None;
     let verified = match first.await {
         Ok(verified) => Ok(verified),
         Err(unmatched) => {
+            digest = Some(unmatched.digest().clone());
             // Waits without a turn, and its memory is there for others, so that a crowd that waits for a
             // key server keeps nobody out.
             held.idle(keyring.newer_keys(&unmatched)).await?;
@@ -214,9 +222,14 @@ async fn verify(
             }
             Ok((verified, held))
         }
-        Err(signature::Error::Mismatch) => Err(Error::Forged {
-            answer_at: attempt.forged(),
-        }),
+        Err(signature::Error::Mismatch) => {
+            let signers = match &digest {
+                Some(digest) => shared.signing_sources(app, digest, signature).await,
+                None => Vec::new(),
+            };
+            let answer_at = attempt.forged();
+            Err(Error::Forged { answer_at, signers })
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -339,12 +352,14 @@ fn signature(headers: &HeaderMap) -> Result<Signature, Error> {
 
 /// The app that a body claims. The claim only selects the keys, which decide.
 fn app_of_body<'s>(shared: &'s Shared, body: &[u8]) -> Result<&'s App, Error> {
+    let is_app = |app: &&App| matches!(app.deliveries, Deliveries::Batches(_));
     if let Some(id) = decode::claimed_app_id(body) {
-        return shared.apps.get(&*id).ok_or(Error::AppUnknown);
+        let app = shared.apps.get(&*id).ok_or(Error::AppUnknown)?;
+        return is_app(&app).then_some(app).ok_or(Error::PathWithoutSource);
     }
     // A body without an app is not a batch. Whether it is signed can be checked only if one app is
     // configured.
-    let mut apps = shared.apps.values();
+    let mut apps = shared.apps.values().filter(is_app);
     match (apps.next(), apps.next()) {
         (Some(app), None) => Ok(app),
         _ => Err(Error::AppUnnamed),

@@ -1,7 +1,7 @@
 //! Owns the reasons for which a request is refused, with texts for the operator. [`super::status`] has
 //! the texts for the caller.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -29,6 +29,10 @@ pub(super) enum Error {
     MethodUnknown,
     #[error("the app is not configured here")]
     AppUnknown,
+    #[error("the source has no activation challenge")]
+    ChallengeUnexpected,
+    #[error("the body names a source as its app that takes deliveries on its own path only")]
+    PathWithoutSource,
     #[error("the activation challenge is malformed: {0}")]
     ChallengeMalformed(&'static str),
     #[error("the activation challenge carries another verification token than the configured one")]
@@ -66,8 +70,12 @@ pub(super) enum Error {
     SignatureRepeated,
     #[error("the body names no app, so there is no key to verify it with")]
     AppUnnamed,
-    #[error("{}", signature::Error::Mismatch)]
-    Forged { answer_at: Instant },
+    #[error("{}{}", signature::Error::Mismatch, Misdirected(signers))]
+    Forged {
+        answer_at: Instant,
+        /// The other sources whose keys made the signature.
+        signers: Vec<Arc<str>>,
+    },
     #[error(
         "{}; the sender did not wait for the answer",
         signature::Error::Mismatch
@@ -75,7 +83,7 @@ pub(super) enum Error {
     ForgedAndGone,
     #[error(transparent)]
     Unverified(#[from] signature::Error),
-    #[error("signed, but no batch: {0}")]
+    #[error("signed, but not as expected here: {0}")]
     NoBatch(#[from] decode::Error),
     #[error(
         "signed, but its newest event happened {age} ago, and ids are remembered for {age_max}{}: \
@@ -92,6 +100,23 @@ pub(super) enum Error {
     },
     #[error("not appended: {0}")]
     NotAppended(#[from] log::Error),
+}
+
+/// What is said of a signature that keys of these other sources made.
+struct Misdirected<'a>(&'a [Arc<str>]);
+
+impl fmt::Display for Misdirected<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(
+            formatter,
+            ", but a key of {} did: the URL that Prelude calls belongs there. Give Prelude the URL with \
+             that id, /webhooks/ID, or give this source that key",
+            self.0.join(" or ")
+        )
+    }
 }
 
 /// A time in microseconds, shown in days.

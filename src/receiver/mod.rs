@@ -3,7 +3,7 @@
 //! the only table of answers):
 //!
 //! ```text
-//! routes     path, source address, method               404 403 405
+//! routes     path, source address, method, challenge    404 403 405
 //! delivery   content type and encoding, length          415 411 413
 //! body       read under a limit, a budget, a deadline    413 429 503
 //! delivery   signature header, signature                401 503
@@ -22,6 +22,7 @@ mod delivery;
 mod error;
 pub mod forgeries;
 mod forwarded;
+mod misdirected;
 mod pending;
 mod refusals;
 mod routes;
@@ -43,6 +44,7 @@ pub use self::{
     verification::{VerificationToken, VerificationTokens},
 };
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
+pub use crate::decode::Product;
 use crate::{
     decode,
     event::{Batch, Sequence},
@@ -91,15 +93,25 @@ pub struct Options {
     pub quiet: quiet::Limits,
 }
 
-/// An app whose deliveries are accepted.
+/// An app whose deliveries are accepted, or another source of events, whose id its events have as
+/// `app_id`.
 #[derive(Clone, Debug)]
 pub struct App {
     /// Its id, as the sender writes it.
     pub id: Arc<str>,
-    /// The tokens of which the activation challenge must have one.
-    pub verification_tokens: VerificationTokens,
+    /// What its deliveries are.
+    pub deliveries: Deliveries,
     /// The keys that verify its deliveries.
     pub keyring: Keyring,
+}
+
+/// The form of deliveries.
+#[derive(Clone, Debug)]
+pub enum Deliveries {
+    /// Batches, after an activation challenge that must have one of these tokens.
+    Batches(VerificationTokens),
+    /// One event each, without a challenge.
+    SingleEvents(Product),
 }
 
 /// The service behind the webhook port.
@@ -121,6 +133,7 @@ struct Shared {
     bodies: Arc<Budget>,
     verifications: Semaphore,
     forgeries: Forgeries,
+    misdirected: misdirected::Attempts,
     quiet: Quiet,
 }
 
@@ -188,6 +201,7 @@ impl Receiver {
                 quiet: Quiet::new(options.quiet),
                 verifications: Semaphore::new(options.verifications_max),
                 forgeries: Forgeries::new(options.forgeries),
+                misdirected: misdirected::Attempts::new(),
                 options,
             }),
         }

@@ -131,7 +131,7 @@ async fn answer<B: Buf>(
     // Counted and logged before the next await: if the caller closes the connection, this future is
     // dropped there.
     let response = pending.conclude(&outcome);
-    if let Outcome::Refused(Error::Forged { answer_at }) = outcome {
+    if let Outcome::Refused(Error::Forged { answer_at, .. }) = outcome {
         // After its memory and slots have been released.
         let turn = tokio::time::sleep_until(answer_at);
         match &peer {

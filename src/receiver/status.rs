@@ -6,17 +6,17 @@
 //! | 200 | `{"challenge":N}`, or the whole batch is durable: `{"accepted":A,"duplicates":D}` |
 //! | 204 | OPTIONS: the `Allow` field has the methods |
 //! | 400 | a request that breaks a rule of HTTP/1.1, or a malformed activation challenge |
-//! | 401 | wrong verification token; signature missing, repeated, malformed or of no known key |
+//! | 401 | wrong verification token; signature missing, repeated, malformed or of no key of the app |
 //! | 403 | a source address that is not allowed |
-//! | 404 | unknown path, or an app that is not configured |
-//! | 405 | a method of HTTP, but none of GET, HEAD, OPTIONS and POST |
+//! | 404 | unknown path, an app that is not configured, or a source that takes deliveries on its own path only |
+//! | 405 | a method of HTTP, but none of GET, HEAD, OPTIONS and POST; GET for a source without an activation challenge |
 //! | 408 | a header that does not end in time; or the connection ended before the answer, which is only counted |
 //! | 411 | a POST without a length |
 //! | 413 | a body over the limit, or one whose chunks have too much overhead |
 //! | 414 | a request line that is longer than a header may be |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
 //! | 417 | another expectation than `100-continue` |
-//! | 422 | signed, but not a batch of this app, or an ambiguous one, or a batch that is too old |
+//! | 422 | signed, but not a batch of this app (for Verify and Notify: no single event of this product), or an ambiguous one, or too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
 //! | 431 | too many fields, or too large a header |
 //! | 501 | an unknown method, or another transfer coding than `chunked` |
@@ -119,6 +119,8 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::MethodNotAllowed
         | Error::MethodUnknown
         | Error::AppUnknown
+        | Error::ChallengeUnexpected
+        | Error::PathWithoutSource
         | Error::ContentTypeUnknown
         | Error::ContentEncoded
         | Error::LengthMissing
@@ -210,6 +212,9 @@ fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValu
         r#"Webhook-Signature realm="webhooks", header="X-Webhook-Signature", algorithm="rsassa-pss-sha256""#,
     );
     Some(match (status, error) {
+        (_, Error::ChallengeUnexpected) => {
+            (header::ALLOW, HeaderValue::from_static("OPTIONS, POST"))
+        }
         (StatusCode::METHOD_NOT_ALLOWED, _) => (header::ALLOW, METHODS),
         (StatusCode::UNAUTHORIZED, Error::TokenMismatch) => (header::WWW_AUTHENTICATE, BY_TOKEN),
         (StatusCode::UNAUTHORIZED, _) => (header::WWW_AUTHENTICATE, BY_SIGNATURE),
@@ -237,6 +242,8 @@ fn row(error: &Error) -> Row {
         Error::MethodNotAllowed => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
         Error::MethodUnknown => never(Status::NOT_IMPLEMENTED, "method_unknown"),
         Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
+        Error::ChallengeUnexpected => never(Status::METHOD_NOT_ALLOWED, "challenge_unexpected"),
+        Error::PathWithoutSource => never(Status::NOT_FOUND, "path_without_source"),
         Error::ChallengeMalformed(_) => never(Status::BAD_REQUEST, "challenge_malformed"),
         Error::TokenMismatch => never(Status::UNAUTHORIZED, "token_mismatch"),
         Error::ContentTypeUnknown => {
@@ -287,6 +294,13 @@ fn message(error: &Error) -> Cow<'static, str> {
             "use GET for the activation challenge and POST for deliveries"
         }
         Error::AppUnknown => "this app is not configured here",
+        Error::ChallengeUnexpected => {
+            "this source has no activation challenge: Verify and Notify deliver with POST, to the \
+             callback_url, and need no activation"
+        }
+        Error::PathWithoutSource => {
+            "this source takes deliveries at its own path only: /webhooks/{id}"
+        }
         Error::ChallengeMalformed(fault) => fault,
         Error::TokenMismatch => {
             "the verification token is not the one that is configured for this app"
@@ -315,7 +329,10 @@ fn message(error: &Error) -> Cow<'static, str> {
         }
         Error::SignatureMissing => "the X-Webhook-Signature header is missing",
         Error::SignatureRepeated => "there is more than one X-Webhook-Signature header",
-        Error::AppUnnamed => "the body names no app whose keys could verify it",
+        Error::AppUnnamed => {
+            "the body names no app whose keys could verify it; single events of Verify and Notify go to \
+             /webhooks/{id} of their source"
+        }
         Error::Forged { .. } | Error::ForgedAndGone => FORGED,
         Error::Unverified(error) => return unverified_message(error),
         Error::NoBatch(error) => return error.to_string().into(),
@@ -367,6 +384,9 @@ fn no_batch(error: decode::Error) -> Row {
         decode::Error::NotUtf8 { .. } | decode::Error::NotJson { .. } => "body_not_json",
         decode::Error::OtherApp => "app_mismatch",
         decode::Error::Ambiguous(_) => "body_ambiguous",
+        decode::Error::UnexpectedEvent => "body_is_single_event",
+        decode::Error::UnexpectedBatch => "body_is_batch",
+        decode::Error::OtherProduct => "event_of_other_product",
         decode::Error::NotObject
         | decode::Error::NoAppId
         | decode::Error::NoEvents

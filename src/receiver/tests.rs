@@ -33,6 +33,7 @@ mod age;
 mod answers;
 mod limits;
 mod protocol;
+mod sources;
 
 fn key() -> &'static SigningKey {
     static KEY: OnceLock<SigningKey> = OnceLock::new();
@@ -114,7 +115,14 @@ fn receiver(
         };
         App {
             id: (*id).into(),
-            verification_tokens: VerificationTokens::new(vec![VerificationToken::new(TOKEN)]),
+            deliveries: match *id {
+                "verify" => Deliveries::SingleEvents(Product::Verify),
+                "notify" => Deliveries::SingleEvents(Product::Notify),
+                _ => {
+                    let token = VerificationToken::new(TOKEN);
+                    Deliveries::Batches(VerificationTokens::new(vec![token]))
+                }
+            },
             keyring: Keyring::open(id, source, Default::default(), None).unwrap(),
         }
     };

@@ -10,7 +10,7 @@ use rustix::fs::Access;
 use super::{Error, open, refuse_exposure};
 use crate::{
     admin,
-    config::{Config, KeySource, Store},
+    config::{Config, Store},
     credentials::{self, Credentials},
     log::{self, OpenError},
     net::tls::{self, Leaf},
@@ -45,13 +45,12 @@ pub async fn check(config: &Config) -> Findings {
     if let Err(error) = credentials(config, &mut findings.warnings).await {
         findings.faults.push(error);
     }
-    for app in &config.apps {
-        let keyring = match &app.keys {
-            KeySource::JwksFile(_) | KeySource::PemFile(_) => open::keyring(app, None),
-            // A start would fetch it at once.
-            KeySource::JwksUrl(_) => continue,
-        };
-        match keyring {
+    for source in &config.sources {
+        if source.keys.files().is_empty() {
+            // A start would fetch the keys from their URL at once.
+            continue;
+        }
+        match open::keyring(source, None) {
             Ok(keyring) => keyring.shutdown().await,
             Err(error) => findings.faults.push(error),
         }

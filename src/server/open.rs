@@ -5,13 +5,13 @@ use std::{path::Path, sync::Arc};
 use super::Error;
 use crate::{
     bus::Bus,
-    config::{self, Config, Store},
+    config::{Config, EventSource, Store},
     log::{Log, embedded, memory},
     metrics::Metrics,
     net::tls,
     permissions::{self, By},
     plain,
-    signature::{self, KeySource, Keyring},
+    signature::{self, Keyring},
 };
 
 /// The subdirectory of the data directory that keeps key sets over a restart.
@@ -107,22 +107,17 @@ pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
         Store::Embedded => Some(config.data_dir.join(KEY_CACHE_DIRECTORY)),
         Store::Memory => None,
     };
-    let open = |app: &config::App| keyring(app, cache.as_deref());
-    config.apps.iter().map(open).collect()
+    let open = |source: &EventSource| keyring(source, cache.as_deref());
+    config.sources.iter().map(open).collect()
 }
 
-pub(super) fn keyring(app: &config::App, cache: Option<&Path>) -> Result<Keyring, Error> {
-    let source = match &app.keys {
-        config::KeySource::JwksUrl(url) => KeySource::url(url),
-        config::KeySource::JwksFile(path) => Ok(KeySource::JwksFile(path.clone())),
-        config::KeySource::PemFile(path) => Ok(KeySource::PemFile(path.clone())),
-    };
-    source
-        .map_err(signature::Error::from)
-        .and_then(|source| Keyring::open(&app.id, source, signature::Options::default(), cache))
-        .map_err(|source| Error::Keys {
-            app_id: app.id.clone(),
-            source,
+pub(super) fn keyring(source: &EventSource, cache: Option<&Path>) -> Result<Keyring, Error> {
+    let options = signature::Options::default();
+    let keys = source.keys.open().map_err(signature::Error::from);
+    keys.and_then(|keys| Keyring::open(&source.id, keys, options, cache))
+        .map_err(|error| Error::Keys {
+            app_id: source.id.clone(),
+            source: error,
         })
 }
 

@@ -5,34 +5,36 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     bus,
-    config::{self, Config, OldEvents},
+    config::{Config, EventSource, OldEvents, SourceKind},
     grpc, http2,
     net::{self, http1, network::Network, quiet},
-    receiver::{self, VerificationToken, VerificationTokens, source::Sources},
+    receiver::{self, Deliveries, Product, VerificationToken, VerificationTokens, source::Sources},
     signature::Keyring,
     subscription,
 };
 
 pub(super) fn apps(config: &Config, keyrings: &[Keyring]) -> Vec<receiver::App> {
-    let pairs = config.apps.iter().zip(keyrings);
+    let pairs = config.sources.iter().zip(keyrings);
     pairs
-        .map(|(app, keyring)| receiver::App {
-            id: app.id.as_str().into(),
-            verification_tokens: VerificationTokens::new(verification_tokens(app)),
+        .map(|(source, keyring)| receiver::App {
+            id: source.id.as_str().into(),
+            deliveries: match source.kind {
+                SourceKind::Auth => Deliveries::Batches(verification_tokens(source)),
+                SourceKind::Verify => Deliveries::SingleEvents(Product::Verify),
+                SourceKind::Notify => Deliveries::SingleEvents(Product::Notify),
+            },
             keyring: keyring.clone(),
         })
         .collect()
 }
 
-fn verification_tokens(app: &config::App) -> Vec<VerificationToken> {
-    let tokens = [
-        Some(&app.verification_token),
-        app.old_verification_token.as_ref(),
-    ];
-    let tokens = tokens.into_iter().flatten();
-    tokens
-        .map(|token| VerificationToken::new(token.expose()))
-        .collect()
+fn verification_tokens(source: &EventSource) -> VerificationTokens {
+    let activations = source.activation.iter();
+    let tokens =
+        activations.flat_map(|activation| [Some(&activation.token), activation.old_token.as_ref()]);
+    let tokens = tokens.flatten();
+    let tokens = tokens.map(|token| VerificationToken::new(token.expose()));
+    VerificationTokens::new(tokens.collect())
 }
 
 /// Declares how options are made of settings: first the settings of one section with the same names,

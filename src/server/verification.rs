@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{self, Config, TokenSource},
     plain,
-    receiver::{self, VerificationToken, VerificationTokens},
+    receiver::{self, Deliveries, VerificationToken, VerificationTokens},
 };
 
 /// How often the files are read: each has some hundred bytes.
@@ -34,16 +34,21 @@ type Found = Result<Vec<VerificationToken>, String>;
 impl Watch {
     /// Watches the files of these apps, which the configuration names.
     pub(super) fn new(config: &Config, apps: &[receiver::App]) -> Self {
-        let pairs = config.apps.iter().zip(apps);
-        let files = pairs.filter_map(|(app, accepted)| match &app.token_source {
-            TokenSource::File(path) => Some(Watched {
-                app_id: app.id.clone(),
-                path: path.clone(),
-                in_use: accepted.verification_tokens.clone(),
-                found: None,
-                is_fault_logged: false,
-            }),
-            TokenSource::Variable(_) => None,
+        let pairs = config.sources.iter().zip(apps);
+        let files = pairs.filter_map(|(app, accepted)| {
+            let Deliveries::Batches(tokens) = &accepted.deliveries else {
+                return None;
+            };
+            match &app.activation.as_ref()?.token_source {
+                TokenSource::File(path) => Some(Watched {
+                    app_id: app.id.clone(),
+                    path: path.clone(),
+                    in_use: tokens.clone(),
+                    found: None,
+                    is_fault_logged: false,
+                }),
+                TokenSource::Variable(_) => None,
+            }
         });
         Self {
             files: files.collect(),

@@ -1,5 +1,5 @@
-//! The keys of one app: reads a document of its key source as RSA keys, and reports which are in use.
-//! [`crate::key_source`] decides when a document is read.
+//! The keys of one app or other source of events: reads the documents of its key source as RSA keys, and
+//! reports which are in use. [`crate::key_source`] decides when a document is read.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -75,8 +75,8 @@ impl KeyUse for AppKeys {
     type Keys = KeySet;
     type Error = Error;
 
-    fn read(&self, source: &KeySource, document: &[u8]) -> Result<KeySet, Error> {
-        Ok(KeySet::read(source, document)?.require_usable()?)
+    fn read(&self, source: &KeySource, documents: &[Vec<u8>]) -> Result<KeySet, Error> {
+        Ok(KeySet::read(source, documents)?.require_usable()?)
     }
 
     fn count(keys: &KeySet) -> usize {

@@ -55,6 +55,10 @@ impl Error {
     /// source of the keys wrote is withheld where it could be private.
     pub(crate) fn shown(&self) -> String {
         match self {
+            // The operator's own files, and no text of theirs.
+            Self::KeySet(KeySetFault::NotPem { .. } | KeySetFault::PemBlock { .. }) => {
+                plain::configured(self)
+            }
             Self::KeySet(_) => plain::words(self),
             Self::Fetch(_)
             | Self::Header(_)
@@ -146,9 +150,21 @@ pub enum KeySetFault {
     /// Too large, or no JWKS.
     #[error(transparent)]
     Document(#[from] DocumentFault),
-    /// No PEM block in it.
-    #[error("the file has no PEM block (-----BEGIN PUBLIC KEY-----)")]
-    NotPem,
+    /// A PEM file without a block.
+    #[error("{file} has no PEM block (-----BEGIN PUBLIC KEY-----)")]
+    NotPem {
+        /// The file.
+        file: String,
+    },
+    /// A block of a PEM file is no key that can be used. The operator put it there, and notices otherwise
+    /// only when Prelude signs with it.
+    #[error("{block} {reason}; a PEM file has public RSA keys and nothing else")]
+    PemBlock {
+        /// Which one: its place in its file, counted from 1.
+        block: String,
+        /// Why, as a verb phrase.
+        reason: String,
+    },
     /// A set without one key that we may use.
     #[error("the set has no usable RSA key{detail}")]
     NoUsableKey {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Error, KeySet};
-use crate::key_source::{KeySource, fetch_document};
+use crate::key_source::{KeySource, fetch_documents};
 
 /// Reads a key source once, without keeping anything: what a command does.
 ///
@@ -23,6 +23,6 @@ pub async fn fetch_trusting(
     timeout: Duration,
     issuers: &[reqwest::Certificate],
 ) -> Result<KeySet, Error> {
-    let document = fetch_document(source, timeout, issuers).await?;
-    Ok(KeySet::read(source, &document)?)
+    let documents = fetch_documents(source, timeout, issuers).await?;
+    Ok(KeySet::read(source, &documents)?)
 }

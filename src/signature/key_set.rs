@@ -15,7 +15,7 @@ use crate::key_source::{Jwk, KEYS_MAX, KeySource, check_size, read_jwks};
 /// How many left-out keys are listed by name; the others are only counted.
 const SKIPPED_LISTED_MAX: usize = 64;
 
-/// The keys of one app, in the order of their document.
+/// The keys of one source of events, in the order of their documents.
 #[derive(Debug, Clone, Default)]
 pub struct KeySet {
     keys: Vec<PublicKey>,
@@ -33,14 +33,20 @@ pub struct Skipped {
 }
 
 impl KeySet {
-    /// Reads a document of this source's kind.
+    /// Reads the documents of a source: one of each of its files, or that of its URL.
     ///
     /// # Errors
     /// As [`KeySet::from_jwks`] or [`KeySet::from_pem`].
-    pub fn read(source: &KeySource, document: &[u8]) -> Result<Self, KeySetFault> {
+    pub fn read(source: &KeySource, documents: &[Vec<u8>]) -> Result<Self, KeySetFault> {
         match source {
-            KeySource::Url(_) | KeySource::JwksFile(_) => Self::from_jwks(document),
-            KeySource::PemFile(_) => Self::from_pem(document),
+            KeySource::Url(_) | KeySource::JwksFile(_) => Self::from_jwks(&documents.concat()),
+            KeySource::PemFiles(paths) => {
+                let mut set = Self::default();
+                for (path, document) in paths.iter().zip(documents) {
+                    set.add_pem(document, &path.display().to_string())?;
+                }
+                Ok(set)
+            }
         }
     }
 
@@ -63,26 +69,44 @@ impl KeySet {
         Ok(set)
     }
 
-    /// Reads one or more PEM blocks: `PUBLIC KEY` (SPKI) or `RSA PUBLIC KEY` (PKCS#1).
+    /// Reads one or more PEM blocks: `PUBLIC KEY` (SPKI) or `RSA PUBLIC KEY` (PKCS#1). Text around them
+    /// is passed over.
     ///
     /// # Errors
-    /// [`KeySetFault`] if the document is too large or has no PEM block at all.
+    /// [`KeySetFault`] if the document is too large, has no PEM block at all, or one that is no usable
+    /// key. A key that is there twice is no error.
     pub fn from_pem(document: &[u8]) -> Result<Self, KeySetFault> {
-        check_size(document)?;
-        let text = std::str::from_utf8(document).map_err(|_| KeySetFault::NotPem)?;
         let mut set = Self::default();
-        let mut rest = text;
-        let mut index = 0;
-        while let Some((block, after)) = next_pem_block(rest) {
-            set.add(name(index, None), import_pem(block));
+        set.add_pem(document, "the file")?;
+        Ok(set)
+    }
+
+    fn add_pem(&mut self, document: &[u8], file: &str) -> Result<(), KeySetFault> {
+        check_size(document)?;
+        let text = String::from_utf8_lossy(document);
+        let mut rest = &*text;
+        let mut count = 0;
+        while let Some(from_begin) = rest.find(PEM_BEGIN).and_then(|begin| rest.get(begin..)) {
+            count += 1;
+            let block = format!("key {count} of {file}");
+            let refused = |reason| KeySetFault::PemBlock {
+                block: block.clone(),
+                reason,
+            };
+            let (whole, after) = split_pem_block(from_begin)
+                .ok_or_else(|| refused("is cut short: it has no END line".to_owned()))?;
+            let key = import_pem(whole).map_err(&refused)?;
+            if !self.contains(&key) && self.keys.len() == KEYS_MAX {
+                return Err(refused(format!("is one too many: {KEYS_MAX} may be used")));
+            }
+            self.add(block.clone(), Ok(key));
             rest = after;
-            index += 1;
         }
-        if index == 0 {
-            Err(KeySetFault::NotPem)
-        } else {
-            Ok(set)
+        if count == 0 {
+            let file = file.to_owned();
+            return Err(KeySetFault::NotPem { file });
         }
+        Ok(())
     }
 
     /// The set, if it has at least one key to verify with.
@@ -208,20 +232,28 @@ fn import(jwk: &Jwk) -> Result<PublicKey, String> {
 }
 
 fn import_pem(block: &str) -> Result<PublicKey, String> {
-    let (label, der) =
-        pem::decode_vec(block.as_bytes()).map_err(|fault| format!("is damaged: {fault}"))?;
-    let numbers = match label {
-        "RSA PUBLIC KEY" => &der,
-        "PUBLIC KEY" => spki_numbers(&der)?,
-        "CERTIFICATE" => {
+    // Before the content, which can be encrypted or have headers.
+    match pem_label(block) {
+        "RSA PUBLIC KEY" | "PUBLIC KEY" => {}
+        certificate if certificate.ends_with("CERTIFICATE") => {
             return Err(
                 "is a certificate: extract its key with openssl x509 -pubkey -noout".into(),
             );
         }
         private if private.ends_with("PRIVATE KEY") => {
-            return Err("is a private key: give the public one (openssl pkey -pubout)".into());
+            return Err(
+                "is a private key, which the bridge must not have: give the public one (openssl pkey \
+                 -pubout)"
+                    .into(),
+            );
         }
         _ => return Err("is no public key".into()),
+    }
+    let (label, der) =
+        pem::decode_vec(block.as_bytes()).map_err(|fault| format!("is damaged: {fault}"))?;
+    let numbers = match label {
+        "RSA PUBLIC KEY" => &der,
+        _ => spki_numbers(&der)?,
     };
     let key = pkcs1::RsaPublicKey::from_der(numbers)
         .map_err(|fault| format!("is no RSA key: {fault}"))?;
@@ -241,10 +273,21 @@ fn spki_numbers(der: &[u8]) -> Result<&[u8], String> {
         .ok_or_else(|| "is no RSA key".into())
 }
 
-/// The next block from its BEGIN to its END, and what follows it.
-fn next_pem_block(text: &str) -> Option<(&str, &str)> {
-    let block = text.get(text.find("-----BEGIN ")?..)?;
+/// What begins a PEM block (RFC 7468).
+const PEM_BEGIN: &str = "-----BEGIN ";
+
+/// The label of a block.
+fn pem_label(block: &str) -> &str {
+    let label = block.strip_prefix(PEM_BEGIN).unwrap_or_default();
+    label.split("-----").next().unwrap_or_default()
+}
+
+/// Splits text that begins with a block after its END line; `None` without one.
+fn split_pem_block(block: &str) -> Option<(&str, &str)> {
     let end = block.find("-----END ")?;
+    if block.get(PEM_BEGIN.len()..end)?.contains(PEM_BEGIN) {
+        return None;
+    }
     let end_line = block.get(end..)?;
     let length = end
         + end_line
@@ -448,45 +491,121 @@ mod tests {
         );
     }
 
+    fn block(label: &str, body: &str) -> String {
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    }
+
+    fn spki(signer: &super::super::testing::Signer) -> String {
+        signer.public().to_public_key_pem(LineEnding::LF).unwrap()
+    }
+
     #[test]
-    fn pem_of_other_things_is_left_out_with_advice() {
-        let private = signer().private().to_pkcs8_pem(LineEnding::LF).unwrap();
-        let block = |label: &str, body: &str| {
-            format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    fn pem_of_other_things_is_refused_with_advice_wherever_it_is() {
+        let private = signer().private();
+        let private = private.to_pkcs8_pem(LineEnding::LF).unwrap();
+        let short = "MEgCQQCo9+BpMRYQ/dL3DS2CyJxRF+j6ctbT3/Qp84+KeFhnii7NT7fELilKUSnxS30WAvQCCo2yU1orfgqr\n41mM70MBAgMBAAE=";
+        let encrypted = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA";
+        let ed25519 = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+        let cut_short = spki(signer()).replace("-----END PUBLIC KEY-----", "");
+        for (text, reason) in [
+            (private.to_string(), "openssl pkey -pubout"),
+            (block("RSA PRIVATE KEY", encrypted), "is a private key"),
+            (block("EC PRIVATE KEY", "AAAA"), "is a private key"),
+            (block("ENCRYPTED PRIVATE KEY", "AAAA"), "is a private key"),
+            (block("OPENSSH PRIVATE KEY", "AAAA"), "is a private key"),
+            (block("CERTIFICATE", "AAAA"), "openssl x509 -pubkey"),
+            (block("TRUSTED CERTIFICATE", "AAAA"), "is a certificate"),
+            (block("PUBLIC KEY", ed25519), "is of another type than RSA"),
+            (
+                block("RSA PUBLIC KEY", short),
+                "is refused: the modulus has 512 bits",
+            ),
+            (block("PUBLIC KEY", "AAAA"), "is no public key"),
+            (block("PUBLIC KEY", "!!!!"), "is damaged"),
+            (block("NOTE", "AAAA"), "is no public key"),
+            (block("EC PARAMETERS", "AAAA"), "is no public key"),
+            (cut_short, "is cut short"),
+        ] {
+            let key = spki(other_signer());
+            for (file, number) in [
+                (text.clone(), 1),
+                (format!("{key}{text}"), 2),
+                (format!("{text}{key}"), 1),
+            ] {
+                let refused = KeySet::from_pem(file.as_bytes()).unwrap_err();
+                let refused = refused.to_string();
+                let place = format!("key {number} of the file is ");
+                assert!(refused.starts_with(&place), "{refused}");
+                assert!(refused.contains(reason), "{reason:?}: {refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_pem_block_is_refused() {
+        let der = signer().public().to_public_key_der().unwrap();
+        for document in [
+            &b"no key here"[..],
+            b"",
+            b"ssh-rsa AAAAB3 me",
+            der.as_bytes(),
+        ] {
+            let refused = KeySet::from_pem(document).unwrap_err();
+            assert!(matches!(refused, KeySetFault::NotPem { .. }), "{refused}");
+        }
+    }
+
+    #[test]
+    fn several_pem_files_are_one_set_and_a_fault_names_its_file() {
+        let source = KeySource::PemFiles(vec!["new.pem".into(), "old.pem".into()]);
+        let read = |new: &str, old: &str| {
+            KeySet::read(&source, &[new.as_bytes().to_vec(), old.as_bytes().to_vec()])
         };
-        let ed25519 = block(
-            "PUBLIC KEY",
-            "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=",
-        );
-        let file = [
-            private.as_str(),
-            &block("CERTIFICATE", "AAAA"),
-            &ed25519,
-            &block("PUBLIC KEY", "AAAA"),
-            &block("PUBLIC KEY", "!!!!"),
-            &block("NOTE", "AAAA"),
-        ]
-        .concat();
-        let set = KeySet::from_pem(file.as_bytes()).unwrap();
-        let reasons: Vec<&str> = set.skipped().iter().map(|s| s.reason.as_str()).collect();
-        assert!(set.is_empty());
+        let (new, old) = (spki(signer()), spki(other_signer()));
+        let set = read(&new, &old).unwrap();
+        for signer in [signer(), other_signer()] {
+            assert!(
+                set.verify(BODY.into(), &signer.signature(BODY), None)
+                    .is_ok()
+            );
+        }
+        // The same key in both is one key.
+        let set = read(&new, &format!("{old}{new}")).unwrap();
+        assert_eq!((set.keys().len(), set.skipped_count()), (2, 1));
+        let fault = |new: &str, old: &str| read(new, old).unwrap_err().to_string();
+        assert!(fault(&new, "").starts_with("old.pem has no PEM block"));
+        assert!(fault("", &old).starts_with("new.pem has no PEM block"));
+        let certificate = block("CERTIFICATE", "AAAA");
+        let said = fault(&new, &format!("{old}{certificate}"));
         assert!(
-            reasons[0].contains("openssl pkey -pubout"),
-            "{}",
-            reasons[0]
+            said.starts_with("key 2 of old.pem is a certificate"),
+            "{said}"
         );
+        let large = "x".repeat(DOCUMENT_BYTES_MAX + 1);
+        assert!(fault(&new, &large).contains("larger than 65536 bytes"));
+    }
+
+    #[test]
+    fn a_pem_file_may_have_32_keys_and_no_more() {
+        let odd = |number: u32| {
+            let n = (rsa::BigUint::from(1_u8) << 2047) + rsa::BigUint::from(2 * number + 1);
+            let key = rsa::RsaPublicKey::new(n, rsa::BigUint::from(65_537_u32)).unwrap();
+            key.to_public_key_pem(LineEnding::LF).unwrap()
+        };
+        let keys: Vec<String> = (0..33).map(odd).collect();
+        let set = KeySet::from_pem(keys[..32].concat().as_bytes()).unwrap();
+        assert_eq!(set.keys().len(), 32);
+        let refused = KeySet::from_pem(keys.concat().as_bytes()).unwrap_err();
         assert!(
-            reasons[1].contains("openssl x509 -pubkey"),
-            "{}",
-            reasons[1]
+            refused
+                .to_string()
+                .contains("key 33 of the file is one too many")
         );
-        assert_eq!(reasons[2], "is of another type than RSA");
-        assert!(reasons[3].starts_with("is no public key"), "{}", reasons[3]);
-        assert!(reasons[4].starts_with("is damaged"), "{}", reasons[4]);
-        assert_eq!(reasons[5], "is no public key");
+        // One that is there already is none too many.
+        let again = [&keys[..32], &keys[..1]].concat().concat();
         assert_eq!(
-            KeySet::from_pem(b"no key here").unwrap_err(),
-            KeySetFault::NotPem
+            KeySet::from_pem(again.as_bytes()).unwrap().skipped_count(),
+            1
         );
     }
 

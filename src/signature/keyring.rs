@@ -160,6 +160,15 @@ impl Keyring {
         Err(Error::Mismatch)
     }
 
+    /// Whether a key that is known made this signature: for an explanation, not as a proof.
+    pub async fn has_signed(&self, digest: &pss::BodyDigest, signature: &Signature) -> bool {
+        let (keys, _) = self.shared.keys.snapshot();
+        let tried = AtomicBool::new(false);
+        find(keys.in_order(None), digest, signature, &tried)
+            .await
+            .is_some()
+    }
+
     /// What it costs to try all keys on a signature, in attempts with a key of 2048 bits.
     #[must_use]
     pub fn cost(&self, signature: &Signature) -> u32 {
@@ -259,6 +268,13 @@ impl VerifiedBody {
     /// The id of the key that signed, where it has one.
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
+    }
+}
+
+impl Unmatched {
+    /// The hash of the body.
+    pub fn digest(&self) -> &pss::BodyDigest {
+        &self.digest
     }
 }
 

@@ -29,6 +29,7 @@ pub use header::{SCHEME, Signature};
 pub use key::PublicKey;
 pub use key_set::{KeySet, Skipped};
 pub use keyring::{Keyring, Unmatched, VerifiedBody};
+pub use pss::BodyDigest;
 
 pub use crate::key_source::{
     DOCUMENT_BYTES_MAX, DocumentFault, FetchFault, KEYS_MAX, KeySource, Options, Origin,

@@ -217,6 +217,57 @@ async fn a_key_set_without_a_usable_key_says_why_each_is_not_used() {
     visit.finds(&["keys:", "no usable key", "ec-1", "RSA keys"]);
 }
 
+const EDDSA_KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","kid":"step-1",
+    "x":"sWwGLrppREpL7XnTms0fqsGtrii8pujILL3YBk28CAw"}]}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_set_of_step_up_tokens_is_recognised_and_the_right_url_named() {
+    let scene = scene().await;
+    let right = "https://54e9ujn.session.prelude.dev/.well-known/jwks.json";
+    let url = server_that_says("", EDDSA_KEYS);
+    let step_up = url.replace("/jwks.json", "/.well-known/step-up-jwks.json");
+    let beside = url.replace("/jwks.json", "/.well-known/jwks.json");
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
+    visit.finds(&["keys:", "no usable key", "step-up tokens", right]);
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &step_up)], &[]).await;
+    visit.finds(&["keys:", "no usable key", "step-up tokens", &beside]);
+
+    let file = scene.directory.path().join("keys.json");
+    fs::write(&file, EDDSA_KEYS).unwrap();
+    let environment = [
+        ("PRELUDE_BRIDGE_JWKS_URL", ""),
+        ("PRELUDE_BRIDGE_JWKS_FILE", file.to_str().unwrap()),
+    ];
+    let visit = Visit::to(&scene, &environment, &[]).await;
+    visit.finds(&["keys:", "step-up tokens", right]);
+
+    // Nothing answers there, but the name is known.
+    let nowhere = "http://127.0.0.1:1/.well-known/step-up-jwks.json";
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", nowhere)], &[]).await;
+    visit.finds(&["keys:", "http://127.0.0.1:1/.well-known/jwks.json"]);
+
+    // Usable keys under that name are a reason for a warning only.
+    let keys = scene.simulator.jwks(APP).unwrap().to_string();
+    let url = server_that_says("", &keys).replace("/jwks.json", "/step-up-jwks.json");
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
+    visit.is_well();
+    let good = visit.of("good").join("\n");
+    assert!(
+        good.contains("(warning: this is the key set of step-up tokens"),
+        "{good}"
+    );
+
+    // An EC key is something else.
+    let keys = r#"{"keys":[{"kty":"EC","kid":"ec-1","crv":"P-256","x":"AA","y":"AA"}]}"#;
+    let url = server_that_says("", keys);
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_JWKS_URL", &url)], &[]).await;
+    assert!(
+        !visit.report.to_string().contains("step-up"),
+        "{:#}",
+        visit.report
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_server_that_is_not_there_says_nothing_of_the_clock() {
     let scene = scene().await;

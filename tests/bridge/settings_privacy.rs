@@ -112,6 +112,11 @@ fn what_is_pasted_into_every_setting_at_once_is_refused_and_not_repeated() {
         serve.env("PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE", &canary);
         serve.env("PRELUDE_BRIDGE_JWKS_URL", &canary);
         assert_refused("environment", &serve.output().unwrap());
+        serve.env_remove("PRELUDE_BRIDGE_APP_ID");
+        for name in ["SOURCE_ID", "SOURCE_KIND", "PEM_FILE"] {
+            serve.env(format!("PRELUDE_BRIDGE_{name}"), &canary);
+        }
+        assert_refused("environment", &serve.output().unwrap());
 
         let value = quoted(&canary);
         let settings: String = keys()
@@ -122,13 +127,27 @@ fn what_is_pasted_into_every_setting_at_once_is_refused_and_not_repeated() {
             "id" => format!("[[apps]]\nid = {value}\n"),
             key => format!("[[apps]]\nid = \"54e9ujn\"\n{key} = {value}\n"),
         };
-        let apps = APP_KEYS.map(app).concat();
+        let source = |key: &str| match key {
+            "id" => format!("[[sources]]\nkind = \"verify\"\nid = {value}\n"),
+            "kind" => format!("[[sources]]\nid = \"calls\"\nkind = {value}\n"),
+            "pem_files" => format!(
+                "[[sources]]\nid = \"calls\"\nkind = \"verify\"\npem_files = [{value}, {value}]\n\
+                 [[sources]]\nid = \"texts\"\nkind = \"notify\"\npem_files = [{value}]\n"
+            ),
+            key => format!("[[sources]]\nid = \"calls\"\nkind = \"verify\"\n{key} = {value}\n"),
+        };
+        let sources = APP_KEYS
+            .into_iter()
+            .chain(["kind", "pem_files"])
+            .map(source);
+        let apps = APP_KEYS.map(app).into_iter().chain(sources);
+        let apps: String = apps.collect();
         for content in [
             format!("{settings}{apps}"),
             // Keys and sections that there are none of, and what is no TOML.
             format!("{value} = 1\n[{value}]\n{value} = {value}\n[[apps]]\n{value} = {value}\n"),
             format!("drain_timeout = {canary}\n"),
-            format!("apps = [{value}]\n"),
+            format!("apps = [{value}]\nsources = [{value}]\n"),
         ] {
             let path = file(&directory, &content);
             assert_refused("file", &run(&["config", "check", &path]));

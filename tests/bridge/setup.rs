@@ -3,16 +3,20 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     path::Path,
     process::{Child, Output, Stdio},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use prelude_bridge::simulator::{AppOptions, Options, SigningKey, Simulator};
+use prelude_bridge::simulator::{ApiStyle, AppOptions, Options, SigningKey, Simulator};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
@@ -27,7 +31,7 @@ pub(crate) const TOKEN: &str = "the-verification-token";
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Prelude, with one app.
-pub(crate) async fn prelude() -> Simulator {
+async fn prelude(api: ApiStyle) -> Simulator {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/data/keys/test-key-2048-a.pem"
@@ -35,6 +39,7 @@ pub(crate) async fn prelude() -> Simulator {
     let key = SigningKey::from_pem(&fs::read_to_string(path).unwrap()).unwrap();
     let options = Options {
         apps: vec![AppOptions::with_keys(APP, vec![key])],
+        api,
         ..Options::default()
     };
     Simulator::start(options).await.unwrap()
@@ -112,8 +117,12 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) async fn new() -> Self {
+        Self::with(ApiStyle::default()).await
+    }
+
+    async fn with(api: ApiStyle) -> Self {
         Self {
-            simulator: prelude().await,
+            simulator: prelude(api).await,
             directory: tempdir().unwrap(),
             port: free_port(),
         }
@@ -218,7 +227,7 @@ async fn a_new_user_gets_from_nothing_to_the_first_event() {
     }
     let token = fs::read_to_string(&token_file).unwrap();
     assert!(!told.contains(token.trim()) && !stdout(&setup).contains(token.trim()));
-    assert!(stdout(&setup).contains("all 7") && stdout(&setup).contains("yes"));
+    assert!(stdout(&setup).contains("all 9") && stdout(&setup).contains("yes"));
 
     // The first event.
     scene.simulator.emit(APP, 1, &[]).await.unwrap();
@@ -414,15 +423,217 @@ async fn each_step_of_setup_is_also_a_command() {
     let id = made["webhook"]["id"].as_str().unwrap().to_owned();
     let active = json(&["activate", &id]).await;
     assert_eq!(active["webhook"]["active"], true);
+    assert_eq!(json(&["get", &id]).await, active);
+    let inactive = json(&["deactivate", &id]).await;
+    assert_eq!(inactive["webhook"]["active"], false);
+    assert_eq!(json(&["get", &id]).await, inactive);
+    assert_eq!(scene.simulator.emit(APP, 1, &[]).await.unwrap().batches, 0);
+    let active = json(&["activate", &id]).await;
+    assert_eq!(active["webhook"]["active"], true);
     let more = json(&["add-event", &id, "user.deleted"]).await;
     let events = more["webhook"]["events"].as_array().unwrap();
     assert_eq!(events.len(), 2);
     // Setup finds it, and only adds what is missing.
     let setup = json(&["setup", "--url", &url]).await;
     assert_eq!(setup["webhook"]["id"], id.as_str());
-    assert_eq!(setup["changes"].as_array().unwrap().len(), 5);
+    assert_eq!(setup["changes"].as_array().unwrap().len(), 7);
+    assert_eq!(setup["refused"], serde_json::json!([]));
     assert_eq!(json(&["delete", &id]).await["deleted"], id.as_str());
     assert_eq!(json(&["list"]).await["webhooks"], serde_json::json!([]));
+}
+
+/// The names in a JSON array, sorted.
+fn names(array: &Value) -> Vec<&str> {
+    let names = array.as_array().unwrap().iter();
+    let mut names: Vec<&str> = names.map(|name| name.as_str().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Sets up a webhook at an API that refuses these types, twice: the second time the webhook exists.
+async fn leaves_out(refused: &[&str], vague_refusals: bool) {
+    let scene = Scene::with(ApiStyle {
+        refuse_events: refused.iter().map(|name| (*name).to_owned()).collect(),
+        vague_refusals,
+    })
+    .await;
+    scene.write_token(APP, TOKEN);
+    let _bridge = scene.bridge(&[]);
+    let url = scene.url();
+    for is_new in [true, false] {
+        let mut setup = scene.webhook(&["setup", "--url", &url, "--output", "json"]);
+        let setup = output(&mut setup).await;
+        let told = stderr(&setup);
+        assert_eq!(setup.status.code(), Some(0), "{told}");
+        let report: Value = serde_json::from_str(&stdout(&setup)).unwrap();
+        assert_eq!(report["changed"], is_new);
+        assert_eq!(report["webhook"]["active"], true);
+        let events = names(&report["webhook"]["events"]);
+        assert_eq!(events.len(), 9 - refused.len(), "{events:?}");
+        for event in refused {
+            assert!(!events.contains(event), "{events:?}");
+            let part = format!("Prelude does not take `{event}`");
+            assert_eq!(told.matches(&part).count(), 1, "{told}");
+        }
+        for part in ["request_id req_", "type bad_request", "param event"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        let shown = report["refused"].as_array().unwrap().iter();
+        let shown: Value = shown.map(|one| one["event"].clone()).collect();
+        assert_eq!(names(&shown), refused);
+    }
+    // `create` does the same for all types, and not for those that were named.
+    let created = output(&mut scene.webhook(&["create", "--url", &url])).await;
+    assert_eq!(created.status.code(), Some(0), "{}", stderr(&created));
+    let named = ["create", "--url", &url, "--event", refused[0]];
+    let created = output(&mut scene.webhook(&named)).await;
+    assert_eq!(created.status.code(), Some(1), "{}", stderr(&created));
+    assert!(stderr(&created).contains("leave an event type out"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn setup_leaves_out_the_events_that_prelude_refuses_and_names_them() {
+    leaves_out(&["step_up.hook_failed"], false).await;
+    leaves_out(&["migration.hook_failed", "step_up.hook_failed"], true).await;
+    // Not even all of those that it has always taken.
+    let refused = ["migration.hook_failed", "user.created", "user.deleted"];
+    leaves_out(&refused, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn setup_tries_an_unknown_type_and_fails_when_prelude_takes_none() {
+    let scene = Scene::new().await;
+    scene.write_token(APP, TOKEN);
+    let url = scene.url();
+    let setup = ["setup", "--url", &url, "--event", "user.mood.changed"];
+    let failed = output(&mut scene.webhook(&setup)).await;
+    let told = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{told}");
+    for part in [
+        "is not one of the documented types",
+        "400 bad_request",
+        "param events",
+        "request_id req_",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let listed = output(&mut scene.webhook(&["list"])).await;
+    assert!(
+        stdout(&listed).contains("no webhooks"),
+        "{}",
+        stdout(&listed)
+    );
+    // Beside one that is taken, it is left out.
+    let _bridge = scene.bridge(&[]);
+    let both = [&setup[..], &["--event", "user.created", "--output", "json"]].concat();
+    let set_up = output(&mut scene.webhook(&both)).await;
+    assert_eq!(set_up.status.code(), Some(0), "{}", stderr(&set_up));
+    let report: Value = serde_json::from_str(&stdout(&set_up)).unwrap();
+    assert_eq!(names(&report["webhook"]["events"]), ["user.created"]);
+    assert_eq!(report["refused"][0]["event"], "user.mood.changed");
+    // With a webhook that exists, and nothing else.
+    let failed = output(&mut scene.webhook(&["delete", "web_0"])).await;
+    assert_eq!(failed.status.code(), Some(1));
+    let again = output(&mut scene.webhook(&setup)).await;
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    assert!(stderr(&again).contains("param event"), "{}", stderr(&again));
+}
+
+/// An API that has no webhooks and refuses to create any. Counts the calls that would create one.
+fn api_that_refuses(status: &'static str, error: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    // Ends with the process of the test.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !is_whole(&request) {
+                let mut part = [0; 4096];
+                match stream.read(&mut part) {
+                    Ok(count) if count > 0 => request.extend_from_slice(&part[..count]),
+                    _ => break,
+                }
+            }
+            let is_call = request.starts_with(b"POST ");
+            counted.fetch_add(is_call.into(), Ordering::Relaxed);
+            let (status, body) = match is_call {
+                true => (status, error),
+                false => ("200 OK", r#"{"webhooks":[]}"#),
+            };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nx-request-id: req_of_the_header\r\ncontent-length: {}\r\n\
+                 connection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (url, calls)
+}
+
+/// Whether a request has arrived with the body that its `content-length` announces.
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.split("content-length: ").nth(1);
+    let length = length.and_then(|rest| rest.lines().next());
+    body.len() >= length.map_or(0, |length| length.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_refusal_that_may_be_about_events_is_tried_again_and_never_without_end() {
+    // All at once, those that the API has always taken, and each by itself.
+    let tries_max = 1 + 1 + 9;
+    for (status, error, tries, part) in [
+        (
+            "400 No",
+            r#"{"code":"bad_request"}"#,
+            tries_max,
+            "400 bad_request",
+        ),
+        ("400 No", "<html>", tries_max, "400: <html>"),
+        (
+            "422 No",
+            r#"{"param":"events[8]"}"#,
+            tries_max,
+            "param events[8]",
+        ),
+        (
+            "400 No",
+            r#"{"param":"url","message":"bad"}"#,
+            1,
+            "400: bad (param url",
+        ),
+        ("401 No", "{}", 1, "401"),
+        ("409 No", r#"{"code":"limit"}"#, 1, "409 limit"),
+        ("429 No", "{}", 1, "429"),
+        (
+            "500 No",
+            r#"{"request_id":"req_of_the_body"}"#,
+            1,
+            "req_of_the_body",
+        ),
+    ] {
+        let directory = tempdir().unwrap();
+        let (api, calls) = api_that_refuses(status, error);
+        let mut setup = program(&["webhook", "setup", "--app", APP, "--api-url", &api]);
+        setup
+            .args(["--url", "http://127.0.0.1:1/webhooks", "--data-dir"])
+            .arg(directory.path())
+            .env("PRELUDE_API_TOKEN", "key");
+        let failed = output(&mut setup).await;
+        let told = stderr(&failed);
+        assert_ne!(failed.status.code(), Some(0), "{told}");
+        assert_eq!(calls.load(Ordering::Relaxed), tries, "{status} {error}");
+        assert!(told.contains(part), "{part}: {told}");
+        let has_id_of_header = told.contains("request_id req_of_the_header");
+        assert_ne!(has_id_of_header, error.contains("request_id"), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,7 +650,20 @@ async fn a_refusal_shows_preludes_words_and_the_next_step() {
             &["activate", "web_0"],
             "",
             1,
-            &["404 webhook_not_found", "webhook list"],
+            &["404 webhook_not_found", "request_id req_", "webhook list"],
+        ),
+        (
+            &["get", "web_0"],
+            "",
+            1,
+            &["404 webhook_not_found", "type not_found", "webhook list"],
+        ),
+        (&["deactivate", "web_0"], "", 1, &["404 webhook_not_found"]),
+        (
+            &["add-event", "web_0", "verify.attempt"],
+            "",
+            1,
+            &["an event of Prelude Verify or Notify", "callback_url"],
         ),
         (
             &["add-event", "web_0", "user.craeted"],

@@ -31,7 +31,7 @@ fn salts(bits: usize) -> [usize; 4] {
     [0, 20, 32, bits / 8 - 34]
 }
 
-fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/signatures")
         .join(name)
@@ -102,7 +102,7 @@ fn signatures_of_the_openssl_command_line_verify() {
     }
 }
 
-fn openssl(arguments: &[&str]) {
+pub(crate) fn openssl(arguments: &[&str]) {
     let output = Command::new("openssl")
         .args(arguments)
         .output()

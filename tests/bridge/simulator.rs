@@ -1,5 +1,4 @@
-//! The stand-in for Prelude, held against what is documented, by a receiver that is not the
-//! bridge.
+//! The simulator of Prelude compared with what is documented, by a receiver that is not the bridge.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -28,14 +27,14 @@ use crate::cli::program;
 const APP: &str = "54e9ujn";
 const TOKEN: &str = "the-verification-token";
 /// Long enough for a loaded machine, and never waited out when all is well.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-fn key(name: &str) -> SigningKey {
+pub(crate) fn key(name: &str) -> SigningKey {
     let path = format!("{}/tests/data/keys/{name}.pem", env!("CARGO_MANIFEST_DIR"));
     SigningKey::from_pem(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let keys = vec![key("test-key-2048-a"), key("test-key-2048-b")];
     Options {
         apps: vec![AppOptions::with_keys(APP, keys)],
@@ -46,9 +45,12 @@ fn options() -> Options {
     }
 }
 
+/// What a bridge answers to one new event.
+const ACCEPTED: &str = r#"{"accepted":1,"duplicates":0}"#;
+
 /// What a receiver does with one request.
 #[derive(Clone)]
-enum Act {
+pub(crate) enum Act {
     Answer(u16),
     Stall,
     HangUp,
@@ -57,8 +59,8 @@ enum Act {
 /// A scripted receiver: answers activations rightly and deliveries as told, 200 when the script
 /// has ended.
 #[derive(Clone)]
-struct Receiver {
-    url: String,
+pub(crate) struct Receiver {
+    pub(crate) url: String,
     state: Arc<Mutex<ReceiverState>>,
 }
 
@@ -71,7 +73,7 @@ struct ReceiverState {
 }
 
 impl Receiver {
-    async fn start(script: impl IntoIterator<Item = Act>) -> Self {
+    pub(crate) async fn start(script: impl IntoIterator<Item = Act>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!(
             "http://{}/webhooks/{APP}?from=test",
@@ -130,7 +132,7 @@ impl Receiver {
             state.script.pop_front().unwrap_or(Act::Answer(200))
         };
         match act {
-            Act::Answer(status) => reply(status, r#"{"accepted":1}"#.to_owned()),
+            Act::Answer(status) => reply(status, ACCEPTED.to_owned()),
             Act::Stall => std::future::pending::<Result<_, Infallible>>()
                 .await
                 .map_err(Into::into),
@@ -138,7 +140,7 @@ impl Receiver {
         }
     }
 
-    fn bodies(&self) -> Vec<Bytes> {
+    pub(crate) fn bodies(&self) -> Vec<Bytes> {
         let state = self.state.lock().unwrap();
         state
             .deliveries
@@ -147,12 +149,17 @@ impl Receiver {
             .collect()
     }
 
-    fn header(&self, index: usize, name: &str) -> Option<String> {
+    pub(crate) fn header(&self, index: usize, name: &str) -> Option<String> {
         let state = self.state.lock().unwrap();
         state.deliveries[index]
             .0
             .get(name)
             .map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    /// The challenges that came.
+    pub(crate) fn challenges(&self) -> usize {
+        self.state.lock().unwrap().challenges.len()
     }
 
     fn event_ids(&self) -> Vec<String> {
@@ -485,14 +492,14 @@ async fn key_sets_are_found_by_path_by_host_and_by_being_the_only_one() {
     assert_eq!(one.jwks_fetches(APP).unwrap(), 3);
 }
 
-struct Api {
+pub(crate) struct Api {
     client: reqwest::Client,
     base: String,
     token: String,
 }
 
 impl Api {
-    fn new(simulator: &Simulator) -> Self {
+    pub(crate) fn new(simulator: &Simulator) -> Self {
         Self {
             client: reqwest::Client::new(),
             base: format!("{}/v2/session/apps", simulator.api_url()),
@@ -500,7 +507,12 @@ impl Api {
         }
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         let url = format!("{}{path}", self.base);
         let mut request = self.client.request(method, url).bearer_auth(&self.token);
         if let Some(body) = body {
@@ -650,7 +662,7 @@ async fn one_post_brings_back_the_answer_and_leaves_no_entry() {
         .await
         .unwrap();
     assert_eq!(answer.status, 422);
-    assert_eq!(&answer.body[..], br#"{"accepted":1}"#);
+    assert_eq!(answer.body, ACCEPTED);
     assert_eq!(simulator.totals().attempts, 0);
     let error = simulator
         .post("http://127.0.0.1:1/", &Batch::raw(APP, ""))
@@ -676,7 +688,7 @@ async fn a_port_that_is_taken_is_an_error_with_a_remedy() {
 }
 
 /// The ledger a finished `simulate` wrote to stdout.
-fn ledger_lines(output: &std::process::Output) -> Vec<Value> {
+pub(crate) fn ledger_lines(output: &std::process::Output) -> Vec<Value> {
     let text = std::str::from_utf8(&output.stdout).unwrap();
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -684,7 +696,7 @@ fn ledger_lines(output: &std::process::Output) -> Vec<Value> {
 }
 
 /// Runs the built program on a thread of its own, so that a receiver here can answer it.
-async fn simulate(arguments: &[&str]) -> std::process::Output {
+pub(crate) async fn simulate(arguments: &[&str]) -> std::process::Output {
     let mut command = program(&[&["simulate", "--listen", "127.0.0.1:0"], arguments].concat());
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     tokio::task::spawn_blocking(move || command.output().unwrap())
@@ -692,7 +704,7 @@ async fn simulate(arguments: &[&str]) -> std::process::Output {
         .unwrap()
 }
 
-const TEST_KEY: [&str; 2] = ["--key", "tests/data/keys/test-key-2048-a.pem"];
+pub(crate) const TEST_KEY: [&str; 2] = ["--key", "tests/data/keys/test-key-2048-a.pem"];
 
 #[tokio::test]
 async fn simulate_delivers_its_count_and_ends_with_the_ledger() {
@@ -813,6 +825,22 @@ async fn simulate_refuses_flags_that_cannot_be_meant() {
             ],
             "--app",
         ),
+        (
+            &[
+                "--scenario",
+                "examples/scenarios/outage.toml",
+                "--source",
+                "verify",
+            ],
+            "--source",
+        ),
+        (&["--source", "session"], "`auth`, `verify`, `notify`"),
+        (&["--source", "verify"], "give `--to`"),
+        (
+            &["--source", "verify", "--types", "user.created"],
+            "`--source auth`",
+        ),
+        (&["--types", "verify.attempt"], "`--source verify`"),
         (
             &["--scenario", "rustfmt.toml"],
             "line 1: `edition`: unknown field",

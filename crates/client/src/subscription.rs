@@ -445,14 +445,20 @@ impl fmt::Display for Notice {
                     last_sequence,
                     ..
                 } = skipped;
-                let why = match skipped.reason() {
-                    // An earlier release of the bridge gives no reason, and skips nothing else.
-                    SkipReason::Expired | SkipReason::Unspecified => {
-                        "were removed by retention before they could be sent"
-                    }
-                    SkipReason::Damaged => {
-                        "are damaged on the bridge's disk, and are left out as requested"
-                    }
+                // An earlier release of the bridge gives no reason, and skips nothing else.
+                let is_damaged = skipped.reason() == SkipReason::Damaged;
+                if first_sequence == last_sequence {
+                    let why = if is_damaged {
+                        "is damaged on the bridge's disk, and is left out as requested"
+                    } else {
+                        "was removed by retention before it could be sent"
+                    };
+                    return write!(formatter, "event {first_sequence} {why}");
+                }
+                let why = if is_damaged {
+                    "are damaged on the bridge's disk, and are left out as requested"
+                } else {
+                    "were removed by retention before they could be sent"
                 };
                 write!(
                     formatter,

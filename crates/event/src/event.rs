@@ -31,6 +31,16 @@ impl Sequence {
     pub const fn before(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
+
+    /// The events from this one to the last, in words: `event 3`, or `events 3 to 5`.
+    #[must_use]
+    pub fn to_last(self, last: Self) -> String {
+        if self == last {
+            format!("event {self}")
+        } else {
+            format!("events {self} to {last}")
+        }
+    }
 }
 
 impl fmt::Display for Sequence {
@@ -389,6 +399,12 @@ mod tests {
             assert_eq!(text.parse(), Ok(cursor));
             assert_eq!(cursor.to_string(), text);
         }
+    }
+
+    #[test]
+    fn one_event_and_several_are_named_as_such() {
+        assert_eq!(Sequence(3).to_last(Sequence(3)), "event 3");
+        assert_eq!(Sequence(3).to_last(Sequence(5)), "events 3 to 5");
     }
 
     #[test]

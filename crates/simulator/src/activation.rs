@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 
 /// More of an answer than this is not read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How long a receiver may take to accept a connection.
+const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Why a challenge failed, in words for the operator of the receiver.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +45,23 @@ fn status_hint(status: u16) -> &'static str {
         500..=599 => "it has a problem of its own; its log says more",
         _ => "its log says more",
     }
+}
+
+/// Whether something accepts connections where this URL leads. Verify and Notify do not ask before they
+/// send; this is for people who start a receiver after its sender.
+pub async fn is_reachable(url: &str) -> bool {
+    let Some((host, port)) = Url::parse(url)
+        .ok()
+        .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))
+    else {
+        return false;
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let connecting = tokio::net::TcpStream::connect((host, port));
+    matches!(
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await,
+        Ok(Ok(_))
+    )
 }
 
 /// A challenge, ready to be sent.
@@ -147,6 +166,15 @@ mod tests {
             Err(Failure::Form)
         );
         assert_eq!(challenge.check_answer(b"1234567890"), Err(Failure::Form));
+    }
+
+    #[tokio::test]
+    async fn a_url_is_reachable_while_something_listens_there() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/webhooks/verify", listener.local_addr().unwrap());
+        assert!(is_reachable(&url).await);
+        drop(listener);
+        assert!(!is_reachable(&url).await && !is_reachable("nonsense").await);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Events written into the body of one POST, in each form Prelude could plausibly use. Owns the
-//! bytes; knows nothing of keys, webhooks or delivery.
+//! Writes events into the body of one POST, in each form that Prelude could plausibly use: a batch of
+//! Prelude Auth, or one event of Verify or Notify. Owns the bytes; knows nothing of keys, webhooks or
+//! delivery.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
@@ -68,6 +69,16 @@ pub struct EventRef {
     pub event_type: String,
 }
 
+impl EventRef {
+    fn of(event: &Event) -> Self {
+        Self {
+            id: event.id.clone(),
+            correlation_id: event.correlation_id().map(str::to_owned),
+            event_type: event.event_type.clone(),
+        }
+    }
+}
+
 /// The body of one POST and what it holds. A retry sends the very same bytes.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -77,7 +88,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Writes events in this style.
+    /// Writes a batch of Prelude Auth in this style.
     ///
     /// # Errors
     /// Those of `serde_json`, which writing into memory does not meet.
@@ -91,18 +102,27 @@ impl Batch {
             app_id,
             events: &items,
         })?;
-        let events = events
-            .iter()
-            .map(|event| EventRef {
-                id: event.id.clone(),
-                correlation_id: event.correlation_id().map(str::to_owned),
-                event_type: event.event_type.clone(),
-            })
-            .collect();
         Ok(Self {
             app_id: app_id.to_owned(),
             body: body.into(),
-            events,
+            events: events.iter().map(EventRef::of).collect(),
+        })
+    }
+
+    /// Writes one event as Verify and Notify send it: without an envelope.
+    ///
+    /// # Errors
+    /// As [`Batch::encode`].
+    pub fn encode_single(
+        source_id: &str,
+        event: &Event,
+        style: ItemStyle,
+    ) -> Result<Self, serde_json::Error> {
+        let body = serde_json::to_vec(&Item { event, style })?;
+        Ok(Self {
+            app_id: source_id.to_owned(),
+            body: body.into(),
+            events: vec![EventRef::of(event)],
         })
     }
 
@@ -116,7 +136,7 @@ impl Batch {
         }
     }
 
-    /// The app whose key signs it.
+    /// The app or source whose key signs it.
     #[must_use]
     pub fn app_id(&self) -> &str {
         &self.app_id
@@ -206,6 +226,20 @@ mod tests {
         assert_eq!(item["type"], "user.created");
         assert_eq!(item["created_at"], "2026-11-23T10:58:38Z");
         assert!(item["payload"]["user_id"].is_string());
+    }
+
+    #[test]
+    fn verify_and_notify_send_one_event_without_an_envelope() {
+        let at = "2026-11-23T10:58:38.123456789Z".parse().unwrap();
+        let event = Generator::new(1).event(EventType::VerifyAttempt, at, IdStyle::Prefixed);
+        let batch = Batch::encode_single("verify", &event, ItemStyle::default()).unwrap();
+        let body: Value = serde_json::from_slice(batch.body()).unwrap();
+        let members: Vec<&String> = body.as_object().unwrap().keys().collect();
+        assert_eq!(members, ["created_at", "id", "payload", "type"]);
+        assert_eq!(body["type"], "verify.attempt");
+        assert_eq!(body["created_at"], "2026-11-23T10:58:38.123456789Z");
+        let sent = &batch.events()[0];
+        assert_eq!(sent.correlation_id.as_deref(), event.correlation_id());
     }
 
     #[test]

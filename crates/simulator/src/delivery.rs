@@ -162,8 +162,8 @@ async fn request(
         request = request.header("x-webhook-signature-key-id", signed.key_id);
     }
     if wire.traceparent {
-        let mut dice = lock(&simulation.dice);
-        let (high, low, span) = (dice.next_u64(), dice.next_u64(), dice.next_u64() | 1);
+        let mut random = lock(&simulation.random);
+        let (high, low, span) = (random.next_u64(), random.next_u64(), random.next_u64() | 1);
         request = request.header(
             "traceparent",
             format!("00-{high:016x}{low:016x}-{span:016x}-01"),
@@ -280,7 +280,7 @@ impl OneDelivery {
         let simulation = &self.under_way.simulation;
         let faults = *lock(&simulation.faults);
         let posted = if simulation.happens(faults.hang_up) {
-            let millis = lock(&simulation.dice).below(HANG_UP_MILLIS_MAX);
+            let millis = lock(&simulation.random).below(HANG_UP_MILLIS_MAX);
             let patience = std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(0));
             let posted = tokio::time::timeout(patience, post(simulation, url, &self.batch)).await;
             posted.unwrap_or(Err(AttemptFailure::Http(AttemptResult::Broken)))

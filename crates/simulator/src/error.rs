@@ -30,7 +30,7 @@ pub enum Error {
     #[error("the system gave no random seed: {0}")]
     Seed(getrandom::Error),
     /// No such app.
-    #[error("the simulator plays no app `{0}`")]
+    #[error("the simulator plays no app or source `{0}`")]
     UnknownApp(String),
     /// No such webhook.
     #[error("the simulator knows no webhook `{0}`")]
@@ -47,6 +47,9 @@ pub enum Error {
     /// Events could not be written as JSON.
     #[error("the events cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// A source of Verify or Notify sends each event in a request of its own.
+    #[error("{0} events are no delivery: sources of verify and notify send one event at a time")]
+    NotOneEvent(usize),
     /// More events than a batch may hold.
     #[error("a batch of {0} events is too large: at most {BATCH_EVENTS_MAX}")]
     BatchSize(usize),

@@ -1,4 +1,4 @@
-//! The simulator's HTTP server on loopback: every app's key set and the management API. Owns sockets,
+//! The simulator's HTTP server on loopback: the keys of every app and source, and the management API. Owns sockets,
 //! paths and limits; decides nothing about webhooks.
 
 use std::{
@@ -19,12 +19,17 @@ use tokio::{
 };
 
 use super::{
+    event_type::SourceKind,
     management,
     state::{App, Simulation, lock},
 };
 
 /// The path of an app's key set on its own host.
 pub(super) const JWKS_PATH: &str = "/.well-known/jwks.json";
+
+/// The path of the PEM keys of a source of Verify or Notify, below `/sources/{id}`. Prelude shows them in its
+/// dashboard only.
+pub(super) const PEM_PATH: &str = "/public-key.pem";
 
 const CONNECTIONS_MAX: usize = 256;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,16 +91,20 @@ async fn answer(simulation: &Arc<Simulation>, request: Request<Incoming>) -> Ans
     if let Some(app_id) = jwks_app(simulation, path, &parts.headers) {
         return jwks(simulation, &parts.method, &app_id);
     }
+    let source = path.strip_prefix("/sources/");
+    if let Some(id) = source.and_then(|rest| rest.strip_suffix(PEM_PATH)) {
+        return pem(simulation, &parts.method, id);
+    }
     let Some(rest) = path.strip_prefix("/v2/session/apps/") else {
         return if path == "/" {
             map(simulation)
         } else {
-            failure(&management::Error::UnknownPath)
+            failure(simulation, &management::Error::UnknownPath)
         };
     };
     let body = match read(body).await {
         Ok(body) => body,
-        Err(error) => return failure(&error),
+        Err(error) => return failure(simulation, &error),
     };
     let authorization = parts
         .headers
@@ -103,7 +112,7 @@ async fn answer(simulation: &Arc<Simulation>, request: Request<Incoming>) -> Ans
         .map(|value| value.as_bytes());
     match management::answer(simulation, &parts.method, rest, authorization, &body).await {
         Ok((status, body)) => respond(status, body.as_ref()),
-        Err(error) => failure(&error),
+        Err(error) => failure(simulation, &error),
     }
 }
 
@@ -138,7 +147,10 @@ fn jwks_app(simulation: &Simulation, path: &str, headers: &HeaderMap) -> Option<
     if simulation.apps.contains_key(label) {
         return Some(label.to_owned());
     }
-    let mut ids = simulation.apps.keys();
+    let apps = simulation.apps.iter();
+    let mut ids = apps
+        .filter(|(_, app)| app.kind == SourceKind::Auth)
+        .map(|(id, _)| id);
     match (ids.next(), ids.next()) {
         (Some(only), None) => Some(only.clone()),
         // Without a name the app is not known; the empty id gets the 404 that says so.
@@ -147,18 +159,45 @@ fn jwks_app(simulation: &Simulation, path: &str, headers: &HeaderMap) -> Option<
 }
 
 fn jwks(simulation: &Simulation, method: &Method, app_id: &str) -> Answer {
-    let Some(app) = simulation.apps.get(app_id) else {
-        return failure(&management::Error::UnknownApp(app_id.to_owned()));
+    match keys_of(simulation, method, app_id, |kind| kind == SourceKind::Auth) {
+        Ok(app) => respond(StatusCode::OK, Some(&published(simulation, app))),
+        Err(error) => failure(simulation, &error),
+    }
+}
+
+fn pem(simulation: &Simulation, method: &Method, source_id: &str) -> Answer {
+    let app = match keys_of(simulation, method, source_id, |kind| {
+        kind != SourceKind::Auth
+    }) {
+        Ok(app) => app,
+        Err(error) => return failure(simulation, &error),
     };
+    let Ok(text) = lock(&app.ring).pem() else {
+        return respond(StatusCode::INTERNAL_SERVER_ERROR, None);
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let pem = header::HeaderValue::from_static("application/x-pem-file");
+    response.headers_mut().insert(header::CONTENT_TYPE, pem);
+    response
+}
+
+/// The app or source whose keys are requested.
+fn keys_of<'a>(
+    simulation: &'a Simulation,
+    method: &Method,
+    id: &str,
+    is_of_kind: impl Fn(SourceKind) -> bool,
+) -> Result<&'a App, management::Error> {
+    let found = simulation.apps.get(id).filter(|app| is_of_kind(app.kind));
+    let app = found.ok_or_else(|| management::Error::UnknownApp(id.to_owned()))?;
     if method != Method::GET && method != Method::HEAD {
-        return failure(&management::Error::Method);
+        return Err(management::Error::Method);
     }
     app.count_jwks_fetch();
     if !app.jwks_up.load(Ordering::Relaxed) {
-        let body = json!({ "code": "unavailable", "status": 503, "message": "switched off" });
-        return respond(StatusCode::SERVICE_UNAVAILABLE, Some(&body));
+        return Err(management::Error::KeysUnavailable);
     }
-    respond(StatusCode::OK, Some(&published(simulation, app)))
+    Ok(app)
 }
 
 /// An app's key set as it is served.
@@ -169,25 +208,28 @@ pub(super) fn published(simulation: &Simulation, app: &App) -> Value {
 
 /// The page for a person who opens the address in a browser.
 fn map(simulation: &Simulation) -> Answer {
-    let apps: Vec<Value> = simulation
-        .apps
-        .keys()
-        .map(|id| {
-            json!({
+    let (mut apps, mut sources) = (Vec::new(), Vec::new());
+    for (id, app) in &simulation.apps {
+        if app.kind == SourceKind::Auth {
+            apps.push(json!({
                 "id": id,
                 "jwks": format!("/apps/{id}{JWKS_PATH}"),
                 "webhooks": format!("/v2/session/apps/{id}/webhooks"),
-            })
-        })
-        .collect();
-    respond(
-        StatusCode::OK,
-        Some(&json!({ "simulator": "Prelude Session", "apps": apps })),
-    )
+            }));
+        } else {
+            sources.push(json!({
+                "id": id,
+                "kind": app.kind.as_str(),
+                "pem": format!("/sources/{id}{PEM_PATH}"),
+            }));
+        }
+    }
+    let map = json!({ "simulator": "Prelude", "apps": apps, "sources": sources });
+    respond(StatusCode::OK, Some(&map))
 }
 
-fn failure(error: &management::Error) -> Answer {
-    let (status, body) = error.answer();
+fn failure(simulation: &Simulation, error: &management::Error) -> Answer {
+    let (status, body) = error.answer(&simulation.request_id());
     respond(status, Some(&body))
 }
 

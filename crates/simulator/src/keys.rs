@@ -13,7 +13,7 @@ use base64::{
 use rsa::{
     RsaPrivateKey,
     pkcs1::DecodeRsaPrivateKey as _,
-    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding},
+    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding},
     pss::BlindedSigningKey,
     rand_core::OsRng,
     signature::{RandomizedSigner as _, SignatureEncoding as _},
@@ -234,6 +234,16 @@ impl SigningKey {
         Ok(format!("{SIGNATURE_PREFIX}{}", engine.encode(signature)))
     }
 
+    /// Its public half as PEM (SPKI), as Prelude's dashboard shows the key of Verify and Notify.
+    ///
+    /// # Errors
+    /// [`Error::Pem`], which a valid key does not meet.
+    pub fn public_pem(&self) -> Result<String, Error> {
+        let public = self.inner.key.to_public_key();
+        let pem = public.to_public_key_pem(LineEnding::LF);
+        pem.map_err(|_| Error::Pem)
+    }
+
     /// Its public half as a JWK.
     #[must_use]
     pub fn public_jwk(&self, alg: AlgLabel) -> Value {
@@ -303,6 +313,15 @@ impl KeyRing {
         keys.extend(self.retired.iter().map(|key| key.public_jwk(style.alg)));
         json!({ "keys": keys })
     }
+
+    /// The published keys as PEM blocks, the one that signs first.
+    ///
+    /// # Errors
+    /// As [`SigningKey::public_pem`].
+    pub fn pem(&self) -> Result<String, Error> {
+        let keys = std::iter::once(&self.current).chain(&self.retired);
+        keys.map(SigningKey::public_pem).collect()
+    }
 }
 
 /// Keys a tolerant reader skips. The EC and Ed25519 points are real ones, so that no reader can
@@ -331,8 +350,6 @@ fn foreign_keys() -> Vec<Value> {
 mod tests {
     use std::process::Command;
 
-    use rsa::pkcs8::{EncodePublicKey as _, LineEnding};
-
     use super::*;
 
     const KEY_A: &str = include_str!("../../../tests/data/keys/test-key-2048-a.pem");
@@ -347,8 +364,7 @@ mod tests {
         let signature = URL_SAFE_NO_PAD
             .decode(encoded.trim_end_matches('='))
             .unwrap();
-        let public = key.inner.key.to_public_key();
-        let public = public.to_public_key_pem(LineEnding::LF).unwrap();
+        let public = key.public_pem().unwrap();
         std::fs::write(path("body"), body).unwrap();
         std::fs::write(path("signature"), signature).unwrap();
         std::fs::write(path("public.pem"), public).unwrap();
@@ -461,6 +477,12 @@ mod tests {
         let mut ring = KeyRing::new(a.clone());
         ring.rotate(b.clone(), true);
         assert_eq!(ids(&ring), [b.id(), a.id()]);
+        let pems = [&b, &a].map(|key| key.public_pem().unwrap());
+        assert_eq!(ring.pem().unwrap(), pems.concat());
+        assert!(
+            pems.iter()
+                .all(|pem| pem.starts_with("-----BEGIN PUBLIC KEY-----"))
+        );
         ring.rotate(a.clone(), false);
         assert_eq!(ids(&ring), [a.id()]);
         for _ in 0..20 {

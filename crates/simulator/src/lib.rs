@@ -1,6 +1,7 @@
 //! A local simulator of Prelude: app hosts with key sets, the management API, the activation challenge,
-//! and signed deliveries with retries, on loopback sockets. It does what Prelude documents, and has a
-//! switch for every plausible form of what Prelude does not document.
+//! and signed deliveries with retries, on loopback sockets. It plays Prelude Auth, Verify and Notify. It
+//! does what Prelude documents, and has a switch for every plausible form of what Prelude does not
+//! document.
 //!
 //! It shares no code with the bridge, so that the same mistake cannot be in both.
 //!
@@ -17,20 +18,15 @@
 //!
 //! let simulator = Simulator::start(Options::default()).await?;
 //! let url = "http://127.0.0.1:8080/webhooks/54e9ujn";
-//! let webhook = simulator.connect("54e9ujn", url, "token", &EventType::ALL).await?;
+//! let webhook = simulator.connect("54e9ujn", url, "token", &EventType::AUTH).await?;
 //! let batch = simulator.batch("54e9ujn", 10, &[])?;
 //! let outcome = simulator.deliver(&webhook, batch).await?;
 //! # Ok(()) }
 //! ```
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
@@ -38,6 +34,7 @@ pub mod activation;
 pub mod batch;
 pub mod delivery;
 mod error;
+pub mod event_type;
 pub mod events;
 mod host;
 pub mod keys;
@@ -47,6 +44,7 @@ pub mod options;
 pub mod random;
 pub mod scenario;
 pub mod schedule;
+mod signing;
 mod state;
 pub mod traffic;
 pub mod webhooks;
@@ -55,16 +53,17 @@ pub use self::{
     batch::Batch,
     delivery::{Answer, Ticket},
     error::Error,
-    events::{Event, EventType},
+    event_type::{EventType, SourceKind},
+    events::Event,
     keys::SigningKey,
     ledger::{Ledger, Outcome},
-    options::{AppOptions, Faults, Options, WireStyle},
+    options::{ApiStyle, AppOptions, Faults, Options, WireStyle},
     schedule::RetrySchedule,
 };
 use self::{
     delivery::AttemptFailure,
     state::{App, Simulation, lock},
-    webhooks::Draft,
+    webhooks::{Draft, Registry},
 };
 
 /// The most events one batch of the generator holds: about half the bridge's body limit.
@@ -78,7 +77,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Emitted {
     /// Events that were sent to at least one webhook.
     pub events: usize,
-    /// Batches, one for each webhook that has chosen an event of it.
+    /// Requests: a batch for each webhook that has chosen an event of it, or one for each event.
     pub batches: usize,
 }
 
@@ -152,13 +151,15 @@ impl Simulator {
         &self.simulation.options.management_token
     }
 
-    /// The URL of an app's key set.
-    #[must_use]
-    pub fn jwks_url(&self, app_id: &str) -> String {
-        format!("http://{}/apps/{app_id}{}", self.address, host::JWKS_PATH)
+    /// What an app or source is.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`].
+    pub fn kind(&self, app_id: &str) -> Result<SourceKind, Error> {
+        Ok(self.app(app_id)?.kind)
     }
 
-    /// The ids of its apps.
+    /// The ids of its apps and sources.
     pub fn app_ids(&self) -> impl Iterator<Item = &str> {
         self.simulation.apps.keys().map(String::as_str)
     }
@@ -167,62 +168,6 @@ impl Simulator {
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.simulation.seed
-    }
-
-    /// An app's key set as it is served now.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn jwks(&self, app_id: &str) -> Result<Value, Error> {
-        Ok(host::published(&self.simulation, self.app(app_id)?))
-    }
-
-    /// How often an app's key set was asked for, refusals while it was down included.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn jwks_fetches(&self, app_id: &str) -> Result<u64, Error> {
-        Ok(self.app(app_id)?.jwks_fetches())
-    }
-
-    /// Stops serving an app's key set (503), or serves it again.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`].
-    pub fn set_jwks_up(&self, app_id: &str, up: bool) -> Result<(), Error> {
-        self.app(app_id)?.jwks_up.store(up, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Signs with another key from now on: the next of those given, or a new one. With overlap the
-    /// former stays published; without it, it is gone at once. Returns the new key's id.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`], [`Error::Key`].
-    pub async fn rotate_key(&self, app_id: &str, overlap: bool) -> Result<String, Error> {
-        let app = self.app(app_id)?;
-        let spare = lock(&app.spare).pop_front();
-        let next = match spare {
-            Some(key) => key,
-            None => {
-                let bits = self.simulation.options.key_bits;
-                tokio::task::spawn_blocking(move || SigningKey::generate(bits))
-                    .await
-                    .map_err(|_| Error::Stopped)??
-            }
-        };
-        let id = next.id().to_owned();
-        lock(&app.ring).rotate(next, overlap);
-        Ok(id)
-    }
-
-    /// The value of `X-Webhook-Signature` for any body, by the app's present key.
-    ///
-    /// # Errors
-    /// [`Error::UnknownApp`], [`Error::Key`].
-    pub async fn sign(&self, app_id: &str, body: &[u8]) -> Result<String, Error> {
-        let body = bytes::Bytes::copy_from_slice(body);
-        Ok(delivery::sign(&self.simulation, app_id, body).await?.header)
     }
 
     /// Changes how deliveries look from now on.
@@ -252,7 +197,8 @@ impl Simulator {
         *lock(&self.simulation.faults)
     }
 
-    /// Registers a webhook and activates it, as a user does in two calls. Returns its id.
+    /// Registers a webhook and activates it, as a user does in two calls. Returns its id. A source of
+    /// Verify or Notify sends to any URL without asking, so it only notes this one.
     ///
     /// # Errors
     /// [`Error::Activation`] if the receiver does not meet the challenge (nothing is registered
@@ -264,7 +210,10 @@ impl Simulator {
         verification_token: &str,
         events: &[EventType],
     ) -> Result<String, Error> {
-        self.app(app_id)?;
+        if self.kind(app_id)? != SourceKind::Auth {
+            let add = |registry: &mut Registry| registry.add_callback(app_id, url, events);
+            return Ok(self.simulation.change_webhooks(add)?.id);
+        }
         let draft = Draft {
             url: Some(url.to_owned()),
             verification_token: Some(verification_token.to_owned()),
@@ -297,7 +246,7 @@ impl Simulator {
         }
     }
 
-    /// The next events of an app's world, of these types (of all seven if none is given).
+    /// The next events of an app, of these types (of all of its kind if none is given).
     ///
     /// # Errors
     /// [`Error::UnknownApp`], [`Error::BatchSize`].
@@ -311,20 +260,43 @@ impl Simulator {
             return Err(Error::BatchSize(count));
         }
         let app = self.app(app_id)?;
+        let types = if types.is_empty() {
+            app.kind.event_types()
+        } else {
+            types
+        };
         let (ids, late) = (self.wire().item.ids, self.faults().late);
-        let mut world = lock(&app.world);
+        let mut generator = lock(&app.generator);
         Ok((0..count)
-            .map(|_| world.next(Timestamp::now(), types, ids, late))
+            .map(|_| generator.next(Timestamp::now(), types, ids, late))
             .collect())
     }
 
-    /// The next events of an app's world as a batch.
+    /// The next events of an app as one body.
     ///
     /// # Errors
-    /// Those of [`Simulator::events`].
+    /// Those of [`Simulator::events`]; [`Error::NotOneEvent`] for a source that sends single events.
     pub fn batch(&self, app_id: &str, count: usize, types: &[EventType]) -> Result<Batch, Error> {
         let events = self.events(app_id, count, types)?;
-        Ok(Batch::encode(app_id, &events, self.wire().item)?)
+        let mut bodies = self.encode(app_id, &events)?;
+        match (bodies.pop(), bodies.is_empty()) {
+            (Some(body), true) => Ok(body),
+            _ => Err(Error::NotOneEvent(count)),
+        }
+    }
+
+    /// These events as an app or source of this kind sends them: in one batch, or each by itself.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`], [`Error::Json`].
+    pub fn encode(&self, app_id: &str, events: &[Event]) -> Result<Vec<Batch>, Error> {
+        let style = self.wire().item;
+        if self.kind(app_id)?.sends_batches() {
+            return Ok(vec![Batch::encode(app_id, events, style)?]);
+        }
+        let each = events.iter();
+        let bodies = each.map(|event| Batch::encode_single(app_id, event, style));
+        Ok(bodies.collect::<Result<_, _>>()?)
     }
 
     /// One POST to any URL, signed by the batch's app, without retries and without an entry in
@@ -358,7 +330,7 @@ impl Simulator {
         Ok(self.send(webhook_id, batch).await?.outcome().await)
     }
 
-    /// Sends the next events of an app's world to every active webhook of the app that wants them.
+    /// Sends the next events of an app to every active webhook of the app that wants them.
     ///
     /// # Errors
     /// Those of [`Simulator::events`] and [`Simulator::send`].
@@ -397,9 +369,11 @@ impl Simulator {
                     chosen.push(event.clone());
                 }
             }
-            if !chosen.is_empty() {
-                let batch = Batch::encode(app_id, &chosen, self.wire().item)?;
-                self.send(&webhook_id, batch).await?;
+            if chosen.is_empty() {
+                continue;
+            }
+            for body in self.encode(app_id, &chosen)? {
+                self.send(&webhook_id, body).await?;
                 emitted.batches += 1;
             }
         }

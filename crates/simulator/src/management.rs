@@ -1,5 +1,5 @@
-//! Prelude's management API for webhooks, with its documented limits and errors, as far as the
-//! simulator plays it. Turns a request that was read into an answer; knows nothing of sockets.
+//! Prelude's management API for the webhooks of Prelude Auth, with its documented limits and errors, as far
+//! as the simulator plays it. Turns a request that was read into an answer; knows nothing of sockets.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::{
     activation::{Challenge, Failure},
-    events::EventType,
+    event_type::{self, EventType, SourceKind},
     state::{Simulation, lock},
     webhooks::{self, Draft},
 };
@@ -22,6 +22,8 @@ pub(super) enum Error {
     Unauthorized,
     #[error("there is no app `{0}`")]
     UnknownApp(String),
+    #[error("the keys are not served at the moment")]
+    KeysUnavailable,
     #[error("there is nothing at this path")]
     UnknownPath,
     #[error("this method is not allowed here")]
@@ -30,6 +32,15 @@ pub(super) enum Error {
     Body(String),
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
+    #[error("`{name}` is not an event type: take one of {list}", list = event_type::list(accepted))]
+    Event {
+        name: String,
+        param: &'static str,
+        accepted: Vec<EventType>,
+    },
+    /// The same from an API that does not say which event it means.
+    #[error("a parameter is not valid")]
+    Parameter(&'static str),
     #[error(transparent)]
     Webhook(#[from] webhooks::Error),
     #[error("the activation challenge failed: {0}")]
@@ -37,14 +48,17 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// The answer, in the form of the sibling endpoint that documents one.
-    pub(super) fn answer(&self) -> (StatusCode, Value) {
+    /// The answer, in the form of the sibling endpoints that document one.
+    pub(super) fn answer(&self, request_id: &str) -> (StatusCode, Value) {
         let (status, code) = match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::UnknownApp(_) => (StatusCode::NOT_FOUND, "app_not_found"),
+            Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::Body(_) | Self::Event { .. } | Self::Parameter(_) => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Webhook(webhooks::Error::Unknown(_)) => {
                 (StatusCode::NOT_FOUND, "webhook_not_found")
@@ -55,7 +69,24 @@ impl Error {
             }
             Self::Activation(_) => (StatusCode::BAD_REQUEST, "webhook_activation_failed"),
         };
-        let body = json!({ "code": code, "status": status.as_u16(), "message": self.to_string() });
+        let kind = match status {
+            StatusCode::UNAUTHORIZED => "unauthorized",
+            StatusCode::NOT_FOUND => "not_found",
+            StatusCode::CONFLICT => "conflict",
+            _ => "bad_request",
+        };
+        let mut body = json!({
+            "code": code,
+            "type": kind,
+            "status": status.as_u16(),
+            "message": self.to_string(),
+            "request_id": request_id,
+        });
+        if let (Self::Event { param, .. } | Self::Parameter(param), Some(members)) =
+            (self, body.as_object_mut())
+        {
+            members.insert("param".to_owned(), (*param).into());
+        }
         (status, body)
     }
 }
@@ -64,22 +95,12 @@ impl Error {
 struct DraftBody {
     url: Option<String>,
     verification_token: Option<String>,
-    events: Option<Vec<EventType>>,
-}
-
-impl From<DraftBody> for Draft {
-    fn from(body: DraftBody) -> Self {
-        Self {
-            url: body.url,
-            verification_token: body.verification_token,
-            events: body.events,
-        }
-    }
+    events: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 struct EventBody {
-    event: EventType,
+    event: String,
 }
 
 /// Answers a call. `path` is what follows `/v2/session/apps/`.
@@ -100,7 +121,9 @@ pub(super) async fn answer(
         [app, "webhooks", rest @ ..] => (*app, rest),
         _ => return Err(Error::UnknownPath),
     };
-    if !simulation.apps.contains_key(app) {
+    // The webhooks of Verify and Notify are not registered: each request to Prelude names its URL.
+    let found = simulation.apps.get(app);
+    if found.is_none_or(|app| app.kind != SourceKind::Auth) {
         return Err(Error::UnknownApp(app.to_owned()));
     }
     let call = Call {
@@ -133,7 +156,7 @@ pub(super) async fn activate(
 ) -> Result<webhooks::Webhook, Error> {
     let webhook = lock(&simulation.registry).get(app_id, id)?.clone();
     let wide = lock(&simulation.wire).wide_challenge;
-    let challenge = Challenge::new(lock(&simulation.dice).next_u64(), wide);
+    let challenge = Challenge::new(lock(&simulation.random).next_u64(), wide);
     let asked = challenge
         .send(
             &simulation.client,
@@ -168,12 +191,49 @@ impl Call<'_> {
         serde_json::from_slice(self.body).map_err(|error| Error::Body(error.to_string()))
     }
 
+    fn draft(&self) -> Result<Draft, Error> {
+        let body: DraftBody = self.parse()?;
+        let events = body.events.map(|names| {
+            let events = names.iter().map(|name| self.event_type(name, "events"));
+            events.collect::<Result<_, _>>()
+        });
+        Ok(Draft {
+            url: body.url,
+            verification_token: body.verification_token,
+            events: events.transpose()?,
+        })
+    }
+
+    /// The type with this name, if the API takes it.
+    fn event_type(&self, name: &str, param: &'static str) -> Result<EventType, Error> {
+        let style = &self.simulation.options.api;
+        let is_refused = |known: &EventType| {
+            let mut refused = style.refuse_events.iter();
+            refused.any(|refused| refused == known.as_str())
+        };
+        let mut accepted = EventType::AUTH.to_vec();
+        accepted.retain(|known| !is_refused(known));
+        match accepted
+            .iter()
+            .find(|known| known.as_str() == name)
+            .copied()
+        {
+            Some(event_type) => Ok(event_type),
+            None if style.vague_refusals => Err(Error::Parameter(param)),
+            None => Err(Error::Event {
+                name: name.to_owned(),
+                param,
+                accepted,
+            }),
+        }
+    }
+
     fn create(&self) -> Answer {
-        let draft: DraftBody = self.parse()?;
+        let draft = self.draft()?;
         let app = self.app;
         let made = self
             .simulation
-            .change_webhooks(|registry| registry.create(app, draft.into()))?;
+            .change_webhooks(|registry| registry.create(app, draft))?;
         Ok(shown(StatusCode::CREATED, &made))
     }
 
@@ -192,11 +252,11 @@ impl Call<'_> {
     }
 
     fn update(&self, id: &str) -> Answer {
-        let draft: DraftBody = self.parse()?;
+        let draft = self.draft()?;
         let app = self.app;
         let changed = self
             .simulation
-            .change_webhooks(|registry| registry.update(app, id, draft.into()))?;
+            .change_webhooks(|registry| registry.update(app, id, draft))?;
         Ok(shown(StatusCode::OK, &changed))
     }
 
@@ -223,6 +283,7 @@ impl Call<'_> {
 
     fn add_event(&self, id: &str) -> Answer {
         let EventBody { event } = self.parse()?;
+        let event = self.event_type(&event, "event")?;
         let app = self.app;
         let changed = self
             .simulation
@@ -231,9 +292,7 @@ impl Call<'_> {
     }
 
     fn remove_event(&self, id: &str, event: &str) -> Answer {
-        let event: EventType = event
-            .parse()
-            .map_err(|error: super::events::UnknownType| Error::Body(error.to_string()))?;
+        let event = self.event_type(event, "event")?;
         let app = self.app;
         let changed = self
             .simulation

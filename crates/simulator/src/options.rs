@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{
     batch::ItemStyle,
+    event_type::SourceKind,
     keys::{SetStyle, SignatureStyle, SigningKey},
     schedule::RetrySchedule,
 };
@@ -29,11 +30,13 @@ pub const APPS_MAX: usize = 64;
 #[error("{0}")]
 pub struct Invalid(pub(super) String);
 
-/// One app and the keys it signs with.
+/// One app or other source, and the keys it signs with.
 #[derive(Debug, Clone)]
 pub struct AppOptions {
     /// Its id, for example `54e9ujn`.
     pub id: String,
+    /// Which product of Prelude it plays.
+    pub kind: SourceKind,
     /// The first signs at the start, the others take over at each rotation. When none is left, a
     /// new one is made, which takes tenths of a second at 2048 bits.
     pub keys: Vec<SigningKey>,
@@ -43,10 +46,7 @@ impl AppOptions {
     /// An app whose keys are made when they are needed.
     #[must_use]
     pub fn new(id: impl Into<String>) -> Self {
-        Self {
-            id: id.into(),
-            keys: Vec::new(),
-        }
+        Self::with_keys(id, Vec::new())
     }
 
     /// An app that signs with these keys in turn.
@@ -54,8 +54,15 @@ impl AppOptions {
     pub fn with_keys(id: impl Into<String>, keys: Vec<SigningKey>) -> Self {
         Self {
             id: id.into(),
+            kind: SourceKind::Auth,
             keys,
         }
+    }
+
+    /// The same as a source of another product.
+    #[must_use]
+    pub fn of_kind(self, kind: SourceKind) -> Self {
+        Self { kind, ..self }
     }
 }
 
@@ -76,6 +83,17 @@ pub struct WireStyle {
     /// Whether the activation challenge is beyond 2^53, where JSON numbers lose digits in many
     /// languages.
     pub wide_challenge: bool,
+}
+
+/// How the management API refuses what Prelude does not document: which event types it takes, and what
+/// an error says.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiStyle {
+    /// Documented types that it does not take.
+    pub refuse_events: Vec<String>,
+    /// Whether a refusal names only the parameter, and not the event.
+    pub vague_refusals: bool,
 }
 
 /// What goes wrong on purpose. Every share is a probability from 0 to 1. Can be changed while the
@@ -141,12 +159,12 @@ impl Faults {
     }
 }
 
-/// Everything a simulator is started with. The default plays one app, honestly, on a free port.
+/// Everything a simulator is started with. The default is one app, without faults, on a free port.
 #[derive(Clone)]
 pub struct Options {
     /// Where JWKS and management API are served.
     pub listen: SocketAddr,
-    /// The apps.
+    /// The apps, and sources of other kinds.
     pub apps: Vec<AppOptions>,
     /// The size of keys that have to be made, in bits.
     pub key_bits: usize,
@@ -157,6 +175,8 @@ pub struct Options {
     pub seed: Option<u64>,
     /// How deliveries look.
     pub wire: WireStyle,
+    /// How the management API refuses.
+    pub api: ApiStyle,
     /// The faults to inject.
     pub faults: Faults,
     /// When failed deliveries are tried again.
@@ -183,6 +203,7 @@ impl Default for Options {
             management_token: DEFAULT_MANAGEMENT_TOKEN.to_owned(),
             seed: None,
             wire: WireStyle::default(),
+            api: ApiStyle::default(),
             faults: Faults::default(),
             retry: RetrySchedule::default(),
             answer_timeout: ANSWER_TIMEOUT,
@@ -286,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_sound_and_each_senseless_option_is_refused_with_a_remedy() {
+    fn the_default_is_valid_and_each_invalid_option_is_refused_with_a_remedy() {
         Options::default().check().unwrap();
         assert!(refused(|options| options.apps.clear()).contains("1 to 64"));
         assert!(refused(|options| options.apps.push(AppOptions::new("a/b"))).contains("app id"));

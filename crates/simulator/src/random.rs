@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_tells_the_same_story_again_and_another_seed_another() {
+    fn a_seed_gives_the_same_sequence_again_and_another_seed_another() {
         let draw = |mut random: Random| -> Vec<u64> { (0..8).map(|_| random.next_u64()).collect() };
         assert_eq!(draw(Random::new(7)), draw(Random::new(7)));
         assert_ne!(draw(Random::new(7)), draw(Random::new(8)));

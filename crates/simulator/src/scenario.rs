@@ -1,5 +1,5 @@
 //! A run written down: apps, webhooks, and steps in the order they are taken. Owns the TOML and
-//! its messages, which name the line and the key; leaves every deed to the simulator.
+//! its messages, which name the line and the key; the simulator does what the steps say.
 
 use std::{fmt, ops::Range, path::Path, time::Duration};
 
@@ -8,8 +8,8 @@ use toml::Spanned;
 
 use super::{
     AppOptions, BATCH_EVENTS_MAX, Error, EventType, Faults, Options, RetrySchedule, SigningKey,
-    Simulator, WireStyle,
-    options::{DEFAULT_APP_ID, duration},
+    Simulator, SourceKind, WireStyle,
+    options::{ApiStyle, DEFAULT_APP_ID, duration},
     traffic::{Burst, Traffic},
 };
 
@@ -63,6 +63,8 @@ struct File {
     #[serde(default)]
     wire: WireStyle,
     #[serde(default)]
+    api: ApiStyle,
+    #[serde(default)]
     faults: Faults,
     #[serde(default)]
     apps: Vec<AppEntry>,
@@ -75,6 +77,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct AppEntry {
     id: Spanned<String>,
+    #[serde(default)]
+    kind: SourceKind,
     #[serde(default)]
     key_files: Vec<Spanned<String>>,
 }
@@ -108,7 +112,7 @@ enum Step {
     Settle(Span),
     /// Signs with another key from here on.
     RotateKey(RotateKey),
-    /// Takes a key set off the air or brings it back.
+    /// Stops serving keys, or serves them again.
     Jwks(Jwks),
     /// From here on these faults and no others.
     Faults(Faults),
@@ -178,7 +182,7 @@ pub struct Connection {
     pub app_id: String,
     /// Where its deliveries go.
     pub url: String,
-    /// What its activation carries.
+    /// What its activation carries, if it has to be activated.
     pub verification_token: String,
     /// Which events it gets.
     pub events: Vec<EventType>,
@@ -253,12 +257,15 @@ impl Scenario {
         let defaults = Options::default();
         let apps = self.file.apps.iter().zip(&self.keys);
         let apps: Vec<AppOptions> = apps
-            .map(|(app, keys)| AppOptions::with_keys(app.id.get_ref(), keys.clone()))
+            .map(|(app, keys)| {
+                AppOptions::with_keys(app.id.get_ref(), keys.clone()).of_kind(app.kind)
+            })
             .collect();
         Options {
             apps: if apps.is_empty() { defaults.apps } else { apps },
             seed: self.file.seed,
             wire: self.file.wire,
+            api: self.file.api.clone(),
             faults: self.file.faults,
             retry: RetrySchedule::scaled(self.file.time_scale),
             answer_timeout: self.file.answer_timeout.unwrap_or(defaults.answer_timeout),
@@ -279,7 +286,7 @@ impl Scenario {
                 app_id: app_id.to_owned(),
                 url,
                 verification_token: token.unwrap_or_else(|| target.verification_token.clone()),
-                events: events.unwrap_or_else(|| EventType::ALL.to_vec()),
+                events: events.unwrap_or_else(|| self.kind_of(app_id).event_types().to_vec()),
             })
         };
         let apps = self.app_ids();
@@ -335,6 +342,12 @@ impl Scenario {
             Step::Wire(wire) => simulator.set_wire(*wire),
         }
         Ok(())
+    }
+
+    fn kind_of(&self, app_id: &str) -> SourceKind {
+        let mut apps = self.file.apps.iter();
+        let found = apps.find(|app| app.id.get_ref() == app_id);
+        found.map(|app| app.kind).unwrap_or_default()
     }
 
     fn app_ids(&self) -> Vec<&str> {
@@ -471,9 +484,23 @@ mod tests {
         (error.line, error.key, error.message)
     }
 
+    /// Each text with the line, the key and a part of the message of its fault.
+    fn are_refused(cases: &[(&str, usize, &str, &str)]) {
+        for &(text, line, key, message) in cases {
+            let (found_line, found_key, found_message) = refused(text);
+            assert_eq!(found_line, Some(line), "{text}: {found_message}");
+            assert_eq!(
+                found_key.unwrap_or_default(),
+                key,
+                "{text}: {found_message}"
+            );
+            assert!(found_message.contains(message), "{text}: {found_message}");
+        }
+    }
+
     #[test]
-    fn a_fault_is_named_by_line_and_key() {
-        let cases = [
+    fn a_fault_of_a_setting_is_named_by_line_and_key() {
+        are_refused(&[
             ("seeed = 1\nsteps = []", 1, "seeed", "unknown field"),
             (
                 "steps = []\n\n[faults]\nlose_answers = 2",
@@ -494,6 +521,12 @@ mod tests {
                 "salt",
                 "`longest`",
             ),
+        ]);
+    }
+
+    #[test]
+    fn a_fault_of_an_app_or_step_is_named_by_line_and_key() {
+        are_refused(&[
             ("[[steps]]\nexplode = {}", 2, "explode", "unknown variant"),
             (
                 "[[steps]]\nsend = { events = 1, batch = 0 }",
@@ -520,6 +553,18 @@ mod tests {
                 "no app `other`",
             ),
             (
+                "[[apps]]\nid = \"a\"\nkind = \"session\"\n[[steps]]\nwait = \"1s\"",
+                3,
+                "kind",
+                "`auth`, `verify`, `notify`",
+            ),
+            (
+                "[api]\nrefuse = []\n[[steps]]\nwait = \"1s\"",
+                2,
+                "refuse",
+                "unknown field",
+            ),
+            (
                 "[[apps]]\nid = \"a/b\"\n[[steps]]\nwait = \"1s\"",
                 2,
                 "id",
@@ -531,17 +576,7 @@ mod tests {
                 "key_files",
                 "No such file",
             ),
-        ];
-        for (text, line, key, message) in cases {
-            let (found_line, found_key, found_message) = refused(text);
-            assert_eq!(found_line, Some(line), "{text}: {found_message}");
-            assert_eq!(
-                found_key.unwrap_or_default(),
-                key,
-                "{text}: {found_message}"
-            );
-            assert!(found_message.contains(message), "{text}: {found_message}");
-        }
+        ]);
     }
 
     #[test]
@@ -582,6 +617,20 @@ mod tests {
         };
         let scenario = parse("[[steps]]\nwait = \"1s\"").unwrap();
         assert!(scenario.connections(&nowhere).is_empty());
+    }
+
+    #[test]
+    fn a_source_of_another_kind_gets_the_events_of_that_kind() {
+        let text = "[[apps]]\nid = \"v\"\nkind = \"verify\"\n[[apps]]\nid = \"n\"\nkind = \"notify\"\n[[steps]]\nwait = \"1s\"";
+        let target = Target {
+            url: Some("http://127.0.0.1:8080/webhooks/{app}".to_owned()),
+            verification_token: "token".to_owned(),
+        };
+        let scenario = parse(text).unwrap();
+        let connections = scenario.connections(&target);
+        assert_eq!(connections[0].events, EventType::VERIFY);
+        assert_eq!(connections[1].events, EventType::NOTIFY);
+        assert_eq!(scenario.options().apps[1].kind, SourceKind::Notify);
     }
 
     #[test]

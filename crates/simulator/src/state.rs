@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    event_type::SourceKind,
     events::Generator,
     keys::{self, KeyRing, SigningKey},
     ledger::Ledger,
@@ -21,13 +22,14 @@ use super::{
     webhooks::{self, Registry},
 };
 
-/// One simulated app.
+/// One simulated app, or a source of another kind.
 pub(super) struct App {
+    pub(super) kind: SourceKind,
     pub(super) ring: Mutex<KeyRing>,
     /// Keys that were configured and not used yet.
     pub(super) spare: Mutex<VecDeque<SigningKey>>,
-    pub(super) world: Mutex<Generator>,
-    /// Whether the key set can be fetched.
+    pub(super) generator: Mutex<Generator>,
+    /// Whether the keys can be fetched.
     pub(super) jwks_up: AtomicBool,
     jwks_fetches: AtomicU64,
 }
@@ -50,7 +52,8 @@ pub(super) struct Simulation {
     pub(super) ledger: Mutex<Ledger>,
     pub(super) wire: Mutex<WireStyle>,
     pub(super) faults: Mutex<Faults>,
-    pub(super) dice: Mutex<Random>,
+    pub(super) random: Mutex<Random>,
+    request_ids: Mutex<Random>,
     pub(super) client: reqwest::Client,
     /// Bounds the batches in progress.
     pub(super) deliveries: Arc<Semaphore>,
@@ -81,9 +84,10 @@ impl Simulation {
             };
             let app_seed = Random::fork(seed, &app.id).next_u64();
             let running = App {
+                kind: app.kind,
                 ring: Mutex::new(KeyRing::new(first)),
                 spare: Mutex::new(spare),
-                world: Mutex::new(Generator::new(app_seed)),
+                generator: Mutex::new(Generator::new(app_seed)),
                 jwks_up: AtomicBool::new(true),
                 jwks_fetches: AtomicU64::new(0),
             };
@@ -96,7 +100,8 @@ impl Simulation {
             ledger: Mutex::new(Ledger::new(options.ledger_deliveries_max)),
             wire: Mutex::new(options.wire),
             faults: Mutex::new(options.faults),
-            dice: Mutex::new(Random::fork(seed, "faults")),
+            random: Mutex::new(Random::fork(seed, "faults")),
+            request_ids: Mutex::new(Random::fork(seed, "requests")),
             client,
             deliveries: Arc::new(Semaphore::new(options.deliveries_max)),
             requests: Semaphore::new(options.requests_max),
@@ -119,14 +124,19 @@ impl Simulation {
         result
     }
 
-    /// Throws the dice for one fault.
+    /// The id of a call to the management API.
+    pub(super) fn request_id(&self) -> String {
+        format!("req_{:016x}", lock(&self.request_ids).next_u64())
+    }
+
+    /// Whether a fault with this probability happens now.
     pub(super) fn happens(&self, share: f64) -> bool {
-        lock(&self.dice).chance(share)
+        lock(&self.random).chance(share)
     }
 }
 
-/// A panic elsewhere leaves nothing half-written behind these locks that a stand-in could not go
-/// on with.
+/// Locks, also after a panic elsewhere: nothing that is half-written behind these locks prevents the simulator
+/// from continuing.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{BATCH_EVENTS_MAX, Error, EventType, Simulator, options::Invalid};
+use super::{BATCH_EVENTS_MAX, Error, EventType, Simulator, event_type, options::Invalid};
 
 /// Events that happen all at once, again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,13 +21,13 @@ pub struct Burst {
 pub struct Traffic {
     /// Events a second over all apps, on the clock on the wall; none for as fast as it goes.
     pub events_per_second: Option<f64>,
-    /// Events in a batch.
+    /// Events in a batch; for a source that sends single events, how many it sends at once.
     pub batch_events: usize,
     /// Where to stop; none for never.
     pub events_max: Option<u64>,
     /// When to stop; none for never.
     pub duration: Option<Duration>,
-    /// Which types happen; none given for all seven.
+    /// Which types happen; none given for all. Each app has those of its kind.
     pub types: Vec<EventType>,
     /// Which apps they happen in; none given for all.
     pub apps: Vec<String>,
@@ -76,15 +76,11 @@ impl Traffic {
     /// [`Error::Options`] from [`Traffic::check`], and those of [`Simulator::emit`].
     pub async fn run(&self, simulator: &Simulator) -> Result<u64, Error> {
         self.check()?;
-        let apps: Vec<&str> = if self.apps.is_empty() {
-            simulator.app_ids().collect()
-        } else {
-            self.apps.iter().map(String::as_str).collect()
-        };
+        let apps = self.chosen_apps(simulator)?;
         let events_max = self.events_max.unwrap_or(u64::MAX);
         let mut plan = Plan::new(self, Instant::now());
         let mut happened = 0;
-        for app in apps.iter().cycle() {
+        for (app, types) in apps.iter().cycle() {
             let room = usize::try_from(events_max - happened).unwrap_or(usize::MAX);
             let count = self.batch_events.min(room);
             if count == 0 {
@@ -99,10 +95,38 @@ impl Traffic {
             }
             // A time that has passed is no pause at all: catching up, or no rate.
             sleep_until(at).await;
-            simulator.emit(app, count, &self.types).await?;
+            simulator.emit(app, count, types).await?;
             happened += count as u64;
         }
         Ok(happened)
+    }
+
+    /// The apps in which events happen, each with the chosen types of its kind.
+    fn chosen_apps<'a>(
+        &'a self,
+        simulator: &'a Simulator,
+    ) -> Result<Vec<(&'a str, Vec<EventType>)>, Error> {
+        let all: Vec<&str> = if self.apps.is_empty() {
+            simulator.app_ids().collect()
+        } else {
+            self.apps.iter().map(String::as_str).collect()
+        };
+        let mut chosen = Vec::new();
+        for app in all {
+            let kind = simulator.kind(app)?;
+            let types = self.types.iter().copied();
+            let types: Vec<_> = types.filter(|name| name.source_kind() == kind).collect();
+            if self.types.is_empty() || !types.is_empty() {
+                chosen.push((app, types));
+            }
+        }
+        if chosen.is_empty() {
+            return Err(Error::Options(Invalid(format!(
+                "no source here sends {}",
+                event_type::list(&self.types)
+            ))));
+        }
+        Ok(chosen)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{events::EventType, random::Random};
+use super::{event_type::EventType, random::Random};
 
 /// The longest URL, in characters, as documented.
 pub const URL_CHARS_MAX: usize = 2048;
@@ -40,7 +40,7 @@ pub struct Webhook {
     pub app_id: String,
     /// Where deliveries go.
     pub url: String,
-    /// What the activation challenge carries.
+    /// What the activation challenge carries; nothing where there is no challenge.
     pub verification_token: String,
     /// Which events it gets.
     pub events: Vec<EventType>,
@@ -162,6 +162,41 @@ impl Registry {
             .verification_token
             .ok_or_else(|| missing("verification_token"))?;
         let events = draft.events.ok_or_else(|| missing("events"))?;
+        self.insert(app_id, url, token, events, false)
+    }
+
+    /// Notes a URL that gets events without being activated, as those of Verify and Notify do.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a URL that cannot be called; [`Error::Limit`].
+    pub fn add_callback(
+        &mut self,
+        source_id: &str,
+        url: &str,
+        events: &[EventType],
+    ) -> Result<Webhook, Error> {
+        let draft = Draft {
+            url: Some(url.to_owned()),
+            ..Draft::default()
+        };
+        draft.check()?;
+        self.insert(
+            source_id,
+            url.to_owned(),
+            String::new(),
+            events.to_vec(),
+            true,
+        )
+    }
+
+    fn insert(
+        &mut self,
+        app_id: &str,
+        url: String,
+        verification_token: String,
+        events: Vec<EventType>,
+        active: bool,
+    ) -> Result<Webhook, Error> {
         if self.of_app(app_id).count() >= WEBHOOKS_PER_APP_MAX {
             return Err(Error::Limit);
         }
@@ -175,9 +210,9 @@ impl Registry {
             id: id.clone(),
             app_id: app_id.to_owned(),
             url,
-            verification_token: token,
+            verification_token,
             events: without_repeats(events),
-            active: false,
+            active,
             last_http_code: None,
             created_at: now,
             updated_at: now,
@@ -429,6 +464,17 @@ mod tests {
         );
         registry.delete("app", &id).unwrap();
         assert_eq!(registry.delete("app", &id).unwrap_err(), unknown);
+    }
+
+    #[test]
+    fn a_callback_needs_no_activation_and_has_to_be_a_url() {
+        let mut registry = Registry::new(1);
+        let events = [EventType::VerifyAttempt];
+        let webhook = registry.add_callback("verify", "https://example.com/", &events);
+        assert!(webhook.unwrap().active);
+        assert_eq!(registry.active_count(), 1);
+        let refused = registry.add_callback("verify", "nonsense", &events);
+        assert!(matches!(refused, Err(Error::Invalid(_))));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, de::IntoDeserializer};
 
 use crate::simulator::{
-    EventType, Faults, WireStyle,
+    ApiStyle, EventType, Faults, WireStyle,
     batch::{ItemStyle, PayloadPlace, TypeKey},
     events::IdStyle,
     keys::{AlgLabel, Salt, SetStyle, SignatureStyle},
@@ -21,7 +21,7 @@ pub(super) struct TrafficArgs {
     #[arg(long, value_name = "N", default_value_t = 10.0)]
     rate: f64,
 
-    /// Events in a batch
+    /// Events in a batch, or single events sent at once
     #[arg(long, value_name = "N", default_value_t = 5)]
     batch: usize,
 
@@ -33,7 +33,7 @@ pub(super) struct TrafficArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     duration: Option<Duration>,
 
-    /// Only events of these types [default: all seven]
+    /// Only events of these types [default: all of the source's kind]
     #[arg(
         long,
         value_name = "TYPE",
@@ -102,6 +102,18 @@ pub(super) struct WireArgs {
 }
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "What the management API refuses")]
+pub(super) struct ApiArgs {
+    /// Refuse webhooks with events of these types; repeatable, or with commas
+    #[arg(long = "refuse-event", value_name = "TYPE", value_delimiter = ',')]
+    refuse_events: Vec<String>,
+
+    /// Name only the parameter in such a refusal, and not the event
+    #[arg(long)]
+    vague_refusals: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "What goes wrong (shares from 0 to 1)")]
 pub(super) struct FaultArgs {
     /// Throw this share of answers away, as if they had never come
@@ -139,6 +151,15 @@ impl TrafficArgs {
                 every: self.burst_every,
                 events,
             }),
+        }
+    }
+}
+
+impl ApiArgs {
+    pub(super) fn style(&self) -> ApiStyle {
+        ApiStyle {
+            refuse_events: self.refuse_events.clone(),
+            vague_refusals: self.vague_refusals,
         }
     }
 }
@@ -181,7 +202,7 @@ impl FaultArgs {
 }
 
 /// A value by its name in the wire format, so that flags and scenario files spell it alike.
-fn named<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, String> {
+pub(in crate::cli) fn named<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, String> {
     let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
         name.into_deserializer();
     T::deserialize(deserializer).map_err(|error| error.to_string())

@@ -7,7 +7,7 @@ use super::{Args, DEFAULT_TOKEN};
 use crate::{
     cli::exit::warn,
     simulator::{
-        Simulator,
+        Simulator, SourceKind,
         ledger::{AttemptResult, Totals},
     },
 };
@@ -46,12 +46,14 @@ pub(super) async fn progress(simulator: &Simulator) -> Infallible {
 pub(super) fn hint(result: AttemptResult) -> &'static str {
     match result {
         AttemptResult::Status(401) => {
-            "the receiver does not trust this simulator's key: start it with the command above"
+            "the receiver does not trust this simulator's key: start it as shown above"
         }
         AttemptResult::Status(404) => {
-            "the receiver does not know this app, or the path is another one"
+            "the receiver does not know this app or source, or the path is another one"
         }
-        AttemptResult::Status(422) => "the receiver cannot read the batch as one",
+        AttemptResult::Status(422) => {
+            "the receiver does not accept a body of this form: is the path that of a source of this kind?"
+        }
         AttemptResult::Status(429 | 503) => {
             "the receiver asks to be tried again later; its log says why"
         }
@@ -65,15 +67,19 @@ pub(super) fn hint(result: AttemptResult) -> &'static str {
 
 pub(super) fn introduce(args: &Args, simulator: &Simulator) {
     let mut text = format!(
-        "A stand-in for Prelude, seed {}. Management API: {}\n",
+        "A simulator of Prelude, seed {}. Management API: {}\n",
         simulator.seed(),
         simulator.api_url()
     );
-    for app in simulator.app_ids() {
-        text.push_str(&format!(
-            "Key set of app {app}: {}\n",
-            simulator.jwks_url(app)
-        ));
+    for id in simulator.app_ids() {
+        text.push_str(&match simulator.kind(id) {
+            Ok(SourceKind::Verify | SourceKind::Notify) => {
+                format!("Public key of source {id}: {}\n", simulator.pem_url(id))
+            }
+            Ok(SourceKind::Auth) | Err(_) => {
+                format!("Key set of app {id}: {}\n", simulator.jwks_url(id))
+            }
+        });
     }
     text.push_str("A bridge that trusts it is started with\n\n");
     text.push_str(&serve_command(args, simulator));
@@ -87,24 +93,67 @@ fn serve_command(args: &Args, simulator: &Simulator) -> String {
     } else {
         "…"
     };
-    let apps: Vec<&str> = simulator.app_ids().collect();
-    if let [app] = apps.as_slice() {
-        return format!(
+    let ids: Vec<&str> = simulator.app_ids().collect();
+    let sources: Vec<&str> = ids
+        .iter()
+        .copied()
+        .filter(|id| !is_app(simulator, id))
+        .collect();
+    let mut text = String::new();
+    for id in sources.iter().filter(|_| args.pem_out.is_none()) {
+        let url = simulator.pem_url(id);
+        text.push_str(&format!("  curl --fail --output {id}.pem {url}\n"));
+    }
+    match ids.as_slice() {
+        [source] if sources == ids => text.push_str(&format!(
+            "  PRELUDE_BRIDGE_SOURCE_ID={source} \\\n  PRELUDE_BRIDGE_SOURCE_KIND={} \\\n  \
+             PRELUDE_BRIDGE_PEM_FILE={} \\\n  prelude-bridge serve\n",
+            simulator.kind(source).unwrap_or_default(),
+            pem_file(args, source)
+        )),
+        [app] => text.push_str(&format!(
             "  PRELUDE_BRIDGE_APP_ID={app} \\\n  PRELUDE_BRIDGE_VERIFICATION_TOKEN={token} \\\n  \
              PRELUDE_BRIDGE_JWKS_URL={} \\\n  prelude-bridge serve\n",
             simulator.jwks_url(app)
-        );
-    }
-    let mut text =
-        format!("  SIMULATED_TOKEN={token} prelude-bridge serve --config FILE\n\nand this FILE\n");
-    for app in apps {
-        text.push_str(&format!(
-            "\n  [[apps]]\n  id = \"{app}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
-             jwks_url = \"{}\"\n",
-            simulator.jwks_url(app)
-        ));
+        )),
+        ids => {
+            let token = if sources == ids {
+                String::new()
+            } else {
+                format!("SIMULATED_TOKEN={token} ")
+            };
+            let serve = format!("{token}prelude-bridge serve --config FILE");
+            text.push_str(&format!("  {serve}\n\nand this FILE\n"));
+            let sections = ids.iter().map(|id| section(args, simulator, id));
+            text.extend(sections);
+        }
     }
     text
+}
+
+fn is_app(simulator: &Simulator, id: &str) -> bool {
+    simulator.kind(id).ok() == Some(SourceKind::Auth)
+}
+
+/// The file with the public key of a source.
+fn pem_file(args: &Args, id: &str) -> String {
+    let pattern = args.pem_out.as_deref().unwrap_or("{app}.pem");
+    pattern.replace("{app}", id)
+}
+
+/// The section of an app or source in the bridge's configuration.
+fn section(args: &Args, simulator: &Simulator, id: &str) -> String {
+    match simulator.kind(id) {
+        Ok(kind @ (SourceKind::Verify | SourceKind::Notify)) => format!(
+            "\n  [[sources]]\n  id = \"{id}\"\n  kind = \"{kind}\"\n  pem_file = \"{}\"\n",
+            pem_file(args, id)
+        ),
+        Ok(SourceKind::Auth) | Err(_) => format!(
+            "\n  [[apps]]\n  id = \"{id}\"\n  verification_token_env = \"SIMULATED_TOKEN\"\n  \
+             jwks_url = \"{}\"\n",
+            simulator.jwks_url(id)
+        ),
+    }
 }
 
 /// Prints a line to stderr. A closed stderr changes nothing.

@@ -6,14 +6,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Access, App, Output, Wanted, is_failed_challenge, not_activated, readiness, refused, table,
-    token,
+    Access, App, Output, Registration, Wanted, is_failed_challenge, not_activated, readiness,
+    refused, table, token,
 };
 use crate::{
     cli::exit::{self, Exit, Failure},
     config::{self, Secret, TokenSource, parse_duration},
     management::{
-        Client, Webhook,
+        ApiRefusal, Client, Error, Webhook,
         challenge::{self, Finding},
     },
 };
@@ -70,19 +70,32 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         url,
         token,
     };
-    let webhook = setup.register(&events, &mut changes).await?;
+    let mut registration = Registration::new(&setup.client, &events);
+    let webhook = setup.register(&mut registration, &mut changes).await?;
+    registration.warn();
+    if !events.iter().any(|event| webhook.events.contains(event))
+        && let [(_, refusal), ..] = registration.refused()
+    {
+        return Err(refused(&Error::Refused(Box::new(refusal.clone()))));
+    }
     let webhook = setup.activate(webhook, wait, &mut changes).await?;
     let deadline = Instant::now() + wait.min(readiness::PATIENCE);
     let ready = readiness::confirm(&setup.app, deadline).await;
     // Shown also where the bridge is not ready: the webhook is active.
     let is_ready = ready.as_ref().ok().copied().unwrap_or(Some(false));
-    report(&access, &webhook, &changes.0, is_ready)?;
+    report(
+        &access,
+        &webhook,
+        &changes.0,
+        registration.refused(),
+        is_ready,
+    )?;
     ready.map(drop)
 }
 
 /// The token, made if there is none, and only now the whole configuration: it names the token.
 fn token_of(app: &App, changes: &mut Changes) -> Result<Secret, Failure> {
-    let planned = config::planned_apps(&app.sources)?;
+    let planned = config::planned_sources(&app.sources)?;
     if let Some(planned) = planned.iter().find(|planned| planned.id == app.id)
         && is_file_name(&planned.id)
         && token::ensure(planned)?
@@ -120,8 +133,13 @@ struct Setup {
 }
 
 impl Setup {
-    /// The webhook of this URL with at least these events: the one that is there, or a new one.
-    async fn register(&self, events: &[String], changes: &mut Changes) -> Result<Webhook, Failure> {
+    /// The webhook of this URL with at least the events that Prelude takes: the one that exists, or a
+    /// new one.
+    async fn register(
+        &self,
+        registration: &mut Registration<'_>,
+        changes: &mut Changes,
+    ) -> Result<Webhook, Failure> {
         let webhooks = self.client.list().await.map_err(|error| refused(&error))?;
         let mut same: Vec<Webhook> = webhooks
             .into_iter()
@@ -136,21 +154,15 @@ impl Setup {
                 same.len()
             ));
         }
-        let Some(mut webhook) = same.into_iter().next() else {
-            let made = self.client.create(&self.url, self.token.expose(), events);
-            let webhook = made.await.map_err(|error| refused(&error))?;
+        let Some(webhook) = same.into_iter().next() else {
+            let made = registration.create(&self.url, self.token.expose());
+            let webhook = made.await?;
             changes.add(format!("created the webhook {}", webhook.id));
             return Ok(webhook);
         };
-        for event in events {
-            if webhook.events.contains(event) {
-                continue;
-            }
-            let added = self.client.add_event(&webhook.id, event).await;
-            webhook = added.map_err(|error| refused(&error))?;
-            changes.add(format!("added {event} to {}", webhook.id));
-        }
-        Ok(webhook)
+        let id = webhook.id.clone();
+        let added = |event: &str| changes.add(format!("added {event} to {id}"));
+        registration.add_missing(webhook, added).await
     }
 
     /// Has it activated, for which the bridge has to answer; one that is not there yet is waited
@@ -204,11 +216,11 @@ impl Setup {
     }
 }
 
-/// Waits until Prelude's answer to an activation says that the webhook is active, or its list does a
+/// Waits until Prelude's answer to an activation says that the webhook is active, or that to a `get` a
 /// little later.
 ///
 /// # Errors
-/// The list says that it is not, up to the deadline.
+/// Prelude says until the deadline that it is not.
 pub(super) async fn confirm_active(
     client: &Client,
     activated: Webhook,
@@ -225,9 +237,8 @@ pub(super) async fn confirm_active(
                 .help("look again later with `prelude-bridge webhook list`"));
         }
         tokio::time::sleep(ASK_PAUSE).await;
-        let webhooks = client.list().await.map_err(|error| refused(&error))?;
-        let same = webhooks.into_iter().find(|other| other.id == webhook.id);
-        webhook = same.unwrap_or(webhook);
+        let shown = client.get(&webhook.id).await;
+        webhook = shown.map_err(|error| refused(&error))?;
     }
     Ok(webhook)
 }
@@ -236,6 +247,7 @@ fn report(
     access: &Access,
     webhook: &Webhook,
     changes: &[String],
+    refused: &[(String, ApiRefusal)],
     is_ready: Option<bool>,
 ) -> Result<(), Failure> {
     if changes.is_empty() {
@@ -243,9 +255,15 @@ fn report(
     }
     match access.output {
         Output::Json => {
+            let refused: Vec<_> = refused
+                .iter()
+                .map(|(event, refusal)| json!({ "event": event, "error": refusal.to_string() }))
+                .collect();
             let whole = json!({
                 "changed": !changes.is_empty(),
                 "changes": changes,
+                // The types that the webhook does not get.
+                "refused": refused,
                 "webhook": webhook,
                 // Null where the bridge could not be asked.
                 "bridge_ready": is_ready,

@@ -7,6 +7,9 @@ use crate::{
     management::{EVENT_TYPES, Webhook},
 };
 
+/// A webhook that lacks no more of the documented types is described by those it lacks.
+const MISSING_LISTED_MAX: usize = 2;
+
 const HEAD: [&str; 6] = ["ID", "URL", "EVENTS", "ACTIVE", "LAST CODE", "AGE"];
 
 /// One line for each webhook, below a head; a sentence where there is none.
@@ -49,13 +52,18 @@ fn row(webhook: &Webhook, now: Timestamp) -> [String; HEAD.len()] {
 }
 
 fn events(events: &[String]) -> String {
-    let has_all = EVENT_TYPES
-        .iter()
-        .all(|known| events.iter().any(|event| event == known));
-    if has_all && events.len() == EVENT_TYPES.len() {
-        return format!("all {}", EVENT_TYPES.len());
+    let known = EVENT_TYPES.len();
+    let is_missing = |known: &&str| !events.iter().any(|event| event == known);
+    let missing: Vec<&str> = EVENT_TYPES.into_iter().filter(is_missing).collect();
+    let has_others = events.len() + missing.len() != known;
+    match missing.as_slice() {
+        _ if has_others => one_line(&events.join(",")),
+        [] => format!("all {known}"),
+        missing if missing.len() <= MISSING_LISTED_MAX => {
+            format!("all {known} except {}", missing.join(","))
+        }
+        _ => one_line(&events.join(",")),
     }
-    one_line(&events.join(","))
 }
 
 /// How long ago a time was, in its largest unit; the text as it came where it is no time.
@@ -98,7 +106,17 @@ mod tests {
         webhook.last_http_code = Some(0);
         let text = table(std::slice::from_ref(&webhook), now);
         assert!(
-            text.contains("all 7") && text.ends_with("-          -\n"),
+            text.contains("all 9 ") && text.ends_with("-          -\n"),
+            "{text}"
+        );
+        webhook.events.retain(|event| event.starts_with("user."));
+        let text = table(std::slice::from_ref(&webhook), now);
+        let except = "all 9 except step_up.hook_failed,migration.hook_failed";
+        assert!(text.contains(except), "{text}");
+        webhook.events.push("user.mood.changed".to_owned());
+        let text = table(std::slice::from_ref(&webhook), now);
+        assert!(
+            text.contains("user.session.revoked,user.mood.changed"),
             "{text}"
         );
     }

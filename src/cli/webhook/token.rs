@@ -89,10 +89,12 @@ fn unwritable(path: &Path, error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SourceKind;
 
     fn planned(path: &Path) -> Planned {
         Planned {
             id: "54e9ujn".to_owned(),
+            kind: SourceKind::Auth,
             token_source: TokenSource::File(path.to_owned()),
         }
     }

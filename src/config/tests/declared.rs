@@ -7,7 +7,7 @@
 
 use std::env;
 
-use super::*;
+use super::{super::event_sources, *};
 
 const EXAMPLE: &str = "prelude-bridge.example.toml";
 const PAGE: &str = "docs/settings.md";
@@ -18,7 +18,7 @@ const HEADER: &str = "\
 # The configuration of prelude-bridge, with every key, its default and its reason.
 #
 # A line that begins with `#key =` shows a default: remove the `#` to change it. Nothing has to be
-# set but an app. Use it with `prelude-bridge serve --config FILE`, check it with
+# set but an app or another source. Use it with `prelude-bridge serve --config FILE`, check it with
 # `prelude-bridge config check FILE`, and see what everything comes to with `config show`.
 #
 # A flag wins over a variable of the environment, a variable over this file. The variable of a key
@@ -28,10 +28,10 @@ const HEADER: &str = "\
 ";
 
 const APPS: &str = r#"
-# An app whose deliveries are taken; one section for each app. One app needs no file: set
-# PRELUDE_BRIDGE_APP_ID and PRELUDE_BRIDGE_VERIFICATION_TOKEN (or
-# PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE), and if need be PRELUDE_BRIDGE_JWKS_URL or
-# PRELUDE_BRIDGE_JWKS_FILE.
+# An app of Prelude Auth (formerly Session) whose deliveries are taken; one section for each app. One app
+# needs no file: set PRELUDE_BRIDGE_APP_ID and PRELUDE_BRIDGE_VERIFICATION_TOKEN (or
+# PRELUDE_BRIDGE_VERIFICATION_TOKEN_FILE), and if need be PRELUDE_BRIDGE_JWKS_URL,
+# PRELUDE_BRIDGE_JWKS_FILE or PRELUDE_BRIDGE_PEM_FILE.
 #[[apps]]
 # As Prelude's dashboard shows it.
 #id = "54e9ujn"
@@ -49,11 +49,32 @@ const APPS: &str = r#"
 # host if the app has a domain of its own. https only, except from this machine.
 #jwks_url = "https://54e9ujn.session.prelude.dev/.well-known/jwks.json"
 
-# Or a key set in a file ...
+# Or a key set in a file. A running bridge reads it again when it changes ...
 #jwks_file = "jwks.json"
 
-# ... or one public key in a PEM file. One of the three.
+# ... or public RSA keys in a PEM file, one or several blocks, and nothing else. Likewise read again ...
 #pem_file = "key.pem"
+
+# ... or in several PEM files, while a key is replaced. One of the four.
+#pem_files = ["new.pem", "old.pem"]
+"#;
+
+const SOURCES: &str = r#"
+# A source of events that is no app of Prelude Auth: Prelude Verify or Notify. One section for each.
+# `[[apps]]` above is a source of kind auth. One source needs no file: set PRELUDE_BRIDGE_SOURCE_ID,
+# PRELUDE_BRIDGE_SOURCE_KIND and PRELUDE_BRIDGE_PEM_FILE.
+#[[sources]]
+# "verify" or "notify": one event in each delivery, no activation and no verification token. Or "auth",
+# with the keys of `[[apps]]`.
+#kind = "verify"
+
+# Your name for it, of letters, digits, `-` and `_`, which no app and no other source has. Its events
+# have it as their `app_id`, and its deliveries come to /webhooks/ID: use that as the callback_url.
+#id = "verify"
+
+# The public key of the webhook signing key in Prelude's dashboard. One of `pem_file`, `pem_files`,
+# `jwks_file` and `jwks_url`, as above, without a default.
+#pem_file = "prelude.pem"
 "#;
 
 /// The settings with their sections, in the order of the file.
@@ -93,7 +114,7 @@ fn example() -> String {
             text.push_str(&format!("#{} = {default}\n", name.name));
         }
     }
-    text + APPS
+    text + APPS + SOURCES
 }
 
 fn tables() -> String {
@@ -203,33 +224,38 @@ fn the_example_in_force_sets_every_default() {
     // Its app has both sources of tokens and all of keys, to show them: here it has one of each.
     let text = example_in_force();
     let (settings, app) = text.split_once("[[apps]]").unwrap();
+    let (app, source) = app.split_once("[[sources]]").unwrap();
     let app = app.lines().filter(|line| {
         !["verification_token_env", "jwks_file", "pem_file"]
             .iter()
             .any(|key| line.starts_with(key))
     });
-    let text = format!("{settings}[[apps]]{}", app.collect::<Vec<_>>().join("\n"));
-    let scene = Scene::new(&text);
+    let app = app.collect::<Vec<_>>().join("\n");
+    let scene = Scene::new(&format!("{settings}[[apps]]{app}\n[[sources]]{source}"));
+    fs::write(scene.path("prelude.pem"), "").unwrap();
     let resolved = scene.resolved();
     for setting in &resolved.settings {
         let is_written = matches!(setting.origin, Origin::File { .. });
         assert!(is_written, "`{}` is not in the example", setting.key());
     }
-    let [app] = resolved.config.apps.as_slice() else {
+    let [app, source] = resolved.config.sources.as_slice() else {
         panic!("{resolved:?}");
     };
     assert_eq!(app.keys, KeySource::JwksUrl(default_jwks_url(&app.id)));
+    assert_eq!((&*source.id, source.kind), ("verify", SourceKind::Verify));
+    let pem = scene.path("prelude.pem").into();
+    assert_eq!(source.keys, KeySource::PemFiles(vec![pem]));
     let mut config = resolved.config.clone();
-    config.apps.clear();
+    config.sources.clear();
     config.data_dir = Config::default().data_dir;
     assert_eq!(config, Config::default());
 }
 
 #[test]
-fn the_example_has_every_key_of_an_app() {
-    for key in apps::KEYS {
+fn the_example_has_every_key_of_a_source() {
+    for key in event_sources::KEYS {
         assert!(
-            APPS.contains(&format!("\n#{key} = ")),
+            [APPS, SOURCES].concat().contains(&format!("\n#{key} = ")),
             "`{key}` is not in the example"
         );
     }

@@ -14,8 +14,9 @@ impl KeyUse for IssuerKeys {
     type Keys = KeySet;
     type Error = Error;
 
-    fn read(&self, _source: &KeySource, document: &[u8]) -> Result<KeySet, Error> {
-        KeySet::parse(document)
+    fn read(&self, _source: &KeySource, documents: &[Vec<u8>]) -> Result<KeySet, Error> {
+        // The source is a URL or one file.
+        KeySet::parse(&documents.concat())
     }
 
     fn count(keys: &KeySet) -> usize {

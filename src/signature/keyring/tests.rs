@@ -527,10 +527,55 @@ async fn an_unknown_signature_looks_at_a_key_file_at_once() {
         file_check_interval: FOREVER,
         ..still()
     };
-    let keyring = Keyring::open("app", KeySource::PemFile(path.clone()), options, None).unwrap();
+    let keyring = Keyring::open(
+        "app",
+        KeySource::PemFiles(vec![path.clone()]),
+        options,
+        None,
+    )
+    .unwrap();
     std::fs::write(&path, pem(signer()) + &pem(other_signer())).unwrap();
     let verified = verify(&keyring, other_signer()).await.unwrap();
     assert_eq!(verified.key_id(), None);
+}
+
+#[tokio::test]
+async fn the_keys_of_a_rotation_in_two_files_change_without_a_restart() {
+    use rsa::pkcs8::{EncodePublicKey as _, LineEnding};
+    let directory = tempfile::tempdir().unwrap();
+    let [new, old] = ["new.pem", "old.pem"].map(|name| directory.path().join(name));
+    let write = |path: &std::path::Path, signer: &Signer| {
+        let pem = signer.public().to_public_key_pem(LineEnding::LF).unwrap();
+        std::fs::write(path, pem).unwrap();
+    };
+    // Until it begins, both files have the same key.
+    write(&new, signer());
+    write(&old, signer());
+    let source = KeySource::PemFiles(vec![new.clone(), old.clone()]);
+    let keyring = Keyring::open("app", source, eager(), None).unwrap();
+    assert_eq!(keyring.status().keys.len(), 1);
+    assert!(verify(&keyring, other_signer()).await.is_err());
+    write(&new, other_signer());
+    eventually(|| keyring.status().keys.len() == 2).await;
+    assert!(verify(&keyring, signer()).await.is_ok());
+    assert!(verify(&keyring, other_signer()).await.is_ok());
+    // A file that is missing or has something else changes nothing.
+    for text in [
+        "",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
+        std::fs::write(&old, text).unwrap();
+        let error = || keyring.status().last_error.unwrap_or_default();
+        eventually(|| error().contains("old.pem")).await;
+        assert!(verify(&keyring, signer()).await.is_ok());
+        write(&old, signer());
+        eventually(|| error().is_empty()).await;
+    }
+    // The end of the rotation.
+    write(&old, other_signer());
+    eventually(|| keyring.status().keys.len() == 1).await;
+    assert!(verify(&keyring, signer()).await.is_err());
+    assert!(verify(&keyring, other_signer()).await.is_ok());
 }
 
 #[tokio::test]
@@ -543,7 +588,7 @@ async fn mistakes_of_configuration_are_said_at_once() {
     std::fs::write(&path, r#"{"keys":[]}"#).unwrap();
     let empty = open(KeySource::JwksFile(path.clone())).to_string();
     assert!(empty.contains("no usable RSA key"), "{empty}");
-    let no_pem = open(KeySource::PemFile(path)).to_string();
+    let no_pem = open(KeySource::PemFiles(vec![path])).to_string();
     assert!(no_pem.contains("no PEM block"), "{no_pem}");
     let plain = KeySource::Url("http://example.com/jwks.json".parse().unwrap());
     assert!(open(plain).to_string().contains("https only"));

@@ -83,9 +83,24 @@ pub(crate) struct Setup {
     variables: Vec<(String, String)>,
     jwks_url: Option<String>,
     in_memory: bool,
+    /// Added to the configuration file.
+    sections: String,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Setup {
+    /// Adds text to the end of the configuration file, such as a `[[sources]]` section.
+    pub(crate) fn section(mut self, text: &str) -> Self {
+        self.sections.push_str(text);
+        self
+    }
+
+    /// Puts a file beside the configuration file.
+    pub(crate) fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.to_owned(), content.into()));
+        self
+    }
+
     /// Sets a key of the configuration, such as `retention.bytes_max`.
     pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
         let name = key.to_uppercase().replace('.', "_");
@@ -134,7 +149,8 @@ impl Setup {
         let token = "verification_token_file = \"token.txt\"";
         let config = format!(
             "[[apps]]\nid = \"{APP}\"\n{token}\n{keys}\n\
-             [[apps]]\nid = \"{OTHER_APP}\"\n{token}\njwks_file = \"other-jwks.json\"\n"
+             [[apps]]\nid = \"{OTHER_APP}\"\n{token}\njwks_file = \"other-jwks.json\"\n{}",
+            self.sections
         );
         for (name, content) in [
             ("bridge.toml", config),
@@ -142,6 +158,9 @@ impl Setup {
             ("jwks.json", jwks(&KEY)),
             ("other-jwks.json", jwks(&OTHER_KEY)),
         ] {
+            fs::write(home.path().join(name), content).unwrap();
+        }
+        for (name, content) in &self.files {
             fs::write(home.path().join(name), content).unwrap();
         }
         Bridge {
@@ -353,6 +372,11 @@ impl Bridge {
     /// Where its log is. Touch it only while the bridge does not run.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
+    }
+
+    /// A file beside its configuration file.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
     }
 
     /// Everything it wrote on stderr until this moment, over all restarts. Each line is written before
