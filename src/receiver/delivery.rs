@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     decode,
+    event::Batch,
     log::Appended,
     signature::{self, HeaderFault, Signature, VerifiedBody},
 };
@@ -88,13 +89,7 @@ pub(super) async fn take<B: Buf>(
     };
     let body = Body { bytes, held };
     let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
-    let traceparent = traceparent(headers);
-    let batch = match &app.deliveries {
-        Deliveries::Batches(_) => decode::batch(verified, &app.id, traceparent)?,
-        Deliveries::SingleEvents(product) => {
-            decode::single_event(verified, &app.id, *product, traceparent)?
-        }
-    };
+    let batch = decode(app, verified, headers)?;
     for draft in &batch.drafts {
         shared.metrics.event_received(&draft.event_type);
     }
@@ -118,6 +113,17 @@ pub(super) async fn take<B: Buf>(
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);
     Ok(appended)
+}
+
+/// Decodes a body in the form that this source sends.
+fn decode(app: &App, verified: VerifiedBody, headers: &HeaderMap) -> Result<Batch, decode::Error> {
+    let traceparent = traceparent(headers);
+    match &app.deliveries {
+        Deliveries::Batches(_) => decode::batch(verified, &app.id, traceparent),
+        Deliveries::SingleEvents(product) => {
+            decode::single_event(verified, &app.id, *product, traceparent)
+        }
+    }
 }
 
 /// Reads the body in the time that it has.
