@@ -167,7 +167,14 @@ fn batch_of(body: Bytes, app_id: &Arc<str>, traceparent: &str) -> Result<Batch, 
     if let Some(ambiguity) = encoder.ambiguity {
         return Err(Error::Ambiguous(ambiguity));
     }
-    Ok(encoder.into_batch(body.clone()))
+    let (encoded, drafts, dates) = encoder.finish();
+    Ok(Batch {
+        app_id: Arc::clone(app_id),
+        body,
+        encoded,
+        drafts,
+        dates,
+    })
 }
 
 fn utf_8(body: &[u8]) -> Result<&str, Error> {
@@ -227,15 +234,9 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    /// The batch, once its body is known to be unambiguous.
-    fn into_batch(self, body: Bytes) -> Batch {
-        Batch {
-            app_id: Arc::clone(self.app_id),
-            body,
-            encoded: self.encoded.into(),
-            drafts: self.drafts,
-            dates: self.dates,
-        }
+    /// What makes a batch of the events, without the body that they were read from.
+    fn finish(self) -> (Bytes, Vec<Draft>, Dates) {
+        (self.encoded.into(), self.drafts, self.dates)
     }
 
     fn push(&mut self, range: Range<usize>, item: &Item<'_>) {

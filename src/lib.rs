@@ -111,7 +111,7 @@ pub mod cli;
 pub mod fuzzing {
     pub use crate::{
         credentials::fuzzing::credentials,
-        decode::fuzzing::{APP, batch, date},
+        decode::fuzzing::{APP, batch, date, single_event},
         http2::fuzzing::frame_budget,
         log::fuzzing::frame,
     };

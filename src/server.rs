@@ -119,10 +119,10 @@ pub enum Error {
     #[error("the system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
     /// The keys of an app or another source of events cannot be loaded.
-    #[error("the keys of {app_id}: {source}")]
+    #[error("the keys of {of}: {source}")]
     Keys {
-        /// The id of the app or the source.
-        app_id: String,
+        /// Whose, such as `app 54e9ujn`.
+        of: String,
         /// Why.
         source: signature::Error,
     },

@@ -310,6 +310,17 @@ impl Wanted {
     }
 }
 
+/// Refuses a source that is no app.
+fn without_registration(source: &Planned) -> Failure {
+    let (id, kind) = (&source.id, source.kind.name());
+    let cause =
+        format!("`{id}` is a source of kind {kind}, and only apps have webhooks to register");
+    Failure::new(Exit::Usage, cause).help(format!(
+        "give Prelude the URL of the source, https://<host>/webhooks/{id}, as the callback_url of your \
+         requests"
+    ))
+}
+
 impl Access {
     /// The app that is meant: the one named, or the only one there is.
     fn app(&self) -> Result<App, Failure> {
@@ -317,18 +328,12 @@ impl Access {
         let (planned, others): (Vec<_>, Vec<_>) = config::planned_sources(&sources)?
             .into_iter()
             .partition(|source| source.kind == SourceKind::Auth);
-        let named = |source: &&Planned| Some(&source.id) == self.app.as_ref();
-        if let Some(source) = others
-            .iter()
-            .find(named)
-            .or(others.first().filter(|_| planned.is_empty()))
-        {
-            let (id, kind) = (&source.id, source.kind.name());
-            let cause = format!("`{id}` is a source of kind {kind}: it is registered nowhere");
-            return Err(Failure::new(Exit::Usage, cause).help(format!(
-                "give Prelude its URL, https://<host>/webhooks/{id}, as the callback_url of your requests \
-                 or in the dashboard"
-            )));
+        let other = others.iter().find(|source| match &self.app {
+            Some(id) => source.id == *id,
+            None => planned.is_empty(),
+        });
+        if let Some(source) = other {
+            return Err(without_registration(source));
         }
         let id = match (&self.app, planned.as_slice()) {
             (Some(id), _) => id.clone(),

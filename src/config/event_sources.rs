@@ -106,6 +106,15 @@ impl SourceKind {
         }
     }
 
+    /// What a source of this kind is called in messages.
+    #[must_use]
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Auth => "app",
+            Self::Verify | Self::Notify => "source",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == text)
     }

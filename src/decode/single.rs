@@ -76,7 +76,14 @@ pub(super) fn single_of(
             ..ambiguity
         }));
     }
-    Ok(encoder.into_batch(body.clone()))
+    let (encoded, drafts, dates) = encoder.finish();
+    Ok(Batch {
+        app_id: Arc::clone(id),
+        body,
+        encoded,
+        drafts,
+        dates,
+    })
 }
 
 /// The text of the body's object, without white space around it.

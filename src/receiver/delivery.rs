@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     decode,
+    event::Batch,
     log::Appended,
     net::{
         fields::{self, Reader},
@@ -94,13 +95,7 @@ pub(super) async fn take<B: Buf>(
     };
     let body = Body { bytes, held };
     let (verified, held) = verify(shared, app, body, &signature, headers, arrival).await?;
-    let traceparent = traceparent(headers);
-    let batch = match &app.deliveries {
-        Deliveries::Batches(_) => decode::batch(verified, &app.id, traceparent)?,
-        Deliveries::SingleEvents(product) => {
-            decode::single_event(verified, &app.id, *product, traceparent)?
-        }
-    };
+    let batch = decode(app, verified, headers)?;
     shared.note_events(app, &batch);
     let dates = batch.dates;
     let appended = match shared.check_age(app, &batch).await? {
@@ -117,6 +112,17 @@ pub(super) async fn take<B: Buf>(
     drop(held);
     shared.note_appended(app, &appended);
     Ok(appended)
+}
+
+/// Decodes a body in the form that this source sends.
+fn decode(app: &App, verified: VerifiedBody, headers: &HeaderMap) -> Result<Batch, decode::Error> {
+    let traceparent = traceparent(headers);
+    match &app.deliveries {
+        Deliveries::Batches(_) => decode::batch(verified, &app.id, traceparent),
+        Deliveries::SingleEvents(product) => {
+            decode::single_event(verified, &app.id, *product, traceparent)
+        }
+    }
 }
 
 impl Shared {

@@ -61,3 +61,19 @@ impl Shared {
         signers
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn other_keys_are_tried_ten_times_at_once_and_once_a_second() {
+        let attempts = Attempts::new();
+        let admitted = || (0..100).filter(|_| attempts.admit()).count();
+        assert_eq!(admitted(), 10);
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(admitted(), 0);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(admitted(), 1);
+    }
+}

@@ -116,7 +116,7 @@ pub(super) fn keyring(source: &EventSource, cache: Option<&Path>) -> Result<Keyr
     let keys = source.keys.open().map_err(signature::Error::from);
     keys.and_then(|keys| Keyring::open(&source.id, keys, options, cache))
         .map_err(|error| Error::Keys {
-            app_id: source.id.clone(),
+            of: format!("{} {}", source.kind.noun(), source.id),
             source: error,
         })
 }

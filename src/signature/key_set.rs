@@ -503,7 +503,9 @@ mod tests {
     fn pem_of_other_things_is_refused_with_advice_wherever_it_is() {
         let private = signer().private();
         let private = private.to_pkcs8_pem(LineEnding::LF).unwrap();
-        let short = "MEgCQQCo9+BpMRYQ/dL3DS2CyJxRF+j6ctbT3/Qp84+KeFhnii7NT7fELilKUSnxS30WAvQCCo2yU1orfgqr\n41mM70MBAgMBAAE=";
+        let n = (rsa::BigUint::from(1_u8) << 1023) + rsa::BigUint::from(1_u8);
+        let short = rsa::RsaPublicKey::new(n, rsa::BigUint::from(65_537_u32)).unwrap();
+        let short = short.to_pkcs1_pem(LineEnding::LF).unwrap();
         let encrypted = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA";
         let ed25519 = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
         let cut_short = spki(signer()).replace("-----END PUBLIC KEY-----", "");
@@ -516,10 +518,7 @@ mod tests {
             (block("CERTIFICATE", "AAAA"), "openssl x509 -pubkey"),
             (block("TRUSTED CERTIFICATE", "AAAA"), "is a certificate"),
             (block("PUBLIC KEY", ed25519), "is of another type than RSA"),
-            (
-                block("RSA PUBLIC KEY", short),
-                "is refused: the modulus has 512 bits",
-            ),
+            (short, "is refused: the modulus has 1024 bits"),
             (block("PUBLIC KEY", "AAAA"), "is no public key"),
             (block("PUBLIC KEY", "!!!!"), "is damaged"),
             (block("NOTE", "AAAA"), "is no public key"),

@@ -208,39 +208,35 @@ async fn a_delivery_for_another_path_is_refused_and_the_log_says_where_it_belong
     let batch = Delivery::of(&[item("evt_1", "user.created", "usr_1")]).body;
     let batch = str::from_utf8(&batch).unwrap();
     let (call, text) = (attempt("evt_2"), message("evt_3"));
+    let (call, text) = (call.as_str(), text.as_str());
     let forged = key_of_nobody();
     for (path, body, key, expected) in [
         // The right key and the wrong path.
         ("calls", batch, &*SHARED_KEY, (422, "body_is_batch")),
-        (APP, &call, &*KEY, (422, "body_is_single_event")),
-        (
-            "calls",
-            &text,
-            &*SHARED_KEY,
-            (422, "event_of_other_product"),
-        ),
+        (APP, call, &*KEY, (422, "body_is_single_event")),
+        ("calls", text, &*SHARED_KEY, (422, "event_of_other_product")),
         (
             "messages",
-            &call,
+            call,
             &*SHARED_KEY,
             (422, "event_of_other_product"),
         ),
         // The key of another source.
         ("calls", batch, &*KEY, (401, "signature_mismatch")),
-        (APP, &call, &*SHARED_KEY, (401, "signature_mismatch")),
-        ("messages", &text, &*OTHER_KEY, (401, "signature_mismatch")),
+        (APP, call, &*SHARED_KEY, (401, "signature_mismatch")),
+        ("messages", text, &*OTHER_KEY, (401, "signature_mismatch")),
         // A key of nobody.
-        ("messages", &text, &forged, (401, "signature_mismatch")),
-        ("nobody", &call, &*SHARED_KEY, (404, "app_unknown")),
+        ("messages", text, &forged, (401, "signature_mismatch")),
+        ("nobody", call, &*SHARED_KEY, (404, "app_unknown")),
     ] {
         let answer = post(&bridge, path, body, &sign(key, body)).await;
         let (status, code) = refusal(&answer);
         assert_eq!((status, code.as_str()), expected, "{path}");
     }
     // Who sends something forged learns nothing of other keys.
-    let answers = [&*KEY, &forged].map(|key| sign(key, &text));
-    let known = post(&bridge, "messages", &text, &answers[0]).await;
-    let unknown = post(&bridge, "messages", &text, &answers[1]).await;
+    let answers = [&*KEY, &forged].map(|key| sign(key, text));
+    let known = post(&bridge, "messages", text, &answers[0]).await;
+    let unknown = post(&bridge, "messages", text, &answers[1]).await;
     assert_eq!(
         (known.status, known.text()),
         (unknown.status, unknown.text())

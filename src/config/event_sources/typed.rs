@@ -307,7 +307,9 @@ fn add_source_of_environment(resolver: &mut Resolver<'_>, sources: &mut Vec<Type
     };
     let origin = Origin::Environment(name.to_owned());
     let mut said = read_environment(resolver, list);
-    if let (APPS, Some(kind)) = (list, said.kind.take()) {
+    if list == APPS
+        && let Some(kind) = said.kind.take()
+    {
         return resolver.faults.push(Fault {
             origin: kind.origin,
             message: format!(
