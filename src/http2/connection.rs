@@ -63,11 +63,8 @@ impl<H: RequestHandler> Connections<H> {
         // A connection is woken for each response. What is rare is asked only when it was woken
         // itself.
         let mut events = FuturesUnordered::<BoxFuture<'_, Event>>::new();
-        events.push(
-            dead(connection.ping_pong(), options, &flusher)
-                .map(|()| Event::Unanswered)
-                .boxed(),
-        );
+        let unanswered = dead(connection.ping_pong(), options, &flusher);
+        events.push(unanswered.map(|()| Event::Unanswered).boxed());
         events.push(misused.cancelled().map(|()| Event::Misused).boxed());
         events.push(tenure.over(None).map(Event::Over).boxed());
         events.push(self.draining.cancelled().map(|()| Event::Draining).boxed());
