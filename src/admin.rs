@@ -217,13 +217,17 @@ pub(crate) fn damage(ranges: &[Damaged]) -> Option<String> {
     }
     let named = ranges.iter().take(DAMAGED_RANGES_NAMED_MAX);
     let named: Vec<String> = named.map(ToString::to_string).collect();
+    let verb = match ranges {
+        [only] => only.verb(),
+        _ => "are",
+    };
     let more = match ranges.len().saturating_sub(DAMAGED_RANGES_NAMED_MAX) {
         0 => String::new(),
         1 => ", and one more range".to_owned(),
         more => format!(", and {more} more ranges"),
     };
     Some(format!(
-        "{}{more} are damaged on the disk: subscribers that come to them end with LOG_DAMAGED or skip \
+        "{}{more} {verb} damaged on the disk: subscribers that come to them end with LOG_DAMAGED or skip \
          them; `prelude-bridge log check` names the files",
         named.join(", ")
     ))

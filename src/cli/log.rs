@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(lines.len(), 5, "{text}");
         assert!(
             lines[0].starts_with(
-                "FAULT  data/events-00001, byte 4096, events 5 to 5: its checksum; is wrong; restore"
+                "FAULT  data/events-00001, byte 4096, event 5: its checksum; is wrong; restore"
             ),
             "{text}"
         );
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn events_are_named_once_and_one_segment_is_one() {
         let fault = CheckFault {
-            what: "events 5 to 5 are damaged: bytes 4096 to 5000".to_owned(),
+            what: "event 5 is damaged: bytes 4096 to 5000".to_owned(),
             ..fault(Remedy::Restore)
         };
         let report = CheckReport {
@@ -298,7 +298,7 @@ mod tests {
             ..report(vec![fault], 0)
         };
         let text = plain(&human(&report, 1.0));
-        let expected = "FAULT  data/events-00001, byte 4096: events 5 to 5 are damaged: bytes";
+        let expected = "FAULT  data/events-00001, byte 4096: event 5 is damaged: bytes";
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("\nchecked 1 segment with"), "{text}");
     }

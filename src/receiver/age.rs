@@ -3,7 +3,8 @@
 //! it remembers the ids. A batch counts as old when every date in it lies further back than that: the
 //! sender has given up by then (two weeks), so it is a copy, or something that the operator expects,
 //! such as an import. One recent date shows that the batch was signed recently. A log that
-//! has forgotten no id recognises every copy of what it ever had, whatever its dates.
+//! has forgotten no id recognises every copy of what it ever had, whatever its dates. And an old batch of which
+//! the log still remembers every id is a repetition: it is answered as one, and adds nothing.
 //!
 //! A wrong clock must not refuse what is genuine: the times are those of the log, which ignores jumps
 //! ([`Log::now`](crate::log::Log::now), [`Log::earliest_now`](crate::log::Log::earliest_now)).
@@ -15,8 +16,8 @@ use super::{
     error::{Error, Micros},
 };
 use crate::{
-    event::{Dates, UnixMicros},
-    log::EarliestNow,
+    event::{Batch, Dates, UnixMicros},
+    log::{Appended, EarliestNow},
     metrics::Metrics,
     net::quiet::Admitted,
 };
@@ -108,6 +109,14 @@ impl Doubt {
     }
 }
 
+/// What is to be done with a batch, as its age says.
+pub(super) enum Judged {
+    /// Append it; and then what is doubtful about it, for [`note_accepted`](Shared::note_accepted).
+    Append(Option<Doubt>),
+    /// Answer that it was appended before: its sender may not have got the answer.
+    Repetition(Appended),
+}
+
 /// What the dates of a batch with events say.
 fn evaluate(
     dates: Dates,
@@ -159,16 +168,27 @@ pub(super) fn register(metrics: &Metrics, app: &App) {
 }
 
 impl Shared {
-    /// Returns whether a batch with these dates may be appended, and then what is doubtful about it, for
-    /// [`note_accepted`](Self::note_accepted).
-    pub(super) fn check_age(&self, app: &App, dates: Dates) -> Result<Option<Doubt>, Error> {
-        let (now, earliest) = (self.log.now(), self.log.earliest_now());
-        let has_forgotten_ids = self.log.has_forgotten_ids();
-        let checked = evaluate(dates, now, earliest, self.options.age, has_forgotten_ids);
-        if checked.is_err() {
-            self.count(app, Doubt::Refused);
+    /// Returns what is to be done with a batch, as its age says.
+    pub(super) async fn check_age(&self, app: &App, batch: &Batch) -> Result<Judged, Error> {
+        if batch.drafts.is_empty() {
+            return Ok(Judged::Append(None));
         }
-        checked
+        let (now, earliest) = (self.log.now(), self.log.earliest_now());
+        let (limit, has_forgotten_ids) = (self.options.age, self.log.has_forgotten_ids());
+        let refusal = match evaluate(batch.dates, now, earliest, limit, has_forgotten_ids) {
+            Ok(doubt) => return Ok(Judged::Append(doubt)),
+            Err(refusal) => refusal,
+        };
+        // It is not appended: between the question and that an id could be forgotten.
+        let keys = batch.drafts.iter().map(|draft| draft.key).collect();
+        if self.log.remembers(keys).await? {
+            return Ok(Judged::Repetition(Appended {
+                accepted: 0,
+                duplicates: batch.drafts.len(),
+            }));
+        }
+        self.count(app, Doubt::Refused);
+        Err(refusal)
     }
 
     /// Notes that events of a batch were appended: counts and logs what is doubtful about it.

@@ -9,6 +9,7 @@ use tokio_stream::Stream;
 
 use super::{
     App, Options, Shared,
+    age::Judged,
     body::{self, Body},
     budget::Held,
     error::Error,
@@ -93,21 +94,18 @@ pub(super) async fn take<B: Buf>(
         shared.metrics.event_received(&draft.event_type);
     }
     let dates = batch.dates;
-    let doubt = if batch.drafts.is_empty() {
-        None
-    } else {
-        shared.check_age(app, dates)?
+    let appended = match shared.check_age(app, &batch).await? {
+        Judged::Repetition(appended) => appended,
+        Judged::Append(doubt) => {
+            let appended = shared.log.append(batch).await?;
+            if appended.accepted > 0 {
+                let peer = arrival.pending.peer.map(|peer| peer.address);
+                shared.note_accepted(app, dates, doubt, peer);
+            }
+            appended
+        }
     };
-    let appended = shared.log.append(batch).await?;
     drop(held);
-    if appended.accepted > 0 {
-        shared.note_accepted(
-            app,
-            dates,
-            doubt,
-            arrival.pending.peer.map(|peer| peer.address),
-        );
-    }
     shared
         .metrics
         .batch_appended(appended.accepted, appended.duplicates);

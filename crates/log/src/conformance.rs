@@ -196,6 +196,7 @@ macro_rules! conformance_tests {
             events_are_numbered_in_order_without_holes
             concurrent_appends_have_one_order_which_all_see
             repetitions_are_left_out
+            what_was_appended_is_remembered_and_asking_changes_nothing
             the_same_id_of_another_app_is_another_event
             a_place_can_be_found_by_its_time
             time_never_goes_back

@@ -38,7 +38,7 @@ pub enum ReadError {
     },
     /// The event after the place that was asked for is damaged, as are those up to the last one of
     /// the range: what comes after that can be read.
-    #[error("{0} are damaged")]
+    #[error("{0} {verb} damaged", verb = .0.verb())]
     Damaged(Damaged),
     /// What keeps the events does not answer. It passes without a restart.
     #[error("the log cannot be read for now: {0}")]

@@ -46,7 +46,7 @@ pub use self::{
     status::{Cursors, Damaged, Health, Range, Status},
 };
 pub use prelude_bridge_event::block::{self, Block, Format};
-use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// An ordered, durable sequence of events.
 ///
@@ -65,6 +65,13 @@ pub trait Log: Send + Sync + 'static {
     /// [`Error`]. Retrying is always safe, and useful but for [`Error::Failed`] and
     /// [`Error::Closed`].
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>>;
+
+    /// Whether all events with these keys were appended, within the time that ids are remembered: a batch of
+    /// them would add nothing. What is being appended meanwhile may count or not. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error`], when it cannot be told now.
+    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>>;
 
     /// Waits until everything queued is durable, then refuses further appends.
     fn close(&self) -> BoxFuture<'_, ()>;

@@ -128,9 +128,12 @@ impl Ids {
     /// Tells for each key whether it is neither remembered nor among those before it.
     fn are_new(&self, keys: &[EventKey]) -> Vec<bool> {
         let mut met = HashSet::with_capacity(keys.len());
-        let is_new =
-            |key| !self.current.contains(key) && !self.previous.contains(key) && met.insert(*key);
+        let is_new = |key| !self.contains(key) && met.insert(*key);
         keys.iter().map(is_new).collect()
+    }
+
+    fn contains(&self, key: &EventKey) -> bool {
+        self.current.contains(key) || self.previous.contains(key)
     }
 
     /// Remembers an id. True when others are forgotten for it.
@@ -302,6 +305,14 @@ impl Log for Memory {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         let appended = self.append_now(&batch);
         Box::pin(async move { appended })
+    }
+
+    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+        Box::pin(async move {
+            let writer = self.writer();
+            self.refusal()?;
+            Ok(keys.iter().all(|key| writer.ids.contains(key)))
+        })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -109,8 +109,11 @@ impl Publisher {
     }
 
     /// Makes known that retention has removed what came before `earliest`, which was received at
-    /// `earliest_at`; `None` when nothing is left.
+    /// `earliest_at`; `None` when nothing is left. What was removed does not come back.
     pub fn trim(&self, earliest: Sequence, earliest_at: Option<UnixMicros>) {
+        if earliest < self.status.range().earliest {
+            return;
+        }
         self.range.send_if_modified(|range| {
             let trimmed = range.earliest != earliest;
             range.earliest = earliest;
@@ -147,18 +150,7 @@ impl Publisher {
         });
     }
 
-    /// Makes known which events are damaged: all of them, in order.
-    pub fn set_damaged(&self, damaged: Vec<Damaged>) {
-        self.damaged.send_if_modified(|known| {
-            let changes = **known != *damaged;
-            if changes {
-                *known = damaged.into();
-            }
-            changes
-        });
-    }
-
-    /// Makes known that these events are damaged too. Returns the whole range of damage that they are a
+    /// Makes known that these events are damaged too: for good, until [`trim`](Self::trim) removes them. Returns the whole range of damage that they are a
     /// part of, and whether any of it is new. What retention has removed does not count.
     pub fn add_damaged(&self, damaged: Damaged) -> (Damaged, bool) {
         let mut whole = damaged;
@@ -181,6 +173,12 @@ impl Publisher {
             true
         });
         (whole, is_new)
+    }
+
+    /// Forgets all damage, for a test that has repaired it.
+    #[cfg(test)]
+    pub(crate) fn forget_damaged(&self) {
+        self.damaged.send_replace(Arc::default());
     }
 
     fn fail(&self, reason: Arc<str>) {
@@ -366,6 +364,10 @@ mod tests {
             assert_eq!(publisher.status().damaged()[..], all);
         }
         publisher.trim(Sequence(80), None);
+        assert_eq!(publisher.status().damaged()[..], [damaged(5, 80)]);
+        publisher.apply(&[block(LOG, 1, 101)]).unwrap();
+        publisher.trim(Sequence(79), None);
+        assert_eq!(publisher.status().range().earliest, Sequence(80));
         assert_eq!(publisher.status().damaged()[..], [damaged(5, 80)]);
         publisher.trim(Sequence(81), None);
         assert!(publisher.status().damaged().is_empty());

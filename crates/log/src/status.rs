@@ -49,9 +49,22 @@ pub struct Damaged {
     pub last: Sequence,
 }
 
+impl Damaged {
+    /// The verb for them: a single event *is*, several *are*.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        if self.first == self.last { "is" } else { "are" }
+    }
+}
+
+/// `event 3`, `events 3 to 5`.
 impl fmt::Display for Damaged {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "events {} to {}", self.first, self.last)
+        let Self { first, last } = self;
+        if first == last {
+            return write!(formatter, "event {first}");
+        }
+        write!(formatter, "events {first} to {last}")
     }
 }
 
@@ -194,5 +207,23 @@ impl Cursors {
             self.known = Arc::clone(&self.epochs.borrow_and_update());
         }
         self.known.cursor(sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_event_is_not_said_as_a_range() {
+        let said = |first, last| {
+            let damaged = Damaged {
+                first: Sequence(first),
+                last: Sequence(last),
+            };
+            format!("{damaged} {} damaged", damaged.verb())
+        };
+        assert_eq!(said(3, 3), "event 3 is damaged");
+        assert_eq!(said(3, 5), "events 3 to 5 are damaged");
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::{
     Appended, Block, Damaged, EarliestNow, Error, Follower, Gap, Log, ReadError, Status, Usage,
 };
-use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// A log that does what another does, unless it is told to fail.
 pub struct Scripted<L> {
@@ -72,7 +72,7 @@ impl<L: Log> Scripted<L> {
         &self.inner
     }
 
-    /// What appends lead to from now on.
+    /// What appends, and questions for ids, lead to from now on.
     pub fn script_appends(&self, script: Script<Error>) {
         *self.appends.lock().unwrap() = script;
     }
@@ -132,6 +132,10 @@ fn act_out<'a, T: Send + 'a, E: Clone + Send + 'a>(
 impl<L: Log> Log for Scripted<L> {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         act_out(&self.appends, || self.inner.append(batch))
+    }
+
+    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+        act_out(&self.appends, || self.inner.remembers(keys))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -58,6 +58,39 @@ async fn a_batch_in_which_every_event_is_old_is_refused() {
 }
 
 #[tokio::test]
+async fn an_old_batch_of_which_every_id_is_remembered_is_a_repetition() {
+    let bridge = Bridge::start().await;
+    bridge.confirm_clock(0);
+    let old = aged(&[16 * DAY, 20 * DAY]);
+    send(&bridge, &old).await.assert_accepted(2, 0);
+    bridge.log.forget_ids();
+    send(&bridge, &old).await.assert_accepted(0, 2);
+    send(&bridge, &aged(&[16 * DAY]))
+        .await
+        .assert_accepted(0, 1);
+    // One that is not known makes it an old batch, whatever else is in it, …
+    send(&bridge, &aged(&[16 * DAY, 21 * DAY]))
+        .await
+        .assert_refused(422, "batch_too_old");
+    bridge.assert_doubtful("refused", 1);
+    // … and so does a log that cannot tell; but then not for good.
+    bridge
+        .log
+        .script_appends(Script::Fails(log::Error::NoSpace));
+    let answer = send(&bridge, &old).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    bridge.log.script_appends(Script::Works);
+    // Not even the clock makes a repetition wait.
+    bridge.log.set_earliest_now(EarliestNow {
+        at: bridge.log.now(),
+        is_confirmed: false,
+    });
+    send(&bridge, &old).await.assert_accepted(0, 2);
+    assert_eq!(bridge.events(), 2);
+    bridge.assert_doubtful("refused", 1);
+}
+
+#[tokio::test]
 async fn an_old_batch_is_to_be_retried_while_the_clock_may_be_wrong() {
     let bridge = Bridge::start().await;
     bridge.log.forget_ids();

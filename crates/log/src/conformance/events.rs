@@ -87,6 +87,48 @@ pub async fn repetitions_are_left_out(factory: &dyn Factory) {
     assert_eq!(rig.log.range().head, Sequence(14));
 }
 
+pub async fn what_was_appended_is_remembered_and_asking_changes_nothing(factory: &dyn Factory) {
+    let keep = Keep {
+        age: Duration::from_secs(640),
+        ..Keep::default()
+    };
+    let rig = Rig::keeping(factory, keep);
+    let keys = |app, numbers: &[u64]| {
+        let batch = fixtures::numbered_list(app, numbers);
+        batch.drafts.iter().map(|draft| draft.key).collect()
+    };
+    let remembers = async |numbers: &[u64]| rig.log.remembers(keys("app_1", numbers)).await;
+    assert_eq!(remembers(&[1]).await, Ok(false));
+    assert_eq!(remembers(&[]).await, Ok(true));
+    rig.append(&[1, 2, 3]).await;
+    for (numbers, are_known) in [
+        (&[1, 2, 3][..], true),
+        (&[3, 1, 3], true),
+        (&[4], false),
+        (&[1, 2, 3, 4], false),
+        (&[4, 1], false),
+    ] {
+        assert_eq!(remembers(numbers).await, Ok(are_known), "{numbers:?}");
+    }
+    let other = rig.log.remembers(keys("app_2", &[1])).await;
+    assert_eq!(other, Ok(false));
+    assert_eq!(rig.log.range().head, Sequence(3));
+    assert_eq!(rig.append(&[4]).await.accepted, 1, "it was only asked for");
+    rig.pass(Duration::from_secs(700));
+    rig.append(&[5]).await;
+    rig.range_where(|range| range.earliest == Sequence(5)).await;
+    assert_eq!(remembers(&[1, 4]).await, Ok(true), "ids outlive events");
+    // What is in line before the question is known to it.
+    let appended = rig.log.append(fixtures::numbered("app_1", 10..13));
+    let known = rig.log.remembers(keys("app_1", &[10, 11, 12]));
+    assert_eq!(
+        (appended.await.unwrap().accepted, known.await),
+        (3, Ok(true))
+    );
+    rig.log.close().await;
+    assert_eq!(remembers(&[1]).await, Err(Error::Closed));
+}
+
 pub async fn the_same_id_of_another_app_is_another_event(factory: &dyn Factory) {
     let rig = Rig::new(factory);
     rig.append(&[1]).await;

@@ -140,6 +140,10 @@ fn fault(file: PathBuf, what: String, remedy: Remedy) -> CheckFault {
     }
 }
 
+fn missing(events: Damaged) -> String {
+    format!("{events} {} missing: there is no such file", events.verb())
+}
+
 /// A check that is under way.
 struct Check<'a> {
     data_dir: &'a Path,
@@ -185,7 +189,7 @@ impl<'a> Check<'a> {
             let what = if located.path.exists() {
                 format!("{} cannot be found in it", located.events)
             } else {
-                format!("{} are missing: there is no such file", located.events)
+                missing(located.events)
             };
             check.add_events(located, what);
         }
@@ -224,7 +228,8 @@ impl<'a> Check<'a> {
         };
         let (located, what, remedy) = match finding {
             Finding::Events(located) => {
-                let what = format!("{} are damaged: {}", located.events, bytes(located));
+                let (events, verb) = (located.events, located.events.verb());
+                let what = format!("{events} {verb} damaged: {}", bytes(located));
                 return self.add_events(located, what);
             }
             Finding::Keys(located) => (
@@ -317,10 +322,7 @@ impl<'a> Check<'a> {
             path: path.to_owned(),
             bytes: None,
         };
-        self.add_events(
-            &located,
-            format!("{events} are missing: there is no such file"),
-        );
+        self.add_events(&located, missing(events));
         Ok(())
     }
 

@@ -62,9 +62,18 @@ fn open_at(dir: &Path) -> Result<Arc<Embedded>, OpenError> {
 
 /// The same, verified as fast as possible.
 pub(super) fn open_scrubbed(dir: &Path) -> Arc<Embedded> {
+    open_verified(dir, u64::MAX)
+}
+
+/// The same, and no thread verifies it.
+pub(super) fn open_unscrubbed(dir: &Path) -> Arc<Embedded> {
+    open_verified(dir, 0)
+}
+
+fn open_verified(dir: &Path, scrub_bytes_per_second: u64) -> Arc<Embedded> {
     let options = Options {
         retention_age: Duration::MAX,
-        scrub_bytes_per_second: u64::MAX,
+        scrub_bytes_per_second,
         ..Options::default()
     };
     open_with_seams(dir, options, seams(START)).unwrap()
@@ -87,7 +96,7 @@ fn batches() -> impl Iterator<Item = std::ops::Range<u64>> {
 }
 
 /// A log of several segments, epochs and files of ids, the first events of which retention has
-/// removed; closed well.
+/// removed; closed well. They are in a segment with others, so that is there.
 pub(super) async fn template() -> tempfile::TempDir {
     template_with_manifests().await.0
 }
@@ -95,30 +104,44 @@ pub(super) async fn template() -> tempfile::TempDir {
 /// The same with all manifests that it had when it was closed.
 async fn template_with_manifests() -> (tempfile::TempDir, Vec<Vec<u8>>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut manifests = Vec::new();
-    for (index, numbers) in (0..).zip(batches()) {
-        // Between the times of the first two.
-        let age = if index == 1 {
-            Duration::from_micros(640)
-        } else {
-            Duration::MAX
+    let now = Arc::new(AtomicI64::new(START));
+    let open = |age| {
+        let seams = Seams {
+            clock: clock(&now),
+            ..seams(START)
         };
-        let seams = seams(START + index * 1_000);
-        let log = open_with_seams(dir.path(), options(age), seams).unwrap();
+        open_with_seams(dir.path(), options(age), seams).unwrap()
+    };
+    let mut manifests = Vec::new();
+    let mut batches = batches();
+    // With it the ages of the two are told apart, and both go into one segment.
+    let log = open(Duration::from_micros(6_400));
+    log.append(batch(batches.next().unwrap())).await.unwrap();
+    now.fetch_add(1_000, Ordering::SeqCst);
+    log.append(batch(batches.next().unwrap())).await.unwrap();
+    waits_until(|| !id_files(dir.path()).is_empty()).await;
+    close(log, dir.path(), &mut manifests).await;
+    // Between the times of the first two.
+    now.fetch_add(500, Ordering::SeqCst);
+    let log = open(Duration::from_micros(640));
+    waits_until(|| log.range().earliest == Sequence(TRIMMED + 1)).await;
+    close(log, dir.path(), &mut manifests).await;
+    for numbers in batches {
+        now.fetch_add(1_000, Ordering::SeqCst);
+        let log = open(Duration::MAX);
         log.append(batch(numbers)).await.unwrap();
-        if index == 1 {
-            waits_until(|| log.range().earliest == Sequence(TRIMMED + 1)).await;
-        }
-        // What is written beside the commits.
-        let head = log.range().head.0;
-        waits_until(|| id_files(dir.path()).last().is_some() || head < 90).await;
-        log.close().await;
-        drop(log);
-        manifests.push(manifest_of(dir.path()));
+        close(log, dir.path(), &mut manifests).await;
     }
-    assert!(segment_paths(dir.path()).len() >= 3);
-    assert!(!id_files(dir.path()).is_empty());
+    let segments = segment_paths(dir.path());
+    assert_eq!(segments.len() as u64, BATCHES);
+    assert_eq!(frames_of(&segments[0])[0].1.first_sequence, Sequence(1));
     (dir, manifests)
+}
+
+async fn close(log: Arc<Embedded>, dir: &Path, manifests: &mut Vec<Vec<u8>>) {
+    log.close().await;
+    drop(log);
+    manifests.push(manifest_of(dir));
 }
 
 fn zero(path: &Path, count: usize) {
@@ -275,8 +298,7 @@ async fn a_manifest_of_another_moment_or_log_removes_and_hides_nothing() {
         let is_of_this_log = index < manifests.len() - 2;
         match fate {
             Fate::Whole => assert!(is_of_this_log, "{index}"),
-            // Those that retention has removed since, with their segment.
-            Fate::Damaged(events) => assert!(is_of_this_log && events[0].last.0 <= TRIMMED),
+            Fate::Damaged(events) => panic!("{index}: {events:?}"),
             Fate::Refused(error) => {
                 assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
                 assert!(!is_of_this_log, "{error}");
@@ -418,10 +440,6 @@ async fn a_log_knows_at_each_later_start_that_ids_were_lost() {
     let manifest: Damage = |dir| fs::remove_file(dir.join(MANIFEST_FILE)).unwrap();
     let segment: Damage = |dir| fs::remove_file(&segment_paths(dir)[0]).unwrap();
     let template = template().await;
-    // Retention has removed the first events. The segment that they were in goes with them, unless others
-    // were appended to it before it was left: then their ids can be read again.
-    let oldest = segment_paths(template.path()).remove(0);
-    let are_gone = frames_of(&oldest)[0].1.first_sequence > Sequence(1);
     // Nothing was removed from this one.
     let whole = tempfile::tempdir().unwrap();
     let log = open_at(whole.path()).unwrap();
@@ -434,8 +452,9 @@ async fn a_log_knows_at_each_later_start_that_ids_were_lost() {
         ("nothing", &[nothing][..], false),
         ("the manifest", &[manifest], false),
         ("the first segment", &[segment], false),
-        ("the first file of ids", &[first], are_gone),
-        ("all ids and the manifest", &[all, manifest], are_gone),
+        // Retention has removed events, which the first segment has together with others.
+        ("the first file of ids", &[first], false),
+        ("all ids and the manifest", &[all, manifest], false),
         ("a segment and its file of ids", &[segment, first], true),
         ("a segment and all ids", &[segment, all], true),
         ("that and the manifest", &[segment, all, manifest], true),
@@ -737,6 +756,63 @@ async fn a_file_behind_the_log_that_is_no_part_of_it_is_taken_out() {
     fs::rename(dir.path().join(last.file_name().unwrap()), &wrong).unwrap();
     assert_eq!(fate(dir.path()).await, Fate::Whole);
     assert!(wrong.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_could_not_be_taken_out_for_want_of_room_keeps_its_name() {
+    let dir = template().await;
+    let ordinals = segments::ordinals(dir.path()).unwrap();
+    let path = segments::path(dir.path(), ordinals.last().unwrap() + 1);
+    let garbage = vec![7; 70_000];
+    fs::write(&path, &garbage).unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = Seams {
+        fault: failing_disk(Stage::Quarantine, &full, testing::no_space).fault,
+        ..seams(START)
+    };
+    let log = open_with_seams(dir.path(), options(Duration::MAX), seams).unwrap();
+    let mut next = HEAD;
+    for _ in 0..3 {
+        log.append(batch(next..next + BATCH_EVENTS)).await.unwrap();
+        next += BATCH_EVENTS;
+    }
+    log.close().await;
+    drop(log);
+    assert_eq!(fs::read(&path).unwrap(), garbage);
+    assert!(quarantined(dir.path()).is_empty());
+    // The next start takes it out, and everything is there.
+    let log = open_at(dir.path()).unwrap();
+    assert_eq!(log.range().head, Sequence(next));
+    assert_eq!(read_all(&log).await, []);
+    assert!(!path.exists());
+    let [(_, kept)] = &read_quarantined(dir.path())[..] else {
+        panic!("one file");
+    };
+    assert_eq!(*kept, garbage);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_stays_known_whatever_is_appended_and_verified() {
+    let dir = template().await;
+    let paths = segment_paths(dir.path());
+    let frames = frames_of(&paths[1]);
+    let (first, last) = (frames[0].1, frames[frames.len() - 1].1);
+    fs::remove_file(&paths[1]).unwrap();
+    let gap = range_of(first.first_sequence.0, last.last_sequence().0);
+    // Over restarts as well.
+    for run in 0..3 {
+        let log = open_scrubbed(dir.path());
+        assert_eq!(log.status().damaged()[..], [gap], "run {run}");
+        let first = log.range().head.0;
+        for n in 0..20 {
+            log.append(batch(first + n..first + n + 1)).await.unwrap();
+            assert_eq!(log.status().damaged()[..], [gap], "run {run}, event {n}");
+        }
+        waits_until(|| dir.path().join("scrub").exists()).await;
+        assert_eq!(read_all(&log).await, [gap]);
+        log.close().await;
+        assert_eq!(log.status().damaged()[..], [gap], "run {run}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

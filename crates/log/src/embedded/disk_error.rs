@@ -8,9 +8,13 @@ use std::{
 };
 
 use rustix::io::Errno;
+use tokio::sync::oneshot::error::RecvError;
 
-use super::Shared;
-use crate::{Error, Health, ids};
+use super::{Shared, Stage};
+use crate::{
+    Error, Health,
+    ids::{self, Background},
+};
 
 /// A full disk is reported for so long after it was last met. Then the log counts as healthy, so
 /// that somebody tries again.
@@ -62,7 +66,15 @@ impl Shared {
         }
     }
 
-    /// Does what is needed to remove old events, with the reserve where the disk is full.
+    /// What the writer answered. One that ends without an answer has failed, and says why.
+    pub(super) fn answer<T>(
+        &self,
+        answer: Result<Result<T, Error>, RecvError>,
+    ) -> Result<T, Error> {
+        answer.unwrap_or_else(|_| Err(self.failure().unwrap_or(Error::Closed)))
+    }
+
+    /// Does what is needed to remove old events or ids, with the reserve where the disk is full.
     pub(super) fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is_no_space(&error) && self.use_reserve() => work(),
@@ -70,11 +82,31 @@ impl Shared {
         }
     }
 
-    /// Gives the room of the reserve free, to remove old events. False when there is none.
+    /// Does a step of the ids' work, on a full disk with the reserve where that gives room back: files of ids
+    /// are removed, or old segments wait for their ids (`frees_segments`). False when nothing is left of it.
+    pub(super) fn step_ids(&self, ids: &Background, frees_segments: bool) -> Result<bool, Error> {
+        match self.try_step_ids(ids) {
+            Err(Error::NoSpace)
+                if (frees_segments || ids.has_files_to_remove()) && self.use_reserve() =>
+            {
+                self.try_step_ids(ids)
+            }
+            done => done,
+        }
+    }
+
+    fn try_step_ids(&self, ids: &Background) -> Result<bool, Error> {
+        (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
+        ids.run_once().map_err(|error| self.evaluate_ids(&error))
+    }
+
+    /// Gives the room of the reserve free, to remove old events or ids. False when there is none.
     pub(super) fn use_reserve(&self) -> bool {
         let is_used = self.reserve.release();
         if is_used {
-            tracing::warn!("the disk is full: old events are removed with the room of the reserve");
+            tracing::warn!(
+                "the disk is full: the room of the reserve is used to remove old events and ids"
+            );
             self.set_no_space(true);
         }
         is_used

@@ -17,7 +17,7 @@ use super::{
     quarantine,
     segments::{self, Segment},
 };
-use crate::{Error, clock::RetentionNow, ids::Background};
+use crate::{clock::RetentionNow, ids::Background};
 use prelude_bridge_event::LogId;
 
 /// What could not be done, as there was no room, is tried again after this time.
@@ -434,14 +434,13 @@ impl Work {
             self.ids_have_work = false;
             return;
         }
-        match self.shared.step_ids(&self.ids) {
+        // Segments can go when their ids are written.
+        match self.shared.step_ids(&self.ids, self.notes.waits_for_ids) {
             Ok(more) => {
                 let times = if self.ids.is_urgent() { 0 } else { REST_TIMES };
                 self.ids_have_work = more;
                 self.ids_rest_until = Instant::now() + began.elapsed() * times;
             }
-            // Segments can go when they are written.
-            Err(Error::NoSpace) if self.notes.waits_for_ids && self.shared.use_reserve() => {}
             // It may pass, or the log has failed.
             Err(_) => self.ids_rest_until = began + RETRY_INTERVAL,
         }

@@ -28,6 +28,7 @@ mod ids_budget;
 mod inspect;
 mod keeper;
 mod manifest;
+mod missing_ids;
 mod open_error;
 mod opening;
 mod preparation;
@@ -84,9 +85,9 @@ use super::{
     ReadError, Status, Usage,
     clock::{self, Clock},
     group::{self, Stamps},
-    ids::{self, Background},
+    ids,
 };
-use prelude_bridge_event::{Batch, Sequence, UnixMicros};
+use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
@@ -206,6 +207,8 @@ pub(super) enum Stage {
     Ids,
     /// Make the reserve.
     Reserve,
+    /// Take something out of the log at a start.
+    Quarantine,
 }
 
 impl Default for Seams {
@@ -261,6 +264,7 @@ fn start(
         manifest,
         ids,
         epoch,
+        missing_ids,
         clock,
         ages,
         found,
@@ -300,6 +304,7 @@ fn start(
         stamps: Stamps::new(found.last_at),
         ages,
         ids,
+        missing_ids,
         active,
         next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
         retention: Retention::new(options.retention_bytes, options.retention_age),
@@ -398,23 +403,18 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Does a step of the ids' work. False when nothing is left of it.
-    fn step_ids(&self, ids: &Background) -> Result<bool, Error> {
-        (self.fault)(Stage::Ids).map_err(|error| self.evaluate(&error, "the files of ids"))?;
-        ids.run_once().map_err(|error| self.evaluate_ids(&error))
-    }
 }
 
 impl Log for Embedded {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         // In line from now on, whatever becomes of the future.
         let pushed = self.shared.queue.push(batch);
-        Box::pin(async move {
-            let fate = pushed?.await;
-            // A writer that ends without an answer has failed, and says why.
-            fate.unwrap_or_else(|_| Err(self.shared.failure().unwrap_or(Error::Closed)))
-        })
+        Box::pin(async move { self.shared.answer(pushed?.await) })
+    }
+
+    fn remembers(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<bool, Error>> {
+        let asked = self.shared.queue.recall(keys);
+        Box::pin(async move { self.shared.answer(asked?.await) })
     }
 
     fn read(

@@ -9,18 +9,19 @@ use std::{
 };
 
 use super::{
-    Seams, Stage,
+    Fault, Seams, Stage,
     commit::numbers,
     directory::{self, Directory, IDS_DIRECTORY, MANIFEST_FILE},
     disk_error, keeper,
     manifest::{Manifest, NO_MANIFEST},
+    missing_ids::MissingIds,
     open_error::OpenError,
     quarantine,
     recovery::{self, Found},
     segments, survey,
 };
 use crate::{
-    clock::{Ages, Clock, LogClock, Mark, Stored},
+    clock::{Ages, Clock, LogClock, Mark, RetentionTime, Stored},
     group,
     ids::{self, Ids},
 };
@@ -31,6 +32,8 @@ pub(super) struct Opened {
     /// As it is on disk.
     pub(super) manifest: Manifest,
     pub(super) ids: Ids,
+    /// Those that there was no room for.
+    pub(super) missing_ids: Option<MissingIds>,
     /// That of this run, the last one in the manifest.
     pub(super) epoch: Epoch,
     pub(super) clock: LogClock,
@@ -63,19 +66,25 @@ pub(super) fn open(
     let mut ids = Ids::open(&ids_dir, manifest.log, limits).map_err(ids_error)?;
     let (mut clock, marks) = resume_clock(&manifest, &seams.clock, &ids);
     let now = clock.now().retention.time;
-    let through = Some(ids.through());
-    let found = recovery::look(data_dir, &manifest, through, &mut |last, keys| {
-        // Later than they came, so that none is forgotten too early.
-        if ids.add(&numbers(keys), last, UnixMicros(now.0)) {
-            write_ids(&ids).map_err(ids_error)?;
-        }
-        Ok(())
-    })?;
-    take_ids(data_dir, &ids).or_else(postpone).map_err(failed)?;
+    // Later than they came, so that none is forgotten too early.
+    let ids_at = UnixMicros(now.0);
+    let (mut found, added) = read_segments(data_dir, &manifest, &mut ids, ids_at, seams)?;
+    let missing_ids = added.map(|through| MissingIds {
+        manifest: manifest.clone(),
+        through,
+        head: found.range.head,
+        at: ids_at,
+    });
+    let removal = Removal {
+        data_dir,
+        now,
+        fault: &seams.fault,
+    };
+    removal.take_ids(&ids).or_else(postpone).map_err(failed)?;
     if let Some(reason) = damage {
-        set_aside(data_dir, &reason, &found)?;
+        removal.take_manifest(&reason, &found)?;
     }
-    put_right(data_dir, &found)?;
+    removal.put_right(&mut found)?;
     clock.compare_with_newest_event(found.last_at);
     let mut ages = Ages::resume(age_max, &marks, found.range.head, now);
     ages.forget_before(found.range.earliest);
@@ -89,20 +98,58 @@ pub(super) fn open(
         written => written.map_err(failed).map(|()| false)?,
     };
     Ok(Opened {
+        is_full: is_full || missing_ids.is_some(),
         manifest,
         ids,
+        missing_ids,
         epoch,
         clock,
         ages,
         found,
-        is_full,
     })
 }
 
+/// Looks at the segments, and adds the ids that are in no file yet, as of this time of the retention clock.
+/// If the disk has no room for all of them, it returns the last event whose id was added: memory is bounded.
+fn read_segments(
+    data_dir: &Path,
+    manifest: &Manifest,
+    ids: &mut Ids,
+    at: UnixMicros,
+    seams: &Seams,
+) -> Result<(Found, Option<Sequence>), OpenError> {
+    let mut has_all = true;
+    let mut through = ids.through();
+    let found = recovery::look(data_dir, manifest, Some(through), &mut |last, keys| {
+        if has_all && ids.is_full() {
+            write_ids(ids, &seams.fault).map_err(ids_error)?;
+            has_all = ids.seal();
+        }
+        if has_all {
+            through = last;
+            if ids.add(&numbers(keys), last, at) {
+                write_ids(ids, &seams.fault).map_err(ids_error)?;
+            }
+        }
+        Ok(())
+    })?;
+    if !has_all {
+        tracing::error!(
+            "the disk has no room for the ids of all events: no event is accepted until there is room"
+        );
+    }
+    Ok((found, (!has_all).then_some(through)))
+}
+
 /// Writes the ids that were read from segments. Without room they stay in memory.
-fn write_ids(ids: &Ids) -> Result<(), ids::Error> {
+fn write_ids(ids: &Ids, fault: &Fault) -> Result<(), ids::Error> {
+    let step = || {
+        let path = PathBuf::from(IDS_DIRECTORY);
+        fault(Stage::Ids).map_err(|source| ids::Error::Io { path, source })?;
+        ids.background().run_once()
+    };
     loop {
-        match ids.background().run_once() {
+        match step() {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(ids::Error::Io { source, .. }) if disk_error::is_no_space(&source) => return Ok(()),
@@ -184,27 +231,6 @@ fn resume_clock(manifest: &Manifest, source: &Clock, ids: &Ids) -> (LogClock, Ve
     (LogClock::new(source.clone(), ids.newest_at()), Vec::new())
 }
 
-/// Keeps a manifest that was damaged, and says what is lost with it.
-fn set_aside(data_dir: &Path, reason: &str, found: &Found) -> Result<(), OpenError> {
-    let failed = |source| directory_error(data_dir, source);
-    let path = data_dir.join(MANIFEST_FILE);
-    tracing::error!(
-        path = %path.display(),
-        reason,
-        first_event = found.range.earliest.0,
-        last_event = found.range.head.0,
-        "the manifest of the log is damaged: it is made anew from the segments; the age of all events is \
-         counted from now on"
-    );
-    if path.try_exists().map_err(failed)? {
-        match quarantine::take_file(data_dir, &path) {
-            Ok(kept) => tracing::warn!(kept = %kept.display(), "the damaged manifest is kept"),
-            Err(error) => postpone(error).map_err(failed)?,
-        }
-    }
-    Ok(())
-}
-
 /// Each epoch with the first event that it wrote: as the segments say, and as the manifest does before
 /// the first of them and where they are damaged. An epoch that wrote nothing leaves no trace.
 fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
@@ -229,22 +255,6 @@ fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
     epochs
 }
 
-/// Takes out of the log the files of ids that do not count: the keys of their events are read from the
-/// segments, as far as retention has left them.
-fn take_ids(data_dir: &Path, ids: &Ids) -> io::Result<()> {
-    for file in ids.aside() {
-        let kept = quarantine::take_file(data_dir, &file.path)?;
-        tracing::error!(
-            path = %file.path.display(),
-            reason = file.reason,
-            kept = %kept.display(),
-            "a file of ids is damaged: its ids are read from the segments again; repetitions of events \
-             that retention has removed are not recognised any more"
-        );
-    }
-    Ok(())
-}
-
 pub(super) fn ids_error(error: ids::Error) -> OpenError {
     match error {
         ids::Error::Io { path, source } => OpenError::Directory { path, source },
@@ -252,63 +262,120 @@ pub(super) fn ids_error(error: ids::Error) -> OpenError {
     }
 }
 
-/// Takes out of the log what is no part of it.
-fn put_right(data_dir: &Path, found: &Found) -> Result<(), OpenError> {
-    let failed = |source| directory_error(data_dir, source);
-    take_torn(data_dir, found).map_err(failed)?;
-    for &(ordinal, why) in &found.discarded {
-        let path = segments::path(data_dir, ordinal);
-        let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-        let kept = match quarantine::take_file(data_dir, &path) {
-            Ok(kept) => kept,
-            Err(error) => {
-                postpone(error).map_err(failed)?;
-                continue;
-            }
-        };
-        tracing::warn!(
-            path = %path.display(),
-            from_byte = 0,
-            to_byte = bytes,
-            after_event = found.range.head.0,
-            why,
-            kept = %kept.display(),
-            "a file that holds no commit was taken out of the log"
-        );
-    }
-    keeper::remove(data_dir, &found.given_up).map_err(failed)?;
-    keeper::remove(data_dir, &found.unused).map_err(failed)
+/// Takes out of the log what is no part of it, into the quarantine.
+struct Removal<'a> {
+    data_dir: &'a Path,
+    now: RetentionTime,
+    fault: &'a Fault,
 }
 
-/// Cuts the end of the log off, if it is torn.
-fn take_torn(data_dir: &Path, found: &Found) -> io::Result<()> {
-    let Some(torn) = found.torn else {
-        return Ok(());
-    };
-    let after = found.range.head.0;
-    let path = segments::path(data_dir, torn.ordinal);
-    match quarantine::take_bytes(data_dir, &path, torn.from, torn.to) {
-        Ok(kept) => tracing::warn!(
-            path = %path.display(),
-            from_byte = torn.from,
-            to_byte = torn.to,
-            after_event = after,
-            kept = %kept.display(),
-            "the last commit of the log is not whole, and was cut: the process ended while it \
-             was written, and nobody got an answer, or it was damaged since"
-        ),
-        Err(error) if disk_error::is_no_space(&error) => tracing::error!(
-            path = %path.display(),
-            from_byte = torn.from,
-            to_byte = torn.to,
-            after_event = after,
-            %error,
-            "the last commit of the log is not whole, and the disk has no room to keep what \
-             there is of it: the next commit is written over it"
-        ),
-        Err(error) => return Err(error),
+impl Removal<'_> {
+    /// Takes the files of ids that do not count: the keys of their events are read from the segments, as far
+    /// as retention has left them.
+    fn take_ids(&self, ids: &Ids) -> io::Result<()> {
+        for file in ids.aside() {
+            let kept = self.take_file(&file.path)?;
+            tracing::error!(
+                path = %file.path.display(),
+                reason = file.reason,
+                kept = %kept.display(),
+                "a file of ids is damaged: its ids are read from the segments again; repetitions of events \
+                 that retention has removed are not recognised any more"
+            );
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Keeps a manifest that was damaged, and says what is lost with it.
+    fn take_manifest(&self, reason: &str, found: &Found) -> Result<(), OpenError> {
+        let failed = |source| directory_error(self.data_dir, source);
+        let path = self.data_dir.join(MANIFEST_FILE);
+        tracing::error!(
+            path = %path.display(),
+            reason,
+            first_event = found.range.earliest.0,
+            last_event = found.range.head.0,
+            "the manifest of the log is damaged: it is made anew from the segments; the age of all events is \
+             counted from now on"
+        );
+        if path.try_exists().map_err(failed)? {
+            match self.take_file(&path) {
+                Ok(kept) => tracing::warn!(kept = %kept.display(), "the damaged manifest is kept"),
+                Err(error) => postpone(error).map_err(failed)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the end of the log, if it is torn, and the files without a commit; removes those that are not
+    /// needed.
+    fn put_right(&self, found: &mut Found) -> Result<(), OpenError> {
+        let failed = |source| directory_error(self.data_dir, source);
+        self.take_torn(found).map_err(failed)?;
+        for &(ordinal, why) in &found.discarded {
+            let path = segments::path(self.data_dir, ordinal);
+            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+            let kept = match self.take_file(&path) {
+                Ok(kept) => kept,
+                Err(error) => {
+                    postpone(error).map_err(failed)?;
+                    // The next segment must not get the name of this file: the log goes on behind it.
+                    found.tip = None;
+                    continue;
+                }
+            };
+            tracing::warn!(
+                path = %path.display(),
+                from_byte = 0,
+                to_byte = bytes,
+                after_event = found.range.head.0,
+                why,
+                kept = %kept.display(),
+                "a file that holds no commit was taken out of the log"
+            );
+        }
+        keeper::remove(self.data_dir, &found.given_up).map_err(failed)?;
+        keeper::remove(self.data_dir, &found.unused).map_err(failed)
+    }
+
+    /// Cuts the end of the log off, if it is torn.
+    fn take_torn(&self, found: &Found) -> io::Result<()> {
+        let Some(torn) = found.torn else {
+            return Ok(());
+        };
+        let after = found.range.head.0;
+        let path = segments::path(self.data_dir, torn.ordinal);
+        let bytes = (torn.from, torn.to);
+        let taken = (self.fault)(Stage::Quarantine)
+            .and_then(|()| quarantine::take_bytes(self.data_dir, &path, bytes, self.now));
+        match taken {
+            Ok(kept) => tracing::warn!(
+                path = %path.display(),
+                from_byte = torn.from,
+                to_byte = torn.to,
+                after_event = after,
+                kept = %kept.display(),
+                "the last commit of the log is not whole, and was cut: the process ended while it \
+                 was written, and nobody got an answer, or it was damaged since"
+            ),
+            Err(error) if disk_error::is_no_space(&error) => tracing::error!(
+                path = %path.display(),
+                from_byte = torn.from,
+                to_byte = torn.to,
+                after_event = after,
+                %error,
+                "the last commit of the log is not whole, and the disk has no room to keep what \
+                 there is of it: the next commit is written over it"
+            ),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn take_file(&self, path: &Path) -> io::Result<PathBuf> {
+        (self.fault)(Stage::Quarantine)?;
+        quarantine::take_file(self.data_dir, path, self.now)
+    }
 }
 
 fn directory_error(path: &Path, source: io::Error) -> OpenError {

@@ -19,13 +19,13 @@ const FILES_MAX: usize = 16;
 /// … or more bytes: four segments. The newest always stays.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// Behind this in a file's name is when it was first seen, by the retention clock.
-pub(super) const SINCE: &str = ".since-";
+/// Behind this in a file's name is since when it is there, by the retention clock.
+const SINCE: &str = ".since-";
 
-/// Moves a file there. Durable when this returns.
-pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {
+/// Moves a file there, at this time of the retention clock. Durable when this returns.
+pub(super) fn take_file(data_dir: &Path, path: &Path, now: RetentionTime) -> io::Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let kept = place(data_dir, &name)?;
+    let kept = place(data_dir, &name, now)?;
     fs::rename(path, &kept)?;
     finish(data_dir, &kept)?;
     Ok(kept)
@@ -33,9 +33,14 @@ pub(super) fn take_file(data_dir: &Path, path: &Path) -> io::Result<PathBuf> {
 
 /// Copies these bytes of a file there, and writes zeros over them: so nothing is left of a commit
 /// that is not there, for a later one to be mixed with. Durable when this returns.
-pub(super) fn take_bytes(data_dir: &Path, path: &Path, from: u64, to: u64) -> io::Result<PathBuf> {
+pub(super) fn take_bytes(
+    data_dir: &Path,
+    path: &Path,
+    (from, to): (u64, u64),
+    now: RetentionTime,
+) -> io::Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let kept = place(data_dir, &format!("{name}-from-{from}"))?;
+    let kept = place(data_dir, &format!("{name}-from-{from}"), now)?;
     let mut source = directory::open_private(path)?;
     source.seek(io::SeekFrom::Start(from))?;
     let length = to.saturating_sub(from);
@@ -57,14 +62,15 @@ fn copy(mut from: impl io::Read, kept: &Path) -> io::Result<()> {
     })
 }
 
-/// A free name: with the time, so that they sort by age.
-fn place(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
+/// A free name. It begins with the time, so that they sort by age, and ends with that of the retention
+/// clock. The file keeps it: the line in the log that names it stays true.
+fn place(data_dir: &Path, name: &str, now: RetentionTime) -> io::Result<PathBuf> {
     let directory = data_dir.join(DIRECTORY);
     directory::create_directory(&directory)?;
-    let now = UnixMicros::now().0;
+    let wall = UnixMicros::now().0;
     let mut count = 0;
     loop {
-        let path = directory.join(format!("{now:016}-{count:03}-{name}"));
+        let path = directory.join(format!("{wall:016}-{count:03}-{name}{SINCE}{}", now.0));
         if !path.try_exists()? {
             return Ok(path);
         }
@@ -73,7 +79,8 @@ fn place(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 /// Removes what has been there for longer than `micros_max`. A file's name says since when it is there
-/// by the retention clock, as soon as this has seen it: the clock of its modification can be wrong.
+/// by the retention clock: the clock of its modification can be wrong. One that another retention clock has
+/// named, or nobody, gets a new name.
 pub(super) fn remove_old(data_dir: &Path, micros_max: i64, now: &RetentionNow) -> io::Result<()> {
     let directory = data_dir.join(DIRECTORY);
     let entries = match directory.read_dir() {
@@ -84,7 +91,7 @@ pub(super) fn remove_old(data_dir: &Path, micros_max: i64, now: &RetentionNow) -
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let (name, since) = name.rsplit_once(SINCE).unwrap_or((&name, ""));
-        // Of a later time is what another clock has seen.
+        // Of a later time is what another clock has named.
         let since = since.parse().ok().map(RetentionTime);
         match since.filter(|&since| since <= now.time) {
             Some(since) if now.age_of(since) > micros_max => {
@@ -92,10 +99,15 @@ pub(super) fn remove_old(data_dir: &Path, micros_max: i64, now: &RetentionNow) -
                 tracing::info!(path = %path.display(), "a file was in the quarantine for its time, and was removed");
             }
             Some(_) => {}
-            None => fs::rename(
-                &path,
-                directory.join(format!("{name}{SINCE}{}", now.time.0)),
-            )?,
+            None => {
+                let kept = directory.join(format!("{name}{SINCE}{}", now.time.0));
+                fs::rename(&path, &kept)?;
+                tracing::info!(
+                    path = %path.display(),
+                    kept = %kept.display(),
+                    "the time of a file in the quarantine counts from now on"
+                );
+            }
         }
     }
     Ok(())
@@ -130,6 +142,8 @@ fn finish(data_dir: &Path, kept: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    const NOW: RetentionTime = RetentionTime(5);
+
     fn kept(dir: &Path) -> Vec<PathBuf> {
         let mut paths: Vec<_> = (fs::read_dir(dir.join(DIRECTORY)).unwrap())
             .map(|entry| entry.unwrap().path())
@@ -143,10 +157,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events-00001");
         fs::write(&path, b"whole torn rest").unwrap();
-        let copy = take_bytes(dir.path(), &path, 6, 10).unwrap();
+        let copy = take_bytes(dir.path(), &path, (6, 10), NOW).unwrap();
         assert_eq!(fs::read(&copy).unwrap(), b"torn");
         assert_eq!(fs::read(&path).unwrap(), b"whole \0\0\0\0 rest");
-        let moved = take_file(dir.path(), &path).unwrap();
+        let moved = take_file(dir.path(), &path, NOW).unwrap();
         assert!(!path.exists());
         assert_eq!(fs::read(&moved).unwrap(), b"whole \0\0\0\0 rest");
         assert_eq!(kept(dir.path()), [copy, moved]);
@@ -173,17 +187,21 @@ mod tests {
         remove_old(dir.path(), 10, &RetentionNow::at(0)).unwrap();
         let path = dir.path().join("events-00001");
         fs::write(&path, b"torn").unwrap();
-        take_bytes(dir.path(), &path, 0, 4).unwrap();
+        let said = take_bytes(dir.path(), &path, (0, 4), NOW).unwrap();
         let count = |now| {
             remove_old(dir.path(), 10, &RetentionNow::at(now)).unwrap();
             kept(dir.path()).len()
         };
         assert_eq!((count(5), count(15)), (1, 1));
+        assert_eq!(kept(dir.path()), [said], "it keeps its name");
         // Its time counts from now on.
         assert_eq!((count(2), count(12)), (1, 1));
-        take_file(dir.path(), &path).unwrap();
+        take_file(dir.path(), &path, RetentionTime(12)).unwrap();
         assert_eq!((count(12), count(13)), (2, 1), "each has a time of its own");
         assert_eq!((count(22), count(23)), (1, 0));
+        let without_time = dir.path().join(DIRECTORY).join("1-000-events-00001");
+        fs::write(&without_time, b"torn").unwrap();
+        assert_eq!((count(30), count(40), count(41)), (1, 1, 0));
     }
 
     #[test]
@@ -192,14 +210,14 @@ mod tests {
         let path = dir.path().join("events-00001");
         for n in 0..FILES_MAX + 3 {
             fs::write(&path, n.to_string()).unwrap();
-            take_file(dir.path(), &path).unwrap();
+            take_file(dir.path(), &path, NOW).unwrap();
         }
         let left = kept(dir.path());
         assert_eq!(left.len(), FILES_MAX);
         assert_eq!(fs::read(&left[0]).unwrap(), b"3");
         let large = fs::File::create(&path).unwrap();
         large.set_len(BYTES_MAX + 1).unwrap();
-        let large = take_file(dir.path(), &path).unwrap();
+        let large = take_file(dir.path(), &path, NOW).unwrap();
         assert_eq!(kept(dir.path()), [large], "the newest stays");
     }
 }

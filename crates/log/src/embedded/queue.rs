@@ -1,5 +1,5 @@
-//! Owns the bounded line of batches between the senders' requests and the writer's thread. Knows
-//! nothing of how they are written.
+//! Owns the bounded queue between the senders' requests and the writer's thread: of batches to append, and
+//! of keys of which somebody asks whether they are remembered. Knows nothing of how either is done.
 
 use std::{
     collections::VecDeque,
@@ -10,12 +10,44 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{Appended, Error};
-use prelude_bridge_event::Batch;
+use prelude_bridge_event::{Batch, EventKey};
 
-/// A batch with the place where its fate is awaited.
-pub(super) struct Job {
-    pub(super) batch: Batch,
-    pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
+/// What the writer is asked for, with the place where the answer is awaited.
+pub(super) enum Job {
+    /// Append these events.
+    Append {
+        batch: Batch,
+        reply: oneshot::Sender<Result<Appended, Error>>,
+    },
+    /// Say whether all of these keys are remembered.
+    Recall {
+        keys: Vec<EventKey>,
+        reply: oneshot::Sender<Result<bool, Error>>,
+    },
+}
+
+impl Job {
+    fn events(&self) -> usize {
+        match self {
+            Self::Append { batch, .. } => batch.drafts.len(),
+            Self::Recall { keys, .. } => keys.len(),
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Append { batch, .. } => batch.memory_bytes(),
+            Self::Recall { keys, .. } => size_of_val(&**keys),
+        }
+    }
+
+    fn refuse(self, error: Error) {
+        // Nobody may be waiting any more.
+        match self {
+            Self::Append { reply, .. } => drop(reply.send(Err(error))),
+            Self::Recall { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
 }
 
 /// How much may wait, and how much is taken at once.
@@ -43,7 +75,7 @@ struct State {
 
 /// What the consumer is to do.
 pub(super) enum Taken {
-    /// Write these, in this order.
+    /// Do these, in this order.
     Group(Vec<Job>),
     /// Nothing has come within the time.
     Nothing,
@@ -65,7 +97,23 @@ impl Queue {
         &self,
         batch: Batch,
     ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
-        let bytes = batch.memory_bytes();
+        let (reply, fate) = oneshot::channel();
+        self.add(Job::Append { batch, reply })?;
+        Ok(fate)
+    }
+
+    /// Puts a question in line, or says at once why not.
+    pub(super) fn recall(
+        &self,
+        keys: Vec<EventKey>,
+    ) -> Result<oneshot::Receiver<Result<bool, Error>>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.add(Job::Recall { keys, reply })?;
+        Ok(answer)
+    }
+
+    fn add(&self, job: Job) -> Result<(), Error> {
+        let bytes = job.memory_bytes();
         let mut state = self.state();
         if let Some(refusal) = &state.refusal {
             return Err(refusal.clone());
@@ -75,12 +123,11 @@ impl Queue {
         if !fits || state.jobs.len() >= self.limits.queue_batches_max {
             return Err(Error::Overloaded);
         }
-        let (reply, fate) = oneshot::channel();
         state.bytes += bytes;
-        state.jobs.push_back(Job { batch, reply });
+        state.jobs.push_back(job);
         drop(state);
         self.arrived.notify_one();
-        Ok(fate)
+        Ok(())
     }
 
     /// Takes everything that waits, up to the limits of a group but at least one batch; waits for
@@ -95,8 +142,8 @@ impl Queue {
             .unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut events, mut bytes) = (Vec::new(), 0, 0);
         while let Some(job) = state.jobs.front() {
-            events += job.batch.drafts.len();
-            bytes += job.batch.memory_bytes();
+            events += job.events();
+            bytes += job.memory_bytes();
             let fits =
                 events <= self.limits.group_events_max && bytes <= self.limits.group_bytes_max;
             if !fits && !group.is_empty() {
@@ -105,7 +152,7 @@ impl Queue {
             let Some(job) = state.jobs.pop_front() else {
                 break;
             };
-            state.bytes = state.bytes.saturating_sub(job.batch.memory_bytes());
+            state.bytes = state.bytes.saturating_sub(job.memory_bytes());
             group.push(job);
         }
         if !group.is_empty() {
@@ -131,13 +178,12 @@ impl Queue {
         let jobs = std::mem::take(&mut state.jobs);
         drop(state);
         for job in jobs {
-            // Nobody may be waiting any more.
-            let _ = job.reply.send(Err(error.clone()));
+            job.refuse(error.clone());
         }
         self.arrived.notify_all();
     }
 
-    /// How many batches wait.
+    /// How many batches and questions wait.
     pub(super) fn len(&self) -> usize {
         self.state().jobs.len()
     }
@@ -202,6 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn questions_count_as_events_and_bytes_like_batches() {
+        let queue = Queue::new(Limits {
+            queue_bytes_max: 100,
+            ..limits()
+        });
+        let recall = |keys| queue.recall(vec![EventKey([0; 16]); keys]).map(drop);
+        recall(6).unwrap();
+        assert_eq!(recall(1), Err(Error::Overloaded), "112 bytes");
+        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 1));
+        let queue = Queue::new(limits());
+        for keys in [6, 4, 1] {
+            queue.recall(vec![EventKey([0; 16]); keys]).unwrap();
+        }
+        for jobs_taken in [2, 1] {
+            let taken = queue.take(Duration::ZERO);
+            assert!(matches!(taken, Taken::Group(jobs) if jobs.len() == jobs_taken));
+        }
+    }
+
+    #[test]
     fn a_closed_queue_is_emptied_first() {
         let queue = Queue::new(limits());
         push(&queue, 1).unwrap();
@@ -218,9 +284,12 @@ mod tests {
     fn a_failure_reaches_what_waits_and_what_comes() {
         let queue = Queue::new(limits());
         let mut fate = queue.push(fixtures::numbered("app_1", 0..1)).unwrap();
+        let mut answer = queue.recall(vec![EventKey([1; 16])]).unwrap();
         let error = Error::Failed("disk on fire".into());
         queue.fail(&error);
         assert_eq!(fate.try_recv().unwrap(), Err(error.clone()));
+        assert_eq!(answer.try_recv().unwrap(), Err(error.clone()));
+        assert_eq!(queue.recall(Vec::new()).map(drop), Err(error.clone()));
         assert_eq!(push(&queue, 1), Err(error.clone()));
         queue.close();
         assert_eq!(push(&queue, 1), Err(error));

@@ -10,22 +10,26 @@ use std::{
 
 use super::{
     check::{CheckReport, Remedy, check},
-    damage_tests::{HEAD, TRIMMED, chance, open_scrubbed, read_all, template},
+    damage_tests::{HEAD, TRIMMED, chance, open_scrubbed, open_unscrubbed, read_all, template},
     directory::MANIFEST_FILE,
     frame::{ALIGNMENT, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES},
     testing::{copy, footer_of, frames_of, id_files, segment_paths, waits_until},
     *,
 };
 
-/// How many damages are tried. Torture: a hundred thousand.
+/// How many damages are tried by each test. Torture: ten thousand at least.
 const COUNT: &str = "PRELUDE_BRIDGE_DAMAGES";
-const COUNT_DEFAULT: u64 = 2_000;
+/// As many as take less than five seconds in a debug build.
+const CHECKS_DEFAULT: u64 = 200;
+const SCRUBS_DEFAULT: u64 = 200;
+/// Each of these opens the log three times, and waits for its thread.
+const RESTARTS: u64 = 20;
 const SEED: u64 = 20_261_130_500;
 const PAGE_BYTES: u64 = 4_096;
 
-fn count() -> u64 {
+fn count_or(default: u64) -> u64 {
     let count = std::env::var(COUNT).ok();
-    count.map_or(COUNT_DEFAULT, |count| count.parse().unwrap())
+    count.map_or(default, |count| count.parse().unwrap())
 }
 
 /// What is done to a file.
@@ -39,6 +43,16 @@ enum Damage {
 }
 
 impl Damage {
+    /// A bit that has flipped, or a page that was lost.
+    fn bit_or_page(seed: &mut u64, bytes: u64) -> Self {
+        loop {
+            let damage = Self::any(seed, bytes);
+            if matches!(damage, Self::Bit(_) | Self::ZeroedPage(_)) {
+                return damage;
+            }
+        }
+    }
+
     fn any(seed: &mut u64, bytes: u64) -> Self {
         let page = |seed: &mut u64| chance(seed) % bytes.div_ceil(PAGE_BYTES) * PAGE_BYTES;
         match chance(seed) % 8 {
@@ -93,6 +107,11 @@ impl Layout {
             footer: footer_of(&path),
             path,
         }
+    }
+
+    fn ordinal(&self) -> u64 {
+        let name = self.path.to_str().unwrap();
+        name.rsplit('-').next().unwrap().parse().unwrap()
     }
 
     /// The events that cannot be read any more when these bytes have changed.
@@ -249,7 +268,7 @@ fn outcome(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_damage_is_harmless_detected_or_rebuilt_and_never_silent() {
-    let count = count();
+    let count = count_or(CHECKS_DEFAULT);
     println!("{count} damages from seed {SEED}; {COUNT} sets the number");
     let dir = template().await;
     let whole = checked(dir.path());
@@ -290,6 +309,77 @@ async fn random_damage_is_harmless_detected_or_rebuilt_and_never_silent() {
     assert_eq!(outcomes.len(), 3, "{outcomes:?}");
 }
 
+/// Reads a log from its beginning to its end: no block is served but those that were written, and none
+/// with a lost event.
+async fn assert_none_served(
+    log: &Embedded,
+    whole: &BTreeMap<u64, Arc<Block>>,
+    lost: &BTreeSet<u64>,
+    what: &str,
+) {
+    let mut after = log.range().earliest.before();
+    while after < log.range().head {
+        match log.read(after, usize::MAX).await {
+            Ok(blocks) => {
+                for block in &blocks {
+                    let first = block.first_sequence().0;
+                    assert_eq!(block.as_bytes(), whole[&first].as_bytes(), "{what}");
+                    let mut events = first..=block.last_sequence().0;
+                    assert!(!events.any(|event| lost.contains(&event)), "{what}");
+                }
+                after = blocks[blocks.len() - 1].last_sequence();
+            }
+            Err(ReadError::Damaged(range)) => after = range.last,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scrub_finds_every_flipped_bit_and_lost_page_and_nothing_of_it_is_served() {
+    let count = count_or(SCRUBS_DEFAULT);
+    println!("{count} damages from seed {SEED}; {COUNT} sets the number");
+    let dir = template().await;
+    let layouts: Vec<_> = segment_paths(dir.path())
+        .into_iter()
+        .map(Layout::of)
+        .collect();
+    let log = open_unscrubbed(dir.path());
+    let blocks = log.read(Sequence(TRIMMED), usize::MAX).await.unwrap();
+    let blocks = blocks
+        .into_iter()
+        .map(|block| (block.first_sequence().0, block));
+    let whole: BTreeMap<u64, Arc<Block>> = blocks.collect();
+    assert_eq!(whole.last_key_value().unwrap().1.last_sequence().0, HEAD);
+    let sealed = &layouts[..layouts.len() - 1];
+    let id = log.status().epochs().log();
+    let mut seed = SEED;
+    for n in 0..count {
+        let layout = &sealed[usize::try_from(n).unwrap() % sealed.len()];
+        let before = fs::read(&layout.path).unwrap();
+        let damage = Damage::bit_or_page(&mut seed, before.len() as u64);
+        let what = format!("damage {n}: {damage:?} of {}", layout.path.display());
+        let after = damage.apply(&before);
+        fs::write(&layout.path, &after).unwrap();
+        let changed = changes(&before, &after);
+        let lost = after_trimmed(&layout.lost(&changed));
+        scrub::verify_all(&log);
+        let told = log.status().damaged();
+        let told = told
+            .iter()
+            .flat_map(|range| range.first.0..=range.last.0)
+            .collect();
+        assert_eq!(after_trimmed(&told), lost, "{what}");
+        assert_none_served(&log, &whole, &lost, &what).await;
+        if layout.is_index_hit(&changed) {
+            let file = fs::File::open(&layout.path).unwrap();
+            waits_until(|| footer::read(&file, id, layout.ordinal()).unwrap().is_some()).await;
+        }
+        fs::write(&layout.path, &before).unwrap();
+        log.shared.publisher.forget_damaged();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scrub_finds_damage_that_nobody_reads() {
     let template = template().await;
@@ -299,7 +389,7 @@ async fn the_scrub_finds_damage_that_nobody_reads() {
         .collect();
     let sealed = &layouts[..layouts.len() - 1];
     let mut seed = SEED;
-    for n in 0..(count() / 50).max(20) {
+    for n in 0..RESTARTS {
         let dir = copy(template.path());
         let layout = &sealed[usize::try_from(n).unwrap() % sealed.len()];
         let path = dir.path().join(layout.path.file_name().unwrap());
@@ -326,15 +416,10 @@ async fn the_scrub_finds_damage_that_nobody_reads() {
         let (_, first) = layout.frames[0];
         let is_left = layout.lost(&changed).len() as u64
             <= layout.frames[layout.frames.len() - 1].1.last_sequence().0 - first.first_sequence.0;
-        let ordinal = path
-            .to_str()
-            .unwrap()
-            .rsplit('-')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
-        let has_index = || footer::read(&file, first.log, ordinal).unwrap().is_some();
+        let has_index = || {
+            let footer = footer::read(&file, first.log, layout.ordinal());
+            footer.unwrap().is_some()
+        };
         waits_until(|| has_index() || !is_left).await;
         log.close().await;
         drop(log);
@@ -414,7 +499,9 @@ async fn a_check_writes_nothing_and_says_where_there_is_no_log() {
     assert_eq!((&fault.file, fault.offset), (&path, Some(at)));
     assert_eq!(fault.events, Some(header.event_range()));
     assert_eq!(fault.remedy, Remedy::Restore);
-    assert!(fault.what.contains("are damaged"), "{}", fault.what);
+    let damaged = header.event_range();
+    let what = format!("{damaged} {} damaged", damaged.verb());
+    assert!(fault.what.contains(&what), "{}", fault.what);
     assert_eq!(report.segments, paths.len() as u64);
 }
 

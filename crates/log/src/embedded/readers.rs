@@ -63,7 +63,12 @@ pub(super) struct Located {
 
 impl fmt::Display for Located {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} are damaged: ", self.events)?;
+        write!(
+            formatter,
+            "{} {} damaged: ",
+            self.events,
+            self.events.verb()
+        )?;
         match self.bytes {
             Some((from, to)) => {
                 write!(formatter, "bytes {from} to {to} of {}", self.path.display())

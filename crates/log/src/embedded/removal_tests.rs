@@ -10,8 +10,8 @@ use super::{
     directory::{IDS_DIRECTORY, MANIFEST_FILE, RESERVE_FILE},
     disk_error::NO_SPACE_MEMORY,
     testing::{
-        clock, copy, failing_disk, footer_of, frames_of, last_segment, manifest_of, no_space,
-        quarantined, rewind, segment_paths, small_ids, waits_until,
+        clock, copy, failing_disk, footer_of, frames_of, id_files, last_segment, manifest_of,
+        no_space, quarantined, rewind, segment_paths, small_ids, waits_until,
     },
     *,
 };
@@ -236,10 +236,12 @@ async fn the_quarantine_is_emptied_when_its_files_were_there_for_their_time() {
     rewind(dir.path(), &manifest);
     let log = open_kept(dir.path(), &now, no_fault());
     assert_eq!(log.range().head, Sequence(1));
-    let is_seen = |path: &std::path::PathBuf| path.to_str().unwrap().contains(".since-");
-    waits_until(|| quarantined(dir.path()).iter().any(is_seen)).await;
     assert!(holds(dir.path(), "usr_torn"));
+    let kept = quarantined(dir.path());
     drop(log);
+    let log = open_kept(dir.path(), &now, no_fault());
+    drop(log);
+    assert_eq!(quarantined(dir.path()), kept, "each keeps its name");
     now.fetch_add(4 * DAY, Ordering::SeqCst);
     let log = open_kept(dir.path(), &now, no_fault());
     now.fetch_add(5 * HOUR, Ordering::SeqCst);
@@ -399,6 +401,37 @@ async fn retention_frees_a_full_disk_with_the_room_of_the_reserve() {
         ready.await;
         assert_eq!(append(&log, count..count + 1).await.unwrap().accepted, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_forgotten_on_a_full_disk_with_the_room_of_the_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicI64::new(START));
+    let full = Arc::new(AtomicBool::new(false));
+    let seams = Seams {
+        clock: clock(&now),
+        ids_limits: Some(ids::Limits {
+            age_micros: DAY,
+            ..small_ids(90)
+        }),
+        ..full_but_for_the_reserve(dir.path(), Stage::Ids, &full)
+    };
+    // No event is removed, so that nothing but the ids makes room.
+    let options = Options {
+        retention_age: Duration::MAX,
+        ..Options::default()
+    };
+    let log = open_with_seams(dir.path(), options, seams).unwrap();
+    let reserve = dir.path().join(RESERVE_FILE);
+    append(&log, 0..100).await.unwrap();
+    waits_until(|| reserve.exists() && !id_files(dir.path()).is_empty()).await;
+    full.store(true, Ordering::SeqCst);
+    now.fetch_add(5 * DAY, Ordering::SeqCst);
+    waits_until(|| id_files(dir.path()).is_empty()).await;
+    assert!(log.has_forgotten_ids());
+    full.store(false, Ordering::SeqCst);
+    waits_until(|| reserve.exists()).await;
+    assert_eq!(append(&log, 0..100).await.unwrap().accepted, 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -411,24 +411,32 @@ fn report(shared: &Shared, finding: &Finding) {
     );
 }
 
+/// The check of a log that has none, from its beginning.
+#[cfg(test)]
+fn work_on(log: &super::Embedded) -> Work {
+    use crate::Log as _;
+    let id = log.status().epochs().log();
+    let mut work = Work::new(Arc::clone(&log.shared), id, u64::MAX);
+    work.progress = Progress::beginning(id);
+    work
+}
+
+/// Verifies all of a log at once, as the thread does with rests.
+#[cfg(test)]
+pub(super) fn verify_all(log: &super::Embedded) {
+    let mut work = work_on(log);
+    while !work.progress.is_over {
+        work.go_on();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         Log as _,
-        embedded::{
-            Embedded,
-            damage_tests::{template, with_an_unreadable_segment},
-        },
+        embedded::damage_tests::{template, with_an_unreadable_segment},
     };
-
-    /// The check of a log that has none, from its beginning.
-    fn work_on(log: &Embedded) -> Work {
-        let id = log.status().epochs().log();
-        let mut work = Work::new(Arc::clone(&log.shared), id, u64::MAX);
-        work.progress = Progress::beginning(id);
-        work
-    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_segment_that_cannot_be_read_is_damaged_and_the_check_goes_on() {

@@ -146,17 +146,14 @@ pub(super) fn rewind(dir: &Path, manifest: &[u8]) {
     }
 }
 
-/// The files of ids.
+/// The files of ids that are whole.
 pub(super) fn id_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join(directory::IDS_DIRECTORY)).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = paths
         .filter(|path| {
-            path.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .starts_with("ids-")
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with("ids-") && !name.ends_with(".writing")
         })
         .collect();
     files.sort();
@@ -192,21 +189,15 @@ pub(super) fn quarantined(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The files of the quarantine, each with the path that the log said and its bytes. An open log adds to
-/// their names since when they are there.
+/// The files of the quarantine, each with its path and its bytes.
 pub(super) fn read_quarantined(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    loop {
-        let read = |path: PathBuf| {
-            let name = path.to_str().unwrap();
-            let said = name.split(quarantine::SINCE).next().unwrap().into();
-            fs::read(&path).ok().map(|bytes| (said, bytes))
-        };
-        // None where a name was changed between the look and the reading.
-        let files: Option<Vec<_>> = quarantined(dir).into_iter().map(read).collect();
-        if let Some(files) = files {
-            return files;
-        }
-    }
+    let paths = quarantined(dir).into_iter();
+    paths
+        .map(|path| {
+            let bytes = fs::read(&path).unwrap();
+            (path, bytes)
+        })
+        .collect()
 }
 
 /// What a log says while something is done.

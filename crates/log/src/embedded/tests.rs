@@ -769,6 +769,49 @@ async fn ids_without_room_on_the_disk_take_only_so_much_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_rest_later() {
+    const EVENTS: u64 = 10_000;
+    for comes_a_batch in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let with_small_ids = |seams| Seams {
+            ids_limits: Some(small_ids(1_000)),
+            ..seams
+        };
+        let open = |seams| open_with_seams(dir.path(), Options::default(), with_small_ids(seams));
+        let log = open(Seams::default()).unwrap();
+        for n in 0..20 {
+            append(&log, n * 500..n * 500 + 500).await.unwrap();
+        }
+        log.close().await;
+        drop(log);
+        fs::remove_dir_all(dir.path().join(IDS_DIRECTORY)).unwrap();
+        let full = Arc::new(AtomicBool::new(true));
+        let (log, text) = said(|| open(failing_disk(Stage::Ids, &full, no_space)).unwrap());
+        assert!(text.contains("no room for the ids"), "{text}");
+        let missing = || log.usage().ids.unwrap().forgotten;
+        // Two full sets, and a commit on top of each.
+        assert!(missing() >= EVENTS - 3_000, "{}", missing());
+        assert_eq!(log.status().health(), Health::Full);
+        assert_eq!(events(&log).await, in_order(0..EVENTS));
+        let keys = || {
+            let batch = fixtures::numbered("app_1", 0..10);
+            batch.drafts.iter().map(|draft| draft.key).collect()
+        };
+        assert_eq!(append(&log, 0..10).await, Err(Error::NoSpace));
+        assert_eq!(log.remembers(keys()).await, Err(Error::NoSpace));
+        assert!(missing() >= EVENTS - 3_000, "{}", missing());
+        full.store(false, Ordering::SeqCst);
+        if !comes_a_batch {
+            waits_until(|| missing() == 0).await;
+        }
+        let appended = append(&log, 0..EVENTS + 1).await.unwrap();
+        assert_eq!(appended.accepted, 1);
+        assert_eq!(log.remembers(keys()).await, Ok(true));
+        waits_until(|| missing() == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_removed_before_the_manifest_says_so_durably() {
     for error in [no_space, || rustix::io::Errno::MFILE.into()] {
         let dir = tempfile::tempdir().unwrap();

@@ -24,6 +24,7 @@ use super::{
     ids_budget::IdsBudget,
     keeper::Save,
     manifest::Manifest,
+    missing_ids::{self, MissingIds},
     queue::{Job, Taken},
     retention::{Due, Retention},
     segments::Segment,
@@ -58,6 +59,8 @@ pub(super) struct Writer {
     pub(super) stamps: Stamps,
     pub(super) ages: Ages,
     pub(super) ids: Ids,
+    /// Ids that a start found no room for; `None` when all are there.
+    pub(super) missing_ids: Option<MissingIds>,
     pub(super) active: Active,
     /// The number of the next commit. They begin anywhere, and each attempt has one of its own.
     pub(super) next_commit: u64,
@@ -104,7 +107,7 @@ impl Writer {
         let mut wait = Duration::ZERO;
         loop {
             match self.shared.queue.take(wait) {
-                Taken::Group(jobs) => self.append(jobs),
+                Taken::Group(jobs) => self.process(jobs),
                 Taken::Nothing => {}
                 Taken::End => break,
             }
@@ -119,30 +122,61 @@ impl Writer {
         }
     }
 
-    /// Writes a group, and answers everybody in it.
-    fn append(&mut self, jobs: Vec<Job>) {
-        let (batches, replies): (Vec<_>, Vec<_>) =
-            jobs.into_iter().map(|job| (job.batch, job.reply)).unzip();
-        let fates: Vec<_> = match self.write(&batches) {
-            Ok(appended) => appended.into_iter().map(Ok).collect(),
-            Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
-        };
-        for (reply, fate) in replies.into_iter().zip(fates) {
-            // The request may have been given up; its events are there all the same.
-            let _ = reply.send(fate);
+    /// Writes a group, and then says what is remembered. Answers everybody in it.
+    fn process(&mut self, jobs: Vec<Job>) {
+        let (mut batches, mut replies, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Append { batch, reply } => {
+                    batches.push(batch);
+                    replies.push(reply);
+                }
+                Job::Recall { keys, reply } => questions.push((keys, reply)),
+            }
+        }
+        if !batches.is_empty() {
+            let fates: Vec<_> = match self.write(&batches) {
+                Ok(appended) => appended.into_iter().map(Ok).collect(),
+                Err(error) => batches.iter().map(|_| Err(error.clone())).collect(),
+            };
+            for (reply, fate) in replies.into_iter().zip(fates) {
+                // The request may have been given up; its events are there all the same.
+                let _ = reply.send(fate);
+            }
+        }
+        for (keys, reply) in questions {
+            let _ = reply.send(self.remembers(&keys));
         }
     }
 
-    fn write(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
+    fn remembers(&mut self, keys: &[EventKey]) -> Result<bool, Error> {
+        self.read_missing_ids()?;
+        let mut known = Vec::with_capacity(keys.len());
+        let looked_up = self.ids.contains(&numbers(keys), &mut known);
+        looked_up.map_err(|error| self.shared.evaluate_ids(&error))?;
+        Ok(known.into_iter().all(|is_known| is_known))
+    }
+
+    /// Reads the ids that a start found no room for. Refuses while it fails, and when the log has failed.
+    fn read_missing_ids(&mut self) -> Result<(), Error> {
         if let Some(error) = self.shared.failure() {
             return Err(error);
         }
+        if let Some(missing) = &mut self.missing_ids {
+            missing.read(&self.shared, &mut self.ids)?;
+            self.missing_ids = None;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
+        self.read_missing_ids()?;
         let began = Instant::now();
         (self.shared.fault)(Stage::Begin).map_err(|error| self.shared.evaluate(&error, "log"))?;
         let prepared = self.prepare(batches)?;
         // What is known already needs no room.
         if !prepared.frames.is_empty() {
-            self.make_room_for_ids()?;
+            missing_ids::make_room(&self.shared, &mut self.ids)?;
             let stored = self.commit(&prepared)?;
             let duration = began.elapsed();
             self.apply(&prepared.frames, &stored, prepared.at)?;
@@ -172,19 +206,6 @@ impl Writer {
             is_segment_old: self.is_segment_old(&now.retention),
             appended,
         })
-    }
-
-    /// Waits for the ids' work where the keys of one more commit would take more memory than they
-    /// may.
-    fn make_room_for_ids(&mut self) -> Result<(), Error> {
-        while self.ids.is_full() {
-            let background = self.ids.background();
-            self.shared.step_ids(&background)?;
-            if self.ids.seal() {
-                self.shared.keeper.work_on_ids();
-            }
-        }
-        Ok(())
     }
 
     /// Makes a commit durable.
@@ -256,6 +277,8 @@ impl Writer {
             return MAINTENANCE_INTERVAL;
         }
         self.shared.forget_no_space();
+        // Also when no batch comes. What fails is tried again in a while.
+        let _ = self.read_missing_ids();
         let now = self.clock.now().retention;
         let range = self.shared.range();
         let expired = self.ages.expired(&now);

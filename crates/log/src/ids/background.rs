@@ -177,6 +177,11 @@ impl Background {
         self.state().view.sealed.is_some()
     }
 
+    /// Whether the next step removes files: that needs a little room, and gives some back.
+    pub(crate) fn has_files_to_remove(&self) -> bool {
+        !self.state().dead.is_empty()
+    }
+
     fn work(&self, jobs: &mut Jobs) -> Result<bool, Error> {
         if jobs.let_go() || self.remove_dead(jobs)? {
             return Ok(true);
