@@ -12,6 +12,8 @@ use prelude_bridge_event::{Sequence, UnixMicros};
 pub(super) struct MissingIds {
     /// As it was at the start: no event was appended since.
     pub(super) manifest: Manifest,
+    /// The last event whose id was added.
+    pub(super) through: Sequence,
     /// The last event of the log.
     pub(super) head: Sequence,
     /// When the ids count as added, by the retention clock.
@@ -19,14 +21,14 @@ pub(super) struct MissingIds {
 }
 
 impl MissingIds {
-    /// Reads the ids. What fails can be tried again: an id that is added twice is there once.
-    pub(super) fn read(&self, shared: &Shared, ids: &mut Ids) -> Result<(), Error> {
+    /// Reads the ids. What fails can be tried again, and goes on where it ended: no id is added twice.
+    pub(super) fn read(&mut self, shared: &Shared, ids: &mut Ids) -> Result<(), Error> {
         // Without room it ends here.
         make_room(shared, ids)?;
         let directory = shared.segments.directory();
         let ordinals = segments::ordinals(directory);
         let ordinals = ordinals.map_err(|error| shared.evaluate(&error, "the data directory"))?;
-        let through = ids.through();
+        let (begin, through) = (self.through, &mut self.through);
         let mut refusal = None;
         let mut sink = |last, keys: &[_]| {
             let room = make_room(shared, ids);
@@ -34,9 +36,10 @@ impl MissingIds {
             if ids.add(&numbers(keys), last, self.at) {
                 shared.keeper.work_on_ids();
             }
+            *through = last;
             Ok(())
         };
-        let mut scanner = Scanner::new(directory, &self.manifest, Some(through), &mut sink);
+        let mut scanner = Scanner::new(directory, &self.manifest, Some(begin), &mut sink);
         let read = scanner.scan_all(&ordinals);
         let read = read.and_then(|()| scanner.fill_gap(self.head));
         match (read, refusal) {

@@ -68,9 +68,10 @@ pub(super) fn open(
     let now = clock.now().retention.time;
     // Later than they came, so that none is forgotten too early.
     let ids_at = UnixMicros(now.0);
-    let (mut found, has_all_ids) = read_segments(data_dir, &manifest, &mut ids, ids_at, seams)?;
-    let missing_ids = (!has_all_ids).then(|| MissingIds {
+    let (mut found, added) = read_segments(data_dir, &manifest, &mut ids, ids_at, seams)?;
+    let missing_ids = added.map(|through| MissingIds {
         manifest: manifest.clone(),
+        through,
         head: found.range.head,
         at: ids_at,
     });
@@ -109,23 +110,26 @@ pub(super) fn open(
 }
 
 /// Looks at the segments, and adds the ids that are in no file yet, as of this time of the retention clock.
-/// False when not all of them were added: the disk has no room, and memory is bounded.
+/// If the disk has no room for all of them, it returns the last event whose id was added: memory is bounded.
 fn read_segments(
     data_dir: &Path,
     manifest: &Manifest,
     ids: &mut Ids,
     at: UnixMicros,
     seams: &Seams,
-) -> Result<(Found, bool), OpenError> {
+) -> Result<(Found, Option<Sequence>), OpenError> {
     let mut has_all = true;
-    let through = Some(ids.through());
-    let found = recovery::look(data_dir, manifest, through, &mut |last, keys| {
+    let mut through = ids.through();
+    let found = recovery::look(data_dir, manifest, Some(through), &mut |last, keys| {
         if has_all && ids.is_full() {
             write_ids(ids, &seams.fault).map_err(ids_error)?;
             has_all = ids.seal();
         }
-        if has_all && ids.add(&numbers(keys), last, at) {
-            write_ids(ids, &seams.fault).map_err(ids_error)?;
+        if has_all {
+            through = last;
+            if ids.add(&numbers(keys), last, at) {
+                write_ids(ids, &seams.fault).map_err(ids_error)?;
+            }
         }
         Ok(())
     })?;
@@ -134,7 +138,7 @@ fn read_segments(
             "the disk has no room for the ids of all events: no event is accepted until there is room"
         );
     }
-    Ok((found, has_all))
+    Ok((found, (!has_all).then_some(through)))
 }
 
 /// Writes the ids that were read from segments. Without room they stay in memory.

@@ -146,17 +146,14 @@ pub(super) fn rewind(dir: &Path, manifest: &[u8]) {
     }
 }
 
-/// The files of ids.
+/// The files of ids that are whole.
 pub(super) fn id_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join(directory::IDS_DIRECTORY)).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = paths
         .filter(|path| {
-            path.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .starts_with("ids-")
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with("ids-") && !name.ends_with(".writing")
         })
         .collect();
     files.sort();

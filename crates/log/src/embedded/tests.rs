@@ -777,7 +777,7 @@ async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_re
             ids_limits: Some(small_ids(1_000)),
             ..seams
         };
-        let open = |seams| open_with_seams(dir.path(), small_segments(), with_small_ids(seams));
+        let open = |seams| open_with_seams(dir.path(), Options::default(), with_small_ids(seams));
         let log = open(Seams::default()).unwrap();
         for n in 0..20 {
             append(&log, n * 500..n * 500 + 500).await.unwrap();

@@ -162,7 +162,7 @@ impl Writer {
         if let Some(error) = self.shared.failure() {
             return Err(error);
         }
-        if let Some(missing) = &self.missing_ids {
+        if let Some(missing) = &mut self.missing_ids {
             missing.read(&self.shared, &mut self.ids)?;
             self.missing_ids = None;
         }
