@@ -6,9 +6,6 @@ mod member;
 mod names;
 mod types;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     fmt,
     sync::{Arc, LazyLock},
@@ -359,3 +356,6 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         Ok(fields)
     }
 }
+
+#[cfg(test)]
+mod tests;
