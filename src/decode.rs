@@ -247,8 +247,14 @@ impl<'a> Encoder<'a> {
             None => synthetic_id(self.app_id, &event_type, raw_json).into(),
         };
         let beside = item.beside();
-        let none = Fields::default();
-        let fields = item.fields().unwrap_or(&none);
+        let none;
+        let fields = match item.fields() {
+            Some(fields) => fields,
+            None => {
+                none = Fields::default();
+                &none
+            }
+        };
         let user_id = Item::first_id(fields.user_id(), beside.user_id());
         let correlation_id = [fields, beside].map(|fields| fields.correlation_id(known));
         let documented = fields.documented_date(known);

@@ -749,6 +749,62 @@ mod tests {
     }
 
     #[test]
+    fn an_event_without_its_message_says_why() {
+        let mut untyped = event("user.created", None);
+        untyped.set_payload_issue(PayloadIssue::WrongShape);
+        assert!(human(&untyped).contains("(not typed: wrong_shape)"));
+        untyped.payload_issue_member = "identifiers.type".into();
+        assert!(human(&untyped).contains("(not typed: wrong_shape of identifiers.type)"));
+        assert!(!human(&event("user.suspended", None)).contains("not typed"));
+    }
+
+    #[test]
+    fn hooks_verifications_and_messages_show_what_they_are_about() {
+        use crate::proto::{
+            MigrationHookFailed, TransactionalMessage, VerifyAuthentication, VerifyDeliveryStatus,
+        };
+        let price = Money {
+            amount: "1.10".into(),
+            currency: "EUR".into(),
+        };
+        for (payload, shown) in [
+            (
+                Payload::MigrationHookFailed(MigrationHookFailed {
+                    reason: "request_failed".into(),
+                    ..MigrationHookFailed::default()
+                }),
+                "request_failed",
+            ),
+            (
+                Payload::VerifyAuthentication(VerifyAuthentication {
+                    target: Some(email()),
+                    price: Some(price),
+                    ..VerifyAuthentication::default()
+                }),
+                "email_address alice@example.com, 1.10 EUR",
+            ),
+            (
+                Payload::VerifyDeliveryStatus(VerifyDeliveryStatus {
+                    status: "in_transit".into(),
+                    ..VerifyDeliveryStatus::default()
+                }),
+                "in_transit",
+            ),
+            (
+                Payload::TransactionalMessage(TransactionalMessage {
+                    to: "+33600000000".into(),
+                    reason: "network".into(),
+                    ..TransactionalMessage::default()
+                }),
+                "+33600000000, network",
+            ),
+        ] {
+            let line = human(&event("a.b", Some(payload)));
+            assert!(line.ends_with(&format!("{shown}  #42\n")), "{line}");
+        }
+    }
+
+    #[test]
     fn raw_is_byte_for_byte() {
         let raw = "{ \"id\" :\t\"evt_1\",\n \"x\": 1.0 }";
         let event = Event {

@@ -22,7 +22,7 @@ const COUNT_MAX: usize = 56;
 const COLLECTED: ([&str; COUNT_MAX], usize) = collect();
 
 /// How many names of members there are.
-pub(super) const COUNT: usize = COLLECTED.1;
+const COUNT: usize = COLLECTED.1;
 
 /// The names of all members that are read, each at its position.
 const MEMBERS: [&str; COUNT] = first(COLLECTED.0);
