@@ -92,7 +92,7 @@ impl Services {
         }
         match protocol {
             Ok(Protocol::Web(content_type)) => {
-                use_content_type(request.headers_mut(), content_type)
+                use_content_type(request.headers_mut(), content_type);
             }
             Ok(Protocol::Preflight | Protocol::Grpc) => {}
             Err(no_call) => {

@@ -231,7 +231,7 @@ async fn read(bridge: &Bridge, reading: Reading) -> Vec<Vec<Event>> {
                 stream.take(&frame.payload);
                 assert!(settings_sent > 0 || stream.window_bytes >= 0, "{reading:?}");
                 let left = connection_left_bytes.checked_sub(length);
-                connection_left_bytes = left.expect("room on the connection");
+                connection_left_bytes = left.unwrap();
                 let mut updates = stream.opens(frame.payload.len()).unwrap_or_default();
                 if connection_left_bytes == 0 {
                     updates.extend(window_update(0, connection_bytes));

@@ -221,7 +221,7 @@ impl<'a> FreeForm<'a> {
 
     /// Takes an escaped character (RFC 8259, section 7); `None` for half of a surrogate pair.
     fn escaped(&mut self) -> Result<Option<char>, PayloadIssue> {
-        let kind = self.rest.bytes().nth(1).ok_or(INVALID)?;
+        let kind = *self.rest.as_bytes().get(1).ok_or(INVALID)?;
         self.skip(2)?;
         let character = match kind {
             b'"' | b'\\' | b'/' => char::from(kind),

@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 use crate::{Appended, Error};
 use prelude_bridge_event::{Batch, EventKey};
 
+/// For each key that was asked for, the one that its event was appended with.
+pub(super) type Recalled = Result<Vec<Option<EventKey>>, Error>;
+
 /// What the writer is asked for, with the place where the answer is awaited.
 pub(super) enum Job {
     /// Append these events.
@@ -22,7 +25,7 @@ pub(super) enum Job {
     /// Find the keys that the events of these were appended with.
     Recall {
         keys: Vec<EventKey>,
-        reply: oneshot::Sender<Result<Vec<Option<EventKey>>, Error>>,
+        reply: oneshot::Sender<Recalled>,
     },
 }
 
@@ -103,10 +106,7 @@ impl Queue {
     }
 
     /// Puts a question in line, or says at once why not.
-    pub(super) fn recall(
-        &self,
-        keys: Vec<EventKey>,
-    ) -> Result<oneshot::Receiver<Result<Vec<Option<EventKey>>, Error>>, Error> {
+    pub(super) fn recall(&self, keys: Vec<EventKey>) -> Result<oneshot::Receiver<Recalled>, Error> {
         let (reply, answer) = oneshot::channel();
         self.add(Job::Recall { keys, reply })?;
         Ok(answer)
