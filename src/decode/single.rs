@@ -158,12 +158,12 @@ mod tests {
             let (event, raw_json) = event(&body, Product::Verify);
             assert_eq!(raw_json, ATTEMPT);
             assert_eq!((&*event.id, &*event.r#type), ("evt_1", "verify.attempt"));
-            assert_eq!(event.occurred_at.unwrap().nanos, 987_654_321);
+            assert_eq!(event.occurred_at.unwrap().nanos, 123_456_789);
         }
         let (event, raw_json) = event(MESSAGE, Product::Notify);
         assert_eq!(raw_json, MESSAGE);
         assert_eq!(event.correlation_id, "corr_1");
-        assert_eq!(event.occurred_at.unwrap().nanos, 368_813_970);
+        assert_eq!(event.occurred_at.unwrap().nanos, 349_000_489);
         // A form feed and a no-break space are no white space of JSON.
         for around in ["\u{c}", "\u{a0}", "\u{feff}"] {
             let refused = decode(format!("{around}{ATTEMPT}"), Product::Verify);

@@ -98,7 +98,7 @@ async fn a_source_without_a_challenge_says_so() {
     ] {
         let answer = get(&bridge, &target).await;
         answer.assert_refused(405, "challenge_unexpected");
-        assert_eq!(answer.header("allow"), Some("post"), "{target}");
+        assert_eq!(answer.header("allow"), Some("options, post"), "{target}");
         assert!(
             answer.body.contains("no activation challenge"),
             "{answer:?}"
