@@ -186,6 +186,9 @@ impl<H: RequestHandler> Connections<H> {
             b"PO" | b"OP" | b"GE" | b"HE" | b"PU" | b"DE" | b"PA" | b"TR" | b"CO" => {
                 Box::pin(self.serve_http1(io, caller)).await
             }
+            // A handshake of TLS (RFC 8446, 5.1). Its client says that the port does not speak TLS once it
+            // gets an answer in something else.
+            [0x16, 0x03] => Box::pin(self.serve_http1(io, caller)).await,
             // An answer in HTTP/1.1 would be noise to a client that speaks something else. What is left
             // unread of what it said would make the system reset the connection.
             _ => {
