@@ -111,12 +111,17 @@ fn events(batch: usize) -> (Vec<String>, usize) {
     (ids.collect(), filler_bytes)
 }
 
+/// The type of all events.
+pub(crate) const EVENT_TYPE: &str = "a";
+
 pub(crate) fn delivery(batch: usize) -> Delivery {
     let (ids, filler_bytes) = events(batch);
     let filler = "x".repeat(filler_bytes);
     let items: Vec<String> = ids
         .iter()
-        .map(|id| format!(r#"{{"id":"{id}","type":"a","payload":{{"filler":"{filler}"}}}}"#))
+        .map(|id| {
+            format!(r#"{{"id":"{id}","type":"{EVENT_TYPE}","payload":{{"filler":"{filler}"}}}}"#)
+        })
         .collect();
     Delivery::of(&items)
 }
