@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{
     access,
     exit::{self, Exit, Failure},
-    signing_key,
+    public_file, signing_key,
     simulate::{default_id, flags::named},
 };
 use crate::{
@@ -192,7 +192,7 @@ impl Args {
             let Some(path) = path else {
                 return Ok(());
             };
-            std::fs::write(path, text).map_err(|error| {
+            public_file::write(path, &text).map_err(|error| {
                 let cause = format!("the key cannot be written to {}: {error}", path.display());
                 Failure::new(Exit::Usage, cause).help(format!("check the directory of `{flag}`"))
             })

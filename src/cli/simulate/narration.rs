@@ -102,7 +102,9 @@ fn serve_command(args: &Args, simulator: &Simulator) -> String {
     let mut text = String::new();
     for id in sources.iter().filter(|_| args.pem_out.is_none()) {
         let url = simulator.pem_url(id);
-        text.push_str(&format!("  curl --fail --output {id}.pem {url}\n"));
+        text.push_str(&format!(
+            "  (umask 022; curl --fail --output {id}.pem {url})\n"
+        ));
     }
     match ids.as_slice() {
         [source] if sources == ids => text.push_str(&format!(
