@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     declared::{Declared, Name},
+    event_sources,
     fault::{Error, Fault, Origin},
     file::{Document, Kind, LISTS},
     value::{Shape, Value},
@@ -32,14 +33,16 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Removes the variables that set single settings, which would override the file and hide its
-    /// faults. Variables that hold the tokens of apps remain.
+    /// Removes the variables that set single settings and the kind and keys of a source, which would
+    /// override the file and hide its faults. Variables that hold the tokens of apps remain, and the ids
+    /// that say whose they are.
     #[must_use]
     pub fn without_setting_variables(mut self) -> Self {
         for declared in super::declared() {
             let name = OsString::from(variable_of(declared.name.key));
             self.environment.remove(&name);
         }
+        event_sources::remove_variables_without_token(&mut self.environment);
         self
     }
 }
