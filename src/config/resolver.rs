@@ -10,7 +10,6 @@ use std::{
 
 use super::{
     declared::{Declared, Name},
-    event_sources,
     fault::{Error, Fault, Origin},
     file::{Document, Kind, LISTS},
     value::{Shape, Value},
@@ -30,21 +29,6 @@ pub struct Sources {
     pub flags: BTreeMap<&'static str, String>,
     /// The whole environment, because a token may be in a variable of any name.
     pub environment: BTreeMap<OsString, OsString>,
-}
-
-impl Sources {
-    /// Removes the variables that set single settings and the kind and keys of a source, which would
-    /// override the file and hide its faults. Variables that hold the tokens of apps remain, and the ids
-    /// that say whose they are.
-    #[must_use]
-    pub fn without_setting_variables(mut self) -> Self {
-        for declared in super::declared() {
-            let name = OsString::from(variable_of(declared.name.key));
-            self.environment.remove(&name);
-        }
-        event_sources::remove_variables_without_token(&mut self.environment);
-        self
-    }
 }
 
 /// One setting, as `config show` prints it.
