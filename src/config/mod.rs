@@ -39,6 +39,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::value::quoted;
 pub use self::{
     credentials::{CredentialsSetup, Jwt, credentials_file, credentials_setup},
     declared::{Declared, Name, Section},
