@@ -436,6 +436,28 @@ async fn a_bridge_takes_what_trigger_and_simulate_send_as_verify_and_notify() {
     );
 }
 
+#[tokio::test]
+async fn a_source_whose_events_would_go_nowhere_is_refused() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("scenario.toml");
+    let path = path.to_str().unwrap();
+    let file = "[[apps]]\nid = 'one'\n[[apps]]\nid = 'my_calls'\nkind = 'verify'\n[[steps]]\nwait = '1ms'\n\
+                [[webhooks]]\napp = 'one'\nurl = 'http://127.0.0.1:1/webhooks/one'\n";
+    fs::write(path, file).unwrap();
+    for arguments in [
+        &["--scenario", path][..],
+        &["--source", "verify", "--app", "my_calls"],
+    ] {
+        let done = simulate(arguments).await;
+        let told = stderr(&done);
+        assert_eq!(done.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("no URL to send the events of `my_calls` to"),
+            "{told}"
+        );
+    }
+}
+
 /// The same command under a umask that lets the group write.
 #[cfg(unix)]
 fn with_open_umask(command: &Command) -> Command {
