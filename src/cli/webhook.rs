@@ -4,6 +4,7 @@
 //! verification tokens are made and kept.
 
 mod examples;
+mod path;
 mod readiness;
 mod registration;
 mod setup;
@@ -306,6 +307,7 @@ impl Wanted {
                 "`--url` is longer than the {URL_CHARS_MAX} characters that Prelude takes"
             )));
         }
+        path::check(&url, &app.id, &config::planned_sources(&app.sources)?)?;
         Ok(text)
     }
 }
