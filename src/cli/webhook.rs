@@ -9,6 +9,8 @@ mod readiness;
 mod registration;
 mod setup;
 mod table;
+#[cfg(test)]
+mod testing;
 mod token;
 
 use std::{env, fmt::Display, fs, path::PathBuf, time::Duration};
