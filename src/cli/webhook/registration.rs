@@ -5,7 +5,7 @@
 use super::refused;
 use crate::{
     cli::exit::{self, Failure},
-    management::{ApiRefusal, Client, EVENT_TYPES, Error, LONG_KNOWN_TYPES, Webhook},
+    management::{ApiRefusal, Client, Error, LONG_KNOWN_TYPES, Webhook, event_types},
 };
 
 /// The registration of one webhook.
@@ -41,7 +41,7 @@ impl<'a> Registration<'a> {
             Err(error) => about_events(error)?,
         };
         let is_long_known = |event: &&String| {
-            let mut known = EVENT_TYPES.into_iter().take(LONG_KNOWN_TYPES);
+            let mut known = event_types().take(LONG_KNOWN_TYPES);
             known.any(|known| known == event.as_str())
         };
         let long_known: Vec<String> = self.events.iter().filter(is_long_known).cloned().collect();
