@@ -56,7 +56,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::{
     ambiguity::{Ambiguity, Members},
-    payload::{event_types, issue_name, payload_issue},
+    payload::{event_types, event_types_of, issue_name, payload_issue},
     single::{Product, single_event},
 };
 use self::{

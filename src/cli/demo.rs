@@ -19,7 +19,7 @@ use tokio_stream::StreamExt as _;
 
 use super::{
     exit::{Exit, Failure, finish_stdout},
-    serve,
+    public_file, serve,
     tail::{Formatter, Output},
     terminal::Width,
 };
@@ -283,7 +283,7 @@ fn event_source(
     let pem_file = || {
         let path = directory.join(format!("{id}.pem"));
         let pem = simulator.public_pem(id).map_err(failed)?;
-        std::fs::write(&path, pem).map_err(failed)?;
+        public_file::write(&path, &pem).map_err(failed)?;
         Ok::<_, Failure>(config::KeySource::PemFiles(vec![path]))
     };
     let (kind, keys) = match kind {

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod log;
 pub mod manual;
 mod near;
+mod public_file;
 pub mod serve;
 pub mod settings;
 mod signing_key;

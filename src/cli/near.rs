@@ -10,17 +10,24 @@ use crate::{decode, filter, nearest::nearest};
 /// no pattern, which is refused anyway.
 pub(super) fn doubt_of_type(flag: &str, pattern: &str) -> Option<String> {
     let is_known = || decode::event_types().any(|known| filter::covers(pattern, known));
-    if filter::type_problem(pattern).is_some() || is_known() {
+    if filter::type_problem(pattern).is_some() || is_known() || is_of_known_prefix(pattern) {
         return None;
     }
     let known = decode::event_types().map(|known| with_wildcards(pattern, known));
     let known: BTreeSet<String> = known.collect();
     let doubt =
-        format!("`{flag} {pattern}` matches none of the event types that Prelude documents");
+        format!("`{flag} {pattern}` matches none of the event types that this release knows");
     Some(match nearest(pattern, known.iter().map(String::as_str)) {
         Some(near) => format!("{doubt}; did you mean `{near}`?"),
         None => format!("{doubt}: check it for typing errors"),
     })
+}
+
+/// Whether Prelude documents types that begin like this one, and this release knows none of them.
+fn is_of_known_prefix(pattern: &str) -> bool {
+    let first = |name: &str| name.split('.').next().map(str::to_owned);
+    let mut known = decode::event_types().map(first);
+    decode::Product::of_type(pattern).is_some() && !known.any(|known| known == first(pattern))
 }
 
 /// What to say of an app that is none of those that are known; `None` where it is, and where none
@@ -78,6 +85,10 @@ mod tests {
             "verify.*",
             "*.hook_failed",
             "transactional.message.*",
+            // Documented, and passed on as any other type.
+            "subscription.updated",
+            "marketing.**",
+            "inbound.*",
         ] {
             assert_eq!(doubt_of_type("--type", pattern), None, "{pattern}");
         }

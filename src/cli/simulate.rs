@@ -249,6 +249,7 @@ impl Run {
         options.listen = args.listen;
         options.management_token.clone_from(&args.management_token);
         options.check().map_err(usage)?;
+        check_targets(&options, &connections)?;
         Ok(Self {
             options,
             connections,
@@ -261,15 +262,6 @@ impl Run {
             connect(simulator, connection).await?;
         }
         if self.connections.is_empty() {
-            if simulator
-                .app_ids()
-                .all(|id| simulator.kind(id).ok() != Some(SourceKind::Auth))
-            {
-                let cause = "there is no URL to send to";
-                return Err(Failure::new(Exit::Usage, cause).help(
-                    "give `--to`: Verify and Notify have no webhooks that could be registered",
-                ));
-            }
             print_note("waiting for a webhook to be registered and activated");
             simulator.wait_for_webhook().await;
         }
@@ -290,6 +282,23 @@ impl Run {
         let _ = simulator.settle(args.settle).await;
         Ok(())
     }
+}
+
+/// Refuses sources whose events would go nowhere: only apps have webhooks that can be registered later.
+fn check_targets(options: &Options, connections: &[Connection]) -> Result<(), Failure> {
+    let mut sources = options.apps.iter();
+    let lacking = sources.find(|source| {
+        let mut connections = connections.iter();
+        source.kind != SourceKind::Auth && !connections.any(|to| to.app_id == source.id)
+    });
+    let Some(source) = lacking else {
+        return Ok(());
+    };
+    let cause = format!("there is no URL to send the events of `{}` to", source.id);
+    Err(Failure::new(Exit::Usage, cause).help(
+        "give `--to`, or the source a `url` in `[[webhooks]]` of the scenario: Verify and Notify have no \
+         webhooks that could be registered",
+    ))
 }
 
 impl Args {

@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 use super::{
     access,
     exit::{self, Exit, Failure},
-    signing_key,
+    public_file, signing_key,
     simulate::{default_id, flags::named},
 };
 use crate::{
+    decode::Product,
     management::challenge,
     plain,
     simulator::{
@@ -114,7 +115,8 @@ Exit codes: 0 the event is in the log, 1 the bridge refused it, 2 bad usage, 3 n
 pub async fn run(args: Args) -> Result<(), Failure> {
     let known: Result<EventType, _> = args.event_type.parse();
     let documented_kind = known.as_ref().ok().map(|known| known.source_kind());
-    let kind = args.source.or(documented_kind).unwrap_or_default();
+    let kind = args.source.or(documented_kind);
+    let kind = kind.unwrap_or_else(|| kind_of_prefix(&args.event_type));
     let payload = args.file.as_deref().map(read_payload).transpose()?;
     // The id and the times of another type are those of any event of this kind.
     let template = match (known, &payload) {
@@ -157,6 +159,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
+/// The kind of source that sends the types that begin like this one.
+fn kind_of_prefix(event_type: &str) -> SourceKind {
+    match Product::of_type(event_type) {
+        Some(Product::Verify) => SourceKind::Verify,
+        Some(Product::Notify) => SourceKind::Notify,
+        None => SourceKind::Auth,
+    }
+}
+
 /// Why nobody answered: a sender says only that there was no connection.
 async fn no_answer(error: Error, url: &str, issuers: &[reqwest::Certificate]) -> Failure {
     let Some(trouble) = challenge::trouble_at(url, issuers).await else {
@@ -192,7 +203,7 @@ impl Args {
             let Some(path) = path else {
                 return Ok(());
             };
-            std::fs::write(path, text).map_err(|error| {
+            public_file::write(path, &text).map_err(|error| {
                 let cause = format!("the key cannot be written to {}: {error}", path.display());
                 Failure::new(Exit::Usage, cause).help(format!("check the directory of `{flag}`"))
             })
@@ -304,4 +315,22 @@ fn explain(error: Error) -> Failure {
         ),
     };
     Failure::new(exit, error).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_of_a_type_that_is_not_known_says_who_sends_it() {
+        for (event_type, kind) in [
+            ("verify.something_new", SourceKind::Verify),
+            ("subscription.updated", SourceKind::Notify),
+            ("inbound.message.received", SourceKind::Notify),
+            ("user.mood.changed", SourceKind::Auth),
+            ("verified", SourceKind::Auth),
+        ] {
+            assert_eq!(kind_of_prefix(event_type), kind, "{event_type}");
+        }
+    }
 }

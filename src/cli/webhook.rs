@@ -4,10 +4,13 @@
 //! verification tokens are made and kept.
 
 mod examples;
+mod path;
 mod readiness;
 mod registration;
 mod setup;
 mod table;
+#[cfg(test)]
+mod testing;
 mod token;
 
 use std::{env, fmt::Display, fs, path::PathBuf, time::Duration};
@@ -24,8 +27,8 @@ use super::{
 use crate::{
     config::{self, Planned, Secret, SourceKind, Sources},
     management::{
-        API_URL, Client, EVENT_TYPES, Error, URL_CHARS_MAX, VERIFY_AND_NOTIFY_TYPES, Webhook,
-        challenge, is_loopback,
+        API_URL, Client, Error, URL_CHARS_MAX, Webhook, challenge, event_types, is_loopback,
+        is_of_verify_or_notify,
     },
     nearest::nearest,
 };
@@ -284,7 +287,7 @@ impl App {
 impl Wanted {
     fn events(&self) -> Vec<String> {
         if self.events.is_empty() {
-            return EVENT_TYPES.map(str::to_owned).to_vec();
+            return event_types().map(str::to_owned).collect();
         }
         let mut events = self.events.clone();
         events.sort();
@@ -306,6 +309,7 @@ impl Wanted {
                 "`--url` is longer than the {URL_CHARS_MAX} characters that Prelude takes"
             )));
         }
+        path::check(&url, &app.id, &config::planned_sources(&app.sources)?)?;
         Ok(text)
     }
 }
@@ -467,17 +471,17 @@ fn refused(error: &Error) -> Failure {
 
 /// Prelude may have more types than this release knows, so an unknown one is tried all the same.
 fn warn_of_unknown(event: &str) {
-    if EVENT_TYPES.contains(&event) {
+    if event_types().any(|known| known == event) {
         return;
     }
-    if VERIFY_AND_NOTIFY_TYPES.contains(&event) {
+    if is_of_verify_or_notify(event) {
         exit::warn(&format!(
             "`{event}` is an event of Prelude Verify or Notify, which send to the `callback_url` of each \
              request and not to webhooks of an app"
         ));
         return;
     }
-    let near = nearest(event, EVENT_TYPES).map(|near| format!("; did you mean `{near}`?"));
+    let near = nearest(event, event_types()).map(|near| format!("; did you mean `{near}`?"));
     exit::warn(&format!(
         "`{event}` is not one of the documented types{}",
         near.unwrap_or_default()

@@ -16,7 +16,10 @@ use std::path::{Path, PathBuf};
 pub use self::checks::read_verification_tokens;
 #[cfg(test)]
 pub(super) use self::typed::KEYS;
-pub(super) use self::{checks::take, typed::VARIABLES};
+pub(super) use self::{
+    checks::take,
+    typed::{VARIABLES, remove_variables_without_token},
+};
 use super::{
     fault::Origin,
     resolver::Resolver,

@@ -33,11 +33,13 @@ mod units;
 mod value;
 
 use std::{
+    ffi::OsStr,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+pub(crate) use self::value::quoted;
 pub use self::{
     credentials::{CredentialsSetup, Jwt, credentials_file, credentials_setup},
     declared::{Declared, Name, Section},
@@ -224,6 +226,21 @@ pub fn declared() -> Vec<Declared> {
     Config::take(&mut resolver);
     let settings = resolver.settings.into_iter();
     settings.map(|setting| setting.declared).collect()
+}
+
+impl Sources {
+    /// Removes the variables that set single settings and the kind and keys of a source, which would
+    /// override the file and hide its faults. Variables that hold the tokens of apps remain, and the ids
+    /// that say whose they are.
+    #[must_use]
+    pub fn without_setting_variables(mut self) -> Self {
+        for declared in declared() {
+            let name = variable_of(declared.name.key);
+            self.environment.remove(OsStr::new(&name));
+        }
+        event_sources::remove_variables_without_token(&mut self.environment);
+        self
+    }
 }
 
 impl Resolved {

@@ -31,19 +31,6 @@ pub struct Sources {
     pub environment: BTreeMap<OsString, OsString>,
 }
 
-impl Sources {
-    /// Removes the variables that set single settings, which would override the file and hide its
-    /// faults. Variables that hold the tokens of apps remain.
-    #[must_use]
-    pub fn without_setting_variables(mut self) -> Self {
-        for declared in super::declared() {
-            let name = OsString::from(variable_of(declared.name.key));
-            self.environment.remove(&name);
-        }
-        self
-    }
-}
-
 /// One setting, as `config show` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {

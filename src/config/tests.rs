@@ -661,6 +661,67 @@ fn a_file_judged_alone_is_not_hidden_by_variables() {
 }
 
 #[test]
+fn a_file_judged_alone_gets_no_source_and_no_keys_from_variables_but_tokens() {
+    let alone = |scene: &Scene| {
+        let resolved = resolve(&scene.sources.clone().without_setting_variables());
+        resolved.and_then(Resolved::servable)
+    };
+    for (file, id, others) in [
+        (
+            "",
+            "PRELUDE_BRIDGE_SOURCE_ID",
+            ["SOURCE_KIND=verify", "PEM_FILE=token.txt"],
+        ),
+        (
+            "[[sources]]\nid = \"two\"\nkind = \"verify\"\n",
+            "PRELUDE_BRIDGE_SOURCE_ID",
+            ["PEM_FILE=token.txt", "SOURCE_KIND=notify"],
+        ),
+        (
+            "[[sources]]\nid = \"two\"\nkind = \"verify\"\n",
+            "PRELUDE_BRIDGE_SOURCE_ID",
+            ["JWKS_FILE=token.txt", "SOURCE_KIND=notify"],
+        ),
+    ] {
+        let mut scene = Scene::new(file).variable(id, "two");
+        for other in others {
+            let (name, value) = other.split_once('=').unwrap();
+            let value = if name.ends_with("FILE") {
+                scene.path(value)
+            } else {
+                value.to_owned()
+            };
+            scene = scene.variable(&format!("PRELUDE_BRIDGE_{name}"), &value);
+        }
+        assert!(
+            resolve(&scene.sources).and_then(Resolved::servable).is_ok(),
+            "{file}"
+        );
+        assert!(alone(&scene).is_err(), "{file}");
+    }
+    // A token is no part of a file, for either kind of section.
+    for (section, id) in [
+        ("[[apps]]\nid = \"one\"\n", "PRELUDE_BRIDGE_APP_ID"),
+        (
+            "[[sources]]\nid = \"one\"\nkind = \"auth\"\n",
+            "PRELUDE_BRIDGE_SOURCE_ID",
+        ),
+    ] {
+        let file = format!("{section}jwks_url = \"ftp://example.com\"\n");
+        let scene = |file: &str| {
+            Scene::new(file)
+                .variable(id, "one")
+                .variable("PRELUDE_BRIDGE_VERIFICATION_TOKEN", TOKEN)
+        };
+        let url = "https://example.com/jwks.json";
+        let overridden = scene(&file).variable("PRELUDE_BRIDGE_JWKS_URL", url);
+        assert!(resolve(&overridden.sources).is_ok());
+        assert!(alone(&overridden).is_err());
+        assert!(alone(&scene(section)).is_ok());
+    }
+}
+
+#[test]
 fn an_address_gets_a_quarter_of_the_grpc_port_unless_the_file_says_how_much() {
     let limits = |text: &str| {
         let limits = Scene::new(text).resolved().config.grpc_limits;

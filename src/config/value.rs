@@ -355,7 +355,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A TOML string. All control characters are escaped; TOML requires that only below U+0080.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     if !text.contains(plain::steers) {
         return toml::Value::String(text.to_owned()).to_string();
     }

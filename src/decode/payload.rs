@@ -22,6 +22,7 @@ use self::{
 use super::{
     ambiguity::{Ambiguity, Seen, repeated_of},
     json::{self, Name, Value},
+    single::Product,
 };
 use crate::{
     event::{Batch, Draft},
@@ -54,6 +55,12 @@ const TIMES: [usize; 6] = [
 /// The event types that have a payload message.
 pub fn event_types() -> impl Iterator<Item = &'static str> {
     TYPES.iter().map(|known| known.name)
+}
+
+/// Those that a product sends; `None` is Prelude Auth.
+pub fn event_types_of(product: Option<Product>) -> impl Iterator<Item = &'static str> {
+    let types = TYPES.iter().filter(move |known| known.product == product);
+    types.map(|known| known.name)
 }
 
 /// An entry of the table of types, with what is made of it at the start.

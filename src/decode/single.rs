@@ -25,14 +25,22 @@ const OF_VERIFY: [&str; 1] = ["verify."];
 const OF_NOTIFY: [&str; 4] = ["transactional.", "marketing.", "subscription.", "inbound."];
 
 impl Product {
+    /// The product whose types begin like this one; `None` for those of Prelude Auth and new ones.
+    #[must_use]
+    pub fn of_type(event_type: &str) -> Option<Self> {
+        let begins =
+            |prefixes: &[&str]| prefixes.iter().any(|prefix| event_type.starts_with(prefix));
+        match () {
+            () if begins(&OF_VERIFY) => Some(Self::Verify),
+            () if begins(&OF_NOTIFY) => Some(Self::Notify),
+            () => None,
+        }
+    }
+
     /// Whether a type is documented for another product. Types that neither documents are taken: new ones
     /// will come.
     fn is_others(self, event_type: &str) -> bool {
-        let others: &[&str] = match self {
-            Self::Verify => &OF_NOTIFY,
-            Self::Notify => &OF_VERIFY,
-        };
-        others.iter().any(|prefix| event_type.starts_with(prefix))
+        Self::of_type(event_type).is_some_and(|product| product != self)
     }
 }
 

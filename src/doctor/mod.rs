@@ -21,8 +21,7 @@ pub use self::readiness::{Readiness, readiness};
 
 use crate::{
     client,
-    config::{self, Config, Resolved, Store},
-    net::network::Network,
+    config::{self, Config, EventSource, Resolved, SourceKind, Store},
     plain,
     receiver::source::PRELUDE,
 };
@@ -118,7 +117,7 @@ impl Check {
 pub async fn examine(options: Options) -> Report {
     let mut checks = Vec::new();
     if let Some(config) = configuration(options.configuration, &mut checks) {
-        checks.extend(allowed_sources(&config.allowed_networks()));
+        checks.extend(allowed_sources(&config));
         let disk = disk::examine(&config);
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
@@ -176,28 +175,86 @@ fn configuration(
     }
 }
 
-/// A list without Prelude's addresses refuses every delivery.
-fn allowed_sources(networks: &[Network]) -> Option<Check> {
+/// A list without Auth's addresses refuses every delivery of an app. Those of Verify and Notify are not
+/// documented.
+fn allowed_sources(config: &Config) -> Vec<Check> {
     let name = "allowed sources";
+    let networks = config.allowed_networks();
     if networks.is_empty() {
-        return None;
+        return Vec::new();
     }
-    let is_allowed = |address| networks.iter().any(|network| network.contains(address));
-    let left_out: Vec<String> = PRELUDE
-        .into_iter()
-        .filter(|address| !is_allowed(*address))
-        .map(|address| address.to_string())
-        .collect();
-    Some(if left_out.is_empty() {
-        Check::good(name, "Prelude's documented addresses are allowed")
-    } else {
-        Check::fault(
+    let is_app = |source: &EventSource| source.kind == SourceKind::Auth;
+    let mut checks = Vec::new();
+    if config.sources.iter().any(is_app) {
+        let is_allowed = |address| networks.iter().any(|network| network.contains(address));
+        let left_out: Vec<String> = PRELUDE
+            .into_iter()
+            .filter(|address| !is_allowed(*address))
+            .map(|address| address.to_string())
+            .collect();
+        checks.push(if left_out.is_empty() {
+            Check::good(name, "the documented addresses of Prelude Auth are allowed")
+        } else {
+            Check::fault(
+                name,
+                format!(
+                    "`allowed_sources` lacks addresses that Prelude Auth sends from: {}",
+                    left_out.join(", ")
+                ),
+                "add \"prelude\" to `allowed_sources`",
+            )
+        });
+    }
+    if !config.sources.iter().all(is_app) {
+        checks.push(Check::skipped(
             name,
-            format!(
-                "`allowed_sources` lacks addresses that Prelude sends from: {}",
-                left_out.join(", ")
-            ),
-            "add \"prelude\" to `allowed_sources`",
-        )
-    })
+            "Prelude does not document the addresses that Verify and Notify send from: watch the log for \
+             `source_refused`",
+        ));
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AllowedSource, KeySource, Origin};
+
+    #[test]
+    fn allowed_sources_are_held_against_the_addresses_of_auth_for_apps_alone() {
+        use SourceKind::{Auth, Notify, Verify};
+
+        let verdicts = |allowed: &[AllowedSource], kinds: &[SourceKind]| -> Vec<Verdict> {
+            let source = |kind: &SourceKind| EventSource {
+                id: kind.name().to_owned(),
+                kind: *kind,
+                activation: None,
+                keys: KeySource::PemFiles(Vec::new()),
+                origin: Origin::Default,
+            };
+            let config = Config {
+                allowed_sources: allowed.to_vec(),
+                sources: kinds.iter().map(source).collect(),
+                ..Config::default()
+            };
+            let checks = allowed_sources(&config);
+            checks.iter().map(|check| check.verdict).collect()
+        };
+        let own = [AllowedSource::Network("192.0.2.0/24".parse().unwrap())];
+        let all = [AllowedSource::Prelude];
+        assert!(verdicts(&[], &[Auth, Verify]).is_empty());
+        assert_eq!(verdicts(&own, &[Auth]), [Verdict::Fault]);
+        assert_eq!(verdicts(&all, &[Auth]), [Verdict::Good]);
+        for allowed in [&own, &all] {
+            assert_eq!(verdicts(allowed, &[Verify, Notify]), [Verdict::Skipped]);
+        }
+        assert_eq!(
+            verdicts(&own, &[Auth, Notify]),
+            [Verdict::Fault, Verdict::Skipped]
+        );
+        assert_eq!(
+            verdicts(&all, &[Auth, Notify]),
+            [Verdict::Good, Verdict::Skipped]
+        );
+    }
 }

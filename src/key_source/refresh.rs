@@ -324,11 +324,9 @@ impl<U: KeyUse> Refresher<U> {
         let documents = match &mut self.reader {
             Reader::Url { client, .. } => vec![client.get().await?],
             Reader::Files { paths, stamps } => {
-                // Without keys in use the files are read again, whatever their stamps are.
-                let known = (!self.documents.is_empty()).then(|| stamps.clone());
-                let paths = paths.clone();
+                let (known, paths) = (stamps.clone(), paths.clone());
                 let read = move || match fetch::stamps(&paths) {
-                    Ok(current) if Some(&current) == known.as_ref() => Ok(None),
+                    Ok(current) if current == known => Ok(None),
                     _ => fetch::read_files(&paths).map(Some),
                 };
                 let Some(files) = blocking(read).await?.map_err(Error::from)? else {
@@ -377,19 +375,24 @@ impl<U: KeyUse> Refresher<U> {
         }
     }
 
-    /// Keeps the last good keys while they may be kept.
+    /// Keeps the last good keys while they may be kept: those of a URL for a while, those of files until
+    /// the files have others, because a file that cannot be used changes nothing.
     fn publish_failure(&mut self, error: &U::Error) {
         let now = Instant::now();
         let keys = U::count(&self.state.borrow().keys);
-        let are_expired = now >= self.expires && keys > 0;
+        let (can_expire, pause_max) = match self.reader {
+            Reader::Url { .. } => (true, self.options.retry_interval_max),
+            Reader::Files { .. } => (false, self.options.file_check_interval),
+        };
+        let are_expired = can_expire && now >= self.expires && keys > 0;
         let failure = Failure {
             error,
             keys,
             are_expired,
         };
         self.key_use.log_failure(&self.source, &failure);
-        self.next = now + self.pause;
-        self.pause = (self.pause * 2).min(self.options.retry_interval_max);
+        self.next = now + self.pause.min(pause_max);
+        self.pause = (self.pause * 2).min(pause_max);
         if are_expired {
             self.documents.clear();
         }

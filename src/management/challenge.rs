@@ -32,6 +32,8 @@ pub enum Finding {
     OtherToken,
     /// The bridge does not know this app.
     AppUnknown,
+    /// The path is that of a source of Verify or Notify, which has no activation.
+    NoApp,
     /// The bridge serves another path.
     PathUnknown,
     /// A bridge is there, and refuses this machine's address.
@@ -62,6 +64,7 @@ impl Finding {
             | Self::Tls(_)
             | Self::OtherToken
             | Self::AppUnknown
+            | Self::NoApp
             | Self::PathUnknown
             | Self::SourceRefused
             | Self::Redirect(_)
@@ -101,12 +104,16 @@ impl Finding {
                  connections and does not forward them"
             }
             Self::OtherToken => {
-                "give both the same configuration, and restart `prelude-bridge serve`: it reads \
-                 the token when it starts"
+                "give both the same configuration: `prelude-bridge serve` reads a changed token file \
+                 within seconds, and a variable when it starts"
             }
             Self::AppUnknown => {
                 "add the app to the configuration of the bridge there (`[[apps]]`, or \
-                 PRELUDE_BRIDGE_APP_ID), or name the right one with --app"
+                 PRELUDE_BRIDGE_APP_ID), or name the right one with --app; if the URL ends with the id \
+                 of another app, end it with the right one or with /webhooks"
+            }
+            Self::NoApp => {
+                "Verify and Notify have no activation: end the URL with the id of the app, or with /webhooks"
             }
             Self::PathUnknown => {
                 "the path is /webhooks/APP_ID or /webhooks: check the URL, and whether a proxy \
@@ -144,6 +151,9 @@ impl fmt::Display for Finding {
                 formatter.write_str("the bridge there has another verification token for this app")
             }
             Self::AppUnknown => formatter.write_str("the bridge there does not know this app"),
+            Self::NoApp => {
+                formatter.write_str("the URL leads the bridge there to a source that is no app")
+            }
             Self::PathUnknown => formatter.write_str("the bridge there has nothing at this path"),
             Self::SourceRefused => {
                 formatter.write_str("the bridge there refuses this machine's address")
@@ -261,6 +271,7 @@ fn finding_of(status: u16, body: &[u8], number: u64) -> Finding {
     match (status, code) {
         (_, Some("token_mismatch")) => Finding::OtherToken,
         (_, Some("app_unknown")) => Finding::AppUnknown,
+        (_, Some("challenge_unexpected")) => Finding::NoApp,
         (_, Some("path_unknown")) => Finding::PathUnknown,
         (_, Some("source_refused")) => Finding::SourceRefused,
         (300..=399, _) => Finding::Redirect(status),
@@ -288,6 +299,7 @@ mod tests {
             (200, "hello".to_owned(), Finding::OtherAnswer),
             (401, refused("token_mismatch"), Finding::OtherToken),
             (404, refused("app_unknown"), Finding::AppUnknown),
+            (405, refused("challenge_unexpected"), Finding::NoApp),
             (404, refused("path_unknown"), Finding::PathUnknown),
             (403, refused("source_refused"), Finding::SourceRefused),
             (301, String::new(), Finding::Redirect(301)),
@@ -300,6 +312,19 @@ mod tests {
         ] {
             assert_eq!(finding_of(code, body.as_bytes(), 7), finding);
             assert!(!finding.remedy().is_empty() && !finding.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_path_of_another_source_is_said_to_be_one() {
+        for code in ["app_unknown", "challenge_unexpected"] {
+            let body = format!(r#"{{"error":{{"code":"{code}"}}}}"#);
+            let finding = finding_of(405, body.as_bytes(), 7);
+            assert!(
+                finding.remedy().contains("or with /webhooks"),
+                "{finding:?}"
+            );
+            assert!(!finding.may_pass());
         }
     }
 

@@ -14,39 +14,14 @@ use reqwest::{Method, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::decode::{self, Product};
+
 /// The URL of Prelude's API.
 pub const API_URL: &str = "https://api.prelude.dev";
 
-/// The types that Prelude documents for the webhooks of this API.
-pub const EVENT_TYPES: [&str; 9] = [
-    "user.created",
-    "user.deleted",
-    "user.profile.updated",
-    "user.identifier.created",
-    "user.identifier.deleted",
-    "user.session.created",
-    "user.session.revoked",
-    "step_up.hook_failed",
-    "migration.hook_failed",
-];
-
-/// How many of [`EVENT_TYPES`], from the first, are those that the API has always taken. Whether it takes
+/// How many of [`event_types`], from the first, are those that the API has always taken. Whether it takes
 /// the others is not documented.
 pub const LONG_KNOWN_TYPES: usize = 7;
-
-/// The types that Prelude documents for Verify and Notify. No webhook of this API gets them: each request
-/// to Verify and Notify names its own URL.
-pub const VERIFY_AND_NOTIFY_TYPES: [&str; 9] = [
-    "verify.authentication",
-    "verify.attempt",
-    "verify.delivery_status",
-    "transactional.message.created",
-    "transactional.message.submitted",
-    "transactional.message.pending_delivery",
-    "transactional.message.delivered",
-    "transactional.message.failed",
-    "transactional.message.unknown",
-];
 
 /// The longest URL that a webhook can have, in characters, as documented.
 pub const URL_CHARS_MAX: usize = 2048;
@@ -67,6 +42,18 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
+
+/// The types that Prelude documents for the webhooks of this API.
+pub fn event_types() -> impl Iterator<Item = &'static str> {
+    decode::event_types_of(None)
+}
+
+/// Whether Prelude documents a type for Verify or Notify. No webhook of this API gets it: each request to
+/// Verify and Notify names its own URL.
+#[must_use]
+pub fn is_of_verify_or_notify(event_type: &str) -> bool {
+    Product::of_type(event_type).is_some()
+}
 
 /// Why a call failed. It never holds the management key.
 #[derive(Debug, thiserror::Error)]
@@ -441,6 +428,20 @@ mod tests {
         }
         let refused = Client::new(API_URL, "54e9ujn", "two\nlines");
         assert!(matches!(refused, Err(Error::Key)));
+    }
+
+    #[test]
+    fn the_types_of_this_api_begin_with_those_that_it_has_always_taken() {
+        let types: Vec<&str> = event_types().collect();
+        assert_eq!(types.len(), 9);
+        assert!(!types.iter().any(|known| is_of_verify_or_notify(known)));
+        assert!(is_of_verify_or_notify("verify.attempt"));
+        let long_known = &types[..LONG_KNOWN_TYPES];
+        assert!(long_known.iter().all(|known| known.starts_with("user.")));
+        assert_eq!(
+            types[LONG_KNOWN_TYPES..],
+            ["step_up.hook_failed", "migration.hook_failed"]
+        );
     }
 
     #[test]

@@ -275,25 +275,27 @@ fn spki_numbers(der: &[u8]) -> Result<&[u8], String> {
 
 /// What begins a PEM block (RFC 7468).
 const PEM_BEGIN: &str = "-----BEGIN ";
+/// What its last line begins with.
+const PEM_END: &str = "-----END ";
+/// What both lines end with.
+const PEM_DASHES: &str = "-----";
 
 /// The label of a block.
 fn pem_label(block: &str) -> &str {
     let label = block.strip_prefix(PEM_BEGIN).unwrap_or_default();
-    label.split("-----").next().unwrap_or_default()
+    label.split(PEM_DASHES).next().unwrap_or_default()
 }
 
-/// Splits text that begins with a block after its END line; `None` without one.
+/// Splits text that begins with a block after the dashes that close its END; `None` without one. Another
+/// block may begin on the same line.
 fn split_pem_block(block: &str) -> Option<(&str, &str)> {
-    let end = block.find("-----END ")?;
+    let end = block.find(PEM_END)?;
     if block.get(PEM_BEGIN.len()..end)?.contains(PEM_BEGIN) {
         return None;
     }
-    let end_line = block.get(end..)?;
-    let length = end
-        + end_line
-            .find('\n')
-            .map_or(end_line.len(), |newline| newline + 1);
-    block.split_at_checked(length)
+    let end_label = end + PEM_END.len();
+    let label_bytes = block.get(end_label..)?.find(PEM_DASHES)?;
+    block.split_at_checked(end_label + label_bytes + PEM_DASHES.len())
 }
 
 fn name(index: usize, id: Option<&str>) -> String {
@@ -480,6 +482,12 @@ mod tests {
                 set.verify(BODY.into(), &signer.signature(BODY), None)
                     .is_ok()
             );
+        }
+        // Two files that were put together: the first without a newline at its end.
+        let (new, old) = (spki.trim(), self::spki(other_signer()));
+        for file in [format!("{new}{old}"), format!("{new} and the old one{old}")] {
+            let set = KeySet::from_pem(file.as_bytes()).unwrap();
+            assert_eq!((set.keys().len(), set.skipped_count()), (2, 0));
         }
         // Without a newline at the end.
         assert_eq!(

@@ -1,7 +1,7 @@
 //! The simulator as Prelude Verify and Notify, and `trigger` for every documented type, by a receiver that
 //! is not the bridge.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use http::Method;
 use prelude_bridge::simulator::{
@@ -434,6 +434,74 @@ async fn a_bridge_takes_what_trigger_and_simulate_send_as_verify_and_notify() {
         keys.iter().all(|check| check["verdict"] == "good"),
         "{report:#}"
     );
+}
+
+#[tokio::test]
+async fn a_source_whose_events_would_go_nowhere_is_refused() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("scenario.toml");
+    let path = path.to_str().unwrap();
+    let file = "[[apps]]\nid = 'one'\n[[apps]]\nid = 'my_calls'\nkind = 'verify'\n[[steps]]\nwait = '1ms'\n\
+                [[webhooks]]\napp = 'one'\nurl = 'http://127.0.0.1:1/webhooks/one'\n";
+    fs::write(path, file).unwrap();
+    for arguments in [
+        &["--scenario", path][..],
+        &["--source", "verify", "--app", "my_calls"],
+    ] {
+        let done = simulate(arguments).await;
+        let told = stderr(&done);
+        assert_eq!(done.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("no URL to send the events of `my_calls` to"),
+            "{told}"
+        );
+    }
+}
+
+/// The same command under a umask that lets the group write.
+#[cfg(unix)]
+fn with_open_umask(command: &Command) -> Command {
+    let mut open = Command::new("sh");
+    open.args(["-c", r#"umask 002; exec "$0" "$@""#])
+        .env_clear();
+    open.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => open.env(name, value),
+            None => open.env_remove(name),
+        };
+    }
+    open
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_umask_that_lets_others_write_does_not_keep_a_bridge_from_the_keys() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let mut demo = program(&["demo", "--source", "verify", "--count", "1"]);
+    for listener in ["webhook", "grpc", "admin"] {
+        demo.args([&format!("--{listener}-listen"), "127.0.0.1:0"]);
+    }
+    let done = output(&mut with_open_umask(&demo)).await;
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+
+    let receiver = Receiver::start([]).await;
+    let directory = tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for (command, more) in [
+        ("trigger", &["verify.attempt"][..]),
+        ("simulate", &["--source", "verify", "--count", "1"]),
+    ] {
+        for (flag, file) in [("--pem-out", "key.pem"), ("--jwks-out", "keys.json")] {
+            let file = path(&format!("{command}-{file}"));
+            let mut writing = program(&[command, "--to", &receiver.url, flag, &file]);
+            writing.args(TEST_KEY).args(more);
+            output(&mut with_open_umask(&writing)).await;
+            let mode = fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o644, "{file}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

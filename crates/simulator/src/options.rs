@@ -240,11 +240,18 @@ impl Options {
             return Err(Invalid(format!("a simulator plays 1 to {APPS_MAX} apps")));
         }
         for (index, app) in self.apps.iter().enumerate() {
-            let usable = |character: char| character.is_ascii_alphanumeric() || character == '-';
+            let is_app = app.kind == SourceKind::Auth;
+            let usable = |character: char| {
+                character.is_ascii_alphanumeric()
+                    || character == '-'
+                    || (character == '_' && !is_app)
+            };
             if app.id.is_empty() || app.id.len() > 63 || !app.id.chars().all(usable) {
-                return invalid(
-                    "an app id is 1 to 63 letters, digits and hyphens: it is the first label of the app's host name",
-                );
+                return invalid(if is_app {
+                    "an app id is 1 to 63 letters, digits and hyphens: it is the first label of the app's host name"
+                } else {
+                    "the id of a source is 1 to 63 letters, digits, hyphens and underscores"
+                });
             }
             if self.apps.iter().take(index).any(|other| other.id == app.id) {
                 return Err(Invalid(format!("app `{}` is named twice", app.id)));
@@ -311,6 +318,12 @@ mod tests {
         Options::default().check().unwrap();
         assert!(refused(|options| options.apps.clear()).contains("1 to 64"));
         assert!(refused(|options| options.apps.push(AppOptions::new("a/b"))).contains("app id"));
+        let source = |id: &str| AppOptions::new(id).of_kind(SourceKind::Verify);
+        assert!(refused(|options| options.apps.push(AppOptions::new("a_b"))).contains("app id"));
+        assert!(refused(|options| options.apps.push(source("a.b"))).contains("underscores"));
+        let mut underscored = Options::default();
+        underscored.apps.push(source("a_b"));
+        underscored.check().unwrap();
         let twice = refused(|options| options.apps.push(AppOptions::new(DEFAULT_APP_ID)));
         assert!(twice.contains("twice"));
         assert!(refused(|options| options.retry.time_scale = 0.0).contains("60"));

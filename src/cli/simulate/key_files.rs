@@ -1,12 +1,12 @@
 //! The key files of `simulate`: which private keys it signs with, and where it writes the public ones.
 
-use std::fs;
+use std::path::Path;
 
 use super::{Args, explain};
 use crate::{
     cli::{
         exit::{Exit, Failure},
-        signing_key,
+        public_file, signing_key,
     },
     simulator::{Error, SigningKey, Simulator},
 };
@@ -54,10 +54,7 @@ fn write_files(
     for app in simulator.app_ids() {
         let path = pattern.replace("{app}", app);
         let text = text_of(app).map_err(explain)?;
-        if fs::read_to_string(&path).is_ok_and(|written| written == text) {
-            continue;
-        }
-        fs::write(&path, text).map_err(|error| {
+        public_file::write(Path::new(&path), &text).map_err(|error| {
             let cause = format!("the keys cannot be written to {path}: {error}");
             Failure::new(Exit::Failed, cause).help(format!("check the directory of `{flag}`"))
         })?;

@@ -5,7 +5,7 @@
 use super::refused;
 use crate::{
     cli::exit::{self, Failure},
-    management::{ApiRefusal, Client, EVENT_TYPES, Error, LONG_KNOWN_TYPES, Webhook},
+    management::{ApiRefusal, Client, Error, LONG_KNOWN_TYPES, Webhook, event_types},
 };
 
 /// The registration of one webhook.
@@ -41,7 +41,7 @@ impl<'a> Registration<'a> {
             Err(error) => about_events(error)?,
         };
         let is_long_known = |event: &&String| {
-            let mut known = EVENT_TYPES.into_iter().take(LONG_KNOWN_TYPES);
+            let mut known = event_types().take(LONG_KNOWN_TYPES);
             known.any(|known| known == event.as_str())
         };
         let long_known: Vec<String> = self.events.iter().filter(is_long_known).cloned().collect();
@@ -54,7 +54,11 @@ impl<'a> Registration<'a> {
         }
         for events in tries {
             match self.client.create(url, token, &events).await {
-                Ok(webhook) => return self.add_missing(webhook, |_| {}).await,
+                Ok(webhook) => {
+                    let id = webhook.id.clone();
+                    let whole = self.add_missing(webhook, |_| {}).await;
+                    return whole.map_err(|failure| failure.help(left_behind(&id)));
+                }
                 Err(error) => {
                     let refusal = about_events(error)?;
                     if let [event] = events.as_slice() {
@@ -103,10 +107,44 @@ impl<'a> Registration<'a> {
     }
 }
 
+/// What to do about a webhook that was created before a failure.
+fn left_behind(id: &str) -> String {
+    format!(
+        "the webhook {id} was created, without all of its events: `prelude-bridge webhook setup` with the same \
+         URL adds the others, and `prelude-bridge webhook delete {id}` removes it"
+    )
+}
+
 /// The refusal, if it may be about an event type.
 fn about_events(error: Error) -> Result<ApiRefusal, Failure> {
     match error {
         Error::Refused(refusal) if refusal.may_be_about_events() => Ok(*refusal),
         error => Err(refused(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::api, *};
+
+    #[tokio::test]
+    async fn a_webhook_that_a_failure_leaves_behind_is_named() {
+        let refusal = r#"{"code":"invalid","message":"no such event"}"#;
+        let made = r#"{"webhook":{"id":"wh_left","url":"https://example.com","active":false,
+            "events":["user.created"]}}"#;
+        let url = api([(400, refusal), (200, made), (503, "{}")]).await;
+        let client = Client::new(&url, "54e9ujn", "a-key").unwrap();
+        let events = ["user.created", "new.one"].map(str::to_owned);
+        let mut registration = Registration::new(&client, &events);
+        let made = registration.create("https://example.com", "a-token").await;
+        let told = format!("{:?}", made.unwrap_err());
+        for part in [
+            "503",
+            "wh_left was created",
+            "webhook delete wh_left",
+            "webhook setup",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
     }
 }

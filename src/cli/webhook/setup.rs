@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Access, App, Output, Registration, Wanted, is_failed_challenge, not_activated, readiness,
-    refused, table, token,
+    ACTIVE_PATIENCE, Access, App, Output, Registration, Wanted, is_failed_challenge, not_activated,
+    readiness, refused, table, token,
 };
 use crate::{
     cli::exit::{self, Exit, Failure},
@@ -220,12 +220,13 @@ impl Setup {
 /// little later.
 ///
 /// # Errors
-/// Prelude says until the deadline that it is not.
+/// Prelude says until the deadline that it is not, and for [`ACTIVE_PATIENCE`] at least.
 pub(super) async fn confirm_active(
     client: &Client,
     activated: Webhook,
     deadline: Instant,
 ) -> Result<Webhook, Failure> {
+    let deadline = deadline.max(Instant::now() + ACTIVE_PATIENCE);
     let mut webhook = activated;
     while !webhook.active {
         if Instant::now() >= deadline {
@@ -274,5 +275,19 @@ fn report(
             let now = jiff::Timestamp::now();
             exit::print(&table::table(std::slice::from_ref(webhook), now))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::api, *};
+
+    #[tokio::test]
+    async fn an_activation_is_confirmed_a_little_later_also_without_a_wait() {
+        let active = r#"{"webhook":{"id":"wh_1","url":"https://example.com","active":true}}"#;
+        let activated = serde_json::from_str(r#"{"id":"wh_1"}"#).unwrap();
+        let client = Client::new(&api([(200, active)]).await, "54e9ujn", "a-key").unwrap();
+        let confirmed = confirm_active(&client, activated, Instant::now()).await;
+        assert!(confirmed.unwrap().active);
     }
 }

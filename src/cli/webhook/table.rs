@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::{
     cli::exit::one_line,
-    management::{EVENT_TYPES, Webhook},
+    management::{Webhook, event_types},
 };
 
 /// A webhook that lacks no more of the documented types is described by those it lacks.
@@ -52,9 +52,9 @@ fn row(webhook: &Webhook, now: Timestamp) -> [String; HEAD.len()] {
 }
 
 fn events(events: &[String]) -> String {
-    let known = EVENT_TYPES.len();
+    let known = event_types().count();
     let is_missing = |known: &&str| !events.iter().any(|event| event == known);
-    let missing: Vec<&str> = EVENT_TYPES.into_iter().filter(is_missing).collect();
+    let missing: Vec<&str> = event_types().filter(is_missing).collect();
     let has_others = events.len() + missing.len() != known;
     match missing.as_slice() {
         _ if has_others => one_line(&events.join(",")),
@@ -102,7 +102,7 @@ mod tests {
         let events = "user.created,user.deleted";
         let url = "https://e.com/\\u{1b}[2J";
         assert_eq!(lines[1], ["web_1", url, events, "yes", "200", "5m"]);
-        webhook.events = EVENT_TYPES.map(str::to_owned).to_vec();
+        webhook.events = event_types().map(str::to_owned).collect();
         webhook.last_http_code = Some(0);
         let text = table(std::slice::from_ref(&webhook), now);
         assert!(

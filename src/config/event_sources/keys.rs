@@ -12,6 +12,9 @@ use super::{
 };
 use crate::key_source::KEYS_MAX;
 
+/// What the text of a key begins with, where its file belongs.
+const PEM_BEGIN: &str = "-----BEGIN";
+
 /// The source of the keys, or its fault recorded.
 pub(super) fn check(
     resolver: &mut Resolver<'_>,
@@ -107,7 +110,7 @@ fn check_files(
 ) -> Option<KeySource> {
     let repeated = {
         let mut seen = BTreeSet::new();
-        let mut files = files.text.iter();
+        let mut files = files.text.iter().filter(|file| !file.contains(PEM_BEGIN));
         files.find(|file| !seen.insert(*file))
     };
     let fault = if files.text.is_empty() {
@@ -138,6 +141,17 @@ fn check_file(
     file: &str,
     origin: &Origin,
 ) -> Option<PathBuf> {
+    // It may be a private one, so it is not repeated.
+    if file.contains(PEM_BEGIN) {
+        let help = "write the key into a file, and name the file";
+        resolver.refuse(
+            origin.clone(),
+            key,
+            "it is the key itself, not its file",
+            help,
+        );
+        return None;
+    }
     let path = PathBuf::from(file);
     let reason = match path.metadata() {
         Ok(metadata) if metadata.is_file() => return Some(path),

@@ -1,6 +1,11 @@
 //! Collects what was typed for each source, in the file and in the environment, with the place of each
 //! value. `checks` validates it.
 
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+};
+
 use super::{
     super::{
         fault::{Fault, Origin},
@@ -33,6 +38,23 @@ pub(in super::super) const VARIABLES: [&str; 10] = [
     super::super::CONFIG_VARIABLE,
     "PRELUDE_BRIDGE_SERVER",
 ];
+
+/// Removes what says of a source more than its token and whose that is. The id of a source that is no app
+/// remains only where it may belong to a token.
+pub(in super::super) fn remove_variables_without_token(
+    environment: &mut BTreeMap<OsString, OsString>,
+) {
+    let has_token = [TOKEN, TOKEN_FILE]
+        .iter()
+        .any(|name| environment.contains_key(OsStr::new(name)));
+    let id = (!has_token).then_some(SOURCE_ID);
+    for name in [SOURCE_KIND, JWKS_URL, JWKS_FILE, PEM_FILE]
+        .into_iter()
+        .chain(id)
+    {
+        environment.remove(OsStr::new(name));
+    }
+}
 
 /// The keys of a source. An `[[apps]]` section has all but `kind`.
 pub(in super::super) const KEYS: [&str; 8] = [

@@ -78,6 +78,34 @@ fn keys_are_in_one_pem_file_or_several_or_in_a_key_set() {
 }
 
 #[test]
+fn a_key_in_place_of_its_file_is_refused_and_not_repeated() {
+    let private = r"-----BEGIN PRIVATE KEY-----\nMIIEhush\n-----END PRIVATE KEY-----\n";
+    for line in [
+        format!("pem_file = \"{private}\""),
+        format!("jwks_file = \"{private}\""),
+        format!("pem_files = [\"{private}\", \"key.pem\", \"{private}\"]"),
+    ] {
+        let scene = scene(&source("verify", &line));
+        let faults = scene.faults().concat();
+        assert!(faults.contains("it is the key itself"), "{faults}");
+        assert!(
+            !faults.contains("MIIE") && !faults.contains("BEGIN"),
+            "{faults}"
+        );
+    }
+    let scene = Scene::without_file()
+        .variable("PRELUDE_BRIDGE_SOURCE_ID", "two")
+        .variable("PRELUDE_BRIDGE_SOURCE_KIND", "verify")
+        .variable("PRELUDE_BRIDGE_PEM_FILE", &private.replace(r"\n", "\n"));
+    scene.refused_with(&[
+        "PRELUDE_BRIDGE_PEM_FILE",
+        "it is the key itself",
+        "name the file",
+    ]);
+    assert!(!scene.faults().concat().contains("MIIE"));
+}
+
+#[test]
 fn sources_that_cannot_be_meant_say_what_to_write() {
     let long = "i".repeat(SOURCE_ID_CHARS_MAX + 1);
     let many: Vec<String> = (0..33).map(|number| format!("\"{number}.pem\"")).collect();

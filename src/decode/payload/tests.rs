@@ -11,6 +11,8 @@ use prost_types::{
 use serde_json::json;
 
 use super::{
+    super::single::Product,
+    event_types_of,
     member::{Kind, Member},
     types::{ADDED, TYPES},
 };
@@ -44,6 +46,22 @@ fn payload(event_type: &str, payload: &str) -> Payload {
 
 mod table {
     use super::*;
+
+    #[test]
+    fn a_type_begins_like_those_of_its_product() {
+        for known in TYPES.iter().filter(|known| known.name != ADDED.name) {
+            assert_eq!(
+                Product::of_type(known.name),
+                known.product,
+                "{}",
+                known.name
+            );
+            let mut of_product = event_types_of(known.product);
+            assert!(of_product.any(|name| name == known.name));
+        }
+        assert_eq!(event_types_of(None).count(), 9);
+        assert_eq!(Product::of_type("verified.by_another"), None);
+    }
 
     #[test]
     fn these_types_are_known() {

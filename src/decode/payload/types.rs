@@ -5,6 +5,7 @@
 //! <https://docs.prelude.so/verify/v2/documentation/webhook> and
 //! <https://docs.prelude.so/notify/v2/documentation/webhook>.
 
+use super::super::single::Product;
 use super::member::{
     Member, Shape, date, free_form, known, known_or, object, objects, text, text_of, text_or_number,
 };
@@ -12,6 +13,8 @@ use super::member::{
 /// What is known of an event type.
 pub(in crate::decode) struct EventType {
     pub(in crate::decode) name: &'static str,
+    /// The product that sends it; `None` is Prelude Auth, which sends batches.
+    pub(super) product: Option<Product>,
     /// The member of the payload that says when it happened.
     pub(super) time: &'static str,
     /// Whether the correlation id is a member of the payload's `metadata`. Where it is not, `metadata`
@@ -213,6 +216,7 @@ pub(in crate::decode) const TYPES: &[EventType] = &[
 pub(super) const fn at(time: &'static str) -> EventType {
     EventType {
         name: "",
+        product: None,
         time,
         is_correlated_by_metadata: false,
         number: 0,
@@ -221,11 +225,13 @@ pub(super) const fn at(time: &'static str) -> EventType {
 }
 
 const VERIFY: EventType = EventType {
+    product: Some(Product::Verify),
     is_correlated_by_metadata: true,
     ..at("time")
 };
 
 const TRANSACTIONAL: EventType = EventType {
+    product: Some(Product::Notify),
     number: 32,
     ..at("created_at")
 };
@@ -329,6 +335,7 @@ const MESSAGE_FAILURE_REASONS: &[&str] = &[
 #[cfg(test)]
 pub(in crate::decode) const ADDED: EventType = EventType {
     name: "added.by_a_test",
+    product: Some(Product::Notify),
     number: 4_000,
     members: &[
         text("added_text", 1),

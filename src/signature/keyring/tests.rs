@@ -496,24 +496,30 @@ async fn a_key_file_is_read_again_when_it_changes() {
 }
 
 #[tokio::test]
-async fn a_key_file_that_comes_back_after_the_trust_ended_is_used_again() {
+async fn the_keys_of_a_file_stay_in_use_however_long_it_cannot_be_used() {
     let directory = tempfile::tempdir().unwrap();
-    let (path, away) = (
-        directory.path().join("jwks.json"),
-        directory.path().join("away"),
-    );
+    let path = directory.path().join("jwks.json");
+    let away = directory.path().join("away");
     std::fs::write(&path, jwks(&[signer().jwk("k")])).unwrap();
     let options = Options {
-        outage_max: Duration::from_millis(50),
+        outage_max: Duration::ZERO,
+        // The pauses of a URL are none of a file's.
+        retry_interval_min: FOREVER,
+        retry_interval_max: FOREVER,
         ..eager()
     };
     let source = KeySource::JwksFile(path.clone());
     let keyring = Keyring::open("app", source, options, None).unwrap();
     // Moving keeps the time of a file: it looks as if it had never changed.
     std::fs::rename(&path, &away).unwrap();
-    eventually(|| !keyring.is_usable()).await;
+    let attempts = || keyring.shared.keys.state().attempts;
+    eventually(|| keyring.status().last_error.is_some()).await;
+    let seen = attempts();
+    eventually(|| attempts() > seen + 1).await;
+    assert!(verify(&keyring, signer()).await.is_ok());
     std::fs::rename(&away, &path).unwrap();
-    eventually(|| keyring.is_usable()).await;
+    eventually(|| keyring.status().last_error.is_none()).await;
+    assert!(verify(&keyring, signer()).await.is_ok());
 }
 
 #[tokio::test]

@@ -647,14 +647,15 @@ impl TransactionalMessageFailureReason {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
     /// Prelude's id of the event; if it sent none, "syn\_" and a hash of app, type and content. Unique
-    /// within an app: use (app_id, id) to process an event once.
+    /// together with app_id and type: use (app_id, type, id) to process an event once. An id that was
+    /// sent as a number is its text.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// The event type, such as "user.created". Types that this contract does not know are possible: a
     /// filter can name them, and everything but the payload message is there.
     #[prost(string, tag = "2")]
     pub r#type: ::prost::alloc::string::String,
-    /// The Prelude app that the event belongs to.
+    /// The Prelude app that the event belongs to; of a source of Verify or Notify: the source's id.
     #[prost(string, tag = "3")]
     pub app_id: ::prost::alloc::string::String,
     /// The user that the event is about; empty if the event names none, as those of Verify and Notify.
@@ -807,22 +808,24 @@ impl PayloadIssue {
     }
 }
 /// Which events to send. An event matches if, for each field that is set, it matches one of the
-/// entries. A field has at most 256 entries of at most 256 bytes.
+/// entries. A field has at most 256 entries: types and app ids of at most 256 bytes, user ids of at
+/// most 1024.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Filter {
-    /// Event types: exact names or patterns. An exact name may be any text, so every type that an event
-    /// can have can be named, also one that this contract does not know. A pattern is a text with a
-    /// segment "*" or "\*\*". It consists of dot-separated segments, none of them empty: "*" stands for
-    /// exactly one segment ("user.session.\*"), "\*\*" as the last segment for one or more.
+    /// Event types: exact names or patterns. An entry with a "*" has to be a well-formed pattern; every
+    /// other one is exact. A pattern consists of dot-separated segments, none of them empty: "*" stands
+    /// for exactly one segment ("user.session.*"), "\*\*" as the last segment for one or more. What follows
+    /// a leading "=" is exact ("=a*b"), so every type that an event can have can be named, also one that
+    /// this contract does not know; "=" alone names events without a type.
     #[prost(string, repeated, tag = "1")]
     pub types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Event types to leave out, in the same form. An exclusion wins over an inclusion.
     #[prost(string, repeated, tag = "2")]
     pub exclude_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Prelude app ids, compared exactly.
+    /// App ids, and those of sources of Verify and Notify, compared exactly.
     #[prost(string, repeated, tag = "3")]
     pub app_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Prelude user ids, compared exactly.
+    /// Prelude user ids, compared exactly: any text but an empty one.
     #[prost(string, repeated, tag = "4")]
     pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -848,7 +851,8 @@ pub mod start_position {
         #[prost(string, tag = "3")]
         AfterCursor(::prost::alloc::string::String),
         /// The first event that the bridge received at or after this time. A time in the future starts
-        /// with the first event received then.
+        /// with the first event received then. The cursors of such a stream carry the time until it has
+        /// come.
         #[prost(message, tag = "4")]
         AtTime(::prost_types::Timestamp),
     }

@@ -106,12 +106,13 @@ func (PayloadIssue) EnumDescriptor() ([]byte, []int) {
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Prelude's id of the event; if it sent none, "syn_" and a hash of app, type and content. Unique
-	// within an app: use (app_id, id) to process an event once.
+	// together with app_id and type: use (app_id, type, id) to process an event once. An id that was
+	// sent as a number is its text.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The event type, such as "user.created". Types that this contract does not know are possible: a
 	// filter can name them, and everything but the payload message is there.
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	// The Prelude app that the event belongs to.
+	// The Prelude app that the event belongs to; of a source of Verify or Notify: the source's id.
 	AppId string `protobuf:"bytes,3,opt,name=app_id,json=appId,proto3" json:"app_id,omitempty"`
 	// The user that the event is about; empty if the event names none, as those of Verify and Notify.
 	UserId string `protobuf:"bytes,4,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`

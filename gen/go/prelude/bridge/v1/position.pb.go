@@ -194,19 +194,21 @@ func (PayloadFormat) EnumDescriptor() ([]byte, []int) {
 }
 
 // Which events to send. An event matches if, for each field that is set, it matches one of the
-// entries. A field has at most 256 entries of at most 256 bytes.
+// entries. A field has at most 256 entries: types and app ids of at most 256 bytes, user ids of at
+// most 1024.
 type Filter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Event types: exact names or patterns. An exact name may be any text, so every type that an event
-	// can have can be named, also one that this contract does not know. A pattern is a text with a
-	// segment "*" or "**". It consists of dot-separated segments, none of them empty: "*" stands for
-	// exactly one segment ("user.session.*"), "**" as the last segment for one or more.
+	// Event types: exact names or patterns. An entry with a "*" has to be a well-formed pattern; every
+	// other one is exact. A pattern consists of dot-separated segments, none of them empty: "*" stands
+	// for exactly one segment ("user.session.*"), "**" as the last segment for one or more. What follows
+	// a leading "=" is exact ("=a*b"), so every type that an event can have can be named, also one that
+	// this contract does not know; "=" alone names events without a type.
 	Types []string `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`
 	// Event types to leave out, in the same form. An exclusion wins over an inclusion.
 	ExcludeTypes []string `protobuf:"bytes,2,rep,name=exclude_types,json=excludeTypes,proto3" json:"exclude_types,omitempty"`
-	// Prelude app ids, compared exactly.
+	// App ids, and those of sources of Verify and Notify, compared exactly.
 	AppIds []string `protobuf:"bytes,3,rep,name=app_ids,json=appIds,proto3" json:"app_ids,omitempty"`
-	// Prelude user ids, compared exactly.
+	// Prelude user ids, compared exactly: any text but an empty one.
 	UserIds       []string `protobuf:"bytes,4,rep,name=user_ids,json=userIds,proto3" json:"user_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -380,7 +382,8 @@ type StartPosition_AfterCursor struct {
 
 type StartPosition_AtTime struct {
 	// The first event that the bridge received at or after this time. A time in the future starts
-	// with the first event received then.
+	// with the first event received then. The cursors of such a stream carry the time until it has
+	// come.
 	AtTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at_time,json=atTime,proto3,oneof"`
 }
 
