@@ -154,12 +154,7 @@ async fn damage_is_named_to_everybody_and_can_be_passed_and_restored() {
         .filter(|check| check["name"] == "log" && check["verdict"] == "fault")
         .collect();
     assert_eq!(faults.len(), 1, "{report:#}");
-    assert!(
-        faults[0]["found"]
-            .as_str()
-            .unwrap()
-            .contains("event 5")
-    );
+    assert!(faults[0]["found"].as_str().unwrap().contains("event 5"));
     assert_eq!(doctor.status.code(), Some(1));
 
     bridge.terminate().await;
