@@ -61,7 +61,7 @@ mod writer;
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -283,6 +283,7 @@ fn start(
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
+        has_missing_ids: AtomicBool::new(missing_ids.is_some()),
         fault,
         done,
     });
@@ -364,6 +365,7 @@ struct Shared {
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
+    has_missing_ids: AtomicBool,
     fault: Fault,
     done: watch::Sender<bool>,
 }

@@ -82,6 +82,7 @@ pub(super) fn open(
         through,
         head: found.range.head,
         at: ids_at,
+        retry_at: None,
     });
     let removal = Removal {
         data_dir,
