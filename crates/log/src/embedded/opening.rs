@@ -303,7 +303,7 @@ impl Removal<'_> {
             );
             match self.take_file(&file.path) {
                 Ok(kept) => {
-                    tracing::warn!(kept = %kept.display(), "the damaged file of ids is kept")
+                    tracing::warn!(kept = %kept.display(), "the damaged file of ids is kept");
                 }
                 Err(error) => postpone(error)?,
             }
