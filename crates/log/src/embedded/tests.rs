@@ -768,6 +768,18 @@ async fn ids_without_room_on_the_disk_take_only_so_much_memory() {
     assert_eq!(events(&log).await, in_order(0..taken + 5));
 }
 
+/// Counts the steps of the ids' work too.
+fn counting_ids(seams: Seams, steps: &Arc<AtomicU64>) -> Seams {
+    let (fault, steps) = (seams.fault, Arc::clone(steps));
+    Seams {
+        fault: Arc::new(move |stage| {
+            steps.fetch_add(u64::from(stage == Stage::Ids), Ordering::SeqCst);
+            fault(stage)
+        }),
+        ..Seams::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_rest_later() {
     const EVENTS: u64 = 10_000;
@@ -787,15 +799,7 @@ async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_re
         fs::remove_dir_all(dir.path().join(IDS_DIRECTORY)).unwrap();
         let full = Arc::new(AtomicBool::new(true));
         let attempts = Arc::new(AtomicU64::new(0));
-        let Seams { fault, .. } = failing_disk(Stage::Ids, &full, no_space);
-        let counted = Arc::clone(&attempts);
-        let seams = Seams {
-            fault: Arc::new(move |stage| {
-                counted.fetch_add(u64::from(stage == Stage::Ids), Ordering::SeqCst);
-                fault(stage)
-            }),
-            ..Seams::default()
-        };
+        let seams = counting_ids(failing_disk(Stage::Ids, &full, no_space), &attempts);
         let (log, text) = said(|| open(seams).unwrap());
         assert!(text.contains("no room for the ids"), "{text}");
         let missing = || log.usage().ids.unwrap().forgotten;
