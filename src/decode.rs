@@ -13,8 +13,9 @@
 //! - **id**: `id`, a string or the text of a number: `1` and `"1"` are the same id. Where there is none, or none of 1 to
 //!   [`ID_BYTES_MAX`] bytes, `syn_` and a hash of app, type and the item's bytes.
 //! - **payload fields**: those of the object in `payload`, else `data`, else of the item itself.
-//! - **user_id, correlation_id**: from the payload fields, else from beside them; empty when longer
-//!   than [`ID_BYTES_MAX`] bytes.
+//! - **user_id, correlation_id**: from the payload fields, else from beside them. That of the payload
+//!   counts even where the two differ, because the one beside it may be of somebody else; and where it is
+//!   no string or number, or has more than [`ID_BYTES_MAX`] bytes: then the field is empty.
 //!   The correlation id also from the payload's `metadata`, of Verify and of types that are not known.
 //! - **occurred_at**: the date that is documented for the type; else the `created_at` beside the
 //!   payload; else the first readable of the payload's `occurred_at`, `time`, `revoked_at`,
@@ -255,7 +256,7 @@ impl<'a> Encoder<'a> {
                 &none
             }
         };
-        let user_id = Item::first_id(fields.user_id(), beside.user_id());
+        let user_id = Item::inner_id(fields.user_id(), beside.user_id());
         let correlation_id = [fields, beside].map(|fields| fields.correlation_id(known));
         let documented = fields.documented_date(known);
         let beside_date = beside.created_at();
@@ -270,7 +271,7 @@ impl<'a> Encoder<'a> {
             app_id: self.app_id,
             user_id: &user_id,
             occurred_at,
-            correlation_id: &Item::first_id(correlation_id[0], correlation_id[1]),
+            correlation_id: &Item::inner_id(correlation_id[0], correlation_id[1]),
             traceparent: self.traceparent,
         }
         .encode(&mut self.encoded);

@@ -94,10 +94,10 @@ impl<'a> Item<'a> {
         bounded_id(self.id?)
     }
 
-    /// The first of two ids that there is.
-    pub(super) fn first_id(inner: Option<Value<'a>>, outer: Option<Value<'a>>) -> Cow<'a, str> {
-        let mut found = [inner, outer].into_iter().flatten().filter_map(bounded_id);
-        found.next().unwrap_or_default()
+    /// An id of the payload, or else the one beside it. One of the payload that cannot be used has no
+    /// substitute: what stands beside it may be another id.
+    pub(super) fn inner_id(inner: Option<Value<'a>>, outer: Option<Value<'a>>) -> Cow<'a, str> {
+        inner.or(outer).and_then(bounded_id).unwrap_or_default()
     }
 }
 

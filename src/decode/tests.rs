@@ -209,6 +209,26 @@ mod shapes {
             ("usr_1", "corr_1")
         );
     }
+
+    #[test]
+    fn what_stands_beside_the_payload_never_replaces_an_id_of_the_payload() {
+        let long = format!("\"{}\"", "u".repeat(ID_BYTES_MAX + 1));
+        for (inner, expected) in [
+            (r#""in""#, "in"),
+            ("7", "7"),
+            ("null", "out"),
+            ("true", ""),
+            ("{}", ""),
+            (&long, ""),
+        ] {
+            let event = event(&format!(
+                r#"{{"type":"x.y","user_id":"out","correlation_id":"out",
+                    "payload":{{"user_id":{inner},"correlation_id":{inner}}}}}"#
+            ));
+            let found = (event.user_id.as_str(), event.correlation_id.as_str());
+            assert_eq!(found, (expected, expected), "{inner}");
+        }
+    }
 }
 
 mod ambiguities {

@@ -302,8 +302,8 @@ fn stream_message(failure: &Stream) -> String {
         Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
         Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
         Stream::LogDamaged { damaged, .. } => format!(
-            "{damaged} cannot be read, because their bytes on the bridge's disk are damaged; a retry \
-             does not help: ask the operator to restore them, or go on without them from the \
+            "{damaged} cannot be read, because bytes on the bridge's disk are damaged; a retry does \
+             not help: ask the operator to restore them, or continue after the damage from the \
              metadata's after_cursor or with on_damaged"
         ),
     }

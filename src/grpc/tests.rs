@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     bus,
     event::testing as fixtures,
-    event::{Cursor, Epoch, Sequence},
+    event::{Cursor, Epoch, Sequence, UnixMicros},
     log::{
         Commit, ReadError, memory,
         testing::{Script, Scripted},
@@ -228,6 +228,13 @@ fn until(position: Stop) -> Option<StopPosition> {
     })
 }
 
+fn timestamp(at: jiff::Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: at.as_second(),
+        nanos: at.subsec_nanosecond(),
+    }
+}
+
 fn max_events(max_events: u64) -> Option<StopPosition> {
     Some(StopPosition {
         position: None,
@@ -362,10 +369,7 @@ async fn live_events_complete_a_count_and_a_time() {
 async fn a_start_in_the_future_leaves_out_what_comes_before_it() {
     let bridge = Bridge::start().await;
     let start = jiff::Timestamp::now() + Duration::from_millis(300);
-    let at = prost_types::Timestamp {
-        seconds: start.as_second(),
-        nanos: start.subsec_nanosecond(),
-    };
+    let at = timestamp(start);
     let request = SubscribeRequest {
         start: from(Start::AtTime(at)),
         ..Default::default()
@@ -394,6 +398,64 @@ async fn a_start_in_the_future_leaves_out_what_comes_before_it() {
     let collected = stream.collect().await;
     let received = collected.events[0].received_at.unwrap();
     assert!((received.seconds, received.nanos) >= (at.seconds, at.nanos));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cursors_have_the_start_time_until_it_has_come_and_no_longer() {
+    let bridge = Bridge::start().await;
+    bridge.append(1, 2).await;
+    let time = |cursor: &str| cursor.parse::<Cursor>().unwrap().not_before;
+    let subscribe = async |start| {
+        let request = SubscribeRequest {
+            start: from(start),
+            ..Default::default()
+        };
+        bridge.subscribe(request).await.unwrap()
+    };
+    let past = prost_types::Timestamp::default();
+    let first = subscribe(Start::AtTime(past)).await.next().await;
+    assert_eq!(time(&first.cursor), None, "there are events of that time");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let past = timestamp(jiff::Timestamp::now() - Duration::from_millis(120));
+    let first = subscribe(Start::AtTime(past)).await.next().await;
+    assert_eq!(first.cursor, bridge.cursor(2), "none can come any more");
+
+    let soon = timestamp(jiff::Timestamp::now() + Duration::from_millis(200));
+    let first = subscribe(Start::AtTime(soon)).await.next().await;
+    assert!(time(&first.cursor).is_some());
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    let mut resumed = subscribe(Start::AfterCursor(first.cursor.clone())).await;
+    // What is between the cursor and the newest event may be from before that time.
+    assert_eq!(resumed.next().await.cursor, first.cursor);
+    let caught_up = resumed.next().await;
+    assert!(matches!(caught_up.notice, Some(Notice::CaughtUp(_))));
+    assert_eq!(caught_up.cursor, bridge.cursor(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_in_the_future_is_kept_by_a_client_that_retention_has_passed() {
+    let bridge = Bridge::start_forgetful().await;
+    bridge.append(1, 100).await;
+    let not_before = Some(UnixMicros(i64::MAX));
+    let timed = |sequence| {
+        let cursor: Cursor = bridge.cursor(sequence).parse().unwrap();
+        Cursor {
+            not_before,
+            ..cursor
+        }
+        .to_string()
+    };
+    let request = SubscribeRequest {
+        start: from(Start::AfterCursor(timed(1))),
+        ..Default::default()
+    };
+    let status = bridge.subscribe(request).await.err().unwrap();
+    assert_eq!(reason(&status), "CURSOR_EXPIRED");
+    let details = status.get_error_details();
+    let metadata = &details.error_info().unwrap().metadata;
+    let earliest = bridge.log.range().earliest.before();
+    assert_eq!(metadata["earliest"], timed(earliest.0));
+    assert_eq!(metadata["head"], timed(100));
 }
 
 #[tokio::test(flavor = "multi_thread")]

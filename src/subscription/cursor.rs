@@ -168,6 +168,12 @@ impl CursorSource {
     }
 
     fn at_head(&mut self, outbox: &mut Outbox) -> Moved {
+        // It has come once nothing is missing from before it.
+        let has_come = |at| {
+            self.subscriptions.settles_within(at).is_zero()
+                && self.subscriber.head() <= self.position
+        };
+        self.bounds.not_before = self.bounds.not_before.filter(|&at| !has_come(at));
         if self.phase == Phase::History {
             self.phase = Phase::Live;
             outbox.notices.push_back(notice::caught_up(self.position));
@@ -307,7 +313,10 @@ impl CursorSource {
         let cursor = self.sent_cursor();
         match error {
             ReadError::Expired { .. } => match self.on_expired {
-                OnExpired::Fail => expired(&self.subscriptions, &self.subscriptions.range()),
+                OnExpired::Fail => {
+                    let range = self.subscriptions.range();
+                    expired(&self.subscriptions, &range, cursor.not_before)
+                }
                 OnExpired::Earliest | OnExpired::Latest => Failure::LogUnavailable {
                     cursor: Some(cursor),
                 },
@@ -383,7 +392,8 @@ impl Source for CursorSource {
             Ok(blocks) => self.history.extend(blocks),
             Err(ReadError::Expired { .. }) => {
                 let range = self.subscriptions.range();
-                match skip(&self.subscriptions, &range, self.position, self.on_expired) {
+                let after = (self.position, self.bounds.not_before);
+                match skip(&self.subscriptions, &range, after, self.on_expired) {
                     Ok((position, notice)) => {
                         self.position = position;
                         outbox.notices.push_back(notice);
@@ -407,10 +417,7 @@ impl Source for CursorSource {
     /// Until nothing more can come that was received before the stop time.
     fn changes_within(&self) -> Option<Duration> {
         let before = self.bounds.before?;
-        let left = before.0.saturating_sub(self.subscriptions.log.now().0);
-        let settling_micros = self.subscriptions.log.settling_time().as_micros();
-        let left = left.saturating_add(i64::try_from(settling_micros).unwrap_or(i64::MAX));
-        Some(Duration::from_micros(left.try_into().unwrap_or(0)))
+        Some(self.subscriptions.settles_within(before))
     }
 
     fn is_live(&self) -> bool {
@@ -425,7 +432,7 @@ impl Source for CursorSource {
         self.found.as_ref().map_or(0, |found| {
             let view = found.view(self.format);
             let first = found.run.start;
-            Response::bytes(0, view.slice_bytes(first..first + 1))
+            Response::bytes(view.slice_bytes(first..first + 1))
         })
     }
 

@@ -33,7 +33,7 @@ pub(crate) use self::{
 use crate::{
     bus::Bus,
     credentials::{CountedFilter, Grant, Quota},
-    event::{Cursor, Sequence},
+    event::{Cursor, Sequence, UnixMicros},
     log::{self, Log, ReadError},
     metrics::Metrics,
     net::slots::Slot,
@@ -199,6 +199,14 @@ impl Subscriptions {
         let mut range = self.log.range();
         range.head = range.head.max(self.bus.head());
         range
+    }
+
+    /// Until nothing more can come that was received before a time.
+    fn settles_within(&self, at: UnixMicros) -> Duration {
+        let left = at.0.saturating_sub(self.log.now().0);
+        let settling_micros = self.log.settling_time().as_micros();
+        let left = left.saturating_add(i64::try_from(settling_micros).unwrap_or(i64::MAX));
+        Duration::from_micros(left.try_into().unwrap_or(0))
     }
 
     /// Checks that a cursor belongs to the log.

@@ -33,10 +33,16 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// The length of a response with an encoded notice and events of these lengths.
+    /// The length of a response with events of this length.
     #[must_use]
-    pub(super) fn bytes(notice_bytes: usize, events_bytes: usize) -> usize {
-        RESPONSE_HEAD_BYTES + notice_bytes + events_bytes
+    pub(super) fn bytes(events_bytes: usize) -> usize {
+        RESPONSE_HEAD_BYTES + events_bytes
+    }
+
+    /// The length of a response with an encoded notice of this length.
+    #[must_use]
+    pub(super) fn notice_bytes(cursor: Cursor, notice_bytes: usize) -> usize {
+        wire::response_head_bytes(cursor) + notice_bytes
     }
 
     /// A response with a notice and no events.
@@ -315,7 +321,7 @@ mod tests {
         let mut writer = Writer::new(0);
         assert_eq!(writer.push(view, 0..10), 1);
         assert_eq!(writer.push(view, 1..10), 1);
-        let budget = Response::bytes(0, view.slice_bytes(0..4));
+        let budget = Response::bytes(view.slice_bytes(0..4));
         let mut writer = Writer::new(budget);
         assert_eq!(writer.push(view, 0..10), 4);
         assert_eq!(writer.finish(CURSOR).remaining(), budget);

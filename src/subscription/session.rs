@@ -194,9 +194,9 @@ impl<S: Source> Session<S> {
 
     /// The fewest bytes that [`take`](Self::take) can give next.
     #[must_use]
-    pub(crate) fn response_bytes_min(&self) -> usize {
+    pub(crate) fn response_bytes_min(&mut self) -> usize {
         if let Some(notice) = self.outbox.notices.front() {
-            return Response::bytes(notice.len(), 0);
+            return Response::notice_bytes(self.source.cursor(), notice.len());
         }
         self.source.response_bytes_min()
     }
@@ -354,7 +354,7 @@ mod tests {
     use crate::{
         bus::{self, Bus},
         credentials::{Credentials, Presented},
-        event::{Cursor, Sequence},
+        event::{Cursor, Sequence, UnixMicros},
         log::memory,
         metrics::Metrics,
         subscription::Options,
@@ -370,6 +370,7 @@ mod tests {
         position: u64,
         /// Whether a read of the log finds something, if there has to be one.
         log: Option<bool>,
+        not_before: Option<UnixMicros>,
     }
 
     impl Source for Script {
@@ -406,7 +407,7 @@ mod tests {
         }
 
         fn response_bytes_min(&self) -> usize {
-            Response::bytes(0, 1)
+            Response::bytes(1)
         }
 
         fn take(&mut self, _: usize, _: &mut Outbox) -> Response {
@@ -440,7 +441,10 @@ mod tests {
 
         fn cursor(&mut self) -> Cursor {
             let epochs = self.subscriptions.log.status().epochs();
-            epochs.cursor(self.position())
+            Cursor {
+                not_before: self.not_before,
+                ..epochs.cursor(self.position())
+            }
         }
 
         fn sent_cursor(&mut self) -> Cursor {
@@ -473,6 +477,7 @@ mod tests {
                 at_hand: 0,
                 position: 0,
                 log: None,
+                not_before: None,
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
@@ -513,6 +518,20 @@ mod tests {
             let events = response.events;
             self.session.sent(events, response.remaining());
             events
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notice_asks_for_room_for_all_of_its_cursor() {
+        for not_before in [None, Some(UnixMicros(7))] {
+            let mut scripted = Scripted::new();
+            scripted.session.source.not_before = not_before;
+            scripted.session.ready().await;
+            let bytes = scripted.session.response_bytes_min();
+            let Some(Step::Response(notice)) = scripted.session.take(0) else {
+                panic!("no notice");
+            };
+            assert_eq!(bytes, notice.remaining());
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     plan::{OnExpired, Plan, StartAt, StopAt},
 };
 use crate::{
-    event::{Sequence, UnixMicros},
+    event::{Cursor, Sequence, UnixMicros},
     log::{self, ReadError},
     proto::SkipReason,
 };
@@ -45,11 +45,18 @@ impl Start {
                 subscriptions.check("start.after_cursor", cursor, &range)?
             }
             StartAt::Time(at) => {
-                not_before = Some(at);
+                let has_come = range.head_at.is_some_and(|head_at| head_at >= at)
+                    || subscriptions.settles_within(at).is_zero();
                 match subscriptions.log.seek(at).await {
-                    Ok(place) => place,
-                    // The first event of that time may be one of the damaged ones.
-                    Err(ReadError::Damaged(damaged)) => damaged.first.before(),
+                    Ok(place) => {
+                        not_before = (!has_come).then_some(at);
+                        place
+                    }
+                    // The first event of that time may be one of the damaged ones, or come after them.
+                    Err(ReadError::Damaged(damaged)) => {
+                        not_before = Some(at);
+                        damaged.first.before()
+                    }
                     Err(error) => return Err(Subscriptions::unreadable(&error, None)),
                 }
             }
@@ -67,7 +74,8 @@ impl Start {
         let position = if range.reaches(wanted) {
             wanted
         } else {
-            let (position, notice) = skip(subscriptions, &range, wanted, plan.on_expired)?;
+            let after = (wanted, not_before);
+            let (position, notice) = skip(subscriptions, &range, after, plan.on_expired)?;
             notices.push_back(notice);
             position
         };
@@ -88,15 +96,15 @@ impl Start {
     }
 }
 
-/// Decides where to go on when retention has passed a place.
+/// Decides where to go on when retention has passed a place, with the time that its cursor has.
 pub(super) fn skip(
     subscriptions: &Subscriptions,
     range: &log::Range,
-    after: Sequence,
+    (after, not_before): (Sequence, Option<UnixMicros>),
     on_expired: OnExpired,
 ) -> Result<(Sequence, Vec<u8>), Failure> {
     let position = match on_expired {
-        OnExpired::Fail => return Err(expired(subscriptions, range)),
+        OnExpired::Fail => return Err(expired(subscriptions, range, not_before)),
         OnExpired::Earliest => range.earliest.before(),
         OnExpired::Latest => range.head,
     };
@@ -104,11 +112,20 @@ pub(super) fn skip(
     Ok((position, notice))
 }
 
-/// What to answer when retention has passed a place.
-pub(super) fn expired(subscriptions: &Subscriptions, range: &log::Range) -> Failure {
+/// What to answer when retention has passed a place. Whoever goes on from the answer's cursors still does
+/// not want what was received before the time.
+pub(super) fn expired(
+    subscriptions: &Subscriptions,
+    range: &log::Range,
+    not_before: Option<UnixMicros>,
+) -> Failure {
     let epochs = subscriptions.log.status().epochs();
+    let cursor = |sequence| Cursor {
+        not_before,
+        ..epochs.cursor(sequence)
+    };
     Failure::CursorExpired {
-        earliest: epochs.cursor(range.earliest.before()),
-        head: epochs.cursor(range.head),
+        earliest: cursor(range.earliest.before()),
+        head: cursor(range.head),
     }
 }

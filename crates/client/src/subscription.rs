@@ -14,7 +14,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -173,10 +173,8 @@ impl Subscription {
 
     /// Calls the server, to continue where the consumer is.
     fn call(&mut self) {
-        // A start that is still to come is not replaced: what arrives until then is not wanted.
-        if let Some(cursor) = &self.cursor
-            && !starts_in_future(&self.request)
-        {
+        // A cursor knows a start time that has not come yet by the bridge's clock.
+        if let Some(cursor) = &self.cursor {
             self.request.start = Some(StartPosition {
                 position: Some(start_position::Position::AfterCursor(cursor.clone())),
             });
@@ -357,19 +355,6 @@ impl fmt::Debug for Subscription {
             .field("cursor", &self.cursor)
             .field("buffered", &self.received.len())
             .finish_non_exhaustive()
-    }
-}
-
-fn starts_in_future(request: &SubscribeRequest) -> bool {
-    match request
-        .start
-        .as_ref()
-        .and_then(|start| start.position.as_ref())
-    {
-        Some(start_position::Position::AtTime(time)) => {
-            SystemTime::try_from(*time).is_ok_and(|time| time > SystemTime::now())
-        }
-        _ => false,
     }
 }
 

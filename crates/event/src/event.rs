@@ -90,7 +90,7 @@ pub struct Cursor {
 /// The length of a cursor's text if it has no time: it can be written in place.
 pub const CURSOR_TEXT_BYTES: usize = 28;
 /// The length of one with a time.
-const TIMED_TEXT_BYTES: usize = 39;
+pub const TIMED_TEXT_BYTES: usize = 39;
 
 const CURSOR_VERSION: u8 = 1;
 const CURSOR_BYTES: usize = 21;

@@ -190,6 +190,12 @@ pub const GRPC_PREFIX_BYTES: usize = 5;
 /// The length of what [`put_response_head`] writes for a cursor without a time.
 pub const RESPONSE_HEAD_BYTES: usize = GRPC_PREFIX_BYTES + 2 + crate::event::CURSOR_TEXT_BYTES;
 
+/// The length of what [`put_response_head`] writes for this cursor.
+#[must_use]
+pub fn response_head_bytes(cursor: Cursor) -> usize {
+    GRPC_PREFIX_BYTES + 2 + cursor.to_text().len()
+}
+
 /// Begins a gRPC message: a `SubscribeResponse` with this cursor, and `rest_bytes` of an encoded
 /// notice field or of events, which the caller sends right after.
 pub fn put_response_head(buffer: &mut impl BufMut, cursor: Cursor, rest_bytes: usize) {
@@ -325,6 +331,7 @@ mod tests {
         };
         let mut message = Vec::new();
         put_response_head(&mut message, cursor, 0);
+        assert_eq!(message.len(), response_head_bytes(cursor));
         let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
         assert_eq!(length, message.len() - GRPC_PREFIX_BYTES);
         let response = proto::SubscribeResponse::decode(&message[GRPC_PREFIX_BYTES..]).unwrap();

@@ -2,7 +2,7 @@
 //! whether the places that the responses name are what so many events lead to. An event's content
 //! is skipped, unless whole messages are asked for.
 
-use prelude_bridge_event::{CURSOR_TEXT_BYTES, Cursor};
+use prelude_bridge_event::{CURSOR_TEXT_BYTES, Cursor, TIMED_TEXT_BYTES};
 
 /// The length of a gRPC message's prefix.
 const PREFIX_BYTES: usize = 5;
@@ -79,7 +79,8 @@ pub(super) struct Responses {
     events: u64,
     /// Whether each response has to have a cursor.
     has_cursors: bool,
-    cursor: [u8; CURSOR_TEXT_BYTES],
+    cursor: [u8; TIMED_TEXT_BYTES],
+    cursor_bytes: usize,
     pub(super) counts: Counts,
 }
 
@@ -91,7 +92,8 @@ impl Responses {
             message_left: 0,
             events: 0,
             has_cursors: true,
-            cursor: [0; CURSOR_TEXT_BYTES],
+            cursor: [0; TIMED_TEXT_BYTES],
+            cursor_bytes: 0,
             counts: Counts::default(),
         }
     }
@@ -146,7 +148,7 @@ impl Responses {
 
     fn read_cursor<'a>(&mut self, bytes: &'a [u8], left: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = bytes.split_at(left.min(bytes.len()));
-        let from = self.cursor.len().saturating_sub(left);
+        let from = self.cursor_bytes.saturating_sub(left);
         let places = self.cursor.iter_mut().skip(from);
         places.zip(taken).for_each(|(place, byte)| *place = *byte);
         let left = left - taken.len();
@@ -222,7 +224,8 @@ impl Responses {
         match field {
             field::EVENTS => self.events += 1,
             field::CURSOR if !self.has_cursors => {}
-            field::CURSOR if length == CURSOR_TEXT_BYTES => {
+            field::CURSOR if matches!(length, CURSOR_TEXT_BYTES | TIMED_TEXT_BYTES) => {
+                self.cursor_bytes = length;
                 self.state = State::Cursor { left: length };
             }
             field::CURSOR => return Err(Malformed("a cursor of another length")),
@@ -260,8 +263,9 @@ impl Responses {
             return Ok(());
         }
         // The next response has to bring its own.
-        let cursor = std::mem::replace(&mut self.cursor, [0; CURSOR_TEXT_BYTES]);
-        let text = str::from_utf8(&cursor).ok();
+        let length = std::mem::take(&mut self.cursor_bytes);
+        let text = self.cursor.get(..length);
+        let text = text.and_then(|text| str::from_utf8(text).ok());
         let cursor = text.and_then(|text| text.parse::<Cursor>().ok());
         let Some(cursor) = cursor else {
             return Err(Malformed("a response without a cursor"));
@@ -352,7 +356,7 @@ mod tests {
     use prelude_bridge_contract::{
         CaughtUp, Event, Skipped, Started, SubscribeResponse, subscribe_response::Notice,
     };
-    use prelude_bridge_event::{Epoch, LogId, Sequence};
+    use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
     fn response(place: u64, ids: &[&str], notice: Option<Notice>) -> SubscribeResponse {
         let cursor = Cursor {
@@ -420,6 +424,26 @@ mod tests {
                 skipped: false,
             };
             assert_eq!(counts, expected);
+        }
+    }
+
+    #[test]
+    fn a_stream_may_start_at_a_time_that_has_not_come() {
+        let timed = |place| {
+            let mut response = response(place, &[], None);
+            let cursor: Cursor = response.cursor.parse().unwrap();
+            let not_before = Some(UnixMicros(7));
+            response.cursor = Cursor {
+                not_before,
+                ..cursor
+            }
+            .to_string();
+            response
+        };
+        let bytes = content(&[timed(5), timed(6), response(7, &["a"], None)]);
+        for piece_bytes in 1..100 {
+            let counts = count(&bytes, piece_bytes);
+            assert_eq!((counts.started_after, counts.place), (Some(5), 7));
         }
     }
 

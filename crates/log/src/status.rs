@@ -60,11 +60,7 @@ impl Damaged {
 /// `event 3`, `events 3 to 5`.
 impl fmt::Display for Damaged {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { first, last } = self;
-        if first == last {
-            return write!(formatter, "event {first}");
-        }
-        write!(formatter, "events {first} to {last}")
+        formatter.write_str(&self.first.to_last(self.last))
     }
 }
 

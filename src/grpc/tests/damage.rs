@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use super::*;
 use crate::{
-    event::{Cursor, UnixMicros},
     log::Damaged,
     proto::{DamagedPolicy, SkipReason, Skipped},
 };

@@ -432,6 +432,66 @@ async fn a_damaged_file_of_ids_is_kept_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_start_has_no_room_to_keep_is_said_as_it_is() {
+    let dir = template().await;
+    let ids_dir = dir.path().join(directory::IDS_DIRECTORY);
+    fs::write(ids_dir.join(format!("ids-{:020}-{:020}", 1, 2)), "x").unwrap();
+    let files = id_files(dir.path());
+    assert!(files.len() > 1, "{files:?}");
+    files.iter().for_each(|file| cut(file, 1));
+    flip(&dir.path().join(MANIFEST_FILE), 200);
+    let full = Arc::new(AtomicBool::new(true));
+    let seams = Seams {
+        fault: failing_disk(Stage::Quarantine, &full, testing::no_space).fault,
+        ..seams(START)
+    };
+    let (log, text) = said(|| open_with_seams(dir.path(), options(Duration::MAX), seams).unwrap());
+    for file in &files {
+        assert!(text.contains(file.to_str().unwrap()), "{text}");
+    }
+    let count = |line| text.matches(line).count();
+    assert_eq!(count("a file of ids is damaged"), files.len(), "{text}");
+    assert_eq!(count("the next start does it"), files.len(), "{text}");
+    assert_eq!(count("the new one replaces it"), 1, "{text}");
+    drop(log);
+    let (_, text) = said(|| open_at(dir.path()).unwrap());
+    assert!(text.contains("the damaged file of ids is kept"), "{text}");
+    assert!(!text.contains("manifest"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_of_ids_that_a_start_comes_across_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let with_small_ids = |seams| Seams {
+        ids_limits: Some(testing::small_ids(100)),
+        ..seams
+    };
+    let seams = failing_disk(Stage::Ids, &full, testing::no_space);
+    let log = open_with_seams(dir.path(), Options::default(), with_small_ids(seams)).unwrap();
+    for files in 1..3 {
+        let first = (files as u64 - 1) * 100;
+        log.append(batch(first..first + 100)).await.unwrap();
+        waits_until(|| id_files(dir.path()).len() == files).await;
+    }
+    // The next start writes the third file, and merges it with these.
+    full.store(true, Ordering::SeqCst);
+    log.append(batch(200..300)).await.unwrap();
+    log.append(batch(300..350)).await.unwrap();
+    drop(log);
+    let path = id_files(dir.path()).remove(0);
+    let mut damaged = fs::read(&path).unwrap();
+    damaged[100] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    let seams = with_small_ids(Seams::default());
+    let (log, text) = said(|| open_with_seams(dir.path(), Options::default(), seams).unwrap());
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+    let kept = read_quarantined(dir.path());
+    assert!(kept.iter().any(|(_, bytes)| *bytes == damaged), "{text}");
+    assert_eq!(log.append(batch(0..350)).await.unwrap().accepted, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_knows_at_each_later_start_that_ids_were_lost() {
     type Damage = fn(&Path);
     let nothing: Damage = |_| {};

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    sync::{MutexGuard, PoisonError},
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -83,16 +83,24 @@ impl Shared {
     }
 
     /// Does a step of the ids' work, on a full disk with the reserve where that gives room back: files of ids
-    /// are removed, or old segments wait for their ids (`frees_segments`). False when nothing is left of it.
+    /// are removed, or old segments wait for their ids (`frees_segments`) and these have room then. False when
+    /// nothing is left of it.
     pub(super) fn step_ids(&self, ids: &Background, frees_segments: bool) -> Result<bool, Error> {
         match self.try_step_ids(ids) {
             Err(Error::NoSpace)
-                if (frees_segments || ids.has_files_to_remove()) && self.use_reserve() =>
+                if self.reserve_helps(ids, frees_segments, self.reserve.free_bytes())
+                    && self.use_reserve() =>
             {
                 self.try_step_ids(ids)
             }
             done => done,
         }
+    }
+
+    /// Whether the ids' work frees something with the reserve, on a disk that has so much free.
+    fn reserve_helps(&self, ids: &Background, frees_segments: bool, free: Option<u64>) -> bool {
+        let has_room = || self.reserve.makes_room_for(ids.pending_bytes(), free);
+        ids.has_files_to_remove() || (frees_segments && has_room())
     }
 
     fn try_step_ids(&self, ids: &Background) -> Result<bool, Error> {
@@ -118,7 +126,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A log whose ids are missing stays full.
     pub(super) fn set_no_space(&self, no_space: bool) {
+        let no_space = no_space || self.has_missing_ids.load(Ordering::Relaxed);
         let mut at = self.no_space_at();
         if no_space {
             if at.is_none() {
@@ -136,6 +146,7 @@ impl Shared {
         let at = *self.no_space_at();
         if at.is_some_and(|at| at.elapsed() >= NO_SPACE_MEMORY)
             && !self.reserve.is_missing()
+            && !self.has_missing_ids.load(Ordering::Relaxed)
             && self
                 .reserve
                 .free_bytes()
@@ -148,7 +159,40 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{Options, directory::RESERVE_FILE, open, testing::waits_until},
+        *,
+    };
+    use prelude_bridge_event::{LogId, Sequence, UnixMicros};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_reserve_is_not_used_for_a_file_of_ids_that_has_no_room_in_it() {
+        let (dir, ids_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options {
+            retention_bytes: 1024 * 1024,
+            ..Options::default()
+        };
+        let log = open(dir.path(), options).unwrap();
+        waits_until(|| dir.path().join(RESERVE_FILE).exists()).await;
+        let limits = ids::Limits {
+            part_keys_max: 5_000,
+            ..ids::Limits::new(Duration::MAX, u64::MAX)
+        };
+        let mut ids = ids::Ids::open(ids_dir.path(), LogId(1), limits).unwrap();
+        let background = ids.background();
+        assert_eq!(background.pending_bytes(), 0);
+        let keys: Vec<ids::Key> = (0..5_000).map(|number| number << 100).collect();
+        assert!(ids.add(&keys, Sequence(5_000), UnixMicros(1)));
+        let helps = |frees_segments, free| {
+            (log.shared).reserve_helps(&background, frees_segments, Some(free))
+        };
+        let pending = background.pending_bytes();
+        assert!(pending > 64 * 1024, "{pending}");
+        assert!(!helps(true, 0) && helps(true, pending) && !helps(false, pending));
+        while background.run_once().unwrap() {}
+        let written = ids.stored_bytes();
+        assert!(written <= pending, "{written} of {pending}");
+    }
 
     #[test]
     fn what_passes_is_told_from_what_does_not() {

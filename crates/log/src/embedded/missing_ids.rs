@@ -7,6 +7,13 @@ use super::{
 };
 use crate::{Error, ids::Ids};
 use prelude_bridge_event::{Sequence, UnixMicros};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+/// After want of room it is tried again after this time.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Events whose ids are missing.
 pub(super) struct MissingIds {
@@ -18,11 +25,29 @@ pub(super) struct MissingIds {
     pub(super) head: Sequence,
     /// When the ids count as added, by the retention clock.
     pub(super) at: UnixMicros,
+    /// Want of room is answered without another attempt until then.
+    pub(super) retry_at: Option<Instant>,
 }
 
 impl MissingIds {
-    /// Reads the ids. What fails can be tried again, and goes on where it ended: no id is added twice.
+    /// Reads the ids. What fails can be tried again, and goes on where it ended: no id is added twice. An
+    /// attempt without room writes much of a file for nothing, so there is one in a while, however many
+    /// batches come.
     pub(super) fn read(&mut self, shared: &Shared, ids: &mut Ids) -> Result<(), Error> {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return Err(Error::NoSpace);
+        }
+        let read = self.try_read(shared, ids);
+        let is_full = matches!(read, Err(Error::NoSpace));
+        self.retry_at = is_full.then(|| Instant::now() + RETRY_INTERVAL);
+        if read.is_ok() {
+            shared.has_missing_ids.store(false, Ordering::Relaxed);
+            shared.set_no_space(shared.reserve.is_missing());
+        }
+        read
+    }
+
+    fn try_read(&mut self, shared: &Shared, ids: &mut Ids) -> Result<(), Error> {
         // Without room it ends here.
         make_room(shared, ids)?;
         let directory = shared.segments.directory();

@@ -61,7 +61,7 @@ mod writer;
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -283,21 +283,21 @@ fn start(
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
+        has_missing_ids: AtomicBool::new(missing_ids.is_some()),
         fault,
         done,
     });
     shared.set_no_space(is_full);
-    let log = manifest.log;
     for located in &found.damage {
         shared.note_damage(located);
     }
-    let keeper = keeper::Work::new(Arc::clone(&shared), log, ids.background());
+    let keeper = keeper::Work::new(Arc::clone(&shared), manifest.log, ids.background());
     let keeper = spawn("log-keeper", move || keeper.run())?;
     let writer = Writer {
         shared: Arc::clone(&shared),
         keeper,
         on_commit: options.on_commit,
-        log,
+        log: manifest.log,
         epoch,
         builder: group::new_builder(),
         clock,
@@ -320,7 +320,7 @@ fn start(
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     let rate = options.scrub_bytes_per_second;
-    let scrub = scrub::Work::new(Arc::clone(&shared), log, rate);
+    let scrub = scrub::Work::new(Arc::clone(&shared), manifest.log, rate);
     let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
     Ok(Arc::new(Embedded {
         shared,
@@ -364,6 +364,7 @@ struct Shared {
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
+    has_missing_ids: AtomicBool,
     fault: Fault,
     done: watch::Sender<bool>,
 }

@@ -68,19 +68,28 @@ pub(super) fn open(
     let now = clock.now().retention.time;
     // Later than they came, so that none is forgotten too early.
     let ids_at = UnixMicros(now.0);
-    let (mut found, added) = read_segments(data_dir, &manifest, &mut ids, ids_at, seams)?;
+    let (mut found, added) = loop {
+        match read_segments(data_dir, &manifest, &mut ids, ids_at, seams) {
+            // Each time there is a file fewer.
+            Err(error) if was_put_aside(&error, &ids_dir) => {
+                ids = Ids::open(&ids_dir, manifest.log, limits).map_err(ids_error)?;
+            }
+            read => break read?,
+        }
+    };
     let missing_ids = added.map(|through| MissingIds {
         manifest: manifest.clone(),
         through,
         head: found.range.head,
         at: ids_at,
+        retry_at: None,
     });
     let removal = Removal {
         data_dir,
         now,
         fault: &seams.fault,
     };
-    removal.take_ids(&ids).or_else(postpone).map_err(failed)?;
+    removal.take_ids(&ids).map_err(failed)?;
     if let Some(reason) = damage {
         removal.take_manifest(&reason, &found)?;
     }
@@ -139,6 +148,18 @@ fn read_segments(
         );
     }
     Ok((found, (!has_all).then_some(through)))
+}
+
+/// Whether it is a file of ids in which a merge found damage, and which does not count any more. Says so.
+fn was_put_aside(error: &OpenError, ids_dir: &Path) -> bool {
+    let OpenError::Damaged { path, reason } = error else {
+        return false;
+    };
+    let is_aside = path.parent() == Some(ids_dir) && !path.exists();
+    if is_aside {
+        tracing::error!(path = %path.display(), reason, "a file of ids is damaged: it is put aside");
+    }
+    is_aside
 }
 
 /// Writes the ids that were read from segments. Without room they stay in memory.
@@ -274,14 +295,18 @@ impl Removal<'_> {
     /// as retention has left them.
     fn take_ids(&self, ids: &Ids) -> io::Result<()> {
         for file in ids.aside() {
-            let kept = self.take_file(&file.path)?;
             tracing::error!(
                 path = %file.path.display(),
                 reason = file.reason,
-                kept = %kept.display(),
                 "a file of ids is damaged: its ids are read from the segments again; repetitions of events \
                  that retention has removed are not recognised any more"
             );
+            match self.take_file(&file.path) {
+                Ok(kept) => {
+                    tracing::warn!(kept = %kept.display(), "the damaged file of ids is kept");
+                }
+                Err(error) => postpone(error)?,
+            }
         }
         Ok(())
     }
@@ -301,7 +326,11 @@ impl Removal<'_> {
         if path.try_exists().map_err(failed)? {
             match self.take_file(&path) {
                 Ok(kept) => tracing::warn!(kept = %kept.display(), "the damaged manifest is kept"),
-                Err(error) => postpone(error).map_err(failed)?,
+                Err(error) if disk_error::is_no_space(&error) => tracing::error!(
+                    %error,
+                    "the disk has no room to keep the damaged manifest: the new one replaces it"
+                ),
+                Err(error) => return Err(failed(error)),
             }
         }
         Ok(())

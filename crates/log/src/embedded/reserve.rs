@@ -63,6 +63,13 @@ impl Reserve {
         removed.is_ok()
     }
 
+    /// Whether so many bytes have room in it and in what the disk has free. Where that is not known, trying
+    /// tells.
+    pub(super) fn makes_room_for(&self, bytes: u64, free: Option<u64>) -> bool {
+        let reserved = fs::metadata(self.path()).map_or(0, |file| file.len());
+        free.is_none_or(|free| bytes <= free.saturating_add(reserved))
+    }
+
     /// Makes the reserve, as far as there is room. True when there is one now.
     ///
     /// # Errors
@@ -169,6 +176,9 @@ mod tests {
         assert!(reserve.make_of(Some(room_min)).unwrap());
         assert_eq!(fs::metadata(reserve.path()).unwrap().len(), BYTES_MIN);
         assert!(reserve.make_of(Some(0)).unwrap(), "it is there");
+        assert!(!reserve.makes_room_for(BYTES_MIN + 1, Some(0)));
+        assert!(reserve.makes_room_for(BYTES_MIN + 1, Some(1)));
+        assert!(reserve.makes_room_for(BYTES_MAX, None));
         assert!(reserve.make_of(None).unwrap());
         assert_eq!(fs::metadata(reserve.path()).unwrap().len(), BYTES_MAX);
         assert!(make(&reserve) && !reserve.is_missing());

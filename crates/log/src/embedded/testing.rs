@@ -79,7 +79,10 @@ pub(super) async fn waits_until(condition: impl Fn() -> bool) {
 pub(super) fn segment_paths(dir: &Path) -> Vec<PathBuf> {
     let ordinals = segments::ordinals(dir).unwrap();
     let paths = ordinals.iter().map(|&ordinal| segments::path(dir, ordinal));
-    paths.filter(|path| !frames_of(path).is_empty()).collect()
+    // The log may be open, and remove one meanwhile.
+    let has_events =
+        |path: &PathBuf| fs::File::open(path).is_ok_and(|file| !frames_in(file).is_empty());
+    paths.filter(has_events).collect()
 }
 
 /// The newest segment with events in it.
@@ -89,7 +92,10 @@ pub(super) fn last_segment(dir: &Path) -> PathBuf {
 
 /// The frames of a segment: where they begin, and their headers.
 pub(super) fn frames_of(path: &Path) -> Vec<(u64, Header)> {
-    let file = fs::File::open(path).unwrap();
+    frames_in(fs::File::open(path).unwrap())
+}
+
+fn frames_in(file: fs::File) -> Vec<(u64, Header)> {
     let Some(log) = frame::log_of(&file).unwrap() else {
         return Vec::new();
     };

@@ -768,6 +768,18 @@ async fn ids_without_room_on_the_disk_take_only_so_much_memory() {
     assert_eq!(events(&log).await, in_order(0..taken + 5));
 }
 
+/// Counts the steps of the ids' work too.
+fn counting_ids(seams: Seams, steps: &Arc<AtomicU64>) -> Seams {
+    let (fault, steps) = (seams.fault, Arc::clone(steps));
+    Seams {
+        fault: Arc::new(move |stage| {
+            steps.fetch_add(u64::from(stage == Stage::Ids), Ordering::SeqCst);
+            fault(stage)
+        }),
+        ..Seams::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_rest_later() {
     const EVENTS: u64 = 10_000;
@@ -786,7 +798,9 @@ async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_re
         drop(log);
         fs::remove_dir_all(dir.path().join(IDS_DIRECTORY)).unwrap();
         let full = Arc::new(AtomicBool::new(true));
-        let (log, text) = said(|| open(failing_disk(Stage::Ids, &full, no_space)).unwrap());
+        let attempts = Arc::new(AtomicU64::new(0));
+        let seams = counting_ids(failing_disk(Stage::Ids, &full, no_space), &attempts);
+        let (log, text) = said(|| open(seams).unwrap());
         assert!(text.contains("no room for the ids"), "{text}");
         let missing = || log.usage().ids.unwrap().forgotten;
         // Two full sets, and a commit on top of each.
@@ -799,12 +813,31 @@ async fn a_start_without_room_for_ids_takes_only_so_much_memory_and_reads_the_re
         };
         assert_eq!(append(&log, 0..10).await, Err(Error::NoSpace));
         assert_eq!(log.recall(keys()).await, Err(Error::NoSpace));
+        let before = attempts.load(Ordering::SeqCst);
+        for _ in 0..100 {
+            assert_eq!(append(&log, 0..10).await, Err(Error::NoSpace));
+        }
+        let tried = attempts.load(Ordering::SeqCst) - before;
+        assert!(tried < 50, "{tried}: not with each batch");
+        // A reserve that is made again, or the disk's room, is not enough.
+        log.shared.set_no_space(false);
+        assert_eq!(log.status().health(), Health::Full);
+        *log.shared.no_space_at() = Instant::now().checked_sub(disk_error::NO_SPACE_MEMORY);
+        log.shared.forget_no_space();
+        assert_eq!(log.status().health(), Health::Full);
         assert!(missing() >= EVENTS - 3_000, "{}", missing());
         full.store(false, Ordering::SeqCst);
         if !comes_a_batch {
             waits_until(|| missing() == 0).await;
+            let ready = log.status().health_where(|health| *health == Health::Ready);
+            ready.await;
         }
-        let appended = append(&log, 0..EVENTS + 1).await.unwrap();
+        let appended = loop {
+            match append(&log, 0..EVENTS + 1).await {
+                Err(Error::NoSpace) => tokio::time::sleep(Duration::from_millis(20)).await,
+                appended => break appended.unwrap(),
+            }
+        };
         assert_eq!(appended.accepted, 1);
         let known: Vec<_> = log
             .recall(keys())

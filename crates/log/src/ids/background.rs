@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Error, Key, Limits,
+    Error, Key, Limits, budget,
     directory::{self, Aside, Found},
     event_of,
     file::{Cursor, Footer, IdFile, Output, section_range},
@@ -176,6 +176,13 @@ impl Background {
     /// may rest between two steps.
     pub(crate) fn is_urgent(&self) -> bool {
         self.state().view.sealed.is_some()
+    }
+
+    /// What the set occupies that waits to be written, about. 0 when there is none.
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        let set = self.state().view.sealed.clone();
+        let part = set.as_deref().and_then(budget::Part::of_set);
+        part.map_or(0, |part| part.bytes())
     }
 
     /// Whether the next step removes files: that needs a little room, and gives some back.

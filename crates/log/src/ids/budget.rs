@@ -44,6 +44,10 @@ pub(super) struct Part {
 }
 
 impl Part {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(super) fn of_file(file: &IdFile) -> Self {
         Self {
             oldest_at: file.footer.oldest_at,
