@@ -491,7 +491,17 @@ async fn a_umask_that_lets_others_write_does_not_keep_a_bridge_from_the_keys() {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     for (command, more) in [
         ("trigger", &["verify.attempt"][..]),
-        ("simulate", &["--source", "verify", "--count", "1"]),
+        (
+            "simulate",
+            &[
+                "--source",
+                "verify",
+                "--count",
+                "1",
+                "--listen",
+                "127.0.0.1:0",
+            ],
+        ),
     ] {
         for (flag, file) in [("--pem-out", "key.pem"), ("--jwks-out", "keys.json")] {
             let file = path(&format!("{command}-{file}"));
