@@ -231,7 +231,7 @@ async fn trigger_sends_a_type_of_ones_own_in_the_form_that_was_asked_for() {
     )
     .unwrap();
     let pem = directory.path().join("key.pem");
-    for (flags, is_batch) in [(&["--source", "notify"][..], false), (&[], true)] {
+    for (flags, is_batch) in [(&["--source", "auth"][..], true), (&[], false)] {
         let mut trigger = program(&["trigger", "subscription.stopped", "--to", &receiver.url]);
         trigger.args(flags).args(TEST_KEY).arg("--file").arg(&file);
         trigger.arg("--pem-out").arg(&pem);
