@@ -188,8 +188,12 @@ const DELAYS_MAX: usize = 1_000_000;
 /// # Errors
 /// A part failed, or an acknowledged event did not arrive.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let directory = tempfile::Builder::new()
-        .prefix("prelude-bridge-demo-")
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("prelude-bridge-demo-");
+    // The bridge refuses keys in a directory that others can write.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    let directory = builder
         .tempdir()
         .map_err(|error| failed(format!("no temporary directory can be made: {error}")))?;
     let kinds = args.source.kinds();

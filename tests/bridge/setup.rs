@@ -332,7 +332,11 @@ async fn a_bridge_with_another_token_is_named() {
     let scene = Scene::new().await;
     scene.write_token(APP, TOKEN);
     let _bridge = scene.bridge(&[("PRELUDE_BRIDGE_VERIFICATION_TOKEN", "another-token")]);
-    fails_with(&scene, &["has another verification token", "restart"]).await;
+    fails_with(
+        &scene,
+        &["has another verification token", "changed token file"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

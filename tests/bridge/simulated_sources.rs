@@ -231,7 +231,7 @@ async fn trigger_sends_a_type_of_ones_own_in_the_form_that_was_asked_for() {
     )
     .unwrap();
     let pem = directory.path().join("key.pem");
-    for (flags, is_batch) in [(&["--source", "notify"][..], false), (&[], true)] {
+    for (flags, is_batch) in [(&["--source", "auth"][..], true), (&[], false)] {
         let mut trigger = program(&["trigger", "subscription.stopped", "--to", &receiver.url]);
         trigger.args(flags).args(TEST_KEY).arg("--file").arg(&file);
         trigger.arg("--pem-out").arg(&pem);
@@ -491,7 +491,17 @@ async fn a_umask_that_lets_others_write_does_not_keep_a_bridge_from_the_keys() {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     for (command, more) in [
         ("trigger", &["verify.attempt"][..]),
-        ("simulate", &["--source", "verify", "--count", "1"]),
+        (
+            "simulate",
+            &[
+                "--source",
+                "verify",
+                "--count",
+                "1",
+                "--listen",
+                "127.0.0.1:0",
+            ],
+        ),
     ] {
         for (flag, file) in [("--pem-out", "key.pem"), ("--jwks-out", "keys.json")] {
             let file = path(&format!("{command}-{file}"));
