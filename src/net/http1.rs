@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -115,10 +115,6 @@ where
     let exchanged = Arc::clone(&exchange);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        if request.uri().path_and_query().is_none() {
-            // The target of CONNECT. warp's filters panic over a request without a path.
-            *request.uri_mut() = Uri::default();
-        }
         if let Some(fault) = exchanged.next_fault() {
             request.extensions_mut().insert(fault);
         }

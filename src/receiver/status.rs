@@ -19,7 +19,7 @@
 //! | 422 | signed, but not a batch of this app (for Verify and Notify: no single event of this product), or an ambiguous one, or too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
 //! | 431 | too many fields, or too large a header |
-//! | 501 | an unknown method, or another transfer coding than `chunked` |
+//! | 501 | an unknown method or `CONNECT`, or another transfer coding than `chunked` |
 //! | 503 | no keys yet, no connection is left, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
 //! | 505 | another version than HTTP/1 |
 

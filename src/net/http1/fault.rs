@@ -26,6 +26,9 @@ pub enum Fault {
     /// Too many fields, or too many bytes of them.
     #[error("the header has too many fields or is too large")]
     HeaderTooLarge,
+    /// Only a proxy has a use for it (RFC 9110 section 9.3.6).
+    #[error("this is no proxy: CONNECT is not implemented")]
+    ConnectUnsupported,
     /// RFC 9112 section 6.1.
     #[error("the only transfer coding that is understood is chunked")]
     CodingUnknown,
@@ -45,7 +48,7 @@ impl Fault {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::ExpectationUnknown => StatusCode::EXPECTATION_FAILED,
             Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::CodingUnknown => StatusCode::NOT_IMPLEMENTED,
+            Self::ConnectUnsupported | Self::CodingUnknown => StatusCode::NOT_IMPLEMENTED,
             Self::VersionUnknown => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
         }
     }
@@ -60,6 +63,7 @@ impl Fault {
             Self::TargetTooLong => "target_too_long",
             Self::ExpectationUnknown => "expectation_unsupported",
             Self::HeaderTooLarge => "header_too_large",
+            Self::ConnectUnsupported => "connect_unsupported",
             Self::CodingUnknown => "transfer_coding_unsupported",
             Self::VersionUnknown => "version_unsupported",
         }
