@@ -199,6 +199,35 @@ async fn an_idle_connection_makes_room_for_a_new_one() {
     assert!(bridge.metrics.render().contains(counted));
 }
 
+/// It is not idle any more, although its request is not whole.
+#[tokio::test]
+async fn a_connection_that_goes_on_after_a_pause_keeps_its_place() {
+    let header_timeout = Duration::from_millis(500);
+    let options = Options {
+        connection: http1::Limits {
+            header_timeout,
+            ..http1::Limits::default()
+        },
+        listener: net::Limits {
+            connections_max: 1,
+            ..net::Limits::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let mut client = pooled(&bridge).await;
+    tokio::time::sleep(header_timeout * 2).await;
+    let request = delivery("/webhooks", TWO);
+    let (last, rest) = request.split_last().unwrap();
+    client.send(rest).await;
+    // For the bridge to have read it.
+    tokio::time::sleep(header_timeout).await;
+    let refused = bridge.ask(delivery("/webhooks", EMPTY)).await;
+    refused.assert_refused(503, "too_many_connections");
+    client.send([*last]).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_end_is_answered_after_five_seconds() {
     let bridge = Bridge::start().await;
