@@ -58,6 +58,9 @@ pub struct Limits {
     /// belongs to them. Each byte of the body allows for eight more, so that
     /// chunks may be as small as they like.
     pub framing_bytes_max: usize,
+    /// How many bytes are read of what a client still sends after the last answer, so that it gets the
+    /// answer instead of a reset connection.
+    pub linger_bytes_max: usize,
 }
 
 /// hyper takes no smaller buffer.

@@ -43,6 +43,7 @@ pub use self::{
     age::AgeLimit,
     verification::{VerificationToken, VerificationTokens},
 };
+pub(crate) use self::body::discarded_bytes_max;
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 pub use crate::decode::Product;
 use crate::{

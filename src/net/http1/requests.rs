@@ -38,10 +38,9 @@ const EMPTY_LINES_MAX: usize = 4;
 /// Bytes that are read at once outside of bodies.
 const READ_BYTES: usize = 4 * 1024;
 
-/// How long and how far a client is listened to after the last answer, if it may still be sending: closing
-/// a connection on bytes that nobody read would take the answer back (RFC 9112 section 9.6).
+/// How long a client is listened to after the last answer, if it may still be sending: closing a
+/// connection on bytes that nobody read would take the answer back (RFC 9112 section 9.6).
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// A connection as hyper sees it.
 pub(super) struct Requests<S> {
@@ -424,12 +423,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Requests<S> {
         let this = self.get_mut();
         if !matches!(this.wait, Wait::Linger { .. }) {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.exchange.is_body_expected() {
+            // Of a next request, more may be coming.
+            if !this.exchange.is_body_expected() && this.held.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             this.wait_for(
                 Wait::Linger {
-                    bytes: LINGER_BYTES_MAX,
+                    bytes: this.limits.linger_bytes_max,
                 },
                 LINGER_TIMEOUT,
             );

@@ -102,6 +102,37 @@ async fn a_client_that_wants_an_upgrade_gets_its_answer_while_it_still_sends() {
 }
 
 #[tokio::test]
+async fn a_large_body_that_nobody_reads_costs_no_answer() {
+    let bridge = Bridge::start().await;
+    let body = vec![b'x'; 900 * 1024];
+    let put = |path: &str| [b"PUT", &post_with(path, &[], &body)[4..]].concat();
+    for (request, status, code) in [
+        (post_with("/nowhere", &[], &body), 404, "path_unknown"),
+        (put("/webhooks"), 405, "method_not_allowed"),
+    ] {
+        let mut client = bridge.client().await;
+        client.send(request).await;
+        let answer = client.answer().await.expect("an answer");
+        answer.assert_refused(status, code);
+    }
+}
+
+/// Its next request is half here when the last answer of the connection is out.
+#[tokio::test]
+async fn a_client_that_has_begun_its_next_request_gets_its_last_answer() {
+    let bridge = Bridge::start().await;
+    let last = "GET /webhooks HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+    let next = post_with("/webhooks", &[], &vec![b'x'; 100 * 1024]);
+    for _ in 0..5 {
+        let mut client = bridge.client().await;
+        client.send([last.as_bytes(), &next].concat()).await;
+        let answer = client.answer().await.expect("an answer");
+        answer.assert_refused(400, "challenge_malformed");
+        assert!(client.answer().await.is_none());
+    }
+}
+
+#[tokio::test]
 async fn no_url_is_too_strange_for_an_answer() {
     let bridge = Bridge::start().await;
     for target in [
