@@ -12,13 +12,13 @@
 //! | 405 | a method of HTTP, but none of GET, HEAD, OPTIONS and POST; GET for a source without an activation challenge |
 //! | 408 | a header that does not end in time; or the connection ended before the answer, which is only counted |
 //! | 411 | a POST without a length |
-//! | 413 | a body over the limit, or one whose chunks have too much overhead |
+//! | 413 | a body over the limit, or one whose chunks have too much overhead, or 16 KiB of extensions |
 //! | 414 | a request line that is longer than a header may be |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
 //! | 417 | another expectation than `100-continue` |
 //! | 422 | signed, but not a batch of this app (for Verify and Notify: no single event of this product), or an ambiguous one, or too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
-//! | 431 | too many fields, or too large a header |
+//! | 431 | too many fields, or too large a header; or the same of trailers, which have 16 KiB in all |
 //! | 501 | an unknown method or `CONNECT`, or another transfer coding than `chunked` |
 //! | 503 | no keys yet, no connection is left, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
 //! | 505 | another version than HTTP/1 |

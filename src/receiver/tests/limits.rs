@@ -384,6 +384,29 @@ async fn chunks_may_be_small_but_not_all_wrapping() {
     }
 }
 
+/// A retry would not help, so they are not told that the body broke off.
+#[tokio::test]
+async fn the_extensions_and_the_trailers_of_a_body_have_limits() {
+    let bridge = Bridge::start().await;
+    let half = "x".repeat(8 * 1024);
+    let with = |extension: &str, trailer: &str| {
+        let request = String::from_utf8(chunked_delivery("/webhooks", EMPTY, 20)).unwrap();
+        let trailers = format!("\r\n0\r\nX: {half}\r\nX: {trailer}\r\n\r\n");
+        request
+            .replacen("\r\n14\r\n", &format!("\r\n14;{half}\r\n"), 1)
+            .replacen("\r\nc\r\n", &format!("\r\nc;{extension}\r\n"), 1)
+            .replacen("\r\n0\r\n\r\n", &trailers, 1)
+    };
+    // Less than 16 KiB; and the trailers have twelve bytes that are not their values.
+    let (extension, trailer) = (&half[1..], &half[13..]);
+    let answer = bridge.ask(with(extension, trailer)).await;
+    answer.assert_accepted(0, 0);
+    let answer = bridge.ask(with(&half, trailer)).await;
+    answer.assert_refused(413, "framing_too_large");
+    let answer = bridge.ask(with(extension, &half[12..])).await;
+    answer.assert_refused(431, "trailers_too_large");
+}
+
 #[tokio::test]
 async fn connections_over_the_limit_are_told_so_and_closed_at_once() {
     let options = Options {
