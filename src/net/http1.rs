@@ -52,10 +52,9 @@ pub struct Limits {
     /// Headers of a request; a delivery has about ten. More are answered with 431.
     pub headers_max: usize,
     /// Bytes of a request's header, and of a body in flight between the socket and its reader.
-    /// Less than 8 KiB counts as that.
     pub header_bytes_max: usize,
     /// Bytes of a request that are neither its header nor its body: the sizes of chunks and what
-    /// belongs to them. Each byte of the body allows for eight more, so that
+    /// belongs to them. What its header leaves of `header_bytes_max` may be used for them too. Each byte of the body allows for eight more, so that
     /// chunks may be as small as they like.
     pub framing_bytes_max: usize,
     /// How many bytes are read of what a client still sends after the last answer, so that it gets the

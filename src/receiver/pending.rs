@@ -104,7 +104,7 @@ impl<'s> Pending<'s> {
                 duplicates = appended.duplicates,
                 "batch accepted"
             ),
-            Outcome::Options => {}
+            Outcome::Options { .. } => {}
             Outcome::Refused(error) => shared.note_refusal(error, answer.code, app, peer),
         }
         answer.response

@@ -42,7 +42,10 @@ pub(super) enum Outcome {
     /// The batch is durable.
     Accepted(log::Appended),
     /// The caller asked for the methods.
-    Options,
+    Options {
+        /// Whether GET is one of them.
+        has_challenge: bool,
+    },
     /// Nothing was done.
     Refused(Error),
 }
@@ -72,10 +75,11 @@ impl Outcome {
                 ),
                 code: "accepted",
             },
-            Self::Options => {
+            Self::Options { has_challenge } => {
                 let mut response = Response::default();
                 *response.status_mut() = StatusCode::NO_CONTENT;
-                response.headers_mut().insert(header::ALLOW, METHODS);
+                let methods = methods(*has_challenge);
+                response.headers_mut().insert(header::ALLOW, methods);
                 Answer {
                     response,
                     code: "options",
@@ -116,7 +120,7 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::SourceRefused { .. }
         | Error::SourceUnknown
         | Error::Malformed(_)
-        | Error::MethodNotAllowed
+        | Error::MethodNotAllowed { .. }
         | Error::MethodUnknown
         | Error::AppUnknown
         | Error::ChallengeUnexpected
@@ -200,7 +204,14 @@ fn refuse(error: &Error) -> Answer {
     }
 }
 
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, POST");
+/// The methods of a path.
+fn methods(has_challenge: bool) -> HeaderValue {
+    HeaderValue::from_static(if has_challenge {
+        "GET, HEAD, OPTIONS, POST"
+    } else {
+        "OPTIONS, POST"
+    })
+}
 
 /// The field that RFC 9110 demands of an answer with this status, or recommends (section 15.5.16).
 fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValue)> {
@@ -212,10 +223,8 @@ fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValu
         r#"Webhook-Signature realm="webhooks", header="X-Webhook-Signature", algorithm="rsassa-pss-sha256""#,
     );
     Some(match (status, error) {
-        (_, Error::ChallengeUnexpected) => {
-            (header::ALLOW, HeaderValue::from_static("OPTIONS, POST"))
-        }
-        (StatusCode::METHOD_NOT_ALLOWED, _) => (header::ALLOW, METHODS),
+        (_, Error::ChallengeUnexpected) => (header::ALLOW, methods(false)),
+        (_, Error::MethodNotAllowed { has_challenge }) => (header::ALLOW, methods(*has_challenge)),
         (StatusCode::UNAUTHORIZED, Error::TokenMismatch) => (header::WWW_AUTHENTICATE, BY_TOKEN),
         (StatusCode::UNAUTHORIZED, _) => (header::WWW_AUTHENTICATE, BY_SIGNATURE),
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, Error::ContentEncoded) => {
@@ -239,7 +248,7 @@ fn row(error: &Error) -> Row {
         }
         Error::Malformed(fault) if fault.is_retryable() => later(fault.status(), fault.code(), 1),
         Error::Malformed(fault) => never(fault.status(), fault.code()),
-        Error::MethodNotAllowed => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Error::MethodNotAllowed { .. } => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
         Error::MethodUnknown => never(Status::NOT_IMPLEMENTED, "method_unknown"),
         Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
         Error::ChallengeUnexpected => never(Status::METHOD_NOT_ALLOWED, "challenge_unexpected"),
@@ -290,7 +299,7 @@ fn message(error: &Error) -> Cow<'static, str> {
         Error::PathUnknown => "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
         Error::SourceRefused { .. } | Error::SourceUnknown => SOURCE_REFUSED,
         Error::Malformed(fault) => return fault.to_string().into(),
-        Error::MethodNotAllowed | Error::MethodUnknown => {
+        Error::MethodNotAllowed { .. } | Error::MethodUnknown => {
             "use GET for the activation challenge and POST for deliveries"
         }
         Error::AppUnknown => "this app is not configured here",
