@@ -39,11 +39,11 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::body::discarded_bytes_max;
 pub use self::{
     age::AgeLimit,
     verification::{VerificationToken, VerificationTokens},
 };
-pub(crate) use self::body::discarded_bytes_max;
 use self::{budget::Budget, forgeries::Forgeries, source::Sources};
 pub use crate::decode::Product;
 use crate::{

@@ -497,7 +497,7 @@ mod tests {
         let mut requests = Requests::new(server, limits, Standing::default(), Arc::default());
         let mut bytes = [0; 32 * 1024];
         let head = format!("GET / HTTP/1.1\r\nHost: b\r\nX: {}", "x".repeat(16_000));
-        for part in head.as_bytes().chunks(READ_BYTES - 1) {
+        for part in head.as_bytes().chunks(3_000) {
             client.write_all(part).await.unwrap();
             assert!(requests.read(&mut bytes).now_or_never().is_none());
         }

@@ -98,6 +98,7 @@ async fn a_client_that_wants_an_upgrade_gets_its_answer_while_it_still_sends() {
         client.send(post_with("/nowhere", &headers, &body)).await;
         let answer = client.answer().await.expect("an answer");
         answer.assert_refused(404, "path_unknown");
+        client.assert_not_reset().await;
     }
 }
 
@@ -114,6 +115,7 @@ async fn a_large_body_that_nobody_reads_costs_no_answer() {
         client.send(request).await;
         let answer = client.answer().await.expect("an answer");
         answer.assert_refused(status, code);
+        client.assert_not_reset().await;
     }
 }
 
@@ -128,7 +130,7 @@ async fn a_client_that_has_begun_its_next_request_gets_its_last_answer() {
         client.send([last.as_bytes(), &next].concat()).await;
         let answer = client.answer().await.expect("an answer");
         answer.assert_refused(400, "challenge_malformed");
-        assert!(client.answer().await.is_none());
+        client.assert_not_reset().await;
     }
 }
 

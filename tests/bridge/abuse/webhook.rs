@@ -289,7 +289,8 @@ async fn what_never_ends_is_cut_at_its_limit() {
         };
         let answers = guarded.under(name, endless).await;
         let answers = statuses(&answers.concat());
-        assert_eq!(answers, [Some(expected); 10], "{name}");
+        let told = |status: &Option<u16>| *status == Some(expected);
+        assert!(answers.iter().all(told), "{name}: {answers:?}");
     }
     guarded.finish().await;
 }
