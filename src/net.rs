@@ -404,15 +404,16 @@ where
     handler(connection, peer).await
 }
 
-/// Serves a connection until it ends, or a new one takes its slot, which counts the eviction.
+/// Serves a connection until it ends, or a new one takes its slot, which counts the eviction. What has arrived
+/// is read first, as it may show that the client goes on after a rest.
 async fn unless_evicted(
     served: impl Future<Output = Option<Closure>>,
     evicted: impl Future<Output = ()>,
 ) -> Option<Closure> {
     tokio::select! {
         biased;
-        () = evicted => None,
         closure = served => closure,
+        () = evicted => None,
     }
 }
 
@@ -822,11 +823,29 @@ mod tests {
     async fn whoever_proves_something_in_the_moment_of_its_eviction_is_not_interrupted() {
         let standing = Standing::default();
         let evicted = unless_proven(std::future::ready(()), standing.clone());
-        let served = unless_evicted(std::future::ready(Some(Closure::Idle)), evicted);
-        assert_eq!(served.await, None);
+        assert_eq!(unless_evicted(busy(|| {}), evicted).await, None);
         standing.prove();
         let evicted = unless_proven(std::future::ready(()), standing);
-        let served = unless_evicted(std::future::ready(Some(Closure::Idle)), evicted);
+        let served = unless_evicted(busy(|| {}), evicted);
+        assert_eq!(served.await, Some(Closure::Idle));
+    }
+
+    /// A connection that does something, has to wait once, and ends.
+    async fn busy(act: impl FnOnce()) -> Option<Closure> {
+        act();
+        tokio::task::yield_now().await;
+        Some(Closure::Idle)
+    }
+
+    #[tokio::test]
+    async fn whoever_goes_on_in_the_moment_of_its_eviction_is_not_interrupted() {
+        let standing = Standing::default();
+        standing.prove();
+        assert!(standing.rest());
+        let evicted = unless_proven(std::future::ready(()), standing.clone());
+        assert_eq!(unless_evicted(busy(|| {}), evicted).await, None);
+        let evicted = unless_proven(std::future::ready(()), standing.clone());
+        let served = unless_evicted(busy(|| standing.resume()), evicted);
         assert_eq!(served.await, Some(Closure::Idle));
     }
 

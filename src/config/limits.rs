@@ -80,7 +80,7 @@ settings! {
         /// for more.
         forgeries_per_second: u32 = 500, in COUNTS_U32;
 
-        /// Connections in all, at 16 KiB of headers each. Beyond that, a new one takes the slot of one that
+        /// Connections in all, at 20 KiB of headers each. Beyond that, a new one takes the slot of one that
         /// has sent nothing genuine: the oldest of the address that has most of them. One in sixteen is
         /// kept for addresses that have sent something genuine before.
         connections_max: usize = 10_000, in COUNTS;
@@ -107,8 +107,9 @@ settings! {
         /// 8 KiB.
         header_bytes_max: ByteSize = ByteSize::kib(16), in ByteSize::kib(8)..=ByteSize::mib(1);
 
-        /// Bytes of a request that are neither header nor body: the sizes of chunks. Each byte of the
-        /// body allows for eight more, so chunks may be as small as the sender likes.
+        /// Bytes of a request that are neither header nor body: the sizes of chunks. What the header leaves
+        /// of `header_bytes_max` may be used for them too, and each byte of the body allows for eight more,
+        /// so chunks may be as small as the sender likes.
         framing_bytes_max: ByteSize = ByteSize::kib(64), in ByteSize::kib(1)..=ByteSize::mib(64);
 
         /// From the end of the header to the end of the body. A batch is a few packets, and three

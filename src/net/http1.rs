@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -52,12 +52,14 @@ pub struct Limits {
     /// Headers of a request; a delivery has about ten. More are answered with 431.
     pub headers_max: usize,
     /// Bytes of a request's header, and of a body in flight between the socket and its reader.
-    /// Less than 8 KiB counts as that.
     pub header_bytes_max: usize,
     /// Bytes of a request that are neither its header nor its body: the sizes of chunks and what
-    /// belongs to them. Each byte of the body allows for eight more, so that
+    /// belongs to them. What its header leaves of `header_bytes_max` may be used for them too. Each byte of the body allows for eight more, so that
     /// chunks may be as small as they like.
     pub framing_bytes_max: usize,
+    /// How many bytes are read of what a client still sends after the last answer, so that it gets the
+    /// answer instead of a reset connection.
+    pub linger_bytes_max: usize,
 }
 
 /// hyper takes no smaller buffer.
@@ -115,10 +117,6 @@ where
     let exchanged = Arc::clone(&exchange);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        if request.uri().path_and_query().is_none() {
-            // The target of CONNECT. warp's filters panic over a request without a path.
-            *request.uri_mut() = Uri::default();
-        }
         if let Some(fault) = exchanged.next_fault() {
             request.extensions_mut().insert(fault);
         }

@@ -94,6 +94,11 @@ async fn too_slow(is_small: bool, lively_until: Instant) {
     sleep_until(lively_until).await;
 }
 
+/// How far a body is read that is refused anyway.
+pub(crate) fn discarded_bytes_max(body_bytes_max: usize) -> usize {
+    body_bytes_max.saturating_mul(DISCARD_LIMITS)
+}
+
 /// Reads a body that is refused anyway, for a moment, without keeping it. Returns its length as
 /// far as it was read.
 pub(super) async fn discard<B: Buf>(
@@ -104,7 +109,7 @@ pub(super) async fn discard<B: Buf>(
     let reading = async {
         while let Some(Ok(chunk)) = chunks.next().await {
             length += chunk.remaining();
-            if length > bytes_max.saturating_mul(DISCARD_LIMITS) {
+            if length > discarded_bytes_max(bytes_max) {
                 break;
             }
         }

@@ -17,6 +17,12 @@ fn tokens<'s>(shared: &'s Shared, id: &str) -> Result<&'s VerificationTokens, Er
     }
 }
 
+/// Whether a path has an activation challenge. `path_app` is as for [`answer`].
+pub(super) fn is_expected(shared: &Shared, path_app: Option<&str>) -> bool {
+    let has_none = |id| matches!(tokens(shared, id), Err(Error::ChallengeUnexpected));
+    !path_app.is_some_and(has_none)
+}
+
 /// Checks a challenge and returns the integer to echo, digit for digit. `path_app` is the app of
 /// the path, where it names one; the query must then name the same.
 pub(super) fn answer(
@@ -24,8 +30,7 @@ pub(super) fn answer(
     path_app: Option<&str>,
     query: &[(String, String)],
 ) -> Result<String, Error> {
-    let has_none = |id| matches!(tokens(shared, id), Err(Error::ChallengeUnexpected));
-    if path_app.is_some_and(has_none) {
+    if !is_expected(shared, path_app) {
         // Before the query: a browser sends none, and the answer says what the path is for.
         return Err(Error::ChallengeUnexpected);
     }

@@ -240,8 +240,8 @@ async fn verify(
     }
 }
 
-/// A verification in progress. If the sender closes the connection before the result is known, this is
-/// dropped and still counts the forgery.
+/// A verification in progress. Dropped after a key was tried, it is paid for; if the sender has closed the
+/// connection, it counts as a forgery.
 struct Attempt<'s> {
     shared: &'s Shared,
     app: &'s App,
@@ -264,9 +264,11 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.trial.is_open() && self.tried.load(Ordering::Relaxed) {
-            // It was not seen to be forged: a key that is fetched might have verified it. It takes its
-            // time from forgeries, and its client stays known.
-            self.trial.forged();
+            // It was not seen to be forged: a key that is fetched might have verified it.
+            self.trial.undecided();
+            if !self.pending.is_closed() {
+                return;
+            }
             let error = Error::ForgedAndGone;
             let code = status::code(&error);
             let app = Some(&*self.app.id);

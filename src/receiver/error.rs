@@ -24,7 +24,10 @@ pub(super) enum Error {
     #[error("the message breaks a rule of HTTP: {0}")]
     Malformed(Fault),
     #[error("the method is for other resources than these")]
-    MethodNotAllowed,
+    MethodNotAllowed {
+        /// Whether the path has an activation challenge, so that GET is allowed.
+        has_challenge: bool,
+    },
     #[error("the method is not one of HTTP's own")]
     MethodUnknown,
     #[error("the app is not configured here")]

@@ -6,8 +6,9 @@
 //! delivery waits for its turn:
 //!
 //! - **before it is verified**, for a second at most, unless the last delivery of its client
-//!   was genuine. Whoever closes the connection meanwhile has cost nothing; and a genuine delivery
-//!   whose client's last one was forged, because a proxy makes the two one, is kept only that long.
+//!   was genuine. A genuine delivery whose client's last one was forged, because a proxy makes the two
+//!   one, is kept only that long. Whoever closes its side of the connection meanwhile is not verified,
+//!   also if it was genuine, and has cost nothing: no answer could slow it down afterwards.
 //! - **before it is answered**, for the rest of that turn, if it was forged. The answer is worth nothing
 //!   to its sender, who cannot send the next one on that connection meanwhile.
 //!
@@ -136,11 +137,20 @@ impl Trial<'_> {
         self.forgeries.lock().proven.insert(self.client);
     }
 
-    /// The delivery was forged, or its sender did not wait for the outcome. Returns when it may be
-    /// answered.
+    /// The delivery was forged. Returns when it may be answered.
     pub(super) fn forged(&mut self) -> Instant {
-        self.is_open = false;
         self.forgeries.lock().proven.remove(self.client);
+        self.pay()
+    }
+
+    /// A key was tried in vain, and another one might have verified the delivery. It is paid for like a forgery,
+    /// but its client stays known.
+    pub(super) fn undecided(&mut self) {
+        self.pay();
+    }
+
+    fn pay(&mut self) -> Instant {
+        self.is_open = false;
         let now = Instant::now();
         let reserve = || self.forgeries.reserve(now, self.cost, self.deadline);
         self.turn.unwrap_or_else(reserve).at
@@ -289,6 +299,19 @@ mod tests {
                 .turn()
                 .is_none()
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_decided_is_paid_for_and_its_client_stays_known() {
+        let forgeries = Forgeries::new(LIMITS);
+        forgeries.trial(client(1), 1, in_a_minute()).genuine();
+        for _ in 0..20 {
+            forgeries.trial(client(1), 1, in_a_minute()).undecided();
+        }
+        let known = forgeries.trial(client(1), 1, in_a_minute());
+        assert!(known.turn().is_none());
+        let other = forgeries.trial(client(2), 1, in_a_minute());
+        assert_eq!(wait(&other).await.as_millis(), 110);
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,6 +39,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::body::discarded_bytes_max;
 pub use self::{
     age::AgeLimit,
     verification::{VerificationToken, VerificationTokens},

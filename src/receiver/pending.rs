@@ -59,6 +59,11 @@ impl<'s> Pending<'s> {
         }
     }
 
+    /// Whether the client has closed its side of the connection.
+    pub(super) fn is_closed(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.closed.is_cancelled())
+    }
+
     /// Waits for something before a refusal is answered. It counts also if that never ends.
     pub(super) async fn refuse_after<T>(
         &self,
@@ -104,7 +109,7 @@ impl<'s> Pending<'s> {
                 duplicates = appended.duplicates,
                 "batch accepted"
             ),
-            Outcome::Options => {}
+            Outcome::Options { .. } => {}
             Outcome::Refused(error) => shared.note_refusal(error, answer.code, app, peer),
         }
         answer.response

@@ -174,9 +174,13 @@ async fn handle<B: Buf>(
             let appended = delivery::take(shared, app, &request.headers, &arrival, body).await?;
             Ok(Outcome::Accepted(appended))
         }
-        Method::OPTIONS => Ok(Outcome::Options),
+        Method::OPTIONS => Ok(Outcome::Options {
+            has_challenge: challenge::is_expected(shared, app),
+        }),
         Method::PUT | Method::PATCH | Method::DELETE | Method::TRACE | Method::CONNECT => {
-            Err(Error::MethodNotAllowed)
+            Err(Error::MethodNotAllowed {
+                has_challenge: challenge::is_expected(shared, app),
+            })
         }
         _ => Err(Error::MethodUnknown),
     }

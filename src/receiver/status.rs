@@ -12,14 +12,14 @@
 //! | 405 | a method of HTTP, but none of GET, HEAD, OPTIONS and POST; GET for a source without an activation challenge |
 //! | 408 | a header that does not end in time; or the connection ended before the answer, which is only counted |
 //! | 411 | a POST without a length |
-//! | 413 | a body over the limit, or one whose chunks have too much overhead |
+//! | 413 | a body over the limit, or one whose chunks have too much overhead, or 16 KiB of extensions |
 //! | 414 | a request line that is longer than a header may be |
 //! | 415 | a content type that is not JSON (a missing one counts as JSON), or any content encoding |
 //! | 417 | another expectation than `100-continue` |
 //! | 422 | signed, but not a batch of this app (for Verify and Notify: no single event of this product), or an ambiguous one, or too old |
 //! | 429 | the memory for bodies is used up; or this body made less progress than one that waited; or the address has all connections that it may have |
-//! | 431 | too many fields, or too large a header |
-//! | 501 | an unknown method, or another transfer coding than `chunked` |
+//! | 431 | too many fields, or too large a header; or the same of trailers, which have 16 KiB in all |
+//! | 501 | an unknown method or `CONNECT`, or another transfer coding than `chunked` |
 //! | 503 | no keys yet, no connection is left, a body that is too slow, the deadline, the log cannot append now, or a batch that is too old by a clock that may be wrong |
 //! | 505 | another version than HTTP/1 |
 
@@ -42,7 +42,10 @@ pub(super) enum Outcome {
     /// The batch is durable.
     Accepted(log::Appended),
     /// The caller asked for the methods.
-    Options,
+    Options {
+        /// Whether GET is one of them.
+        has_challenge: bool,
+    },
     /// Nothing was done.
     Refused(Error),
 }
@@ -72,10 +75,11 @@ impl Outcome {
                 ),
                 code: "accepted",
             },
-            Self::Options => {
+            Self::Options { has_challenge } => {
                 let mut response = Response::default();
                 *response.status_mut() = StatusCode::NO_CONTENT;
-                response.headers_mut().insert(header::ALLOW, METHODS);
+                let methods = methods(*has_challenge);
+                response.headers_mut().insert(header::ALLOW, methods);
                 Answer {
                     response,
                     code: "options",
@@ -116,7 +120,7 @@ pub(super) fn level(error: &Error) -> Level {
         | Error::SourceRefused { .. }
         | Error::SourceUnknown
         | Error::Malformed(_)
-        | Error::MethodNotAllowed
+        | Error::MethodNotAllowed { .. }
         | Error::MethodUnknown
         | Error::AppUnknown
         | Error::ChallengeUnexpected
@@ -200,7 +204,14 @@ fn refuse(error: &Error) -> Answer {
     }
 }
 
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, POST");
+/// The methods of a path.
+fn methods(has_challenge: bool) -> HeaderValue {
+    HeaderValue::from_static(if has_challenge {
+        "GET, HEAD, OPTIONS, POST"
+    } else {
+        "OPTIONS, POST"
+    })
+}
 
 /// The field that RFC 9110 demands of an answer with this status, or recommends (section 15.5.16).
 fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValue)> {
@@ -212,10 +223,8 @@ fn demanded(error: &Error, status: StatusCode) -> Option<(HeaderName, HeaderValu
         r#"Webhook-Signature realm="webhooks", header="X-Webhook-Signature", algorithm="rsassa-pss-sha256""#,
     );
     Some(match (status, error) {
-        (_, Error::ChallengeUnexpected) => {
-            (header::ALLOW, HeaderValue::from_static("OPTIONS, POST"))
-        }
-        (StatusCode::METHOD_NOT_ALLOWED, _) => (header::ALLOW, METHODS),
+        (_, Error::ChallengeUnexpected) => (header::ALLOW, methods(false)),
+        (_, Error::MethodNotAllowed { has_challenge }) => (header::ALLOW, methods(*has_challenge)),
         (StatusCode::UNAUTHORIZED, Error::TokenMismatch) => (header::WWW_AUTHENTICATE, BY_TOKEN),
         (StatusCode::UNAUTHORIZED, _) => (header::WWW_AUTHENTICATE, BY_SIGNATURE),
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, Error::ContentEncoded) => {
@@ -239,7 +248,7 @@ fn row(error: &Error) -> Row {
         }
         Error::Malformed(fault) if fault.is_retryable() => later(fault.status(), fault.code(), 1),
         Error::Malformed(fault) => never(fault.status(), fault.code()),
-        Error::MethodNotAllowed => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Error::MethodNotAllowed { .. } => never(Status::METHOD_NOT_ALLOWED, "method_not_allowed"),
         Error::MethodUnknown => never(Status::NOT_IMPLEMENTED, "method_unknown"),
         Error::AppUnknown => never(Status::NOT_FOUND, "app_unknown"),
         Error::ChallengeUnexpected => never(Status::METHOD_NOT_ALLOWED, "challenge_unexpected"),
@@ -290,7 +299,7 @@ fn message(error: &Error) -> Cow<'static, str> {
         Error::PathUnknown => "nothing is here: webhooks go to /webhooks/{app_id} or /webhooks",
         Error::SourceRefused { .. } | Error::SourceUnknown => SOURCE_REFUSED,
         Error::Malformed(fault) => return fault.to_string().into(),
-        Error::MethodNotAllowed | Error::MethodUnknown => {
+        Error::MethodNotAllowed { .. } | Error::MethodUnknown => {
             "use GET for the activation challenge and POST for deliveries"
         }
         Error::AppUnknown => "this app is not configured here",

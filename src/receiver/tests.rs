@@ -156,6 +156,12 @@ impl Client {
         }
     }
 
+    /// The connection ends, and nothing was lost by that.
+    async fn assert_not_reset(&mut self) {
+        assert_eq!(self.stream.read(&mut [0]).await.unwrap(), 0);
+        assert!(self.stream.take_error().unwrap().is_none());
+    }
+
     async fn fill(&mut self) -> bool {
         let mut bytes = [0; 4096];
         let length = self.stream.read(&mut bytes).await.unwrap_or(0);

@@ -85,6 +85,8 @@ options! {
     /// The options of the webhook port.
     http1::Limits: config.webhook_limits {
         header_timeout, idle_timeout, write_timeout, headers_max, header_bytes_max, framing_bytes_max,
+        ;
+        linger_bytes_max: receiver::discarded_bytes_max(config.webhook_limits.body_bytes_max.into()),
     }
     /// The options of the webhook port.
     net::Limits: config.webhook_limits {

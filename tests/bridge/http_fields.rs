@@ -78,7 +78,7 @@ async fn every_answer_has_the_fields_that_its_status_demands() {
         (signed("OPTIONS", &path), 204, &[("allow", methods)]),
         (signed("OPTIONS", "*"), 204, &[("allow", methods)]),
         (signed("LOCK", &path), 501, &[]),
-        (Request::new("CONNECT", "other.example:443"), 404, &[]),
+        (Request::new("CONNECT", "other.example:443"), 501, &[]),
         (signed("POST", &path).without_body(), 411, &[]),
         (signed("POST", &path).announcing(1 << 30), 413, &[]),
         (
@@ -135,7 +135,7 @@ async fn the_admin_port_answers_by_the_same_rules() {
         (Request::new("OPTIONS", "*"), 204, &methods),
         (Request::new("OPTIONS", "/x"), 404, &[]),
         (Request::new("BREW", "/metrics"), 501, &[]),
-        (Request::new("CONNECT", "other.example:443"), 404, &[]),
+        (Request::new("CONNECT", "other.example:443"), 501, &[]),
         (Request::get("/healthz").header("Expect", "x"), 417, &[]),
     ] {
         let answer = request.send(bridge.addresses.admin).await.unwrap();

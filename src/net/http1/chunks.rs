@@ -6,12 +6,19 @@ use super::{
     head::{HeadLimits, field},
 };
 
+/// hyper's limits, for which it would report a broken body: bytes of extensions in all chunks, and of the
+/// trailers with the ends of their lines. It refuses a body that has as many.
+const EXTENSIONS_LIMIT: usize = 16 * 1024;
+const TRAILERS_LIMIT: usize = 16 * 1024;
+
 /// Follows a body in chunks from its first byte to its last.
 #[derive(Debug)]
 pub(super) struct Chunks {
     next: Next,
     limits: HeadLimits,
+    extension_bytes: usize,
     trailers: usize,
+    trailer_bytes: usize,
     /// The bytes of the trailer line that has begun.
     line: Vec<u8>,
 }
@@ -40,7 +47,9 @@ impl Chunks {
         Self {
             next: Next::Size(None),
             limits,
+            extension_bytes: 0,
             trailers: 0,
+            trailer_bytes: 0,
             line: Vec::new(),
         }
     }
@@ -77,18 +86,29 @@ impl Chunks {
     /// What follows a byte that is not content.
     fn after(&mut self, byte: u8) -> Result<Next, Fault> {
         const SIZE: Fault = Fault::Malformed("the size of a chunk is not a hexadecimal number");
+        if matches!(self.next, Next::Trailer | Next::TrailerLineFeed) {
+            self.trailer_bytes += 1;
+            let bytes_max = self.limits.bytes_max.min(TRAILERS_LIMIT - 1);
+            if self.trailer_bytes > bytes_max {
+                return Err(Fault::TrailersTooLarge);
+            }
+        }
         Ok(match (self.next, byte) {
             (Next::Size(size), _) if byte.is_ascii_hexdigit() => {
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 let size = size.unwrap_or_default().checked_mul(16);
                 let size = size.and_then(|size| size.checked_add(digit.into()));
-                Next::Size(Some(size.ok_or(Fault::LengthTooLarge)?))
+                Next::Size(Some(size.ok_or(Fault::ChunkTooLarge)?))
             }
             (Next::Size(Some(size)) | Next::Spaces(size), b';') => Next::Extension(size),
             (Next::Size(Some(size)) | Next::Spaces(size), b' ' | b'\t') => Next::Spaces(size),
             (Next::Size(Some(size)) | Next::Extension(size), b'\r') => Next::SizeLineFeed(size),
             (Next::Size(_) | Next::Spaces(_), _) => return Err(SIZE),
             (Next::Extension(size), _) if byte == b'\t' || !byte.is_ascii_control() => {
+                self.extension_bytes += 1;
+                if self.extension_bytes >= EXTENSIONS_LIMIT {
+                    return Err(Fault::ExtensionsTooLarge);
+                }
                 Next::Extension(size)
             }
             (Next::SizeLineFeed(0), b'\n') => Next::Trailer,
@@ -98,9 +118,6 @@ impl Chunks {
             (Next::Trailer, b'\r') => Next::TrailerLineFeed,
             (Next::Trailer, _) if byte != b'\n' => {
                 self.line.push(byte);
-                if self.line.len() > self.limits.bytes_max {
-                    return Err(Fault::HeaderTooLarge);
-                }
                 Next::Trailer
             }
             (Next::TrailerLineFeed, b'\n') if self.line.is_empty() => Next::Nothing,
@@ -109,7 +126,7 @@ impl Chunks {
                 self.line.clear();
                 self.trailers += 1;
                 if self.trailers > self.limits.fields_max {
-                    return Err(Fault::HeaderTooLarge);
+                    return Err(Fault::TrailersTooLarge);
                 }
                 Next::Trailer
             }
@@ -187,12 +204,14 @@ mod tests {
         ] {
             assert!(matches!(length(body), Err(Fault::Malformed(_))), "{body:?}");
         }
-        assert_eq!(length("10000000000000000\r\n"), Err(Fault::LengthTooLarge));
+        assert_eq!(length("10000000000000000\r\n"), Err(Fault::ChunkTooLarge));
         assert_eq!(
             length("0\r\na:\r\nb:\r\nc:\r\n"),
-            Err(Fault::HeaderTooLarge)
+            Err(Fault::TrailersTooLarge)
         );
         let long = format!("0\r\n{}", "x".repeat(65));
-        assert_eq!(length(&long), Err(Fault::HeaderTooLarge));
+        assert_eq!(length(&long), Err(Fault::TrailersTooLarge));
+        let two = format!("0\r\nx: {0}\r\nx: {0}\r\n", "x".repeat(30));
+        assert_eq!(length(&two), Err(Fault::TrailersTooLarge));
     }
 }

@@ -17,6 +17,15 @@ pub enum Fault {
     /// More than `u64` holds.
     #[error("the Content-Length is larger than any body may be")]
     LengthTooLarge,
+    /// More than `u64` holds.
+    #[error("the size of a chunk is larger than any body may be")]
+    ChunkTooLarge,
+    /// More bytes of extensions, in all chunks of a body, than the decoder takes.
+    #[error("the extensions of the chunks have 16 KiB or more in all")]
+    ExtensionsTooLarge,
+    /// Too many trailers, or more bytes of them than the decoder takes.
+    #[error("the trailers are too many, or larger than a header may be or than 16 KiB in all")]
+    TrailersTooLarge,
     /// The request line alone fills the buffer.
     #[error("the request target is too long")]
     TargetTooLong,
@@ -26,6 +35,9 @@ pub enum Fault {
     /// Too many fields, or too many bytes of them.
     #[error("the header has too many fields or is too large")]
     HeaderTooLarge,
+    /// Only a proxy has a use for it (RFC 9110 section 9.3.6).
+    #[error("this is no proxy: CONNECT is not implemented")]
+    ConnectUnsupported,
     /// RFC 9112 section 6.1.
     #[error("the only transfer coding that is understood is chunked")]
     CodingUnknown,
@@ -41,11 +53,15 @@ impl Fault {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::HeaderTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::LengthTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::LengthTooLarge | Self::ChunkTooLarge | Self::ExtensionsTooLarge => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::ExpectationUnknown => StatusCode::EXPECTATION_FAILED,
-            Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::CodingUnknown => StatusCode::NOT_IMPLEMENTED,
+            Self::HeaderTooLarge | Self::TrailersTooLarge => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Self::ConnectUnsupported | Self::CodingUnknown => StatusCode::NOT_IMPLEMENTED,
             Self::VersionUnknown => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
         }
     }
@@ -56,10 +72,13 @@ impl Fault {
         match self {
             Self::Malformed(_) => "request_malformed",
             Self::HeaderTooSlow => "header_too_slow",
-            Self::LengthTooLarge => "body_too_large",
+            Self::LengthTooLarge | Self::ChunkTooLarge => "body_too_large",
+            Self::ExtensionsTooLarge => "framing_too_large",
+            Self::TrailersTooLarge => "trailers_too_large",
             Self::TargetTooLong => "target_too_long",
             Self::ExpectationUnknown => "expectation_unsupported",
             Self::HeaderTooLarge => "header_too_large",
+            Self::ConnectUnsupported => "connect_unsupported",
             Self::CodingUnknown => "transfer_coding_unsupported",
             Self::VersionUnknown => "version_unsupported",
         }

@@ -134,7 +134,8 @@ pub(super) fn is_method_byte(byte: u8) -> bool {
 
 /// Writes what hyper would read in another way as it reads it, in a head that follows the rules: a later minor
 /// version of HTTP/1 is the last one that is known (RFC 9110 section 2.5), and empty elements of lists are
-/// nothing (section 5.6.1.2).
+/// nothing (section 5.6.1.2). `Upgrade` may be ignored (section 7.8), but hyper closes a connection that had
+/// one without a shutdown, and the last answer may be lost.
 pub(super) fn normalize(head: &mut [u8]) {
     let mut lines = head.split_mut(|&byte| byte == b'\n');
     if let Some(line) = lines.next() {
@@ -148,6 +149,10 @@ pub(super) fn normalize(head: &mut [u8]) {
         let Some((name, value)) = line.split_at_mut_checked(colon.unwrap_or_default()) else {
             continue;
         };
+        if name.eq_ignore_ascii_case(b"upgrade") {
+            name.fill(b'x');
+            continue;
+        }
         let element = if name.eq_ignore_ascii_case(b"transfer-encoding") {
             CHUNKED
         } else if name.eq_ignore_ascii_case(b"expect") {
@@ -209,6 +214,9 @@ fn request_line(line: &[u8]) -> Result<u8, Fault> {
     }
     if !is_target(method, target) {
         return Err(Fault::Malformed("the request target is not a path or URL"));
+    }
+    if method == b"CONNECT" {
+        return Err(Fault::ConnectUnsupported);
     }
     Ok(minor)
 }
@@ -511,7 +519,6 @@ mod tests {
             "GET http://other.example HTTP/1.1",
             "GET HTTPS://[::1]:8080/a?b HTTP/1.1",
             "OPTIONS * HTTP/1.1",
-            "CONNECT other.example:443 HTTP/1.1",
             "M-SEARCH / HTTP/1.1",
         ] {
             assert_eq!(line(good), 200, "{good}");
@@ -547,6 +554,7 @@ mod tests {
         ] {
             assert_eq!(line(bad), 400, "{bad}");
         }
+        assert_eq!(line("CONNECT other.example:443 HTTP/1.1"), 501);
         for version in ["0.9", "2.0", "3.0", "9.9"] {
             assert_eq!(line(&format!("GET / HTTP/{version}")), 505, "{version}");
         }
@@ -595,6 +603,7 @@ mod tests {
                 "Expect:100-continue               ",
             ),
             ("X-Expect: , y", "X-Expect: , y"),
+            ("Upgrade: h2c", "xxxxxxx: h2c"),
         ] {
             let head = |line: &str| match line.strip_prefix("GET") {
                 Some(_) => format!("{line}\r\nHost: b\r\n\r\n"),

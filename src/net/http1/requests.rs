@@ -37,11 +37,13 @@ const EMPTY_LINES_MAX: usize = 4;
 
 /// Bytes that are read at once outside of bodies.
 const READ_BYTES: usize = 4 * 1024;
+/// What is held grows by this part of itself, where that is more: a large header is copied a few times, and
+/// takes little more memory than it has bytes.
+const STEP_PART: usize = 4;
 
-/// How long and how far a client is listened to after the last answer, if it may still be sending: closing
-/// a connection on bytes that nobody read would take the answer back (RFC 9112 section 9.6).
+/// How long a client is listened to after the last answer, if it may still be sending: closing a
+/// connection on bytes that nobody read would take the answer back (RFC 9112 section 9.6).
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// A connection as hyper sees it.
 pub(super) struct Requests<S> {
@@ -280,6 +282,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requests<S> {
                 self.standing.resume();
                 self.wait_for(Wait::Header, self.limits.header_timeout);
             }
+            if self.held.capacity() - self.held.len() < read.len() {
+                self.held
+                    .reserve_exact((self.held.len() / STEP_PART).max(READ_BYTES));
+            }
             self.held.extend_from_slice(read);
         } else if self.held.is_empty() {
             self.next = Next::Nothing;
@@ -370,6 +376,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Requests<S> {
                 if this.held.is_empty() {
                     // Idle connections are what there is most of.
                     this.held = Vec::new();
+                } else if this.passing == 0 {
+                    this.held.shrink_to(READ_BYTES);
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -424,12 +432,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Requests<S> {
         let this = self.get_mut();
         if !matches!(this.wait, Wait::Linger { .. }) {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.exchange.is_body_expected() {
+            // Of a next request, more may be coming.
+            if !this.exchange.is_body_expected() && this.held.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             this.wait_for(
                 Wait::Linger {
-                    bytes: LINGER_BYTES_MAX,
+                    bytes: this.limits.linger_bytes_max,
                 },
                 LINGER_TIMEOUT,
             );
@@ -443,6 +452,7 @@ mod tests {
     use std::convert::Infallible;
 
     use bytes::Bytes;
+    use futures_util::FutureExt as _;
     use http::{Request, Response};
     use http_body_util::{BodyExt as _, Empty};
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -478,6 +488,26 @@ mod tests {
         let (served, read) = tokio::join!(serving, client.read_to_string(&mut answers));
         read.unwrap();
         (answers, served.is_err_and(|error| error.is_parse()))
+    }
+
+    #[tokio::test]
+    async fn a_header_takes_little_more_memory_than_it_has_bytes() {
+        let (mut client, server) = duplex(1 << 20);
+        let limits = Limits::default();
+        let mut requests = Requests::new(server, limits, Standing::default(), Arc::default());
+        let mut bytes = [0; 32 * 1024];
+        let head = format!("GET / HTTP/1.1\r\nHost: b\r\nX: {}", "x".repeat(16_000));
+        for part in head.as_bytes().chunks(3_000) {
+            client.write_all(part).await.unwrap();
+            assert!(requests.read(&mut bytes).now_or_never().is_none());
+        }
+        assert_eq!(requests.held.len(), head.len());
+        assert!(requests.held.capacity() <= limits.header_bytes_max + READ_BYTES);
+        let rest = b"\r\n\r\nGET / HTTP/1.1\r\n";
+        client.write_all(rest).await.unwrap();
+        let passed = requests.read(&mut bytes).await.unwrap();
+        assert_eq!(passed, head.len() + 4);
+        assert!(requests.held.capacity() <= READ_BYTES);
     }
 
     const GOOD: [&str; 4] = [

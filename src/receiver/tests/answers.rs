@@ -110,6 +110,13 @@ async fn another_method_is_told_which_are_allowed() {
         answer.assert_refused(405, "method_not_allowed");
         assert_eq!(answer.header("allow"), methods);
     }
+    let single_events = Bridge::start_with(Options::default(), &["verify"]).await;
+    for (method, status) in [("PUT", 405), ("OPTIONS", 204)] {
+        let request = format!("{method} /webhooks/verify HTTP/1.1\r\nHost: b\r\n\r\n");
+        let answer = single_events.ask(request).await;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("allow"), Some("options, post"));
+    }
     for method in ["BREW", "post", "M-SEARCH"] {
         let answer = bridge.ask(request(method)).await;
         answer.assert_refused(501, "method_unknown");

@@ -199,6 +199,35 @@ async fn an_idle_connection_makes_room_for_a_new_one() {
     assert!(bridge.metrics.render().contains(counted));
 }
 
+/// It is not idle any more, although its request is not whole.
+#[tokio::test]
+async fn a_connection_that_goes_on_after_a_pause_keeps_its_place() {
+    let header_timeout = Duration::from_millis(500);
+    let options = Options {
+        connection: http1::Limits {
+            header_timeout,
+            ..http1::Limits::default()
+        },
+        listener: net::Limits {
+            connections_max: 1,
+            ..net::Limits::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, &[APP]).await;
+    let mut client = pooled(&bridge).await;
+    tokio::time::sleep(header_timeout * 2).await;
+    let request = delivery("/webhooks", TWO);
+    let (last, rest) = request.split_last().unwrap();
+    client.send(rest).await;
+    // For the bridge to have read it.
+    tokio::time::sleep(header_timeout).await;
+    let refused = bridge.ask(delivery("/webhooks", EMPTY)).await;
+    refused.assert_refused(503, "too_many_connections");
+    client.send([*last]).await;
+    client.answer().await.unwrap().assert_accepted(2, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_end_is_answered_after_five_seconds() {
     let bridge = Bridge::start().await;
@@ -355,6 +384,29 @@ async fn chunks_may_be_small_but_not_all_wrapping() {
     }
 }
 
+/// A retry would not help, so they are not told that the body broke off.
+#[tokio::test]
+async fn the_extensions_and_the_trailers_of_a_body_have_limits() {
+    let bridge = Bridge::start().await;
+    let half = "x".repeat(8 * 1024);
+    let with = |extension: &str, trailer: &str| {
+        let request = String::from_utf8(chunked_delivery("/webhooks", EMPTY, 20)).unwrap();
+        let trailers = format!("\r\n0\r\nX: {half}\r\nX: {trailer}\r\n\r\n");
+        request
+            .replacen("\r\n14\r\n", &format!("\r\n14;{half}\r\n"), 1)
+            .replacen("\r\nc\r\n", &format!("\r\nc;{extension}\r\n"), 1)
+            .replacen("\r\n0\r\n\r\n", &trailers, 1)
+    };
+    // Less than 16 KiB; and the trailers have twelve bytes that are not their values.
+    let (extension, trailer) = (&half[1..], &half[13..]);
+    let answer = bridge.ask(with(extension, trailer)).await;
+    answer.assert_accepted(0, 0);
+    let answer = bridge.ask(with(&half, trailer)).await;
+    answer.assert_refused(413, "framing_too_large");
+    let answer = bridge.ask(with(extension, &half[12..])).await;
+    answer.assert_refused(431, "trailers_too_large");
+}
+
 #[tokio::test]
 async fn connections_over_the_limit_are_told_so_and_closed_at_once() {
     let options = Options {
@@ -492,7 +544,12 @@ async fn a_forgery_that_is_dropped_while_it_is_verified_is_counted() {
     let forged = headers(b"something else");
     peer.standing.prove();
     let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, chunks());
-    // It gives way to others after a key that does not fit.
+    // It gives way to others after a key that does not fit. One that ends for another reason, such as its
+    // deadline, is not a forgery of a sender that went away.
+    assert!(taking.now_or_never().is_none());
+    assert!(!metrics.render().contains(r#"{reason="mismatch"} 1"#));
+    peer.closed.cancel();
+    let taking = delivery::take(&receiver.shared, Some(APP), &forged, &arrival, chunks());
     assert!(taking.now_or_never().is_none());
     assert!(counted());
     // A newer key might have verified it, so its sender stays known.

@@ -87,6 +87,53 @@ async fn http_2_without_tls_is_refused() {
         .assert_refused(400, "challenge_malformed");
 }
 
+/// With unread bytes in the socket, closing it would take the answer back.
+#[tokio::test]
+async fn a_client_that_wants_an_upgrade_gets_its_answer_while_it_still_sends() {
+    let bridge = Bridge::start().await;
+    let body = vec![b'x'; 100 * 1024];
+    for _ in 0..5 {
+        let mut client = bridge.client().await;
+        let headers = ["Connection: Upgrade", "Upgrade: h2c"];
+        client.send(post_with("/nowhere", &headers, &body)).await;
+        let answer = client.answer().await.expect("an answer");
+        answer.assert_refused(404, "path_unknown");
+        client.assert_not_reset().await;
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_that_nobody_reads_costs_no_answer() {
+    let bridge = Bridge::start().await;
+    let body = vec![b'x'; 900 * 1024];
+    let put = |path: &str| [b"PUT", &post_with(path, &[], &body)[4..]].concat();
+    for (request, status, code) in [
+        (post_with("/nowhere", &[], &body), 404, "path_unknown"),
+        (put("/webhooks"), 405, "method_not_allowed"),
+    ] {
+        let mut client = bridge.client().await;
+        client.send(request).await;
+        let answer = client.answer().await.expect("an answer");
+        answer.assert_refused(status, code);
+        client.assert_not_reset().await;
+    }
+}
+
+/// Its next request is half here when the last answer of the connection is out.
+#[tokio::test]
+async fn a_client_that_has_begun_its_next_request_gets_its_last_answer() {
+    let bridge = Bridge::start().await;
+    let last = "GET /webhooks HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+    let next = post_with("/webhooks", &[], &vec![b'x'; 100 * 1024]);
+    for _ in 0..5 {
+        let mut client = bridge.client().await;
+        client.send([last.as_bytes(), &next].concat()).await;
+        let answer = client.answer().await.expect("an answer");
+        answer.assert_refused(400, "challenge_malformed");
+        client.assert_not_reset().await;
+    }
+}
+
 #[tokio::test]
 async fn no_url_is_too_strange_for_an_answer() {
     let bridge = Bridge::start().await;
@@ -114,7 +161,7 @@ async fn no_url_is_too_strange_for_an_answer() {
     let answer = bridge
         .ask("CONNECT other.example:443 HTTP/1.1\r\nHost: b\r\n\r\n")
         .await;
-    assert_eq!(answer.status, 404);
+    answer.assert_refused(501, "connect_unsupported");
     // What is not HTTP at all is answered too, and the port goes on serving.
     for junk in [
         "\0\0\0\0\r\n\r\n",
