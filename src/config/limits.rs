@@ -3,7 +3,11 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{days, macros::settings, seconds, units::ByteSize};
-use crate::log::embedded;
+use crate::{
+    event::{ID_BYTES_MAX, TYPE_BYTES_MAX},
+    filter,
+    log::embedded,
+};
 
 /// Counts of things; the upper end only catches typing errors.
 pub(super) const COUNTS: RangeInclusive<usize> = 1..=10_000_000;
@@ -23,6 +27,17 @@ const IDLE_TIMES: RangeInclusive<Duration> = seconds(1)..=days(7);
 const BUFFERS: RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize::gib(1 << 10);
 /// Parts of these may be smaller.
 const KIBIBYTES: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(1 << 10);
+
+/// Room for the largest request that the contract allows: the entries of its filter, three bytes before each,
+/// and 2 KiB for everything else.
+const REQUEST_BYTES: ByteSize = {
+    let types = 2 * (TYPE_BYTES_MAX + "=".len());
+    let entries = types + filter::ENTRY_BYTES_MAX + ID_BYTES_MAX + 4 * 3;
+    let bytes = filter::ENTRIES_MAX * entries + 2048;
+    ByteSize::kib(bytes.div_ceil(8 << 10) as u64 * 8)
+};
+/// Room for the largest filter in memory.
+const FILTER_BYTES: ByteSize = ByteSize::kib(512);
 
 settings! {
     /// How long events are kept. Whichever limit is reached first, the oldest events are removed.
@@ -161,12 +176,12 @@ settings! {
         streams_per_credential_max: usize = quarter(streams_max), in COUNTS;
 
         /// Bytes of memory that the filters of all streams take, and the requests that have not come whole
-        /// yet. Filters below 1 KiB are not counted; the largest that the contract allows takes 350 KiB.
+        /// yet. Filters below 1 KiB are not counted; the largest that the contract allows takes 500 KiB.
         filters_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(2)..=ByteSize::gib(1 << 10);
 
         /// Of these, bytes of one credential. Default: a quarter. The least has room for the largest filter.
         filters_bytes_per_credential_max: ByteSize = quarter_bytes(filters_bytes_max),
-            in ByteSize::kib(512)..=ByteSize::gib(1 << 10);
+            in FILTER_BYTES..=ByteSize::gib(1 << 10);
 
         /// Streams that have blocks of the log in memory at once, while they catch up: each up to 3 MiB, and
         /// for no longer than one response takes, or a client that does not read is given. Others wait for
@@ -208,13 +223,15 @@ settings! {
         header_timeout: Duration = seconds(5), in HEADER_TIMES;
 
         /// Bytes of the headers of a request, with 32 for each header, as HTTP/2 counts them. Room for a
-        /// large token. A request with more, up to four times as many, gets a gRPC status, beyond that the
+        /// large token. A request with more, up to twice as many, gets a gRPC status, beyond that the
         /// HTTP status 431, as over HTTP/1.1.
         header_bytes_max: ByteSize = ByteSize::kib(16), in ByteSize::kib(1)..=ByteSize::mib(1);
 
         /// Bytes of the message of a request, also when it is decompressed. The least has room for the
-        /// largest filter that the contract allows: 256 entries of 256 bytes in each of four fields.
-        request_bytes_max: ByteSize = ByteSize::kib(320), in ByteSize::kib(272)..=ByteSize::mib(4);
+        /// largest filter that the contract allows: 256 entries in each of four fields, types of 257 bytes, apps
+        /// of 256, users of 1,024. It is for subscriptions; other requests have at most 4 KiB.
+        request_bytes_max: ByteSize = ByteSize(REQUEST_BYTES.0.next_power_of_two()),
+            in REQUEST_BYTES..=ByteSize::mib(4);
 
         /// How often a quiet connection is asked whether it is still there. Below the idle timeouts of
         /// common proxies.
@@ -328,4 +345,27 @@ fn quarter_bytes(all: ByteSize) -> ByteSize {
 /// What one address gets of everything by default, so that it takes four to fill a port.
 fn quarter(all: usize) -> usize {
     (all / 4).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_filter_has_room_where_limits_are_as_low_as_they_may_be() {
+        let entries = |bytes: usize| -> Vec<String> {
+            let rest = "x".repeat(bytes - 4);
+            let entries = 0..filter::ENTRIES_MAX;
+            entries.map(|at| format!("={at:03}{rest}")).collect()
+        };
+        let largest = filter::Spec {
+            types: entries(TYPE_BYTES_MAX + 1),
+            exclude_types: entries(TYPE_BYTES_MAX + 1),
+            app_ids: entries(filter::ENTRY_BYTES_MAX),
+            user_ids: entries(ID_BYTES_MAX),
+        };
+        let bytes = filter::Filter::compile(&largest).unwrap().memory_bytes();
+        assert!(bytes as u64 <= FILTER_BYTES.0, "{bytes}");
+        assert_eq!(REQUEST_BYTES, ByteSize::kib(456));
+    }
 }

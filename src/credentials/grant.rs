@@ -207,6 +207,12 @@ impl Grant {
         (self.holder.kind != Kind::Anonymous).then_some(&self.holder.quota)
     }
 
+    /// The quota that the caller's requests count under while they come: callers without a credential have one
+    /// together.
+    pub(crate) fn request_quota(&self) -> &Arc<Quota> {
+        &self.holder.quota
+    }
+
     pub(super) fn is_expired(&self) -> bool {
         let expires_at = self.holder.end.borrow().expires_at;
         self.remaining(expires_at) == Some(Duration::ZERO)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, poll_immediate};
 use http_body::{Body, Frame};
 use tonic::Status;
 
@@ -120,6 +120,8 @@ impl Frames {
                 }
             }
         }
+        // Within a message, nothing else notices that the stream has to end.
+        poll_immediate(self.session.revoked()).await;
         let Some(mut piece) = self.session.piece(self.bytes_max).await else {
             // gRPC-Web's trailers are bytes of the body: within a message they would be taken for it.
             return match self.session.take(0) {

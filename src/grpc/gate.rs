@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use super::{
     STANDARD_REQUEST_BYTES_MAX,
-    held::{Bounds, Deadline, Held},
+    held::{Bounds, Deadline, Ending, Held},
     messages::{Limits, Messages, framed},
     protocol::{ENCODING, Head},
     resources::{Refused, Resources},
@@ -94,10 +94,8 @@ impl Gate {
         parts.extensions.insert(deadline);
         if let Some(grant) = &grant {
             parts.extensions.insert(grant.clone());
-            if let Some(quota) = grant.quota() {
-                let subscriptions = Arc::clone(&self.resources.subscriptions);
-                messages.count(subscriptions, Arc::clone(quota))?;
-            }
+            let subscriptions = Arc::clone(&self.resources.subscriptions);
+            messages.count(subscriptions, Arc::clone(grant.request_quota()))?;
         }
         let mut response = bounds.within(self.call(rpc, parts, messages)).await??;
         // Whoever sends the response has to end it with the credential.
@@ -108,9 +106,10 @@ impl Gate {
             // A subscription keeps its deadline itself.
             None => response,
             Some(_) => {
-                let resources = Arc::clone(&self.resources);
-                let caller = caller.cloned();
-                response.map(|body| Body::new(Held::new(body, bounds, resources, caller)))
+                let ending = || bounds.ending(&self.resources, caller);
+                response.extensions_mut().insert(Ending::new(ending()));
+                let over = ending();
+                response.map(|body| Body::new(Held::new(body, bounds.slot, over)))
             }
         })
     }
@@ -144,12 +143,14 @@ impl Gate {
 
 /// The limits of a request's messages.
 fn limits(rpc: Option<&Rpc>, options: &Options) -> Limits {
-    let (bytes_max, timeout) = match rpc.map(|rpc| rpc.handler) {
-        None | Some(Handler::Own(_)) => (options.request_bytes_max, options.header_timeout),
-        Some(Handler::Standard) => (STANDARD_REQUEST_BYTES_MAX, options.header_timeout),
-        Some(Handler::StandardStream) => {
-            (STANDARD_REQUEST_BYTES_MAX, options.slow_consumer_timeout)
-        }
+    let timeout = match rpc.map(|rpc| rpc.handler) {
+        None | Some(Handler::Own(_) | Handler::Standard) => options.header_timeout,
+        Some(Handler::StandardStream) => options.slow_consumer_timeout,
+    };
+    let bytes_max = match rpc {
+        // Only a subscription has a filter.
+        Some(Rpc { slot: None, .. }) => options.request_bytes_max,
+        Some(_) | None => STANDARD_REQUEST_BYTES_MAX,
     };
     Limits { bytes_max, timeout }
 }

@@ -4,13 +4,14 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
 use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
@@ -31,7 +32,7 @@ impl Deadline {
     /// Resolves when it has passed.
     pub(super) async fn passed(self) -> Failure {
         match self.0 {
-            Some(at) => sleep_until(at).await,
+            Some(at) => subscription::passed(at).await,
             None => std::future::pending().await,
         }
         Failure::Stream(subscription::Failure::DeadlineExceeded { cursor: None })
@@ -57,6 +58,16 @@ impl Bounds {
         }
     }
 
+    /// Resolves when the answer has to end, which is then counted as refused.
+    pub(super) fn ending(&self, resources: &Arc<Resources>, caller: Option<&Caller>) -> Over {
+        let (over, resources, caller) = (self.over(), Arc::clone(resources), caller.cloned());
+        Box::pin(async move {
+            let failure = over.await;
+            resources.refused(Refused::Call, caller.as_ref(), &failure);
+            trailers(&Status::from(&failure))
+        })
+    }
+
     /// Resolves when the call has to end.
     fn over(&self) -> impl Future<Output = Failure> + Send + use<> {
         let evicted = self.slot.as_ref().map(Slot::evicted);
@@ -78,29 +89,37 @@ impl Bounds {
     }
 }
 
+/// Resolves when an answer has to end, with the trailers to end it with.
+pub(super) type Over = BoxFuture<'static, HeaderMap>;
+
+/// A response's extension: what ends it while its body waits for room and is not polled.
+#[derive(Clone)]
+pub(super) struct Ending(Arc<Mutex<Option<Over>>>);
+
+impl Ending {
+    pub(super) fn new(over: Over) -> Self {
+        Self(Arc::new(Mutex::new(Some(over))))
+    }
+
+    pub(super) fn take(&self) -> Option<Over> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// The body of an answer that is bound. Gives the slot back when it is dropped.
 pub(super) struct Held<B> {
     body: B,
     _slot: Option<Slot>,
-    over: BoxFuture<'static, Failure>,
-    resources: Arc<Resources>,
-    caller: Option<Caller>,
+    over: Over,
     is_over: bool,
 }
 
 impl<B> Held<B> {
-    pub(super) fn new(
-        body: B,
-        bounds: Bounds,
-        resources: Arc<Resources>,
-        caller: Option<Caller>,
-    ) -> Self {
+    pub(super) fn new(body: B, slot: Option<Slot>, over: Over) -> Self {
         Self {
             body,
-            over: Box::pin(bounds.over()),
-            _slot: bounds.slot,
-            resources,
-            caller,
+            _slot: slot,
+            over,
             is_over: false,
         }
     }
@@ -117,11 +136,8 @@ impl<B: Body + Unpin> Body for Held<B> {
         if self.is_over {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(failure) = self.over.as_mut().poll(context) {
+        if let Poll::Ready(trailers) = self.over.as_mut().poll(context) {
             self.is_over = true;
-            self.resources
-                .refused(Refused::Call, self.caller.as_ref(), &failure);
-            let trailers = trailers(&Status::from(&failure));
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         Pin::new(&mut self.body).poll_frame(context)
@@ -133,5 +149,28 @@ impl<B: Body + Unpin> Body for Held<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_has_passed_waits_for_no_timer() {
+        let now = Instant::now();
+        assert!(Deadline(Some(now)).passed().now_or_never().is_some());
+        let soon = Deadline(Some(now + Duration::from_micros(1))).passed();
+        assert!(soon.now_or_never().is_none());
+        assert!(Deadline(None).passed().now_or_never().is_none());
+        let bounds = Bounds {
+            slot: None,
+            deadline: Deadline(Some(now)),
+        };
+        assert!(bounds.within(async {}).await.is_err());
     }
 }

@@ -28,9 +28,9 @@ use crate::{
 /// What gRPC puts before each message: a flag and its length, in bytes.
 const PREFIX_BYTES: usize = 5;
 
-/// How much of a request is read before its caller is let in, in bytes: what the window of a connection
-/// allows, so that a call which waits does not hold up the others.
-const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// How much of a request is kept at least of what comes before its caller is let in, in bytes: what the window
+/// of a connection allows. A client may send several messages at once.
+const READ_AHEAD_BYTES_MIN: usize = 64 * 1024;
 
 /// How large the messages of a request may be, and how long they may take.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +41,8 @@ pub(super) struct Limits {
     pub(super) timeout: Duration,
 }
 
-/// The messages of a request. Its bytes count until it is dropped. Those of strangers do not count; there
-/// are few of them, and they are small.
+/// The messages of a request. The memory that they take counts until this is dropped. What strangers send
+/// does not count; there are few of them, and their messages are small.
 pub(super) struct Messages {
     body: Body,
     encoding: Encoding,
@@ -50,6 +50,8 @@ pub(super) struct Messages {
     /// What has come and is not a whole message yet.
     buffer: BytesMut,
     is_ended: bool,
+    /// Why there is no more, as found when it was read ahead.
+    failed: Option<Failure>,
     /// Made when the body is first waited for: most have come with their headers.
     deadline: Option<Pin<Box<Sleep>>>,
     counter: Option<Counter>,
@@ -60,9 +62,9 @@ struct Counter {
     subscriptions: Arc<Subscriptions>,
     quota: Arc<Quota>,
     counted: Vec<CountedFilter>,
-    /// How many bytes more are counted: of many messages, nobody keeps more than the one that is not
-    /// whole yet.
-    bytes_left: usize,
+    /// How many bytes are: of many messages, nobody keeps more than the one that is not whole yet.
+    bytes: usize,
+    bytes_max: usize,
 }
 
 /// A message as it came.
@@ -79,6 +81,7 @@ impl Messages {
             limits,
             buffer: BytesMut::new(),
             is_ended: false,
+            failed: None,
             deadline: None,
             counter: None,
         }
@@ -97,16 +100,32 @@ impl Messages {
             subscriptions,
             quota,
             counted: Vec::new(),
-            bytes_left: self.limits.bytes_max.saturating_add(PREFIX_BYTES),
+            bytes: 0,
+            bytes_max: self.limits.bytes_max.saturating_add(PREFIX_BYTES),
         });
-        counter.count(self.buffer.len())
+        counter.count(self.buffer.capacity())
     }
 
-    /// Reads ahead for as long as it is polled, up to a limit.
+    /// Reads ahead for as long as it is polled, so that a call which waits holds no window of its connection.
+    /// What is more than a request may have is not kept.
     pub(super) async fn read_ahead(&mut self) -> Infallible {
-        while self.buffer.len() < READ_AHEAD_BYTES_MAX
-            && let Ok(true) = poll_fn(|context| self.poll_read(context)).await
-        {}
+        let bytes_max = self.limits.bytes_max;
+        let kept_max = bytes_max.saturating_add(PREFIX_BYTES);
+        let kept_max = kept_max.max(READ_AHEAD_BYTES_MIN);
+        loop {
+            match poll_fn(|context| self.poll_more(context)).await {
+                Ok(true) if self.buffer.len() > kept_max => {
+                    self.buffer.truncate(kept_max);
+                    self.failed = Some(Failure::MessageTooLarge { bytes_max });
+                }
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(failure) => {
+                    self.failed.get_or_insert(failure);
+                    break;
+                }
+            }
+        }
         std::future::pending().await
     }
 
@@ -204,6 +223,15 @@ impl Messages {
 
     /// Reads more. Returns whether there was some; there is none after the end.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
+        if let Some(failure) = self.failed.take() {
+            self.is_ended = true;
+            return Poll::Ready(Err(failure));
+        }
+        self.poll_more(context)
+    }
+
+    /// The same, whatever was found when it was read ahead.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
         while !self.is_ended {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
                 let waited = self.limits.timeout;
@@ -223,10 +251,10 @@ impl Messages {
                     if let Ok(bytes) = frame.into_data()
                         && !bytes.is_empty()
                     {
+                        self.keep(&bytes);
                         if let Some(counter) = &mut self.counter {
-                            counter.count(bytes.len())?;
+                            counter.count(self.buffer.capacity())?;
                         }
-                        self.buffer.extend_from_slice(&bytes);
                         return Poll::Ready(Ok(true));
                     }
                 }
@@ -234,17 +262,35 @@ impl Messages {
         }
         Poll::Ready(Ok(false))
     }
+
+    /// Appends to what has come. There is room for an eighth more at most, and none beyond the message.
+    fn keep(&mut self, bytes: &[u8]) {
+        let needed = self.buffer.len() + bytes.len();
+        if needed > self.buffer.capacity() {
+            let message = self.buffer.first_chunk::<PREFIX_BYTES>();
+            let message = message.map(|&[_, ref length @ ..]| u32::from_be_bytes(*length) as usize);
+            let capacity = message.map_or(needed, |length| {
+                let whole = length.saturating_add(PREFIX_BYTES);
+                whole.min(needed + needed / 8).max(needed)
+            });
+            let mut buffer = BytesMut::with_capacity(capacity);
+            buffer.extend_from_slice(&self.buffer);
+            self.buffer = buffer;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
 }
 
 impl Counter {
-    fn count(&mut self, bytes: usize) -> Result<(), Failure> {
-        let bytes = bytes.min(self.bytes_left);
+    /// Counts a buffer of so many bytes, if it is larger than what is counted.
+    fn count(&mut self, capacity: usize) -> Result<(), Failure> {
+        let bytes = capacity.min(self.bytes_max).saturating_sub(self.bytes);
         if bytes == 0 {
             return Ok(());
         }
         let counted = self.subscriptions.count(bytes, Some(&self.quota));
         let counted = counted.map_err(Failure::Stream)?;
-        self.bytes_left -= bytes;
+        self.bytes += bytes;
         if self.counted.is_empty() {
             self.counted = counted;
         } else {
@@ -426,11 +472,63 @@ mod tests {
             }
             assert_eq!(request.only().await.unwrap(), &b"0123"[..]);
         }
+    }
+
+    #[tokio::test]
+    async fn all_is_read_ahead_and_no_more_is_kept_than_a_request_may_have() {
         let part = [0; 1024];
-        let parts = vec![&part[..]; 2 * READ_AHEAD_BYTES_MAX / part.len()];
+        let parts = vec![&part[..]; 2 * READ_AHEAD_BYTES_MIN / part.len()];
+        for bytes_max in [10, 100 * 1024] {
+            let mut request = request(&parts, true, Encoding::Identity);
+            request.limits.bytes_max = bytes_max;
+            assert!(request.read_ahead().now_or_never().is_none());
+            assert!(request.is_ended);
+            let kept_max = READ_AHEAD_BYTES_MIN.max(bytes_max + PREFIX_BYTES);
+            assert_eq!(request.buffer.len(), kept_max);
+            // Empty messages, up to what was not kept.
+            let (body, failed) = request.into_body();
+            assert!(body.collect().await.is_err());
+            assert_eq!(failed.get().unwrap().reason(), "REQUEST_TOO_LARGE");
+        }
+        // As large as it may be, whenever its caller is let in.
+        let message = prefixed(0, &[7; 100 * 1024]);
+        let parts: Vec<&[u8]> = message.chunks(1024).collect();
         let mut request = request(&parts, true, Encoding::Identity);
+        request.limits.bytes_max = 100 * 1024;
         assert!(request.read_ahead().now_or_never().is_none());
-        assert_eq!(request.buffer.len(), READ_AHEAD_BYTES_MAX);
+        assert_eq!(request.only().await.unwrap(), &message[PREFIX_BYTES..]);
+    }
+
+    #[tokio::test]
+    async fn what_fails_while_it_is_read_ahead_fails_the_call() {
+        let message = prefixed(0, b"0123");
+        let failed = [
+            Ok(Frame::data(Bytes::from(message))),
+            Err(Status::internal("reset")),
+        ];
+        let body = Body::new(StreamBody::new(stream::iter(failed)));
+        let mut request = Messages::new(body, Encoding::Identity, LIMITS);
+        assert!(request.read_ahead().now_or_never().is_none());
+        let refused = request.only().await.unwrap_err();
+        assert_eq!(refused.reason(), "REQUEST_INVALID");
+    }
+
+    #[tokio::test]
+    async fn a_message_that_comes_in_parts_takes_little_more_memory_than_it_has_bytes() {
+        let message = prefixed(0, &[7; 100_000]);
+        for part_bytes in [1, 1_000, 16_384, 100_005] {
+            let mut request = request(&[], false, Encoding::Identity);
+            for part in message.chunks(part_bytes) {
+                request.keep(part);
+                let (length, capacity) = (request.buffer.len(), request.buffer.capacity());
+                assert!(capacity <= message.len(), "{part_bytes}: {capacity}");
+                assert!(
+                    capacity <= length.max(16) * 9 / 8,
+                    "{part_bytes}: {capacity}"
+                );
+            }
+            assert_eq!(request.buffer, message);
+        }
     }
 
     #[tokio::test]
@@ -469,8 +567,8 @@ mod tests {
             bytes += message.unwrap().len();
         }
         assert_eq!(bytes, 100);
-        assert!(quota.filter(11, 25).is_err(), "the body is still there");
-        assert!(quota.filter(10, 25).is_ok());
+        assert!(quota.filter(16, 25).is_err(), "the body is still there");
+        assert!(quota.filter(15, 25).is_ok());
         drop(body);
         assert!(quota.filter(25, 25).is_ok());
     }

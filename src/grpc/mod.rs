@@ -33,8 +33,8 @@ use crate::{
     subscription::{self, Snapshot, Subscriptions},
 };
 
-/// The largest message to health and reflection, in bytes, which strangers may send: it names a service
-/// or a symbol.
+/// The largest message that is no subscription's, in bytes: to health and reflection, which names a service or
+/// a symbol, and to `GetRange`, which has nothing in it.
 const STANDARD_REQUEST_BYTES_MAX: usize = 4096;
 
 /// The limits of the subscribers' port.

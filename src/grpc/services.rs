@@ -1,11 +1,14 @@
 //! Owns the two protocols that the RPCs are called by: gRPC, and gRPC-Web with the rules of browsers
 //! around it.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request,
+};
 use http_body_util::Full;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _};
@@ -14,14 +17,20 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 use super::{
     body::Outlet,
     gate::Gate,
+    held::Ending,
     protocol::{NoCall, Protocol, protocol},
-    status,
+    resources::Refused,
+    status::{self, Failure},
 };
 use crate::{
     credentials::Grant,
-    http2::{Answer, RequestHandler},
-    subscription::Failure,
+    http2::{Answer, Caller, Kind, RequestHandler},
+    net::slots::Standing,
+    subscription,
 };
+
+/// How long a client may take to make room for the text that explains why its request is refused by HTTP.
+const EXPLANATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All RPCs, for connections. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +54,7 @@ impl RequestHandler for Services {
         } else {
             self.web(request, protocol).await
         };
+        let over = response.extensions_mut().remove::<Ending>();
         let grant = response.extensions_mut().remove::<Grant>();
         let outlet = response.extensions_mut().remove::<Outlet>();
         let session = outlet.filter(|_| is_grpc).and_then(|outlet| outlet.take());
@@ -52,14 +62,15 @@ impl RequestHandler for Services {
             response,
             session,
             grant,
+            over: over.and_then(|over| over.take()),
         }
     }
 
-    fn trailers(&self, end: &Result<(), Failure>) -> HeaderMap {
+    fn trailers(&self, end: &Result<(), subscription::Failure>) -> HeaderMap {
         status::trailers(&status::ended(end))
     }
 
-    fn drained(&self) -> Failure {
+    fn drained(&self) -> subscription::Failure {
         self.gate.resources.subscriptions.drained(None)
     }
 }
@@ -88,7 +99,7 @@ impl Services {
         if let Some(origin) = request.headers().get(header::ORIGIN)
             && !self.allows(origin)
         {
-            return refusal(StatusCode::FORBIDDEN, "");
+            return self.refuse(&request, "origin", StatusCode::FORBIDDEN, "");
         }
         match protocol {
             Ok(Protocol::Web(content_type)) => {
@@ -97,7 +108,7 @@ impl Services {
             Ok(Protocol::Preflight | Protocol::Grpc) => {}
             Err(no_call) => {
                 let (status, explanation) = no_call.answer();
-                return refusal(status, explanation);
+                return self.refuse(&request, "protocol", status, explanation);
             }
         }
         let services = self.clone();
@@ -105,7 +116,7 @@ impl Services {
             .allow_origin(AllowOrigin::predicate(
                 move |origin: &HeaderValue, _: &request::Parts| services.allows(origin),
             ))
-            .allow_methods([http::Method::POST])
+            .allow_methods([Method::POST])
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(ExposeHeaders::list([
                 HeaderName::from_static("grpc-status"),
@@ -119,6 +130,38 @@ impl Services {
             |_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""),
             |response| response.map(Body::new),
         )
+    }
+
+    /// Refuses a request by HTTP alone. The explanation is sent if there is room for it soon.
+    fn refuse<B>(
+        &self,
+        request: &Request<B>,
+        field: &'static str,
+        status: StatusCode,
+        explanation: &'static str,
+    ) -> Response<Body> {
+        let resources = &self.gate.resources;
+        let caller = request.extensions().get::<Caller>();
+        let description = explanation.to_owned();
+        let failure = Failure::Request { field, description };
+        resources.refused(Refused::Call, caller, &failure);
+        let slot = resources
+            .calls
+            .enter(Kind::Other, caller, Some(Standing::default()));
+        let Ok(slot) = slot else {
+            return refusal(status, "");
+        };
+        if request.method() == Method::HEAD {
+            return refusal(status, "");
+        }
+        let mut response = refusal(status, explanation);
+        let over = async move {
+            let _ = timeout(EXPLANATION_TIMEOUT, slot.evicted()).await;
+            HeaderMap::new()
+        };
+        let over = Ending::new(Box::pin(over));
+        response.extensions_mut().insert(over);
+        response
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {

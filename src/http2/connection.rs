@@ -1,7 +1,7 @@
 //! Owns connections that speak HTTP/2, from their preface to their end. It is spoken with h2 directly,
 //! because only there can a stream see how much room its client has (`sending.rs`).
 
-use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use h2::{Ping, PingPong, Reason, server::Builder};
@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Caller, Connections, HEADER_LISTS_READ, Options, RequestHandler,
+    Caller, Connections, FAREWELL_TIMEOUT, HEADER_LISTS_READ, Options, RequestHandler,
     frame_budget::{FrameBudget, ShortPieces},
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
@@ -22,9 +22,6 @@ use crate::{
     metrics::Closure,
     net::{quiet::Admitted, tap::Tapped},
 };
-
-/// How long a connection that is closed for a flood may take to hear why.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a client may send before it is read, on a stream and on a connection.
 const REQUEST_WINDOW_BYTES: u32 = 65_535;
@@ -229,7 +226,7 @@ async fn flushing<IO: AsyncWrite + Unpin, T>(
 }
 
 /// Resolves when the peer has not answered a ping in time. One that has a lot to read comes to the
-/// ping late, but reads meanwhile.
+/// ping late, but reads meanwhile, and says so: it opens its windows.
 async fn dead<IO>(ping_pong: Option<PingPong>, options: &Options, flusher: &Flusher<IO>) {
     let Some(mut ping_pong) = ping_pong else {
         return std::future::pending().await;
@@ -238,12 +235,12 @@ async fn dead<IO>(ping_pong: Option<PingPong>, options: &Options, flusher: &Flus
         sleep(options.ping_interval).await;
         let mut pong = pin!(ping_pong.ping(Ping::opaque()));
         loop {
-            let resumed = flusher.resumed();
+            let progress = (flusher.resumed(), flusher.heard());
             match timeout(options.ping_timeout, &mut pong).await {
                 Ok(Ok(_)) => break,
                 // The connection itself says why it failed.
                 Ok(Err(_)) => return std::future::pending().await,
-                Err(_) if flusher.resumed() == resumed => return,
+                Err(_) if (flusher.resumed(), flusher.heard()) == progress => return,
                 Err(_) => {}
             }
         }

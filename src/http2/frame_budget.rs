@@ -147,7 +147,7 @@ impl ShortPieces {
     pub(super) fn new(limits: &Limits) -> Self {
         let bytes = |frames: u64| {
             let bytes = frames.saturating_mul(limits.frame_cost_bytes);
-            (bytes / 100).saturating_mul(SHORT_PIECES_PERCENT)
+            bytes.saturating_mul(SHORT_PIECES_PERCENT) / 100
         };
         let credit = Bucket::new(
             bytes(limits.frames_per_second),
@@ -166,11 +166,18 @@ impl ShortPieces {
         Self::paid(piece_bytes) < self.replies_cost_bytes
     }
 
-    /// When the next short piece may be sent.
-    pub(super) fn turn(&self) -> Instant {
+    /// Takes the next turn for a short piece, no later than after `longest`. Those who wait have one after
+    /// the other.
+    pub(super) fn turn(&self, longest: Duration) -> Turn<'_> {
         let now = Instant::now();
-        let latest = now + OWED_MAX;
-        self.lock().reserve(0, now, latest).unwrap_or(latest)
+        let mut credit = self.lock();
+        let at = credit.reserve(0, now, now + OWED_MAX);
+        let owed = credit.reserve(self.replies_cost_bytes, now, now + OWED_MAX);
+        Turn {
+            short_pieces: self,
+            at: at.unwrap_or(now + OWED_MAX).min(now + longest),
+            reserved: owed.map_or(0, |_| self.replies_cost_bytes),
+        }
     }
 
     /// A piece of so many bytes was sent. What it pays for besides the replies to it lets short ones
@@ -195,6 +202,20 @@ impl ShortPieces {
 
     fn lock(&self) -> MutexGuard<'_, Bucket> {
         self.credit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A turn to send a short piece. What is reserved for it is given back when this is dropped: what is then sent
+/// is counted by itself.
+pub(super) struct Turn<'a> {
+    short_pieces: &'a ShortPieces,
+    pub(super) at: Instant,
+    reserved: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.short_pieces.lock().add(self.reserved);
     }
 }
 
@@ -334,7 +355,7 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(60);
         let mut sent = 0;
         while Instant::now() < until {
-            tokio::time::sleep_until(pieces.turn()).await;
+            tokio::time::sleep_until(pieces.turn(OWED_MAX).at).await;
             pieces.sent(piece_bytes);
             client.is_told(HEAD_BYTES + piece_bytes).await;
             client.says(&frames(REPLIES, 4)).await;
@@ -364,15 +385,49 @@ mod tests {
         for _ in 0..100_000 {
             pieces.sent(5);
             pieces.sent(1_000);
-            assert_eq!(pieces.turn(), now);
+            assert_eq!(pieces.turn(OWED_MAX).at, now);
         }
-        while pieces.turn() == now {
+        while pieces.turn(OWED_MAX).at == now {
             pieces.sent(5);
         }
         pieces.sent(86);
-        assert!(pieces.turn() > now);
+        assert!(pieces.turn(OWED_MAX).at > now);
         pieces.sent(1_000);
-        assert_eq!(pieces.turn(), now);
+        assert_eq!(pieces.turn(OWED_MAX).at, now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_turn_has_one_of_its_own_and_soon() {
+        let pieces = ShortPieces::new(&LIMITS);
+        let now = Instant::now();
+        while pieces.turn(OWED_MAX).at == now {
+            pieces.sent(5);
+        }
+        let longest = Duration::from_secs(10);
+        let first = pieces.turn(longest);
+        let second = pieces.turn(longest);
+        assert!(first.at < second.at);
+        // Whoever goes without it leaves it to others.
+        let at = second.at;
+        drop(second);
+        assert_eq!(pieces.turn(longest).at, at);
+        drop(first);
+        for _ in 0..100_000 {
+            pieces.sent(5);
+        }
+        assert_eq!(pieces.turn(longest).at, now + longest);
+    }
+
+    #[test]
+    fn limits_that_are_low_leave_something_for_short_pieces() {
+        let limits = Limits {
+            frame_cost_bytes: 1,
+            frames_per_second: 90,
+            frames_at_first: 90,
+            frames_saved_max: 90,
+        };
+        let pieces = ShortPieces::new(&limits);
+        assert!(pieces.lock().take(67, Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,6 +24,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::{
@@ -49,7 +50,13 @@ use crate::{
 
 /// How many times as many bytes of headers as a request may have are read before h2 refuses it by itself:
 /// with the HTTP status 431, which gRPC's clients take for an error of no known kind.
-pub(crate) const HEADER_LISTS_READ: u32 = 4;
+pub(crate) const HEADER_LISTS_READ: u32 = 2;
+
+/// How long a connection that is closed for what its client did may take to hear why.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How much is read of a client that speaks something else, in bytes.
+const UNREAD_BYTES_MAX: u64 = 16 * 1024;
 
 /// The limits of connections and of what is sent over them.
 #[derive(Clone, Debug)]
@@ -119,6 +126,8 @@ pub(crate) struct Answer<B> {
     pub(crate) session: Option<Box<CursorSession>>,
     /// What admitted the caller: the body ends with it.
     pub(crate) grant: Option<Grant>,
+    /// Resolves when the body has to end, also while it waits for room, with the trailers to end it with.
+    pub(crate) over: Option<BoxFuture<'static, HeaderMap>>,
 }
 
 /// Serves the connections of subscribers.
@@ -189,12 +198,10 @@ impl<H: RequestHandler> Connections<H> {
             // A handshake of TLS (RFC 8446, 5.1). Its client says that the port does not speak TLS once it
             // gets an answer in something else.
             [0x16, 0x03] => Box::pin(self.serve_http1(io, caller)).await,
-            // An answer in HTTP/1.1 would be noise to a client that speaks something else. What is left
-            // unread of what it said would make the system reset the connection.
+            // An answer in HTTP/1.1 would be noise to a client that speaks something else.
             _ => {
                 let _ = io.shutdown().await;
-                let mut said = [0; 1024];
-                let _ = timeout(self.options.header_timeout, io.read(&mut said)).await;
+                listen_to_the_end(&mut io).await;
                 Some(Closure::Protocol)
             }
         };
@@ -219,6 +226,14 @@ impl<H: RequestHandler> Connections<H> {
             Arc::clone(&self.metrics),
         )
     }
+}
+
+/// Reads what a client still says, for a moment and a few KiB: what is left unread would make the system reset
+/// the connection.
+async fn listen_to_the_end(io: impl AsyncRead + Unpin) {
+    let mut said = io.take(UNREAD_BYTES_MAX);
+    let mut nowhere = tokio::io::sink();
+    let _ = timeout(FAREWELL_TIMEOUT, tokio::io::copy(&mut said, &mut nowhere)).await;
 }
 
 /// Who is on the other side of a connection, as far as the connection shows it. It is an extension
@@ -313,4 +328,31 @@ pub fn refusal(refusal: ConnectionRefusal) -> Vec<u8> {
         reason,
     ]
     .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_speaks_something_else_is_heard_to_the_end() {
+        let (mut client, server) = tokio::io::duplex(100);
+        let speaking = tokio::spawn(async move {
+            let spoken = client.write_all(&[b'x'; 2_000]).await;
+            drop(client);
+            spoken
+        });
+        // Two bytes have been read already.
+        let said = AsyncReadExt::chain(Cursor::new([b'x'; 2]), server);
+        listen_to_the_end(said).await;
+        speaking.await.unwrap().unwrap();
+        // But not for long, and not much.
+        let (mut client, mut server) = tokio::io::duplex(1 << 20);
+        client.write_all(&[b'x'; 20_000]).await.unwrap();
+        listen_to_the_end(&mut server).await;
+        drop(client);
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest.len() as u64, 20_000 - UNREAD_BYTES_MAX);
+    }
 }

@@ -7,7 +7,9 @@
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, Bytes};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use h2::{Reason, SendStream};
+use http::HeaderMap;
 use http_body::Body;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -295,6 +297,10 @@ impl<H: RequestHandler> Sender<'_, H> {
 
     /// Waits until there is some.
     async fn coming_room(&mut self, wanted: usize, bytes_max: usize) -> Result<Room, Gone> {
+        let short_pieces = self.short_pieces;
+        // A client is not to blame for the time that its turn takes.
+        let turn_timeout = self.options.slow_consumer_timeout / 2;
+        let mut turn = None;
         loop {
             let capacity = self.send.capacity().min(bytes_max);
             if capacity == 0 {
@@ -302,10 +308,10 @@ impl<H: RequestHandler> Sender<'_, H> {
                 continue;
             }
             if self.needs_turn(capacity, wanted) {
-                let turn = self.short_pieces.turn();
-                if Instant::now() < turn {
+                let turn = turn.get_or_insert_with(|| short_pieces.turn(turn_timeout));
+                if Instant::now() < turn.at {
                     tokio::select! {
-                        () = sleep_until(turn) => {}
+                        () = sleep_until(turn.at) => {}
                         more = more_room(self.send, true) => more?,
                     }
                     continue;
@@ -329,11 +335,17 @@ impl<H: RequestHandler> Sender<'_, H> {
         }
     }
 
-    /// Sends any other body. One that never ends, such as a watch on the health, is ended with its
-    /// caller's credential, and when the server drains, a moment after it could say so.
-    pub(super) async fn body(&mut self, body: H::Body, grant: Option<Grant>) -> Result<(), Gone> {
+    /// Sends any other body. It is ended when its call is over, with its caller's credential, and, if it never
+    /// ends by itself, such as a watch on the health, a moment after the server drains.
+    pub(super) async fn body(
+        &mut self,
+        body: H::Body,
+        grant: Option<Grant>,
+        over: Option<BoxFuture<'static, HeaderMap>>,
+    ) -> Result<(), Gone> {
         let draining = self.draining.clone();
-        let mut over = pin!(async {
+        let over = over.unwrap_or_else(|| std::future::pending().boxed());
+        let mut drained = pin!(async {
             draining.cancelled().await;
             sleep(DRAIN_ROOM_TIMEOUT).await;
         });
@@ -345,9 +357,11 @@ impl<H: RequestHandler> Sender<'_, H> {
         });
         let handler = self.handler;
         let failure = tokio::select! {
+            biased;
             sent = self.frames(body) => return sent,
+            trailers = over => return self.send.send_trailers(trailers).map_err(|_| Gone),
             ended = &mut revoked => Failure::CredentialEnded { ended, cursor: None },
-            () = &mut over => handler.drained(),
+            () = &mut drained => handler.drained(),
         };
         self.end(&Err(failure))
     }
@@ -397,7 +411,9 @@ impl<H: RequestHandler> Sender<'_, H> {
             };
             let piece = bytes.split_to(room.bytes.min(bytes.len()));
             patience.took_some();
-            self.short_pieces.sent(piece.len());
+            if !bytes.is_empty() {
+                self.short_pieces.sent(piece.len());
+            }
             self.send_piece(piece.into(), room.share)?;
         }
         Ok(())

@@ -52,6 +52,7 @@ impl<H: RequestHandler> Stream<H> {
             response,
             session,
             grant,
+            over,
         } = answer;
         let unsent = self
             .unsent
@@ -73,7 +74,7 @@ impl<H: RequestHandler> Stream<H> {
         let sent = match session {
             Some(mut session) => sender.session(&mut session).await,
             None if ends => Ok(()),
-            None => Box::pin(sender.body(body, grant)).await,
+            None => Box::pin(sender.body(body, grant, over)).await,
         };
         // A gone stream needs no farewell.
         let _: Result<(), Gone> = sent;

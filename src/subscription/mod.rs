@@ -24,7 +24,7 @@ pub use self::registry::Snapshot;
 use self::{cursor::CursorSource, pace::Pace, registry::Registry};
 pub(crate) use self::{
     failure::Failure,
-    permit::Permit,
+    permit::{Permit, passed},
     plan::{OnDamaged, OnExpired, Plan, StartAt, StopAt},
     response::Response,
     session::{Session, Step},

@@ -33,6 +33,14 @@ pub(super) enum PermitEnd {
     Deadline,
 }
 
+/// Resolves when a deadline has passed; at once if it already has. A timer alone fires at the next
+/// millisecond.
+pub(crate) async fn passed(deadline: Instant) {
+    if deadline > Instant::now() {
+        sleep_until(deadline).await;
+    }
+}
+
 impl Permit {
     /// Takes a slot of the grant's quota, which is `default_max` if it has none of its own. The slot is
     /// released together with the other slot that the stream occupies. The permit ends at the deadline.
@@ -56,7 +64,7 @@ impl Permit {
             Some(deadline) => Box::pin(async move {
                 tokio::select! {
                     ended = ended => ended,
-                    () = sleep_until(deadline) => PermitEnd::Deadline,
+                    () = passed(deadline) => PermitEnd::Deadline,
                 }
             }),
         };

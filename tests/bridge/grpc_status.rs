@@ -202,7 +202,7 @@ async fn what_cannot_be_read_is_the_clients_fault() {
     let bridge = Bridge::start().await;
     for (bytes, code, expected) in [
         (70_000, Code::InvalidArgument, "REQUEST_INVALID"),
-        (400_000, Code::ResourceExhausted, "REQUEST_TOO_LARGE"),
+        (600_000, Code::ResourceExhausted, "REQUEST_TOO_LARGE"),
     ] {
         let large = SubscribeRequest {
             client_name: "x".repeat(bytes),

@@ -56,7 +56,7 @@ async fn refused_calls_are_counted_all_and_logged_a_few_times() {
     let bearer: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
     for _ in 0..REFUSALS {
         let filter = Filter {
-            types: vec!["a..b".to_owned()],
+            types: vec!["a.**.b".to_owned()],
             ..Filter::default()
         };
         let mut request = Request::new(SubscribeRequest {

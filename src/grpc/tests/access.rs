@@ -354,6 +354,27 @@ async fn a_quota_of_connections_holds_for_the_credential_and_for_nobody_else() {
     }
 }
 
+#[tokio::test]
+async fn requests_of_callers_without_a_credential_count_as_those_of_one() {
+    let options = Options {
+        subscriptions: subscription::Options {
+            filters_bytes_per_credential_max: 5_000,
+            ..subscription::Options::default()
+        },
+        ..Options::default()
+    };
+    let bridge = Bridge::start_with(options, bus::Options::default(), memory::Options::default());
+    let bridge = bridge.await;
+    let mut client = bridge.client().await;
+    let name = "x".repeat(200);
+    client.subscribe(types(&[name.as_str(); 20])).await.unwrap();
+    let refused = client
+        .subscribe(types(&[name.as_str(); 30]))
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&refused), "LIMIT_STREAMS");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_together_have_a_limit_and_each_credential_a_part() {
     let tokens: Vec<Token> = (0..3).map(|_| Token::generate().unwrap()).collect();

@@ -325,6 +325,88 @@ async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_opens_windows_is_not_gone_whatever_becomes_of_pings() {
+    let bridge = start(Options::default()).await;
+    let call = frames::call(1, "/prelude.bridge.v1.EventService/Subscribe");
+    let begin = [frames::PREFACE, &frames::settings(&[]), &call].concat();
+    for speaks in [true, false] {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let streams = bridge.streams.clone();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let serving = tokio::spawn(async move { streams.serve(server, peer.into()).await });
+        let (mut reader, mut writer) = tokio::io::split(client);
+        writer.write_all(&begin).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+        for _ in 0..200 {
+            if speaks {
+                let window = frames::window_update(0, 1);
+                writer.write_all(&window).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(serving.is_finished(), !speaks);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_answer_has_no_room_ends_at_its_deadline() {
+    let bridge = start(Options::default()).await;
+    let client = Client::connect(&bridge, 0, WIDE_BYTES).await;
+    let mut send = client.0.clone().ready().await.unwrap();
+    let uri = "http://bridge/prelude.bridge.v1.EventService/GetRange";
+    let head = http::Request::post(uri)
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "500m");
+    let (response, mut body) = send.send_request(head.body(()).unwrap(), false).unwrap();
+    body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+    let began = Instant::now();
+    let mut body = response.await.unwrap().into_body();
+    let trailers = body.trailers().await.unwrap().unwrap();
+    let status = Status::from_header_map(&trailers).unwrap();
+    assert_eq!(reason(&status), "DEADLINE_EXCEEDED");
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_by_http_waits_for_room_for_a_moment_and_in_a_slot() {
+    let mut options = Options::default();
+    options.calls.calls_max = 1;
+    let bridge = start(options).await;
+    let client = Client::connect(&bridge, 0, WIDE_BYTES).await;
+    let refused = async |method: http::Method| {
+        let mut send = client.0.clone().ready().await.unwrap();
+        let head = http::Request::builder()
+            .method(method)
+            .uri("http://bridge/");
+        let (response, _) = send.send_request(head.body(()).unwrap(), true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), http::StatusCode::METHOD_NOT_ALLOWED);
+        response.into_body()
+    };
+    let mut first = refused(http::Method::GET).await;
+    let began = Instant::now();
+    let mut second = refused(http::Method::GET).await;
+    // The second has taken the place of the first.
+    assert!(first.data().await.is_none());
+    assert!(began.elapsed() < Duration::from_millis(100));
+    assert!(second.data().await.is_none());
+    assert!(began.elapsed() < Duration::from_secs(2));
+    // An answer to HEAD has no text.
+    assert!(refused(http::Method::HEAD).await.is_end_stream());
+    let page = bridge.metrics.render();
+    let counted = r#"prelude_bridge_streams_ended_total{reason="REQUEST_INVALID"} 3"#;
+    assert!(page.contains(counted), "{page}");
+    // With room, it is sent.
+    let client = Client::connect(&bridge, 65_535, WIDE_BYTES).await;
+    let mut send = client.0.clone().ready().await.unwrap();
+    let head = http::Request::get("http://bridge/").body(()).unwrap();
+    let (response, _) = send.send_request(head, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    let text = body.data().await.unwrap().unwrap();
+    assert!(text.starts_with(b"this port serves gRPC"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_window_that_never_opens_ends_the_stream_before_its_first_byte() {
     let bridge = start(Options::default()).await;
     let client = Client::connect(&bridge, 0, WIDE_BYTES).await;
@@ -474,10 +556,21 @@ async fn who_has_no_room_keeps_its_turn_at_the_log_from_others_only_for_a_moment
 
 /// The body of a subscription by gRPC-Web, as a connection sends it.
 async fn page(bridge: &Bridge, version: http::Version, request: &SubscribeRequest) -> Body {
+    page_within(bridge, version, request, "1H").await
+}
+
+/// The same with a deadline.
+async fn page_within(
+    bridge: &Bridge,
+    version: http::Version,
+    request: &SubscribeRequest,
+    timeout: &str,
+) -> Body {
     let uri = "http://bridge/prelude.bridge.v1.EventService/Subscribe";
     let request = http::Request::post(uri)
         .version(version)
         .header("content-type", "application/grpc-web+proto")
+        .header("grpc-timeout", timeout)
         .body(Full::new(crate::wire::grpc_message(request)))
         .unwrap();
     let handler = &bridge.streams.connections.handler;
@@ -507,6 +600,26 @@ async fn a_page_gets_a_large_event_in_pieces() {
         let trailers = String::from_utf8_lossy(&whole[4..]);
         assert!(trailers.contains("grpc-status:0"), "{trailers}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_within_a_message_is_cut_at_its_deadline() {
+    let bridge = start(Options::default()).await;
+    append_large(&bridge, 1, 200_000).await;
+    let mut body = page_within(&bridge, http::Version::HTTP_11, &history(), "1S").await;
+    let mut bytes = 0;
+    while bytes < 20_000 {
+        bytes += body
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len();
+    }
+    advance(Duration::from_secs(2)).await;
+    assert!(body.frame().await.unwrap().is_err());
 }
 
 /// Trailers would be taken for the rest of the message.

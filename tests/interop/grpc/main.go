@@ -86,7 +86,7 @@ func main() {
 		return expect(err, codes.InvalidArgument, "REQUEST_INVALID")
 	})
 	run("status_code_and_message", func(ctx context.Context) error {
-		_, err := read(ctx, events, history(&bridge.Filter{Types: []string{"a..b"}}))
+		_, err := read(ctx, events, history(&bridge.Filter{Types: []string{"a.**.b"}}))
 		return expect(err, codes.InvalidArgument, "FILTER_INVALID")
 	})
 	// The message names the cursor's field; whatever was sent as one does not come back.
