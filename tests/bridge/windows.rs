@@ -244,7 +244,10 @@ async fn read(bridge: &Bridge, reading: Reading) -> Vec<Vec<Event>> {
             }
             // Without an error there is no more to it than that it comes after all messages.
             HEADERS if frame.flags & END_STREAM != 0 => {
-                assert!(stream.partial.is_empty(), "the last message is whole");
+                assert!(
+                    stream.partial.is_empty(),
+                    "not whole: {reading:?}, {frame:?}"
+                );
                 stream.is_open = false;
             }
             kind => assert_eq!(kind, HEADERS, "{frame:?}"),
