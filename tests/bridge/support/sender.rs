@@ -95,6 +95,8 @@ impl Sender {
 
     fn builder() -> reqwest::ClientBuilder {
         let builder = reqwest::Client::builder();
+        // The bridge keeps idle connections for longer than a test waits for them to go.
+        let builder = builder.pool_idle_timeout(Duration::from_secs(5));
         builder.no_proxy().timeout(Duration::from_secs(10))
     }
 
