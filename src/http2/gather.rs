@@ -80,8 +80,6 @@ struct Inner<IO> {
     is_full: bool,
     /// How often it took more after it had been full.
     resumed: u64,
-    /// How many bytes the client has sent.
-    heard: u64,
     /// What the gathered bytes hold of the connection's memory, each until so many bytes were written.
     shares: VecDeque<(u64, Arc<Share>)>,
 }
@@ -98,7 +96,6 @@ pub(super) fn gather<IO>(io: IO, shelf: Shelf) -> (Gather<IO>, Flusher<IO>) {
         gathered_ever: 0,
         is_full: false,
         resumed: 0,
-        heard: 0,
         shares: VecDeque::new(),
     }));
     (Gather(Arc::clone(&inner)), Flusher(inner))
@@ -152,11 +149,6 @@ impl<IO> Flusher<IO> {
     /// of what was written before.
     pub(super) fn resumed(&self) -> u64 {
         lock(&self.0).resumed
-    }
-
-    /// How many bytes the client has sent.
-    pub(super) fn heard(&self) -> u64 {
-        lock(&self.0).heard
     }
 }
 
@@ -305,11 +297,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gather<IO> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut inner = lock(&self.0);
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut inner.io).poll_read(context, buffer);
-        inner.heard += (buffer.filled().len() - before) as u64;
-        read
+        Pin::new(&mut lock(&self.0).io).poll_read(context, buffer)
     }
 }
 

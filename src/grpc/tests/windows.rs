@@ -325,30 +325,6 @@ async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_opens_windows_is_not_gone_whatever_becomes_of_pings() {
-    let bridge = start(Options::default()).await;
-    let call = frames::call(1, "/prelude.bridge.v1.EventService/Subscribe");
-    let begin = [frames::PREFACE, &frames::settings(&[]), &call].concat();
-    for speaks in [true, false] {
-        let (client, server) = tokio::io::duplex(64 * 1024);
-        let streams = bridge.streams.clone();
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let serving = tokio::spawn(async move { streams.serve(server, peer.into()).await });
-        let (mut reader, mut writer) = tokio::io::split(client);
-        writer.write_all(&begin).await.unwrap();
-        tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
-        for _ in 0..200 {
-            if speaks {
-                let window = frames::window_update(0, 1);
-                writer.write_all(&window).await.unwrap();
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        assert_eq!(serving.is_finished(), !speaks);
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_call_whose_answer_has_no_room_ends_at_its_deadline() {
     let bridge = start(Options::default()).await;
     let client = Client::connect(&bridge, 0, WIDE_BYTES).await;
