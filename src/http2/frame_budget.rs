@@ -27,7 +27,7 @@ use crate::{net::tap::Tap, rate::Bucket};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// What a frame costs, in bytes that are written to the client. The shortest message
-    /// of a stream has 70 bytes, and a client has at most [`REPLIES`] to its frame.
+    /// of a stream has 70 bytes, and a client has at most `REPLIES` to its frame.
     pub frame_cost_bytes: u64,
     /// What a client has by itself in a second.
     pub frames_per_second: u64,

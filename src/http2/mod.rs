@@ -71,7 +71,7 @@ pub struct Options {
     pub pending_accept_resets_max: usize,
     /// How many streams one connection may have: what load balancers and clients expect.
     pub streams_per_connection_max: u32,
-    /// How much a request's headers may weigh, in bytes. Over HTTP/2, up to [`HEADER_LISTS_READ`] times as
+    /// How much a request's headers may weigh, in bytes. Over HTTP/2, up to `HEADER_LISTS_READ` times as
     /// much is read, so that the handler can say so.
     pub header_bytes_max: u32,
     /// How large a request may be, in bytes: a filter with all the entries that are allowed fits.

@@ -1,5 +1,5 @@
 //! Owns how an HTTP/1.1 connection is served: hyper's state machine behind a reader that enforces the rules
-//! for messages, timers and limits ([`requests`]). Knows nothing of routes.
+//! for messages, timers and limits (`requests`). Knows nothing of routes.
 
 use std::{
     convert::Infallible,
