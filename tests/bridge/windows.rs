@@ -200,6 +200,15 @@ async fn read(bridge: &Bridge, reading: Reading) -> Vec<Vec<Event>> {
     let mut frames = 0;
     let mut connection_left_bytes = connection_bytes.max(USUAL_WINDOW_BYTES);
     while all.iter().any(|stream| stream.is_open) {
+        // A change can leave all windows below zero with nothing on the way that they would be opened for.
+        let mut open = all.iter().filter(|stream| stream.is_open);
+        if open.all(|stream| stream.window_bytes <= 0) {
+            let updates = all.iter_mut().filter_map(|stream| stream.opens(0));
+            connection
+                .send(&updates.collect::<Vec<_>>().concat())
+                .await
+                .unwrap();
+        }
         let frame = connection.next().await.unwrap();
         if let Some(answer) = answer(&frame) {
             connection.send(&answer).await.unwrap();
