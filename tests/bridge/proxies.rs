@@ -38,6 +38,16 @@ const PATIENCE_SECONDS: u32 = 2;
 const PROGRESS_INTERVAL_MILLISECONDS: i32 = 500;
 const PROGRESS_NOTICES: usize = 8;
 
+/// What comes before the name of Envoy's settings: others of it may run on this machine.
+pub(crate) const ENVOY_ARGUMENTS: [&str; 6] = [
+    "--concurrency",
+    "1",
+    "--use-dynamic-base-id",
+    "-l",
+    "warning",
+    "-c",
+];
+
 /// nginx ends with its test only as a single process, and writes below its own directory.
 pub(crate) const NGINX_ARGUMENTS: [&str; 5] = [
     "-p",
@@ -273,15 +283,7 @@ async fn envoy_carries_idle_streams_and_drains() {
     let mut bridge = Bridge::start().await;
     let timeout = format!("stream_idle_timeout: {PATIENCE_SECONDS}s");
     let patience = ("stream_idle_timeout: 300s", timeout.as_str());
-    let arguments = [
-        "--concurrency",
-        "1",
-        "--use-dynamic-base-id",
-        "-l",
-        "warning",
-        "-c",
-    ];
-    let proxy = Proxy::start(&envoy, &arguments, "envoy.yaml", patience, &bridge).await;
+    let proxy = Proxy::start(&envoy, &ENVOY_ARGUMENTS, "envoy.yaml", patience, &bridge).await;
     carries_streams(&proxy, &mut bridge).await;
 }
 

@@ -78,28 +78,35 @@ fn signatures_of_the_openssl_command_line_verify() {
         let keys = KeySet::from_pem(&std::fs::read(&public).unwrap()).unwrap();
         assert_eq!(keys.keys()[0].bits(), bits);
         for salt in salts(bits) {
-            let length = format!("rsa_pss_saltlen:{salt}");
-            openssl(&[
-                "dgst",
-                "-sha256",
-                "-sign",
-                &private,
-                "-sigopt",
-                "rsa_padding_mode:pss",
-                "-sigopt",
-                &length,
-                "-out",
-                &signed,
-                &body,
-            ]);
-            let header = format!(
-                "rsassa-pss-sha256={}",
-                URL_SAFE.encode(std::fs::read(&signed).unwrap())
-            );
+            openssl_sign(&private, salt, &body, &signed);
+            let header = header(&std::fs::read(&signed).unwrap());
             assert_verifies(&keys.keys()[0], &header, salt);
             assert_explained(&keys, &header, salt);
         }
     }
+}
+
+/// Signs a file with the key in another, with a salt of so many bytes.
+pub(crate) fn openssl_sign(private: &str, salt: usize, body: &str, signed: &str) {
+    let length = format!("rsa_pss_saltlen:{salt}");
+    openssl(&[
+        "dgst",
+        "-sha256",
+        "-sign",
+        private,
+        "-sigopt",
+        "rsa_padding_mode:pss",
+        "-sigopt",
+        &length,
+        "-out",
+        signed,
+        body,
+    ]);
+}
+
+/// The header with these bytes as the signature.
+pub(crate) fn header(signature: &[u8]) -> String {
+    format!("rsassa-pss-sha256={}", URL_SAFE.encode(signature))
 }
 
 pub(crate) fn openssl(arguments: &[&str]) {

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    proxies::{NGINX_ARGUMENTS, Proxy, free_port, installed},
+    proxies::{ENVOY_ARGUMENTS, NGINX_ARGUMENTS, Proxy, free_port, installed},
     support::{APP, Bridge, OTHER_APP, batch, item, sign},
     tools::tool,
 };
@@ -279,16 +279,8 @@ async fn nothing_is_smuggled_through_envoy() {
         .replace("PORT_OF_PROXY", &port.to_string())
         .replace("PORT_OF_BRIDGE", &bridge_port)
         .replace("HIDDEN_PATH", &format!("/webhooks/{APP}"));
-    let arguments = [
-        "--concurrency",
-        "1",
-        "--use-dynamic-base-id",
-        "-l",
-        "warning",
-        "-c",
-    ];
     let settings = ("envoy.yaml", settings.as_str());
-    let proxy = Proxy::start_with(&envoy, &arguments, settings, port).await;
+    let proxy = Proxy::start_with(&envoy, &ENVOY_ARGUMENTS, settings, port).await;
     smuggle_through(&proxy, &bridge).await;
     bridge.finish().await;
 }

@@ -14,7 +14,7 @@ use tokio_stream::StreamExt as _;
 use crate::{
     access::token,
     cli::{program, run, stderr, stdout},
-    signatures::{data, openssl},
+    signatures::{data, header, openssl, openssl_sign},
     support::{
         APP, Answer, Bridge, KEY, OTHER_KEY, Request, Setup, item, key, reader,
         sender::{Delivery, eventually},
@@ -280,20 +280,7 @@ fn of_openssl(directory: &Path) -> Vec<Foreign> {
         (222, "-pubout"),
     ] {
         openssl(&["rsa", "-in", &private, form, "-out", &public]);
-        let length = format!("rsa_pss_saltlen:{salt}");
-        openssl(&[
-            "dgst",
-            "-sha256",
-            "-sign",
-            &private,
-            "-sigopt",
-            "rsa_padding_mode:pss",
-            "-sigopt",
-            &length,
-            "-out",
-            &signed,
-            &body,
-        ]);
+        openssl_sign(&private, salt, &body, &signed);
         foreign.push(Foreign {
             pem: fs::read_to_string(&public).unwrap(),
             body: text.clone(),
@@ -301,11 +288,6 @@ fn of_openssl(directory: &Path) -> Vec<Foreign> {
         });
     }
     foreign
-}
-
-fn header(signature: &[u8]) -> String {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE};
-    format!("rsassa-pss-sha256={}", URL_SAFE.encode(signature))
 }
 
 fn of_python(directory: &Path) -> Vec<Foreign> {

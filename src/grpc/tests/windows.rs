@@ -578,22 +578,22 @@ async fn a_page_gets_a_large_event_in_pieces() {
     }
 }
 
+/// Reads so many bytes of a body, or somewhat more, and returns how many.
+async fn read_at_least(body: &mut Body, bytes: usize) -> usize {
+    let mut read = 0;
+    while read < bytes {
+        let frame = body.frame().await.unwrap().unwrap();
+        read += frame.into_data().unwrap().len();
+    }
+    read
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_page_within_a_message_is_cut_at_its_deadline() {
     let bridge = start(Options::default()).await;
     append_large(&bridge, 1, 200_000).await;
     let mut body = page_within(&bridge, http::Version::HTTP_11, &history(), "1S").await;
-    let mut bytes = 0;
-    while bytes < 20_000 {
-        bytes += body
-            .frame()
-            .await
-            .unwrap()
-            .unwrap()
-            .into_data()
-            .unwrap()
-            .len();
-    }
+    read_at_least(&mut body, 20_000).await;
     advance(Duration::from_secs(2)).await;
     assert!(body.frame().await.unwrap().is_err());
 }
@@ -604,17 +604,7 @@ async fn a_page_within_a_message_whose_event_is_trimmed_is_cut() {
     let bridge = Bridge::start_forgetful().await;
     append_large(&bridge, 1, 100_000).await;
     let mut body = page(&bridge, http::Version::HTTP_11, &endless()).await;
-    let mut bytes = 0;
-    while bytes < 20_000 {
-        bytes += body
-            .frame()
-            .await
-            .unwrap()
-            .unwrap()
-            .into_data()
-            .unwrap()
-            .len();
-    }
+    let mut bytes = read_at_least(&mut body, 20_000).await;
     bridge.append(2, 100).await;
     let end = loop {
         match body.frame().await {
