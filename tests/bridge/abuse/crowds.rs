@@ -48,13 +48,14 @@ async fn two_thousand_silent_sockets_are_held_and_let_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_all_connections_holds_and_places_come_back() {
+    // Long enough for more than the limit to be open at once where connecting takes milliseconds each.
     let setup = Setup::default()
         .with("limits.webhook.connections_max", "500")
-        .with("limits.webhook.header_timeout", "1s");
+        .with("limits.webhook.header_timeout", "5s");
     let guarded = Guarded::start(setup).await;
     let attack = async || {
         within(
-            Duration::from_secs(1),
+            Duration::from_secs(5),
             all_closed(crowd(&guarded, 200).await),
         )
         .await;
