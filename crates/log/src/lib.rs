@@ -9,6 +9,7 @@
 //! follow       what follows a log, and what it refuses
 //! status       range, epochs and health, to be read or awaited
 //! publisher    makes every commit known, for all logs alike
+//! sequencer    the contract of engines that order the commits of several bridges
 //! group        makes batches a commit, for all logs alike
 //! clock        stamps, and the age of events, whatever the system's clock does
 //! memory       a log in memory: trials, tests
@@ -27,6 +28,7 @@ mod group;
 mod ids;
 pub mod memory;
 mod publisher;
+pub mod sequencer;
 mod status;
 
 use std::{sync::Arc, time::Duration};
