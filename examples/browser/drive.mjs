@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
 // The exit codes of the other consumers, by the code of the error.
-const EXIT_CODES = { 3: 2, 7: 4, 11: 5, 16: 4 };
+const EXIT_CODES = { 3: 2, 7: 4, 8: 2, 11: 5, 16: 4 };
 
 const { values: flags } = parseArgs({
   options: {

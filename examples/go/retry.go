@@ -31,10 +31,8 @@ func (b *backoff) wait(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			b.retryAfter = max(b.retryAfter, info.RetryDelay.AsDuration())
-		}
+	if info := detail[*errdetails.RetryInfo](status.Convert(err)); info != nil {
+		b.retryAfter = max(b.retryAfter, info.RetryDelay.AsDuration())
 	}
 	step := min(backoffMin<<min(b.attempts, 16), backoffMax)
 	delay := b.retryAfter + step/2 + rand.N(step/2)
@@ -48,10 +46,15 @@ func (b *backoff) wait(ctx context.Context, err error) {
 	}
 }
 
+// isRetryable reports whether the same call can succeed later. Of its own errors the bridge says so, by a
+// RetryInfo; those of proxies and broken connections have only a code.
 func isRetryable(err error) bool {
 	s, ok := status.FromError(err)
 	if !ok {
 		return false // Our own: processing or storing failed.
+	}
+	if detail[*errdetails.ErrorInfo](s).GetDomain() == "prelude-bridge" {
+		return detail[*errdetails.RetryInfo](s) != nil
 	}
 	switch s.Code() {
 	case codes.Unavailable, codes.ResourceExhausted, codes.Aborted, codes.DeadlineExceeded,
@@ -60,6 +63,16 @@ func isRetryable(err error) bool {
 	default:
 		return false
 	}
+}
+
+// detail gives the detail of this kind, or nil.
+func detail[T any](s *status.Status) (found T) {
+	for _, detail := range s.Details() {
+		if detail, ok := detail.(T); ok {
+			return detail
+		}
+	}
+	return found
 }
 
 // exitCode gives those of `prelude-bridge tail`.
@@ -74,7 +87,7 @@ func exitCode(err error) int {
 	case codes.Unauthenticated, codes.PermissionDenied:
 		log.Print("check BRIDGE_TOKEN")
 		return 4
-	case codes.InvalidArgument:
+	case codes.InvalidArgument, codes.ResourceExhausted: // The request is not valid, or too large.
 		return 2
 	default:
 		return 1

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from connection import connect, metadata
 from prelude.bridge.v1.event_service_pb2_grpc import EventServiceStub
 from request import parse_arguments, subscribe_request
-from retry import RETRYABLE, Backoff, exit_code
+from retry import Backoff, exit_code, is_retryable
 from store import CursorStore
 from work import Worker
 
@@ -41,9 +41,9 @@ class Consumer:
             try:
                 self.subscribe()
             except grpc.RpcError as error:
-                if error.code() not in RETRYABLE:
-                    return exit_code(error)
                 status, reason = rpc_status.from_call(error), error.details()
+                if not is_retryable(error, status):
+                    return exit_code(error)
             if not self.stopped.is_set():
                 self.stopped.wait(self.backoff.next_delay_s(reason, status))
         return 0

@@ -13,7 +13,7 @@ from grpc_status.rpc_status import aio as rpc_status
 from connection import connect, metadata
 from prelude.bridge.v1.event_service_pb2_grpc import EventServiceStub
 from request import parse_arguments, subscribe_request
-from retry import RETRYABLE, Backoff, exit_code
+from retry import Backoff, exit_code, is_retryable
 from store import CursorStore
 from work import Worker
 
@@ -33,9 +33,9 @@ async def consume(channel: grpc.aio.Channel, arguments: argparse.Namespace, stop
                 if stopped.is_set():
                     return 0
         except grpc.aio.AioRpcError as error:
-            if error.code() not in RETRYABLE:
-                return exit_code(error)
             status, reason = await rpc_status.from_call(call), error.details()
+            if not is_retryable(error, status):
+                return exit_code(error)
         except asyncio.CancelledError:
             if not stopped.is_set():
                 raise  # Not by cancel_when: somebody else ends this task.

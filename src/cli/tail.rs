@@ -6,11 +6,12 @@ mod last;
 mod narrator;
 mod printer;
 mod resume;
+mod since;
 
 use std::{
     io::{self, IsTerminal as _, Write},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use clap::{ValueEnum, builder::NonEmptyStringValueParser};
@@ -21,6 +22,7 @@ pub(super) use self::format::Formatter;
 use self::{
     narrator::Narrator,
     printer::{Line, Printer, Written, locked},
+    since::Since,
 };
 use super::{
     access,
@@ -30,7 +32,6 @@ use super::{
 };
 use crate::{
     client::{self, Client, Item, Options, Request, Start, Stop},
-    config,
     proto::DamagedPolicy,
 };
 
@@ -68,11 +69,12 @@ pub struct Args {
     #[arg(long = "user", value_name = "USER_ID", help_heading = "Which events")]
     pub users: Vec<String>,
 
-    /// Start this long ago (`10m`, `2h`, `7d`) or at an RFC 3339 time [default: now]
+    /// Start this long ago (`10m`, `2h`, `7d`), or at a time (`yesterday`, `2026-11-20`, `2026-11-20 08:30`,
+    /// RFC 3339); without an offset it is in the zone in which times are shown [default: now]
     #[arg(
         long,
         value_name = "TIME",
-        value_parser = parse_since,
+        value_parser = since::parse,
         group = "start",
         help_heading = "From where to where"
     )]
@@ -141,15 +143,6 @@ pub struct Args {
     /// How to connect.
     #[command(flatten)]
     pub access: access::Args,
-}
-
-/// Where `--since` starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Since {
-    /// This long before now.
-    Ago(Duration),
-    /// At this time.
-    At(Timestamp),
 }
 
 /// What to do when the next events are damaged.
@@ -242,11 +235,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     let written = Arc::new(Mutex::new(Written::default()));
     let printer = Printer::start(io::stdout(), Arc::clone(&written))?;
-    let zone = if args.utc {
-        TimeZone::UTC
-    } else {
-        TimeZone::system()
-    };
+    let zone = args.zone();
     let formatter = Formatter::new(output, args.color.is_wanted(), Width::of_stdout(), zone);
     let outcome = tokio::select! {
         outcome = follow(&args, formatter, &printer) => Some(outcome),
@@ -268,6 +257,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 }
 
 impl Args {
+    /// The zone in which times are shown and read.
+    fn zone(&self) -> TimeZone {
+        if self.utc {
+            TimeZone::UTC
+        } else {
+            TimeZone::system()
+        }
+    }
+
     /// Warnings of types and apps that may be misspelt.
     fn doubts(&self) -> Vec<String> {
         let flags = [
@@ -288,7 +286,7 @@ async fn follow(args: &Args, mut formatter: Formatter, printer: &Printer) -> Res
     let options = args.access.apply(Options::new(&args.server))?;
     let client = Client::connect(&options).await.map_err(failure)?;
     let mut request = request(args).payload_format(formatter.payload_format());
-    request = match start(args, &client, &request).await.map_err(failure)? {
+    request = match start(args, &client, &request).await? {
         Some(start) => request.start(start),
         None => request,
     };
@@ -343,11 +341,7 @@ fn request(args: &Args) -> Request {
     }
 }
 
-async fn start(
-    args: &Args,
-    client: &Client,
-    request: &Request,
-) -> Result<Option<Start>, client::Error> {
+async fn start(args: &Args, client: &Client, request: &Request) -> Result<Option<Start>, Failure> {
     if args.from.as_deref() == Some(EARLIEST) {
         return Ok(Some(Start::Earliest));
     }
@@ -355,15 +349,16 @@ async fn start(
         return Ok(Some(Start::After(cursor.clone())));
     }
     if let Some(count) = args.last {
-        return last::find(client, request, count).await.map(Some);
+        let found = last::find(client, request, count).await;
+        return found.map(Some).map_err(failure);
     }
-    Ok(args.since.map(|since| {
-        let time = match since {
-            Since::Ago(duration) => SystemTime::now().checked_sub(duration),
-            Since::At(time) => Some(SystemTime::from(time)),
-        };
-        Start::At(time.unwrap_or(SystemTime::UNIX_EPOCH))
-    }))
+    let Some(since) = args.since else {
+        return Ok(None);
+    };
+    match since.time(&args.zone(), Timestamp::now()) {
+        Ok(time) => Ok(Some(Start::At(time))),
+        Err(reason) => Err(Failure::new(Exit::Usage, format!("--since: {reason}"))),
+    }
 }
 
 /// Waits for Ctrl-C or SIGTERM.
@@ -469,23 +464,6 @@ fn server_url(text: &str) -> Result<String, String> {
         Some(host) if !host.is_empty() => Ok(url),
         Some(_) | None => Err("it names no host; write `https://host:port`".to_owned()),
     }
-}
-
-fn parse_since(text: &str) -> Result<Since, String> {
-    const WRITE: &str = "write a duration such as `10m` or `2d`, or a time with its offset such as \
-                         `2026-11-20T08:30:00Z`";
-    if let Ok(time) = text.parse() {
-        return Ok(Since::At(time));
-    }
-    // A time begins with a year, a duration with a number and its unit.
-    let is_time = text.contains(':') || text.get(4..5) == Some("-");
-    let reason = match config::parse_duration(text) {
-        Ok(duration) => return Ok(Since::Ago(duration)),
-        Err(_) if is_time => format!("`{text}` is not an RFC 3339 time"),
-        Err(reason) if text.starts_with(|first: char| first.is_ascii_digit()) => reason,
-        Err(_) => "it is neither a duration nor a time".to_owned(),
-    };
-    Err(format!("{reason}; {WRITE}"))
 }
 
 #[cfg(test)]

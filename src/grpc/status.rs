@@ -231,11 +231,13 @@ impl Failure {
         }
     }
 
-    /// How long a client should wait, where waiting helps.
+    /// How long a client should wait, in addition to its own backoff, if the same call can succeed then.
+    /// Clients resume after an error of the bridge if, and only if, it has this.
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
             Self::NoSlot(_) => Some(Duration::from_secs(1)),
+            Self::MessageTimeout { .. } => Some(Duration::ZERO),
             Self::Stream(failure) => stream_retry_after(failure),
             Self::Filter(_)
             | Self::Request { .. }
@@ -244,7 +246,6 @@ impl Failure {
             | Self::Compression { .. }
             | Self::Cardinality { .. }
             | Self::Unsupported { .. }
-            | Self::MessageTimeout { .. }
             | Self::Rpc
             | Self::CursorMalformed { .. }
             | Self::Credential(
@@ -344,17 +345,15 @@ fn stream_retry_after(failure: &Stream) -> Option<Duration> {
     match failure {
         Stream::Draining { retry_after, .. } => Some(*retry_after),
         Stream::LogUnavailable { .. } => Some(Duration::from_secs(5)),
-        Stream::Streams { .. } => Some(Duration::from_secs(1)),
+        Stream::Streams { .. } | Stream::Quota(_) => Some(Duration::from_secs(1)),
         Stream::CredentialEnded { ended, .. } => match ended {
             Ended::Changed => Some(Duration::ZERO),
             Ended::Revoked | Ended::Expired => None,
         },
-        Stream::CursorForeign { .. }
-        | Stream::CursorExpired { .. }
-        | Stream::LogDamaged { .. }
-        | Stream::Quota(_)
-        | Stream::DeadlineExceeded { .. }
-        | Stream::SlowConsumer { .. } => None,
+        Stream::DeadlineExceeded { .. } | Stream::SlowConsumer { .. } => Some(Duration::ZERO),
+        Stream::CursorForeign { .. } | Stream::CursorExpired { .. } | Stream::LogDamaged { .. } => {
+            None
+        }
     }
 }
 
@@ -515,5 +514,37 @@ mod tests {
             details.error_info().unwrap().metadata["cursor"],
             cursor(7).to_string()
         );
+    }
+    #[test]
+    fn what_a_retry_mends_has_a_time_to_retry_and_nothing_else_has() {
+        let resumes = |failure: &Failure| {
+            let details = Status::from(failure).get_error_details();
+            details.retry_info().is_some()
+        };
+        let waited = Duration::from_secs(5);
+        let (cursor, place) = (cursor(7), Some(cursor(7)));
+        for failure in [
+            Failure::MessageTimeout { waited },
+            Failure::Credential(Refusal::Unavailable),
+            Failure::Stream(Stream::Streams { streams_max: 1 }),
+            Failure::Stream(Stream::SlowConsumer { waited, cursor }),
+            Failure::Stream(Stream::DeadlineExceeded { cursor: place }),
+            Failure::Stream(Stream::LogUnavailable { cursor: place }),
+        ] {
+            assert!(resumes(&failure), "{}", failure.reason());
+        }
+        let description = "of a test";
+        for failure in [
+            Failure::MessageTooLarge { bytes_max: 1 },
+            Failure::Compression { description },
+            Failure::Rpc,
+            Failure::Credential(Refusal::Expired),
+            Failure::Stream(Stream::CursorExpired {
+                earliest: cursor,
+                head: cursor,
+            }),
+        ] {
+            assert!(!resumes(&failure), "{}", failure.reason());
+        }
     }
 }

@@ -20,6 +20,8 @@ use tonic::{Code, Request};
 
 use crate::{
     access::token,
+    simulated_sources::of_mixed,
+    sources::mixed,
     support::{
         APP, Bridge, Setup, batch,
         certificates::Authority,
@@ -205,6 +207,33 @@ async fn jumps_and_returns(seconds: i64, direction: &str) {
     clock.start(&mut bridge).await;
     clock.assert_true_stamps(&assert_complete(&bridge, 13).await);
     bridge.finish().await;
+}
+
+/// The last retry of Prelude comes two weeks after the first attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_comes_late_and_again_for_two_weeks_is_in_the_log_once() {
+    let clock = WallClock::new();
+    let mut bridge = mixed().prepare();
+    let simulator = Simulator::start(of_mixed()).await.unwrap();
+    let sources = [APP, "calls", "messages"];
+    let bodies = sources.map(|id| simulator.batch(id, 1, &[]).unwrap());
+    // Sent today, accepted on day 3, and repeated because the answers are lost.
+    for (day, accepted) in [(3, 1), (9, 0), (14, 0)] {
+        clock.set(day * DAY);
+        clock.start(&mut bridge).await;
+        for (id, body) in sources.iter().zip(&bodies) {
+            let url = format!("http://{}/webhooks/{id}", bridge.addresses.webhook);
+            let answer = simulator.post(&url, body).await.unwrap();
+            let said = format!(r#"{{"accepted":{accepted},"duplicates":{}}}"#, 1 - accepted);
+            assert_eq!(
+                (answer.status.as_u16(), &*answer.body),
+                (200, said.as_bytes()),
+                "{id} on day {day}"
+            );
+        }
+        assert_eq!(bridge.head().await, 3);
+        assert!(bridge.terminate().await.success());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

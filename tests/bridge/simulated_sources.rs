@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use http::Method;
 use prelude_bridge::simulator::{
-    AppOptions, Error, EventType, Options, Outcome, Simulator, SourceKind,
+    AppOptions, Error, EventType, Options, Outcome, RetrySchedule, SigningKey, Simulator,
+    SourceKind,
     scenario::{Scenario, Target},
 };
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ use crate::{
     cli::{program, stderr, stdout},
     setup::{Bridge, free_port, output},
     simulator::{Act, Api, Receiver, SOON, TEST_KEY, key, ledger_lines, options, simulate},
+    sources::{SHARED_KEY, mixed},
+    support::{APP, KEY, reader},
 };
 
 fn sources() -> Options {
@@ -74,6 +77,47 @@ async fn verify_and_notify_send_one_event_a_request_without_a_challenge_and_retr
         // The events that follow from each other say so, which the ledger knows them by.
         assert!(lines.iter().all(|line| line.event.correlation_id.is_some()));
     }
+}
+
+/// An app and a source each of Verify and Notify, as `sources::mixed` configures a bridge for them.
+pub(crate) fn of_mixed() -> Options {
+    let source = |id: &str, key: &SigningKey, kind| {
+        AppOptions::with_keys(id, vec![key.clone()]).of_kind(kind)
+    };
+    Options {
+        apps: vec![
+            source(APP, &KEY, SourceKind::Auth),
+            source("calls", &SHARED_KEY, SourceKind::Verify),
+            source("messages", &SHARED_KEY, SourceKind::Notify),
+        ],
+        ..options()
+    }
+}
+
+/// The schedule is the same for all products: 1, 2, 4 … minutes, up to every 12 hours, for two weeks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_up_to_the_last_retry_is_in_the_log_once() {
+    let bridge = mixed().start().await;
+    let simulator = Simulator::start(of_mixed()).await.unwrap();
+    let retries = RetrySchedule::default().pauses().count();
+    for id in [APP, "calls", "messages"] {
+        let url = format!("http://{}/webhooks/{id}", bridge.addresses.webhook);
+        let refused = std::iter::repeat_n(Act::Answer(503), retries);
+        let receiver = Receiver::start(refused.chain([Act::Forward(url)])).await;
+        let types = simulator.kind(id).unwrap().event_types();
+        let webhook = simulator
+            .connect(id, &receiver.url, "token", types)
+            .await
+            .unwrap();
+        let batch = simulator.batch(id, 1, &[]).unwrap();
+        let outcome = simulator.deliver(&webhook, batch.clone()).await.unwrap();
+        assert_eq!(outcome, Outcome::Acknowledged, "{id}");
+        assert_eq!(receiver.bodies(), vec![batch.body().clone(); 1 + retries]);
+    }
+    let events = reader::log(&bridge).await;
+    let apps: Vec<&str> = events.iter().map(|event| event.app_id.as_str()).collect();
+    assert_eq!(apps, [APP, "calls", "messages"]);
+    bridge.finish().await;
 }
 
 #[tokio::test]

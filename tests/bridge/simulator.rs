@@ -54,6 +54,8 @@ pub(crate) enum Act {
     Answer(u16),
     Stall,
     HangUp,
+    /// As whoever is at this URL answers.
+    Forward(String),
 }
 
 /// A scripted receiver: answers activations rightly and deliveries as told, 200 when the script
@@ -126,9 +128,10 @@ impl Receiver {
                 answer.unwrap_or(format!(r#"{{"challenge":{number}}}"#)),
             );
         }
+        let headers = parts.headers;
         let act = {
             let mut state = self.state.lock().unwrap();
-            state.deliveries.push((parts.headers, body));
+            state.deliveries.push((headers.clone(), body.clone()));
             state.script.pop_front().unwrap_or(Act::Answer(200))
         };
         match act {
@@ -137,6 +140,16 @@ impl Receiver {
                 .await
                 .map_err(Into::into),
             Act::HangUp => Err("hung up".into()),
+            Act::Forward(url) => {
+                let request = reqwest::Client::new().post(url).body(body);
+                let signature = &headers["x-webhook-signature"];
+                let request = request.header("x-webhook-signature", signature);
+                let answer = request
+                    .header("content-type", "application/json")
+                    .send()
+                    .await?;
+                reply(answer.status().as_u16(), answer.text().await?)
+            }
         }
     }
 

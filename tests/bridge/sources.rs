@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The key of Verify and Notify, which share one.
-static SHARED_KEY: LazyLock<SigningKey> = LazyLock::new(|| key("test-key-3072"));
+pub(crate) static SHARED_KEY: LazyLock<SigningKey> = LazyLock::new(|| key("test-key-3072"));
 
 /// The public key of a file of `tests/data/keys`, as openssl writes it.
 fn public_pem(name: &str, form: &str) -> String {
@@ -41,7 +41,7 @@ const SOURCES: &str = "[[sources]]\nid = \"calls\"\nkind = \"verify\"\npem_file 
                        [[sources]]\nid = \"messages\"\nkind = \"notify\"\npem_file = \"shared.pem\"\n";
 
 /// Two apps, and a source of each kind.
-fn mixed() -> Setup {
+pub(crate) fn mixed() -> Setup {
     let pem = public_pem("test-key-3072", "SPKI");
     Setup::default().section(SOURCES).file("shared.pem", pem)
 }

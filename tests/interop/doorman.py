@@ -1,7 +1,7 @@
 """A server that lets nobody in: it refuses every call with UNAUTHENTICATED, over TLS, and prints the
 credential and the name of who called. One port is for gRPC, one for gRPC-Web from pages of any site.
 
-Stands in for a bridge with tokens, which this version is not. Usage: doorman.py KEY CERTIFICATE
+Shows what clients send, which a bridge keeps to itself. Usage: doorman.py KEY CERTIFICATE
 """
 
 import concurrent.futures

@@ -198,8 +198,20 @@ fn from_reason(reason: String, status: &Status, details: &ErrorDetails) -> Error
             message,
             faults: field_faults(details),
         },
-        // A reason of a later release is mapped by its code.
-        _ => from_code(status, details),
+        // Other reasons, also those of a later release: the bridge says of each error whether a retry
+        // helps, which the code alone does not.
+        _ if details.retry_info().is_some() => Error::Interrupted {
+            reason: Some(reason),
+            message,
+            retry_after: retry_after(details),
+        },
+        _ => match from_code(status, details) {
+            Error::Interrupted { .. } => Error::Failed {
+                code: status.code(),
+                message,
+            },
+            error => error,
+        },
     }
 }
 
@@ -330,6 +342,23 @@ mod tests {
                 panic!("{reason}");
             };
             assert_eq!(faults[0].field, "filter.types[1]");
+        }
+    }
+
+    #[test]
+    fn a_reason_of_a_later_release_is_temporary_if_the_bridge_says_when_to_retry() {
+        for code in [Code::Internal, Code::ResourceExhausted, Code::NotFound] {
+            let error = Error::from(status(code, "LATER", &[]));
+            assert_eq!(
+                error.retry_after(),
+                Some(Duration::from_secs(7)),
+                "{code:?}"
+            );
+
+            let details = ErrorDetails::with_error_info("LATER", DOMAIN, HashMap::new());
+            let error = Error::from(Status::with_error_details(code, "why", details));
+            assert!(!error.is_retryable(), "{code:?}");
+            assert!(error.to_string().contains("why"), "{error}");
         }
     }
 

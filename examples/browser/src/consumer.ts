@@ -2,8 +2,10 @@
 // resumes. Knows nothing of the page.
 
 import { create } from "@bufbuild/protobuf";
+import type { Duration } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/errors_pb";
 import type { Event } from "./gen/prelude/bridge/v1/event_pb";
 import { EventService, type SubscribeResponse } from "./gen/prelude/bridge/v1/event_service_pb";
 import { StartPositionSchema } from "./gen/prelude/bridge/v1/position_pb";
@@ -23,6 +25,7 @@ const BACKOFF_MIN_MS = 200;
 const BACKOFF_MAX_MS = 30_000;
 const SEEN_MAX = 10_000;
 
+/** Of errors that are not the bridge's own. */
 const RETRYABLE = new Set([
   Code.Unavailable,
   Code.ResourceExhausted,
@@ -33,6 +36,20 @@ const RETRYABLE = new Set([
   Code.Internal,
   Code.Unknown,
 ]);
+
+/**
+ * Whether the same call can succeed later. Of its own errors the bridge says so, by a RetryInfo; those of
+ * proxies and broken connections have only a code. fetch tells of the latter with a TypeError.
+ */
+function isRetryable(error: unknown): error is ConnectError {
+  if (!(error instanceof ConnectError)) return false;
+  return error.findDetails(ErrorInfoSchema)[0]?.domain === "prelude-bridge"
+    ? error.findDetails(RetryInfoSchema).length > 0
+    : RETRYABLE.has(error.code);
+}
+
+const milliseconds = ({ seconds = 0n, nanos = 0 }: Partial<Duration> = {}): number =>
+  Number(seconds) * 1000 + nanos / 1e6;
 
 /** The place of one filter: another filter has another place. */
 export const cursorKey = ({ bridge, types }: Pick<Options, "bridge" | "types">): string =>
@@ -59,11 +76,9 @@ export async function consume(options: Options): Promise<void> {
     // Only now: a reload before this line repeats events, a reload after it loses none.
     localStorage.setItem(key, response.cursor);
     switch (response.notice.case) {
-      case "draining": {
-        const { seconds = 0n, nanos = 0 } = response.notice.value.retryAfter ?? {};
-        retryAfterMs = Number(seconds) * 1000 + nanos / 1e6;
+      case "draining":
+        retryAfterMs = milliseconds(response.notice.value.retryAfter);
         break;
-      }
       case "skipped":
         tell("events were skipped");
         break;
@@ -88,8 +103,8 @@ export async function consume(options: Options): Promise<void> {
       }
     } catch (error) {
       if (signal.aborted) return;
-      // fetch tells of a connection that is refused or broken with a TypeError.
-      if (!(error instanceof ConnectError) || !RETRYABLE.has(error.code)) throw error;
+      if (!isRetryable(error)) throw error;
+      retryAfterMs = Math.max(retryAfterMs, milliseconds(error.findDetails(RetryInfoSchema)[0]?.retryDelay));
       reason = error.rawMessage;
     }
     const stepMs = Math.min(BACKOFF_MIN_MS * 2 ** attempts++, BACKOFF_MAX_MS);

@@ -4,7 +4,7 @@
 import { parseArgs } from "node:util";
 import type { ClientReadableStream } from "@grpc/grpc-js";
 import { connect, metadata } from "./connection.js";
-import { Backoff, exitCode, isRetryable } from "./retry.js";
+import { Backoff, exitCode, isRetryable, retryInfo } from "./retry.js";
 import { CursorStore, Recent } from "./store.js";
 import { Event } from "./gen/prelude/bridge/v1/event.js";
 import { SubscribeRequest, type SubscribeResponse } from "./gen/prelude/bridge/v1/event_service.js";
@@ -49,6 +49,7 @@ class Consumer {
         await this.#backoff.wait("the stream ended too early", signal);
       } catch (error) {
         if (!isRetryable(error)) throw error;
+        this.#backoff.retryAfter(retryInfo(error)?.retryDelay);
         await this.#backoff.wait(error.details, signal);
       }
     }

@@ -1,10 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { status, type ServiceError } from "@grpc/grpc-js";
 import type { Duration } from "./gen/google/protobuf/duration.js";
+import { ErrorInfo, RetryInfo, Status } from "./gen/google/rpc/errors.js";
 
 const BACKOFF_MIN_MS = 200;
 const BACKOFF_MAX_MS = 30_000;
 
+/** Of errors that are not the bridge's own. */
 const RETRYABLE = new Set([
   status.UNAVAILABLE,
   status.RESOURCE_EXHAUSTED,
@@ -29,10 +31,10 @@ export class Backoff {
     this.#attempts = 0;
   }
 
-  /** What a draining server asks for. */
+  /** What the server asks for. */
   retryAfter(duration: Duration | undefined): void {
     const { seconds = "0", nanos = 0 } = duration ?? {};
-    this.#retryAfterMs = Number(seconds) * 1000 + nanos / 1e6;
+    this.#retryAfterMs = Math.max(this.#retryAfterMs, Number(seconds) * 1000 + nanos / 1e6);
   }
 
   /** Returns when it is time to try again, or at once after the signal. */
@@ -46,9 +48,27 @@ export class Backoff {
   }
 }
 
-/** Whether a call failed in a way that can pass by itself. */
+/**
+ * Whether the same call can succeed later. Of its own errors the bridge says so, by a RetryInfo; those of
+ * proxies and broken connections have only a code.
+ */
 export function isRetryable(error: unknown): error is ServiceError {
-  return isServiceError(error) && RETRYABLE.has(error.code);
+  if (!isServiceError(error)) return false;
+  return detail(error, "ErrorInfo", ErrorInfo)?.domain === "prelude-bridge"
+    ? retryInfo(error) !== undefined
+    : RETRYABLE.has(error.code);
+}
+
+export function retryInfo(error: ServiceError): RetryInfo | undefined {
+  return detail(error, "RetryInfo", RetryInfo);
+}
+
+/** The detail of this kind, if there is one. */
+function detail<T>(error: ServiceError, name: string, { decode }: { decode(bytes: Uint8Array): T }): T | undefined {
+  const [status] = error.metadata.get("grpc-status-details-bin");
+  const details = status ? Status.decode(status as Buffer).details : [];
+  const found = details.find(({ typeUrl }) => typeUrl === `type.googleapis.com/google.rpc.${name}`);
+  return found && decode(found.value);
 }
 
 /** Those of `prelude-bridge tail`. */
@@ -65,6 +85,7 @@ export function exitCode(error: unknown): number {
       console.error("check BRIDGE_TOKEN");
       return 4;
     case status.INVALID_ARGUMENT:
+    case status.RESOURCE_EXHAUSTED: // The request is not valid, or too large.
       return 2;
     default:
       return 1;

@@ -12,37 +12,6 @@ use crate::{
 };
 
 #[test]
-fn since_is_a_duration_or_a_time() {
-    assert_eq!(parse_since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
-    let time = "2026-11-20T08:30:00Z".parse().unwrap();
-    assert_eq!(parse_since("2026-11-20T08:30:00Z"), Ok(Since::At(time)));
-    assert_eq!(
-        parse_since("2026-11-20T09:30:00+01:00"),
-        Ok(Since::At(time))
-    );
-    for text in ["", "yesterday", "10", "2026-11-20", "2026-11-20T08:30:00"] {
-        assert!(parse_since(text).is_err(), "{text}");
-    }
-}
-
-#[test]
-fn what_is_no_time_is_told_with_what_to_write() {
-    for (text, reason) in [
-        ("yesterday", "neither a duration nor a time"),
-        ("", "neither a duration nor a time"),
-        ("10", "`10` has no unit"),
-        ("10 parsecs", "`10 parsecs` is not a duration"),
-        ("2026-11-20", "not an RFC 3339 time"),
-        ("2026-11-20T08:30:00", "not an RFC 3339 time"),
-        ("08:30", "not an RFC 3339 time"),
-    ] {
-        let told = parse_since(text).unwrap_err();
-        assert!(told.contains(reason), "{text}: {told}");
-        assert!(told.ends_with("such as `2026-11-20T08:30:00Z`"), "{told}");
-    }
-}
-
-#[test]
 fn a_server_is_a_url_or_a_host_with_a_port() {
     assert_eq!(
         server_url("http://bridge:50051").unwrap(),

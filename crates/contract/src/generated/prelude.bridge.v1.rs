@@ -1224,7 +1224,8 @@ pub mod event_service_client {
     /// Streams the events that the bridge has verified and made durable.
     ///
     /// Every failed call carries a google.rpc.ErrorInfo with the domain "prelude-bridge" and one of the
-    /// reasons named at the RPC.
+    /// reasons named at the RPC. It carries a google.rpc.RetryInfo if, and only if, the same call can succeed
+    /// later.
     #[derive(Debug, Clone)]
     pub struct EventServiceClient<T> {
         inner: tonic::client::Grpc<T>,

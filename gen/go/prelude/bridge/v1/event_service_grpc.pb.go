@@ -32,7 +32,8 @@ const (
 // Streams the events that the bridge has verified and made durable.
 //
 // Every failed call carries a google.rpc.ErrorInfo with the domain "prelude-bridge" and one of the
-// reasons named at the RPC.
+// reasons named at the RPC. It carries a google.rpc.RetryInfo if, and only if, the same call can succeed
+// later.
 type EventServiceClient interface {
 	// Streams the events that match a filter, from a start to a stop position (or without end), in the
 	// order of the log. Delivery is at least once: a client that stores the cursor of each response
@@ -95,7 +96,8 @@ func (c *eventServiceClient) GetRange(ctx context.Context, in *GetRangeRequest, 
 // Streams the events that the bridge has verified and made durable.
 //
 // Every failed call carries a google.rpc.ErrorInfo with the domain "prelude-bridge" and one of the
-// reasons named at the RPC.
+// reasons named at the RPC. It carries a google.rpc.RetryInfo if, and only if, the same call can succeed
+// later.
 type EventServiceServer interface {
 	// Streams the events that match a filter, from a start to a stop position (or without end), in the
 	// order of the log. Delivery is at least once: a client that stores the cursor of each response

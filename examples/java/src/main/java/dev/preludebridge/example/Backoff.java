@@ -2,7 +2,9 @@ package dev.preludebridge.example;
 
 import com.google.protobuf.Any;
 import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.Message;
 import com.google.protobuf.util.Durations;
+import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.grpc.Context;
 import io.grpc.Status;
@@ -23,6 +25,7 @@ final class Backoff {
     private static final long MIN_MS = 200;
     private static final long MAX_MS = 30_000;
 
+    /** Of errors that are not the bridge's own. */
     private static final Set<Status.Code> RETRYABLE = EnumSet.of(
             Status.Code.UNAVAILABLE,
             Status.Code.RESOURCE_EXHAUSTED,
@@ -36,8 +39,15 @@ final class Backoff {
     private int attempts;
     private Duration retryAfter = Duration.ZERO;
 
-    static boolean isRetryable(Status status) {
-        return RETRYABLE.contains(status.getCode());
+    /**
+     * Whether the same call can succeed later. Of its own errors the bridge says so, by a RetryInfo; those
+     * of proxies and broken connections have only a code.
+     */
+    static boolean isRetryable(StatusRuntimeException failure) throws InvalidProtocolBufferException {
+        ErrorInfo info = detail(failure, ErrorInfo.class);
+        return info != null && info.getDomain().equals("prelude-bridge")
+                ? detail(failure, RetryInfo.class) != null
+                : RETRYABLE.contains(failure.getStatus().getCode());
     }
 
     /** For progress only: a server that accepts and fails must not be hammered. */
@@ -56,11 +66,10 @@ final class Backoff {
         if (running.isCancelled()) {
             return;
         }
-        for (Any detail : StatusProto.fromThrowable(failure).getDetailsList()) {
-            if (detail.is(RetryInfo.class)) {
-                long asked = Durations.toMillis(detail.unpack(RetryInfo.class).getRetryDelay());
-                retryAfter = Duration.ofMillis(Math.max(retryAfter.toMillis(), asked));
-            }
+        RetryInfo info = detail(failure, RetryInfo.class);
+        if (info != null) {
+            long asked = Durations.toMillis(info.getRetryDelay());
+            retryAfter = Duration.ofMillis(Math.max(retryAfter.toMillis(), asked));
         }
         long step = Math.min(MIN_MS << Math.min(attempts++, 16), MAX_MS);
         long delay = retryAfter.toMillis() + ThreadLocalRandom.current().nextLong(step / 2, step);
@@ -72,5 +81,16 @@ final class Backoff {
         running.addListener(listener, Runnable::run);
         cancelled.await(delay, TimeUnit.MILLISECONDS);
         running.removeListener(listener);
+    }
+
+    /** The detail of this kind, or null. */
+    private static <T extends Message> T detail(StatusRuntimeException failure, Class<T> kind)
+            throws InvalidProtocolBufferException {
+        for (Any detail : StatusProto.fromThrowable(failure).getDetailsList()) {
+            if (detail.is(kind)) {
+                return detail.unpack(kind);
+            }
+        }
+        return null;
     }
 }

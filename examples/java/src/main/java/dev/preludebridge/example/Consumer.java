@@ -59,7 +59,7 @@ public final class Consumer {
             try {
                 running.call(this::subscribe);
             } catch (StatusRuntimeException e) {
-                if (!Backoff.isRetryable(e.getStatus())) {
+                if (!Backoff.isRetryable(e)) {
                     return ExitCode.of(e.getStatus());
                 }
                 backoff.await(running, e);

@@ -24,7 +24,8 @@ final class ExitCode {
                 System.err.println("check BRIDGE_TOKEN");
                 yield 4;
             }
-            case INVALID_ARGUMENT -> USAGE;
+            // The request is not valid, or too large.
+            case INVALID_ARGUMENT, RESOURCE_EXHAUSTED -> USAGE;
             default -> 1;
         };
     }

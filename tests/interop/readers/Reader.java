@@ -1,6 +1,7 @@
 import com.google.gson.JsonElement;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
+import com.google.protobuf.util.JsonFormat;
 import dev.preludebridge.v1.Earliest;
 import dev.preludebridge.v1.Event;
 import dev.preludebridge.v1.EventServiceGrpc;
@@ -17,15 +18,12 @@ import java.util.HexFormat;
 import java.util.Iterator;
 
 /**
- * Reads everything that a bridge has, with windows of its own; see `run` beside it.
- * Usage: Windows ADDRESS OPTIONS, with the options as a JSON list of objects.
+ * Reads everything that a bridge has; see ../shared.py.
+ * Usage: Reader ADDRESS CASES, with the cases as a JSON list of objects: windows, and `format`, the payload
+ * format of events that are to be printed.
  */
-final class Windows {
-    private static final SubscribeRequest REQUEST = SubscribeRequest.newBuilder()
-            .setStart(StartPosition.newBuilder().setEarliest(Earliest.getDefaultInstance()))
-            .setStop(StopPosition.newBuilder().setHead(Head.getDefaultInstance()))
-            .setPayloadFormat(PayloadFormat.PAYLOAD_FORMAT_RAW)
-            .build();
+final class Reader {
+    private static final JsonFormat.Printer JSON = JsonFormat.printer().omittingInsignificantWhitespace();
 
     public static void main(String[] arguments) throws Exception {
         for (JsonElement options : JsonParser.parseString(arguments[1]).getAsJsonArray()) {
@@ -43,14 +41,23 @@ final class Windows {
             builder.initialFlowControlWindow(options.get("initial").getAsInt());
         }
         ManagedChannel channel = builder.build();
+        int format = options.has("format") ? options.get("format").getAsInt() : 0;
+        SubscribeRequest request = SubscribeRequest.newBuilder()
+                .setStart(StartPosition.newBuilder().setEarliest(Earliest.getDefaultInstance()))
+                .setStop(StopPosition.newBuilder().setHead(Head.getDefaultInstance()))
+                .setPayloadFormatValue(format == 0 ? PayloadFormat.PAYLOAD_FORMAT_RAW_VALUE : format)
+                .build();
         MessageDigest digest = MessageDigest.getInstance("SHA-256");
         int events = 0;
-        Iterator<SubscribeResponse> responses = EventServiceGrpc.newBlockingStub(channel).subscribe(REQUEST);
+        Iterator<SubscribeResponse> responses = EventServiceGrpc.newBlockingStub(channel).subscribe(request);
         while (responses.hasNext()) {
             for (Event event : responses.next().getEventsList()) {
                 events++;
                 digest.update(event.getRawJson().toByteArray());
                 digest.update((byte) '\n');
+                if (format != 0) {
+                    System.out.println(JSON.print(event));
+                }
             }
         }
         channel.shutdownNow();
@@ -58,6 +65,8 @@ final class Windows {
         result.addProperty("events", events);
         result.addProperty("digest", HexFormat.of().formatHex(digest.digest()));
         result.addProperty("seconds", (System.nanoTime() - began) / 1e9);
-        return result;
+        JsonObject line = new JsonObject();
+        line.add("result", result);
+        return line;
     }
 }

@@ -1,13 +1,15 @@
-// Reads everything that a bridge has, with windows of its own; see `run` beside it.
-// Usage: client ADDRESS OPTIONS, with the options as a JSON list of objects.
+// Reads everything that a bridge has; see ../shared.py.
+// Usage: reader ADDRESS CASES, with the cases as a JSON list of objects.
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"os"
@@ -15,11 +17,16 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	bridgev1 "github.com/prelude-bridge/prelude-bridge/gen/go/prelude/bridge/v1"
 )
 
-type windows struct{ Stream, Connection int32 }
+// options are the windows, and the payload format of events that are to be printed.
+type options struct {
+	Stream, Connection int32
+	Format             bridgev1.PayloadFormat
+}
 
 type result struct {
 	Events  int     `json:"events"`
@@ -28,34 +35,34 @@ type result struct {
 }
 
 func main() {
-	var cases []windows
+	var cases []options
 	if err := json.Unmarshal([]byte(os.Args[2]), &cases); err != nil {
 		log.Fatal(err)
 	}
-	for _, windows := range cases {
-		result, err := read(os.Args[1], windows)
+	for _, options := range cases {
+		result, err := read(os.Args[1], options)
 		if err != nil {
 			log.Fatal(err)
 		}
-		if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+		if err := json.NewEncoder(os.Stdout).Encode(map[string]any{"result": result}); err != nil {
 			log.Fatal(err)
 		}
 	}
 }
 
-func read(address string, windows windows) (*result, error) {
+func read(address string, options options) (*result, error) {
 	began := time.Now()
-	options := []grpc.DialOption{
+	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16 << 20)),
 	}
-	if windows.Stream > 0 {
-		options = append(options, grpc.WithInitialWindowSize(windows.Stream))
+	if options.Stream > 0 {
+		dial = append(dial, grpc.WithInitialWindowSize(options.Stream))
 	}
-	if windows.Connection > 0 {
-		options = append(options, grpc.WithInitialConnWindowSize(windows.Connection))
+	if options.Connection > 0 {
+		dial = append(dial, grpc.WithInitialConnWindowSize(options.Connection))
 	}
-	connection, err := grpc.NewClient(address, options...)
+	connection, err := grpc.NewClient(address, dial...)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +70,7 @@ func read(address string, windows windows) (*result, error) {
 	stream, err := bridgev1.NewEventServiceClient(connection).Subscribe(context.Background(), &bridgev1.SubscribeRequest{
 		Start:         &bridgev1.StartPosition{Position: &bridgev1.StartPosition_Earliest{Earliest: &bridgev1.Earliest{}}},
 		Stop:          &bridgev1.StopPosition{Position: &bridgev1.StopPosition_Head{Head: &bridgev1.Head{}}},
-		PayloadFormat: bridgev1.PayloadFormat_PAYLOAD_FORMAT_RAW,
+		PayloadFormat: cmp.Or(options.Format, bridgev1.PayloadFormat_PAYLOAD_FORMAT_RAW),
 	})
 	if err != nil {
 		return nil, err
@@ -81,6 +88,13 @@ func read(address string, windows windows) (*result, error) {
 			events++
 			digest.Write(event.RawJson)
 			digest.Write([]byte("\n"))
+			if options.Format != 0 {
+				line, err := protojson.Marshal(event)
+				if err != nil {
+					return nil, err
+				}
+				fmt.Printf("%s\n", line)
+			}
 		}
 	}
 }
