@@ -94,6 +94,9 @@ use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
 
+/// How far the clocks of several bridges are apart, where they are kept right.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
+
 /// What the log keeps, and what it may take.
 #[derive(Clone)]
 pub struct Options {
@@ -375,6 +378,9 @@ fn start(
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     writer.publish_health();
+    if let Some(replica) = &writer.replica {
+        replica.serve(&shared);
+    }
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
     if let Some((follow, runtime)) = follow {
         runtime.spawn(follow.run());
@@ -538,7 +544,11 @@ impl Log for Embedded {
     }
 
     fn settling_time(&self) -> Duration {
-        SETTLING_TIME
+        let replicated = self.shared.replicated.as_ref();
+        let engine = replicated.map_or(Duration::ZERO, |replicated| {
+            replicated.sequencer.append_time_max() + CLOCKS_DIFFER
+        });
+        SETTLING_TIME + engine
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -26,6 +26,8 @@ pub(super) enum Job {
     Append {
         batch: Batch,
         reply: oneshot::Sender<Result<Appended, Error>>,
+        /// Another bridge has left it to this one, or was to write it and did not.
+        is_forwarded: bool,
     },
     /// Find the keys that the events of these were appended with.
     Recall {
@@ -120,9 +122,46 @@ impl Queue {
         &self,
         batch: Batch,
     ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
+        self.push_as(batch, false)
+    }
+
+    /// The same for a batch that another bridge has forwarded.
+    pub(super) fn push_forwarded(
+        &self,
+        batch: Batch,
+    ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
+        self.push_as(batch, true)
+    }
+
+    fn push_as(
+        &self,
+        batch: Batch,
+        is_forwarded: bool,
+    ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
         let (reply, fate) = oneshot::channel();
-        self.add(Job::Append { batch, reply })?;
+        self.add(Job::Append {
+            batch,
+            reply,
+            is_forwarded,
+        })?;
         Ok(fate)
+    }
+
+    /// Puts jobs first in line that were taken, whatever else waits.
+    pub(super) fn put_back(&self, jobs: impl DoubleEndedIterator<Item = Job>) {
+        let mut state = self.state();
+        let refusal = state.refusal.clone();
+        for job in jobs.rev() {
+            match &refusal {
+                Some(refusal) => job.refuse(refusal.clone()),
+                None => {
+                    state.bytes += job.memory_bytes();
+                    state.jobs.push_front(job);
+                }
+            }
+        }
+        drop(state);
+        self.arrived.notify_one();
     }
 
     /// Puts a question in line, or says at once why not.

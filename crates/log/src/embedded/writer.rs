@@ -129,16 +129,23 @@ impl Writer {
 
     /// Writes a group, and then says what is remembered. Answers everybody in it.
     fn process(&mut self, jobs: Vec<Job>) {
-        let (mut batches, mut replies, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut here, mut anywhere, mut questions) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
             match job {
-                Job::Append { batch, reply } => {
-                    batches.push(batch);
-                    replies.push(reply);
-                }
+                Job::Append {
+                    batch,
+                    reply,
+                    is_forwarded: true,
+                } => here.push((batch, reply)),
+                Job::Append { batch, reply, .. } => anywhere.push((batch, reply)),
                 Job::Recall { keys, reply } => questions.push((keys, reply)),
             }
         }
+        if let Some(replica) = &mut self.replica {
+            anywhere = replica.forward(anywhere, &self.shared);
+        }
+        here.append(&mut anywhere);
+        let (batches, replies): (Vec<_>, Vec<_>) = here.into_iter().unzip();
         if !batches.is_empty() {
             let fates: Vec<_> = match self.write(&batches) {
                 Ok(appended) => appended.into_iter().map(Ok).collect(),

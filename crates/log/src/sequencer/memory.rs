@@ -2,7 +2,7 @@
 //! in time, as it is told or by chance.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,13 +17,14 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-use super::{Ends, Outage, Outcome, Position, Sequencer};
+use super::{Answer, Ends, Outage, Outcome, Peers, Position, Sequencer};
 
 /// A sequence, which all its connections share.
 pub struct Sequence {
     state: Mutex<State>,
     /// Changes with everything that happens.
     changes: watch::Sender<u64>,
+    peers: Arc<Directory>,
 }
 
 struct State {
@@ -133,6 +134,7 @@ impl Default for Sequence {
                 followed: 0,
             }),
             changes: watch::Sender::new(0),
+            peers: Arc::default(),
         }
     }
 }
@@ -207,6 +209,31 @@ impl Sequence {
         let changed = change(&mut self.state());
         self.changes.send_modify(|changes| *changes += 1);
         changed
+    }
+}
+
+/// Who answers to a number.
+#[derive(Default)]
+struct Directory(Mutex<HashMap<u32, Answer>>);
+
+impl Peers for Directory {
+    fn ask(
+        &self,
+        peer: u32,
+        question: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Option<Bytes>> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = answers.get(&peer).map(|answer| answer(question));
+        Box::pin(async move {
+            let answer = tokio::time::timeout(timeout, answer?).await.ok();
+            answer.filter(|answer| !answer.is_empty())
+        })
+    }
+
+    fn serve(&self, number: u32, answer: Answer) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.insert(number, answer);
     }
 }
 
@@ -332,5 +359,10 @@ impl Sequencer for Connection {
 
     fn name(&self) -> Arc<str> {
         "the sequence in memory".into()
+    }
+
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        let is_cut_off = self.is_cut_off.load(Ordering::SeqCst);
+        (!is_cut_off).then(|| Arc::clone(&self.sequence.peers) as Arc<dyn Peers>)
     }
 }

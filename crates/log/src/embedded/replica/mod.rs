@@ -5,6 +5,7 @@
 //! begin    what a start finds: a replica that goes on, one that is made anew, or a new log
 //! follow   takes the commits of others from the sequence, and what retention has removed there
 //! settle   puts a commit into the sequence, and finds out which commit is at its position
+//! forward  leaves batches to the bridge that wrote last
 //! writing  the writer's part: prepare, settle, apply, and again after somebody else's commit
 //! message  the bytes of a commit in the sequence
 //! ```
@@ -14,6 +15,7 @@
 
 mod begin;
 mod follow;
+mod forward;
 mod message;
 mod settle;
 #[cfg(test)]
@@ -29,7 +31,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{runtime::Handle, sync::watch};
 
-use self::message::Message;
+use self::{forward::Forward, message::Message};
 pub(super) use self::{begin::Start, follow::Follow, writing::GROUP_PART};
 use super::{
     Embedded, OpenError, Options, Seams,
@@ -133,6 +135,7 @@ pub(super) struct Replica {
     outage: Option<Outage>,
     /// When the sequence last grew.
     grown_at: Instant,
+    forward: Forward,
     /// When the engine was last asked to remove what is too old.
     trimmed_at: Instant,
 }
@@ -160,6 +163,7 @@ impl Replica {
     ) -> Result<Self, getrandom::Error> {
         let mut connections = shared.sequencer.connections();
         connections.mark_unchanged();
+        let forward = Forward::new(shared.sequencer.peers());
         Ok(Self {
             shared,
             runtime,
@@ -174,6 +178,7 @@ impl Replica {
             refusal: None,
             outage: None,
             grown_at: Instant::now(),
+            forward,
             trimmed_at: Instant::now(),
         })
     }

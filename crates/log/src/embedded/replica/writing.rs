@@ -258,7 +258,12 @@ impl Writer {
         shared.set_no_space(shared.reserve.is_missing());
         let digest = frames.digest();
         self.apply(&frames, &stored, at)?;
-        self.replica()?.advance(position, digest);
+        let writer = frames.first().map(|first| first.link.writer);
+        let replica = self.replica()?;
+        replica.advance(position, digest);
+        if let Some(writer) = writer {
+            replica.forward.note(writer, replica.writer);
+        }
         Ok(())
     }
 
