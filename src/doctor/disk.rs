@@ -185,6 +185,9 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
     };
     let remedy = match &error {
         OpenError::NotALog { .. } => "choose another directory with --data-dir",
+        OpenError::NotAReplica { .. } | OpenError::Replica { .. } | OpenError::Store { .. } => {
+            "choose the store or the directory that belong together"
+        }
         OpenError::Older { .. } => "begin anew in another directory and let consumers know",
         OpenError::Newer { .. } => "run the release that wrote it, or a newer one",
         OpenError::Damaged { .. } => {

@@ -34,7 +34,7 @@ pub(super) struct Start {
 
 impl Start {
     pub(super) async fn find(subscriptions: &Subscriptions, plan: &Plan) -> Result<Self, Failure> {
-        let range = subscriptions.range();
+        let range = known_range(subscriptions, plan).await?;
         let mut not_before = None;
         let mut before = None;
         let wanted = match plan.start {
@@ -94,6 +94,32 @@ impl Start {
             notices,
         })
     }
+}
+
+/// The ends of the log, which are those that the plan's cursors have seen: they may come from another bridge,
+/// which knew more a moment ago.
+async fn known_range(subscriptions: &Subscriptions, plan: &Plan) -> Result<log::Range, Failure> {
+    let status = subscriptions.log.status();
+    if status.health().is_behind() {
+        return Err(Failure::LogUnavailable { cursor: None });
+    }
+    let range = subscriptions.range();
+    let start = match plan.start {
+        StartAt::After(cursor) => Some(cursor),
+        _ => None,
+    };
+    let stop = match plan.stop {
+        StopAt::Cursor(cursor) => Some(cursor),
+        _ => None,
+    };
+    let log = status.epochs().log();
+    let is_ahead = |cursor: &Cursor| cursor.log == log && cursor.sequence > range.head;
+    if !start.iter().chain(&stop).any(is_ahead) {
+        return Ok(range);
+    }
+    let caught_up = subscriptions.log.catch_up().await;
+    caught_up.map_err(|error| Subscriptions::unreadable(&error, None))?;
+    Ok(subscriptions.range())
 }
 
 /// Decides where to go on when retention has passed a place, with the time that its cursor has.

@@ -14,7 +14,7 @@ use prelude_bridge_event::{Epoch, LogId, Sequence};
 
 const ALL: usize = usize::MAX;
 
-fn clock(clock: TestClock) -> Clock {
+pub(crate) fn clock(clock: TestClock) -> Clock {
     let read = move || {
         let now = clock.now();
         Reading {

@@ -92,6 +92,15 @@ pub trait Log: Send + Sync + 'static {
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<Arc<Block>>, ReadError>>;
 
+    /// Resolves once the log has every event that was acknowledged anywhere before the call: at once where
+    /// it has one writer.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`], when that cannot be told now.
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), ReadError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// The place before the first event received at or after `at`: the head when there is none yet.
     ///
     /// # Errors

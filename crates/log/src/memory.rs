@@ -250,7 +250,10 @@ impl Memory {
     /// answer: for tests of what is above it.
     pub fn suspend(&self, reason: &str) {
         let reason = reason.into();
-        self.publisher.set_health(Health::Unavailable { reason });
+        self.publisher.set_health(Health::Unavailable {
+            reason,
+            is_cut_off: false,
+        });
     }
 
     /// Takes events again.

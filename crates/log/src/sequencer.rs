@@ -7,6 +7,10 @@
 //! who won it: an engine may refuse without another commit being there, and may store a commit whose
 //! answer is lost.
 
+#[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, reason = "tests")]
+pub mod memory;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -81,7 +85,8 @@ pub enum Outage {
 /// Connections are made again by the implementation. No message of an error contains a password.
 pub trait Sequencer: Send + Sync + 'static {
     /// Stores a commit at a position on the condition that the last position is the one before it. Stores
-    /// it there or not at all.
+    /// it there or not at all. It is never sent over a later connection than the one at the time of the
+    /// call: what follows a reconnection may belong to another history.
     ///
     /// # Errors
     /// [`Outage`]. Apart from [`Outage::Full`] it says nothing of whether the commit was stored, or still

@@ -80,6 +80,8 @@ pub enum Health {
     Unavailable {
         /// What does not answer.
         reason: Arc<str>,
+        /// Nothing new is learned either: whoever follows the log elsewhere may know more.
+        is_cut_off: bool,
     },
     /// Not any more: the process should end, and with a new start read back what is really there.
     Failed {
@@ -100,6 +102,16 @@ impl Health {
         }
     }
 
+    /// Whether subscribers are better served elsewhere for now: the log does not know what is new.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        match self {
+            Self::CatchingUp { .. } => true,
+            Self::Unavailable { is_cut_off, .. } => *is_cut_off,
+            Self::Ready | Self::Full | Self::Failed { .. } | Self::Closed => false,
+        }
+    }
+
     /// What an append is refused with; `None` where it is taken.
     #[must_use]
     pub fn refusal(&self) -> Option<Error> {
@@ -110,7 +122,7 @@ impl Health {
                 Some(Error::Unavailable(reason.into()))
             }
             Self::Full => Some(Error::NoSpace),
-            Self::Unavailable { reason } => Some(Error::Unavailable(Arc::clone(reason))),
+            Self::Unavailable { reason, .. } => Some(Error::Unavailable(Arc::clone(reason))),
             Self::Failed { reason } => Some(Error::Failed(Arc::clone(reason))),
             Self::Closed => Some(Error::Closed),
         }

@@ -45,6 +45,10 @@ pub(super) struct Active {
     open: Option<OpenSegment>,
     /// When its first commit was written; `None` where there is none.
     began: Option<RetentionTime>,
+    /// Whether each commit is flushed. Those of a replica are not: they are kept elsewhere too.
+    flushes: bool,
+    /// Segments with commits that were not flushed.
+    unflushed: Vec<File>,
 }
 
 struct OpenSegment {
@@ -86,7 +90,26 @@ impl Active {
             size_max,
             open: None,
             began: began.filter(|_| tip.is_ok()),
+            flushes: true,
+            unflushed: Vec::new(),
         }
+    }
+
+    /// Flushes commits only when it is told to.
+    pub(super) fn leave_unflushed(&mut self) {
+        self.flushes = false;
+    }
+
+    /// Makes all commits durable.
+    pub(super) fn flush(&mut self, fault: &Fault) -> io::Result<()> {
+        if self.unflushed.is_empty() {
+            return Ok(());
+        }
+        fault(Stage::Flush).map_err(|error| flush_error(&error))?;
+        for file in self.unflushed.drain(..) {
+            file.sync_data().map_err(|error| flush_error(&error))?;
+        }
+        Ok(())
     }
 
     /// The number of its file.
@@ -164,9 +187,13 @@ impl Active {
         }
         let written = fault(Stage::Write).and_then(|()| commit.write_at(&open.file, open.end));
         written.inspect_err(|_| open.remove_rest(commit.bytes()))?;
-        fault(Stage::Flush)
-            .and_then(|()| open.file.sync_data())
-            .map_err(|error| flush_error(&error))?;
+        if self.flushes {
+            fault(Stage::Flush)
+                .and_then(|()| open.file.sync_data())
+                .map_err(|error| flush_error(&error))?;
+        } else if self.unflushed.is_empty() || open.is_empty() {
+            self.unflushed.push(open.file.try_clone()?);
+        }
         let stored = Stored {
             ordinal: open.ordinal,
             offset: open.end,

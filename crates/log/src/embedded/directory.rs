@@ -17,6 +17,8 @@ pub(super) const IDS_DIRECTORY: &str = "ids";
 pub(super) const RESERVE_FILE: &str = "reserve";
 /// What a log of before the first release has.
 const OLD_DATABASE_FILE: &str = "log.sqlite3";
+/// Written when a replica and the sequence have different histories: the next start makes the replica anew.
+pub(super) const DIVERGED_FILE: &str = "diverged";
 /// Locked while a process uses the directory.
 pub(super) const LOCK_FILE: &str = "lock";
 

@@ -136,7 +136,7 @@ impl Shared {
             }
             self.publisher.set_health(Health::Full);
         } else if at.is_some() {
-            self.publisher.set_health(Health::Ready);
+            self.publisher.set_health(self.health_of_engine());
         }
         *at = no_space.then(Instant::now);
     }
@@ -152,7 +152,26 @@ impl Shared {
                 .free_bytes()
                 .is_none_or(|free| free >= FREE_BYTES_MIN)
         {
-            self.publisher.set_health(Health::Ready);
+            self.publisher.set_health(self.health_of_engine());
+        }
+    }
+
+    /// What holds where the disk has room.
+    fn health_of_engine(&self) -> Health {
+        let health = self.engine_health.lock();
+        let health = health.unwrap_or_else(PoisonError::into_inner);
+        health.clone().unwrap_or(Health::Ready)
+    }
+
+    /// Whether the engine that orders the commits lets this log take events; `None` when it does.
+    pub(super) fn set_engine_health(&self, health: Option<Health>) {
+        let no_space_at = self.no_space_at();
+        *self
+            .engine_health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = health;
+        if no_space_at.is_none_or(|at| at.elapsed() >= NO_SPACE_MEMORY) {
+            self.publisher.set_health(self.health_of_engine());
         }
     }
 }

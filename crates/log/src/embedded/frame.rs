@@ -6,12 +6,16 @@
 //! All numbers little-endian:
 //! ```text
 //! segment   magic "PBSEG\0\0" · version u8 · log u64 · ordinal u64 · crc32c of these u32 · zero u32
-//! frame     magic "PBF4" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
+//! frame     magic "PBF5" · crc32c of the rest of this header u32 · log u64 · first sequence u64 ·
 //!           received_at i64 (µs) · events u32 · block bytes u32 · crc32c of the keys u32 ·
 //!           crc32c of the block u32 · frames of its commit after it u32 ·
-//!           events of its commit before it u32 · number of its commit u64 · epoch u32 · zero u32
+//!           events of its commit before it u32 · number of its commit u64 · epoch u32 ·
+//!           epoch of the event before its commit u32 · writer u32 · zero u32 ·
+//!           digest of the commit before its own u64
 //!           keys of its events, 16 bytes each · block · zeros up to a multiple of 8
 //! ```
+//! The last three are of use where several bridges write one log, and 0 elsewhere (`replica`).
+//!
 //! Frames of one commit have its number, which no other commit has: pieces of two commits that were
 //! interrupted at the same place are never taken for one.
 
@@ -25,16 +29,16 @@ use prelude_bridge_event::{Epoch, EventKey, LogId, Sequence, UnixMicros};
 
 const SEGMENT_MAGIC: [u8; 7] = *b"PBSEG\0\0";
 /// The version of segments that this release reads and writes. Before the first release there were
-/// three more. In the frames of version 3 the type and the content of an event had no part in its key.
-pub(super) const SEGMENT_VERSION: u8 = 4;
+/// four more.
+pub(super) const SEGMENT_VERSION: u8 = 5;
 /// The log's id follows the magic and the version.
 const SEGMENT_LOG_AT: usize = SEGMENT_MAGIC.len() + 1;
 /// Where the first frame is.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 32;
 const SEGMENT_CHECKED_BYTES: usize = 24;
 
-pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF4";
-pub(super) const HEADER_BYTES: usize = 72;
+pub(super) const FRAME_MAGIC: [u8; 4] = *b"PBF5";
+pub(super) const HEADER_BYTES: usize = 88;
 pub(super) const CHECKED_FROM: usize = 8;
 const KEY_BYTES: usize = size_of::<EventKey>();
 /// Each frame begins at a multiple of this.
@@ -130,10 +134,12 @@ pub(super) struct Header {
     pub(super) frames_after: u32,
     /// How many events of the same commit come before.
     pub(super) events_before: u32,
-    /// The number of its commit.
-    commit: u64,
+    /// The number of its commit: its position in the sequence, where several bridges write the log.
+    pub(super) commit: u64,
     /// Which one wrote it.
     pub(super) epoch: Epoch,
+    /// What its commit follows.
+    pub(super) link: Link,
 }
 
 /// Which part of its commit a frame is.
@@ -143,6 +149,28 @@ pub(super) struct Part {
     pub(super) commit: u64,
     pub(super) frames_after: u32,
     pub(super) events_before: u32,
+    pub(super) link: Link,
+}
+
+/// What a commit follows, in a log that several bridges write. By it a commit of another history of the
+/// log is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// The epoch of the last event before the commit; 0 where there is none.
+    pub(super) epoch_before: Epoch,
+    /// The digest of the commit before, which covers all commits before that.
+    pub(super) digest_before: u64,
+    /// The bridge that wrote the commit.
+    pub(super) writer: u32,
+}
+
+impl Link {
+    /// That of a log with one writer.
+    pub(super) const NONE: Self = Self {
+        epoch_before: Epoch(0),
+        digest_before: 0,
+        writer: 0,
+    };
 }
 
 impl Header {
@@ -160,6 +188,30 @@ impl Header {
             events_before: part.events_before,
             commit: part.commit,
             epoch: block.epoch(),
+            link: part.link,
+        }
+    }
+
+    /// The header of a mark: a commit without events, after which `first_sequence` comes.
+    pub(super) fn of_mark(
+        log: LogId,
+        (first_sequence, received_at): (Sequence, UnixMicros),
+        (commit, epoch): (u64, Epoch),
+        link: Link,
+    ) -> Self {
+        Self {
+            log,
+            first_sequence,
+            received_at,
+            events: 0,
+            block_bytes: 0,
+            keys_checksum: 0,
+            block_checksum: 0,
+            frames_after: 0,
+            events_before: 0,
+            commit,
+            epoch,
+            link,
         }
     }
 
@@ -181,26 +233,38 @@ impl Header {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.commit.to_le_bytes());
-        bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        let Link {
+            epoch_before,
+            digest_before,
+            writer,
+        } = self.link;
+        for number in [self.epoch.0, epoch_before.0, writer, 0] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&digest_before.to_le_bytes());
         let checksum = crc32c::crc32c(bytes.get(start + CHECKED_FROM..).unwrap_or_default());
         if let Some(place) = bytes.get_mut(start + 4..start + CHECKED_FROM) {
             place.copy_from_slice(&checksum.to_le_bytes());
         }
     }
 
-    /// Reads a header; `None` if there is none of this log.
+    /// Reads the header of a frame with events; `None` if there is none of this log.
     pub(super) fn parse(bytes: &[u8], log: LogId) -> Option<Self> {
+        Self::parse_any(bytes).filter(|header| header.log == log && header.events > 0)
+    }
+
+    /// Reads a header of any log; `None` if there is none.
+    pub(super) fn parse_any(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes.get(..HEADER_BYTES)?;
         if !rest.starts_with(&FRAME_MAGIC) {
             return None;
         }
         rest.advance(FRAME_MAGIC.len());
-        if rest.get_u32_le() != crc32c::crc32c(rest) || rest.get_u64_le() != log.0 {
+        if rest.get_u32_le() != crc32c::crc32c(rest) {
             return None;
         }
         let header = Self {
-            log,
+            log: LogId(rest.get_u64_le()),
             first_sequence: Sequence(rest.get_u64_le()),
             received_at: UnixMicros(rest.get_i64_le()),
             events: rest.get_u32_le(),
@@ -211,8 +275,16 @@ impl Header {
             events_before: rest.get_u32_le(),
             commit: rest.get_u64_le(),
             epoch: Epoch(rest.get_u32_le()),
+            link: Link {
+                epoch_before: Epoch(rest.get_u32_le()),
+                writer: rest.get_u32_le(),
+                digest_before: {
+                    rest.advance(4);
+                    rest.get_u64_le()
+                },
+            },
         };
-        (header.events > 0).then_some(header)
+        Some(header)
     }
 
     pub(super) fn last_sequence(&self) -> Sequence {
@@ -315,6 +387,7 @@ mod tests {
             commit: 77,
             frames_after: 0,
             events_before,
+            link: Link::NONE,
         };
         let header = Header::new(LOG, &block, &keys, part);
         let mut bytes = Vec::new();
@@ -425,10 +498,10 @@ mod tests {
         assert_eq!(kind(&segment_header(LOG, 4)), Kind::Stranger);
         assert_eq!(kind(&segment_header(LogId(8), 3)), Kind::Stranger);
         let mut older = segment_header(LOG, 3);
-        older[7] = 3;
+        older[7] = 4;
         let checksum = crc32c::crc32c(&older[..24]);
         older[24..28].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(kind(&older), Kind::OtherVersion(3));
+        assert_eq!(kind(&older), Kind::OtherVersion(4));
         assert_eq!(kind(b""), Kind::Nothing);
         assert_eq!(kind(&[0; 100]), Kind::Nothing);
         assert_eq!(kind(b"Dear diary"), Kind::Other);

@@ -15,7 +15,7 @@
 //! ```text
 //! magic "PBMAN\0\0" · version u8 · log u64 · trimmed u64 · first ordinal u64 · confirmed u64 ·
 //! epochs u32 · epochs: first sequence u64 · epoch u32 · bytes of the clock u32 · clock ·
-//! time of the newest event i64 (µs) · crc32c of everything before u32
+//! time of the newest event i64 (µs) · position + 1 u64 (0: no replica) · digest u64 · crc32c of everything before u32
 //! ```
 //! The magic, the version and the checksum at the end are the same in all versions.
 
@@ -31,6 +31,7 @@ use super::{
     directory::{self, MANIFEST_FILE},
     open_error::OpenError,
 };
+use crate::sequencer::Position;
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 
 const MAGIC: [u8; 7] = *b"PBMAN\0\0";
@@ -57,6 +58,9 @@ pub(super) struct Manifest {
     pub(super) clock: Vec<u8>,
     /// When the newest event was received, which may be removed: no later one gets an earlier time.
     pub(super) last_at: UnixMicros,
+    /// Where the log is a replica: the position in the sequence that `confirmed` was reached with, and the
+    /// digest there.
+    pub(super) replica: Option<(Position, u64)>,
 }
 
 impl Manifest {
@@ -70,6 +74,7 @@ impl Manifest {
             epochs: Vec::new(),
             clock: Vec::new(),
             last_at: UnixMicros(0),
+            replica: None,
         }
     }
 
@@ -131,6 +136,9 @@ impl Manifest {
         bytes.put_u32_le(u32::try_from(self.clock.len()).unwrap_or(u32::MAX));
         bytes.put_slice(&self.clock);
         bytes.put_i64_le(self.last_at.0);
+        let (next, digest) = self.replica.map_or((0, 0), |(at, digest)| (at.next().0, digest));
+        bytes.put_u64_le(next);
+        bytes.put_u64_le(digest);
         let checksum = crc32c::crc32c(&bytes);
         bytes.put_u32_le(checksum);
         bytes
@@ -157,6 +165,11 @@ impl Manifest {
         // Development versions wrote none.
         if content.has_remaining() {
             manifest.last_at = UnixMicros(content.try_get_i64_le()?);
+        }
+        if content.has_remaining() {
+            let next = content.try_get_u64_le()?;
+            let digest = content.try_get_u64_le()?;
+            manifest.replica = next.checked_sub(1).map(|at| (Position(at), digest));
         }
         Ok(manifest)
     }
@@ -187,6 +200,7 @@ mod tests {
             epochs: vec![(Sequence(1), Epoch(7)), (Sequence(6), Epoch(8))],
             clock: b"clock".to_vec(),
             last_at: UnixMicros(77),
+            replica: Some((Position(5), 6)),
             ..Manifest::beginning(LogId(3), 2, Sequence(4))
         }
     }

@@ -41,6 +41,7 @@ mod readers;
 mod recovery;
 #[cfg(test)]
 mod removal_tests;
+pub mod replica;
 mod reserve;
 mod retention;
 mod salvage;
@@ -67,11 +68,11 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::{
     active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
-    queue::Queue, readers::Readers, reserve::Reserve, retention::Retention, scrub::Scrub,
+    queue::Queue, readers::Readers, replica::{Beginning, Replica, Replicated}, reserve::Reserve, retention::Retention, scrub::Scrub,
     segments::Segments, writer::Writer,
 };
 pub use self::{
@@ -86,11 +87,15 @@ use super::{
     clock::{self, Clock},
     group::{self, Stamps},
     ids,
+    sequencer::Sequencer,
 };
 use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
+
+/// How far the clocks of several bridges are apart, where they are kept right.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 
 /// What the log keeps, and what it may take.
 #[derive(Clone)]
@@ -227,12 +232,50 @@ pub(super) fn open_with_seams(
     options: Options,
     seams: Seams,
 ) -> Result<Arc<Embedded>, OpenError> {
+    open_directory(Directory::open(data_dir)?, options, seams, None)
+}
+
+/// Opens the replica of a log that a sequence orders. Blocks until the engine has answered.
+fn open_replica(
+    data_dir: &Path,
+    mut options: Options,
+    sequencer: Arc<dyn Sequencer>,
+    runtime: Handle,
+    seams: Seams,
+) -> Result<Arc<Embedded>, OpenError> {
+    let (part, whole) = replica::GROUP_PART;
+    let bytes_max = sequencer.commit_bytes_max() / whole * part;
+    options.group_bytes_max = options.group_bytes_max.min(bytes_max);
     let directory = Directory::open(data_dir)?;
+    let start = replica::Start {
+        directory: &directory,
+        sequencer: &sequencer,
+        runtime: &runtime,
+        clock: &seams.clock,
+    };
+    let beginning = start.begin()?;
+    let replicated = Arc::new(Replicated::new(sequencer, beginning.position()));
+    open_directory(
+        directory,
+        options,
+        seams,
+        Some((beginning, replicated, runtime)),
+    )
+}
+
+/// Opens what is in a directory: a log with one writer, or a replica.
+fn open_directory(
+    directory: Directory,
+    options: Options,
+    seams: Seams,
+    replica: Option<(Beginning, Arc<Replicated>, Handle)>,
+) -> Result<Arc<Embedded>, OpenError> {
+    let data_dir = directory.path();
     let ids_limits = seams.ids_limits;
     let ids_limits =
         ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age, options.ids_bytes));
     let age_max = options.retention_age;
-    let mut opened = opening::open(&directory, ids_limits, &seams, age_max)?;
+    let mut opened = opening::open(&directory, ids_limits, &seams, age_max, replica.is_some())?;
     let found = &opened.found;
     let first = found.segments.last().map(|last| last.first_sequence);
     let mut active = Active::new(
@@ -242,6 +285,9 @@ pub(super) fn open_with_seams(
         first.and_then(|first| opened.ages.written_at(first)),
         options.retention_bytes,
     );
+    if replica.is_some() {
+        active.leave_unflushed();
+    }
     match active.open(&seams.fault) {
         Err(error) if disk_error::is_no_space(&error) => opened.is_full = true,
         opened => opened.map_err(|source| OpenError::Directory {
@@ -249,7 +295,7 @@ pub(super) fn open_with_seams(
             source,
         })?,
     }
-    start(directory, opened, active, options, seams.fault)
+    start(directory, opened, active, (options, seams.fault), replica)
 }
 
 /// Starts the threads of a log that was opened.
@@ -257,8 +303,8 @@ fn start(
     directory: Directory,
     opened: Opened,
     active: Active,
-    options: Options,
-    fault: Fault,
+    (options, fault): (Options, Fault),
+    replica: Option<(Beginning, Arc<Replicated>, Handle)>,
 ) -> Result<Arc<Embedded>, OpenError> {
     let Opened {
         manifest,
@@ -283,7 +329,11 @@ fn start(
         clock: clock.watch(),
         failure: OnceLock::new(),
         no_space_at: Mutex::new(None),
+        engine_health: Mutex::new(None),
         has_missing_ids: AtomicBool::new(missing_ids.is_some()),
+        replicated: replica
+            .as_ref()
+            .map(|(_, replicated, _)| Arc::clone(replicated)),
         fault,
         done,
     });
@@ -293,7 +343,16 @@ fn start(
     }
     let keeper = keeper::Work::new(Arc::clone(&shared), manifest.log, ids.background());
     let keeper = spawn("log-keeper", move || keeper.run())?;
+    let follow = replica.as_ref().map(|(_, replicated, runtime)| {
+        let follow = replica::Follow::new(Arc::clone(&shared), Arc::clone(replicated));
+        (follow, runtime.clone())
+    });
+    let replica = replica.map(|(beginning, replicated, runtime)| {
+        Replica::new(replicated, runtime, &beginning, epoch).map(Box::new)
+    });
+    let replica = replica.transpose().inspect_err(|_| shared.keeper.stop())?;
     let writer = Writer {
+        replica,
         shared: Arc::clone(&shared),
         keeper,
         on_commit: options.on_commit,
@@ -318,7 +377,14 @@ fn start(
     };
     let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
+    writer.publish_health();
+    if let Some(replica) = &writer.replica {
+        replica.serve(&shared);
+    }
     let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
+    if let Some((follow, runtime)) = follow {
+        runtime.spawn(follow.run());
+    }
     let rate = options.scrub_bytes_per_second;
     let scrub = scrub::Work::new(Arc::clone(&shared), manifest.log, rate);
     let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
@@ -364,7 +430,11 @@ struct Shared {
     clock: Arc<clock::Watch>,
     failure: OnceLock<Arc<str>>,
     no_space_at: Mutex<Option<Instant>>,
+    /// Where others order the commits, why the log takes no events for now.
+    engine_health: Mutex<Option<Health>>,
     has_missing_ids: AtomicBool,
+    /// Where several bridges write the log.
+    replicated: Option<Arc<Replicated>>,
     fault: Fault,
     done: watch::Sender<bool>,
 }
@@ -429,6 +499,13 @@ impl Log for Embedded {
         })
     }
 
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), ReadError>> {
+        match &self.shared.replicated {
+            Some(replicated) => replicated.catch_up(),
+            None => Box::pin(async { Ok(()) }),
+        }
+    }
+
     fn seek(&self, at: UnixMicros) -> BoxFuture<'_, Result<Sequence, ReadError>> {
         Box::pin(async move {
             let found = self.readers.seek(self.status(), at).await;
@@ -467,7 +544,11 @@ impl Log for Embedded {
     }
 
     fn settling_time(&self) -> Duration {
-        SETTLING_TIME
+        let replicated = self.shared.replicated.as_ref();
+        let engine = replicated.map_or(Duration::ZERO, |replicated| {
+            replicated.sequencer.append_time_max() + CLOCKS_DIFFER
+        });
+        SETTLING_TIME + engine
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

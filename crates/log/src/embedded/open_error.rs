@@ -81,6 +81,32 @@ pub enum OpenError {
         /// What does not fit.
         reason: String,
     },
+    /// The directory has a log of its own, and is to be a replica.
+    #[error(
+        "the data directory {} has a log of its own, not a replica: copy it into the store with \
+         `prelude-bridge log copy`, and choose another directory with --data-dir",
+        path.display()
+    )]
+    NotAReplica {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory has a replica, and is to be a log of its own.
+    #[error(
+        "the data directory {} has a replica of a log in another store: choose that with --store, or another \
+         directory with --data-dir",
+        path.display()
+    )]
+    Replica {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The store that orders the commits cannot be used.
+    #[error("{reason}")]
+    Store {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The system gives no random bytes for the log's identity.
     #[error("cannot make an identity for the log: {0}")]
     Random(#[from] getrandom::Error),

@@ -49,6 +49,7 @@ pub(super) fn open(
     limits: ids::Limits,
     seams: &Seams,
     age_max: Duration,
+    is_replica: bool,
 ) -> Result<Opened, OpenError> {
     let data_dir = directory.path();
     let failed = |source| directory_error(data_dir, source);
@@ -62,8 +63,16 @@ pub(super) fn open(
             None,
         ),
     };
+    if manifest.replica.is_some() != is_replica {
+        let path = data_dir.to_owned();
+        return Err(OpenError::Replica { path });
+    }
     let ids_dir = data_dir.join(IDS_DIRECTORY);
     let mut ids = Ids::open(&ids_dir, manifest.log, limits).map_err(ids_error)?;
+    if is_replica {
+        // What was not flushed was cut off.
+        ids.discard_after(manifest.confirmed).map_err(ids_error)?;
+    }
     let (mut clock, marks) = resume_clock(&manifest, &seams.clock, &ids);
     let now = clock.now().retention.time;
     // Later than they came, so that none is forgotten too early.

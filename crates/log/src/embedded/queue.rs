@@ -1,5 +1,6 @@
 //! Owns the bounded queue between the senders' requests and the writer's thread: of batches to append, and
-//! of keys of which somebody asks whether they are remembered. Knows nothing of how either is done.
+//! of keys of which somebody asks whether they are remembered; and of the commits that other bridges have
+//! written. Knows nothing of how either is done.
 
 use std::{
     collections::VecDeque,
@@ -7,10 +8,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::{Appended, Error};
-use prelude_bridge_event::{Batch, EventKey};
+use crate::{
+    Appended, Error,
+    sequencer::{Outage, Position},
+};
+use bytes::Bytes;
+use prelude_bridge_event::{Batch, EventKey, Sequence};
 
 /// For each key that was asked for, the one that its event was appended with.
 pub(super) type Recalled = Result<Vec<Option<EventKey>>, Error>;
@@ -21,6 +26,8 @@ pub(super) enum Job {
     Append {
         batch: Batch,
         reply: oneshot::Sender<Result<Appended, Error>>,
+        /// Another bridge has left it to this one, or was to write it and did not.
+        is_forwarded: bool,
     },
     /// Find the keys that the events of these were appended with.
     Recall {
@@ -53,6 +60,18 @@ impl Job {
     }
 }
 
+/// What comes from the sequence that orders the commits of several bridges.
+pub(super) enum Arrival {
+    /// A commit, with its part of the room that all that wait have.
+    Commit(Position, Bytes, OwnedSemaphorePermit),
+    /// The sequence begins with this event: the events before it were removed.
+    Trim(Sequence),
+    /// What is being followed did not answer; `None` when it does again.
+    Outage(Option<Outage>),
+    /// The connection is a new one.
+    Reconnected,
+}
+
 /// How much may wait, and how much is taken at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -71,6 +90,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct State {
+    arrivals: VecDeque<Arrival>,
     jobs: VecDeque<Job>,
     bytes: usize,
     refusal: Option<Error>,
@@ -78,6 +98,8 @@ struct State {
 
 /// What the consumer is to do.
 pub(super) enum Taken {
+    /// Take note of this; it comes before what is to be done.
+    Arrival(Arrival),
     /// Do these, in this order.
     Group(Vec<Job>),
     /// Nothing has come within the time.
@@ -100,9 +122,46 @@ impl Queue {
         &self,
         batch: Batch,
     ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
+        self.push_as(batch, false)
+    }
+
+    /// The same for a batch that another bridge has forwarded.
+    pub(super) fn push_forwarded(
+        &self,
+        batch: Batch,
+    ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
+        self.push_as(batch, true)
+    }
+
+    fn push_as(
+        &self,
+        batch: Batch,
+        is_forwarded: bool,
+    ) -> Result<oneshot::Receiver<Result<Appended, Error>>, Error> {
         let (reply, fate) = oneshot::channel();
-        self.add(Job::Append { batch, reply })?;
+        self.add(Job::Append {
+            batch,
+            reply,
+            is_forwarded,
+        })?;
         Ok(fate)
+    }
+
+    /// Puts jobs first in line that were taken, whatever else waits.
+    pub(super) fn put_back(&self, jobs: impl DoubleEndedIterator<Item = Job>) {
+        let mut state = self.state();
+        let refusal = state.refusal.clone();
+        for job in jobs.rev() {
+            match &refusal {
+                Some(refusal) => job.refuse(refusal.clone()),
+                None => {
+                    state.bytes += job.memory_bytes();
+                    state.jobs.push_front(job);
+                }
+            }
+        }
+        drop(state);
+        self.arrived.notify_one();
     }
 
     /// Puts a question in line, or says at once why not.
@@ -130,6 +189,25 @@ impl Queue {
         Ok(())
     }
 
+    /// Notes what came from the sequence. What comes after the end is left out.
+    pub(super) fn arrive(&self, arrival: Arrival) {
+        let mut state = self.state();
+        if state.refusal.is_none() {
+            state.arrivals.push_back(arrival);
+            drop(state);
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Waits for at most so long, or until nothing more is taken in. True when that is so.
+    pub(super) fn is_ended_within(&self, wait: Duration) -> bool {
+        let state = self.state();
+        let waiting = |state: &mut State| state.refusal.is_none();
+        let waited = self.arrived.wait_timeout_while(state, wait, waiting);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.refusal.is_some()
+    }
+
     /// Takes everything that waits, up to the limits of a group but at least one batch; waits for
     /// it no longer than `wait`.
     pub(super) fn take(&self, wait: Duration) -> Taken {
@@ -137,9 +215,12 @@ impl Queue {
         let (mut state, _) = self
             .arrived
             .wait_timeout_while(state, wait, |state| {
-                state.jobs.is_empty() && state.refusal.is_none()
+                state.arrivals.is_empty() && state.jobs.is_empty() && state.refusal.is_none()
             })
             .unwrap_or_else(PoisonError::into_inner);
+        if let Some(arrival) = state.arrivals.pop_front() {
+            return Taken::Arrival(arrival);
+        }
         let (mut group, mut events, mut bytes) = (Vec::new(), 0, 0);
         while let Some(job) = state.jobs.front() {
             events += job.events();
@@ -166,7 +247,10 @@ impl Queue {
 
     /// Refuses what comes from now on; what waits is still taken.
     pub(super) fn close(&self) {
-        self.state().refusal.get_or_insert(Error::Closed);
+        let mut state = self.state();
+        state.refusal.get_or_insert(Error::Closed);
+        state.arrivals.clear();
+        drop(state);
         self.arrived.notify_all();
     }
 
@@ -175,6 +259,7 @@ impl Queue {
         let mut state = self.state();
         state.refusal = Some(error.clone());
         state.bytes = 0;
+        state.arrivals.clear();
         let jobs = std::mem::take(&mut state.jobs);
         drop(state);
         for job in jobs {

@@ -54,6 +54,21 @@ impl Retention {
         self.age_micros.min(QUARANTINE_MICROS_MAX)
     }
 
+    /// The last event that is to go from a sequence which several replicas follow: the events up to `expired` are
+    /// too old, and the segment with the number `active` is written to.
+    pub(super) fn through(
+        &self,
+        segments: &Segments,
+        range: &Range,
+        active: u64,
+        expired: Option<Sequence>,
+    ) -> Option<Sequence> {
+        let expired = expired.map(|through| through.min(range.head));
+        let excess = segments.excess(self.bytes_max, active);
+        let through = expired.max(excess);
+        through.filter(|&through| through >= range.earliest)
+    }
+
     /// What is to go now. The events up to `expired` are too old, and the segment with the number
     /// `active` is written to. Fails for want of a file descriptor only.
     pub(super) fn due(
@@ -90,7 +105,7 @@ impl Retention {
 impl Due {
     /// The same with the time of the oldest event that stays. Neither damage nor a disk that cannot be read
     /// keeps anything: then it is as it was.
-    fn exact(self, segments: &Segments, range: &Range) -> Result<Self, Fault> {
+    pub(super) fn exact(self, segments: &Segments, range: &Range) -> Result<Self, Fault> {
         match readers::time_after(segments, range.head, self.through) {
             Ok(earliest_at) => Ok(Self {
                 earliest_at,

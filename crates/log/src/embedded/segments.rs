@@ -252,6 +252,20 @@ impl Segments {
         oldest.map(|segment| (segment.last_sequence, segment.last_at))
     }
 
+    /// The last event of the oldest segments, before one, without which the others have no more bytes than
+    /// this; `None` where they have no more anyway.
+    pub(super) fn excess(&self, bytes_max: u64, ordinal: u64) -> Option<Sequence> {
+        let mut bytes = self.bytes();
+        let list = self.list();
+        let older = list.iter().take_while(|segment| segment.ordinal < ordinal);
+        let excess = older.take_while(|segment| {
+            let is_excess = bytes > bytes_max;
+            bytes = bytes.saturating_sub(segment.end);
+            is_excess
+        });
+        excess.last().map(|segment| segment.last_sequence)
+    }
+
     pub(super) fn get(&self, ordinal: u64) -> Option<Segment> {
         let list = self.list();
         let found = list.iter().find(|segment| segment.ordinal == ordinal);

@@ -21,11 +21,13 @@ use super::{
     CommitReport, OnCommit, Shared, Stage,
     active::{Active, Stored},
     commit::{CommitFrames, from_number, numbers},
+    frame::Link,
     ids_budget::IdsBudget,
     keeper::Save,
     manifest::Manifest,
     missing_ids::{self, MissingIds},
     queue::{Job, Taken},
+    replica::Replica,
     retention::{Due, Retention},
     segments::Segment,
 };
@@ -67,6 +69,8 @@ pub(super) struct Writer {
     pub(super) retention: Retention,
     pub(super) unsaved: Unsaved,
     pub(super) ids_budget: IdsBudget,
+    /// Where several bridges write the log.
+    pub(super) replica: Option<Box<Replica>>,
 }
 
 /// What the manifest does not say yet.
@@ -90,13 +94,13 @@ pub(super) struct Unsaved {
 }
 
 /// A group that is ready to be committed.
-struct Prepared {
-    frames: CommitFrames,
+pub(super) struct Prepared {
+    pub(super) frames: CommitFrames,
     /// When, by the retention clock.
     at: RetentionTime,
     /// The segment that is written to is to get no more.
     is_segment_old: bool,
-    appended: Vec<Appended>,
+    pub(super) appended: Vec<Appended>,
 }
 
 impl Writer {
@@ -108,12 +112,13 @@ impl Writer {
         loop {
             match self.shared.queue.take(wait) {
                 Taken::Group(jobs) => self.process(jobs),
+                Taken::Arrival(arrival) => self.arrived(arrival),
                 Taken::Nothing => {}
                 Taken::End => break,
             }
             wait = self.maintain();
         }
-        if self.shared.failure().is_none() {
+        if self.shared.failure().is_none() && self.flush().is_ok() {
             self.save();
         }
         self.shared.keeper.stop();
@@ -124,16 +129,23 @@ impl Writer {
 
     /// Writes a group, and then says what is remembered. Answers everybody in it.
     fn process(&mut self, jobs: Vec<Job>) {
-        let (mut batches, mut replies, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut here, mut anywhere, mut questions) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
             match job {
-                Job::Append { batch, reply } => {
-                    batches.push(batch);
-                    replies.push(reply);
-                }
+                Job::Append {
+                    batch,
+                    reply,
+                    is_forwarded: true,
+                } => here.push((batch, reply)),
+                Job::Append { batch, reply, .. } => anywhere.push((batch, reply)),
                 Job::Recall { keys, reply } => questions.push((keys, reply)),
             }
         }
+        if let Some(replica) = &mut self.replica {
+            anywhere = replica.forward(anywhere, &self.shared);
+        }
+        here.append(&mut anywhere);
+        let (batches, replies): (Vec<_>, Vec<_>) = here.into_iter().unzip();
         if !batches.is_empty() {
             let fates: Vec<_> = match self.write(&batches) {
                 Ok(appended) => appended.into_iter().map(Ok).collect(),
@@ -170,27 +182,59 @@ impl Writer {
     }
 
     fn write(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
-        self.read_missing_ids()?;
+        if self.replica.is_some() {
+            return self.write_in_order(batches);
+        }
         let began = Instant::now();
-        (self.shared.fault)(Stage::Begin).map_err(|error| self.shared.evaluate(&error, "log"))?;
+        self.begin()?;
         let prepared = self.prepare(batches)?;
         // What is known already needs no room.
         if !prepared.frames.is_empty() {
-            missing_ids::make_room(&self.shared, &mut self.ids)?;
+            self.make_room()?;
             let stored = self.commit(&prepared)?;
-            let duration = began.elapsed();
+            let report = report(&prepared.frames, batches.len(), began.elapsed());
             self.apply(&prepared.frames, &stored, prepared.at)?;
-            self.report(&prepared.frames, batches.len(), duration);
+            self.tell(report);
         }
         Ok(prepared.appended)
     }
 
+    /// Refuses a group while that is all that can be done.
+    pub(super) fn begin(&mut self) -> Result<(), Error> {
+        self.read_missing_ids()?;
+        let begun = (self.shared.fault)(Stage::Begin);
+        begun.map_err(|error| self.shared.evaluate(&error, "log"))
+    }
+
+    /// Makes room for the keys of one more commit.
+    pub(super) fn make_room(&mut self) -> Result<(), Error> {
+        if self.replica.is_some() && self.ids.is_full() {
+            self.confirm()?;
+        }
+        missing_ids::make_room(&self.shared, &mut self.ids)?;
+        if self.replica.is_some() && self.shared.reserve.is_missing() {
+            self.shared.set_no_space(true);
+            return Err(Error::NoSpace);
+        }
+        Ok(())
+    }
+
+    /// The epoch of the newest event; 0 where there is none.
+    pub(super) fn epoch_of_head(&self) -> Epoch {
+        let status = self.shared.publisher.status();
+        status.epochs().cursor(status.range().head).epoch
+    }
+
     /// Leaves out the events that are known, stamps the others, and lays them out.
-    fn prepare(&mut self, batches: &[Batch]) -> Result<Prepared, Error> {
+    pub(super) fn prepare(&mut self, batches: &[Batch]) -> Result<Prepared, Error> {
         let now = self.clock.now();
+        let (number, epoch, link) = match &self.replica {
+            Some(replica) => replica.next_commit(self.epoch_of_head()),
+            None => (self.next_commit, self.epoch, Link::NONE),
+        };
         let place = Place {
             log: self.log,
-            epoch: self.epoch,
+            epoch,
             first_sequence: self.shared.range().head.plus(1),
             received_at: self.stamps.next(now.wall),
         };
@@ -198,8 +242,8 @@ impl Writer {
         let deduplicate = |keys: &[_]| deduplicate(shared, ids, keys);
         let group::Prepared { commit, appended } =
             group::prepare(&mut self.builder, place, batches.iter(), deduplicate)?;
-        let number = self.next_commit;
-        self.next_commit = number.wrapping_add(1);
+        self.next_commit = self.next_commit.wrapping_add(1);
+        let number = (number, link);
         Ok(Prepared {
             frames: CommitFrames::new(self.log, number, commit.blocks, commit.keys),
             at: now.retention.time,
@@ -227,13 +271,13 @@ impl Writer {
     }
 
     /// Takes note of a commit that is durable, and makes it known.
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         frames: &CommitFrames,
         stored: &Stored,
         at: RetentionTime,
     ) -> Result<(), Error> {
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
         let before = shared.segments.last_ordinal();
         let Stored { ordinal, offset } = *stored;
         shared.segments.add(ordinal, offset, frames.headers());
@@ -244,10 +288,7 @@ impl Writer {
         }
         self.ages.note(frames.last_sequence(), at);
         let keys = numbers(frames.keys());
-        let at = UnixMicros(at.0);
-        if self.ids.add(&keys, frames.last_sequence(), at) {
-            shared.keeper.work_on_ids();
-        }
+        self.add_ids(&keys, frames.last_sequence(), UnixMicros(at.0))?;
         self.unsaved.has_news = true;
         for block in frames.blocks() {
             self.stamps.used(block.received_at());
@@ -257,17 +298,10 @@ impl Writer {
     }
 
     /// Tells the metrics of a commit.
-    fn report(&self, frames: &CommitFrames, batches: usize, duration: Duration) {
-        let Some(on_commit) = &self.on_commit else {
-            return;
-        };
-        let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
-        on_commit(CommitReport {
-            batches,
-            events: frames.keys().len() as u64,
-            bytes: bytes.sum(),
-            duration,
-        });
+    pub(super) fn tell(&self, report: CommitReport) {
+        if let Some(on_commit) = &self.on_commit {
+            on_commit(report);
+        }
     }
 
     /// Gives up what is too old or too much, and has the manifest replaced when there is news.
@@ -277,18 +311,20 @@ impl Writer {
             return MAINTENANCE_INTERVAL;
         }
         self.shared.forget_no_space();
+        self.maintain_replica();
         // Also when no batch comes. What fails is tried again in a while.
         let _ = self.read_missing_ids();
         let now = self.clock.now().retention;
         let range = self.shared.range();
         let expired = self.ages.expired(&now);
         let active = self.active.ordinal();
-        let due = self
-            .retention
-            .due(&self.shared.segments, &range, active, expired);
-        // What failed is tried again in a while.
-        if let Ok(Some(due)) = due {
-            self.give_up(&due);
+        // A replica has what the sequence has.
+        if self.replica.is_none() {
+            let segments = &self.shared.segments;
+            // What failed is tried again in a while.
+            if let Ok(Some(due)) = self.retention.due(segments, &range, active, expired) {
+                self.give_up(&due);
+            }
         }
         let expired = expired.unwrap_or(Sequence::ZERO);
         self.unsaved.removed = self.unsaved.removed.max(expired);
@@ -298,6 +334,9 @@ impl Writer {
         let rested = self.unsaved.saved_at.map(|at| at.elapsed());
         if let Some(rest) = rested.and_then(|rested| SAVE_INTERVAL.checked_sub(rested)) {
             return rest;
+        }
+        if self.flush().is_err() {
+            return MAINTENANCE_INTERVAL;
         }
         self.forget_ids(&now);
         self.look_through_quarantine(&now);
@@ -329,7 +368,7 @@ impl Writer {
         }
     }
 
-    fn is_segment_old(&self, now: &RetentionNow) -> bool {
+    pub(super) fn is_segment_old(&self, now: &RetentionNow) -> bool {
         let began = self.active.began();
         began.is_some_and(|began| self.retention.is_span_over(now, began))
     }
@@ -356,7 +395,7 @@ impl Writer {
     }
 
     /// Leaves the manifest, as of now, to the keeper.
-    fn save(&mut self) {
+    pub(super) fn save(&mut self) {
         let range = self.shared.range();
         let clock = self.clock.snapshot();
         // A segment stays until its keys are in files: a start reads them from it.
@@ -386,6 +425,7 @@ impl Writer {
             epochs: self.shared.publisher.status().epochs().entries().to_vec(),
             clock: clock.encode(self.ages.marks()),
             last_at: self.stamps.last(),
+            replica: self.replica.as_ref().map(|replica| replica.place()),
         };
         self.shared.keeper.save(Save {
             manifest,
@@ -395,7 +435,7 @@ impl Writer {
     }
 
     /// Nobody sees the events any more.
-    fn give_up(&mut self, due: &Due) {
+    pub(super) fn give_up(&mut self, due: &Due) {
         let earliest = due.through.plus(1);
         // A segment that waited for its ids at the end of the last run may be before the range.
         if earliest > self.shared.range().earliest {
@@ -428,6 +468,17 @@ impl Drop for Ended {
             self.0.fail("the writer ended");
         }
         self.0.done.send_replace(true);
+    }
+}
+
+/// What the metrics are told of a commit.
+pub(super) fn report(frames: &CommitFrames, batches: usize, duration: Duration) -> CommitReport {
+    let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
+    CommitReport {
+        batches,
+        events: frames.keys().len() as u64,
+        bytes: bytes.sum(),
+        duration,
     }
 }
 

@@ -1,0 +1,110 @@
+//! Owns the attempt to put a commit at the next position of the sequence. Whatever the engine answers,
+//! only what is at the position decides: a refusal does not prove that somebody else won, and a commit
+//! whose answer was lost may be there.
+//!
+//! An attempt can be given up at any moment. A commit that is stored later all the same is taken like
+//! that of another bridge, and its events are known when they are sent again.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Replica;
+use crate::{
+    embedded::queue::Queue,
+    sequencer::{Outage, Outcome, Position},
+};
+
+/// An attempt is given up after this time: those who wait for it were told so before.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
+/// The pause before the same is tried again, which doubles …
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What became of an attempt.
+pub(super) enum Settled {
+    /// The commit is at the position.
+    Ours,
+    /// Another one is.
+    Other(Bytes),
+    /// It is not there, and was made on another connection: what it followed may be gone.
+    Reconnected,
+    /// It is not known to be there: why.
+    Refused(Outage),
+    /// The sequence is not the one that it was: why.
+    Failed(String),
+}
+
+impl Replica {
+    /// Tries until it is known what is at the next position, for a while.
+    pub(super) fn settle(&self, commit: &Bytes, queue: &Queue) -> Settled {
+        let began = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let outage = match self.attempt(commit) {
+                Ok(settled) => return settled,
+                Err(outage) => outage,
+            };
+            if let Outage::Unusable(reason) = &outage {
+                return Settled::Failed(reason.to_string());
+            }
+            let is_over = began.elapsed() >= GIVEN_UP_AFTER || matches!(outage, Outage::Full(_));
+            if is_over || queue.is_ended_within(pause) {
+                return Settled::Refused(outage);
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Tries once. Fails where it is not known what is at the position, or nothing is.
+    pub(super) fn attempt(&self, commit: &Bytes) -> Result<Settled, Outage> {
+        let position = self.position.next();
+        let appended = self.wait(self.sequencer().append(position, commit.clone()));
+        let refusal = match appended {
+            Ok(Outcome::Won) => return Ok(Settled::Ours),
+            Ok(Outcome::Refused) => None,
+            Err(outage @ Outage::Unusable(_)) => return Err(outage),
+            Err(outage) => Some(outage),
+        };
+        if let Some(found) = self.wait(self.sequencer().get(position))? {
+            let is_ours = found == *commit;
+            return Ok(if is_ours {
+                Settled::Ours
+            } else {
+                Settled::Other(found)
+            });
+        }
+        if self.is_reconnected() {
+            return Ok(Settled::Reconnected);
+        }
+        let last = self.wait(self.sequencer().ends())?.last;
+        if last < self.position {
+            return Ok(Settled::Failed(self.went_back(last)));
+        }
+        Err(refusal.unwrap_or_else(|| {
+            let name = self.sequencer().name();
+            Outage::Unavailable(format!("{name} takes no commits: it may have no quorum").into())
+        }))
+    }
+
+    /// That the sequence has lost commits which were acknowledged.
+    pub(super) fn went_back(&self, last: Position) -> String {
+        format!(
+            "{} ends with commit {last}, and this bridge has commit {}: the engine has lost commits that it had \
+             acknowledged, or was restored to an earlier state; the next start makes the replica anew from what \
+             is left, and keeps this one in the quarantine",
+            self.sequencer().name(),
+            self.position,
+        )
+    }
+
+    pub(super) fn is_reconnected(&self) -> bool {
+        self.connections.has_changed().unwrap_or(false)
+    }
+
+    /// Waits for an answer of the engine. Each comes in bounded time.
+    pub(super) fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.runtime.block_on(answer)
+    }
+}
