@@ -7,7 +7,10 @@ mod login;
 
 use std::{fmt, path::PathBuf};
 
-use self::address::{Address, Remote, StreamName, TableName};
+use self::{
+    address::{Address, Remote, StreamName, TableName},
+    login::Refused,
+};
 pub use self::{
     address::{Engine, Host},
     login::{Login, StoreSecret},
@@ -134,17 +137,18 @@ settings! {
         /// The user at the store. PostgreSQL always needs one; NATS, where it has users and passwords.
         user: String = String::new();
 
-        /// The variable that holds the user's password. PRELUDE_BRIDGE_STORE_PASSWORD needs not be named ...
+        /// The variable that holds the user's password. PRELUDE_BRIDGE_STORE_PASSWORD need not be named.
         password_env: String = String::new();
 
-        /// ... or the file that holds it. Never write a password itself here.
+        /// The file that holds the user's password, instead of a variable. A running bridge does not read it
+        /// again.
         password_file: Option<PathBuf> = None;
 
         /// The variable that holds the token of NATS, where it has tokens without users.
-        /// PRELUDE_BRIDGE_STORE_TOKEN needs not be named ...
+        /// PRELUDE_BRIDGE_STORE_TOKEN need not be named.
         token_env: String = String::new();
 
-        /// ... or the file that holds it.
+        /// The file that holds the token of NATS, instead of a variable.
         token_file: Option<PathBuf> = None;
 
         /// The credentials file of a user of NATS, as `nsc` writes it: a JWT, and the seed of a key that never
@@ -157,7 +161,7 @@ settings! {
         /// The certificate that the bridge shows to the servers (mTLS), in PEM. Asks for TLS.
         tls_certificate_file: Option<PathBuf> = None;
 
-        /// Its private key.
+        /// The private key of this certificate.
         tls_key_file: Option<PathBuf> = None;
     }
 }
@@ -208,7 +212,9 @@ impl Store {
         let tls = self.tls();
         let authority = tls.and_then(|tls| tls.authority.as_ref());
         let certificate = tls.and_then(|tls| tls.certificate.as_ref());
-        authority.into_iter().chain(certificate.map(|(file, _)| file))
+        authority
+            .into_iter()
+            .chain(certificate.map(|(file, _)| file))
     }
 
     /// What may be a mistake: a login that everybody on the way can read. Credentials files send only a
@@ -359,8 +365,9 @@ fn refuse_settings_of_others(resolver: &mut Resolver<'_>, address: &Address) {
             resolver.faults.push(Fault {
                 origin: Origin::Environment(name.to_owned()),
                 message: format!("it is set, but the store is {kind}"),
-                help: "set `PRELUDE_BRIDGE_STORE` to the URL of the store that it is for, or unset it"
-                    .to_owned(),
+                help:
+                    "set `PRELUDE_BRIDGE_STORE` to the URL of the store that it is for, or unset it"
+                        .to_owned(),
             });
         }
     }
@@ -378,7 +385,8 @@ fn take_remote(
         section.tls_certificate_file,
         section.tls_key_file,
     );
-    let tls = take_tls(resolver, remote.tls, files);
+    // The faults of the login are recorded too.
+    let tls = take_tls(resolver, remote.tls, files).ok();
     let typed = login::Typed {
         user: section.user,
         credentials_file: section.credentials_file,
@@ -405,7 +413,12 @@ fn take_remote(
     else {
         let (key, origin) = url;
         let help = "write `user` in `[store]`, or set `PRELUDE_BRIDGE_STORE_USER`";
-        resolver.refuse(origin.clone(), key, "PostgreSQL needs the name of a user", help);
+        resolver.refuse(
+            origin.clone(),
+            key,
+            "PostgreSQL needs the name of a user",
+            help,
+        );
         return None;
     };
     Some(Store::Postgres(Postgres {
@@ -420,35 +433,33 @@ fn take_remote(
     }))
 }
 
-/// TLS, if it is asked for. `None` if there is a fault.
-#[expect(clippy::option_option, reason = "no TLS is no fault")]
+/// TLS, if it is asked for.
 fn take_tls(
     resolver: &mut Resolver<'_>,
     of_url: Option<bool>,
     (authority, certificate, key): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
-) -> Option<Option<StoreTls>> {
+) -> Result<Option<StoreTls>, Refused> {
     let [ca_file, certificate_file, key_file] = TLS_FILES;
     let set = [&authority, &certificate, &key].map(Option::is_some);
     let first = TLS_FILES.into_iter().zip(set).find(|(_, is_set)| *is_set);
+    let has_half = certificate.is_some() || key.is_some();
     if of_url == Some(false)
         && let Some((name, _)) = first
     {
         let origin = resolver.origin_of(name);
-        let help = format!("write `sslmode=verify-full`, or remove `{ca_file}`, `{certificate_file}` and `{key_file}`");
+        let help = format!(
+            "write `sslmode=verify-full`, or remove `{ca_file}`, `{certificate_file}` and `{key_file}`"
+        );
         let reason = "the URL of the store has `sslmode=disable`";
         resolver.refuse(origin, name, reason, &help);
-        return None;
+        return Err(Refused);
     }
-    let pair = super::tls::pair(
-        resolver,
-        (certificate_file, certificate),
-        (key_file, key),
-    );
-    if pair.is_none() && (set[1] || set[2]) {
-        return None;
+    let pair = super::tls::pair(resolver, (certificate_file, certificate), (key_file, key));
+    if pair.is_none() && has_half {
+        return Err(Refused);
     }
     let is_wanted = of_url == Some(true) || first.is_some();
-    Some(is_wanted.then_some(StoreTls {
+    Ok(is_wanted.then_some(StoreTls {
         authority,
         certificate: pair,
     }))
@@ -470,6 +481,7 @@ pub(super) fn refuse_short_retention(resolver: &mut Resolver<'_>, config: &Confi
         "with the store on other machines, events have to be kept (`{AGE_MAX}`, {events}) as long as ids \
          (`{ID_AGE_MIN}`, {ids}): a new bridge reads the ids from the events"
     );
-    let help = format!("raise `{AGE_MAX}` to \"{ids}\" or more, or lower `{ID_AGE_MIN}`; see `{other}`");
+    let help =
+        format!("raise `{AGE_MAX}` to \"{ids}\" or more, or lower `{ID_AGE_MIN}`; see `{other}`");
     resolver.refuse(origin, key, &reason, &help);
 }

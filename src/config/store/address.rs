@@ -231,10 +231,7 @@ fn unknown_scheme(scheme: &str) -> String {
 }
 
 /// The user, and the password or token.
-fn parse_login(
-    engine: Engine,
-    login: &str,
-) -> Result<(Option<String>, Option<Secret>), String> {
+fn parse_login(engine: Engine, login: &str) -> Result<(Option<String>, Option<Secret>), String> {
     if login.contains(['@', ',']) {
         return Err(
             "an `@` or `,` of its login has to be percent-encoded (%40, %2C), and the login is written \

@@ -4,7 +4,7 @@
 //! The login is one thing, however it is given: a login in the environment replaces one in the file, and
 //! two in one place are a fault. Reads the files of secrets. Connects to nothing.
 
-use std::path::PathBuf;
+use std::{cmp::Ordering, path::PathBuf};
 
 use super::{
     super::{
@@ -65,6 +65,9 @@ pub(super) struct Typed {
     pub(super) token_file: Option<PathBuf>,
 }
 
+/// A fault was recorded.
+pub(super) struct Refused;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Password,
@@ -96,7 +99,7 @@ pub(super) fn take(
     remote: &Remote,
     typed: Typed,
 ) -> Option<Login> {
-    let user = take_user(resolver, url, remote, &typed)?;
+    let user = take_user(resolver, url, remote, &typed).ok()?;
     let candidates = candidates(resolver, url, remote, typed);
     let Some(best) = candidates.iter().map(|one| rank(&one.origin)).min() else {
         return without_secret(resolver, remote.engine, user);
@@ -154,29 +157,29 @@ fn rank(origin: &Origin) -> u8 {
     }
 }
 
-/// The user of the URL or of the setting, with its place. `None` if there is a fault.
-#[expect(clippy::option_option, reason = "no user is no fault")]
+/// The user of the URL or of the setting, with its place.
 fn take_user(
     resolver: &mut Resolver<'_>,
     (_, url_origin): (&str, &Origin),
     remote: &Remote,
     typed: &Typed,
-) -> Option<Option<(String, Origin)>> {
+) -> Result<Option<(String, Origin)>, Refused> {
     let origin = resolver.origin_of(USER);
     let of_setting = (!typed.user.is_empty()).then(|| (typed.user.clone(), origin));
     let of_url = remote.user.clone().map(|user| (user, url_origin.clone()));
-    Some(match (of_url, of_setting) {
-        (Some(of_url), Some(of_setting)) => {
-            let ranks = [&of_url, &of_setting].map(|(_, origin)| rank(origin));
-            if of_url.0 != of_setting.0 && ranks[0] == ranks[1] {
-                let reason = "the URL of the store has another user";
-                resolver.refuse(of_setting.1, USER, reason, "keep one of them");
-                return None;
-            }
-            Some(if ranks[0] < ranks[1] { of_url } else { of_setting })
+    let (of_url, of_setting) = match (of_url, of_setting) {
+        (Some(of_url), Some(of_setting)) => (of_url, of_setting),
+        (of_url, of_setting) => return Ok(of_url.or(of_setting)),
+    };
+    match rank(&of_url.1).cmp(&rank(&of_setting.1)) {
+        Ordering::Less => Ok(Some(of_url)),
+        Ordering::Equal if of_url.0 != of_setting.0 => {
+            let reason = "the URL of the store has another user";
+            resolver.refuse(of_setting.1, USER, reason, "keep one of them");
+            Err(Refused)
         }
-        (of_url, of_setting) => of_url.or(of_setting),
-    })
+        Ordering::Equal | Ordering::Greater => Ok(Some(of_setting)),
+    }
 }
 
 fn without_secret(
@@ -237,10 +240,18 @@ fn candidates(
     let variable = |name: String| (!name.is_empty()).then_some(Source::Variable(name));
     let settings = [
         (PASSWORD_ENV, Kind::Password, variable(typed.password_env)),
-        (PASSWORD_FILE, Kind::Password, typed.password_file.map(Source::File)),
+        (
+            PASSWORD_FILE,
+            Kind::Password,
+            typed.password_file.map(Source::File),
+        ),
         (TOKEN_ENV, Kind::Token, variable(typed.token_env)),
         (TOKEN_FILE, Kind::Token, typed.token_file.map(Source::File)),
-        (CREDENTIALS_FILE, Kind::Credentials, typed.credentials_file.map(Source::File)),
+        (
+            CREDENTIALS_FILE,
+            Kind::Credentials,
+            typed.credentials_file.map(Source::File),
+        ),
     ];
     for (name, kind, source) in settings {
         if is_nats || kind == Kind::Password {
