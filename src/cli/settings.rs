@@ -119,6 +119,7 @@ impl Args {
             file: self.file.or_else(file_of_environment),
             flags: self.flags,
             environment: environment(),
+            is_file_alone: false,
         }
     }
 }
@@ -130,6 +131,7 @@ pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sour
         file: file.or_else(file_of_environment),
         flags: flags.collect(),
         environment: environment(),
+        is_file_alone: false,
     }
 }
 
@@ -137,8 +139,8 @@ pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sour
 pub fn sources_of_file(file: PathBuf) -> Sources {
     let sources = Sources {
         file: Some(file),
-        flags: BTreeMap::new(),
         environment: environment(),
+        ..Sources::default()
     };
     sources.without_setting_variables()
 }

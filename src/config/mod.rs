@@ -35,7 +35,7 @@ mod units;
 mod value;
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -230,12 +230,9 @@ impl Sources {
     pub fn without_setting_variables(mut self) -> Self {
         for declared in declared() {
             let name = variable_of(declared.name.key);
-            let removed = self.environment.remove(OsStr::new(&name));
-            if declared.name.key == "store.url" && removed.is_some() {
-                // Empty, it counts as absent, but says that a password beside it may be that of its store.
-                self.environment.insert(name.into(), OsString::new());
-            }
+            self.environment.remove(OsStr::new(&name));
         }
+        self.is_file_alone = true;
         event_sources::remove_variables_without_token(&mut self.environment);
         self
     }

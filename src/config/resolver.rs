@@ -29,6 +29,9 @@ pub struct Sources {
     pub flags: BTreeMap<&'static str, String>,
     /// The whole environment, because a token may be in a variable of any name.
     pub environment: BTreeMap<OsString, OsString>,
+    /// Whether the file is to be judged alone. Secrets in the environment may then belong to settings there
+    /// that are left out.
+    pub is_file_alone: bool,
 }
 
 /// One setting, as `config show` prints it.
@@ -174,6 +177,11 @@ impl<'a> Resolver<'a> {
         setting.map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
+    /// Whether the file is judged alone.
+    pub(super) fn takes_file_alone(&self) -> bool {
+        self.sources.is_file_alone
+    }
+
     /// Whether only some settings are read.
     pub(super) fn takes_only_some(&self) -> bool {
         self.only.is_some()
@@ -187,8 +195,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Whether a setting is written in more places than the one that is in force. An empty variable is such
-    /// a place too: it stands for a value that is not looked at.
+    /// Whether a setting is written in more places than the one that is in force.
     pub(super) fn is_overriding(&self, key: &'static str) -> bool {
         let entries = self.document.as_ref().map(|document| &document.entries);
         let is_in_file = entries.is_some_and(|entries| {
@@ -198,11 +205,13 @@ impl<'a> Resolver<'a> {
             };
             is_value(key) || is_value(short_of(key))
         });
-        let is_variable = self.has_variable(&variable_of(key));
+        let variable = OsString::from(variable_of(key));
+        let variable = self.sources.environment.get(&variable);
+        let is_variable = variable.is_some_and(|text| !text.is_empty());
         match self.origin_of(key) {
             Origin::Flag(_) => is_variable || is_in_file,
             Origin::Environment(_) => is_in_file,
-            Origin::File { .. } | Origin::Default => is_variable,
+            Origin::File { .. } | Origin::Default => false,
         }
     }
 

@@ -355,6 +355,9 @@ fn refuse_settings_of_others(resolver: &mut Resolver<'_>, address: &Address) {
     for (key, origin) in unfit {
         resolver.refuse(origin, key, &reason, help);
     }
+    if resolver.takes_file_alone() {
+        return;
+    }
     for name in VARIABLES {
         let is_refused = match engine {
             None => true,

@@ -86,7 +86,7 @@ async fn a_bridge_without_keys_is_not_ready_until_they_come() {
 }
 
 /// Every family that the issue lists, with its type.
-const FAMILIES: [(&str, &str); 22] = [
+const FAMILIES: [(&str, &str); 24] = [
     ("build_info", "gauge"),
     ("start_time_seconds", "gauge"),
     ("webhook_requests_total", "counter"),

@@ -533,7 +533,11 @@ fn settings_that_do_not_fit_the_kind_of_store_are_refused() {
         .refused_with(&[
             "environment PRELUDE_BRIDGE_STORE_STREAM: `store.stream`: the store is embedded",
         ]);
-    // A secret without its store.
+    // A secret without its store, which an empty variable does not name.
+    Scene::without_file()
+        .variable(STORE, "")
+        .variable(PASSWORD, SECRET)
+        .refused_with(&["it is set, but the store is embedded"]);
     Scene::without_file()
         .variable(PASSWORD, SECRET)
         .refused_with(&[
