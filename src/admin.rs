@@ -98,12 +98,11 @@ impl Readiness {
     /// Each requirement, and why it is not met.
     fn checks(&self) -> Vec<Check> {
         let status = self.log.status();
-        let refusal = status.health().refusal();
         // The bridge still accepts deliveries, and serves all other events.
         let mut checks = vec![Check {
             name: "log",
             app: None,
-            fault: refusal.map(|error| error.to_string()),
+            fault: log_fault(&status.health()),
             warning: damage(&status.damaged()),
         }];
         checks.extend(self.log.usage().ids.map(|ids| Check {
@@ -134,6 +133,32 @@ impl Readiness {
         });
         checks
     }
+}
+
+/// Why the log takes no events, and what becomes of it or has to be done.
+fn log_fault(health: &Health) -> Option<String> {
+    let remedy = match health {
+        Health::Ready => return None,
+        Health::CatchingUp { commits_behind } => {
+            let commits = match commits_behind {
+                1 => "1 commit".to_owned(),
+                count => format!("{count} commits"),
+            };
+            return Some(format!(
+                "it is catching up with the store, {commits} behind: it takes events, by itself, when it \
+                 has them all"
+            ));
+        }
+        Health::Full => "free some space: it then continues by itself",
+        Health::Unavailable { .. } => {
+            "check the servers of the store and the network to them: it continues by itself when they \
+             answer"
+        }
+        Health::Failed { .. } => "the process ends, and says more in its log",
+        Health::Closed => "the process ends",
+    };
+    let refusal = health.refusal()?;
+    Some(format!("{refusal}; {remedy}"))
 }
 
 /// What the operator has to do before ids are forgotten before their time.

@@ -389,6 +389,8 @@ mod tests {
         metrics.watch_log(|| Log {
             stored_bytes: 77,
             queued_batches: 4,
+            is_ready: true,
+            commits_behind: 6,
             clock_jumps: 3,
             damaged_ranges: 1,
             damaged_events: 12,
@@ -416,6 +418,8 @@ mod tests {
             "prelude_bridge_events_accepted_total 3",
             "prelude_bridge_events_duplicate_total 2",
             "prelude_bridge_events_changed_total 1",
+            "prelude_bridge_log_ready 1.0",
+            "prelude_bridge_log_commits_behind 6.0",
             "prelude_bridge_log_commit_duration_seconds_count 1",
             "prelude_bridge_log_commit_bytes_sum 900.0",
             "prelude_bridge_log_stored_bytes 77.0",

@@ -109,6 +109,12 @@ pub enum Error {
     /// A port cannot do TLS.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// This build has no client for the store.
+    #[error("the store {store} is not in this build of the program")]
+    StoreNotBuilt {
+        /// The kind of store and its servers.
+        store: String,
+    },
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] log::OpenError),

@@ -122,6 +122,51 @@ async fn a_bridge_whose_log_is_closed_is_not_ready() {
 }
 
 #[tokio::test]
+async fn a_bridge_that_is_cut_off_from_its_store_is_not_ready_and_says_what_to_do() {
+    let port = open(true).await;
+    port.log.suspend("NATS has no leader for the stream");
+    let (status, _, body) = ask(&port, "GET /readyz", "").await;
+    assert_eq!((status, &json(&body)["ready"]), (503, &false.into()));
+    let fault = json(&body)["checks"][0]["fault"].to_string();
+    for part in [
+        "NATS has no leader for the stream",
+        "check the servers of the store",
+    ] {
+        assert!(fault.contains(part), "{fault}");
+    }
+    assert_eq!(ask(&port, "GET /healthz", "").await.0, 200);
+    port.log.resume();
+    assert_eq!(ask(&port, "GET /readyz", "").await.0, 200);
+}
+
+#[test]
+fn every_reason_why_a_log_takes_nothing_comes_with_what_becomes_of_it() {
+    let reason: Arc<str> = "the reason".into();
+    let catching_up = |commits_behind| Health::CatchingUp { commits_behind };
+    let failed = Health::Failed {
+        reason: Arc::clone(&reason),
+    };
+    for (health, parts) in [
+        (catching_up(1), ["1 commit behind: ", "by itself"]),
+        (catching_up(2), ["2 commits behind: ", "by itself"]),
+        (
+            Health::Full,
+            ["the disk of the data directory is full", "free some space"],
+        ),
+        (
+            Health::Unavailable { reason },
+            ["the reason", "check the servers of the store"],
+        ),
+        (failed, ["the reason", "the process ends"]),
+        (Health::Closed, ["the log is closed", "the process ends"]),
+    ] {
+        let fault = log_fault(&health).unwrap();
+        assert!(parts.iter().all(|part| fault.contains(part)), "{fault}");
+    }
+    assert_eq!(log_fault(&Health::Ready), None);
+}
+
+#[tokio::test]
 async fn metrics_come_in_the_format_that_is_asked_for() {
     let port = open(true).await;
     let (status, head, body) = ask(&port, "GET /metrics", "").await;
@@ -163,7 +208,10 @@ async fn readiness_follows_the_log_at_once() {
     let log = memory::open(memory::Options::default()).unwrap();
     let readiness = Readiness::new(Arc::clone(&log) as _, &[], CancellationToken::new());
     log.suspend("nobody answers");
-    let missing = ["log: the log is unavailable for now: nobody answers"];
+    let missing = [
+        "log: the log is unavailable for now: nobody answers; check the servers of the store and the \
+         network to them: it continues by itself when they answer",
+    ];
     assert_eq!(readiness.missing(), missing);
     let began = tokio::time::Instant::now();
     let reached = tokio::spawn(async move { readiness.reached().await });

@@ -31,6 +31,8 @@ Examples:
     prelude-bridge serve --config /etc/prelude-bridge.toml --log-format json
   Subscribers on other machines:
     prelude-bridge serve --grpc-listen 0.0.0.0:50051
+  One of several bridges that have one log, on three servers of NATS JetStream:
+    prelude-bridge serve --store nats://a:4222,b:4222,c:4222
   For a trial, in memory, on a free port that the `listening` and `ready` lines name:
     prelude-bridge serve --store memory --webhook-listen 127.0.0.1:0
 
@@ -72,14 +74,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         tracing::warn!("the log is in memory: events are lost when the process ends");
     }
     let tls = tls_ports(&config);
+    let store = config.store.to_string();
     let readiness = server.readiness();
     let missing = readiness.missing();
     let missing = (!missing.is_empty()).then(|| missing.join("; "));
-    tracing::info!(%webhook, %grpc, %admin, tls, missing, "listening");
+    tracing::info!(%webhook, %grpc, %admin, tls, %store, missing, "listening");
     // Deliveries are answered from here on, if only with the request to come back.
     let announcing = tokio::spawn(async move {
         if readiness.reached().await {
-            tracing::info!(%webhook, %grpc, %admin, tls, "ready");
+            tracing::info!(%webhook, %grpc, %admin, tls, %store, "ready");
         }
     });
     let reload = server.reload();
@@ -157,6 +160,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Credentials(_)
         | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
+        | server::Error::StoreNotBuilt { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
         | server::Error::Follow(_)

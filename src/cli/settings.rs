@@ -18,7 +18,7 @@ const FLAGS: [&str; 9] = [
     "grpc_listen",
     "admin_listen",
     "data_dir",
-    "store",
+    "store.url",
     "allow_anonymous",
     "drain_timeout",
     "log_format",
@@ -78,7 +78,7 @@ impl FromArgMatches for Args {
 fn flag(declared: &Declared) -> Arg {
     let key = declared.name.key;
     let mut help = format!("{} [env: {}]", declared.summary(), config::variable_of(key));
-    let argument = Arg::new(key).long(key.replace('_', "-"));
+    let argument = Arg::new(key).long(config::flag_of(key).trim_start_matches('-').to_owned());
     if declared.default == "false" {
         return argument.action(ArgAction::SetTrue).help(help);
     }
@@ -119,6 +119,7 @@ impl Args {
             file: self.file.or_else(file_of_environment),
             flags: self.flags,
             environment: environment(),
+            is_file_alone: false,
         }
     }
 }
@@ -130,6 +131,7 @@ pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sour
         file: file.or_else(file_of_environment),
         flags: flags.collect(),
         environment: environment(),
+        is_file_alone: false,
     }
 }
 
@@ -137,8 +139,8 @@ pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sour
 pub fn sources_of_file(file: PathBuf) -> Sources {
     let sources = Sources {
         file: Some(file),
-        flags: BTreeMap::new(),
         environment: environment(),
+        ..Sources::default()
     };
     sources.without_setting_variables()
 }
@@ -172,11 +174,11 @@ mod tests {
             let argument = command.get_arguments().find(|one| one.get_id() == key);
             let help = argument.unwrap().get_help().unwrap().to_string();
             assert!(help.starts_with(&declared.summary()), "{help}");
-            let flag = key.replace('_', "-");
+            let flag = config::flag_of(key);
             let default = declared.default.trim_matches('"');
             let (line, expected) = match default {
-                "false" => (format!("serve --{flag}"), "true"),
-                _ => (format!("serve --{flag} {default}"), default),
+                "false" => (format!("serve {flag}"), "true"),
+                _ => (format!("serve {flag} {default}"), default),
             };
             assert_eq!(
                 parse(&line).flags,

@@ -126,7 +126,8 @@ impl Config {
         });
         let webhook_key = self.tls.webhook.as_ref().map(|tls| tls.key_file.as_path());
         let grpc_key = self.tls.grpc.as_ref().map(|tls| tls.key_file.as_path());
-        tokens.chain(webhook_key).chain(grpc_key)
+        let store = self.store.secret_files().map(PathBuf::as_path);
+        tokens.chain(webhook_key).chain(grpc_key).chain(store)
     }
 
     /// The files whose writers decide who gets events and which are genuine: the secrets, and what
@@ -148,6 +149,7 @@ impl Config {
         }
         let key_files = self.jwt.iter().flat_map(|jwt| jwt.keys.files());
         files.extend(key_files.cloned());
+        files.extend(self.store.certificate_files().cloned());
         files.extend(self.credentials_options().file);
         files
     }

@@ -251,16 +251,22 @@ fn decimal(digits: &str, radix: u32) -> String {
     }
 }
 
+const SYNTAX_HELP: &str = "a key is written `name = \"text\"` or `name = 123`, a section `[name]`, an app \
+                           `[[apps]]`, another source `[[sources]]`";
+
 fn syntax_fault(path: &Path, error: SyntaxError) -> Fault {
     Fault {
         origin: Origin::File {
             path: path.to_owned(),
             line: error.line,
         },
+        help: if error.message.contains("duplicate key") {
+            "keep one; the store is either `store = …` or a section `[store]` with `url = …`"
+                .to_owned()
+        } else {
+            SYNTAX_HELP.to_owned()
+        },
         message: error.message,
-        help: "a key is written `name = \"text\"` or `name = 123`, a section `[name]`, an app \
-               `[[apps]]`, another source `[[sources]]`"
-            .to_owned(),
     }
 }
 

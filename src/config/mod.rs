@@ -13,6 +13,7 @@
 //! | `resolver` | flag before environment before file before default; the origin of each value |
 //! | `value` | how each type of setting is read and shown |
 //! | `file` | TOML into keys with lines |
+//! | `store` | the store of the log: its address, its login, its TLS |
 //! | `tls` | the certificates of the ports |
 //! | `limits` | retention, and the limits of the ports, the bus and the log |
 //! | `units` | durations and sizes as text |
@@ -28,6 +29,7 @@ mod macros;
 mod resolver;
 mod secret;
 mod show;
+mod store;
 mod tls;
 mod units;
 mod value;
@@ -52,8 +54,9 @@ pub use self::{
     limits::{
         AdminLimits, BusLimits, GrpcLimits, LogLimits, RefusalLimits, Retention, WebhookLimits,
     },
-    resolver::{ENVIRONMENT_PREFIX, Setting, Sources, variable_of},
+    resolver::{ENVIRONMENT_PREFIX, Setting, Sources, flag_of, variable_of},
     secret::Secret,
+    store::{Engine, Host, Login, Nats, Postgres, Store, StoreSecret, StoreTls},
     tls::{GrpcTls, Tls, WebhookTls},
     units::{ByteSize, parse_duration, parse_size, show_duration},
 };
@@ -75,7 +78,9 @@ settings! {
         /// The address for `/healthz`, `/readyz` and `/metrics`. By default only this machine can connect.
         admin_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 9090);
 
-        /// The directory of the log and of the last good key sets. It must be on a persistent disk.
+        /// The directory of the log and of the last good key sets. It must be on a persistent disk. With the
+        /// store on other machines it has a replica of the log, which each bridge rebuilds by itself if it is
+        /// lost.
         data_dir: PathBuf = PathBuf::from("./data");
 
         /// The addresses that may call the webhook port: networks, and "prelude" for the three addresses
@@ -112,10 +117,6 @@ settings! {
         /// without credentials.
         allow_anonymous: bool = false;
 
-        /// The store of the log: "embedded" (files in the data directory) or "memory" (for trials; lost on
-        /// exit).
-        store: Store = Store::Embedded;
-
         /// What to do with a signed batch in which every date is older than ids are remembered
         /// (`retention.id_age_min`), once the log has forgotten an id: "refuse" or "accept". The sender has
         /// given up by then, so the batch is a copy, and the log may not recognise it. Refusals are logged
@@ -134,6 +135,8 @@ settings! {
         log_level: logging::Level = logging::Level::Info;
     }
     with resolver {
+        /// The store of the log.
+        store: Store = store::take(resolver);
         /// The TLS certificates of the ports.
         tls: Tls = tls::take(resolver);
         /// The retention of events.
@@ -161,15 +164,6 @@ settings! {
 /// An origin as browsers send it: `https://app.example.com`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebOrigin(pub String);
-
-/// The store of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// Files in the data directory.
-    Embedded,
-    /// Memory only: for trials and tests.
-    Memory,
-}
 
 /// What becomes of batches that are too old to be recognised as repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +232,7 @@ impl Sources {
             let name = variable_of(declared.name.key);
             self.environment.remove(OsStr::new(&name));
         }
+        self.is_file_alone = true;
         event_sources::remove_variables_without_token(&mut self.environment);
         self
     }
@@ -276,8 +271,11 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     let mut config = Config::take(&mut resolver);
     config.sources = event_sources::take(&mut resolver, &config.data_dir);
     refuse_shared_addresses(&mut resolver, &config);
+    store::refuse_short_retention(&mut resolver, &config);
     resolver.refuse_unknown_keys();
-    let warnings = resolver.misspelt_variables(&event_sources::VARIABLES);
+    let others = [&event_sources::VARIABLES[..], &store::VARIABLES].concat();
+    let mut warnings = resolver.misspelt_variables(&others);
+    warnings.extend(config.store.warning());
     Ok(Resolved {
         config,
         settings: resolver.finish()?,

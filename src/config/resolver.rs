@@ -29,6 +29,9 @@ pub struct Sources {
     pub flags: BTreeMap<&'static str, String>,
     /// The whole environment, because a token may be in a variable of any name.
     pub environment: BTreeMap<OsString, OsString>,
+    /// Whether the file is to be judged alone. Secrets in the environment may then belong to settings there
+    /// that are left out.
+    pub is_file_alone: bool,
 }
 
 /// One setting, as `config show` prints it.
@@ -60,11 +63,13 @@ pub(super) struct Resolver<'a> {
 }
 
 /// One value as it was written in a flag, a variable or the file.
-pub(super) struct Written {
-    pub(super) text: String,
+struct Written {
+    text: String,
+    /// The key that it was written with.
+    key: &'static str,
     /// `None` for flags and variables, which are text.
     kind: Option<Kind>,
-    pub(super) origin: Origin,
+    origin: Origin,
 }
 
 impl<'a> Resolver<'a> {
@@ -130,7 +135,7 @@ impl<'a> Resolver<'a> {
                     written.origin,
                 ),
                 Err((reason, help)) => {
-                    self.refuse(written.origin.clone(), name.key, &reason, &help);
+                    self.refuse(written.origin.clone(), written.key, &reason, &help);
                     (default, written.origin)
                 }
             },
@@ -172,6 +177,52 @@ impl<'a> Resolver<'a> {
         setting.map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
+    /// Whether the file is judged alone.
+    pub(super) fn takes_file_alone(&self) -> bool {
+        self.sources.is_file_alone
+    }
+
+    /// Whether only some settings are read.
+    pub(super) fn takes_only_some(&self) -> bool {
+        self.only.is_some()
+    }
+
+    /// The key that a setting was written with: its short one, unless it is in a section of the file.
+    pub(super) fn written_key(&self, key: &'static str) -> &'static str {
+        match (self.origin_of(key), &self.document) {
+            (Origin::File { .. }, Some(document)) if document.entries.contains_key(key) => key,
+            _ => short_of(key),
+        }
+    }
+
+    /// Whether a setting is written in more places than the one that is in force.
+    pub(super) fn is_overriding(&self, key: &'static str) -> bool {
+        let entries = self.document.as_ref().map(|document| &document.entries);
+        let is_in_file = entries.is_some_and(|entries| {
+            let is_value = |key: &str| {
+                let entry = entries.get(key);
+                entry.is_some_and(|entry| entry.kind != Kind::Section)
+            };
+            is_value(key) || is_value(short_of(key))
+        });
+        let variable = OsString::from(variable_of(key));
+        let variable = self.sources.environment.get(&variable);
+        let is_variable = variable.is_some_and(|text| !text.is_empty());
+        match self.origin_of(key) {
+            Origin::Flag(_) => is_variable || is_in_file,
+            Origin::Environment(_) => is_in_file,
+            Origin::File { .. } | Origin::Default => false,
+        }
+    }
+
+    /// Shows another value of a setting than was written: what is in force instead of it.
+    pub(super) fn show_instead(&mut self, key: &str, value: String, origin: Origin) {
+        let mut settings = self.settings.iter_mut();
+        if let Some(setting) = settings.find(|setting| setting.key() == key) {
+            (setting.value, setting.origin) = (value, origin);
+        }
+    }
+
     /// A variable of the environment. An empty one counts as absent: container tools pass empty
     /// variables for missing values.
     pub(super) fn variable(&mut self, name: &str) -> Option<String> {
@@ -208,7 +259,7 @@ impl<'a> Resolver<'a> {
             return;
         };
         let settings = self.settings.iter().map(Setting::key);
-        let known: Vec<&str> = settings.chain(LISTS).collect();
+        let known: Vec<&str> = settings.chain(LISTS).chain([STORE]).collect();
         for (key, entry) in &document.entries {
             let is_empty = !document.entries.keys().any(|other| is_within(other, key));
             if let Some((message, help)) = fault_of_key(key, entry.kind, is_empty, &known) {
@@ -252,6 +303,7 @@ impl<'a> Resolver<'a> {
         if let Some(text) = self.sources.flags.get(key) {
             return Some(Written {
                 text: text.clone(),
+                key: short_of(key),
                 kind: None,
                 origin: Origin::Flag(flag_of(key)),
             });
@@ -260,24 +312,40 @@ impl<'a> Resolver<'a> {
         if let Some(text) = self.variable(&variable) {
             return Some(Written {
                 text,
+                key: short_of(key),
                 kind: None,
                 origin: Origin::Environment(variable),
             });
         }
         let document = self.document.as_ref()?;
-        let entry = document.entries.get(key)?;
-        (entry.kind != Kind::Section).then(|| Written {
+        let mut keys = [key, short_of(key)].into_iter();
+        let (key, entry) = keys.find_map(|key| {
+            let entry = document.entries.get(key)?;
+            (entry.kind != Kind::Section).then_some((key, entry))
+        })?;
+        Some(Written {
             text: entry.text.clone(),
+            key,
             kind: Some(entry.kind),
             origin: document.at(entry.line),
         })
     }
 }
 
+/// The short key of `store.url`: in flags, in variables, and in a file that has no section for the store.
+const STORE: &str = "store";
+
+fn short_of(key: &str) -> &str {
+    match key {
+        "store.url" => STORE,
+        key => key,
+    }
+}
+
 /// The variable of a key: `limits.webhook.body_bytes_max` is
 /// `PRELUDE_BRIDGE_LIMITS_WEBHOOK_BODY_BYTES_MAX`.
 pub fn variable_of(key: &str) -> String {
-    let name = key.replace('.', "_").to_ascii_uppercase();
+    let name = short_of(key).replace('.', "_").to_ascii_uppercase();
     format!("{ENVIRONMENT_PREFIX}{name}")
 }
 
@@ -292,8 +360,9 @@ fn nearest_key<'k>(typed: &str, known: impl Iterator<Item = &'k str>) -> Option<
     })
 }
 
-fn flag_of(key: &str) -> String {
-    format!("--{}", key.replace(['.', '_'], "-"))
+/// The flag of a key, with its dashes: `data_dir` is `--data-dir`.
+pub fn flag_of(key: &str) -> String {
+    format!("--{}", short_of(key).replace(['.', '_'], "-"))
 }
 
 /// Parses a value, or returns what is wrong with it and what to write.
@@ -348,6 +417,20 @@ fn fault_of_key(key: &str, kind: Kind, is_empty: bool, known: &[&str]) -> Option
         .any(|list| key == *list || is_within(key, list))
     {
         return None;
+    }
+    if key == STORE {
+        // Both a value and a section.
+        return None;
+    }
+    if let "store.password" | "store.token" = key {
+        return Some((
+            format!("`{key}`: a secret does not belong in this file"),
+            format!(
+                "put it into a file of its own and write `{key}_file = \"…\"`, or into a variable and write \
+                 `{key}_env = \"NAME\"`"
+            )
+            .replace("store.", ""),
+        ));
     }
     let is_setting = known.contains(&key);
     let is_section = known.iter().any(|name| is_within(name, key));

@@ -3,6 +3,7 @@
 
 mod declared;
 mod event_sources;
+mod store;
 
 use std::{fs, path::Path};
 
@@ -261,7 +262,10 @@ fn unknown_keys_name_file_line_key_and_the_nearest_known_one() {
             "retention = \"30d\"",
             ["`retention` is a section", "write `[retention]`"],
         ),
-        ("[store]\n", ["`store` is a value", "write `store = …`"]),
+        (
+            "[log_level]\n",
+            ["`log_level` is a value", "write `log_level = …`"],
+        ),
         (
             "log_level.x = 1",
             ["unknown key `log_level.x`", "`log_level`"],
@@ -330,7 +334,7 @@ fn values_that_cannot_be_meant_say_what_to_write() {
         ("data_dir = [\"a\"]", ["the value is an array", "a path"]),
         (
             "store = \"nats://user:pass@host:4222\"",
-            ["not in this version", "\"embedded\""],
+            ["there is a password in it", "`password_file`"],
         ),
         (
             "store = \"postgres\"",

@@ -185,7 +185,7 @@ fn grpc(resolver: &mut Resolver<'_>) -> Option<GrpcTls> {
 }
 
 /// A certificate and its key: both or neither.
-fn pair(
+pub(super) fn pair(
     resolver: &mut Resolver<'_>,
     (certificate, certificate_file): (&str, Option<PathBuf>),
     (key, key_file): (&str, Option<PathBuf>),

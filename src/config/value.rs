@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AllowedSource, OldEvents, Store, WebOrigin,
+    AllowedSource, OldEvents, WebOrigin,
     units::{self, ByteSize},
 };
 use crate::{
@@ -225,7 +225,9 @@ macro_rules! words {
                 match text {
                     $($word => Ok($value),)+
                     // A URL is not repeated, because it may hold a password.
-                    _ if text.contains([':', '/', '@']) => Err(refusal_of_address(text).to_owned()),
+                    _ if text.contains([':', '/', '@']) => {
+                        Err("it is an address, not a word".to_owned())
+                    }
                     _ => Err(format!(concat!("`{}` is not a ", $kind), text)),
                 }
             }
@@ -239,9 +241,6 @@ macro_rules! words {
     )+};
 }
 words! {
-    Store, "store",
-    "write \"embedded\" (files in the data directory) or \"memory\" (for trials, lost on exit)":
-        "embedded" => Store::Embedded, "memory" => Store::Memory;
     OldEvents, "rule", "write \"refuse\" or \"accept\"":
         "refuse" => OldEvents::Refuse, "accept" => OldEvents::Accept;
     Format, "log format", "write \"text\" or \"json\"":
@@ -251,14 +250,6 @@ words! {
         "debug" => Level::Debug, "trace" => Level::Trace;
     ClientCertificates, "rule", "write \"required\" or \"optional\"":
         "required" => ClientCertificates::Required, "optional" => ClientCertificates::Optional;
-}
-
-/// The remedy for a URL where a word is expected: stores on other machines will have URLs.
-fn refusal_of_address(text: &str) -> &'static str {
-    match text.split_once("://") {
-        Some(("nats" | "tls", _)) => "a NATS server as the store is not in this version",
-        Some(_) | None => "it is an address, not a word",
-    }
 }
 
 /// The type of a list's items.

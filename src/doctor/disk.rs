@@ -56,7 +56,11 @@ pub(super) fn examine(config: &Config) -> Disk {
         Ok(None) | Err(_) => None,
     };
     Disk {
-        checks: vec![directory(&config.data_dir), log(inspected), ids(config)],
+        checks: vec![
+            directory(&config.data_dir),
+            log(inspected, config.store.engine().is_some()),
+            ids(config),
+        ],
         is_in_use,
         head_at,
     }
@@ -157,8 +161,15 @@ fn ids(config: &Config) -> Check {
     Check::good(IDS, found)
 }
 
-fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
+/// The log, or this bridge's replica of it.
+fn log(inspected: Result<Option<Inspection>, OpenError>, is_replica: bool) -> Check {
     let error = match inspected {
+        Ok(None) if is_replica => {
+            return Check::good(
+                LOG,
+                "there is no replica yet: `serve` builds it from the store, and is ready when it is whole",
+            );
+        }
         Ok(None) => return Check::good(LOG, "there is none yet: `serve` makes it"),
         Ok(Some(Inspection {
             log,
@@ -184,6 +195,9 @@ fn log(inspected: Result<Option<Inspection>, OpenError>) -> Check {
         Err(error) => error,
     };
     let remedy = match &error {
+        OpenError::Older { .. } | OpenError::Damaged { .. } if is_replica => {
+            "name an empty directory with --data-dir: `serve` builds a new replica from the store"
+        }
         OpenError::NotALog { .. } => "choose another directory with --data-dir",
         OpenError::NotAReplica { .. } | OpenError::Replica { .. } | OpenError::Store { .. } => {
             "choose the store or the directory that belong together"

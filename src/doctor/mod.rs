@@ -2,8 +2,8 @@
 //! network; each check has a requirement, a finding and a remedy. It changes nothing, and continues
 //! after a failed check unless the next one depends on it.
 //!
-//! `disk` checks the data directory and the log, `credentials` who may subscribe, `tls` the
-//! certificates, `step_up` explains a wrong key set, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
+//! `disk` checks the data directory and the log, `store` the servers of a store on other machines,
+//! `credentials` who may subscribe, `tls` the certificates, `step_up` explains a wrong key set, `readiness` what a running bridge answers to `/readyz`, and `outside` everything else
 //! that needs a socket. The texts are made here; the command decides how they are shown.
 
 mod credentials;
@@ -11,6 +11,7 @@ mod disk;
 mod outside;
 mod readiness;
 mod step_up;
+mod store;
 mod tls;
 
 use std::time::Duration;
@@ -122,6 +123,7 @@ pub async fn examine(options: Options) -> Report {
         let is_running = disk.is_in_use
             || (config.store == Store::Memory && outside::answers(config.admin_listen).await);
         checks.extend(disk.checks);
+        checks.extend(store::examine(&config.store).await);
         checks.extend(credentials::examine(&config));
         checks.extend(tls::examine(&config.tls));
         let head_at = disk.head_at;

@@ -24,6 +24,10 @@ pub struct Log {
     pub stored_bytes: u64,
     /// Batches that wait for the writer.
     pub queued_batches: usize,
+    /// Whether it takes events.
+    pub is_ready: bool,
+    /// How many commits of other bridges it does not have yet, as far as it knows.
+    pub commits_behind: u64,
     /// Sequence number of the newest event.
     pub head_sequence: u64,
     /// Sequence number of the oldest event.
@@ -189,6 +193,19 @@ fn encode_log(log: &Log, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
             "Batches that wait for the log's writer.",
             None,
             log.queued_batches as f64,
+        ),
+        (
+            "log_ready",
+            "1 if the log takes events; 0 if its disk is full, if its store does not answer, or until it \
+             has caught up with it.",
+            None,
+            f64::from(u8::from(log.is_ready)),
+        ),
+        (
+            "log_commits_behind",
+            "Commits of the store that this bridge does not have yet, while it catches up.",
+            None,
+            log.commits_behind as f64,
         ),
         (
             "log_head_sequence",

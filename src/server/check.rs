@@ -10,7 +10,7 @@ use rustix::fs::Access;
 use super::{Error, open, refuse_exposure};
 use crate::{
     admin,
-    config::{Config, Store},
+    config::Config,
     credentials::{self, Credentials},
     log::{self, OpenError},
     net::tls::{self, Leaf},
@@ -39,7 +39,7 @@ pub async fn check(config: &Config) -> Findings {
         return findings;
     }
     certificates(config, &mut findings);
-    if config.store == Store::Embedded {
+    if config.store.has_files() {
         data_dir(&config.data_dir, &mut findings);
     }
     if let Err(error) = credentials(config, &mut findings.warnings).await {

@@ -46,7 +46,7 @@ pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
         warnings: Vec::new(),
     };
     let files = config.trusted_files();
-    if config.store == Store::Embedded {
+    if config.store.has_files() {
         let directory = permissions::directory(&config.data_dir, by);
         found.faults.extend(directory.err());
         found.warnings.extend(permissions::shared(&config.data_dir));
@@ -69,7 +69,7 @@ pub(super) fn log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
-    let log: Arc<dyn Log> = match config.store {
+    let log: Arc<dyn Log> = match &config.store {
         Store::Memory => {
             let options = memory::Options {
                 retention_age: config.retention.age_max,
@@ -96,6 +96,11 @@ pub(super) fn log(
             };
             embedded::open(&config.data_dir, options)?
         }
+        store @ (Store::Nats(_) | Store::Postgres(_)) => {
+            return Err(Error::StoreNotBuilt {
+                store: store.to_string(),
+            });
+        }
     };
     let bus = Bus::follow(config.into(), &*log).map_err(Error::Follow)?;
     Ok((log, bus))
@@ -103,10 +108,8 @@ pub(super) fn log(
 
 pub(super) fn keyrings(config: &Config) -> Result<Vec<Keyring>, Error> {
     // A log in memory leaves no files.
-    let cache = match config.store {
-        Store::Embedded => Some(config.data_dir.join(KEY_CACHE_DIRECTORY)),
-        Store::Memory => None,
-    };
+    let has_files = config.store.has_files();
+    let cache = has_files.then(|| config.data_dir.join(KEY_CACHE_DIRECTORY));
     let open = |source: &EventSource| keyring(source, cache.as_deref());
     config.sources.iter().map(open).collect()
 }

@@ -7,7 +7,7 @@ use crate::{
     credentials::Credentials,
     event::UnixMicros,
     grpc,
-    log::Log,
+    log::{Health, Log},
     metrics::{self, Metrics},
     plain,
     signature::Keyring,
@@ -26,8 +26,14 @@ pub(super) fn everything(
     metrics.watch_log(move || {
         watched.upgrade().map_or_else(metrics::Log::default, |log| {
             let (range, usage) = (log.range(), log.usage());
-            let damaged = log.status().damaged();
+            let status = log.status();
+            let (damaged, health) = (status.damaged(), status.health());
             metrics::Log {
+                is_ready: health == Health::Ready,
+                commits_behind: match health {
+                    Health::CatchingUp { commits_behind } => commits_behind,
+                    _ => 0,
+                },
                 damaged_ranges: damaged.len(),
                 damaged_events: damaged
                     .iter()

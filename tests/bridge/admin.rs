@@ -64,6 +64,7 @@ async fn a_bridge_without_keys_is_not_ready_until_they_come() {
     let missing = format!(r#""missing":"keys of {APP}: no usable key is known yet""#);
     assert!(said("listening") && bridge.stderr().contains(&missing));
     assert!(!said("ready"), "{}", bridge.stderr());
+    assert!(bridge.stderr().contains(r#""store":"embedded""#));
 
     let keys = jwks(&KEY);
     let answer = format!(
@@ -85,7 +86,7 @@ async fn a_bridge_without_keys_is_not_ready_until_they_come() {
 }
 
 /// Every family that the issue lists, with its type.
-const FAMILIES: [(&str, &str); 22] = [
+const FAMILIES: [(&str, &str); 24] = [
     ("build_info", "gauge"),
     ("start_time_seconds", "gauge"),
     ("webhook_requests_total", "counter"),
@@ -98,6 +99,8 @@ const FAMILIES: [(&str, &str); 22] = [
     ("log_commit_bytes", "histogram"),
     ("log_commit_duration_seconds", "histogram"),
     ("log_queue_batches", "gauge"),
+    ("log_ready", "gauge"),
+    ("log_commits_behind", "gauge"),
     ("log_stored_bytes", "gauge"),
     ("log_head_sequence", "gauge"),
     ("bus_window_bytes", "gauge"),
@@ -168,6 +171,8 @@ async fn a_scrape_has_every_family_and_is_well_formed() {
             1.0,
         ),
         ("prelude_bridge_log_head_sequence", 2.0),
+        ("prelude_bridge_log_ready", 1.0),
+        ("prelude_bridge_log_commits_behind", 0.0),
         ("prelude_bridge_log_commit_duration_seconds_count", 1.0),
         (r#"prelude_bridge_keys_usable{app="54e9ujn"}"#, 1.0),
     ] {

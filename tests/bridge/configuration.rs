@@ -60,15 +60,55 @@ fn serve_without_an_app_says_how_to_set_one() {
 }
 
 #[test]
-fn serve_refuses_a_store_of_another_version() {
+fn a_password_in_the_url_of_the_store_is_refused_on_the_command_line_and_not_repeated() {
     let output = run(&["serve", "--store", "nats://me:hunter2@nats:4222"]);
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
     assert!(
-        text.contains("flag --store: `store`: a NATS server as the store is not in this version"),
+        text.contains("flag --store: `store`: there is a password in it"),
         "{text}"
     );
+    assert!(text.contains("PRELUDE_BRIDGE_STORE_PASSWORD"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn show_prints_the_store_of_the_environment_without_its_password() {
+    for output in ["toml", "json"] {
+        let output = program(&["config", "show", "--output", output])
+            .env("PRELUDE_BRIDGE_STORE", "nats://me:hunter2@a,b:4223")
+            .env("PRELUDE_BRIDGE_STORE_REPLICAS", "5")
+            .output()
+            .unwrap();
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        for part in [
+            "nats://a:4222,b:4223",
+            "environment PRELUDE_BRIDGE_STORE",
+            "\"me\"",
+            "replicas",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let all = format!("{text}{}", stderr(&output));
+        assert!(!all.contains("hunter2"), "{all}");
+        assert!(stderr(&output).contains("in plain text"), "{all}");
+    }
+}
+
+#[test]
+fn check_names_what_does_not_fit_the_store_with_line_and_remedy() {
+    let (_directory, path) = file(&format!(
+        "[store]\nurl = \"nats://a\"\ntable = \"x\"\n{GOOD}"
+    ));
+    let checked = run(&["config", "check", path.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(2));
+    let text = stderr(&checked);
+    assert!(
+        text.contains(":3: `store.table`: the store is NATS JetStream"),
+        "{text}"
+    );
+    assert!(text.contains("help: remove it;"), "{text}");
 }
 
 #[test]
@@ -101,7 +141,8 @@ fn show_prints_each_value_with_its_origin() {
         line("log_level"),
         "log_level = \"debug\" # flag --log-level"
     );
-    assert_eq!(line("store"), "store = \"embedded\" # default");
+    assert_eq!(line("[store]"), "[store]");
+    assert_eq!(line("url ="), "url = \"embedded\" # default");
     assert_eq!(line("id ="), format!("id = \"54e9ujn\" # {name}:2"));
     assert!(!text.contains(TOKEN), "{text}");
 }
@@ -117,7 +158,8 @@ fn a_flag_wins_over_its_variable() {
         .get("settings")
         .and_then(|all| all.as_array())
         .unwrap();
-    let expected = serde_json::json!({"key": "store", "value": "memory", "origin": "flag --store"});
+    let expected =
+        serde_json::json!({"key": "store.url", "value": "memory", "origin": "flag --store"});
     assert!(settings.contains(&expected), "{shown:#}");
 }
 

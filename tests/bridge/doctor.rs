@@ -82,6 +82,27 @@ async fn scene() -> Scene {
     scene
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_a_store_that_cannot_be_reached_are_named_without_its_password() {
+    let scene = scene().await;
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (up, down) = (server.local_addr().unwrap().port(), free_port());
+    let url = format!("nats://me:hunter2@127.0.0.1:{up},127.0.0.1:{down}");
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_STORE", &url)], &[]).await;
+    let named = format!("127.0.0.1:{down} cannot be reached");
+    visit.finds(&["store: NATS JetStream", &named, "start these servers"]);
+    assert!(!visit.report.to_string().contains("hunter2"));
+
+    let url = format!("postgres://me@127.0.0.1:{up}/events");
+    let visit = Visit::to(&scene, &[("PRELUDE_BRIDGE_STORE", &url)], &[]).await;
+    visit.is_well();
+    let good = visit.of("good").concat();
+    assert!(
+        good.contains("store: PostgreSQL") && good.contains("there is no replica yet"),
+        "{good}"
+    );
+}
+
 /// A server that says the same to everybody.
 pub(crate) fn server_that_says(head: &str, body: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -72,6 +72,7 @@ fn keys() -> Vec<String> {
 }
 
 fn variable(key: &str) -> String {
+    let key = if key == "store.url" { "store" } else { key };
     format!("PRELUDE_BRIDGE_{}", key.to_uppercase().replace('.', "_"))
 }
 

@@ -281,7 +281,11 @@ fn every_setting_takes_what_is_within_its_bounds_and_nothing_beyond() {
     for declared in declared() {
         let key = declared.name.key;
         let with = |value: &str| {
-            Scene::without_file().variable(&variable_of(key), value.trim_matches('"'))
+            let scene = Scene::without_file().variable(&variable_of(key), value.trim_matches('"'));
+            match key.starts_with("store.") {
+                true => scene.variable("PRELUDE_BRIDGE_STORE", "nats://a"),
+                false => scene,
+            }
         };
         let Some((min, max)) = &declared.bounds else {
             continue;
