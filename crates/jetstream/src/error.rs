@@ -29,14 +29,12 @@ pub enum OpenError {
     },
     /// The server knows nobody with this login.
     #[error(
-        "NATS at {servers} refuses the login{detail}; check the user and password, token or credentials file \
+        "NATS at {servers} refuses the login; check the user and password, token or credentials file \
          against the accounts of the server"
     )]
     Login {
         /// The configured servers.
         servers: String,
-        /// What the server said.
-        detail: String,
     },
     /// The server is configured in a way, or so old, that a promise would be broken.
     #[error("{0}")]

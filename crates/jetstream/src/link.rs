@@ -196,10 +196,17 @@ impl Link {
     /// tells it from a later one.
     pub(crate) async fn connection(&self) -> Result<u64, Failure> {
         let mut status = self.shared.status.subscribe();
-        match timeout(CONNECTION_WAIT, status.wait_for(|now| now.connected)).await {
-            Ok(Ok(now)) => Ok(now.lost),
-            Ok(Err(_)) | Err(_) => Err(Failure::Disconnected),
+        if let Ok(Ok(now)) = timeout(CONNECTION_WAIT, status.wait_for(|now| now.connected)).await {
+            return Ok(now.lost);
         }
+        // The library drops events when there are too many.
+        if self.client.connection_state() != State::Connected {
+            return Err(Failure::Disconnected);
+        }
+        self.shared
+            .status
+            .send_modify(|status| status.connected = true);
+        Ok(self.lost())
     }
 
     async fn leave_after_time_outs(&self) {
@@ -341,21 +348,11 @@ async fn connect(options: &Options, shared: &Arc<Shared>) -> Result<Client, Open
             Ok(Ok(client)) => return Ok(client),
             Ok(Err(error)) => match error.kind() {
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                    return Err(OpenError::Login {
-                        servers,
-                        detail: String::new(),
-                    });
+                    return Err(OpenError::Login { servers });
                 }
-                // The server asks for a login, but not so politely.
-                _ if error
-                    .to_string()
-                    .to_ascii_lowercase()
-                    .contains("authorization") =>
-                {
-                    return Err(OpenError::Login {
-                        servers,
-                        detail: String::new(),
-                    });
+                // As "User Authentication Expired".
+                _ if is_of_login(&error.to_string()) => {
+                    return Err(OpenError::Login { servers });
                 }
                 _ => error.to_string(),
             },
@@ -366,6 +363,13 @@ async fn connect(options: &Options, shared: &Arc<Shared>) -> Result<Client, Open
         }
         sleep(REFUSAL_PAUSE).await;
     }
+}
+
+fn is_of_login(said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    ["authentication", "authorization"]
+        .iter()
+        .any(|word| said.contains(word))
 }
 
 async fn connect_options(

@@ -239,9 +239,9 @@ impl Opening<'_> {
 
     /// A commit that nobody can store: only who may publish is told so.
     async fn try_append(&self) -> Result<(), OpenError> {
-        let impossible = Position(u64::MAX);
+        let impossible = Position(1 << 62);
         loop {
-            let headers = expect_last(u64::MAX - 1, self.names);
+            let headers = expect_last(impossible.0 - 1, self.names);
             let answer = self.link.request(
                 &self.names.commits,
                 Some(headers),

@@ -314,3 +314,97 @@ fn days(duration: Duration) -> String {
         _ => format!("{} days", seconds / 86_400),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::test_options;
+
+    const HOUR: i64 = 3600 * 1_000_000_000;
+
+    fn stream() -> (StreamInfo, Options, Names) {
+        let options = test_options();
+        let names = Names::new(&options);
+        let config = new_stream(&options, &names);
+        let info = serde_json::json!({ "config": config, "created": "2026-11-01T00:00:00Z" });
+        (serde_json::from_value(info).unwrap(), options, names)
+    }
+
+    #[test]
+    fn what_is_created_is_accepted_and_gives_no_warning() {
+        let (info, options, names) = stream();
+        assert_eq!(
+            problems(&info.config, &options, &names),
+            Vec::<String>::new()
+        );
+        let said = warnings(&info, &AccountInfo::default(), &options, &names);
+        assert_eq!(said, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_ids_must_be_kept_long_enough() {
+        let (mut info, options, names) = stream();
+        for (age, is_right) in [
+            (0, true),
+            (360 * HOUR, true),
+            (360 * HOUR - 1, false),
+            (1, false),
+        ] {
+            info.config.max_age = age;
+            let said = problems(&info.config, &options, &names);
+            assert_eq!(said.is_empty(), is_right, "{age}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_full_too_early_is_told_by_its_rate() {
+        let (mut info, options, names) = stream();
+        let mut after = |hours: i64, bytes: u64| {
+            let begin: jiff::Timestamp = "2026-11-01T00:00:00Z".parse().unwrap();
+            info.state.messages = 1;
+            info.state.bytes = bytes;
+            info.state.first_ts = begin.to_string();
+            info.ts = (begin + jiff::SignedDuration::from_hours(hours)).to_string();
+            warnings(&info, &AccountInfo::default(), &options, &names)
+        };
+        // 10 GiB in 15 days are a 360th each hour.
+        let hourly = (10 << 30) / 360;
+        assert_eq!(after(24, 24 * hourly), Vec::<String>::new());
+        let said = after(24, 25 * hourly);
+        assert!(said.len() == 1 && said[0].contains("14 days"), "{said:?}");
+        assert_eq!(
+            after(0, 1 << 30),
+            Vec::<String>::new(),
+            "nothing is known of the rate yet"
+        );
+    }
+
+    #[test]
+    fn limits_of_the_account_and_replicas_that_are_away_are_told() {
+        let (mut info, options, names) = stream();
+        let account: AccountInfo = serde_json::from_str(
+            r#"{ "limits": { "max_storage": -1, "max_consumers": -1 }, "tiers": { "R3": { "limits": { "max_consumers": 3 } } } }"#,
+        )
+        .unwrap();
+        info.cluster = serde_json::from_str(
+            r#"{ "replicas": [{ "name": "n1", "offline": true }, { "name": "n2" }] }"#,
+        )
+        .unwrap();
+        let said = warnings(&info, &account, &options, &names);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].contains("limit of 3 consumers") && said[1].contains("n1"),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn old_servers_are_known_by_their_version() {
+        for version in ["2.14.0", "2.14.0-RC.1", "2.15.1", "2.15.0-dev", "3.0.0"] {
+            assert!(is_recent(version), "{version}");
+        }
+        for version in ["2.13.9", "2.9.10", "1.99.0", "", "2", "x.y", "2.x"] {
+            assert!(!is_recent(version), "{version}");
+        }
+    }
+}
