@@ -1,0 +1,234 @@
+//! Logins, permissions and TLS.
+
+use std::{fs, path::Path};
+
+use prelude_bridge_jetstream::{
+    Login, OpenError, Options, Tls, open,
+    testing::{Config, Nats},
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use crate::support::{commit, contains, options, refused, settle};
+
+async fn server(text: &str) -> Nats {
+    Nats::start(
+        1,
+        Config {
+            server: text.to_owned(),
+            ..Config::default()
+        },
+    )
+    .await
+}
+
+fn as_who(nats: &Nats, login: Login) -> Options {
+    Options {
+        login,
+        ..options(nats, 1)
+    }
+}
+
+fn password(password: &str) -> Login {
+    Login::Password {
+        user: "bridge".to_owned(),
+        password: password.to_owned(),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs tools"]
+async fn passwords_tokens_and_keys_are_logins() {
+    let nats = server("authorization { users: [{ user: bridge, password: canary }] }").await;
+    open(as_who(&nats, password("canary"))).await.unwrap();
+    for login in [
+        Login::None,
+        password("canary-wrong"),
+        Login::Token("canary-other".to_owned()),
+    ] {
+        let error = refused(as_who(&nats, login)).await;
+        assert!(matches!(error, OpenError::Login { .. }), "{error}");
+        assert!(!error.to_string().contains("canary") && !format!("{error:?}").contains("canary"));
+    }
+    let nats = server("authorization { token: canary }").await;
+    open(as_who(&nats, Login::Token("canary".to_owned())))
+        .await
+        .unwrap();
+    let error = refused(as_who(&nats, Login::Token("canary-wrong".to_owned()))).await;
+    assert!(matches!(error, OpenError::Login { .. }), "{error}");
+    // A user of NKeys: the pair of the documentation of nats-server.
+    let (public, seed) = (
+        "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
+        "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+    );
+    let nats = server(&format!(
+        "authorization {{ users: [{{ nkey: {public} }}] }}"
+    ))
+    .await;
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("bridge.nk");
+    fs::write(&file, format!("# the bridge\n{seed}\n")).unwrap();
+    let opened = open(as_who(&nats, Login::CredentialsFile(file.clone())))
+        .await
+        .unwrap();
+    assert!(settle(&opened.sequencer, 1, &commit(1)).await);
+    fs::write(&file, "nothing").unwrap();
+    let error = refused(as_who(&nats, Login::CredentialsFile(file.clone()))).await;
+    assert!(matches!(error, OpenError::File { .. }), "{error}");
+    contains(error, &["bridge.nk", ".creds"]);
+    fs::remove_file(&file).unwrap();
+    contains(
+        refused(as_who(&nats, Login::CredentialsFile(file))).await,
+        &["bridge.nk", "cannot be read"],
+    );
+}
+
+/// What the crate's documentation lists.
+const PUBLISH: [&str; 10] = [
+    "prelude-bridge.prelude-bridge.commits",
+    "prelude-bridge.prelude-bridge.peer.>",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.CREATE.prelude-bridge",
+    "$JS.API.STREAM.INFO.prelude-bridge",
+    "$JS.API.STREAM.MSG.GET.prelude-bridge",
+    "$JS.API.CONSUMER.CREATE.prelude-bridge.>",
+    "$JS.API.CONSUMER.MSG.NEXT.prelude-bridge.>",
+    "$JS.API.CONSUMER.DELETE.prelude-bridge.>",
+    "_INBOX.>",
+];
+
+async fn permitted(publish: &[&str], subscribe: &[&str]) -> Nats {
+    let list = |subjects: &[&str]| format!("[\"{}\"]", subjects.join("\", \""));
+    server(&format!(
+        "authorization {{ users: [{{ user: bridge, password: canary, permissions: {{ publish: {}, subscribe: {} }} }}] }}",
+        list(publish),
+        list(subscribe)
+    ))
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs tools"]
+async fn the_documented_permissions_are_enough_and_needed() {
+    let subscribe = ["_INBOX.>", "prelude-bridge.prelude-bridge.peer.>"];
+    let nats = permitted(&PUBLISH, &subscribe).await;
+    let opened = open(as_who(&nats, password("canary"))).await.unwrap();
+    assert_eq!(opened.warnings.len(), 1, "{:?}", opened.warnings);
+    assert!(settle(&opened.sequencer, 1, &commit(1)).await);
+    for missing in PUBLISH
+        .iter()
+        .filter(|subject| !subject.ends_with("peer.>") && !subject.starts_with("_INBOX"))
+    {
+        // It is not needed to be served, only to leave nothing behind.
+        if missing.contains("CONSUMER.DELETE") {
+            continue;
+        }
+        let rest: Vec<&str> = PUBLISH
+            .iter()
+            .filter(|subject| subject != &missing)
+            .copied()
+            .collect();
+        let nats = permitted(&rest, &subscribe).await;
+        let error = refused(as_who(&nats, password("canary"))).await;
+        assert!(
+            matches!(error, OpenError::Permission(_)),
+            "{missing}: {error}"
+        );
+        contains(error, &[missing.trim_end_matches('>')]);
+    }
+    let nats = permitted(&PUBLISH, &subscribe[..1]).await;
+    let opened = open(as_who(&nats, password("canary"))).await.unwrap();
+    contains(
+        opened.warnings.join("\n"),
+        &[
+            "cannot ask each other",
+            "prelude-bridge.prelude-bridge.peer.>",
+        ],
+    );
+}
+
+struct Certificates {
+    directory: TempDir,
+}
+
+impl Certificates {
+    /// An authority, and a server and a client that it signed.
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        fs::write(directory.path().join("ca.pem"), authority.pem()).unwrap();
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let signed = CertificateParams::new(names)
+                .unwrap()
+                .signed_by(&key, &authority)
+                .unwrap();
+            fs::write(directory.path().join(format!("{name}.pem")), signed.pem()).unwrap();
+            fs::write(
+                directory.path().join(format!("{name}.key")),
+                key.serialize_pem(),
+            )
+            .unwrap();
+        }
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn server(&self, verify: bool) -> String {
+        let show = |path: &Path| format!("\"{}\"", path.display());
+        format!(
+            "tls {{ cert_file: {}, key_file: {}, ca_file: {}, verify: {verify} }}",
+            show(&self.path("server.pem")),
+            show(&self.path("server.key")),
+            show(&self.path("ca.pem"))
+        )
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs tools"]
+async fn tls_proves_both_ends() {
+    let ours = Certificates::new();
+    let with =
+        |nats: &Nats, authority: &Certificates, certificate: Option<&Certificates>| Options {
+            tls: Some(Tls {
+                authority: Some(authority.path("ca.pem")),
+                certificate: certificate.map(|of| (of.path("client.pem"), of.path("client.key"))),
+            }),
+            ..options(nats, 1)
+        };
+    let nats = server(&ours.server(false)).await;
+    let opened = open(with(&nats, &ours, None)).await.unwrap();
+    assert!(settle(&opened.sequencer, 1, &commit(1)).await);
+    let mut by_scheme = with(&nats, &ours, None);
+    by_scheme.servers = nats
+        .urls()
+        .iter()
+        .map(|url| url.replace("nats://", "tls://"))
+        .collect();
+    open(by_scheme).await.unwrap();
+    let others = Certificates::new();
+    let error = refused(with(&nats, &others, None)).await;
+    assert!(matches!(error, OpenError::Connect { .. }), "{error}");
+    let mutual = server(&ours.server(true)).await;
+    open(with(&mutual, &ours, Some(&ours))).await.unwrap();
+    let error = refused(with(&mutual, &ours, None)).await;
+    assert!(matches!(error, OpenError::Connect { .. }), "{error}");
+    // A server without TLS gets no login.
+    let plain = server("").await;
+    let error = refused(with(&plain, &ours, None)).await;
+    assert!(matches!(error, OpenError::Connect { .. }), "{error}");
+    fs::write(others.path("ca.pem"), "nothing").unwrap();
+    let error = refused(with(&nats, &others, None)).await;
+    assert!(matches!(error, OpenError::File { .. }), "{error}");
+    contains(error, &["ca.pem"]);
+    fs::write(others.path("client.key"), "nothing").unwrap();
+    let error = refused(with(&nats, &ours, Some(&others))).await;
+    contains(error, &["client.key", "private key"]);
+}
