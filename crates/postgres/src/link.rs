@@ -415,7 +415,7 @@ impl Link {
                 }
                 Ok(Outcome::Won)
             });
-        answer.await.map_err(|fault| self.late(fault))
+        answer.await.map_err(|fault| self.outage(fault))
     }
 
     /// The commit at a position, once it is confirmed.
@@ -433,7 +433,7 @@ impl Link {
                 }
                 Ok(Some(commit))
             });
-        answer.await.map_err(|fault| self.late(fault))
+        answer.await.map_err(|fault| self.outage(fault))
     }
 
     /// The ends of the sequence, all of it confirmed.
@@ -455,7 +455,7 @@ impl Link {
             .alone(self.patience.answer, move |session| async move {
                 ends(&session, &asking, &confirmed, from).await
             });
-        answer.await.map_err(|fault| self.late(fault))
+        answer.await.map_err(|fault| self.outage(fault))
     }
 
     /// Removes the commits before a position that are old enough, apart from the last one.
@@ -473,7 +473,7 @@ impl Link {
                         rows.iter().map(|row| row.try_get(0)).collect();
                     Ok(positions?)
                 });
-            let removed = answer.await.map_err(|fault| fault.outage(&self.name))?;
+            let removed = answer.await.map_err(|fault| self.outage(fault))?;
             if let Some(last) = removed.iter().max() {
                 self.removed.fetch_max(*last, Ordering::Relaxed);
             }
@@ -498,7 +498,7 @@ impl Link {
             Ok(commits?)
         };
         let read = within(self.patience.answer, reading).await;
-        read.map_err(|fault| fault.outage(&self.name))
+        read.map_err(|fault| self.outage(fault))
     }
 
     /// Up to which position everything is confirmed.
@@ -535,9 +535,14 @@ impl Link {
             .warnings(host.map_or(&self.host, |(host, _)| host), options)
     }
 
-    /// An answer that is late, with the cause that is most likely.
-    fn late(&self, fault: Fault) -> Outage {
-        self.server.explain(fault).outage(&self.name)
+    /// A fault for callers: with the cause that is most likely when an answer is late, and with the reason
+    /// why the connections were ended when that is why there is none.
+    fn outage(&self, fault: Fault) -> Outage {
+        let fault = match (&fault, &*self.ended.borrow()) {
+            (Fault::Lost(_), Some(reason)) => reason.clone(),
+            _ => self.server.explain(fault),
+        };
+        fault.outage(&self.name)
     }
 
     /// Ends the connections: every call that waits for an answer fails.

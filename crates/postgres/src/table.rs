@@ -173,7 +173,10 @@ impl Table {
             (SELECT string_agg(attname || ' ' || format_type(atttypid, NULL), ', ' ORDER BY attname) \
              FROM pg_attribute WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped), \
             (SELECT string_agg(privilege, ', ') FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) \
-             AS privilege WHERE NOT has_table_privilege(oid, privilege)) \
+             AS privilege WHERE NOT has_table_privilege(oid, privilege)), \
+            EXISTS (SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
+             WHERE indrelid = pg_class.oid AND attname = 'position' AND indnkeyatts = 1 \
+             AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL) \
             FROM pg_class WHERE oid = to_regclass($1)";
         let row = client.query_opt(question, &[&self.quoted]).await?;
         let Some(row) = row else { return Ok(false) };
@@ -190,6 +193,7 @@ impl Table {
         let comment: Option<&str> = row.try_get(1)?;
         let columns: Option<&str> = row.try_get(2)?;
         let missing: Option<&str> = row.try_get(3)?;
+        let has_key: bool = row.try_get(4)?;
         Ok(if comment != Some(COMMENT) {
             let comment = comment.unwrap_or_default();
             Some(format!(
@@ -204,6 +208,10 @@ impl Table {
             Some(format!(
                 "has the columns {:?}, and not {COLUMNS:?}: restore it from a backup",
                 columns.unwrap_or_default()
+            ))
+        } else if !has_key {
+            Some(format!(
+                "has no primary key: ALTER TABLE {name} ADD PRIMARY KEY (position)"
             ))
         } else {
             missing.map(|missing| {

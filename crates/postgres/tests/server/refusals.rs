@@ -97,14 +97,27 @@ async fn a_table_that_is_not_ours_is_refused() {
     // Without the key there would be no fence.
     server.sql("CREATE TABLE t (position bigint, at timestamptz DEFAULT now(), commit bytea)");
     server.sql(ours);
-    let with = Options {
+    let with = || Options {
         table: "t".to_owned(),
         ..options(&server)
     };
-    let why = words(with).await;
+    let why = words(with()).await;
     assert!(
-        why.contains("42P10") && why.contains("no primary key"),
+        why.contains("ALTER TABLE t ADD PRIMARY KEY (position)"),
         "{why}"
+    );
+    // A key that is dropped later is missed by the first append.
+    server.sql("ALTER TABLE t ADD PRIMARY KEY (position)");
+    let sequencer = open(with()).await.unwrap().sequencer;
+    append_all(&sequencer, 1..=1).await;
+    server.sql("ALTER TABLE t DROP CONSTRAINT t_pkey");
+    let outage = sequencer
+        .append(Position(2), commit("x"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&outage, Outage::Unusable(why) if why.contains("no primary key")),
+        "{outage}"
     );
 }
 
@@ -153,7 +166,11 @@ async fn a_role_that_lacks_something_is_told_what() {
         table: "events.log".to_owned(),
         ..right()
     };
-    assert!(words(elsewhere()).await.contains("cannot create it"));
+    let why = words(elsewhere()).await;
+    assert!(
+        why.contains("schema events") && why.contains("docs/postgresql.md"),
+        "{why}"
+    );
     server.sql("GRANT USAGE, CREATE ON SCHEMA events TO writer");
     let opened = open(elsewhere()).await.unwrap();
     append_all(&opened.sequencer, 1..=3).await;

@@ -14,8 +14,9 @@ use super::*;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new([]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
@@ -56,7 +57,7 @@ fn write(directory: &Path, name: &str, authority: &Authority) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs tools"]
 async fn a_server_is_believed_by_its_certificate_and_a_bridge_by_password_or_certificate() {
-    let (ours, others) = (authority(), authority());
+    let (ours, others) = (authority("ours"), authority("others"));
     let mut server = Server::start();
     let home = server.directory().to_owned();
     let trusted = write(&home, "authority.crt", &ours);
