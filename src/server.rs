@@ -3,6 +3,7 @@
 mod check;
 mod open;
 mod options;
+mod store;
 mod verification;
 mod watch;
 
@@ -25,7 +26,10 @@ use crate::{
     signature::{self, Keyring},
 };
 
-pub use self::check::{Findings, check};
+pub use self::{
+    check::{Findings, check},
+    store::StoreError,
+};
 pub(crate) use self::open::inspect_permissions;
 
 /// A running bridge.
@@ -109,12 +113,9 @@ pub enum Error {
     /// A port cannot do TLS.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// This build has no client for the store.
-    #[error("the store {store} is not in this build of the program")]
-    StoreNotBuilt {
-        /// The kind of store and its servers.
-        store: String,
-    },
+    /// The store cannot be used.
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] log::OpenError),
@@ -191,7 +192,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         metrics.expect_types(decode::event_types());
         let ports = Ports::bind(config, &metrics).await?;
-        let (log, bus) = open::log(config, &metrics)?;
+        let (log, bus) = open::log(config, &metrics).await?;
         // After the log, which checks the data directory that the keys are in.
         let credentials = Credentials::open(config.credentials_options()).await?;
         refuse_exposure(config, ports.addresses.grpc, &credentials)?;

@@ -118,13 +118,16 @@ fn is_clean(report: &CheckReport) -> bool {
 /// Why a log cannot be checked. The error says what to do.
 fn failure(error: &OpenError) -> Failure {
     let exit = match error {
-        OpenError::NotALog { .. } | OpenError::Older { .. } | OpenError::Newer { .. } => {
-            Exit::Usage
-        }
+        OpenError::NotALog { .. }
+        | OpenError::Older { .. }
+        | OpenError::Newer { .. }
+        | OpenError::NotAReplica { .. }
+        | OpenError::Replica { .. } => Exit::Usage,
         OpenError::Directory { .. }
         | OpenError::InUse { .. }
         | OpenError::Damaged { .. }
         | OpenError::DamagedManifest { .. }
+        | OpenError::Store { .. }
         | OpenError::Random(_)
         | OpenError::Thread(_) => Exit::Failed,
     };

@@ -160,9 +160,9 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Credentials(_)
         | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
-        | server::Error::StoreNotBuilt { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
+        | server::Error::Store(_)
         | server::Error::Follow(_)
         | server::Error::Random(_)
         | server::Error::Streams(_)

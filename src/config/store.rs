@@ -116,7 +116,7 @@ settings! {
         /// variable PRELUDE_BRIDGE_STORE has it.
         url: Address = Address::Embedded;
 
-        /// The stream of NATS. Its one subject has the same name. `serve` makes the stream if it is missing,
+        /// The stream of NATS. `serve` makes the stream if it is missing,
         /// and checks its settings if it is there. Bridges with the same stream have the same log.
         stream: StreamName = StreamName("prelude-bridge".to_owned());
 

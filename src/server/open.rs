@@ -2,11 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::Error;
+use super::{Error, store};
 use crate::{
     bus::Bus,
-    config::{Config, EventSource, Store},
-    log::{Log, embedded, memory},
+    config::{Config, EventSource},
+    log::Log,
     metrics::Metrics,
     net::tls,
     permissions::{self, By},
@@ -65,43 +65,11 @@ pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
     found
 }
 
-pub(super) fn log(
+pub(super) async fn log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
-    let log: Arc<dyn Log> = match &config.store {
-        Store::Memory => {
-            let options = memory::Options {
-                retention_age: config.retention.age_max,
-                ..memory::Options::default()
-            };
-            memory::open(options)?
-        }
-        Store::Embedded => {
-            let commits = Arc::clone(metrics);
-            let options = embedded::Options {
-                retention_age: config.retention.age_max,
-                retention_bytes: config.retention.bytes_max.0,
-                ids_age: config.retention.id_age_min,
-                ids_bytes: config.retention.id_bytes_max.0,
-                queue_batches_max: config.log_limits.queue_batches_max,
-                queue_bytes_max: config.log_limits.queue_bytes_max.into(),
-                scrub_bytes_per_second: config.log_limits.scrub_bytes_per_second.0,
-                on_commit: Some(Arc::new(move |commit: embedded::CommitReport| {
-                    let events = usize::try_from(commit.events).unwrap_or(usize::MAX);
-                    let bytes = usize::try_from(commit.bytes).unwrap_or(usize::MAX);
-                    commits.committed(events, bytes, commit.duration);
-                })),
-                ..embedded::Options::default()
-            };
-            embedded::open(&config.data_dir, options)?
-        }
-        store @ (Store::Nats(_) | Store::Postgres(_)) => {
-            return Err(Error::StoreNotBuilt {
-                store: store.to_string(),
-            });
-        }
-    };
+    let log = store::open(config, metrics).await?;
     let bus = Bus::follow(config.into(), &*log).map_err(Error::Follow)?;
     Ok((log, bus))
 }
