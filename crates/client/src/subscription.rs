@@ -56,7 +56,8 @@ pub enum Notice {
     FellBehind(FellBehind),
     /// Events were removed by retention or are damaged, and the request was to continue.
     Skipped(Skipped),
-    /// The server is about to shut down.
+    /// The server is about to end the stream: because it shuts down or, without a delay in `retry_after`,
+    /// because the stream has reached its maximum age. The subscription goes on by itself.
     Draining(Draining),
     /// The stream broke and is resumed after a delay. Nothing is lost.
     Reconnecting {
@@ -196,6 +197,8 @@ impl Subscription {
             Some(Notice::Draining(draining)) => {
                 let retry_after = draining.retry_after.and_then(|delay| delay.try_into().ok());
                 self.drain_retry_after = retry_after;
+                // It is the planned end of a stream that worked, and the server says itself when to come back.
+                self.backoff.reset();
             }
             _ => {}
         }
@@ -402,6 +405,31 @@ impl From<subscribe_response::Notice> for Notice {
     }
 }
 
+/// Whether the client is to reconnect at once. A server that shuts down spreads its clients' return.
+fn is_without_delay(draining: &Draining) -> bool {
+    let delay = draining.retry_after.as_ref();
+    delay.is_some_and(|delay| delay.seconds == 0 && delay.nanos == 0)
+}
+
+impl Notice {
+    /// Whether it is part of a change of connections that the server asked for without a delay, because the
+    /// stream has reached its maximum age: nothing that a person has to know of.
+    #[must_use]
+    pub fn is_planned(&self) -> bool {
+        match self {
+            Self::Draining(draining) => is_without_delay(draining),
+            Self::Reconnecting { error, .. } => {
+                matches!(
+                    error,
+                    Error::Interrupted { reason: Some(reason), retry_after: Some(retry_after), .. }
+                        if reason == "DRAINING" && retry_after.is_zero()
+                )
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -449,6 +477,9 @@ impl fmt::Display for Notice {
                     formatter,
                     "events {first_sequence} to {last_sequence} {why}"
                 )
+            }
+            Self::Draining(draining) if is_without_delay(draining) => {
+                formatter.write_str("the stream has reached its maximum age; nothing is lost")
             }
             Self::Draining(_) => formatter.write_str("the server is about to shut down"),
             Self::Reconnecting { error, delay } => {
