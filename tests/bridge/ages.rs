@@ -20,8 +20,8 @@ use prelude_bridge::{
     log::{Log as _, memory},
     metrics::Metrics,
     proto::{
-        GetRangeRequest, SubscribeRequest, event_service_client::EventServiceClient,
-        start_position::Position, subscribe_response::Notice,
+        SubscribeRequest, event_service_client::EventServiceClient, start_position::Position,
+        subscribe_response::Notice,
     },
     subscription,
 };
@@ -38,7 +38,7 @@ use tonic_health::pb::{
 };
 
 use crate::{
-    abuse::frames::{ACK, DATA, GOAWAY, Http2, PING, SUBSCRIBE, call, frame},
+    abuse::frames::{ACK, DATA, GOAWAY, Http2, PING, SUBSCRIBE, frame, whole_call},
     cli::program,
     grpc_web,
     support::{
@@ -100,15 +100,27 @@ impl Plan {
     }
 }
 
+/// Subscribes. The first call of a tonic channel after its connection was told to take no more can fail
+/// without having been sent: hyper learns of it only then.
+async fn subscribe(
+    client: &mut EventServiceClient<Channel>,
+    request: SubscribeRequest,
+) -> Received {
+    match Received::subscribe(client, request.clone()).await {
+        Err(status) if status.code() == Code::Cancelled => {
+            Received::subscribe(client, request).await.unwrap()
+        }
+        subscribed => subscribed.unwrap(),
+    }
+}
+
 /// Reads stream after stream on one channel, each from the cursor of the one before, as a consumer without
 /// the client library does. Returns the events' numbers.
 async fn consume(mut client: EventServiceClient<Channel>, plan: Plan) -> Vec<u64> {
     let mut sequences = Vec::new();
     let mut request = everything();
     loop {
-        let mut stream = Received::subscribe(&mut client, lively(request))
-            .await
-            .unwrap();
+        let mut stream = subscribe(&mut client, lively(request)).await;
         let status = loop {
             match stream.next().await {
                 Ok(Some(response)) => {
@@ -172,6 +184,8 @@ async fn lose_and_repeat_nothing(
     };
     for (channel, client) in subscribers {
         running.spawn(consume(EventServiceClient::new(channel), plan()));
+        // Two on one connection: the one that ends first leaves it while it is still open.
+        running.spawn(follow(client.clone(), plan()));
         running.spawn(follow(client, plan()));
     }
     let head = eventually(async || {
@@ -192,7 +206,7 @@ async fn streams_that_end_at_their_age_lose_and_repeat_nothing() {
     let bridge = aging_bridge().await;
     let url = format!("http://{}", bridge.addresses.grpc);
     let mut subscribers = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..3 {
         let client = Client::connect(&client::Options::new(&url)).await.unwrap();
         subscribers.push((bridge.channel().await, client));
     }
@@ -205,9 +219,9 @@ async fn streams_that_end_at_their_age_lose_and_repeat_nothing() {
     })
     .await;
     let aged = r#"prelude_bridge_streams_ended_total{reason="STREAM_AGE"}"#;
-    assert!(bridge.metric(aged).await.unwrap() >= (8 * AGES) as f64);
+    assert!(bridge.metric(aged).await.unwrap() >= (9 * AGES) as f64);
     let closed = r#"prelude_bridge_connections_closed_total{listener="grpc",reason="age"}"#;
-    assert!(bridge.metric(closed).await.unwrap() >= 8.0);
+    assert!(bridge.metric(closed).await.unwrap() >= 6.0);
     // It is no failure of anybody.
     let said = bridge.stderr();
     assert!(said.contains(r#""reason":"STREAM_AGE""#), "{said}");
@@ -268,7 +282,7 @@ async fn each_age_leads_a_client_to_another_server_of_the_same_log() {
     let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
     let servers = [serve(&log, &bus).await, serve(&log, &bus).await];
     let (mut subscribers, mut counts) = (Vec::new(), Vec::new());
-    for _ in 0..4 {
+    for _ in 0..3 {
         // Each has its own, so that which server its next connection gets is known.
         let (address, of_channel) = balancer(servers).await;
         let url = format!("http://{address}");
@@ -298,7 +312,7 @@ async fn each_age_leads_a_client_to_another_server_of_the_same_log() {
 async fn a_connection_takes_no_new_calls_before_its_stream_ends_and_closes_after_it() {
     let bridge = aging_bridge().await;
     let mut connection = Http2::begin(bridge.addresses.grpc, &[]).await.unwrap();
-    connection.send(&call(1, SUBSCRIBE)).await.unwrap();
+    connection.send(&whole_call(1, SUBSCRIBE)).await.unwrap();
     let mut seen = Vec::new();
     let closed = async {
         while let Some(next) = connection.next().await {
@@ -320,7 +334,8 @@ async fn a_connection_takes_no_new_calls_before_its_stream_ends_and_closes_after
     let ended = at(&|frame| frame.stream == 1 && frame.ends()).unwrap();
     assert!(told < ended, "{seen:?}");
     // The notice comes before the end, and after the connection was told.
-    assert!(seen[told..ended].iter().any(|frame| frame.kind == DATA));
+    let has_notice = seen[told..ended].iter().any(|frame| frame.kind == DATA);
+    assert!(has_notice, "{seen:?}");
     bridge.finish().await;
 }
 
@@ -356,6 +371,7 @@ async fn a_stream_that_is_not_read_ends_at_its_age_with_its_cursor() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_watches_and_other_calls_are_not_concerned() {
     let mut bridge = aging_bridge().await;
+    let url = format!("http://{}", bridge.addresses.grpc);
     let channel = bridge.channel().await;
     let mut health = HealthClient::new(channel.clone());
     let watch = health.watch(HealthCheckRequest::default()).await;
@@ -364,12 +380,11 @@ async fn health_watches_and_other_calls_are_not_concerned() {
     assert_eq!(first.status(), ServingStatus::Serving);
     let mut client = EventServiceClient::new(channel);
     for _ in 0..AGES {
-        let mut stream = Received::subscribe(&mut client, everything())
-            .await
-            .unwrap();
+        let mut stream = subscribe(&mut client, everything()).await;
         let status = stream.end().await.unwrap_err();
         assert_aged(&stream, &status);
-        client.get_range(GetRangeRequest {}).await.unwrap();
+        let client = Client::connect(&client::Options::new(&url)).await;
+        client.unwrap().range().await.unwrap();
     }
     // The watch is still open, on the connection that was told to go long ago.
     bridge.signal("TERM");

@@ -239,6 +239,20 @@ fn from_code(status: &Status, details: &ErrorDetails) -> Error {
     }
 }
 
+/// Whether a call failed before anything of it was sent. hyper learns only with its next call that the server
+/// has told a connection to take no more calls (GOAWAY), and fails that call; the one after it gets a new
+/// connection.
+pub(super) fn is_unsent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_canceled();
+        }
+        source = error.source();
+    }
+    false
+}
+
 fn retry_after(details: &ErrorDetails) -> Option<Duration> {
     let delay = details.retry_info()?.retry_delay?;
     Some(delay.min(RETRY_AFTER_MAX))

@@ -22,7 +22,12 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
 
-use super::{backoff::Backoff, credential::Credential, cursor_store::CursorStore, error::Error};
+use super::{
+    backoff::Backoff,
+    credential::Credential,
+    cursor_store::CursorStore,
+    error::{Error, is_unsent},
+};
 use crate::proto::{
     CaughtUp, Draining, Event, FellBehind, Progress, SkipReason, Skipped, StartPosition, Started,
     StopPosition, SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient,
@@ -184,8 +189,14 @@ impl Subscription {
         let request = self.request.clone();
         let credential = self.credential.clone();
         self.state = CallState::Calling(Box::pin(async move {
-            let request = credential.request(request).await?;
-            Ok(service.subscribe(request).await?.into_inner())
+            let first = credential.request(request.clone()).await?;
+            let called = match service.subscribe(first).await {
+                Err(status) if is_unsent(&status) => {
+                    service.subscribe(credential.request(request).await?).await
+                }
+                called => called,
+            };
+            Ok(called?.into_inner())
         }));
     }
 
