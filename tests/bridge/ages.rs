@@ -225,7 +225,11 @@ async fn streams_that_end_at_their_age_lose_and_repeat_nothing() {
     // It is no failure of anybody.
     let said = bridge.stderr();
     assert!(said.contains(r#""reason":"STREAM_AGE""#), "{said}");
-    assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+    let mut alarms = said.lines().filter(|line| {
+        // The modes of the test's own files.
+        (line.contains("WARN") || line.contains("ERROR")) && !line.contains("chmod")
+    });
+    assert_eq!(alarms.next(), None);
     bridge.finish().await;
 }
 
