@@ -130,6 +130,12 @@ impl Error {
         }
     }
 
+    /// Whether the server ended the stream as it had planned, and the client may come back at once.
+    pub(super) fn is_planned(&self) -> bool {
+        let is_draining = matches!(self, Self::Interrupted { reason, .. } if reason.as_deref() == Some("DRAINING"));
+        is_draining && self.retry_after() == Some(Duration::ZERO)
+    }
+
     /// An interruption without a status.
     pub(super) fn interrupted(message: &str) -> Self {
         Self::Interrupted {

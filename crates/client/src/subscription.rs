@@ -416,26 +416,17 @@ impl From<subscribe_response::Notice> for Notice {
     }
 }
 
-/// Whether the client is to reconnect at once. A server that shuts down spreads its clients' return.
-fn is_without_delay(draining: &Draining) -> bool {
-    let delay = draining.retry_after.as_ref();
-    delay.is_some_and(|delay| delay.seconds == 0 && delay.nanos == 0)
-}
-
 impl Notice {
     /// Whether it is part of a change of connections that the server asked for without a delay, because the
     /// stream has reached its maximum age: nothing that a person has to know of.
     #[must_use]
     pub fn is_planned(&self) -> bool {
         match self {
-            Self::Draining(draining) => is_without_delay(draining),
-            Self::Reconnecting { error, .. } => {
-                matches!(
-                    error,
-                    Error::Interrupted { reason: Some(reason), retry_after: Some(retry_after), .. }
-                        if reason == "DRAINING" && retry_after.is_zero()
-                )
+            Self::Draining(draining) => {
+                let delay = draining.retry_after.as_ref();
+                delay.is_some_and(|delay| delay.seconds == 0 && delay.nanos == 0)
             }
+            Self::Reconnecting { error, .. } => error.is_planned(),
             _ => false,
         }
     }
@@ -489,7 +480,7 @@ impl fmt::Display for Notice {
                     "events {first_sequence} to {last_sequence} {why}"
                 )
             }
-            Self::Draining(draining) if is_without_delay(draining) => {
+            Self::Draining(_) if self.is_planned() => {
                 formatter.write_str("the stream has reached its maximum age; nothing is lost")
             }
             Self::Draining(_) => formatter.write_str("the server is about to shut down"),
