@@ -186,7 +186,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A listener's connection was closed because of what its client did or did not do.
+    /// A listener's connection was closed because of what its client did or did not do, or for its age.
     pub fn connection_closed(&self, listener: &'static str, closure: Closure) {
         let reason = closure.reason();
         self.connections

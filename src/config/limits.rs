@@ -277,6 +277,14 @@ settings! {
         /// this time it has to take something of the message that waits for it.
         slow_consumer_timeout: Duration = seconds(60), in STREAM_TIMES;
 
+        /// How long a stream may last, so that subscribers spread over several bridges again: 0 means for ever,
+        /// otherwise at least 1 s. A stream ends at a random time after four fifths of it, as in a drain: with
+        /// the notice `Draining`, its cursor and UNAVAILABLE, and its client goes on where it was. Before that,
+        /// after three to four fifths of it, a connection takes no new calls (GOAWAY), so that the client
+        /// opens another one, which a load balancer or the client itself may direct elsewhere. The default is
+        /// for a single bridge; with several, 30 minutes are a good value.
+        stream_age_max: Duration = seconds(0), in seconds(0)..=days(7);
+
         /// Over how long the clients of a bridge that drains are told to spread their return, so that they
         /// do not come all at once.
         drain_retry_spread: Duration = seconds(5), in seconds(0)..=seconds(600);

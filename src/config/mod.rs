@@ -272,6 +272,7 @@ pub fn resolve(sources: &Sources) -> Result<Resolved, Error> {
     config.sources = event_sources::take(&mut resolver, &config.data_dir);
     refuse_shared_addresses(&mut resolver, &config);
     store::refuse_short_retention(&mut resolver, &config);
+    refuse_short_stream_age(&mut resolver, config.grpc_limits.stream_age_max);
     resolver.refuse_unknown_keys();
     let others = [&event_sources::VARIABLES[..], &store::VARIABLES].concat();
     let mut warnings = resolver.misspelt_variables(&others);
@@ -311,6 +312,19 @@ fn refuse_shared_addresses(resolver: &mut Resolver<'_>, config: &Config) {
         let reason = format!("{address} is taken by `{other}`");
         resolver.refuse(origin, key, &reason, "give each listener a port of its own");
     }
+}
+
+/// Zero turns the age off, so the bounds of the setting allow it. Ages below a second would only keep clients
+/// reconnecting.
+fn refuse_short_stream_age(resolver: &mut Resolver<'_>, age_max: Duration) {
+    if age_max.is_zero() || age_max >= seconds(1) {
+        return;
+    }
+    let key = "limits.grpc.stream_age_max";
+    let origin = resolver.origin_of(key);
+    let reason = format!("{age_max:?} is too short: clients would do nothing but reconnect");
+    let help = "use `0s`, which lets streams last for ever, or at least `1s`";
+    resolver.refuse(origin, key, &reason, help);
 }
 
 fn clash(one: SocketAddr, other: SocketAddr) -> bool {

@@ -347,6 +347,14 @@ fn values_that_cannot_be_meant_say_what_to_write() {
             ["\"2h\" is out of bounds", "from \"0s\" to \"1h\""],
         ),
         (
+            "limits.grpc.stream_age_max = \"999ms\"",
+            ["999ms is too short", "at least `1s`"],
+        ),
+        (
+            "limits.grpc.stream_age_max = \"8d\"",
+            ["\"8d\" is out of bounds", "from \"0s\" to \"7d\""],
+        ),
+        (
             "log_format = \"xml\"",
             ["`xml` is not a log format", "\"json\""],
         ),

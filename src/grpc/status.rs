@@ -273,7 +273,9 @@ fn stream_code(failure: &Stream) -> Code {
         Stream::Streams { .. } | Stream::Quota(_) | Stream::SlowConsumer { .. } => {
             Code::ResourceExhausted
         }
-        Stream::Draining { .. } | Stream::LogUnavailable { .. } => Code::Unavailable,
+        Stream::Draining { .. } | Stream::Aged { .. } | Stream::LogUnavailable { .. } => {
+            Code::Unavailable
+        }
         Stream::DeadlineExceeded { .. } => Code::DeadlineExceeded,
         Stream::LogDamaged { .. } => Code::DataLoss,
     }
@@ -301,6 +303,10 @@ fn stream_message(failure: &Stream) -> String {
         ),
         Stream::DeadlineExceeded { .. } => "the deadline of the call has passed".into(),
         Stream::Draining { .. } => "the server is shutting down; resume elsewhere or later".into(),
+        Stream::Aged { .. } => {
+            "the stream has reached its maximum age; reconnect, and resume from the cursor in the metadata"
+                .into()
+        }
         Stream::LogUnavailable { .. } => "the log cannot be read now; retry later".into(),
         Stream::LogDamaged { damaged, .. } => format!(
             "{damaged} cannot be read, because bytes on the bridge's disk are damaged; a retry does \
@@ -329,6 +335,7 @@ fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
         Stream::CursorForeign { head, .. } => vec![("head", *head)],
         Stream::SlowConsumer { cursor, .. } => vec![("cursor", *cursor)],
         Stream::Draining { cursor, .. }
+        | Stream::Aged { cursor }
         | Stream::LogUnavailable { cursor }
         | Stream::DeadlineExceeded { cursor }
         | Stream::CredentialEnded { cursor, .. } => {
@@ -343,7 +350,7 @@ fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
 
 fn stream_retry_after(failure: &Stream) -> Option<Duration> {
     match failure {
-        Stream::Draining { retry_after, .. } => Some(*retry_after),
+        Stream::Draining { .. } | Stream::Aged { .. } => failure.drain_retry_after(),
         Stream::LogUnavailable { .. } => Some(Duration::from_secs(5)),
         Stream::Streams { .. } | Stream::Quota(_) => Some(Duration::from_secs(1)),
         Stream::CredentialEnded { ended, .. } => match ended {

@@ -45,7 +45,7 @@ use crate::{
     credentials::{CountedConnection, Credentials, Grant, Quota, QuotaReached},
     metrics::{Closure, ConnectionRefusal, Metrics},
     net::{fair::Fair, quiet::Quiet, slots::Standing, tap::Tapped, tls::ClientCertificate},
-    subscription::{CursorSession, Failure},
+    subscription::{CursorSession, Failure, age},
 };
 
 /// How many times as many bytes of headers as a request may have are read before h2 refuses it by itself:
@@ -54,6 +54,10 @@ pub(crate) const HEADER_LISTS_READ: u32 = 2;
 
 /// How long a connection that is closed for what its client did may take to hear why.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The share of the streams' maximum age that every connection reaches. With the fifth by which ages differ, it
+/// is what the youngest stream reaches: a connection is told to go before any of its streams ends.
+const CONNECTION_AGE_LEAST: f64 = 0.6;
 
 /// How much is read of a client that speaks something else, in bytes.
 const UNREAD_BYTES_MAX: u64 = 16 * 1024;
@@ -98,6 +102,9 @@ pub struct Options {
     pub ping_timeout: Duration,
     /// How long a client may take nothing of a message before it counts as slow.
     pub slow_consumer_timeout: Duration,
+    /// How long a stream may last; zero means for ever. A connection takes no new calls before the first of
+    /// its streams reaches its age: whoever resumes on it would stay with this bridge.
+    pub stream_age_max: Duration,
 }
 
 /// Answers the requests of connections, in the protocol that is spoken above HTTP.
@@ -217,6 +224,7 @@ impl<H: RequestHandler> Connections<H> {
         let timeouts = Timeouts {
             credential: self.options.credential_timeout,
             idle: self.options.idle_timeout,
+            age: age(self.options.stream_age_max, CONNECTION_AGE_LEAST),
         };
         Tenure::new(
             timeouts,

@@ -1,5 +1,5 @@
-//! Owns the open calls of a connection, and how long one may stay that nobody needs: one that shows no
-//! credential where there are some, and one on which nothing is called. Knows nothing of HTTP/2.
+//! Owns the open calls of a connection, and how long it may stay: one that shows no credential where there
+//! are some, one on which nothing is called, and any until its age. Knows nothing of HTTP/2.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,6 +24,8 @@ pub(super) struct Timeouts {
     pub(super) credential: Duration,
     /// From the end of its last call to the next one.
     pub(super) idle: Duration,
+    /// From its beginning to the time from which on it takes no new calls.
+    pub(super) age: Option<Duration>,
 }
 
 /// One connection's stay.
@@ -112,6 +114,13 @@ impl Tenure {
                 return Closure::Idle;
             }
             let mut next = idle_at;
+            if let Some(age) = self.timeouts.age {
+                let aged_at = self.began_at + age;
+                if aged_at <= now {
+                    return Closure::Age;
+                }
+                next = next.min(aged_at);
+            }
             if !self.standing.is_admitted() {
                 let credential_at = self.began_at + self.timeouts.credential;
                 if credential_at > now {
@@ -137,8 +146,10 @@ impl Tenure {
             if self.idle_since().is_some() {
                 return Closure::Idle;
             }
-            // A call that came at the last moment is served to its end.
-            next = Instant::now() + LEAVING_TIMEOUT;
+            // A call that came at the last moment is served to its end, and a long one to its own. HTTP
+            // closes the connection with its last call, so there is ever less reason to ask.
+            let now = Instant::now();
+            next = now + (now - told_at);
         }
     }
 
@@ -176,6 +187,7 @@ mod tests {
     const TIMEOUTS: Timeouts = Timeouts {
         credential: Duration::from_secs(60),
         idle: Duration::from_secs(900),
+        age: None,
     };
 
     /// With a credentials file that nobody is in.
@@ -240,6 +252,30 @@ mod tests {
         let ended = Instant::now();
         assert_eq!(tenure.over(None).await, Closure::Idle);
         assert_eq!(ended.elapsed().as_secs(), 900);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_an_age_goes_then_and_its_calls_go_on() {
+        let mut tenure = tenure(guarded().await);
+        tenure.timeouts.age = Some(Duration::from_secs(90));
+        tenure.standing.prove();
+        let began = Instant::now();
+        let call = tenure.call();
+        assert_eq!(tenure.over(None).await, Closure::Age);
+        assert_eq!(began.elapsed().as_secs(), 90);
+        let mut leaving = Box::pin(tenure.over(Some(Instant::now())));
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        assert!(poll_immediate(&mut leaving).await.is_none());
+        drop(call);
+        assert_eq!(leaving.await, Closure::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_idle_before_its_age_goes_then() {
+        let mut tenure = tenure(guarded().await);
+        tenure.timeouts.age = Some(TIMEOUTS.idle + Duration::from_secs(1));
+        tenure.standing.prove();
+        assert_eq!(tenure.over(None).await, Closure::Idle);
     }
 
     #[tokio::test(start_paused = true)]

@@ -265,7 +265,7 @@ impl Connections {
         );
         registry.register(
             "connections_closed",
-            "Connections that were closed for what their clients did or did not do, by listener and reason",
+            "Connections that were closed for what their clients did or did not do, or for their age, by listener and reason",
             these.closed.clone(),
         );
         registry.register(

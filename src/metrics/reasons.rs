@@ -93,6 +93,8 @@ pub enum Closure {
     NoCredential,
     /// It made no call for a long time.
     Idle,
+    /// It was old enough for its client to go elsewhere.
+    Age,
 }
 
 impl Closure {
@@ -107,6 +109,7 @@ impl Closure {
             Self::Unanswered => "ping_unanswered",
             Self::NoCredential => "no_credential",
             Self::Idle => "idle",
+            Self::Age => "age",
         }
     }
 }

@@ -105,13 +105,14 @@ options! {
     }
     subscription::Options: config.grpc_limits {
         streams_max, streams_per_credential_max, filters_bytes_max, filters_bytes_per_credential_max,
-        history_streams_max, drain_retry_spread,
+        history_streams_max, drain_retry_spread, stream_age_max,
     }
     http2::Options: config.grpc_limits {
         credential_timeout, idle_timeout, local_error_resets_max, pending_accept_resets_max,
         streams_per_connection_max, header_bytes_max, request_bytes_max, response_bytes_max,
         unsent_bytes_max, unsent_total_bytes_max, unsent_bytes_per_credential_max, connections_max,
         connections_per_credential_max, header_timeout, ping_interval, ping_timeout, slow_consumer_timeout,
+        stream_age_max,
         ;
         frames: config.into(),
     }

@@ -70,6 +70,11 @@ pub(crate) enum Failure {
         /// The place to resume from, once the stream has one.
         cursor: Option<Cursor>,
     },
+    /// The stream has reached the age at which its client is to reconnect, perhaps to another bridge.
+    Aged {
+        /// The place to resume from.
+        cursor: Option<Cursor>,
+    },
     /// The log cannot be read. The operator's log says why.
     LogUnavailable {
         /// The place to resume from, once the stream has one.
@@ -78,7 +83,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// The reason's name in logs, metrics and statuses.
+    /// The reason's name in statuses.
     #[must_use]
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -95,9 +100,31 @@ impl Failure {
             Self::Quota(_) | Self::Streams { .. } => "LIMIT_STREAMS",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::DeadlineExceeded { .. } => "DEADLINE_EXCEEDED",
-            Self::Draining { .. } => "DRAINING",
+            // To the client it is the same: it goes on elsewhere.
+            Self::Draining { .. } | Self::Aged { .. } => "DRAINING",
             Self::LogUnavailable { .. } => "LOG_UNAVAILABLE",
             Self::LogDamaged { .. } => "LOG_DAMAGED",
+        }
+    }
+
+    /// The reason's name in logs and metrics, where an operator can tell a drain of the bridge from the age of
+    /// a stream.
+    #[must_use]
+    pub(crate) fn counted_reason(&self) -> &'static str {
+        match self {
+            Self::Aged { .. } => "STREAM_AGE",
+            _ => self.reason(),
+        }
+    }
+
+    /// How long the client of a stream that drains is to wait before it reconnects. Streams reach their ages at
+    /// different times, so there is no need to spread their clients any further.
+    #[must_use]
+    pub(crate) fn drain_retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Draining { retry_after, .. } => Some(*retry_after),
+            Self::Aged { .. } => Some(Duration::ZERO),
+            _ => None,
         }
     }
 }

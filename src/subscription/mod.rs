@@ -43,6 +43,9 @@ use crate::{
 /// Smaller filters are not counted: a stream takes more.
 const FREE_FILTER_BYTES: usize = 1024;
 
+/// The share of the maximum age that every stream reaches.
+const STREAM_AGE_LEAST: f64 = 0.8;
+
 /// The limits of subscriptions.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -58,6 +61,8 @@ pub struct Options {
     pub history_streams_max: usize,
     /// Over how long the reconnections of all clients are spread when the server drains.
     pub drain_retry_spread: Duration,
+    /// How long a stream may last, so that clients spread over several bridges again; zero means for ever.
+    pub stream_age_max: Duration,
 }
 
 /// A session of a client that keeps its own place in the log.
@@ -145,7 +150,12 @@ impl Subscriptions {
         } else {
             usize::MAX
         };
-        Permit::new(grant, slot, deadline, default_max)
+        let limits = permit::Limits {
+            streams_max: default_max,
+            deadline,
+            age: age(self.options.stream_age_max, STREAM_AGE_LEAST),
+        };
+        Permit::new(grant, slot, limits, self.draining.child_token())
     }
 
     /// Counts the memory of a filter, in all and for its credential.
@@ -185,8 +195,11 @@ impl Subscriptions {
         notice::log_range(&self.log.status().epochs(), &self.range())
     }
 
-    /// Why a stream ends now that the server drains.
+    /// Why a stream ends that drains: because the server does, or because of its own age.
     pub(crate) fn drained(&self, cursor: Option<Cursor>) -> Failure {
+        if !self.draining.is_cancelled() {
+            return Failure::Aged { cursor };
+        }
         Failure::Draining {
             retry_after: jitter(self.options.drain_retry_spread),
             cursor,
@@ -240,6 +253,13 @@ impl Subscriptions {
     }
 }
 
+/// The age that a stream or a connection may reach, where there is a limit: at least this share of it, and up
+/// to a fifth of it more, so that those that began together do not end together.
+pub(crate) fn age(age_max: Duration, least: f64) -> Option<Duration> {
+    let age = || age_max.mul_f64(least) + jitter(age_max / 5);
+    (!age_max.is_zero()).then(age)
+}
+
 /// A random part of a duration, so that clients that are told to come back do not come together.
 fn jitter(over: Duration) -> Duration {
     // Without a source of randomness the middle is as good as anything.
@@ -262,5 +282,18 @@ mod tests {
         let seen: std::collections::HashSet<u128> = quarters.collect();
         assert_eq!(seen.len(), 4);
         assert_eq!(jitter(Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn ages_are_spread_over_the_last_fifth_and_without_a_limit_there_are_none() {
+        let age_max = Duration::from_secs(10);
+        let tenths = (0..1_000).map(|_| {
+            let age = age(age_max, STREAM_AGE_LEAST).unwrap();
+            assert!(age >= age_max * 4 / 5 && age <= age_max, "{age:?}");
+            age.as_millis().min(9_999) / 500
+        });
+        let seen: std::collections::HashSet<u128> = tenths.collect();
+        assert_eq!(seen.len(), 4);
+        assert_eq!(age(Duration::ZERO, STREAM_AGE_LEAST), None);
     }
 }

@@ -1,13 +1,14 @@
 //! Owns what lets one stream go on: what it takes of the quotas of its credential, and a wait for the
-//! end of the credential or for the call's deadline.
+//! end of the credential, for the call's deadline or for the age at which the stream drains.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, poll_immediate},
 };
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use crate::{
@@ -22,6 +23,18 @@ pub(crate) struct Permit {
     filter: Vec<CountedFilter>,
     quota: Option<Arc<Quota>>,
     ended: BoxFuture<'static, PermitEnd>,
+    draining: CancellationToken,
+}
+
+/// What limits a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How many streams a credential may have that has no quota of its own.
+    pub(super) streams_max: usize,
+    /// When the time is over that the client gave the call.
+    pub(super) deadline: Option<Instant>,
+    /// After how long the stream drains.
+    pub(super) age: Option<Duration>,
 }
 
 /// Why a stream may not go on.
@@ -41,24 +54,38 @@ pub(crate) async fn passed(deadline: Instant) {
     }
 }
 
+/// Lets a stream drain after a time, and waits for its end all the while.
+async fn drain_after(
+    age: Duration,
+    draining: CancellationToken,
+    mut ended: BoxFuture<'static, PermitEnd>,
+) -> PermitEnd {
+    tokio::select! {
+        ended = &mut ended => return ended,
+        () = tokio::time::sleep(age) => draining.cancel(),
+    }
+    ended.await
+}
+
 impl Permit {
-    /// Takes a slot of the grant's quota, which is `default_max` if it has none of its own. The slot is
-    /// released together with the other slot that the stream occupies. The permit ends at the deadline.
+    /// Takes a slot of the grant's quota. The slot is released together with the other slot that the stream
+    /// occupies. The permit ends at the deadline. `draining` is the stream's own: it is cancelled at the age,
+    /// as soon as anybody waits for the end of the permit.
     ///
     /// # Errors
     /// The credential's quota is used up.
     pub(super) fn new(
         grant: &Grant,
         slot: Option<Slot>,
-        deadline: Option<Instant>,
-        default_max: usize,
+        limits: Limits,
+        draining: CancellationToken,
     ) -> Result<Self, Failure> {
-        let quota_slot = grant.enter(default_max).map_err(Failure::Quota)?;
+        let quota_slot = grant.enter(limits.streams_max).map_err(Failure::Quota)?;
         let quota = grant.quota().cloned();
         let grant = grant.clone();
         // Made once and kept: waking thousands of streams must not register thousands of timers.
         let ended = async move { PermitEnd::Credential(grant.ended().await) };
-        let ended = match deadline {
+        let ended = match limits.deadline {
             // Most streams have none, and no memory for it.
             None => ended.boxed(),
             Some(deadline) => Box::pin(async move {
@@ -68,13 +95,23 @@ impl Permit {
                 }
             }),
         };
+        let ended = match limits.age {
+            None => ended,
+            Some(age) => drain_after(age, draining.clone(), ended).boxed(),
+        };
         Ok(Self {
             _quota_slot: quota_slot,
             _slot: slot,
             filter: Vec::new(),
             quota,
             ended,
+            draining,
         })
+    }
+
+    /// Cancelled when the server begins to drain, or at the stream's age.
+    pub(super) fn draining(&self) -> &CancellationToken {
+        &self.draining
     }
 
     /// What the credential has; `None` without one.

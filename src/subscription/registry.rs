@@ -143,7 +143,10 @@ impl Registration {
     }
 
     pub(super) fn ended(&mut self, end: &Result<(), Failure>) {
-        self.reason = Some(end.as_ref().map_or_else(Failure::reason, |()| "COMPLETE"));
+        let reason = end
+            .as_ref()
+            .map_or_else(Failure::counted_reason, |()| "COMPLETE");
+        self.reason = Some(reason);
     }
 }
 

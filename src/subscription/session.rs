@@ -23,7 +23,8 @@ use super::{
     rest::Rest,
     source::{Moved, Outbox, Source},
 };
-/// How long a stream that has more to send goes on once the server drains.
+
+/// How long a stream that has more to send goes on once it drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
 
 /// One subscription.
@@ -33,8 +34,8 @@ pub(crate) struct Session<S> {
     outbox: Outbox,
     registration: Registration,
     permit: Permit,
-    /// The server's, as a token of its own: streams that all wait for one token would take turns at
-    /// its lock with each wait.
+    /// Cancelled when the server drains, or at the stream's age. It is a token of its own: streams that all
+    /// wait for one token would take turns at its lock with each wait.
     draining: CancellationToken,
     /// What is still to be sent of a response that goes out in pieces.
     rest: Option<Box<Rest>>,
@@ -74,7 +75,7 @@ impl<S: Source> Session<S> {
         let now = Instant::now();
         let progress_at = now + progress_interval;
         Self {
-            draining: subscriptions.draining.child_token(),
+            draining: permit.draining().clone(),
             subscriptions,
             source,
             outbox: Outbox { notices, end: None },
@@ -180,7 +181,7 @@ impl<S: Source> Session<S> {
         }
     }
 
-    /// Whether the server drains. What is at hand by then is still sent, so that a client's cursor
+    /// Whether the stream drains. What is at hand by then is still sent, so that a client's cursor
     /// covers what the server took last, but not for long.
     fn is_draining(&mut self) -> bool {
         if self.outbox.end.is_some() || !self.draining.is_cancelled() {
@@ -248,7 +249,7 @@ impl<S: Source> Session<S> {
     /// Ends the stream: the client has not read for `waited`.
     pub(crate) fn give_up(&mut self, waited: Duration) {
         let cursor = self.source.sent_cursor();
-        // While the server drains, that is the reason, whatever else held the stream up.
+        // While the stream drains, that is the reason, whatever else held it up.
         let failure = if self.draining.is_cancelled() {
             self.subscriptions.drained(Some(cursor))
         } else {
@@ -275,7 +276,7 @@ impl<S: Source> Session<S> {
         }
     }
 
-    /// What is under way by now is still sent once the server drains, but not for long: until the
+    /// What is under way by now is still sent once the stream drains, but not for long: until the
     /// returned time.
     pub(crate) fn begin_draining(&mut self) -> Instant {
         *self
@@ -297,7 +298,7 @@ impl<S: Source> Session<S> {
         !self.source.is_live()
     }
 
-    /// Cancelled when the server begins to drain.
+    /// Cancelled when the server begins to drain, or at the stream's age.
     #[must_use]
     pub(crate) fn draining(&self) -> &CancellationToken {
         &self.draining
@@ -333,7 +334,7 @@ impl<S: Source> Session<S> {
     fn drain(&mut self) {
         self.park();
         let failure = self.subscriptions.drained(Some(self.source.cursor()));
-        if let Failure::Draining { retry_after, .. } = failure {
+        if let Some(retry_after) = failure.drain_retry_after() {
             self.outbox.notices.push_back(notice::draining(retry_after));
         }
         self.outbox.end = Some(Err(failure));
@@ -357,7 +358,7 @@ mod tests {
         event::{Cursor, Sequence, UnixMicros},
         log::memory,
         metrics::Metrics,
-        subscription::Options,
+        subscription::{Options, permit},
     };
 
     const INTERVAL: Duration = Duration::from_secs(5);
@@ -460,6 +461,10 @@ mod tests {
 
     impl Scripted {
         fn new() -> Self {
+            Self::aged(None)
+        }
+
+        fn aged(age: Option<Duration>) -> Self {
             let draining = CancellationToken::new();
             let log = memory::open(memory::Options::default()).unwrap();
             let bus = Bus::follow(bus::Options::default(), &*log).unwrap();
@@ -481,8 +486,13 @@ mod tests {
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
-            let permit =
-                Permit::new(&grant.now_or_never().unwrap().unwrap(), None, None, 1).unwrap();
+            let grant = grant.now_or_never().unwrap().unwrap();
+            let limits = permit::Limits {
+                streams_max: 1,
+                deadline: None,
+                age,
+            };
+            let permit = Permit::new(&grant, None, limits, draining.child_token()).unwrap();
             let registration = subscriptions.registry.admit().unwrap();
             let notices = VecDeque::new();
             let session = Session::new(
@@ -563,6 +573,70 @@ mod tests {
             panic!("{end:?}");
         };
         assert_eq!(cursor.unwrap().sequence, Sequence(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_waits_drains_at_its_age() {
+        let mut scripted = Scripted::aged(Some(INTERVAL * 7 / 2));
+        let since = Instant::now();
+        for responses in 1..=3 {
+            assert_eq!(scripted.response().await, 0, "progress");
+            assert_eq!(since.elapsed(), INTERVAL * responses);
+        }
+        assert_eq!(scripted.response().await, 0, "the notice");
+        assert_eq!(since.elapsed(), INTERVAL * 7 / 2);
+        scripted.session.ready().await;
+        let end = scripted.session.take(0);
+        assert!(
+            matches!(end, Some(Step::End(Err(Failure::Aged { cursor: Some(_) })))),
+            "{end:?}"
+        );
+        assert!(!scripted.draining.is_cancelled(), "only this stream ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_never_without_events_drains_soon_after_its_age() {
+        let mut scripted = Scripted::aged(Some(INTERVAL));
+        let since = Instant::now();
+        let mut sent = 0;
+        let end = loop {
+            sent += 1;
+            scripted.available.send_replace(sent);
+            scripted.session.ready().await;
+            match scripted.session.take(usize::MAX).unwrap() {
+                Step::Response(response) => {
+                    let (events, bytes) = (response.events, response.remaining());
+                    scripted.session.sent(events, bytes);
+                }
+                Step::End(end) => break end,
+            }
+            tokio::time::advance(INTERVAL / 50).await;
+        };
+        let Err(Failure::Aged { cursor }) = end else {
+            panic!("{end:?}");
+        };
+        let position = scripted.session.source.position();
+        assert_eq!(cursor.unwrap().sequence, position);
+        assert!(position.0 > 40, "it was sent its events until then");
+        assert!(since.elapsed() >= INTERVAL && since.elapsed() <= INTERVAL * 3 / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_room_at_its_age_ends_for_that_and_not_as_slow() {
+        let mut scripted = Scripted::aged(Some(INTERVAL));
+        scripted.available.send_replace(3);
+        scripted.session.ready().await;
+        // What its connection does meanwhile.
+        assert!(scripted.session.revoked().now_or_never().is_none());
+        tokio::time::advance(INTERVAL).await;
+        assert!(scripted.session.revoked().now_or_never().is_none());
+        assert!(scripted.session.draining().is_cancelled());
+        scripted.session.give_up(INTERVAL);
+        let end = scripted.session.take(0);
+        let Some(Step::End(Err(Failure::Aged { cursor }))) = end else {
+            panic!("{end:?}");
+        };
+        assert_eq!(cursor.unwrap().sequence, Sequence(0), "nothing was sent");
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ fn framed(message: &impl Message) -> Vec<u8> {
 }
 
 /// The messages of a body, and its trailers.
-fn unframed(mut body: &[u8]) -> (Vec<&[u8]>, String) {
+pub(crate) fn unframed(mut body: &[u8]) -> (Vec<&[u8]>, String) {
     let (mut messages, mut trailers) = (Vec::new(), String::new());
     while let Some((head, rest)) = body.split_first_chunk::<5>() {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
@@ -46,7 +46,7 @@ fn unframed(mut body: &[u8]) -> (Vec<&[u8]>, String) {
 }
 
 /// Calls a method as a browser's page does, over HTTP/1.1.
-async fn call(
+pub(crate) async fn call(
     bridge: &Bridge,
     method: &str,
     message: &impl Message,

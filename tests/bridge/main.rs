@@ -9,6 +9,7 @@
 mod abuse;
 mod access;
 mod admin;
+mod ages;
 mod bench;
 mod catch_up;
 mod cli;

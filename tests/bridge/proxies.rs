@@ -287,6 +287,78 @@ async fn envoy_carries_idle_streams_and_drains() {
     carries_streams(&proxy, &mut bridge).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_of_two_bridges_spreads_streams_and_leaves_one_that_drains() {
+    let Some(haproxy) = installed("haproxy") else {
+        return;
+    };
+    let (mut first, second) = tokio::join!(Bridge::start(), Bridge::start());
+    let (webhook_port, grpc_port) = (free_port().await, free_port().await);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose/haproxy.cfg");
+    let mut settings = fs::read_to_string(file).unwrap();
+    let mut replace = |of_deployment: &str, here: String| {
+        assert!(settings.contains(of_deployment), "no {of_deployment}");
+        settings = settings.replace(of_deployment, &here);
+    };
+    replace("bind :8080", format!("bind 127.0.0.1:{webhook_port}"));
+    replace("bind :50051", format!("bind 127.0.0.1:{grpc_port}"));
+    for (name, bridge) in [("bridge-1", &first), ("bridge-2", &second)] {
+        let addresses = bridge.addresses;
+        let admin = addresses.admin.port();
+        let server = |address| format!("{address} port {admin}");
+        replace(&format!("{name}:8080"), server(addresses.webhook));
+        replace(&format!("{name}:50051"), server(addresses.grpc));
+    }
+    let arguments = ["-db", "-f"];
+    let named = ("haproxy.cfg", settings.as_str());
+    let proxy = Proxy::start_with(&haproxy, &arguments, named, webhook_port).await;
+
+    // All on one connection: the proxy balances calls.
+    let url = format!("http://127.0.0.1:{grpc_port}");
+    let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let mut client = EventServiceClient::new(channel);
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(opened(&mut client, everything(500)).await.unwrap());
+    }
+    let on = async |bridge: &Bridge| bridge.metric("prelude_bridge_subscribers").await;
+    assert_eq!(
+        (on(&first).await, on(&second).await),
+        (Some(2.0), Some(2.0))
+    );
+
+    first.signal("TERM");
+    assert_eq!(first.ended().await.code(), Some(0));
+    // Those that were there have ended with their reason; the others go on.
+    second
+        .append(&[item("evt_1", "user.created", "usr_1")])
+        .await;
+    let mut left = Vec::new();
+    for mut stream in streams {
+        let ended = loop {
+            match stream.next().await {
+                Ok(Some(response)) if response.events.is_empty() => {}
+                Ok(_) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        match ended {
+            None => left.push(stream),
+            Some(status) => assert_eq!(reason(&status).0, "DRAINING"),
+        }
+    }
+    assert_eq!(left.len(), 2);
+    for _ in 0..2 {
+        let opening = async || opened(&mut client, everything(500)).await.ok();
+        left.push(eventually(opening).await);
+    }
+    assert_eq!(on(&second).await, Some(4.0));
+    for _ in 0..4 {
+        let status = delivered(&proxy, Ipv4Addr::LOCALHOST, "bridge", "").await;
+        assert_eq!(status, 200, "{}", proxy.log());
+    }
+}
+
 /// Where the sender comes from whom the bridge takes deliveries from; strangers are at 127.0.0.1.
 const SENDER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 

@@ -138,7 +138,7 @@ fn raw_json(sequence: u64, event_type: &str) -> String {
     format!("{{ \"type\": \"{event_type}\",\"payload\":{{\"n\": {sequence}.0}} }}")
 }
 
-fn batch(sequences: std::ops::RangeInclusive<u64>) -> Batch {
+pub(crate) fn batch(sequences: std::ops::RangeInclusive<u64>) -> Batch {
     let (mut body, mut encoded, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
     for sequence in sequences {
         let event_type = TYPES[usize::try_from(sequence % 3).unwrap()];
@@ -189,7 +189,7 @@ async fn output(mut command: Command) -> Output {
     tokio::time::timeout(SOON, running).await.unwrap().unwrap()
 }
 
-fn sequence(line: &str) -> u64 {
+pub(crate) fn sequence(line: &str) -> u64 {
     serde_json::from_str::<Value>(line).unwrap()["sequence"]
         .as_u64()
         .unwrap()

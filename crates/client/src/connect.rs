@@ -3,18 +3,23 @@
 
 use std::{fmt, time::Duration};
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 use super::{
     backoff::Backoff,
     connector::Connector,
     credential::{self, Credential, TokenSource, Trust},
     cursor_store::CursorStore,
-    error::Error,
+    error::{Error, is_unsent},
     request::{Request, Start},
     subscription::Subscription,
 };
-use crate::proto::{GetRangeRequest, LogRange, event_service_client::EventServiceClient};
+use crate::proto::{
+    GetRangeRequest, GetRangeResponse, LogRange, event_service_client::EventServiceClient,
+};
 
 /// How much a stream may send ahead of its reader, in bytes: on a path of 20 ms this allows 200
 /// MB/s, where HTTP/2's default of 64 KiB would allow 3.
@@ -248,9 +253,10 @@ impl Client {
     /// # Errors
     /// What the status says; nothing is retried.
     pub async fn range(&self) -> Result<LogRange, Error> {
-        let mut request = self.credential.request(GetRangeRequest {}).await?;
-        request.set_timeout(CALL_TIMEOUT);
-        let answer = self.service.clone().get_range(request).await;
+        let answer = match self.ask_range().await? {
+            Err(status) if is_unsent(&status) => self.ask_range().await?,
+            answer => answer,
+        };
         let response = answer
             .map_err(|status| self.credential.explain(status.into()))?
             .into_inner();
@@ -259,6 +265,12 @@ impl Client {
             head: response.head,
             event_count: response.event_count,
         })
+    }
+
+    async fn ask_range(&self) -> Result<Result<Response<GetRangeResponse>, Status>, Error> {
+        let mut request = self.credential.request(GetRangeRequest {}).await?;
+        request.set_timeout(CALL_TIMEOUT);
+        Ok(self.service.clone().get_range(request).await)
     }
 
     /// Subscribes. The call is made when the first item is polled.

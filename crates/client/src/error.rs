@@ -130,6 +130,12 @@ impl Error {
         }
     }
 
+    /// Whether the server ended the stream as it had planned, and the client may come back at once.
+    pub(super) fn is_planned(&self) -> bool {
+        let is_draining = matches!(self, Self::Interrupted { reason, .. } if reason.as_deref() == Some("DRAINING"));
+        is_draining && self.retry_after() == Some(Duration::ZERO)
+    }
+
     /// An interruption without a status.
     pub(super) fn interrupted(message: &str) -> Self {
         Self::Interrupted {
@@ -249,6 +255,20 @@ fn from_code(status: &Status, details: &ErrorDetails) -> Error {
         | Code::Unimplemented
         | Code::DataLoss) => Error::Failed { code, message },
     }
+}
+
+/// Whether a call failed before anything of it was sent. hyper learns only with its next call that the server
+/// has told a connection to take no more calls (GOAWAY), and fails that call; the one after it gets a new
+/// connection.
+pub(super) fn is_unsent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_canceled();
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn retry_after(details: &ErrorDetails) -> Option<Duration> {

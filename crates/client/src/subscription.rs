@@ -22,7 +22,12 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
 
-use super::{backoff::Backoff, credential::Credential, cursor_store::CursorStore, error::Error};
+use super::{
+    backoff::Backoff,
+    credential::Credential,
+    cursor_store::CursorStore,
+    error::{Error, is_unsent},
+};
 use crate::proto::{
     CaughtUp, Draining, Event, FellBehind, Progress, SkipReason, Skipped, StartPosition, Started,
     StopPosition, SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient,
@@ -56,7 +61,8 @@ pub enum Notice {
     FellBehind(FellBehind),
     /// Events were removed by retention or are damaged, and the request was to continue.
     Skipped(Skipped),
-    /// The server is about to shut down.
+    /// The server is about to end the stream: because it shuts down or, without a delay in `retry_after`,
+    /// because the stream has reached its maximum age. The subscription goes on by itself.
     Draining(Draining),
     /// The stream broke and is resumed after a delay. Nothing is lost.
     Reconnecting {
@@ -183,8 +189,14 @@ impl Subscription {
         let request = self.request.clone();
         let credential = self.credential.clone();
         self.state = CallState::Calling(Box::pin(async move {
-            let request = credential.request(request).await?;
-            Ok(service.subscribe(request).await?.into_inner())
+            let first = credential.request(request.clone()).await?;
+            let called = match service.subscribe(first).await {
+                Err(status) if is_unsent(&status) => {
+                    service.subscribe(credential.request(request).await?).await
+                }
+                called => called,
+            };
+            Ok(called?.into_inner())
         }));
     }
 
@@ -196,6 +208,8 @@ impl Subscription {
             Some(Notice::Draining(draining)) => {
                 let retry_after = draining.retry_after.and_then(|delay| delay.try_into().ok());
                 self.drain_retry_after = retry_after;
+                // It is the planned end of a stream that worked, and the server says itself when to come back.
+                self.backoff.reset();
             }
             _ => {}
         }
@@ -402,6 +416,22 @@ impl From<subscribe_response::Notice> for Notice {
     }
 }
 
+impl Notice {
+    /// Whether it is part of a change of connections that the server asked for without a delay, because the
+    /// stream has reached its maximum age: nothing that a person has to know of.
+    #[must_use]
+    pub fn is_planned(&self) -> bool {
+        match self {
+            Self::Draining(draining) => {
+                let delay = draining.retry_after.as_ref();
+                delay.is_some_and(|delay| delay.seconds == 0 && delay.nanos == 0)
+            }
+            Self::Reconnecting { error, .. } => error.is_planned(),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -449,6 +479,9 @@ impl fmt::Display for Notice {
                     formatter,
                     "events {first_sequence} to {last_sequence} {why}"
                 )
+            }
+            Self::Draining(_) if self.is_planned() => {
+                formatter.write_str("the stream has reached its maximum age; nothing is lost")
             }
             Self::Draining(_) => formatter.write_str("the server is about to shut down"),
             Self::Reconnecting { error, delay } => {

@@ -22,6 +22,8 @@ impl Narrator {
     /// The remark about a notice, if there is one.
     pub(super) fn remark(&mut self, notice: &Notice) -> Option<Remark> {
         match notice {
+            // Should the next attempt fail, that is said.
+            _ if notice.is_planned() => None,
             Notice::Reconnecting { .. } => {
                 self.was_interrupted = true;
                 Some(Remark::Warning(notice.to_string()))
@@ -116,6 +118,50 @@ mod tests {
                 warning("the server is about to shut down"),
                 warning("connection refused; resuming in 1.5 s"),
                 Some(Remark::Plain("reconnected, after event 7".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_stream_that_reaches_its_age_is_not_worth_a_word_unless_the_next_attempt_fails() {
+        let draining =
+            |retry_after: Option<prost_types::Duration>| Notice::Draining(Draining { retry_after });
+        let reconnecting = |reason: Option<&str>, retry_after: Option<Duration>| {
+            let error = Error::Interrupted {
+                reason: reason.map(str::to_owned),
+                message: "broken".into(),
+                retry_after,
+            };
+            let delay = Duration::from_millis(1500);
+            Notice::Reconnecting { error, delay }
+        };
+        let notices = [
+            draining(Some(prost_types::Duration::default())),
+            reconnecting(Some("DRAINING"), Some(Duration::ZERO)),
+            Notice::Started(Started::default()),
+            reconnecting(Some("DRAINING"), Some(Duration::ZERO)),
+            reconnecting(None, None),
+            Notice::Started(Started::default()),
+            draining(Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 1,
+            })),
+            reconnecting(Some("DRAINING"), Some(Duration::from_nanos(1))),
+            reconnecting(Some("CREDENTIAL_CHANGED"), Some(Duration::ZERO)),
+        ];
+        let broken = || warning("broken; resuming in 1.5 s");
+        assert_eq!(
+            said(Output::Human, &notices),
+            [
+                None,
+                None,
+                None,
+                None,
+                broken(),
+                Some(Remark::Plain("reconnected, after event 0".into())),
+                warning("the server is about to shut down"),
+                broken(),
+                broken(),
             ]
         );
     }

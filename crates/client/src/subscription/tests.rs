@@ -1,6 +1,7 @@
 //! Subscriptions against a scripted server.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::SystemTime,
 };
@@ -369,6 +370,36 @@ async fn a_draining_server_is_given_the_time_it_asks_for() {
         Item::Notice(Notice::Reconnecting { delay, .. }) => assert!(delay >= retry_after),
         item => panic!("{item:?}"),
     }
+}
+
+#[tokio::test]
+async fn streams_that_reach_their_age_are_planned_and_make_no_wait_longer() {
+    let aged = || {
+        let mut details = ErrorDetails::with_retry_info(Some(Duration::ZERO));
+        details.set_error_info("DRAINING", "prelude-bridge", HashMap::new());
+        let status = Status::with_error_details(Code::Unavailable, "it is old", details);
+        let draining = subscribe_response::Notice::Draining(Draining {
+            retry_after: Some(prost_types::Duration::default()),
+        });
+        vec![started(0, 0), notice(0, draining), Step::Fail(status)]
+    };
+    let fake = Fake::start(vec![aged(), aged(), aged(), aged(), aged()]);
+    let first = Duration::from_millis(1);
+    let options = Options::new(&fake.url).backoff(Backoff::new(first, Duration::from_secs(10)));
+    let client = Client::connect(&options).await.unwrap();
+    let mut subscription = client.subscribe(Request::new());
+    let mut delays = Vec::new();
+    while delays.len() < 5 {
+        let Item::Notice(notice) = subscription.next().await.unwrap().unwrap() else {
+            panic!("an event");
+        };
+        let is_start = matches!(notice, Notice::Started(_));
+        assert_eq!(notice.is_planned(), !is_start, "{notice}");
+        if let Notice::Reconnecting { delay, .. } = notice {
+            delays.push(delay);
+        }
+    }
+    assert!(delays.iter().all(|&delay| delay <= first), "{delays:?}");
 }
 
 #[tokio::test]

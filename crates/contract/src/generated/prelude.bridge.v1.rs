@@ -1067,8 +1067,7 @@ pub mod subscribe_response {
         /// Events were removed or are damaged, so they cannot be sent, and the policy was to continue.
         #[prost(message, tag = "7")]
         Skipped(super::Skipped),
-        /// The bridge is shutting down, and the stream ends with UNAVAILABLE. Resume later from this
-        /// cursor.
+        /// The stream is about to end with UNAVAILABLE. Resume from this cursor.
         #[prost(message, tag = "8")]
         Draining(super::Draining),
     }
@@ -1126,10 +1125,11 @@ pub struct Skipped {
     #[prost(enumeration = "SkipReason", tag = "3")]
     pub reason: i32,
 }
-/// The bridge is shutting down.
+/// The stream is about to end: the bridge shuts down, or the stream has reached the maximum age that the
+/// operator has set, so that clients spread over several bridges.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Draining {
-    /// How long to wait before reconnecting.
+    /// How long to wait before reconnecting. Zero if the stream has reached its age.
     #[prost(message, optional, tag = "1")]
     pub retry_after: ::core::option::Option<::prost_types::Duration>,
 }

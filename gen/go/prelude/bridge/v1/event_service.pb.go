@@ -348,8 +348,7 @@ type SubscribeResponse_Skipped struct {
 }
 
 type SubscribeResponse_Draining struct {
-	// The bridge is shutting down, and the stream ends with UNAVAILABLE. Resume later from this
-	// cursor.
+	// The stream is about to end with UNAVAILABLE. Resume from this cursor.
 	Draining *Draining `protobuf:"bytes,8,opt,name=draining,proto3,oneof"`
 }
 
@@ -649,10 +648,11 @@ func (x *Skipped) GetReason() SkipReason {
 	return SkipReason_SKIP_REASON_UNSPECIFIED
 }
 
-// The bridge is shutting down.
+// The stream is about to end: the bridge shuts down, or the stream has reached the maximum age that the
+// operator has set, so that clients spread over several bridges.
 type Draining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long to wait before reconnecting.
+	// How long to wait before reconnecting. Zero if the stream has reached its age.
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,1,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
