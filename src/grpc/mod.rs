@@ -94,6 +94,7 @@ impl Server {
             Arc::clone(&metrics),
             draining.clone(),
         );
+        tokio::spawn(subscriptions.watch_cut_offs());
         let (health, standard) = standard::services().await?;
         let resources = Resources {
             subscriptions: Arc::clone(&subscriptions),

@@ -123,7 +123,7 @@ impl Failure {
     pub(crate) fn drain_retry_after(&self) -> Option<Duration> {
         match self {
             Self::Draining { retry_after, .. } => Some(*retry_after),
-            Self::Aged { .. } => Some(Duration::ZERO),
+            Self::Aged { .. } | Self::LogUnavailable { .. } => Some(Duration::ZERO),
             _ => None,
         }
     }

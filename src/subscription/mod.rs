@@ -3,6 +3,7 @@
 //! what to send, and whoever speaks a protocol says what a `Failure` is in it.
 
 mod cursor;
+mod cut_off;
 mod failure;
 mod notice;
 mod pace;
@@ -21,7 +22,9 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::registry::Snapshot;
-use self::{cursor::CursorSource, pace::Pace, registry::Registry};
+use self::{
+    cut_off::Together, cursor::CursorSource, pace::Pace, registry::Registry,
+};
 pub(crate) use self::{
     failure::Failure,
     permit::{Permit, passed},
@@ -81,6 +84,7 @@ pub(crate) struct Subscriptions {
     history: Arc<Semaphore>,
     /// Cancelled when the server begins to drain.
     draining: CancellationToken,
+    together: Together,
 }
 
 impl Subscriptions {
@@ -102,6 +106,7 @@ impl Subscriptions {
             registry,
             pace: Pace::default(),
             filters: Arc::default(),
+            together: Together::new(&draining),
             draining,
         })
     }
@@ -155,7 +160,7 @@ impl Subscriptions {
             deadline,
             age: age(self.options.stream_age_max, STREAM_AGE_LEAST),
         };
-        Permit::new(grant, slot, limits, self.draining.child_token())
+        Permit::new(grant, slot, limits, self.together.child())
     }
 
     /// Counts the memory of a filter, in all and for its credential.
@@ -195,10 +200,15 @@ impl Subscriptions {
         notice::log_range(&self.log.status().epochs(), &self.range())
     }
 
-    /// Why a stream ends that drains: because the server does, or because of its own age.
+    /// Why a stream ends that drains: because the server does, because the log knows less than those of other
+    /// bridges, or because of its own age.
     pub(crate) fn drained(&self, cursor: Option<Cursor>) -> Failure {
         if !self.draining.is_cancelled() {
-            return Failure::Aged { cursor };
+            return if self.log.status().health().is_behind() {
+                Failure::LogUnavailable { cursor }
+            } else {
+                Failure::Aged { cursor }
+            };
         }
         Failure::Draining {
             retry_after: jitter(self.options.drain_retry_spread),
