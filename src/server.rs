@@ -109,6 +109,14 @@ pub enum Error {
     /// A port cannot do TLS.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// A file that the bridge needs to connect to the store cannot be read.
+    #[error("the file {} for the store cannot be read: {source}", path.display())]
+    StoreFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// This build has no client for the store.
     #[error("the store {store} is not in this build of the program")]
     StoreNotBuilt {
