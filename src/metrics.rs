@@ -371,6 +371,22 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_catches_up_with_its_store_is_on_the_page() {
+        let metrics = Metrics::new();
+        metrics.watch_log(|| Log {
+            commits_behind: 6,
+            ..Log::default()
+        });
+        let page = metrics.render();
+        for line in [
+            "prelude_bridge_log_ready 0.0",
+            "prelude_bridge_log_commits_behind 6.0",
+        ] {
+            assert!(page.contains(line), "{line}: {page}");
+        }
+    }
+
+    #[test]
     fn what_is_counted_is_on_the_page_with_its_unit() {
         let metrics = Metrics::new();
         metrics.request("accepted", 200, Duration::from_millis(3));
@@ -389,8 +405,6 @@ mod tests {
         metrics.watch_log(|| Log {
             stored_bytes: 77,
             queued_batches: 4,
-            is_ready: true,
-            commits_behind: 6,
             clock_jumps: 3,
             damaged_ranges: 1,
             damaged_events: 12,
@@ -418,8 +432,6 @@ mod tests {
             "prelude_bridge_events_accepted_total 3",
             "prelude_bridge_events_duplicate_total 2",
             "prelude_bridge_events_changed_total 1",
-            "prelude_bridge_log_ready 1.0",
-            "prelude_bridge_log_commits_behind 6.0",
             "prelude_bridge_log_commit_duration_seconds_count 1",
             "prelude_bridge_log_commit_bytes_sum 900.0",
             "prelude_bridge_log_stored_bytes 77.0",

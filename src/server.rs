@@ -116,6 +116,14 @@ pub enum Error {
     /// The store cannot be used.
     #[error("the store: {0}")]
     Store(#[from] StoreError),
+    /// A file that the bridge needs to connect to the store cannot be read.
+    #[error("the file {} for the store cannot be read: {source}", path.display())]
+    StoreFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] log::OpenError),

@@ -160,6 +160,7 @@ pub(super) fn failure(error: &server::Error) -> Failure {
         | server::Error::Credentials(_)
         | server::Error::Permissions(_)
         | server::Error::Exposed { .. }
+        | server::Error::StoreFile { .. }
         | server::Error::Keys { .. } => Exit::Usage,
         server::Error::Open(_)
         | server::Error::Store(_)

@@ -78,9 +78,8 @@ settings! {
         /// The address for `/healthz`, `/readyz` and `/metrics`. By default only this machine can connect.
         admin_listen: SocketAddr = address(Ipv4Addr::LOCALHOST, 9090);
 
-        /// The directory of the log and of the last good key sets. It must be on a persistent disk. With the
-        /// store on other machines it has a replica of the log, which each bridge rebuilds by itself if it is
-        /// lost.
+        /// The directory of the log, or of this bridge's replica of it if the store is on other machines, and
+        /// of the last good key sets. It must be on a persistent disk. A lost replica is rebuilt from the store.
         data_dir: PathBuf = PathBuf::from("./data");
 
         /// The addresses that may call the webhook port: networks, and "prelude" for the three addresses

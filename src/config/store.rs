@@ -191,6 +191,11 @@ impl Store {
         }
     }
 
+    /// All files that the bridge needs to connect.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.secret_files().chain(self.certificate_files())
+    }
+
     /// The files whose content is a secret.
     pub(super) fn secret_files(&self) -> impl Iterator<Item = &PathBuf> {
         let login = match self {
@@ -474,9 +479,9 @@ pub(super) fn refuse_short_retention(resolver: &mut Resolver<'_>, config: &Confi
     if config.store.engine().is_none() || events >= ids {
         return;
     }
-    let (key, other) = match resolver.origin_of(AGE_MAX) {
-        Origin::Default => (ID_AGE_MIN, AGE_MAX),
-        _ => (AGE_MAX, ID_AGE_MIN),
+    let key = match resolver.origin_of(AGE_MAX) {
+        Origin::Default => ID_AGE_MIN,
+        _ => AGE_MAX,
     };
     let origin = resolver.origin_of(key);
     let [events, ids] = [events, ids].map(show_duration);
@@ -484,7 +489,6 @@ pub(super) fn refuse_short_retention(resolver: &mut Resolver<'_>, config: &Confi
         "with the store on other machines, events have to be kept (`{AGE_MAX}`, {events}) as long as ids \
          (`{ID_AGE_MIN}`, {ids}): a new bridge reads the ids from the events"
     );
-    let help =
-        format!("raise `{AGE_MAX}` to \"{ids}\" or more, or lower `{ID_AGE_MIN}`; see `{other}`");
+    let help = format!("raise `{AGE_MAX}` to \"{ids}\" or more");
     resolver.refuse(origin, key, &reason, &help);
 }

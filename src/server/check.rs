@@ -39,6 +39,7 @@ pub async fn check(config: &Config) -> Findings {
         return findings;
     }
     certificates(config, &mut findings);
+    findings.faults.extend(open::unreadable_store_files(config));
     if config.store.has_files() {
         data_dir(&config.data_dir, &mut findings);
     }

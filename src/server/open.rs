@@ -65,10 +65,22 @@ pub(crate) fn inspect_permissions(config: &Config, by: By) -> Permissions {
     found
 }
 
+/// The files of the store that cannot be read, of its login and its TLS.
+pub(super) fn unreadable_store_files(config: &Config) -> impl Iterator<Item = Error> {
+    config.store.files().filter_map(|path| {
+        let source = permissions::open_regular(path, None).err()?;
+        let path = path.clone();
+        Some(Error::StoreFile { path, source })
+    })
+}
+
 pub(super) async fn log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<dyn Log>, Arc<Bus>), Error> {
+    if let Some(error) = unreadable_store_files(config).next() {
+        return Err(error);
+    }
     let log = store::open(config, metrics).await?;
     let bus = Bus::follow(config.into(), &*log).map_err(Error::Follow)?;
     Ok((log, bus))

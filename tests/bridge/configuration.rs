@@ -97,6 +97,27 @@ fn show_prints_the_store_of_the_environment_without_its_password() {
 }
 
 #[test]
+fn check_and_serve_name_each_file_of_the_store_that_is_missing() {
+    let store = "url = \"nats://a\"\ncredentials_file = \"no.creds\"\ntls_ca_file = \"no.pem\"";
+    let (directory, path) = file(&format!("[store]\n{store}\n{GOOD}"));
+    let path = path.to_str().unwrap();
+    let checked = run(&["config", "check", path]);
+    assert_eq!(checked.status.code(), Some(2));
+    for name in ["no.creds", "no.pem"] {
+        let named = format!("/{name} for the store cannot be read");
+        assert!(stderr(&checked).contains(&named), "{}", stderr(&checked));
+    }
+    let listen = ["webhook", "grpc", "admin"].map(|port| format!("--{port}-listen=127.0.0.1:0"));
+    let served = program(&["serve", "--config", path])
+        .args(listen)
+        .current_dir(&directory)
+        .output()
+        .unwrap();
+    assert_eq!(served.status.code(), Some(2), "{}", stderr(&served));
+    assert!(stderr(&served).contains("/no.creds for the store cannot be read"));
+}
+
+#[test]
 fn check_names_what_does_not_fit_the_store_with_line_and_remedy() {
     let (_directory, path) = file(&format!(
         "[store]\nurl = \"nats://a\"\ntable = \"x\"\n{GOOD}"
