@@ -21,6 +21,7 @@ pub(crate) struct Permit {
     _slot: Option<Slot>,
     filter: Vec<CountedFilter>,
     quota: Option<Arc<Quota>>,
+    pub(super) deadline: Option<Instant>,
     ended: BoxFuture<'static, PermitEnd>,
 }
 
@@ -73,6 +74,7 @@ impl Permit {
             _slot: slot,
             filter: Vec::new(),
             quota,
+            deadline,
             ended,
         })
     }
