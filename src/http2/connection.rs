@@ -66,7 +66,7 @@ impl<H: RequestHandler> Connections<H> {
         events.push(misused.cancelled().map(|()| Event::Misused).boxed());
         events.push(tenure.over(None).map(Event::Over).boxed());
         events.push(self.draining.cancelled().map(|()| Event::Draining).boxed());
-        let (mut told, mut told_at) = (None, None);
+        let mut told: Option<(Closure, Instant)> = None;
         loop {
             let event = tokio::select! {
                 biased;
@@ -87,7 +87,7 @@ impl<H: RequestHandler> Connections<H> {
                         tracing::debug!(peer = %caller.address, %error, "connection failed");
                         return closure(&error);
                     }
-                    None => return told,
+                    None => return told.map(|(closure, _)| closure),
                 },
                 Some(event) = events.next() => event,
             };
@@ -107,14 +107,13 @@ impl<H: RequestHandler> Connections<H> {
                 Event::Over(Closure::Idle) if unsent.is_held() => {
                     // The answers to its calls are still on their way. Whoever does not take them answers no
                     // pings either.
-                    events.push(over_later(&tenure, told_at, options.ping_interval).boxed());
+                    events.push(over_later(&tenure, told, options.ping_interval).boxed());
                 }
                 Event::Over(closure) if told.is_some() => return Some(closure),
                 Event::Over(closure) => {
-                    told = Some(closure);
+                    told = Some((closure, Instant::now()));
                     connection.graceful_shutdown();
-                    told_at = Some(Instant::now());
-                    events.push(tenure.over(told_at).map(Event::Over).boxed());
+                    events.push(over_later(&tenure, told, Duration::ZERO).boxed());
                 }
                 Event::Draining => connection.graceful_shutdown(),
             }
@@ -232,9 +231,9 @@ async fn flushing<IO: AsyncWrite + Unpin, T>(
 }
 
 /// Asks after a while whether the connection has to go.
-async fn over_later(tenure: &Tenure, told_at: Option<Instant>, after: Duration) -> Event {
+async fn over_later(tenure: &Tenure, told: Option<(Closure, Instant)>, after: Duration) -> Event {
     sleep(after).await;
-    Event::Over(tenure.over(told_at).await)
+    Event::Over(tenure.over(told.map(|(_, at)| at)).await)
 }
 
 /// Resolves when the peer has not answered a ping in time. One that has a lot to read comes to the
