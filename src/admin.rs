@@ -2,12 +2,19 @@
 //! (`/readyz`), and its metrics (`/metrics`). It reads the state of other parts and changes nothing.
 //! Only [`Readiness`] defines what "ready" means.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, filters::path::FullPath, reply::Response};
 
@@ -20,6 +27,7 @@ use crate::{
         fields::{self, MediaType},
         http1::{self, Fault},
     },
+    rate::Bucket,
     signature::Keyring,
 };
 
@@ -27,6 +35,10 @@ use crate::{
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How often the metrics are written out in a second, in each format: many times as often as anybody scrapes
+/// them. Whoever asks more often gets what was written last, less than 50 ms ago.
+const PAGES_PER_SECOND: u64 = 20;
 
 /// How many damaged ranges a warning names.
 const DAMAGED_RANGES_NAMED_MAX: usize = 8;
@@ -188,7 +200,37 @@ pub struct Admin {
     /// The limits of its connections.
     pub limits: net::Limits,
     metrics: Arc<Metrics>,
+    pages: Arc<[Page; 2]>,
     readiness: Readiness,
+}
+
+/// The metrics in one format.
+struct Page {
+    content_type: &'static str,
+    render: fn(&Metrics) -> String,
+    written: Mutex<(Bucket, Bytes)>,
+}
+
+impl Page {
+    fn new(content_type: &'static str, render: fn(&Metrics) -> String) -> Self {
+        let second = Duration::from_secs(1);
+        let bucket = Bucket::new(PAGES_PER_SECOND, second, PAGES_PER_SECOND, Instant::now());
+        Self {
+            content_type,
+            render,
+            written: Mutex::new((bucket, Bytes::new())),
+        }
+    }
+
+    /// The metrics as they are, or as they were a moment ago.
+    fn read(&self, metrics: &Metrics) -> Bytes {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bucket, page) = &mut *written;
+        if bucket.take(1, Instant::now()) {
+            *page = (self.render)(metrics).into();
+        }
+        page.clone()
+    }
 }
 
 impl Admin {
@@ -198,6 +240,10 @@ impl Admin {
         Self {
             limits,
             metrics,
+            pages: Arc::new([
+                Page::new(PROMETHEUS_TEXT, Metrics::render),
+                Page::new(OPEN_METRICS, Metrics::render_open_metrics),
+            ]),
             readiness,
         }
     }
@@ -318,12 +364,14 @@ fn answer(admin: &Admin, path: &str, method: &Method, headers: &HeaderMap) -> Re
             json_response(status, &json!({ "ready": ready, "checks": checks }))
         }
         _ => {
-            let (content_type, page) = if prefers_open_metrics(headers) {
-                (OPEN_METRICS, admin.metrics.render_open_metrics())
+            let [text, open_metrics] = &*admin.pages;
+            let page = if prefers_open_metrics(headers) {
+                open_metrics
             } else {
-                (PROMETHEUS_TEXT, admin.metrics.render())
+                text
             };
-            let mut response = response(StatusCode::OK, content_type, page);
+            let mut response = response(StatusCode::OK, page.content_type, String::new());
+            *response.body_mut() = page.read(&admin.metrics).into();
             let accept = HeaderValue::from_static("accept");
             response.headers_mut().insert(header::VARY, accept);
             response

@@ -133,6 +133,7 @@ impl Listener {
     ) -> Result<Self, Error> {
         let bound = TcpListener::bind(address)
             .await
+            .inspect(connection::hold_little)
             .and_then(|socket| Ok((socket.local_addr()?, socket)));
         match bound {
             Ok((address, socket)) => Ok(Self {
@@ -747,6 +748,23 @@ mod tests {
         while !door.metrics.render().contains(open) {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_holds_little_of_what_its_client_does_not_read() {
+        let listener = bind().await;
+        let client = tokio::net::TcpSocket::new_v4().unwrap();
+        client.set_recv_buffer_size(4096).unwrap();
+        let connected = client.connect(listener.address);
+        let (_client, accepted) = tokio::join!(connected, listener.socket.accept());
+        let (mut stream, _) = accepted.unwrap();
+        let (bytes, mut taken) = (vec![0; 64 * 1024], 0);
+        while let Some(written) = poll_immediate(stream.write(&bytes)).await {
+            taken += written.unwrap();
+        }
+        // What is on its way, what may wait, and the packet that was over the limit.
+        assert!((1..256 * 1024).contains(&taken), "{taken}");
     }
 
     #[tokio::test]

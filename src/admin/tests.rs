@@ -183,6 +183,24 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     assert!(body.ends_with("# EOF\n"));
 }
 
+#[test]
+fn the_metrics_are_written_out_at_most_so_often_and_each_page_is_of_its_format() {
+    let metrics = Metrics::new();
+    let page = Page::new(PROMETHEUS_TEXT, Metrics::render);
+    for _ in 0..PAGES_PER_SECOND {
+        // Whoever asks a few times a second sees what has just happened.
+        metrics.stream_ended("TEST");
+        assert_eq!(page.read(&metrics), metrics.render());
+    }
+    let written = page.read(&metrics);
+    let again: Vec<Bytes> = (0..10_000).map(|_| page.read(&metrics)).collect();
+    let same = again
+        .windows(2)
+        .filter(|pair| pair[0].as_ptr() == pair[1].as_ptr());
+    assert!(same.count() > 9_000, "most are what was written before");
+    assert!(!written.is_empty() && again.iter().all(|page| !page.is_empty()));
+}
+
 #[tokio::test]
 async fn other_pages_and_methods_are_refused_in_json() {
     let port = open(true).await;

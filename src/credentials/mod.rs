@@ -152,6 +152,10 @@ pub enum Refusal {
     /// there are none. A retry may be accepted.
     #[error("the keys that JWTs are verified with cannot be had at present: try again later")]
     Unavailable,
+    /// It is a JWT, and was not looked at: too many others from its address were refused. A retry may be
+    /// accepted.
+    #[error("too many JWTs from your address were refused: try again later")]
+    Throttled,
 }
 
 /// Why credentials cannot be used or changed.
@@ -336,7 +340,8 @@ impl Credentials {
     /// Lets a caller in, or says why not.
     ///
     /// It does not wait, except for the key of a JWT if that is not known yet: up to the 5 s that fetching it
-    /// may take. Few callers wait for that; others are refused at once.
+    /// may take, and up to a second while many JWTs of the same address are refused. Few callers wait for that;
+    /// others are refused at once.
     ///
     /// # Errors
     /// [`Refusal`].

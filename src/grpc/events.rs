@@ -12,10 +12,10 @@ use tonic::{Status, body::Body};
 
 use super::{
     body::{Outlet, SessionBody},
-    held::Deadline,
+    held::{Deadline, Ending},
     request,
     resources::{Refused, Resources},
-    status::{Failure, trailers},
+    status::{self, Failure, trailers},
 };
 use crate::{
     credentials::{Grant, Kind, Refusal},
@@ -92,10 +92,17 @@ fn slot(
 }
 
 fn stream(session: CursorSession, response_bytes_max: usize) -> Response<Body> {
+    let ending = session.overdue().map(|overdue| {
+        let trailers = overdue.map(|failure| trailers(&status::ended(&Err(failure))));
+        Ending::new(trailers.boxed())
+    });
     let outlet = Outlet::new(session);
     let body = SessionBody::new(outlet.clone(), response_bytes_max);
     let mut response = answer(Body::new(body));
     response.extensions_mut().insert(outlet);
+    if let Some(ending) = ending {
+        response.extensions_mut().insert(ending);
+    }
     response
 }
 

@@ -238,7 +238,7 @@ async fn admit(
 fn is_wrong(refusal: &Refusal) -> bool {
     match refusal {
         Refusal::Unknown | Refusal::UnknownCommonName | Refusal::Expired | Refusal::Jwt(_) => true,
-        Refusal::Missing | Refusal::Malformed | Refusal::Unavailable => false,
+        Refusal::Missing | Refusal::Malformed | Refusal::Unavailable | Refusal::Throttled => false,
     }
 }
 

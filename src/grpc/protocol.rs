@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header, request::
 use tokio::time::Instant;
 
 use super::status::{ACCEPTED_ENCODINGS, Failure};
+use crate::net::{fields, http1::Fault};
 
 /// The header with the deadline of a call.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -39,26 +40,30 @@ pub(super) enum NoCall {
     ContentType,
     /// gRPC needs HTTP/2.
     Version,
+    /// It breaks a rule of HTTP/1.1.
+    Malformed(Fault),
 }
 
 impl NoCall {
     /// The status, and an explanation for whoever looks at the answer.
-    pub(super) fn answer(self) -> (StatusCode, &'static str) {
-        match self {
+    pub(super) fn answer(self) -> (StatusCode, String) {
+        let (status, explanation) = match self {
             Self::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,
-                "this port serves gRPC and gRPC-Web: calls are POST requests\n",
+                "this port serves gRPC and gRPC-Web: calls are POST requests",
             ),
             Self::ContentType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "this port serves gRPC and gRPC-Web: the content type has to be application/grpc, \
-                 application/grpc-web or application/grpc-web-text\n",
+                 application/grpc-web or application/grpc-web-text",
             ),
             Self::Version => (
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-                "gRPC needs HTTP/2; over HTTP/1.1 this port serves gRPC-Web only\n",
+                "gRPC needs HTTP/2; over HTTP/1.1 this port serves gRPC-Web only",
             ),
-        }
+            Self::Malformed(fault) => return (fault.status(), format!("{fault}\n")),
+        };
+        (status, format!("{explanation}\n"))
     }
 }
 
@@ -94,15 +99,12 @@ pub(super) fn protocol(
 /// What follows `application/grpc` in the content type, in small letters and without parameters.
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let value = values.next()?.to_str().ok()?;
+    let media_type = fields::media_type(values.next()?.as_bytes())?;
     if values.next().is_some() {
         return None;
     }
-    let (media_type, _parameters) = value.split_once(';').unwrap_or((value, ""));
-    let media_type = media_type.trim().to_ascii_lowercase();
-    media_type
-        .strip_prefix("application/grpc")
-        .map(str::to_owned)
+    let subtype = media_type.essence.strip_prefix("application/grpc");
+    subtype.map(str::to_owned)
 }
 
 /// How the messages of a request are encoded whose compressed flag is set.
@@ -252,6 +254,8 @@ mod tests {
             "application/grpc+json",
             "application/grpc;charset=utf-8",
             "application/grpc+proto ; a=b; c=d",
+            "application/grpc; a=\"b;c, d\"",
+            " application/grpc; ",
             "Application/GRPC",
         ] {
             assert_eq!(over_2(text), Ok(Protocol::Grpc), "{text}");
@@ -283,6 +287,11 @@ mod tests {
             "application/grp",
             "x application/grpc",
             ";application/grpc",
+            "application/grpc, application/grpc",
+            "application/grpc,",
+            "application/grpc;charset",
+            "application/grpc;charset=\"utf-8",
+            "application/grpc/proto",
             "",
         ] {
             assert_eq!(over_2(text), Err(NoCall::ContentType), "{text}");

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     credentials::Grant,
     http2::{Answer, Caller, Kind, RequestHandler},
-    net::slots::Standing,
+    net::{http1::Fault, slots::Standing},
     subscription,
 };
 
@@ -47,7 +47,11 @@ impl RequestHandler for Services {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>> + fmt::Display,
     {
-        let protocol = protocol(request.method(), request.version(), request.headers());
+        let fault = request.extensions().get::<Fault>().copied();
+        let protocol = match fault {
+            Some(fault) => Err(NoCall::Malformed(fault)),
+            None => protocol(request.method(), request.version(), request.headers()),
+        };
         let is_grpc = protocol == Ok(Protocol::Grpc);
         let mut response = if is_grpc {
             self.gate.clone().answer(request.map(Body::new)).await
@@ -99,7 +103,7 @@ impl Services {
         if let Some(origin) = request.headers().get(header::ORIGIN)
             && !self.allows(origin)
         {
-            return self.refuse(&request, "origin", StatusCode::FORBIDDEN, "");
+            return self.refuse(&request, "origin", StatusCode::FORBIDDEN, String::new());
         }
         match protocol {
             Ok(Protocol::Web(content_type)) => {
@@ -127,7 +131,7 @@ impl Services {
         let stack = cors.layer(GrpcWebLayer::new().layer(self.gate.clone()));
         let response = stack.oneshot(request).await;
         response.map_or_else(
-            |_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""),
+            |_| refusal(StatusCode::INTERNAL_SERVER_ERROR, String::new()),
             |response| response.map(Body::new),
         )
     }
@@ -138,21 +142,21 @@ impl Services {
         request: &Request<B>,
         field: &'static str,
         status: StatusCode,
-        explanation: &'static str,
+        explanation: String,
     ) -> Response<Body> {
         let resources = &self.gate.resources;
         let caller = request.extensions().get::<Caller>();
-        let description = explanation.to_owned();
+        let description = explanation.clone();
         let failure = Failure::Request { field, description };
         resources.refused(Refused::Call, caller, &failure);
         let slot = resources
             .calls
             .enter(Kind::Other, caller, Some(Standing::default()));
         let Ok(slot) = slot else {
-            return refusal(status, "");
+            return refusal(status, String::new());
         };
         if request.method() == Method::HEAD {
-            return refusal(status, "");
+            return refusal(status, String::new());
         }
         let mut response = refusal(status, explanation);
         let over = async move {
@@ -200,15 +204,15 @@ fn use_content_type(headers: &mut HeaderMap, content_type: &'static str) {
     headers.insert(header::CONTENT_TYPE, content_type);
 }
 
-fn refusal(status: StatusCode, explanation: &'static str) -> Response<Body> {
-    let body = Full::new(Bytes::from_static(explanation.as_bytes()));
-    let mut response = Response::new(Body::new(body));
+fn refusal(status: StatusCode, explanation: String) -> Response<Body> {
+    let has_text = !explanation.is_empty();
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(explanation))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
     }
-    if !explanation.is_empty() {
+    if has_text {
         let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
         headers.insert(header::CONTENT_TYPE, content_type);
     }

@@ -120,7 +120,7 @@ impl Failure {
                 | Refusal::UnknownCommonName
                 | Refusal::Jwt(_) => "TOKEN_INVALID",
                 Refusal::Expired => "TOKEN_EXPIRED",
-                Refusal::Unavailable => "TOKEN_UNVERIFIABLE",
+                Refusal::Unavailable | Refusal::Throttled => "TOKEN_UNVERIFIABLE",
             },
             Self::Forbidden(Forbidden::Types(_)) => "TYPE_FORBIDDEN",
             Self::Forbidden(Forbidden::Apps(_)) => "APP_FORBIDDEN",
@@ -151,7 +151,7 @@ impl Failure {
                 | Refusal::UnknownCommonName
                 | Refusal::Jwt(_)
                 | Refusal::Expired => Code::Unauthenticated,
-                Refusal::Unavailable => Code::Unavailable,
+                Refusal::Unavailable | Refusal::Throttled => Code::Unavailable,
             },
             Self::Forbidden(_) => Code::PermissionDenied,
             Self::NoSlot(_) => Code::ResourceExhausted,
@@ -235,7 +235,9 @@ impl Failure {
     /// Clients resume after an error of the bridge if, and only if, it has this.
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Credential(Refusal::Unavailable) => Some(Duration::from_secs(5)),
+            Self::Credential(Refusal::Unavailable | Refusal::Throttled) => {
+                Some(Duration::from_secs(5))
+            }
             Self::NoSlot(_) => Some(Duration::from_secs(1)),
             Self::MessageTimeout { .. } => Some(Duration::ZERO),
             Self::Stream(failure) => stream_retry_after(failure),

@@ -459,6 +459,43 @@ async fn a_start_in_the_future_is_kept_by_a_client_that_retention_has_passed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_in_the_future_is_kept_by_a_client_whose_cursor_is_of_another_log() {
+    let (bridge, other) = (Bridge::start().await, Bridge::start().await);
+    bridge.append(1, 3).await;
+    let timed = |bridge: &Bridge, sequence, micros| {
+        let cursor: Cursor = bridge.cursor(sequence).parse().unwrap();
+        Cursor {
+            not_before: Some(UnixMicros(micros)),
+            ..cursor
+        }
+        .to_string()
+    };
+    let start = |cursor| from(Start::AfterCursor(cursor));
+    let stop = StopPosition {
+        position: Some(Stop::AtCursor(other.cursor(1))),
+        max_events: 0,
+    };
+    for (stop, cursor, expected) in [
+        (None, timed(&other, 0, 7), "CURSOR_EPOCH_MISMATCH"),
+        (None, timed(&other, 9, i64::MAX), "CURSOR_EPOCH_MISMATCH"),
+        (None, timed(&bridge, 4, 1 << 60), "CURSOR_AHEAD"),
+        (Some(stop), timed(&bridge, 1, 8), "CURSOR_EPOCH_MISMATCH"),
+    ] {
+        let not_before = cursor.parse::<Cursor>().unwrap().not_before;
+        let request = SubscribeRequest {
+            start: start(cursor),
+            stop,
+            ..Default::default()
+        };
+        let status = bridge.subscribe(request).await.err().unwrap();
+        assert_eq!(reason(&status), expected);
+        let details = status.get_error_details();
+        let head = &details.error_info().unwrap().metadata["head"];
+        assert_eq!(*head, timed(&bridge, 3, not_before.unwrap().0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_says_where_it_starts_and_when_it_is_live() {
     let bridge = Bridge::start().await;
     bridge.append(1, 3).await;

@@ -1,7 +1,7 @@
 //! Owns connections that speak HTTP/2, from their preface to their end. It is spoken with h2 directly,
 //! because only there can a stream see how much room its client has (`sending.rs`).
 
-use std::{future::poll_fn, pin::pin, sync::Arc};
+use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use h2::{Ping, PingPong, Reason, server::Builder};
@@ -17,6 +17,7 @@ use super::{
     gather::{Flusher, Gather, Shelf, gather},
     piece::Piece,
     stream::Stream,
+    tenure::Tenure,
 };
 use crate::{
     metrics::Closure,
@@ -65,7 +66,7 @@ impl<H: RequestHandler> Connections<H> {
         events.push(misused.cancelled().map(|()| Event::Misused).boxed());
         events.push(tenure.over(None).map(Event::Over).boxed());
         events.push(self.draining.cancelled().map(|()| Event::Draining).boxed());
-        let mut told = None;
+        let mut told: Option<(Closure, Instant)> = None;
         loop {
             let event = tokio::select! {
                 biased;
@@ -86,7 +87,7 @@ impl<H: RequestHandler> Connections<H> {
                         tracing::debug!(peer = %caller.address, %error, "connection failed");
                         return closure(&error);
                     }
-                    None => return told,
+                    None => return told.map(|(closure, _)| closure),
                 },
                 Some(event) = events.next() => event,
             };
@@ -103,12 +104,16 @@ impl<H: RequestHandler> Connections<H> {
                     self.end_flood(&mut connection, &flusher, &caller).await;
                     return Some(Closure::Flood);
                 }
+                Event::Over(Closure::Idle) if unsent.is_held() => {
+                    // The answers to its calls are still on their way. Whoever does not take them answers no
+                    // pings either.
+                    events.push(over_later(&tenure, told, options.ping_interval).boxed());
+                }
                 Event::Over(closure) if told.is_some() => return Some(closure),
                 Event::Over(closure) => {
-                    told = Some(closure);
+                    told = Some((closure, Instant::now()));
                     connection.graceful_shutdown();
-                    let told_at = Some(Instant::now());
-                    events.push(tenure.over(told_at).map(Event::Over).boxed());
+                    events.push(over_later(&tenure, told, Duration::ZERO).boxed());
                 }
                 Event::Draining => connection.graceful_shutdown(),
             }
@@ -223,6 +228,12 @@ async fn flushing<IO: AsyncWrite + Unpin, T>(
         spoken
     })
     .await
+}
+
+/// Asks after a while whether the connection has to go.
+async fn over_later(tenure: &Tenure, told: Option<(Closure, Instant)>, after: Duration) -> Event {
+    sleep(after).await;
+    Event::Over(tenure.over(told.map(|(_, at)| at)).await)
 }
 
 /// Resolves when the peer has not answered a ping in time. One that has a lot to read comes to the

@@ -191,6 +191,9 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
     fn advance(&mut self, mut written: usize) {
         self.gathered = self.gathered.saturating_sub(written);
         self.unheld = self.unheld.min(self.gathered);
+        if let Some((_, share)) = self.shares.front() {
+            share.moves();
+        }
         let written_ever = self.gathered_ever - self.gathered as u64;
         while let Some((until, _)) = self.shares.front()
             && *until <= written_ever

@@ -19,7 +19,7 @@ use super::{
     frame_budget::ShortPieces,
     gather::Shelf,
     piece::Piece,
-    unsent::{Share, Unsent},
+    unsent::{Backlog, Share, Unsent},
 };
 use crate::{
     credentials::Grant,
@@ -31,6 +31,10 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// The same where others wait for the memory.
 const PARK_SOON_AFTER: Duration = Duration::from_millis(50);
+
+/// Into so many parts the time is divided that a client has to take something: after each it is looked at
+/// whether the socket took some of what is on its way.
+const LOOKS: u32 = 4;
 
 /// How long a client without room gets to make some once the server drains.
 const DRAIN_ROOM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,7 +78,11 @@ impl Patience {
 
     /// The client has taken something: it reads, however slowly.
     fn took_some(&mut self) {
-        self.deadline = Instant::now() + self.timeout;
+        self.took_some_at(Instant::now());
+    }
+
+    fn took_some_at(&mut self, at: Instant) {
+        self.deadline = self.deadline.max(at + self.timeout);
         self.clip();
     }
 
@@ -85,11 +93,18 @@ impl Patience {
         self.clip();
     }
 
-    /// Resolves when even a client that takes something has no time left.
-    async fn hurried_over(&self) {
-        match self.latest {
-            Some(latest) => sleep_until(latest).await,
-            None => std::future::pending().await,
+    /// Resolves when the time is over. What the socket takes of the backlog gives the client time again:
+    /// one message can take a slow link longer than that.
+    async fn run_out(&mut self, backlog: &mut Backlog) {
+        loop {
+            if let Some(moved_at) = backlog.moved_at() {
+                self.took_some_at(moved_at);
+            }
+            let now = Instant::now();
+            if now >= self.deadline {
+                return;
+            }
+            sleep_until(self.deadline.min(now + self.timeout / LOOKS)).await;
         }
     }
 
@@ -188,6 +203,7 @@ impl<H: RequestHandler> Sender<'_, H> {
             }
             let bytes_max = left.min(self.options.response_bytes_max);
             self.send.reserve_capacity(bytes_max);
+            session.end_turn();
             // Also where there is room already: the end must not wait for the end of the message.
             match self.later_room(session, left, bytes_max, patience).await? {
                 Some(more) => room = more,
@@ -226,6 +242,7 @@ impl<H: RequestHandler> Sender<'_, H> {
             return Ok(Some(room));
         }
         let patience = self.begun(patience);
+        session.end_turn();
         // In memory of its own: most streams never wait for room.
         Box::pin(self.later_room(session, wanted, bytes_max, patience)).await
     }
@@ -248,6 +265,7 @@ impl<H: RequestHandler> Sender<'_, H> {
         let mut parked = pin!(sleep_until(holds_since + park_after));
         let mut is_parked = false;
         let mut hurried = false;
+        let mut backlog = self.unsent.backlog();
         let mut coming = pin!(self.coming_room(wanted, bytes_max));
         loop {
             tokio::select! {
@@ -258,12 +276,12 @@ impl<H: RequestHandler> Sender<'_, H> {
                     patience.hurry();
                 }
                 () = session.revoked() => return Ok(None),
-                () = patience.hurried_over() => {
+                () = hurried_over(patience.latest) => {
                     session.give_up(patience.timeout);
                     return Ok(None);
                 }
                 room = &mut coming => return room.map(Some),
-                () = sleep_until(patience.deadline) => {
+                () = patience.run_out(&mut backlog) => {
                     session.give_up(patience.timeout);
                     return Ok(None);
                 }
@@ -401,9 +419,10 @@ impl<H: RequestHandler> Sender<'_, H> {
         while !bytes.is_empty() {
             let bytes_max = bytes.len().min(self.options.response_bytes_max);
             self.send.reserve_capacity(bytes_max);
+            let mut backlog = self.unsent.backlog();
             let room = tokio::select! {
                 room = self.coming_room(bytes.len(), bytes_max) => Some(room?),
-                () = sleep_until(patience.deadline) => None,
+                () = patience.run_out(&mut backlog) => None,
             };
             let Some(room) = room else {
                 self.send.send_reset(Reason::CANCEL);
@@ -430,6 +449,14 @@ impl<H: RequestHandler> Sender<'_, H> {
     fn end(&mut self, end: &Result<(), Failure>) -> Result<(), Gone> {
         let trailers = self.handler.trailers(end);
         self.send.send_trailers(trailers).map_err(|_| Gone)
+    }
+}
+
+/// Resolves when even a client that takes something has no time left, at this time if there is one.
+async fn hurried_over(latest: Option<Instant>) {
+    match latest {
+        Some(latest) => sleep_until(latest).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -105,6 +105,8 @@ struct Held {
     given_back: u64,
     /// What was held at `since` is gone when this much was given back.
     turned_over: u64,
+    /// When the socket took something last.
+    taken_at: Instant,
     since: Instant,
     is_squeezed: bool,
 }
@@ -116,6 +118,16 @@ struct Stalled {
     /// The same times for how long. A client that reads slowly takes all of it every few seconds, and one
     /// that reads nothing never does.
     unit_millis: u128,
+}
+
+/// What was on its way to a connection's socket at some time, and whether it still moves: no client makes room
+/// for more before it has read that.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    connection: Arc<Connection>,
+    /// It is gone when so many units were given back.
+    gone_at: u64,
+    is_gone: bool,
 }
 
 /// A part of the memory, given back when it is dropped.
@@ -156,6 +168,7 @@ impl Budget {
                 pooled: 0,
                 given_back: 0,
                 turned_over: 0,
+                taken_at: Instant::now(),
                 since: Instant::now(),
                 is_squeezed: false,
             }),
@@ -272,6 +285,22 @@ impl Unsent {
         lock(&self.connection.held).is_squeezed
     }
 
+    /// Whether anything is on its way to the socket.
+    pub(super) fn is_held(&self) -> bool {
+        lock(&self.connection.held).units() > 0
+    }
+
+    /// What is on its way to the socket now.
+    pub(super) fn backlog(&self) -> Backlog {
+        let held = lock(&self.connection.held);
+        let gone_at = held.given_back + held.units() as u64;
+        Backlog {
+            is_gone: held.units() == 0,
+            gone_at,
+            connection: Arc::clone(&self.connection),
+        }
+    }
+
     /// A share of at most `bytes_max`, if there is one of `bytes` now. A connection that holds
     /// nothing gets one, but it may be smaller than `bytes`.
     pub(super) fn try_hold(&self, bytes: usize, bytes_max: usize) -> Option<Share> {
@@ -356,7 +385,22 @@ impl Unsent {
     }
 }
 
+impl Backlog {
+    /// When the socket took something last, if some of this was on its way at the last call.
+    pub(super) fn moved_at(&mut self) -> Option<Instant> {
+        let held = lock(&self.connection.held);
+        let moved_at = (!self.is_gone).then_some(held.taken_at);
+        self.is_gone |= held.given_back >= self.gone_at;
+        moved_at
+    }
+}
+
 impl Share {
+    /// The socket takes some of what holds this.
+    pub(super) fn moves(&self) {
+        lock(&self.unsent.connection.held).taken_at = Instant::now();
+    }
+
     pub(super) fn bytes(&self) -> usize {
         (self.reserved + self.pooled) * UNIT_BYTES
     }
@@ -441,6 +485,32 @@ mod tests {
 
     fn connect(budget: &Arc<Budget>) -> Unsent {
         budget.connect(CancellationToken::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_on_its_way_moves_until_it_is_gone() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let unsent = connect(&Budget::new(LIMITS));
+        let mut nothing = unsent.backlog();
+        let share = unsent.try_hold(1024, 1024).unwrap();
+        let mut backlog = unsent.backlog();
+        let since = Instant::now();
+        tokio::time::advance(SECOND).await;
+        assert_eq!(backlog.moved_at(), Some(since));
+        share.moves();
+        tokio::time::advance(SECOND).await;
+        assert_eq!(backlog.moved_at(), Some(since + SECOND));
+        let later = unsent.try_hold(1024, 1024).unwrap();
+        share.moves();
+        drop(share);
+        assert_eq!(
+            backlog.moved_at(),
+            Some(since + 2 * SECOND),
+            "the last of it"
+        );
+        later.moves();
+        assert_eq!(backlog.moved_at(), None, "what came later");
+        assert_eq!(nothing.moved_at(), None);
     }
 
     fn left(budget: &Budget) -> usize {

@@ -49,17 +49,14 @@ pub(crate) fn list<'l, T>(
 
 /// A list of media types.
 pub(crate) fn media_types(line: &[u8]) -> Option<Vec<MediaType>> {
-    list(line, |reader| {
-        let kind = reader.token()?;
-        if reader.next()? != b'/' {
-            return None;
-        }
-        let essence = [kind, b"/", reader.token()?].concat();
-        Some(MediaType {
-            essence: String::from_utf8(essence.to_ascii_lowercase()).ok()?,
-            parameters: reader.parameters()?,
-        })
-    })
+    list(line, Reader::media_type)
+}
+
+/// One media type, and nothing else.
+pub(crate) fn media_type(line: &[u8]) -> Option<MediaType> {
+    let mut reader = Reader { rest: line };
+    let media_type = reader.media_type()?;
+    reader.peek().is_none().then_some(media_type)
 }
 
 /// Whether all of a text is one token.
@@ -78,6 +75,20 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 impl<'l> Reader<'l> {
+    /// RFC 9110 section 8.3.1, with the spaces around it.
+    fn media_type(&mut self) -> Option<MediaType> {
+        self.skip_spaces();
+        let kind = self.token()?;
+        if self.next()? != b'/' {
+            return None;
+        }
+        let essence = [kind, b"/", self.token()?].concat();
+        Some(MediaType {
+            essence: String::from_utf8(essence.to_ascii_lowercase()).ok()?,
+            parameters: self.parameters()?,
+        })
+    }
+
     /// RFC 9110 section 5.6.2.
     pub(crate) fn token(&mut self) -> Option<&'l [u8]> {
         let is_end = |byte: &u8| !is_token_byte(*byte);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 pub use self::fault::Fault;
-use self::{exchange::Exchange, requests::Requests};
+pub(crate) use self::{exchange::Exchange, requests::Requests};
 use super::{
     Connection,
     fair::Fair,
@@ -117,19 +117,13 @@ where
     let exchanged = Arc::clone(&exchange);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        if let Some(fault) = exchanged.next_fault() {
-            request.extensions_mut().insert(fault);
-        }
+        exchanged.note_fault(&mut request);
         let request = request.map(|body| framing.paying(body));
         let answering = service.clone().call(request);
         let exchanged = Arc::clone(&exchanged);
         async move {
             let mut response = answering.await?;
-            if exchanged.is_body_expected() {
-                // The rest of the request would be taken for the next one.
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
-            }
+            exchanged.close_within_body(&mut response);
             Ok::<_, Infallible>(response)
         }
     });

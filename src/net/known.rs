@@ -1,20 +1,20 @@
-//! Owns the memory of who has proven something: the clients that did so last, bounded. Knows nothing of
-//! what they proved.
+//! Owns the memory of who or what has proven something: the clients that did so last, or what they showed,
+//! bounded. Knows nothing of what they proved.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, hash::Hash};
 
 use super::network::Network;
 
-/// A bounded set of clients. It holds at least so many of those that were added last.
+/// A bounded set of clients, or of what they showed. It holds at least so many of those that were added last.
 #[derive(Debug)]
-pub struct Known {
+pub struct Known<T = Network> {
     least: usize,
-    latest: HashSet<Network>,
+    latest: HashSet<T>,
     /// What `latest` was when it was full. Whoever is added again moves on.
-    before: HashSet<Network>,
+    before: HashSet<T>,
 }
 
-impl Known {
+impl<T: Copy + Eq + Hash> Known<T> {
     /// Nobody yet; later so many at least, and twice as many at most.
     #[must_use]
     pub fn new(least: usize) -> Self {
@@ -26,7 +26,7 @@ impl Known {
     }
 
     /// Adds a client.
-    pub fn insert(&mut self, client: Network) {
+    pub fn insert(&mut self, client: T) {
         if self.latest.len() >= self.least && !self.latest.contains(&client) {
             self.before = std::mem::take(&mut self.latest);
         }
@@ -34,14 +34,14 @@ impl Known {
     }
 
     /// Forgets a client.
-    pub fn remove(&mut self, client: Network) {
+    pub fn remove(&mut self, client: T) {
         self.latest.remove(&client);
         self.before.remove(&client);
     }
 
     /// Whether a client is among them.
     #[must_use]
-    pub fn contains(&self, client: Network) -> bool {
+    pub fn contains(&self, client: T) -> bool {
         self.latest.contains(&client) || self.before.contains(&client)
     }
 }

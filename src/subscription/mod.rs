@@ -16,7 +16,7 @@ mod session;
 mod source;
 mod start;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,9 @@ pub(crate) struct Subscriptions {
     filters: Arc<Quota>,
     /// Held by each stream that has blocks of the log in memory.
     history: Arc<Semaphore>,
+    /// Held by each stream that looks for events of the past or puts them together, so that whoever has little
+    /// to do waits behind as many of those as there are CPUs, and not behind all of them.
+    catching_up: Arc<Semaphore>,
     /// Cancelled when the server begins to drain.
     draining: CancellationToken,
     together: Together,
@@ -98,8 +101,10 @@ impl Subscriptions {
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new(options.streams_max, metrics));
         let history = options.history_streams_max.min(Semaphore::MAX_PERMITS);
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         Arc::new(Self {
             history: Arc::new(Semaphore::new(history)),
+            catching_up: Arc::new(Semaphore::new(cpus)),
             options,
             log,
             bus,
@@ -232,11 +237,13 @@ impl Subscriptions {
         Duration::from_micros(left.try_into().unwrap_or(0))
     }
 
-    /// Checks that a cursor belongs to the log.
+    /// Checks that a cursor belongs to the log. Whoever goes on from the head instead still does not want what
+    /// was received before the time that the start has.
     fn check(
         &self,
         field: &'static str,
         cursor: Cursor,
+        not_before: Option<UnixMicros>,
         range: &log::Range,
     ) -> Result<Sequence, Failure> {
         let epochs = self.log.status().epochs();
@@ -245,7 +252,10 @@ impl Subscriptions {
             .map_err(|fault| Failure::CursorForeign {
                 field,
                 fault,
-                head: epochs.cursor(range.head),
+                head: Cursor {
+                    not_before,
+                    ..epochs.cursor(range.head)
+                },
             })
     }
 

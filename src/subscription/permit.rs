@@ -22,6 +22,7 @@ pub(crate) struct Permit {
     _slot: Option<Slot>,
     filter: Vec<CountedFilter>,
     quota: Option<Arc<Quota>>,
+    pub(super) deadline: Option<Instant>,
     ended: BoxFuture<'static, PermitEnd>,
     draining: CancellationToken,
 }
@@ -104,6 +105,7 @@ impl Permit {
             _slot: slot,
             filter: Vec::new(),
             quota,
+            deadline,
             ended,
             draining,
         })

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -73,7 +73,7 @@ impl Registry {
             progress: Arc::default(),
             opened_at: Instant::now(),
             events: 0,
-            reason: None,
+            reason: Arc::default(),
         })
     }
 
@@ -104,7 +104,7 @@ pub(super) struct Registration {
     progress: Arc<Progress>,
     opened_at: Instant,
     events: u64,
-    reason: Option<&'static str>,
+    reason: Arc<OnceLock<&'static str>>,
 }
 
 impl Registration {
@@ -143,10 +143,13 @@ impl Registration {
     }
 
     pub(super) fn ended(&mut self, end: &Result<(), Failure>) {
-        let reason = end
-            .as_ref()
-            .map_or_else(Failure::counted_reason, |()| "COMPLETE");
-        self.reason = Some(reason);
+        let reason = end.as_ref().map_or_else(Failure::counted_reason, |()| "COMPLETE");
+        let _ = self.reason.set(reason);
+    }
+
+    /// Where the reason of the end is noted, for whoever ends the stream without its session.
+    pub(super) fn reason(&self) -> Arc<OnceLock<&'static str>> {
+        Arc::clone(&self.reason)
     }
 }
 
@@ -159,7 +162,7 @@ impl Drop for Registration {
         }
         self.registry.streams.remove(&self.id);
         // Nobody said why: the client went, or its connection did.
-        let reason = self.reason.unwrap_or("CLIENT_GONE");
+        let reason = self.reason.get().copied().unwrap_or("CLIENT_GONE");
         self.registry.metrics.stream_ended(reason);
         tracing::info!(
             stream = self.id,

@@ -17,12 +17,15 @@ use super::{
     Subscriptions,
     failure::Failure,
     notice,
-    permit::{Permit, PermitEnd},
+    permit::{Permit, PermitEnd, passed},
     registry::Registration,
     response::Response,
     rest::Rest,
     source::{Moved, Outbox, Source},
 };
+
+/// How many blocks without anything that matches a stream looks at before it lets others do so.
+const TURN_STEPS_MAX: u32 = 32;
 
 /// How long a stream that has more to send goes on once it drains.
 const DRAIN_SENDING_MAX: Duration = Duration::from_secs(1);
@@ -41,6 +44,8 @@ pub(crate) struct Session<S> {
     rest: Option<Box<Rest>>,
     /// Held while it has blocks of the log in memory, and since when.
     history: Option<(OwnedSemaphorePermit, Instant)>,
+    /// Its turn to look for events of the past. It never waits for anything else while it has one.
+    turn: Option<OwnedSemaphorePermit>,
     /// Its place among those that wait to read from the log. It keeps it while it sends progress.
     queued: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     progress_interval: Duration,
@@ -83,6 +88,7 @@ impl<S: Source> Session<S> {
             permit,
             rest: None,
             history: None,
+            turn: None,
             queued: None,
             progress_interval,
             progress_at,
@@ -99,7 +105,9 @@ impl<S: Source> Session<S> {
         {
             self.revoke(ended);
         }
+        let mut steps = 0;
         loop {
+            self.take_turn().await;
             let is_draining = self.is_draining();
             if self.has_something() {
                 return;
@@ -114,12 +122,17 @@ impl<S: Source> Session<S> {
                     if self.source.is_live() {
                         // What it has is the bus's.
                         self.history = None;
+                        self.turn = None;
                     }
                     return self.linger().await;
                 }
                 Moved::On => {
                     // A sparse filter can have far to go: let others run in between.
                     tokio::task::coop::consume_budget().await;
+                    steps += 1;
+                    if steps % TURN_STEPS_MAX == 0 {
+                        self.turn = None;
+                    }
                     true
                 }
                 Moved::Read | Moved::Wait if is_draining => return self.drain(),
@@ -135,11 +148,31 @@ impl<S: Source> Session<S> {
         }
     }
 
+    /// Waits for its turn. A stream that has come to the newest event, or has to end, needs none.
+    async fn take_turn(&mut self) {
+        if self.turn.is_some() || self.source.is_live() || self.outbox.end.is_some() {
+            return;
+        }
+        let turn = Arc::clone(&self.subscriptions.catching_up).acquire_owned();
+        tokio::select! {
+            biased;
+            turn = turn => self.turn = turn.ok(),
+            () = self.draining.cancelled() => {}
+            ended = self.permit.ended() => self.revoke(ended),
+        }
+    }
+
+    /// Lets others look for events of the past, while this one waits for something else.
+    pub(crate) fn end_turn(&mut self) {
+        self.turn = None;
+    }
+
     /// Reads from the log, if this stream's turn comes before something else does. Returns whether
     /// that took time.
     async fn read(&mut self) -> bool {
         // Nothing of what was read before is left.
         self.history = None;
+        self.turn = None;
         self.set_timer(self.progress_at);
         let queued = self.queued.get_or_insert_with(|| {
             let turn = Arc::clone(&self.subscriptions.history).acquire_owned();
@@ -220,6 +253,7 @@ impl<S: Source> Session<S> {
 
     /// The whole of the response that was taken last, of so many events and bytes, was sent.
     pub(crate) fn sent(&mut self, events: usize, bytes: usize) {
+        self.turn = None;
         self.source.sent();
         self.sent_at = Instant::now();
         self.progress_at = self.sent_at + self.progress_interval;
@@ -235,6 +269,19 @@ impl<S: Source> Session<S> {
         }
         let ended = self.permit.ended().await;
         self.revoke(ended);
+    }
+
+    /// Resolves at the deadline of the call, if it has one. Then the stream has to end, for whoever sends it as
+    /// a body and does not ask for more while its client has no room.
+    pub(crate) fn overdue(&self) -> Option<impl Future<Output = Failure> + Send + 'static> {
+        let deadline = self.permit.deadline?;
+        let (reason, cursor) = (self.registration.reason(), None);
+        Some(async move {
+            passed(deadline).await;
+            let failure = Failure::DeadlineExceeded { cursor };
+            let _ = reason.set(failure.reason());
+            failure
+        })
     }
 
     /// Ends the stream at once: not even what was found already is for this caller now.
@@ -270,6 +317,7 @@ impl<S: Source> Session<S> {
     pub(crate) fn park(&mut self) {
         self.source.park();
         self.history = None;
+        self.turn = None;
         self.queued = None;
         if let Some(rest) = &mut self.rest {
             rest.park();
@@ -306,6 +354,7 @@ impl<S: Source> Session<S> {
 
     /// Waits for a change, or until it is time to look without one: returns whether it was that.
     async fn wait(&mut self) -> bool {
+        self.turn = None;
         self.registration.waiting(self.source.position());
         let mut until = self.progress_at;
         if let Some(left) = self.source.changes_within() {
@@ -372,6 +421,7 @@ mod tests {
         /// Whether a read of the log finds something, if there has to be one.
         log: Option<bool>,
         not_before: Option<UnixMicros>,
+        is_live: bool,
     }
 
     impl Source for Script {
@@ -400,7 +450,7 @@ mod tests {
         }
 
         fn is_live(&self) -> bool {
-            false
+            self.is_live
         }
 
         fn has_events(&self) -> bool {
@@ -483,6 +533,7 @@ mod tests {
                 position: 0,
                 log: None,
                 not_before: None,
+                is_live: false,
             };
             let credentials = Credentials::anonymous();
             let grant = credentials.authenticate(Presented::default());
@@ -698,6 +749,49 @@ mod tests {
         }
         scripted.session.park();
         assert_eq!(scripted.session.holds_since(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_catch_up_take_turns_and_live_ones_need_none() {
+        let mut scripted = Scripted::new();
+        let turns = Arc::clone(&scripted.session.subscriptions.catching_up);
+        let cpus = turns.available_permits();
+        scripted.available.send_replace(1);
+        let all = Arc::clone(&turns).acquire_many_owned(cpus as u32);
+        let all = all.await.unwrap();
+        assert!(scripted.session.ready().now_or_never().is_none());
+        scripted.session.source.is_live = true;
+        assert_eq!(scripted.response().await, 1);
+        scripted.session.source.is_live = false;
+        scripted.available.send_replace(2);
+        let (events, ()) = tokio::join!(scripted.response(), async {
+            tokio::task::yield_now().await;
+            drop(all);
+        });
+        assert_eq!(events, 1);
+        assert_eq!(turns.available_permits(), cpus, "it was sent");
+        // What it found waits for room, and then there is nothing more.
+        scripted.available.send_replace(3);
+        scripted.session.ready().await;
+        assert_eq!(turns.available_permits(), cpus - 1);
+        scripted.session.end_turn();
+        assert_eq!(turns.available_permits(), cpus);
+        assert_eq!(scripted.response().await, 1);
+        assert!(scripted.session.ready().now_or_never().is_none());
+        assert_eq!(turns.available_permits(), cpus, "it waits for events");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_log_or_for_a_turn_keeps_nobody_from_looking_and_ends_in_time() {
+        let mut scripted = Scripted::new();
+        let turns = Arc::clone(&scripted.session.subscriptions.catching_up);
+        let cpus = turns.available_permits();
+        let (_history, _all_reading) = scripted.turns(true).await;
+        assert!(scripted.session.ready().now_or_never().is_none());
+        assert_eq!(turns.available_permits(), cpus, "it waits for the log");
+        let _all_looking = Arc::clone(&turns).acquire_many_owned(cpus as u32).await;
+        scripted.draining.cancel();
+        assert_eq!(scripted.response().await, 0, "the notice");
     }
 
     #[tokio::test(start_paused = true)]

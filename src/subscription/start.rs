@@ -42,7 +42,7 @@ impl Start {
             StartAt::Earliest => range.earliest.before(),
             StartAt::After(cursor) => {
                 not_before = cursor.not_before;
-                subscriptions.check("start.after_cursor", cursor, &range)?
+                subscriptions.check("start.after_cursor", cursor, not_before, &range)?
             }
             StartAt::Time(at) => {
                 let has_come = range.head_at.is_some_and(|head_at| head_at >= at)
@@ -64,7 +64,9 @@ impl Start {
         let last = match plan.stop {
             StopAt::Never => Sequence(u64::MAX),
             StopAt::Head => range.head,
-            StopAt::Cursor(cursor) => subscriptions.check("stop.at_cursor", cursor, &range)?,
+            StopAt::Cursor(cursor) => {
+                subscriptions.check("stop.at_cursor", cursor, not_before, &range)?
+            }
             StopAt::Time(at) => {
                 before = Some(at);
                 Sequence(u64::MAX)

@@ -1,5 +1,5 @@
-//! The rules for messages of HTTP/1.1 (RFC 9112) on the webhook and the admin port, byte by byte: what is
-//! ambiguous is refused in JSON, and nothing after it is read as a request.
+//! The rules for messages of HTTP/1.1 (RFC 9112) on all ports, byte by byte: what is ambiguous is refused, in JSON
+//! on the webhook and the admin port, and nothing after it is read as a request.
 
 use std::time::{Duration, Instant};
 
@@ -225,6 +225,40 @@ async fn a_message_that_breaks_a_rule_is_refused_in_json_and_the_last_one() {
     let counted =
         r#"prelude_bridge_webhook_requests_total{outcome="version_unsupported",status="505"}"#;
     assert_eq!(bridge.metric(counted).await, Some(3.0));
+    bridge.finish().await;
+}
+
+/// The gRPC port speaks HTTP/1.1 to pages, by the same rules. It answers in text what is no gRPC-Web.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grpc_port_refuses_what_breaks_a_rule_in_text_and_reads_nothing_after_it() {
+    let bridge = Bridge::start().await;
+    let after = "GET /smuggled HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+    let mut count = 0;
+    for (request, status, _) in malformed() {
+        // Anything else is another protocol to this port.
+        if !request.starts_with("GE")
+            && !request.starts_with("PO")
+            && !request.starts_with('\u{16}')
+        {
+            continue;
+        }
+        let answers = exchange(bridge.addresses.grpc, (request.clone() + after).as_bytes()).await;
+        assert_eq!(answers.len(), 1, "{request:?}: {answers:?}");
+        let answer = &answers[0];
+        assert_eq!(answer.status, status, "{request:?}: {}", answer.text());
+        let text = answer.header("content-type").unwrap();
+        assert!(text.starts_with("text/plain"), "{request:?}: {text}");
+        assert!(answer.text().len() > 10, "{request:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{request:?}");
+        count += 1;
+    }
+    assert!(count > 50, "{count}");
+    // What breaks none is told what the port is for, and the connection goes on.
+    let twice = format!("GET / HTTP/1.1\r\nHost: b\r\n\r\n{after}");
+    let answers = exchange(bridge.addresses.grpc, twice.as_bytes()).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [405, 405]);
+    assert!(answers[0].text().contains("gRPC"));
     bridge.finish().await;
 }
 

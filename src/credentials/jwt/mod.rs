@@ -10,6 +10,7 @@
 //! | the types claim | what the caller may get; without it, nothing |
 //! | the apps claim | likewise, if one is configured; else all apps |
 
+mod attempts;
 mod claims;
 mod issuer_keys;
 mod keys;
@@ -21,10 +22,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use jsonwebtoken::{Algorithm, TokenData, Validation, errors::ErrorKind};
+use jsonwebtoken::{Algorithm, Header, TokenData, Validation, errors::ErrorKind};
 use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep_until};
 
-use self::{claims::Claims, issuer_keys::IssuerKeys, keys::KeySet};
+use self::{
+    attempts::{Attempt, Attempts},
+    claims::Claims,
+    issuer_keys::IssuerKeys,
+    keys::KeySet,
+};
 use super::{
     Refusal,
     grant::{Clock, Holder, Kind, Quota, Quotas},
@@ -37,7 +44,7 @@ use crate::{
 
 /// How far the issuer's clock may be ahead of ours.
 const LEEWAY_SECONDS: u64 = 60;
-/// How many callers may wait for newer keys. Whoever signs with a key that is not known yet is asked to
+/// How many callers may wait for newer keys, or for the turn of an address whose JWTs were refused. Whoever signs with a key that is not known yet is asked to
 /// try again, and the fetch for the first of them serves all.
 const WAITING_MAX: usize = 64;
 /// How many of them may come from one address.
@@ -121,6 +128,7 @@ pub(super) struct Verifier {
     options: Options,
     keys: FreshKeys<IssuerKeys>,
     clock: Clock,
+    attempts: Attempts,
     /// The slots of callers that wait for newer keys.
     waiting: Arc<Slots>,
     /// The quota of each subject that has or had a stream.
@@ -135,6 +143,7 @@ impl Verifier {
             options,
             keys,
             clock,
+            attempts: Attempts::new(),
             waiting: Slots::new(slots::Limits {
                 slots_max: WAITING_MAX,
                 slots_reserved: 0,
@@ -161,9 +170,29 @@ impl Verifier {
         if !keys::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
             return Err(Fault::Header.into());
         }
-        let kid = header.kid.as_deref();
+        let attempt = self.attempts.begin(address, token);
+        let mut attempt = attempt.ok_or(Refusal::Throttled)?;
+        if attempt.turn > Instant::now() {
+            let waiting = self.wait(address).ok_or(Refusal::Throttled)?;
+            sleep_until(attempt.turn).await;
+            drop(waiting);
+        }
+        let decided = self.decide(token, address, &header, &mut attempt).await;
+        let claims = decided?;
+        attempt.accepted();
+        Ok(self.hold(claims))
+    }
+
+    /// Verifies a JWT with the keys that are known, or with newer ones.
+    async fn decide(
+        &self,
+        token: &str,
+        address: Option<IpAddr>,
+        header: &Header,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Claims, Refusal> {
         let (keys, attempts) = self.keys.snapshot();
-        let mut verdict = self.try_keys(token, &keys, header.alg, kid);
+        let mut verdict = self.try_keys(token, &keys, header, attempt);
         if verdict.is_none() {
             // No such key: perhaps it is new.
             let waiting = self.wait(address).ok_or(Refusal::Unavailable)?;
@@ -173,13 +202,12 @@ impl Verifier {
             if newer.is_empty() {
                 return Err(Refusal::Unavailable);
             }
-            verdict = self.try_keys(token, &newer, header.alg, kid);
+            verdict = self.try_keys(token, &newer, header, attempt);
         }
-        let claims = verdict.unwrap_or(Err(Fault::Signature.into()))?;
-        Ok(self.hold(claims))
+        verdict.unwrap_or(Err(Fault::Signature.into()))
     }
 
-    /// A slot to wait for newer keys, if there is one.
+    /// A slot to wait for newer keys or for a turn, if there is one.
     fn wait(&self, address: Option<IpAddr>) -> Option<Slot> {
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (address, is_shared) = (address.unwrap_or(nobody), address.is_none());
@@ -192,12 +220,14 @@ impl Verifier {
         &self,
         token: &str,
         keys: &KeySet,
-        algorithm: Algorithm,
-        kid: Option<&str>,
+        header: &Header,
+        attempt: &mut Attempt<'_>,
     ) -> Option<Result<Claims, Refusal>> {
-        let validation = self.validation(algorithm);
+        let validation = self.validation(header.alg);
+        let kid = header.kid.as_deref();
         let mut is_named = false;
-        for key in keys.candidates(algorithm, kid) {
+        for key in keys.candidates(header.alg, kid) {
+            attempt.tried += 1;
             match jsonwebtoken::decode::<Map<String, Value>>(token, key.decoding(), &validation) {
                 Ok(TokenData { claims, .. }) => {
                     return Some(Claims::read(&claims, &self.options, (self.clock)()));

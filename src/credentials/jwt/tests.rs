@@ -679,6 +679,75 @@ async fn few_callers_wait_for_newer_keys_and_the_others_are_refused_at_once() {
     assert_eq!(of_proxy.len(), WAITING_PER_ADDRESS_MAX);
 }
 
+/// Whoever forges JWTs gets no more of them verified than its address may, and keeps nobody waiting whose JWT is
+/// known, nor other addresses.
+#[tokio::test]
+async fn forged_jwts_of_an_address_have_a_rate_and_those_that_are_known_none() {
+    for algorithm in [Algorithm::RS256, Algorithm::ES256] {
+        let signer = Signer::new(algorithm, "one");
+        let (_directory, credentials) = trusting(&[signer.jwk()]).await;
+        let show = |token: &str, address: u8| {
+            let (token, credentials) = (format!("Bearer {token}"), &credentials);
+            async move {
+                let presented = Presented {
+                    address: Some(IpAddr::from([192, 0, 2, address])),
+                    authorization: Some(token.as_bytes()),
+                    ..Presented::default()
+                };
+                credentials.authenticate(presented).await.map(drop)
+            }
+        };
+        let known = signer.sign(&claims(&json!({})));
+        assert_eq!(show(&known, 1).await, Ok(()));
+        let mut forged = signer.sign(&claims(&json!({ "sub": "forger" })));
+        forged.replace_range(forged.len() - 12..forged.len() - 2, "AAAAAAAAAA");
+        let mut outcomes = Vec::new();
+        for _ in 0..1_000 {
+            // Nobody waits for a turn: that is refused at once, or given up.
+            outcomes.push(show(&forged, 1).now_or_never());
+        }
+        let verified = Some(Err(Fault::Signature.into()));
+        let verified = outcomes.iter().filter(|&outcome| *outcome == verified);
+        let verified = verified.count();
+        assert!((100..500).contains(&verified), "{verified}");
+        assert_eq!(show(&known, 1).now_or_never(), Some(Ok(())));
+        let new = signer.sign(&claims(&json!({ "sub": "new" })));
+        assert_eq!(show(&new, 2).now_or_never(), Some(Ok(())));
+        // From the address of the flood, it has its turn within a second, and then none is needed.
+        assert!(show(&new, 1).await.is_ok());
+    }
+}
+
+/// More JWTs wait for their turn than may, and are refused at once.
+#[tokio::test]
+async fn few_wait_for_the_turn_of_their_address_and_the_others_may_try_again() {
+    let signer = Signer::new(Algorithm::ES256, "one");
+    let (_directory, credentials) = trusting(&[signer.jwk()]).await;
+    let forged = Signer::new(Algorithm::ES256, "one").sign(&claims(&json!({})));
+    let forged = format!("Bearer {forged}");
+    let come = || {
+        let presented = Presented {
+            address: Some(IpAddr::from([192, 0, 2, 1])),
+            authorization: Some(forged.as_bytes()),
+            ..Presented::default()
+        };
+        let mut authenticated = Box::pin(credentials.authenticate(presented));
+        match authenticated.as_mut().now_or_never() {
+            None => Ok(authenticated),
+            Some(refused) => Err(refused.unwrap_err()),
+        }
+    };
+    let (mut waiting, mut throttled) = (Vec::new(), 0);
+    for _ in 0..1_000 {
+        match come() {
+            Ok(authenticated) => waiting.push(authenticated),
+            Err(refusal) => throttled += usize::from(refusal == Refusal::Throttled),
+        }
+    }
+    assert_eq!(waiting.len(), WAITING_PER_ADDRESS_MAX);
+    assert!(throttled > 500, "{throttled}");
+}
+
 #[tokio::test]
 async fn unknown_keys_cause_one_fetch_in_a_while_and_forgeries_under_a_known_name_none() {
     let signer = Signer::new(Algorithm::ES256, "one");

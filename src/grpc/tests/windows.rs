@@ -287,13 +287,8 @@ async fn who_takes_nothing_more_of_a_message_is_ended_with_the_cursor_before_it(
     }
 }
 
-/// Its windows are wide and its link is slow: a ping waits behind all that is on the way.
-#[tokio::test(start_paused = true)]
-async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
-    let bridge = start(Options::default()).await;
-    for number in 1..=5 {
-        append_large(&bridge, number, 900_000).await;
-    }
+/// The beginning of a connection whose windows are as wide as they get, and a subscription.
+fn begin_wide() -> Vec<u8> {
     let wide = [
         frames::settings(&[(frames::INITIAL_WINDOW_SIZE, WIDE_BYTES)]),
         frames::window_update(0, WIDE_BYTES),
@@ -305,7 +300,66 @@ async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
             &crate::wire::grpc_message(&history()),
         ),
     ];
-    let begin = [frames::PREFACE, &wide.concat()].concat();
+    [frames::PREFACE, &wide.concat()].concat()
+}
+
+/// Its windows are wide and its link is slow: a piece of a message takes minutes.
+#[tokio::test(start_paused = true)]
+async fn who_takes_minutes_for_a_piece_is_not_slow_while_bytes_arrive() {
+    let bridge = start(Options::default()).await;
+    append_large(&bridge, 1, 1_500_000).await;
+    append_large(&bridge, 2, 100_000).await;
+    let (mut client, server) = tokio::io::duplex(4 * 1024);
+    let streams = bridge.streams.clone();
+    let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+    tokio::spawn(async move { streams.serve(server, peer.into()).await });
+    client.write_all(&begin_wide()).await.unwrap();
+    // All of both events, and whatever is around them.
+    let mut bytes = vec![0; 10_000];
+    for number in 0..160 {
+        let read = client.read_exact(&mut bytes).await;
+        let page = || bridge.metrics.render();
+        assert!(read.is_ok(), "after {number}: {}", page());
+        advance(Duration::from_secs(15)).await;
+    }
+    let page = bridge.metrics.render();
+    assert!(!page.contains("SLOW_CONSUMER"), "{page}");
+}
+
+/// What its connection takes for others is no excuse.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_read_is_slow_whatever_others_of_its_connection_take() {
+    let bridge = start(Options::default()).await;
+    for number in 1..=40 {
+        append_large(&bridge, number, 60_000).await;
+    }
+    let client = Client::connect(&bridge, 65_535, WIDE_BYTES).await;
+    let mut unread = client.subscribe(&history()).await;
+    unread.stall().await;
+    let mut read = client.subscribe(&history()).await;
+    let reading = tokio::spawn(async move {
+        while read.piece().await.is_some() {
+            read.release(read.unreleased);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        read.status().await
+    });
+    let since = Instant::now();
+    assert_eq!(reason(&unread.status().await), "SLOW_CONSUMER");
+    let timeout = Options::default().connections.slow_consumer_timeout;
+    assert!((timeout..timeout * 3 / 2).contains(&since.elapsed()));
+    assert!(!reading.is_finished());
+    assert_eq!(reading.await.unwrap().code(), Code::Ok);
+}
+
+/// Its windows are wide and its link is slow: a ping waits behind all that is on the way.
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_comes_late_to_a_ping_and_is_not_gone() {
+    let bridge = start(Options::default()).await;
+    for number in 1..=5 {
+        append_large(&bridge, number, 900_000).await;
+    }
+    let begin = begin_wide();
     for reads in [true, false] {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let streams = bridge.streams.clone();
@@ -341,6 +395,34 @@ async fn a_call_whose_answer_has_no_room_ends_at_its_deadline() {
     let status = Status::from_header_map(&trailers).unwrap();
     assert_eq!(reason(&status), "DEADLINE_EXCEEDED");
     assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_grpc_web_without_room_ends_at_its_deadline() {
+    let bridge = start(Options::default()).await;
+    append_large(&bridge, 1, 100_000).await;
+    for window in [0, 10, 65_535] {
+        let client = Client::connect(&bridge, window, WIDE_BYTES).await;
+        let mut send = client.0.clone().ready().await.unwrap();
+        let uri = "http://bridge/prelude.bridge.v1.EventService/Subscribe";
+        let head = http::Request::post(uri)
+            .header("content-type", "application/grpc-web+proto")
+            .header("grpc-timeout", "3S");
+        let (response, mut body) = send.send_request(head.body(()).unwrap(), false).unwrap();
+        body.send_data(crate::wire::grpc_message(&endless()), true)
+            .unwrap();
+        let began = Instant::now();
+        let mut body = response.await.unwrap().into_body();
+        // Read, and never made room for.
+        while body.data().await.is_some() {}
+        let trailers = body.trailers().await.unwrap().unwrap();
+        let status = Status::from_header_map(&trailers).unwrap();
+        assert_eq!(reason(&status), "DEADLINE_EXCEEDED", "{window}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{window}");
+    }
+    let page = bridge.metrics.render();
+    let counted = r#"prelude_bridge_streams_ended_total{reason="DEADLINE_EXCEEDED"} 3"#;
+    assert!(page.contains(counted), "{page}");
 }
 
 #[tokio::test(start_paused = true)]

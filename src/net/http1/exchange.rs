@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use http::{HeaderValue, Request, Response, header};
 use tokio_util::sync::CancellationToken;
 
 use super::fault::Fault;
@@ -12,7 +13,7 @@ use crate::metrics::Closure;
 
 /// What the service of a connection knows of its bytes.
 #[derive(Debug, Default)]
-pub(super) struct Exchange {
+pub(crate) struct Exchange {
     /// How many requests the service got.
     served: AtomicU64,
     /// Why a request is refused, and its number.
@@ -20,21 +21,30 @@ pub(super) struct Exchange {
     closure: Mutex<Option<Closure>>,
     is_body_expected: AtomicBool,
     /// The client has closed its side, or the connection broke.
-    pub(super) closed: CancellationToken,
+    pub(crate) closed: CancellationToken,
 }
 
 impl Exchange {
-    /// Why the next request that the service gets is to be refused, if it is.
-    pub(super) fn next_fault(&self) -> Option<Fault> {
-        let request = self.served.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Tells the service with the next request why that is to be refused, if it is.
+    pub(crate) fn note_fault<B>(&self, request: &mut Request<B>) {
+        let number = self.served.fetch_add(1, Ordering::Relaxed) + 1;
         let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        fault
-            .filter(|(number, _)| *number == request)
-            .map(|(_, fault)| fault)
+        if let Some((_, fault)) = fault.filter(|(refused, _)| *refused == number) {
+            request.extensions_mut().insert(fault);
+        }
+    }
+
+    /// Lets an answer be the last one if a part of its request has not come yet: that would be taken for the
+    /// next one.
+    pub(crate) fn close_within_body<B>(&self, response: &mut Response<B>) {
+        if self.is_body_expected() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
     }
 
     /// What the connection was closed for.
-    pub(super) fn closure(&self) -> Option<Closure> {
+    pub(crate) fn closure(&self) -> Option<Closure> {
         *self.closure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -46,7 +46,7 @@ const STEP_PART: usize = 4;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection as hyper sees it.
-pub(super) struct Requests<S> {
+pub(crate) struct Requests<S> {
     stream: S,
     limits: Limits,
     standing: Standing,
@@ -126,7 +126,7 @@ impl BodyLength {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Requests<S> {
-    pub(super) fn new(
+    pub(crate) fn new(
         stream: S,
         limits: Limits,
         standing: Standing,
@@ -468,8 +468,9 @@ mod tests {
         let exchange = Arc::new(Exchange::default());
         let (limits, standing) = (Limits::default(), Standing::default());
         let requests = Requests::new(server, limits, standing, Arc::clone(&exchange));
-        let service = service_fn(move |request: Request<Incoming>| {
-            let fault = exchange.next_fault();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            exchange.note_fault(&mut request);
+            let fault = request.extensions().get::<Fault>().copied();
             async move {
                 let is_whole = request.into_body().collect().await.is_ok();
                 let status = fault.map_or(200, |fault| fault.status().as_u16());
