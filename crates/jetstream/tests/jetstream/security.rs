@@ -95,6 +95,8 @@ async fn passwords_tokens_and_keys_are_logins() {
 fn operator() -> (String, String) {
     let operator = nkeys::KeyPair::new_operator();
     let (account, user) = (nkeys::KeyPair::new_account(), nkeys::KeyPair::new_user());
+    // JetStream has its API in it.
+    let system = nkeys::KeyPair::new_account();
     let sign = |issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, nats: serde_json::Value| {
         let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let header = part(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
@@ -120,12 +122,20 @@ fn operator() -> (String, String) {
         &account,
         json!({ "type": "account", "version": 2, "limits": limits }),
     );
+    let of_system = sign(
+        &operator,
+        &system,
+        json!({ "type": "account", "version": 2, "limits": { "subs": -1, "conn": -1, "data": -1, "payload": -1 } }),
+    );
     let unlimited = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
     let of_user = sign(&account, &user, unlimited);
     let seed = user.seed().unwrap();
     let server = format!(
-        "operator: {of_operator}\nresolver: MEMORY\nresolver_preload: {{ {}: {of_account} }}",
-        account.public_key()
+        "operator: {of_operator}\nsystem_account: {}\nresolver: MEMORY\n\
+         resolver_preload: {{ {}: {of_account}, {}: {of_system} }}",
+        system.public_key(),
+        account.public_key(),
+        system.public_key()
     );
     let credentials = format!(
         "-----BEGIN NATS USER JWT-----\n{of_user}\n------END NATS USER JWT------\n\n\
