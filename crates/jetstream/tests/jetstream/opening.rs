@@ -120,7 +120,7 @@ async fn settings_that_break_a_promise_are_refused_with_what_mends_them() {
         let error = refused(options(&nats, 1)).await;
         match &error {
             OpenError::Stream { problems, .. } => {
-                assert_eq!(problems.len(), 1, "{changes}: {problems:?}")
+                assert_eq!(problems.len(), 1, "{changes}: {problems:?}");
             }
             other => panic!("{changes}: {other}"),
         }
