@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    api::code,
     link::Failure,
     settings::{CONSUMER_INACTIVE, MESSAGE_BYTES},
     stream::{ANSWER_TIME_MAX, Stream, ends},
@@ -185,9 +186,12 @@ impl Consumer {
         let answer = link
             .api::<serde_json::Value>(&subject, request.to_string().into(), ANSWER_TIME_MAX)
             .await;
-        answer
-            .map_err(|failure| link.outage(failure, WHAT))?
-            .map_err(|error| link.api_outage(&error, WHAT))?;
+        if let Err(error) = answer.map_err(|failure| link.outage(failure, WHAT))? {
+            if error.err_code == code::STREAM_NOT_FOUND {
+                stream.info(link).await?;
+            }
+            return Err(link.api_outage(&error, WHAT));
+        }
         Ok(Self {
             name,
             inbox,

@@ -413,6 +413,8 @@ async fn connect_options(
             }
         }
     };
+    // The library takes the default, and there is none where several are built in. It may be set already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let is_tls = options.servers.iter().any(|url| url.starts_with("tls://"));
     if options.tls.is_some() || is_tls {
         configured = configured.require_tls(true);
@@ -430,8 +432,6 @@ async fn with_tls(mut configured: ConnectOptions, tls: &Tls) -> Result<ConnectOp
         path: path.to_owned(),
         reason,
     };
-    // Only one is built in: the library must not depend on what else is.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let certificates = async |path: &std::path::Path| {
         let pem = tokio::fs::read(path)
             .await

@@ -42,7 +42,7 @@ pub struct Opened {
 /// Changes nothing of a stream that exists.
 ///
 /// # Errors
-/// [`OpenError`] says what to do. Takes half a minute at most.
+/// [`OpenError`] says what to do. Takes less than a minute.
 pub async fn open(options: Options) -> Result<Opened, OpenError> {
     options.check()?;
     let names = Names::new(&options);
@@ -179,11 +179,20 @@ impl Opening<'_> {
         }
         let settings = serde_json::to_vec(&settings).unwrap_or_default();
         let create = format!("$JS.API.STREAM.CREATE.{}", self.names.stream);
-        match self.ask::<StreamInfo>(&create, settings.into()).await? {
-            Ok(_) => {}
-            // Another bridge was faster.
-            Err(error) if error.err_code == code::NAME_EXISTS => {}
-            Err(error) => return Err(self.refused(&error)),
+        let settings = Bytes::from(settings);
+        loop {
+            match self.ask::<StreamInfo>(&create, settings.clone()).await? {
+                Ok(_) => break,
+                // Another bridge was faster.
+                Err(error) if error.err_code == code::NAME_EXISTS => break,
+                // The servers of a cluster that starts do not know each other yet.
+                Err(error)
+                    if error.err_code == code::NO_SUITABLE_PEERS && Instant::now() < self.end =>
+                {
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return Err(self.refused(&error)),
+            }
         }
         self.await_leader(&subject).await
     }

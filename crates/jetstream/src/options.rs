@@ -124,7 +124,8 @@ impl Options {
                 );
             }
             let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-            let is_address = url.parse::<async_nats::ServerAddr>().is_ok();
+            let is_address =
+                url.parse::<async_nats::ServerAddr>().is_ok() && !place(url).is_empty();
             if !matches!(scheme, Some("nats" | "tls")) || !is_address || place(url).contains('/') {
                 return invalid(format!(
                     "`{url}` is no URL of a server: write nats://host:4222 or tls://host:4222"
@@ -186,6 +187,7 @@ mod tests {
             "http://h:1",
             "ws://h:1",
             "nats://",
+            "nats://:4222",
             "nats://h:1/path",
             "nats://h:x",
         ] {

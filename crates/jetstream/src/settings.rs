@@ -54,139 +54,140 @@ pub(crate) fn new_stream(options: &Options, names: &Names) -> StreamConfig {
 
 /// What breaks a promise, each with the command that mends it.
 pub(crate) fn problems(config: &StreamConfig, options: &Options, names: &Names) -> Vec<String> {
-    let mut found = Vec::new();
-    let edit = |flags: &str| format!("run `nats stream edit {} {flags}`", names.stream);
-    let another = "it cannot be changed: use another stream";
-    let mut check = |is_wrong: bool, what: String, remedy: String| {
-        if is_wrong {
-            found.push(format!("{what}: {remedy}"));
-        }
+    let mut problems = Problems {
+        stream: &names.stream,
+        found: Vec::new(),
     };
-    check(
-        config.subjects != [names.commits.as_str()],
-        format!(
-            "it must have the one subject {}, and has {}",
-            names.commits,
-            config.subjects.join(", ")
-        ),
-        edit(&format!("--subjects={}", names.commits)),
-    );
-    check(
+    storage(config, options, &mut problems);
+    retention(config, options, &mut problems);
+    contents(config, names, &mut problems);
+    problems.found
+}
+
+struct Problems<'a> {
+    stream: &'a str,
+    found: Vec<String>,
+}
+
+impl Problems<'_> {
+    /// What `nats stream edit` mends.
+    fn editable(&mut self, is_wrong: bool, what: &str, flags: &str) {
+        if is_wrong {
+            let stream = self.stream;
+            self.found
+                .push(format!("{what}: run `nats stream edit {stream} {flags}`"));
+        }
+    }
+
+    fn unchangeable(&mut self, is_wrong: bool, what: &str) {
+        if is_wrong {
+            self.found
+                .push(format!("{what}: it cannot be changed: use another stream"));
+        }
+    }
+}
+
+/// Whether what is acknowledged is kept.
+fn storage(config: &StreamConfig, options: &Options, problems: &mut Problems<'_>) {
+    problems.unchangeable(
         config.storage != "file",
-        format!(
+        &format!(
             "it is stored in {} and is lost when its servers stop",
             config.storage
         ),
-        another.to_owned(),
     );
-    check(
+    problems.unchangeable(
         config.persist_mode == "async",
-        "it acknowledges before it stores (persist_mode async)".to_owned(),
-        another.to_owned(),
+        "it acknowledges before it stores (persist_mode async)",
     );
-    check(
+    problems.editable(config.no_ack, "it does not acknowledge (no_ack)", "--ack");
+    problems.editable(
         config.num_replicas < options.replicas,
-        format!(
+        &format!(
             "it has {} replicas of {} that are configured",
             config.num_replicas, options.replicas
         ),
-        edit(&format!("--replicas={}", options.replicas)),
+        &format!("--replicas={}", options.replicas),
     );
-    check(
+    problems.unchangeable(config.sealed, "it is sealed: nothing can be added");
+}
+
+/// Whether it is kept long enough, and all commits fit.
+fn retention(config: &StreamConfig, options: &Options, problems: &mut Problems<'_>) {
+    problems.editable(
         config.discard != "old",
-        format!(
+        &format!(
             "when it is full it refuses commits instead of removing old ones (discard {})",
             config.discard
         ),
-        edit("--discard=old"),
+        "--discard=old",
     );
     let age = options.ids_age;
-    check(
+    problems.editable(
         config.max_age > 0 && config.max_age < nanoseconds(age),
-        format!(
+        &format!(
             "it keeps commits for {} (max_age), and the ids in them are needed for {}",
             days(Duration::from_nanos(config.max_age.unsigned_abs())),
             days(age)
         ),
-        edit(&format!("--max-age={}h", age.as_secs().div_ceil(3600))),
+        &format!("--max-age={}h", age.as_secs().div_ceil(3600)),
     );
     for (flag, limit) in [
         ("max-msgs", config.max_msgs),
         ("max-msgs-per-subject", config.max_msgs_per_subject),
-        ("max-consumers", config.max_consumers),
     ] {
-        let remedy = if flag == "max-consumers" {
-            another.to_owned()
-        } else {
-            edit(&format!("--{flag}=-1"))
-        };
-        check(
-            limit > 0,
-            format!("it has a limit of {limit} ({})", flag.replace('-', "_")),
-            remedy,
+        let what = format!(
+            "it has a limit of {limit} messages ({})",
+            flag.replace('-', "_")
         );
+        problems.editable(limit > 0, &what, &format!("--{flag}=-1"));
     }
+    let consumers = config.max_consumers;
+    let what = format!("it has a limit of {consumers} readers (max_consumers)");
+    problems.unchangeable(consumers > 0, &what);
     for (flag, limit) in [
         ("max-msg-size", config.max_msg_size),
         ("max-bytes", config.max_bytes),
     ] {
         let is_small = limit > 0 && usize::try_from(limit).is_ok_and(|limit| limit < MESSAGE_BYTES);
-        check(
-            is_small,
-            format!(
-                "a commit may have {MESSAGE_BYTES} bytes, and {} is {limit}",
-                flag.replace('-', "_")
-            ),
-            edit(&format!("--{flag}=-1")),
+        let what = format!(
+            "a commit may have {MESSAGE_BYTES} bytes, and {} is {limit}",
+            flag.replace('-', "_")
         );
+        problems.editable(is_small, &what, &format!("--{flag}=-1"));
     }
-    check(
-        config.sealed,
-        "it is sealed: nothing can be added".to_owned(),
-        another.to_owned(),
-    );
-    foreign_writers(config, names, &mut check);
-    found
+    let what = format!("it removes what was read (retention {})", config.retention);
+    problems.unchangeable(config.retention != "limits", &what);
 }
 
-/// What else than the commits of bridges would get into the stream or out of it.
-fn foreign_writers(
-    config: &StreamConfig,
-    names: &Names,
-    check: &mut impl FnMut(bool, String, String),
-) {
-    let edit = |flags: &str| format!("run `nats stream edit {} {flags}`", names.stream);
-    let another = || "it cannot be changed: use another stream".to_owned();
-    check(
-        config.retention != "limits",
-        format!("it removes what was read (retention {})", config.retention),
-        another(),
+/// Whether it has the commits of bridges, and nothing else.
+fn contents(config: &StreamConfig, names: &Names, problems: &mut Problems<'_>) {
+    problems.editable(
+        config.subjects != [names.commits.as_str()],
+        &format!(
+            "it must have the one subject {}, and has {}",
+            names.commits,
+            config.subjects.join(", ")
+        ),
+        &format!("--subjects={}", names.commits),
     );
-    check(
+    problems.unchangeable(
         config.mirror.is_some() || !config.sources.is_empty(),
-        "it copies from other streams (mirror, sources)".to_owned(),
-        another(),
+        "it copies from other streams (mirror, sources)",
     );
-    check(
+    problems.editable(
         config.subject_transform.is_some(),
-        "it changes the subjects of messages (subject_transform)".to_owned(),
-        edit("--no-transform"),
+        "it changes the subjects of messages (subject_transform)",
+        "--no-transform",
     );
-    check(
-        config.no_ack,
-        "it does not acknowledge (no_ack)".to_owned(),
-        edit("--ack"),
-    );
-    check(
+    problems.editable(
         config.allow_rollup_hdrs,
-        "a message can remove all others (allow_rollup_hdrs)".to_owned(),
-        edit("--no-allow-rollup"),
+        "a message can remove all others (allow_rollup_hdrs)",
+        "--no-allow-rollup",
     );
-    check(
+    problems.unchangeable(
         config.allow_msg_ttl || config.allow_msg_schedules || config.allow_msg_counter,
-        "messages expire, are scheduled or are counted (allow_msg_ttl, allow_msg_schedules, allow_msg_counter)"
-            .to_owned(),
-        another(),
+        "messages expire, are scheduled or are counted (allow_msg_ttl, allow_msg_schedules, allow_msg_counter)",
     );
 }
 

@@ -98,6 +98,7 @@ pub fn program() -> PathBuf {
 impl Nats {
     /// Starts one server, or a cluster, and waits until it is ready.
     pub async fn start(nodes: usize, config: Config) -> Self {
+        let mut log = String::new();
         for _ in 0..STARTS_MAX {
             let nats = Self::prepare(nodes, &config);
             for node in 0..nodes {
@@ -106,8 +107,9 @@ impl Nats {
             if nats.is_ready(SOON).await {
                 return nats;
             }
+            log = nats.log(0);
         }
-        panic!("the servers of NATS do not start");
+        panic!("the servers of NATS do not start:\n{log}");
     }
 
     fn prepare(count: usize, config: &Config) -> Self {

@@ -1,6 +1,9 @@
 //! Servers that are killed, stopped and started again, streams that are deleted, and positions that are gone.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -19,10 +22,13 @@ const CALL_TIME_MAX: Duration = Duration::from_secs(10);
 #[tokio::test]
 #[ignore = "needs tools"]
 async fn writers_and_followers_survive_each_server_in_turn() {
+    let rounds: u64 = std::env::var("PRELUDE_BRIDGE_TEST_NATS_ROUNDS")
+        .map_or(1, |rounds| rounds.parse().unwrap());
     let (nats, sequencer) = cluster().await;
+    let last = 360 * rounds;
     let following = tokio::spawn({
-        let sequencer = std::sync::Arc::clone(&sequencer);
-        async move { follow_to(&sequencer, 1, 360).await }
+        let sequencer = Arc::clone(&sequencer);
+        async move { follow_to(&sequencer, 1, last).await }
     });
     let mut position = 0;
     let mut write = async || {
@@ -31,29 +37,33 @@ async fn writers_and_followers_survive_each_server_in_turn() {
             assert!(settle(&sequencer, position, &commit(position)).await);
         }
     };
-    write().await;
-    // The leader crashes; a follower crashes.
-    let leader = nats.leader(STREAM).await;
-    nats.kill(leader);
-    write().await;
-    nats.restart(leader);
-    nats.ready().await;
-    nats.kill((nats.leader(STREAM).await + 1) % 3);
-    write().await;
-    (0..3).for_each(|node| nats.kill(node));
-    (0..3).for_each(|node| nats.restart(node));
-    write().await;
-    nats.ready().await;
-    // One that is stopped closes no connection.
-    let leader = nats.leader(STREAM).await;
-    nats.pause(leader);
-    write().await;
-    nats.resume(leader);
-    nats.ready().await;
-    let follower = (nats.leader(STREAM).await + 1) % 3;
-    nats.pause(follower);
-    write().await;
-    nats.resume(follower);
+    for _ in 0..rounds {
+        write().await;
+        // The leader crashes; a follower crashes; all do.
+        let leader = nats.leader(STREAM).await;
+        nats.kill(leader);
+        write().await;
+        nats.restart(leader);
+        nats.ready().await;
+        let follower = (nats.leader(STREAM).await + 1) % 3;
+        nats.kill(follower);
+        write().await;
+        (0..3).for_each(|node| nats.kill(node));
+        (0..3).for_each(|node| nats.restart(node));
+        write().await;
+        nats.ready().await;
+        // One that is stopped closes no connection.
+        let leader = nats.leader(STREAM).await;
+        nats.pause(leader);
+        write().await;
+        nats.resume(leader);
+        nats.ready().await;
+        let follower = (nats.leader(STREAM).await + 1) % 3;
+        nats.pause(follower);
+        write().await;
+        nats.resume(follower);
+        nats.ready().await;
+    }
     let found = following.await.unwrap();
     assert!(
         (1..)
@@ -62,7 +72,7 @@ async fn writers_and_followers_survive_each_server_in_turn() {
     );
     let ends = Ends {
         first: Position(1),
-        last: Position(360),
+        last: Position(last),
     };
     soon(async { while sequencer.ends().await != Ok(ends) {} }).await;
 }

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use prelude_bridge_jetstream::{
-    OpenError, Options, open,
+    Login, OpenError, Options, open,
     testing::{Config, Nats},
 };
 use prelude_bridge_log::sequencer::Sequencer as _;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use crate::support::{DAY, STREAM, api, commit, contains, options, refused, settle};
 
@@ -116,7 +120,7 @@ async fn settings_that_break_a_promise_are_refused_with_what_mends_them() {
         let error = refused(options(&nats, 1)).await;
         match &error {
             OpenError::Stream { problems, .. } => {
-                assert_eq!(problems.len(), 1, "{changes}: {problems:?}")
+                assert_eq!(problems.len(), 1, "{changes}: {problems:?}");
             }
             other => panic!("{changes}: {other}"),
         }
@@ -273,4 +277,48 @@ async fn too_short_a_retention_is_not_created() {
         ..options(&nats, 1)
     };
     open(just).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let info = json!({ "server_name": "old", "version": "2.13.9", "headers": true, "max_payload": 8 << 20 });
+                let mut said = format!("INFO {info}\r\n");
+                let mut heard = [0; 4096];
+                // CONNECT and PING.
+                while connection.write_all(said.as_bytes()).await.is_ok()
+                    && connection
+                        .read(&mut heard)
+                        .await
+                        .is_ok_and(|bytes| bytes > 0)
+                {
+                    "PONG\r\n".clone_into(&mut said);
+                }
+            });
+        }
+    });
+    let error = refused(Options {
+        servers: vec![url],
+        stream: STREAM.to_owned(),
+        replicas: 1,
+        login: Login::None,
+        tls: None,
+        retention_age: 30 * DAY,
+        retention_bytes: 0,
+        ids_age: 15 * DAY,
+    })
+    .await;
+    assert!(matches!(error, OpenError::Server(_)), "{error}");
+    contains(
+        error,
+        &[
+            "the server old",
+            "version 2.13.9, and 2.14 is needed",
+            "upgrade",
+        ],
+    );
 }

@@ -1,12 +1,20 @@
 //! Logins, permissions and TLS.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use prelude_bridge_jetstream::{
     Login, OpenError, Options, Tls, open,
     testing::{Config, Nats},
 };
+use prelude_bridge_log::sequencer::{Position, Sequencer as _};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{commit, contains, options, refused, settle};
@@ -81,6 +89,80 @@ async fn passwords_tokens_and_keys_are_logins() {
         refused(as_who(&nats, Login::CredentialsFile(file))).await,
         &["bridge.nk", "cannot be read"],
     );
+}
+
+/// The accounts of an operator: what it, the account and the user sign, as `nsc` makes it.
+fn operator() -> (String, String) {
+    let operator = nkeys::KeyPair::new_operator();
+    let (account, user) = (nkeys::KeyPair::new_account(), nkeys::KeyPair::new_user());
+    // JetStream has its API in it.
+    let system = nkeys::KeyPair::new_account();
+    let sign = |issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, nats: serde_json::Value| {
+        let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let header = part(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
+        let claims = part(json!({
+            "jti": "x", "iat": 1_700_000_000, "name": "test", "nats": nats,
+            "iss": issuer.public_key(), "sub": subject.public_key(),
+        }));
+        let text = format!("{header}.{claims}");
+        let signature = URL_SAFE_NO_PAD.encode(issuer.sign(text.as_bytes()).unwrap());
+        format!("{text}.{signature}")
+    };
+    let of_operator = sign(
+        &operator,
+        &operator,
+        json!({ "type": "operator", "version": 2 }),
+    );
+    let limits = json!({
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+        "conn": -1, "leaf": -1, "disk_storage": 2_u64 << 30, "streams": -1, "consumer": -1,
+    });
+    let of_account = sign(
+        &operator,
+        &account,
+        json!({ "type": "account", "version": 2, "limits": limits }),
+    );
+    let of_system = sign(
+        &operator,
+        &system,
+        json!({ "type": "account", "version": 2, "limits": { "subs": -1, "conn": -1, "data": -1, "payload": -1 } }),
+    );
+    let unlimited = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
+    let of_user = sign(&account, &user, unlimited);
+    let seed = user.seed().unwrap();
+    let server = format!(
+        "operator: {of_operator}\nsystem_account: {}\nresolver: MEMORY\n\
+         resolver_preload: {{ {}: {of_account}, {}: {of_system} }}",
+        system.public_key(),
+        account.public_key(),
+        system.public_key()
+    );
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{of_user}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    (server, credentials)
+}
+
+#[tokio::test]
+#[ignore = "needs tools"]
+async fn a_credentials_file_is_a_login() {
+    let ((text, credentials), (_, others)) = (operator(), operator());
+    let nats = server(&text).await;
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("bridge.creds");
+    fs::write(&file, credentials).unwrap();
+    let opened = open(as_who(&nats, Login::CredentialsFile(file.clone())))
+        .await
+        .unwrap();
+    assert!(settle(&opened.sequencer, 1, &commit(1)).await);
+    // It is needed at each connection.
+    nats.kill(0);
+    nats.restart(0);
+    assert!(settle(&opened.sequencer, 2, &commit(2)).await);
+    fs::write(&file, &others).unwrap();
+    let error = refused(as_who(&nats, Login::CredentialsFile(file))).await;
+    assert!(matches!(error, OpenError::Login { .. }), "{error}");
 }
 
 /// What the crate's documentation lists.
@@ -189,6 +271,33 @@ impl Certificates {
             show(&self.path("ca.pem"))
         )
     }
+}
+
+#[tokio::test]
+#[ignore = "needs tools"]
+async fn no_call_hangs_on_a_stopped_server_with_tls() {
+    let ours = Certificates::new();
+    let nats = server(&ours.server(false)).await;
+    let tls = Tls {
+        authority: Some(ours.path("ca.pem")),
+        certificate: None,
+    };
+    let with_tls = Options {
+        tls: Some(tls),
+        ..options(&nats, 1)
+    };
+    let sequencer = open(with_tls).await.unwrap().sequencer;
+    settle(&sequencer, 1, &commit(1)).await;
+    nats.pause(0);
+    // More than the sockets hold, so that the end of TLS cannot be sent.
+    let large = Bytes::from(vec![7; 3 << 20]);
+    for _ in 0..5 {
+        let begin = Instant::now();
+        assert!(sequencer.append(Position(2), large.clone()).await.is_err());
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+    nats.resume(0);
+    assert!(settle(&sequencer, 2, &large).await);
 }
 
 #[tokio::test]

@@ -100,19 +100,16 @@ pub(crate) async fn next(commits: &mut Commits) -> Result<(Position, Bytes), Out
 /// Follows as a replica does: again after each outage, until a position is reached.
 pub(crate) async fn follow_to(sequencer: &JetStream, from: u64, to: u64) -> Vec<Bytes> {
     let mut found = Vec::new();
-    let following = async {
-        while (found.len() as u64) < to + 1 - from {
-            let mut commits = sequencer.follow(Position(from + found.len() as u64));
-            while let Some(Ok((position, commit))) = commits.next().await {
-                assert_eq!(position.0, from + found.len() as u64);
-                found.push(commit);
-                if position.0 == to {
-                    break;
-                }
+    while (found.len() as u64) < to + 1 - from {
+        let mut commits = sequencer.follow(Position(from + found.len() as u64));
+        while let Some(Ok((position, commit))) = soon(commits.next()).await {
+            assert_eq!(position.0, from + found.len() as u64);
+            found.push(commit);
+            if position.0 == to {
+                break;
             }
         }
-    };
-    soon(following).await;
+    }
     found
 }
 
