@@ -145,3 +145,41 @@ pub(crate) fn words(error: &Error) -> String {
     }
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_says_whether_it_passes_by_itself() {
+        let of = |code: SqlState| of_code(&code, "said".to_owned());
+        for lost in [
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::TOO_MANY_CONNECTIONS,
+        ] {
+            assert_eq!(of(lost), Fault::Lost("said".to_owned()));
+        }
+        for busy in [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::QUERY_CANCELED,
+            SqlState::OUT_OF_MEMORY,
+            SqlState::IO_ERROR,
+        ] {
+            assert_eq!(of(busy), Fault::Busy("said".to_owned()));
+        }
+        for unusable in [
+            SqlState::INVALID_PASSWORD,
+            SqlState::UNDEFINED_TABLE,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::DATA_CORRUPTED,
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        ] {
+            assert!(matches!(of(unusable), Fault::Unusable(_)));
+        }
+        assert!(matches!(of(SqlState::DISK_FULL), Fault::Full(_)));
+    }
+}

@@ -9,7 +9,8 @@ use prelude_bridge_log::sequencer::{Outage, Position};
 use tokio::sync::watch;
 
 use crate::{
-    link::{FIRST, Link, Links},
+    link::{FIRST, Link},
+    links::Links,
     table,
 };
 

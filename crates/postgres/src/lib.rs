@@ -8,7 +8,8 @@
 //! session   one connection
 //! server    what the server's settings promise
 //! table     the table: creating it, checking it, every statement
-//! link      the connections to one primary, and finding it
+//! link      the connections to one primary
+//! links     finding it
 //! follow    all commits from a position on
 //! testing   servers for tests
 //! ```
@@ -37,6 +38,7 @@
 mod fault;
 mod follow;
 mod link;
+mod links;
 mod options;
 mod server;
 mod session;
@@ -52,7 +54,7 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 use prelude_bridge_log::sequencer::{Ends, Outage, Outcome, Position, Sequencer};
 use tokio::sync::watch;
 
-use self::link::Links;
+use self::links::Links;
 pub use self::options::{IDS_AGE, Options, Secret, TABLE, TlsMode, UrlSource};
 
 /// How many bytes a commit may have. PostgreSQL would take a gigabyte; this is what a bridge is ready to hold.

@@ -50,7 +50,8 @@ pub(crate) struct Connector {
 /// An open connection.
 pub(crate) struct Session {
     pub(crate) client: Client,
-    turn: Arc<Mutex<()>>,
+    /// Held as long as a statement is under way, where that matters.
+    pub(crate) turn: Arc<Mutex<()>>,
     warnings: Arc<AtomicU64>,
     ended: watch::Receiver<Option<Fault>>,
     driver: AbortHandle,

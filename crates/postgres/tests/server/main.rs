@@ -1,4 +1,11 @@
 //! The sequencer on real servers of PostgreSQL. They need Debian's package, which `make tools` installs.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "tests"
+)]
 
 mod failures;
 mod following;
