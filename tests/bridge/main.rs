@@ -15,6 +15,8 @@ mod catch_up;
 mod cli;
 #[cfg(target_os = "linux")]
 mod clock;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod configuration;
 mod credentials;
 mod damage;
