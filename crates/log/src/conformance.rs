@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use self::{events::*, following::*};
-use super::{Appended, Block, Error, Gap, Log, Range};
+use super::{clock::{Boot, Clock, Reading}, Appended, Block, Error, Gap, Log, Range};
 use prelude_bridge_event::{Sequence, UnixMicros, testing as fixtures};
 
 const ALL: usize = usize::MAX;
@@ -72,6 +72,18 @@ impl TestClock {
     #[must_use]
     pub fn now(&self) -> UnixMicros {
         UnixMicros(self.0.load(Ordering::SeqCst))
+    }
+
+    /// The same as both clocks of a system.
+    pub(crate) fn to_clock(&self) -> Clock {
+        let clock = self.clone();
+        Clock {
+            read: Arc::new(move || Reading {
+                wall: clock.now(),
+                steady: clock.now().0,
+            }),
+            boot: Some(Boot::default()),
+        }
     }
 }
 

@@ -6,27 +6,12 @@ use proptest::prelude::*;
 
 use super::{
     Appended, Commit, Error, Gap, Health, Log,
-    clock::{Boot, Clock, Reading},
-    conformance::{Factory, Opened, Setup, TestClock},
+    conformance::{Factory, Opened, Setup},
     conformance_tests, embedded, fixtures, memory,
 };
 use prelude_bridge_event::{Epoch, LogId, Sequence};
 
 const ALL: usize = usize::MAX;
-
-pub(crate) fn clock(clock: TestClock) -> Clock {
-    let read = move || {
-        let now = clock.now();
-        Reading {
-            wall: now,
-            steady: now.0,
-        }
-    };
-    Clock {
-        read: Arc::new(read),
-        boot: Some(Boot::default()),
-    }
-}
 
 mod memory_log {
     use super::*;
@@ -40,7 +25,7 @@ mod memory_log {
                 retention_bytes: setup.retention_bytes,
                 ..memory::Options::default()
             };
-            let log = memory::open_with_clock(options, clock(setup.clock)).unwrap();
+            let log = memory::open_with_clock(options, setup.clock.to_clock()).unwrap();
             let switched = Arc::clone(&log);
             let set_outage = move |is_out| {
                 if is_out {
@@ -74,7 +59,7 @@ mod embedded_log {
                 ..embedded::Options::default()
             };
             let seams = embedded::Seams {
-                clock: clock(setup.clock),
+                clock: setup.clock.to_clock(),
                 ..embedded::Seams::default()
             };
             Opened {

@@ -62,8 +62,26 @@ pub async fn open(
     open_with_seams(data_dir, options, sequencer, Seams::default()).await
 }
 
+/// The same with a clock of a test.
+///
+/// # Errors
+/// [`OpenError`].
+#[cfg(any(test, feature = "testing"))]
+pub async fn open_at(
+    data_dir: &Path,
+    options: Options,
+    sequencer: Arc<dyn Sequencer>,
+    clock: &crate::conformance::TestClock,
+) -> Result<Arc<Embedded>, OpenError> {
+    let seams = Seams {
+        clock: clock.to_clock(),
+        ..Seams::default()
+    };
+    open_with_seams(data_dir, options, sequencer, seams).await
+}
+
 /// The same with seams.
-pub(crate) async fn open_with_seams(
+async fn open_with_seams(
     data_dir: &Path,
     options: Options,
     sequencer: Arc<dyn Sequencer>,

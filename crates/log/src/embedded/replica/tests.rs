@@ -12,7 +12,7 @@ use crate::{
     Appended, Error, Log,
     conformance::{Factory, Opened, Setup},
     conformance_tests,
-    embedded::{Seams, testing::waits_until},
+    embedded::testing::waits_until,
     fixtures,
     sequencer::memory::{Connection, Sequence as Commits},
 };
@@ -97,14 +97,8 @@ mod conforms {
                 retention_bytes: setup.retention_bytes,
                 ..Options::default()
             };
-            let clock = setup.clock.clone();
-            let seams = Seams {
-                clock: crate::conformance_tests::clock(clock),
-                ..Seams::default()
-            };
             let commits = Arc::<Commits>::default();
-            let connection = commits.connect();
-            let open = open_with_seams(dir.path(), options, connection, seams);
+            let open = open_at(dir.path(), options, commits.connect(), &setup.clock);
             let log = tokio::task::block_in_place(|| Handle::current().block_on(open)).unwrap();
             let set_outage = move |is_out: bool| {
                 let outage = Outage::Unavailable("nobody answers".into());
