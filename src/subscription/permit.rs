@@ -105,7 +105,7 @@ impl Permit {
             _slot: slot,
             filter: Vec::new(),
             quota,
-            deadline,
+            deadline: limits.deadline,
             ended,
             draining,
         })

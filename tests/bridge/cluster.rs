@@ -16,6 +16,7 @@ use prelude_bridge::proto::event_service_client::EventServiceClient;
 use prelude_bridge_jetstream::testing::{Config, Nats};
 use prelude_bridge_postgres::testing as postgres;
 use tokio::task::JoinSet;
+use tonic::transport::Endpoint;
 
 use crate::support::{
     Bridge, SOON, Setup, count,
@@ -109,10 +110,12 @@ async fn read(number: usize, bridges: Arc<[SocketAddr]>, ledger: Arc<Ledger>) ->
             break;
         }
         let bridge = bridges[turn % bridges.len()];
-        let Ok(mut client) = EventServiceClient::connect(format!("http://{bridge}")).await else {
+        let endpoint = Endpoint::from_shared(format!("http://{bridge}")).unwrap();
+        let Ok(channel) = endpoint.connect().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        let mut client = EventServiceClient::new(channel);
         let request = match &cursor {
             Some(cursor) => after(cursor),
             None => from(Position::Earliest(Earliest {})),

@@ -12,6 +12,7 @@
 
 mod contract;
 mod failures;
+mod log;
 mod opening;
 mod security;
 mod support;

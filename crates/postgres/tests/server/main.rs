@@ -9,6 +9,7 @@
 
 mod failures;
 mod following;
+mod log;
 mod positions;
 mod refusals;
 mod standbys;
