@@ -17,10 +17,11 @@ use prelude_bridge_jetstream::testing::{Config, Nats};
 use prelude_bridge_postgres::testing as postgres;
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
+use tonic_types::StatusExt as _;
 
 use crate::support::{
     Bridge, SOON, Setup, count,
-    sender::{Delivery, Sender, eventually},
+    sender::{Delivery, Sender},
     stream::{Earliest, Received, after, from},
 };
 use prelude_bridge::proto::start_position::Position;
@@ -49,10 +50,9 @@ impl Ledger {
     /// Waits until this many more events are acknowledged; returns how long that took.
     async fn grows_by(&self, events: u64) -> Duration {
         let (began, before) = (Instant::now(), self.count.load(Ordering::SeqCst));
-        eventually(async || {
-            (self.count.load(Ordering::SeqCst) >= before + events).then_some(())
-        })
-        .await;
+        while self.count.load(Ordering::SeqCst) < before + events {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         began.elapsed()
     }
 }
@@ -123,7 +123,10 @@ async fn read(number: usize, bridges: Arc<[SocketAddr]>, ledger: Arc<Ledger>) ->
         let mut received = match Received::subscribe(&mut client, request).await {
             Ok(received) => received,
             Err(status) => {
-                assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+                // A connection of a bridge that was killed says nothing.
+                let is_transport = status.get_details_error_info().is_none();
+                let is_temporary = status.code() == tonic::Code::Unavailable;
+                assert!(is_temporary || is_transport, "{status:?}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -167,12 +170,29 @@ impl Cluster {
         for number in 0..count("PRELUDE_BRIDGE_TEST_CLUSTER_SUBSCRIBERS", 6) {
             subscribers.spawn(read(number, Arc::clone(&streams), Arc::clone(&ledger)));
         }
-        ledger.grows_by(50).await;
-        Self {
+        let cluster = Self {
             bridges,
             ledger,
             senders,
             subscribers,
+        };
+        cluster.grows_by(50).await;
+        cluster
+    }
+
+    /// Waits until so many more events are acknowledged. Where none are, what the bridges say tells why.
+    async fn grows_by(&self, events: u64) -> Duration {
+        match tokio::time::timeout(SOON, self.ledger.grows_by(events)).await {
+            Ok(took) => took,
+            Err(_) => {
+                let said = self.bridges.iter().map(|bridge| {
+                    let said = bridge.stderr();
+                    let last: Vec<&str> = said.lines().rev().take(12).collect();
+                    last.join("\n")
+                });
+                let said: Vec<String> = said.collect();
+                unreachable!("no events are acknowledged:\n{}", said.join("\n\n"))
+            }
         }
     }
 
@@ -181,12 +201,12 @@ impl Cluster {
     async fn kill_bridges(&mut self) {
         for number in 0..self.bridges.len() {
             self.bridges[number].kill();
-            self.ledger.grows_by(20).await;
+            self.grows_by(20).await;
             if number == 0 {
                 std::fs::remove_dir_all(self.bridges[number].data_dir()).unwrap();
             }
             self.bridges[number].restart().await;
-            self.ledger.grows_by(20).await;
+            self.grows_by(20).await;
         }
     }
 
@@ -233,13 +253,13 @@ async fn bridges_over_a_cluster_of_nats_lose_nothing_whoever_is_killed() {
     for _ in 0..count("PRELUDE_BRIDGE_TEST_CLUSTER_ROUNDS", 1) {
         let leader = nats.leader("prelude-bridge").await;
         nats.kill(leader);
-        let pause = cluster.ledger.grows_by(20).await;
+        let pause = cluster.grows_by(20).await;
         eprintln!("after the leader was killed, events were acknowledged again within {pause:.1?}");
         nats.restart(leader);
         nats.ready().await;
         let follower = (nats.leader("prelude-bridge").await + 1) % 3;
         nats.pause(follower);
-        cluster.ledger.grows_by(20).await;
+        cluster.grows_by(20).await;
         nats.resume(follower);
         cluster.kill_bridges().await;
         for node in 0..3 {
@@ -249,7 +269,7 @@ async fn bridges_over_a_cluster_of_nats_lose_nothing_whoever_is_killed() {
             nats.restart(node);
         }
         nats.ready().await;
-        cluster.ledger.grows_by(50).await;
+        cluster.grows_by(50).await;
     }
     cluster.finish().await;
 }
@@ -265,15 +285,18 @@ async fn bridges_over_postgresql_lose_nothing_when_the_primary_dies() {
     };
     let hosts = format!("{},{}", host(url(&primary)), host(url(&standby)));
     let store = primary.url().replace(&host(url(&primary)), &hosts);
-    let setup = || Setup::default().with("store", &store).with("retention.bytes_max", "1GiB");
+    // The new primary has no standby, and is told that it needs none.
+    let setup = || {
+        Setup::default()
+            .with("store", &store)
+            .with("store.require_standby", "false")
+            .with("retention.bytes_max", "1GiB")
+    };
     let mut cluster = Cluster::start(setup).await;
     cluster.kill_bridges().await;
     primary.kill();
     standby.promote();
-    // The new primary has no standby, and is told that it needs none.
-    standby.configure("synchronous_standby_names = ''");
-    standby.reload();
-    let pause = cluster.ledger.grows_by(50).await;
+    let pause = cluster.grows_by(50).await;
     eprintln!("after the primary was killed, events were acknowledged again within {pause:.1?}");
     cluster.finish().await;
 }
