@@ -39,7 +39,7 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<
         Store::Postgres(postgres) => open_postgres(config, postgres).await?,
     };
     let options = files(config, metrics);
-    Ok(embedded::replica::open(&config.data_dir, options, sequencer).await?)
+    Ok(embedded::open_replica(&config.data_dir, options, sequencer).await?)
 }
 
 /// How the log in the data directory is kept.
@@ -62,10 +62,7 @@ fn files(config: &Config, metrics: &Arc<Metrics>) -> embedded::Options {
     }
 }
 
-async fn open_nats(
-    config: &Config,
-    nats: &config::Nats,
-) -> Result<Arc<dyn Sequencer>, StoreError> {
+async fn open_nats(config: &Config, nats: &config::Nats) -> Result<Arc<dyn Sequencer>, StoreError> {
     let scheme = if nats.tls.is_some() { "tls" } else { "nats" };
     let secret = |secret: &config::StoreSecret| secret.text.expose().to_owned();
     let options = jetstream::Options {
@@ -78,9 +75,7 @@ async fn open_nats(
         replicas: nats.replicas,
         login: match &nats.login {
             config::Login::None => jetstream::Login::None,
-            config::Login::CredentialsFile(path) => {
-                jetstream::Login::CredentialsFile(path.clone())
-            }
+            config::Login::CredentialsFile(path) => jetstream::Login::CredentialsFile(path.clone()),
             config::Login::Token(token) => jetstream::Login::Token(secret(token)),
             config::Login::User { name, password } => jetstream::Login::Password {
                 user: name.clone(),

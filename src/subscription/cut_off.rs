@@ -66,7 +66,9 @@ impl Subscriptions {
                 tracing::warn!("streams end, because the bridge does not learn of new events");
                 subscriptions.together.drain(&subscriptions.draining);
                 drop(subscriptions);
-                status.health_where(|health| !is_cut_off(health) || health.is_final()).await;
+                status
+                    .health_where(|health| !is_cut_off(health) || health.is_final())
+                    .await;
             }
         }
     }

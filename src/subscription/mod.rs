@@ -22,9 +22,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::registry::Snapshot;
-use self::{
-    cut_off::Together, cursor::CursorSource, pace::Pace, registry::Registry,
-};
+use self::{cursor::CursorSource, cut_off::Together, pace::Pace, registry::Registry};
 pub(crate) use self::{
     failure::Failure,
     permit::{Permit, passed},

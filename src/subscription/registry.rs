@@ -143,7 +143,9 @@ impl Registration {
     }
 
     pub(super) fn ended(&mut self, end: &Result<(), Failure>) {
-        let reason = end.as_ref().map_or_else(Failure::counted_reason, |()| "COMPLETE");
+        let reason = end
+            .as_ref()
+            .map_or_else(Failure::counted_reason, |()| "COMPLETE");
         let _ = self.reason.set(reason);
     }
 

@@ -44,7 +44,8 @@ impl Ledger {
     fn acknowledge(&self, ids: &[String]) {
         let mut acknowledged = self.acknowledged.lock().unwrap();
         acknowledged.extend(ids.iter().cloned());
-        self.count.store(acknowledged.len() as u64, Ordering::SeqCst);
+        self.count
+            .store(acknowledged.len() as u64, Ordering::SeqCst);
     }
 
     /// Waits until this many more events are acknowledged; returns how long that took.
@@ -65,7 +66,9 @@ async fn send(number: u64, bridges: Arc<[SocketAddr]>, ledger: Arc<Ledger>) {
         if ledger.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let ids: Vec<String> = (0..BATCH).map(|n| format!("evt_{number}_{batch}_{n}")).collect();
+        let ids: Vec<String> = (0..BATCH)
+            .map(|n| format!("evt_{number}_{batch}_{n}"))
+            .collect();
         let delivery = Delivery::of_ids(&ids);
         loop {
             turn += 1;
@@ -134,7 +137,10 @@ async fn read(number: usize, bridges: Arc<[SocketAddr]>, ledger: Arc<Ledger>) ->
         let until = tokio::time::Instant::now() + STAY;
         while let Ok(Ok(Some(response))) = tokio::time::timeout_at(until, received.next()).await {
             for event in &response.events {
-                assert_eq!(event.sequence, next_sequence, "subscriber {number}: a hole, or twice");
+                assert_eq!(
+                    event.sequence, next_sequence,
+                    "subscriber {number}: a hole, or twice"
+                );
                 next_sequence += 1;
                 seen.push(event.id.clone());
             }
@@ -160,7 +166,10 @@ impl Cluster {
         for _ in 0..BRIDGES {
             bridges.push(setup().in_memory().start().await);
         }
-        let webhooks: Arc<[_]> = bridges.iter().map(|bridge| bridge.addresses.webhook).collect();
+        let webhooks: Arc<[_]> = bridges
+            .iter()
+            .map(|bridge| bridge.addresses.webhook)
+            .collect();
         let streams: Arc<[_]> = bridges.iter().map(|bridge| bridge.addresses.grpc).collect();
         let ledger = Arc::<Ledger>::default();
         let (mut senders, mut subscribers) = (JoinSet::new(), JoinSet::new());
@@ -213,9 +222,11 @@ impl Cluster {
     /// Ends the senders, waits until every subscriber has everything, and compares.
     async fn finish(mut self) {
         self.ledger.stopping.store(true, Ordering::SeqCst);
-        tokio::time::timeout(SOON, async { while self.senders.join_next().await.is_some() {} })
-            .await
-            .unwrap();
+        tokio::time::timeout(SOON, async {
+            while self.senders.join_next().await.is_some() {}
+        })
+        .await
+        .unwrap();
         let acknowledged = self.ledger.acknowledged.lock().unwrap().clone();
         let mut logs = Vec::new();
         let all = async {
@@ -223,15 +234,24 @@ impl Cluster {
                 logs.push(seen.unwrap());
             }
         };
-        tokio::time::timeout(SOON * 2, all).await.expect("every subscriber gets everything");
+        tokio::time::timeout(SOON * 2, all)
+            .await
+            .expect("every subscriber gets everything");
         let longest = logs.iter().max_by_key(|seen| seen.len()).unwrap().clone();
         let ids: HashSet<&String> = longest.iter().collect();
         assert_eq!(ids.len(), longest.len(), "an event is twice in the log");
-        assert!(acknowledged.iter().all(|id| ids.contains(id)), "an acknowledged event is lost");
+        assert!(
+            acknowledged.iter().all(|id| ids.contains(id)),
+            "an acknowledged event is lost"
+        );
         for seen in &logs {
             assert_eq!(seen[..], longest[..seen.len()], "the order differs");
         }
-        eprintln!("{} events acknowledged, {} in the log", acknowledged.len(), longest.len());
+        eprintln!(
+            "{} events acknowledged, {} in the log",
+            acknowledged.len(),
+            longest.len()
+        );
         for bridge in self.bridges {
             bridge.finish().await;
         }

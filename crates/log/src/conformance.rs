@@ -24,7 +24,10 @@ use std::{
 };
 
 pub use self::{events::*, following::*};
-use super::{clock::{Boot, Clock, Reading}, Appended, Block, Error, Gap, Log, Range};
+use super::{
+    Appended, Block, Error, Gap, Log, Range,
+    clock::{Boot, Clock, Reading},
+};
 use prelude_bridge_event::{Sequence, UnixMicros, testing as fixtures};
 
 const ALL: usize = usize::MAX;

@@ -93,7 +93,10 @@ impl Epochs {
             return Err(CursorFault::Ahead { head });
         }
         // Of events that were removed before this replica began, no epoch is known.
-        let known_from = self.epochs.first().map_or(Sequence::ZERO, |&(first, _)| first);
+        let known_from = self
+            .epochs
+            .first()
+            .map_or(Sequence::ZERO, |&(first, _)| first);
         let is_known = cursor.sequence >= known_from || cursor.sequence == Sequence::ZERO;
         if is_known && cursor.epoch != self.epoch_of(cursor.sequence) {
             return Err(CursorFault::OtherEpoch);

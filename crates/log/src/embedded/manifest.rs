@@ -136,7 +136,9 @@ impl Manifest {
         bytes.put_u32_le(u32::try_from(self.clock.len()).unwrap_or(u32::MAX));
         bytes.put_slice(&self.clock);
         bytes.put_i64_le(self.last_at.0);
-        let (next, digest) = self.replica.map_or((0, 0), |(at, digest)| (at.next().0, digest));
+        let (next, digest) = self
+            .replica
+            .map_or((0, 0), |(at, digest)| (at.next().0, digest));
         bytes.put_u64_le(next);
         bytes.put_u64_le(digest);
         let checksum = crc32c::crc32c(&bytes);

@@ -25,6 +25,7 @@ mod footer;
 mod frame;
 pub(crate) mod frames;
 mod ids_budget;
+mod in_order;
 mod inspect;
 mod keeper;
 mod manifest;
@@ -41,7 +42,7 @@ mod readers;
 mod recovery;
 #[cfg(test)]
 mod removal_tests;
-pub mod replica;
+mod replica;
 mod reserve;
 mod retention;
 mod salvage;
@@ -50,6 +51,7 @@ mod scrub;
 mod segments;
 #[cfg(test)]
 mod start_tests;
+mod starting;
 mod survey;
 #[cfg(test)]
 mod testing;
@@ -68,26 +70,28 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::sync::watch;
 
-use self::{
-    active::Active, directory::Directory, ids_budget::IdsBudget, keeper::Keeper, opening::Opened,
-    queue::Queue, readers::Readers, replica::{Beginning, Replica, Replicated}, reserve::Reserve, retention::Retention, scrub::Scrub,
-    segments::Segments, writer::Writer,
-};
+#[cfg(any(test, feature = "testing"))]
+pub use self::starting::open_replica_at;
+#[cfg(test)]
+pub(super) use self::starting::open_with_seams;
 pub use self::{
     check::{CheckFault, CheckProgress, CheckReport, Remedy, check},
     commit::{CommitReport, OnCommit},
     inspect::{Inspection, inspect},
     open_error::OpenError,
+    starting::open_replica,
+};
+use self::{
+    directory::Directory, keeper::Keeper, queue::Queue, readers::Readers, replica::Replicated,
+    reserve::Reserve, scrub::Scrub, segments::Segments,
 };
 use super::{
-    Appended, Block, EarliestNow, Epochs, Error, Follower, Gap, Health, Log, Publisher, Range,
-    ReadError, Status, Usage,
+    Appended, Block, EarliestNow, Error, Follower, Gap, Health, Log, Publisher, Range, ReadError,
+    Status, Usage,
     clock::{self, Clock},
-    group::{self, Stamps},
     ids,
-    sequencer::Sequencer,
 };
 use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 
@@ -169,7 +173,7 @@ impl Default for Options {
 /// # Errors
 /// [`OpenError`], which says what to do.
 pub fn open(data_dir: &Path, options: Options) -> Result<Arc<Embedded>, OpenError> {
-    open_with_seams(data_dir, options, Seams::default())
+    starting::open_with_seams(data_dir, options, Seams::default())
 }
 
 /// What the files of ids in a data directory occupy, in bytes. Looks at their names and sizes only.
@@ -224,185 +228,6 @@ impl Default for Seams {
             ids_limits: None,
         }
     }
-}
-
-/// The same with seams.
-pub(super) fn open_with_seams(
-    data_dir: &Path,
-    options: Options,
-    seams: Seams,
-) -> Result<Arc<Embedded>, OpenError> {
-    open_directory(Directory::open(data_dir)?, options, seams, None)
-}
-
-/// Opens the replica of a log that a sequence orders. Blocks until the engine has answered.
-fn open_replica(
-    data_dir: &Path,
-    mut options: Options,
-    sequencer: Arc<dyn Sequencer>,
-    runtime: Handle,
-    seams: Seams,
-) -> Result<Arc<Embedded>, OpenError> {
-    let (part, whole) = replica::GROUP_PART;
-    let bytes_max = sequencer.commit_bytes_max() / whole * part;
-    options.group_bytes_max = options.group_bytes_max.min(bytes_max);
-    let directory = Directory::open(data_dir)?;
-    let start = replica::Start {
-        directory: &directory,
-        sequencer: &sequencer,
-        runtime: &runtime,
-        clock: &seams.clock,
-    };
-    let beginning = start.begin()?;
-    let replicated = Arc::new(Replicated::new(sequencer, beginning.position()));
-    open_directory(
-        directory,
-        options,
-        seams,
-        Some((beginning, replicated, runtime)),
-    )
-}
-
-/// Opens what is in a directory: a log with one writer, or a replica.
-fn open_directory(
-    directory: Directory,
-    options: Options,
-    seams: Seams,
-    replica: Option<(Beginning, Arc<Replicated>, Handle)>,
-) -> Result<Arc<Embedded>, OpenError> {
-    let data_dir = directory.path();
-    let ids_limits = seams.ids_limits;
-    let ids_limits =
-        ids_limits.unwrap_or_else(|| ids::Limits::new(options.ids_age, options.ids_bytes));
-    let age_max = options.retention_age;
-    let mut opened = opening::open(&directory, ids_limits, &seams, age_max, replica.is_some())?;
-    let found = &opened.found;
-    let first = found.segments.last().map(|last| last.first_sequence);
-    let mut active = Active::new(
-        data_dir,
-        opened.manifest.log,
-        found.tip.ok_or(found.next_ordinal),
-        first.and_then(|first| opened.ages.written_at(first)),
-        options.retention_bytes,
-    );
-    if replica.is_some() {
-        active.leave_unflushed();
-    }
-    match active.open(&seams.fault) {
-        Err(error) if disk_error::is_no_space(&error) => opened.is_full = true,
-        opened => opened.map_err(|source| OpenError::Directory {
-            path: data_dir.to_owned(),
-            source,
-        })?,
-    }
-    start(directory, opened, active, (options, seams.fault), replica)
-}
-
-/// Starts the threads of a log that was opened.
-fn start(
-    directory: Directory,
-    opened: Opened,
-    active: Active,
-    (options, fault): (Options, Fault),
-    replica: Option<(Beginning, Arc<Replicated>, Handle)>,
-) -> Result<Arc<Embedded>, OpenError> {
-    let Opened {
-        manifest,
-        ids,
-        epoch,
-        missing_ids,
-        clock,
-        ages,
-        found,
-        is_full,
-    } = opened;
-    let (done, ended) = watch::channel(false);
-    let epochs = Epochs::new(manifest.log, manifest.epochs);
-    let shared = Arc::new(Shared {
-        queue: Queue::new(options.queue_limits()),
-        keeper: Keeper::default(),
-        scrub: Scrub::default(),
-        segments: Arc::new(found.segments),
-        publisher: Publisher::new(found.range, epochs, Health::Ready),
-        reserve: Reserve::new(directory.path(), options.retention_bytes),
-        ids_usage: Mutex::new(ids.usage(found.range.head, None)),
-        clock: clock.watch(),
-        failure: OnceLock::new(),
-        no_space_at: Mutex::new(None),
-        engine_health: Mutex::new(None),
-        has_missing_ids: AtomicBool::new(missing_ids.is_some()),
-        replicated: replica
-            .as_ref()
-            .map(|(_, replicated, _)| Arc::clone(replicated)),
-        fault,
-        done,
-    });
-    shared.set_no_space(is_full);
-    for located in &found.damage {
-        shared.note_damage(located);
-    }
-    let keeper = keeper::Work::new(Arc::clone(&shared), manifest.log, ids.background());
-    let keeper = spawn("log-keeper", move || keeper.run())?;
-    let follow = replica.as_ref().map(|(_, replicated, runtime)| {
-        let follow = replica::Follow::new(Arc::clone(&shared), Arc::clone(replicated));
-        (follow, runtime.clone())
-    });
-    let replica = replica.map(|(beginning, replicated, runtime)| {
-        Replica::new(replicated, runtime, &beginning, epoch).map(Box::new)
-    });
-    let replica = replica.transpose().inspect_err(|_| shared.keeper.stop())?;
-    let writer = Writer {
-        replica,
-        shared: Arc::clone(&shared),
-        keeper,
-        on_commit: options.on_commit,
-        log: manifest.log,
-        epoch,
-        builder: group::new_builder(),
-        clock,
-        stamps: Stamps::new(found.last_at),
-        ages,
-        ids,
-        missing_ids,
-        active,
-        next_commit: getrandom::u64().inspect_err(|_| shared.keeper.stop())?,
-        retention: Retention::new(options.retention_bytes, options.retention_age),
-        unsaved: writer::Unsaved {
-            has_news: is_full,
-            confirmed: manifest.confirmed,
-            unsealed: found.unsealed,
-            ..writer::Unsaved::default()
-        },
-        ids_budget: IdsBudget::default(),
-    };
-    let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
-    let readers = readers.inspect_err(|_| shared.keeper.stop())?;
-    writer.publish_health();
-    if let Some(replica) = &writer.replica {
-        replica.serve(&shared);
-    }
-    let thread = spawn("log-writer", move || writer.run()).inspect_err(|_| shared.keeper.stop())?;
-    if let Some((follow, runtime)) = follow {
-        runtime.spawn(follow.run());
-    }
-    let rate = options.scrub_bytes_per_second;
-    let scrub = scrub::Work::new(Arc::clone(&shared), manifest.log, rate);
-    let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
-    Ok(Arc::new(Embedded {
-        shared,
-        readers,
-        thread: Mutex::new(Some(thread)),
-        scrub: Mutex::new(scrub.and_then(Result::ok)),
-        ended,
-        _directory: directory,
-    }))
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map_err(OpenError::Thread)
 }
 
 /// A [`Log`] on disk.

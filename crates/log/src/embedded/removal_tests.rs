@@ -556,7 +556,7 @@ async fn a_write_that_found_no_room_leaves_nothing_behind() {
     std::os::unix::fs::FileExt::write_all_at(&file, b"usr_half", tip.end + 100).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"usr_half", bytes + 100).unwrap();
     let log = manifest::Manifest::read(dir.path()).unwrap().unwrap().log;
-    let mut active = Active::new(dir.path(), log, Ok(tip), None, u64::MAX);
+    let mut active = active::Active::new(dir.path(), log, Ok(tip), None, u64::MAX);
     assert!(holds(dir.path(), "usr_half"));
     active.remove_rest_for_test(bytes);
     assert!(!holds(dir.path(), "usr_half") && holds(dir.path(), "usr_1"));

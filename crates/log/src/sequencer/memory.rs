@@ -217,12 +217,7 @@ impl Sequence {
 struct Directory(Mutex<HashMap<u32, Answer>>);
 
 impl Peers for Directory {
-    fn ask(
-        &self,
-        peer: u32,
-        question: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Option<Bytes>> {
+    fn ask(&self, peer: u32, question: Bytes, timeout: Duration) -> BoxFuture<'_, Option<Bytes>> {
         let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = answers.get(&peer).map(|answer| answer(question));
         Box::pin(async move {
@@ -254,7 +249,8 @@ impl Connection {
 
     /// Connects this bridge again.
     pub fn reconnect(&self) {
-        self.connections.send_modify(|connections| *connections += 1);
+        self.connections
+            .send_modify(|connections| *connections += 1);
         self.is_cut_off.store(false, Ordering::SeqCst);
         self.sequence.change(|_| ());
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use prelude_bridge_log::{
     conformance::{self, Factory, Opened, Setup},
-    embedded::{self, replica},
+    embedded,
 };
 use tokio::runtime::Handle;
 
@@ -31,7 +31,9 @@ impl Factory for Tables<'_> {
                 retention_bytes: setup.retention_bytes,
                 ..embedded::Options::default()
             };
-            replica::open_at(dir.path(), log, sequencer, &setup.clock).await.unwrap()
+            embedded::open_replica_at(dir.path(), log, sequencer, &setup.clock)
+                .await
+                .unwrap()
         };
         let log = tokio::task::block_in_place(|| Handle::current().block_on(open));
         Opened {

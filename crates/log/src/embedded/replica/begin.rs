@@ -89,7 +89,10 @@ impl Start<'_> {
             ));
         };
         if let Some(Unfit { reason, is_kept }) = unfit {
-            tracing::warn!(reason, "the replica in the data directory is made anew from the store");
+            tracing::warn!(
+                reason,
+                "the replica in the data directory is made anew from the store"
+            );
             self.remove(is_kept).map_err(|source| self.failed(source))?;
         }
         // A mark has nothing to apply.
@@ -248,7 +251,10 @@ impl Start<'_> {
 
     /// Cuts off what was not flushed. Returns the position and the digest that the replica goes on from, or
     /// why it cannot.
-    #[expect(clippy::type_complexity, reason = "a failure, or an unfit replica, or its end")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "a failure, or an unfit replica, or its end"
+    )]
     fn go_on(
         &self,
         manifest: &Manifest,
@@ -274,7 +280,8 @@ impl Start<'_> {
         let next = position.next();
         let at = if position >= first { position } else { next };
         if at < first {
-            let reason = format!("it ends with commit {position}, and the store begins with commit {first}");
+            let reason =
+                format!("it ends with commit {position}, and the store begins with commit {first}");
             return unfit(reason, false);
         }
         if at > last || position == Position(0) {
@@ -297,7 +304,9 @@ impl Start<'_> {
         if is_same {
             Ok(Ok((position, Some(digest))))
         } else {
-            let reason = format!("it is of another history of the log: commit {at} of the store does not fit");
+            let reason = format!(
+                "it is of another history of the log: commit {at} of the store does not fit"
+            );
             unfit(reason, true)
         }
     }
@@ -389,7 +398,11 @@ fn cut(data_dir: &Path, manifest: &Manifest) -> io::Result<bool> {
 }
 
 /// The position of the commit that an event is in.
-pub(super) fn position_of(segments: &Segments, event: Sequence, head: Sequence) -> Option<Position> {
+pub(in crate::embedded) fn position_of(
+    segments: &Segments,
+    event: Sequence,
+    head: Sequence,
+) -> Option<Position> {
     let segments::Position::At(place) = segments.place_after(event.before(), head) else {
         return None;
     };

@@ -70,10 +70,8 @@ impl Follow {
         }
         let from = self.replicated.applied.borrow().next();
         let mut commits = self.replicated.sequencer.follow(from);
-        let mut trim = tokio::time::interval_at(
-            tokio::time::Instant::now() + TRIM_INTERVAL,
-            TRIM_INTERVAL,
-        );
+        let mut trim =
+            tokio::time::interval_at(tokio::time::Instant::now() + TRIM_INTERVAL, TRIM_INTERVAL);
         loop {
             tokio::select! {
                 commit = commits.next() => match commit {

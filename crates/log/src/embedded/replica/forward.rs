@@ -35,10 +35,10 @@ const RETURN_MAX: Duration = Duration::from_secs(5);
 const VERSION: u8 = 1;
 
 /// A batch with the place where its answer is awaited.
-pub(super) type Waiting = (Batch, oneshot::Sender<Result<Appended, Error>>);
+pub(in crate::embedded) type Waiting = (Batch, oneshot::Sender<Result<Appended, Error>>);
 
 /// What a bridge knows of those to whom it may forward.
-pub(super) struct Forward {
+pub(in crate::embedded) struct Forward {
     peers: Option<Arc<dyn Peers>>,
     /// Who wrote last, apart from this bridge.
     other: Option<(u32, Instant)>,
@@ -62,7 +62,7 @@ impl Forward {
     }
 
     /// A commit of this writer was applied.
-    pub(super) fn note(&mut self, writer: u32, own: u32) {
+    pub(in crate::embedded) fn note(&mut self, writer: u32, own: u32) {
         let now = Instant::now();
         if writer == own {
             self.own = Some(now);
@@ -179,7 +179,9 @@ async fn answer(
     let batches = decode_batches(question.clone()).ok()?;
     let fates: Vec<_> = {
         let shared = shared.upgrade()?;
-        let pushed = batches.into_iter().map(|batch| shared.queue.push_forwarded(batch));
+        let pushed = batches
+            .into_iter()
+            .map(|batch| shared.queue.push_forwarded(batch));
         pushed.collect::<Result<_, _>>().ok()?
     };
     let mut appended = Vec::with_capacity(fates.len());
@@ -301,7 +303,14 @@ fn encode_answer(position: Position, appended: &[Appended]) -> Bytes {
             out.put_u64_le(count as u64);
         }
         out.put_u8(u8::from(appended.changed_id.is_some()));
-        put_bytes(&mut out, appended.changed_id.as_deref().unwrap_or_default().as_bytes());
+        put_bytes(
+            &mut out,
+            appended
+                .changed_id
+                .as_deref()
+                .unwrap_or_default()
+                .as_bytes(),
+        );
     }
     out.into()
 }
@@ -340,7 +349,10 @@ mod tests {
 
     #[test]
     fn batches_and_answers_survive_the_way_and_pieces_of_them_are_refused() {
-        let batches = [fixtures::numbered("app_1", 0..3), fixtures::numbered("app_2", 3..4)];
+        let batches = [
+            fixtures::numbered("app_1", 0..3),
+            fixtures::numbered("app_2", 3..4),
+        ];
         let bytes = encode_batches(batches.iter());
         let read = decode_batches(bytes.clone()).unwrap();
         assert_eq!(read.len(), 2);

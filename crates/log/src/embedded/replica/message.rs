@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// What is at a position.
-pub(super) enum Message {
+pub(in crate::embedded) enum Message {
     Commit(CommitFrames),
     Mark(Header),
 }
 
 /// Why it cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub(in crate::embedded) enum Malformed {
     #[error("it was written by a later release: upgrade this bridge")]
     Newer,
     #[error("it is no commit of this log: {0}")]
@@ -29,7 +29,7 @@ pub(super) enum Malformed {
 
 impl Message {
     /// Reads what is at a position.
-    pub(super) fn parse(position: Position, bytes: &Bytes) -> Result<Self, Malformed> {
+    pub(in crate::embedded) fn parse(position: Position, bytes: &Bytes) -> Result<Self, Malformed> {
         let (magic, version) = FRAME_MAGIC.split_at(FRAME_MAGIC.len() - 1);
         let found = bytes.get(magic.len()..FRAME_MAGIC.len());
         if bytes.starts_with(magic) && found > Some(version) {
@@ -50,14 +50,14 @@ impl Message {
     }
 
     /// The bytes of a mark.
-    pub(super) fn mark(header: &Header) -> Bytes {
+    pub(in crate::embedded) fn mark(header: &Header) -> Bytes {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         header.put(&mut bytes);
         bytes.into()
     }
 
     /// The header of a mark, or of the first frame.
-    pub(super) fn header(&self) -> Option<&Header> {
+    pub(in crate::embedded) fn header(&self) -> Option<&Header> {
         match self {
             Self::Commit(frames) => frames.first(),
             Self::Mark(header) => Some(header),
@@ -65,7 +65,7 @@ impl Message {
     }
 
     /// The digest of the last commit with events, once this is applied.
-    pub(super) fn digest(&self) -> u64 {
+    pub(in crate::embedded) fn digest(&self) -> u64 {
         match self {
             Self::Commit(frames) => frames.digest(),
             Self::Mark(header) => header.link.digest_before,
@@ -73,7 +73,7 @@ impl Message {
     }
 
     /// The header of a mark, or of the last frame.
-    pub(super) fn last(&self) -> Option<&Header> {
+    pub(in crate::embedded) fn last(&self) -> Option<&Header> {
         match self {
             Self::Commit(frames) => frames.last(),
             Self::Mark(header) => Some(header),

@@ -6,7 +6,6 @@
 //! follow   takes the commits of others from the sequence, and what retention has removed there
 //! settle   puts a commit into the sequence, and finds out which commit is at its position
 //! forward  leaves batches to the bridge that wrote last
-//! writing  the writer's part: prepare, settle, apply, and again after somebody else's commit
 //! message  the bytes of a commit in the sequence
 //! ```
 //!
@@ -20,10 +19,8 @@ mod message;
 mod settle;
 #[cfg(test)]
 mod tests;
-mod writing;
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,10 +28,14 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{runtime::Handle, sync::watch};
 
-use self::{forward::Forward, message::Message};
-pub(super) use self::{begin::Start, follow::Follow, writing::GROUP_PART};
+use self::forward::Forward;
+pub(super) use self::{
+    begin::{Start, position_of},
+    follow::Follow,
+    message::Message,
+    settle::Settled,
+};
 use super::{
-    Embedded, OpenError, Options, Seams,
     commit::CommitFrames,
     frame::{Header, Link},
 };
@@ -48,52 +49,6 @@ use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// How long [`Log::catch_up`](crate::Log::catch_up) waits.
 const CATCH_UP: Duration = Duration::from_secs(5);
-
-/// Opens the replica of a log in a directory, which is created if need be; the log too, where the sequence
-/// is new. Resolves before the replica has caught up.
-///
-/// # Errors
-/// [`OpenError`], which says what to do.
-pub async fn open(
-    data_dir: &Path,
-    options: Options,
-    sequencer: Arc<dyn Sequencer>,
-) -> Result<Arc<Embedded>, OpenError> {
-    open_with_seams(data_dir, options, sequencer, Seams::default()).await
-}
-
-/// The same with a clock of a test.
-///
-/// # Errors
-/// [`OpenError`].
-#[cfg(any(test, feature = "testing"))]
-pub async fn open_at(
-    data_dir: &Path,
-    options: Options,
-    sequencer: Arc<dyn Sequencer>,
-    clock: &crate::conformance::TestClock,
-) -> Result<Arc<Embedded>, OpenError> {
-    let seams = Seams {
-        clock: clock.to_clock(),
-        ..Seams::default()
-    };
-    open_with_seams(data_dir, options, sequencer, seams).await
-}
-
-/// The same with seams.
-async fn open_with_seams(
-    data_dir: &Path,
-    options: Options,
-    sequencer: Arc<dyn Sequencer>,
-    seams: Seams,
-) -> Result<Arc<Embedded>, OpenError> {
-    let (data_dir, runtime) = (data_dir.to_owned(), Handle::current());
-    let opened = runtime.clone().spawn_blocking(move || {
-        super::open_replica(&data_dir, options, sequencer, runtime, seams)
-    });
-    let opened = opened.await;
-    opened.unwrap_or_else(|panic| Err(OpenError::Thread(std::io::Error::other(panic))))
-}
 
 /// What the handles of a replica share with its threads.
 pub(super) struct Replicated {
@@ -121,7 +76,9 @@ impl Replicated {
             };
             let unavailable = |reason: String| ReadError::Unavailable(reason.into());
             match tokio::time::timeout(CATCH_UP, caught_up).await {
-                Ok(caught_up) => caught_up.map_err(|outage: Outage| unavailable(outage.to_string())),
+                Ok(caught_up) => {
+                    caught_up.map_err(|outage: Outage| unavailable(outage.to_string()))
+                }
                 Err(_) => Err(unavailable("it has not caught up in time".to_owned())),
             }
         })
@@ -131,31 +88,33 @@ impl Replicated {
 /// The writer's knowledge of the sequence.
 pub(super) struct Replica {
     pub(super) shared: Arc<Replicated>,
-    runtime: Handle,
-    log: LogId,
+    pub(super) runtime: Handle,
+    pub(super) log: LogId,
     /// The number of this bridge.
-    writer: u32,
+    pub(super) writer: u32,
     /// The last position that was applied.
-    position: Position,
+    pub(super) position: Position,
     /// The digest of the last commit with events; `None` where the replica began after it.
-    digest: Option<u64>,
+    pub(super) digest: Option<u64>,
     /// The epoch that this bridge begins with its next commit; `None` once it did, as it goes on in the
     /// epoch of the last commit then, whoever began it.
-    term: Option<Epoch>,
-    connections: watch::Receiver<u64>,
+    pub(super) term: Option<Epoch>,
+    pub(super) connections: watch::Receiver<u64>,
     /// A commit that is in the sequence, and has no room on this disk.
-    waiting: Option<(Position, CommitFrames)>,
+    pub(super) waiting: Option<(Position, CommitFrames)>,
     /// It has not caught up before this position.
-    catch_up_to: Position,
+    pub(super) catch_up_to: Position,
     /// Why nothing can be appended.
-    refusal: Option<Arc<str>>,
+    pub(super) refusal: Option<Arc<str>>,
     /// Why nothing new is learned, and whether the engine itself answers.
-    outage: Option<Outage>,
+    pub(super) outage: Option<Outage>,
+    /// The last position has a mark.
+    pub(super) ends_with_mark: bool,
     /// When the sequence last grew.
-    grown_at: Instant,
-    forward: Forward,
+    pub(super) grown_at: Instant,
+    pub(super) forward: Forward,
     /// When the engine was last asked to remove what is too old.
-    trimmed_at: Instant,
+    pub(super) trimmed_at: Instant,
 }
 
 /// Where a replica begins.
@@ -195,13 +154,14 @@ impl Replica {
             catch_up_to: beginning.catch_up_to,
             refusal: None,
             outage: None,
+            ends_with_mark: false,
             grown_at: Instant::now(),
             forward,
             trimmed_at: Instant::now(),
         })
     }
 
-    fn sequencer(&self) -> &Arc<dyn Sequencer> {
+    pub(super) fn sequencer(&self) -> &Arc<dyn Sequencer> {
         &self.shared.sequencer
     }
 
@@ -222,7 +182,12 @@ impl Replica {
     }
 
     /// A mark for the next position.
-    fn mark(&self, head: Sequence, last_at: UnixMicros, epoch_before: Epoch) -> bytes::Bytes {
+    pub(super) fn mark(
+        &self,
+        head: Sequence,
+        last_at: UnixMicros,
+        epoch_before: Epoch,
+    ) -> bytes::Bytes {
         let (number, _, link) = self.next_commit(epoch_before);
         let place = (head.plus(1), last_at);
         Message::mark(&Header::of_mark(
@@ -233,23 +198,24 @@ impl Replica {
         ))
     }
 
-    /// Takes note that the replica has reached a position.
-    fn advance(&mut self, position: Position, digest: u64) {
+    /// Takes note that the replica has reached a position: that of a mark, or of a commit with events.
+    pub(super) fn advance(&mut self, position: Position, digest: u64, is_mark: bool) {
         self.position = position;
         self.digest = Some(digest);
+        self.ends_with_mark = is_mark;
         self.grown_at = Instant::now();
         self.shared.applied.send_replace(position);
     }
 
     /// A new connection: what was known of the sequence has to be compared, and an epoch begins.
-    fn begin_term(&mut self) -> Result<(), getrandom::Error> {
+    pub(super) fn begin_term(&mut self) -> Result<(), getrandom::Error> {
         self.connections.mark_unchanged();
         self.term = Some(group::new_epoch()?);
         Ok(())
     }
 
     /// Whether events can be taken, and if not, why.
-    fn health(&self) -> Option<Health> {
+    pub(super) fn health(&self) -> Option<Health> {
         if let Some(outage) = &self.outage {
             return Some(Health::Unavailable {
                 reason: outage.to_string().into(),

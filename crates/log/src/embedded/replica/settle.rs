@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Replica;
+use super::{Replica, message::Message};
 use crate::{
     embedded::queue::Queue,
     sequencer::{Outage, Outcome, Position},
 };
+use prelude_bridge_event::Sequence;
 
 /// An attempt is given up after this time: those who wait for it were told so before.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
@@ -23,7 +24,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// What became of an attempt.
-pub(super) enum Settled {
+pub(in crate::embedded) enum Settled {
     /// The commit is at the position.
     Ours,
     /// Another one is.
@@ -38,7 +39,7 @@ pub(super) enum Settled {
 
 impl Replica {
     /// Tries until it is known what is at the next position, for a while.
-    pub(super) fn settle(&self, commit: &Bytes, queue: &Queue) -> Settled {
+    pub(in crate::embedded) fn settle(&self, commit: &Bytes, queue: &Queue) -> Settled {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         loop {
@@ -58,7 +59,7 @@ impl Replica {
     }
 
     /// Tries once. Fails where it is not known what is at the position, or nothing is.
-    pub(super) fn attempt(&self, commit: &Bytes) -> Result<Settled, Outage> {
+    pub(in crate::embedded) fn attempt(&self, commit: &Bytes) -> Result<Settled, Outage> {
         let position = self.position.next();
         let appended = self.wait(self.sequencer().append(position, commit.clone()));
         let refusal = match appended {
@@ -89,7 +90,7 @@ impl Replica {
     }
 
     /// That the sequence has lost commits which were acknowledged.
-    pub(super) fn went_back(&self, last: Position) -> String {
+    pub(in crate::embedded) fn went_back(&self, last: Position) -> String {
         format!(
             "{} ends with commit {last}, and this bridge has commit {}: the engine has lost commits that it had \
              acknowledged, or was restored to an earlier state; the next start makes the replica anew from what \
@@ -99,12 +100,49 @@ impl Replica {
         )
     }
 
-    pub(super) fn is_reconnected(&self) -> bool {
+    pub(in crate::embedded) fn is_reconnected(&self) -> bool {
         self.connections.has_changed().unwrap_or(false)
     }
 
     /// Waits for an answer of the engine. Each comes in bounded time.
-    pub(super) fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+    pub(in crate::embedded) fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
         self.runtime.block_on(answer)
+    }
+}
+
+impl Replica {
+    /// Compares what is at the position that was reached with what was applied there. `Err` where that cannot
+    /// be told, and in it why the log cannot go on.
+    pub(in crate::embedded) fn compare(
+        &self,
+        head: Sequence,
+    ) -> Result<Result<(), String>, Outage> {
+        let ends = self.wait(self.sequencer().ends())?;
+        if ends.last < self.position {
+            return Ok(Err(self.went_back(ends.last)));
+        }
+        if self.position < ends.first {
+            // Whether anything is missing in between is told by what follows.
+            return Ok(Ok(()));
+        }
+        let Some(bytes) = self.wait(self.sequencer().get(self.position))? else {
+            return Ok(Ok(()));
+        };
+        let same = Message::parse(self.position, &bytes).is_ok_and(|message| {
+            let ends_with_head = message
+                .last()
+                .is_some_and(|last| last.log == self.log && last.last_sequence() == head);
+            ends_with_head && self.digest.is_none_or(|digest| message.digest() == digest)
+        });
+        Ok(if same {
+            Ok(())
+        } else {
+            Err(format!(
+                "{} has another commit {} than this bridge: it was restored or replaced; the next start makes the \
+                 replica anew from it, and keeps this one in the quarantine",
+                self.sequencer().name(),
+                self.position,
+            ))
+        })
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     Appended, Error, Log,
     conformance::{Factory, Opened, Setup},
     conformance_tests,
-    embedded::testing::waits_until,
+    embedded::{Embedded, OpenError, Options, open_replica, testing::waits_until},
     fixtures,
     sequencer::memory::{Connection, Sequence as Commits},
 };
@@ -43,7 +43,7 @@ impl Bridge {
 
     async fn try_open(&self) -> Result<Arc<Embedded>, OpenError> {
         let connection = Arc::clone(&self.connection);
-        open(self.dir.path(), Options::default(), connection).await
+        open_replica(self.dir.path(), Options::default(), connection).await
     }
 
     fn log(&self) -> &Embedded {
@@ -98,7 +98,12 @@ mod conforms {
                 ..Options::default()
             };
             let commits = Arc::<Commits>::default();
-            let open = open_at(dir.path(), options, commits.connect(), &setup.clock);
+            let open = crate::embedded::open_replica_at(
+                dir.path(),
+                options,
+                commits.connect(),
+                &setup.clock,
+            );
             let log = tokio::task::block_in_place(|| Handle::current().block_on(open)).unwrap();
             let set_outage = move |is_out: bool| {
                 let outage = Outage::Unavailable("nobody answers".into());
@@ -185,7 +190,11 @@ async fn a_replica_begins_where_retention_has_left_the_sequence() {
     assert_eq!(other.log().range().earliest, Sequence(6));
     let epochs = other.log().status().epochs();
     assert_eq!(epochs.check(cursor, Sequence(10)), Ok(Sequence(5)));
-    assert_eq!(epochs.check(older, Sequence(10)), Ok(Sequence(2)), "expired, not foreign");
+    assert_eq!(
+        epochs.check(older, Sequence(10)),
+        Ok(Sequence(2)),
+        "expired, not foreign"
+    );
     other.append(&[11]).await.unwrap();
     one.caught_up(&commits).await;
     assert_eq!(other.events().await, one.events().await);
@@ -201,7 +210,10 @@ async fn a_bridge_that_is_ahead_of_a_sequence_which_went_back_fails_and_is_made_
     commits.lose_tail(1);
     one.connection.reconnect();
     let refused = one.append(&[3]).await.unwrap_err();
-    assert!(matches!(&refused, Error::Failed(reason) if reason.contains("has lost commits")), "{refused}");
+    assert!(
+        matches!(&refused, Error::Failed(reason) if reason.contains("has lost commits")),
+        "{refused}"
+    );
     one.close().await;
     one.open(&commits).await;
     one.append(&[3]).await.unwrap();
@@ -231,7 +243,11 @@ async fn a_bridge_that_was_behind_goes_on_in_another_epoch_than_what_was_lost() 
     other.connection.reconnect();
     let appended = async || other.append(&[5]).await.is_ok();
     while !appended().await {}
-    let checked = other.log().status().epochs().check(lost, other.log().range().head);
+    let checked = other
+        .log()
+        .status()
+        .epochs()
+        .check(lost, other.log().range().head);
     assert_eq!(checked, Err(crate::CursorFault::OtherEpoch));
 }
 
@@ -246,7 +262,10 @@ async fn directories_and_stores_that_do_not_belong_together_are_refused() {
     let empty = Arc::<Commits>::default();
     one.connection = empty.connect();
     let refused = one.try_open().await.err().unwrap().to_string();
-    assert!(refused.contains("is empty, and the data directory has a replica"), "{refused}");
+    assert!(
+        refused.contains("is empty, and the data directory has a replica"),
+        "{refused}"
+    );
     let another = Bridge::start(&empty).await;
     another.append(&[1]).await.unwrap();
     let refused = one.try_open().await.err().unwrap().to_string();
@@ -255,7 +274,7 @@ async fn directories_and_stores_that_do_not_belong_together_are_refused() {
     let log = crate::embedded::open(dir.path(), Options::default()).unwrap();
     log.close().await;
     drop(log);
-    let refused = open(dir.path(), Options::default(), commits.connect()).await;
+    let refused = open_replica(dir.path(), Options::default(), commits.connect()).await;
     assert!(matches!(refused, Err(OpenError::NotAReplica { .. })));
 }
 
@@ -264,7 +283,8 @@ async fn directories_and_stores_that_do_not_belong_together_are_refused() {
 async fn nothing_is_lost_and_nothing_is_there_twice_whatever_the_engine_does() {
     let schedules = std::env::var("PRELUDE_BRIDGE_TEST_SCHEDULES");
     let schedules: u64 = schedules.map_or(30, |count| count.parse().unwrap());
-    let first: u64 = std::env::var("PRELUDE_BRIDGE_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let first: u64 =
+        std::env::var("PRELUDE_BRIDGE_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     // Most of their time they wait.
     let schedules = futures_util::stream::iter((first..first + schedules).map(schedule));
     let mut schedules = schedules.map(tokio::spawn).buffer_unordered(16);
@@ -332,9 +352,16 @@ async fn schedule(seed: u64) {
         let expected: Vec<u64> = (1..=events.len() as u64).collect();
         assert_eq!(sequences, expected, "seed {seed}: a hole");
         let ids: HashSet<&String> = events.iter().map(|(_, id)| id).collect();
-        assert_eq!(ids.len(), events.len(), "seed {seed}: an event is there twice");
+        assert_eq!(
+            ids.len(),
+            events.len(),
+            "seed {seed}: an event is there twice"
+        );
         for number in &acknowledged {
-            assert!(ids.contains(&format!("evt_{number}")), "seed {seed}: {number} is lost");
+            assert!(
+                ids.contains(&format!("evt_{number}")),
+                "seed {seed}: {number} is lost"
+            );
         }
         *logs.entry(format!("{events:?}")).or_insert(0) += 1;
     }

@@ -2,20 +2,28 @@
 //! those of others, in the sequence's order. A commit of somebody else may have events of the batches that
 //! wait: they are left out then, and the rest is laid out again.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-use super::{Replica, message::Message, settle::Settled};
+use super::replica::{Message, Replica, Settled, position_of};
 use crate::{
-    Appended, Error,
+    Appended, Error, Health,
     embedded::{
-        commit::CommitFrames, directory::DIVERGED_FILE, frame::Header, queue::Arrival, retention::Due, writer::{self, Writer},
+        commit::CommitFrames,
+        directory::DIVERGED_FILE,
+        frame::Header,
+        queue::Arrival,
+        retention::Due,
+        writer::{self, Writer},
     },
     ids,
     sequencer::{Outage, Position},
 };
-use prelude_bridge_event::{Batch, Sequence};
+use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 
 /// A sequence in which nothing was committed for so long gets a mark, so that retention never empties it:
 /// an empty one does not tell which event comes next. A day: retention is at least 15.
@@ -23,7 +31,7 @@ const MARK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often an engine is asked to remove what is too old.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// A commit is at most this part of what the engine takes, by the bytes of its batches.
-pub(in crate::embedded) const GROUP_PART: (usize, usize) = (3, 4);
+pub(super) const GROUP_PART: (usize, usize) = (3, 4);
 
 impl Writer {
     fn replica(&mut self) -> Result<&mut Replica, Error> {
@@ -31,10 +39,7 @@ impl Writer {
     }
 
     /// Appends batches together, unless that is more than the engine takes.
-    pub(in crate::embedded) fn write_in_order(
-        &mut self,
-        batches: &[Batch],
-    ) -> Result<Vec<Appended>, Error> {
+    pub(super) fn write_in_order(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
         loop {
             self.store_waiting()?;
             self.compare_history()?;
@@ -46,7 +51,7 @@ impl Writer {
             }
             self.make_room()?;
             let commit = prepared.frames.to_bytes();
-            let shared = std::sync::Arc::clone(&self.shared);
+            let shared = Arc::clone(&self.shared);
             let replica = self.replica()?;
             let bytes_max = replica.sequencer().commit_bytes_max();
             if commit.len() > bytes_max {
@@ -104,7 +109,7 @@ impl Writer {
     }
 
     /// Takes note of what came from the sequence.
-    pub(in crate::embedded) fn arrived(&mut self, arrival: Arrival) {
+    pub(super) fn arrived(&mut self, arrival: Arrival) {
         if self.shared.failure().is_some() {
             return;
         }
@@ -186,7 +191,9 @@ impl Writer {
         };
         let message = Message::parse(position, bytes);
         let message = message.map_err(|fault| self.shared.fail(&refused(fault.to_string())))?;
-        let checked = message.header().map_or(Ok(()), |header| self.follows(header));
+        let checked = message
+            .header()
+            .map_or(Ok(()), |header| self.follows(header));
         checked.map_err(|reason| self.diverge(&refused(reason)))?;
         match message {
             Message::Commit(frames) => {
@@ -195,7 +202,7 @@ impl Writer {
             }
             Message::Mark(header) => {
                 let digest = header.link.digest_before;
-                self.replica()?.advance(position, digest);
+                self.replica()?.advance(position, digest, true);
                 Ok(())
             }
         }
@@ -219,11 +226,16 @@ impl Writer {
         };
         if header.log != replica.log {
             let (expected, found) = (replica.log.0, header.log.0);
-            return Err(format!("it is of log {found:016x}, not of log {expected:016x}"));
+            return Err(format!(
+                "it is of log {found:016x}, not of log {expected:016x}"
+            ));
         }
         if header.first_sequence != head.plus(1) {
             let found = header.first_sequence;
-            return Err(format!("it begins with event {found}, and event {} is next", head.plus(1)));
+            return Err(format!(
+                "it begins with event {found}, and event {} is next",
+                head.plus(1)
+            ));
         }
         let digest = replica.digest.unwrap_or(header.link.digest_before);
         if header.link.digest_before != digest {
@@ -241,7 +253,7 @@ impl Writer {
         let now = self.clock.now();
         let at = now.retention.time;
         let is_old = self.is_segment_old(&now.retention);
-        let shared = std::sync::Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared);
         let written = self
             .active
             .write(&frames, at, is_old, (&shared.keeper, &shared.fault));
@@ -260,7 +272,7 @@ impl Writer {
         self.apply(&frames, &stored, at)?;
         let writer = frames.first().map(|first| first.link.writer);
         let replica = self.replica()?;
-        replica.advance(position, digest);
+        replica.advance(position, digest, false);
         if let Some(writer) = writer {
             replica.forward.note(writer, replica.writer);
         }
@@ -277,7 +289,7 @@ impl Writer {
 
     /// After a new connection: that the sequence still has what was applied.
     fn compare_history(&mut self) -> Result<(), Error> {
-        let shared = std::sync::Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared);
         let head = shared.range().head;
         let replica = self.replica()?;
         if !replica.is_reconnected() {
@@ -333,14 +345,14 @@ impl Writer {
         self.publish_health();
     }
 
-    pub(in crate::embedded) fn publish_health(&self) {
+    pub(super) fn publish_health(&self) {
         if let Some(replica) = &self.replica {
             self.shared.set_engine_health(replica.health());
         }
     }
 
     /// What is to be done beside the commits.
-    pub(in crate::embedded) fn maintain_replica(&mut self) {
+    pub(super) fn maintain_replica(&mut self) {
         let Some(replica) = &self.replica else {
             return;
         };
@@ -360,18 +372,21 @@ impl Writer {
 
     /// Finds out by a mark whether the engine takes commits.
     fn append_mark(&mut self) -> Result<(), Error> {
-        let shared = std::sync::Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared);
         let head = shared.range().head;
         let (epoch, last_at) = (self.epoch_of_head(), self.stamps.last());
         let replica = self.replica()?;
-        if replica.health().is_some_and(|health| matches!(health, crate::Health::CatchingUp { .. })) {
+        if replica
+            .health()
+            .is_some_and(|health| matches!(health, Health::CatchingUp { .. }))
+        {
             return Ok(());
         }
         let (position, mark) = (replica.position.next(), replica.mark(head, last_at, epoch));
         match replica.attempt(&mark) {
             Ok(Settled::Ours) => {
                 let digest = replica.digest.unwrap_or(0);
-                replica.advance(position, digest);
+                replica.advance(position, digest, true);
                 self.appends_work(None);
             }
             Ok(Settled::Other(found)) => {
@@ -400,15 +415,21 @@ impl Writer {
         let Some(through) = through else {
             return;
         };
-        let before = if through < range.head {
-            super::begin::position_of(segments, through.plus(1), range.head)
+        // An engine keeps its last commit: let that be a mark.
+        let is_all = through >= range.head;
+        if is_all && !replica.ends_with_mark {
+            let _ = self.append_mark();
+            return;
+        }
+        let before = if is_all {
+            Some(replica.position)
         } else {
-            Some(replica.position.next())
+            position_of(segments, through.plus(1), range.head)
         };
         let Some(before) = before else {
             return;
         };
-        let sequencer = std::sync::Arc::clone(replica.sequencer());
+        let sequencer = Arc::clone(replica.sequencer());
         replica.runtime.spawn(async move {
             if let Err(outage) = sequencer.trim(before).await {
                 tracing::warn!(%outage, "old events could not be removed from the store; it is tried again");
@@ -417,23 +438,23 @@ impl Writer {
     }
 
     /// Makes what was committed durable on this disk too.
-    pub(in crate::embedded) fn flush(&mut self) -> Result<(), Error> {
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
         let flushed = self.active.flush(&self.shared.fault);
         flushed.map_err(|error| self.shared.evaluate(&error, "log"))
     }
 
     /// The same, with a manifest that confirms it: no file of ids is to know more.
-    pub(in crate::embedded) fn confirm(&mut self) -> Result<(), Error> {
+    pub(super) fn confirm(&mut self) -> Result<(), Error> {
         self.flush()?;
         self.save();
         Ok(())
     }
 
-    pub(in crate::embedded) fn add_ids(
+    pub(super) fn add_ids(
         &mut self,
         keys: &[ids::Key],
         last: Sequence,
-        at: prelude_bridge_event::UnixMicros,
+        at: UnixMicros,
     ) -> Result<(), Error> {
         if self.ids.add(keys, last, at) {
             if self.replica.is_some() {
@@ -442,39 +463,5 @@ impl Writer {
             self.shared.keeper.work_on_ids();
         }
         Ok(())
-    }
-}
-
-impl Replica {
-    /// Compares what is at the position that was reached with what was applied there. `Err` where that cannot
-    /// be told, and in it why the log cannot go on.
-    fn compare(&self, head: Sequence) -> Result<Result<(), String>, Outage> {
-        let ends = self.wait(self.sequencer().ends())?;
-        if ends.last < self.position {
-            return Ok(Err(self.went_back(ends.last)));
-        }
-        if self.position < ends.first {
-            // Whether anything is missing in between is told by what follows.
-            return Ok(Ok(()));
-        }
-        let Some(bytes) = self.wait(self.sequencer().get(self.position))? else {
-            return Ok(Ok(()));
-        };
-        let same = Message::parse(self.position, &bytes).is_ok_and(|message| {
-            let ends_with_head = message.last().is_some_and(|last| {
-                last.log == self.log && last.last_sequence() == head
-            });
-            ends_with_head && self.digest.is_none_or(|digest| message.digest() == digest)
-        });
-        Ok(if same {
-            Ok(())
-        } else {
-            Err(format!(
-                "{} has another commit {} than this bridge: it was restored or replaced; the next start makes the \
-                 replica anew from it, and keeps this one in the quarantine",
-                self.sequencer().name(),
-                self.position,
-            ))
-        })
     }
 }
