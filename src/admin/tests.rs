@@ -154,7 +154,10 @@ fn every_reason_why_a_log_takes_nothing_comes_with_what_becomes_of_it() {
             ["the disk of the data directory is full", "free some space"],
         ),
         (
-            Health::Unavailable { reason },
+            Health::Unavailable {
+                reason,
+                is_cut_off: true,
+            },
             ["the reason", "check the servers of the store"],
         ),
         (failed, ["the reason", "the process ends"]),
