@@ -8,12 +8,14 @@
 //! forward  leaves batches to the bridge that wrote last
 //! writing  the writer's part: prepare, settle, apply, and again after somebody else's commit
 //! message  the bytes of a commit in the sequence
+//! copy     a log from one store to another
 //! ```
 //!
 //! The segments of a replica are flushed once a second. What was not flushed before a crash is cut off by
 //! the next start and comes from the sequence again, so nothing of a replica's end can be damaged.
 
 mod begin;
+mod copy;
 mod follow;
 mod forward;
 mod message;
@@ -31,6 +33,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{runtime::Handle, sync::watch};
 
+pub use self::copy::{CopyError, CopyPhase, CopyProgress, CopyReport, OnProgress, Store, copy};
 use self::{forward::Forward, message::Message};
 pub(super) use self::{begin::Start, follow::Follow, writing::GROUP_PART};
 use super::{
