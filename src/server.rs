@@ -30,7 +30,7 @@ pub use self::{
     check::{Findings, check},
     store::StoreError,
 };
-pub(crate) use self::open::inspect_permissions;
+pub(crate) use self::{open::inspect_permissions, store::connect};
 
 /// A running bridge.
 pub struct Server {
