@@ -7,7 +7,8 @@ use crate::{
     Log as _,
     embedded::{
         self, Embedded, Options,
-        testing::{flip, frames_of, last_segment, segment_paths},
+        frame::Header,
+        testing::{flip, frames_of, segment_paths},
     },
     fixtures,
     sequencer::{
@@ -98,14 +99,25 @@ async fn original() -> Original {
     let cursors = cursors.collect();
     log.close().await;
     drop(log);
-    let several = frames_of(&last_segment(dir.path()));
-    assert!(several.iter().any(|(_, header)| header.frames_after > 0));
+    large_frame(dir.path());
     Original {
         dir,
         blocks,
         cursors,
         head,
     }
+}
+
+/// The first frame of the commit with several blocks: its file, its place, and its header.
+fn large_frame(dir: &Path) -> (PathBuf, u64, Header) {
+    let paths = segment_paths(dir).into_iter();
+    let mut frames = paths.flat_map(|path| {
+        let frames = frames_of(&path).into_iter();
+        frames.map(move |(offset, header)| (path.clone(), offset, header))
+    });
+    frames
+        .find(|(_, _, header)| header.frames_after > 0)
+        .unwrap()
 }
 
 impl Original {
@@ -252,8 +264,7 @@ async fn a_log_without_its_beginning_is_copied_and_one_without_events_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_source_is_refused_with_the_place() {
     let original = original().await;
-    let path = last_segment(original.dir.path());
-    let (offset, header) = frames_of(&path)[20];
+    let (path, offset, header) = large_frame(original.dir.path());
     flip(&path, (offset + header.frame_bytes() / 2 + 300) * 8);
     let commits = Arc::<Commits>::default();
     let reason = refused(&original.store(), &sequence(commits.connect()));
