@@ -26,11 +26,11 @@ use crate::{
     signature::{self, Keyring},
 };
 
-pub(crate) use self::open::inspect_permissions;
 pub use self::{
     check::{Findings, check},
     store::StoreError,
 };
+pub(crate) use self::{open::inspect_permissions, store::connect};
 
 /// A running bridge.
 pub struct Server {

@@ -1,7 +1,8 @@
-//! `log`: what can be done with the files of a log, whether a bridge runs on them or not. Owns how a
-//! check is shown; the log's own crate checks.
+//! `log`: what can be done with a log beside serving it. Owns how a check is shown, and `copy` how a copy
+//! is; the log's own crate checks and copies.
 
 mod bar;
+mod copy;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -9,7 +10,10 @@ use anstyle::{AnsiColor, Style};
 use clap::{Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use serde_json::json;
 
-use self::bar::{Bar, size};
+use self::{
+    bar::{Bar, size, sizes},
+    copy::Copy,
+};
 use super::{
     exit::{self, Exit, Failure},
     settings,
@@ -35,6 +39,13 @@ enum Command {
     /// because of it, and what to do.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
+    /// Copy a log to another store: directory, NATS JetStream or PostgreSQL
+    ///
+    /// The copy continues the same log: subscribers go on with their cursors, and repetitions are recognised.
+    /// Stop all bridges of both stores first. The target has to be empty, or to have the beginning of the same
+    /// copy: a copy that was interrupted goes on. At the end the copy is read back and compared.
+    #[command(after_help = copy::EXAMPLES)]
+    Copy(Copy),
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,9 +65,9 @@ struct Check {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
-    /// A line for each fault, and a summary
+    /// For people
     Human,
-    /// One JSON object
+    /// JSON
     Json,
 }
 
@@ -81,6 +92,7 @@ const GOOD: Style = AnsiColor::Green.on_default();
 pub fn run(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Command::Check(check) => check.run(),
+        Command::Copy(copy) => super::block_on(copy.run()),
     }
 }
 
@@ -89,7 +101,7 @@ impl Check {
         let sources = settings::sources_of_files(self.config, self.data_dir);
         let data_dir = config::resolve(&sources)?.config.data_dir;
         let began = Instant::now();
-        let mut bar = Bar::of_stderr();
+        let mut bar = Bar::of_stderr(sizes);
         let checked = log::check(&data_dir, &mut |progress| {
             bar.show(progress.done_bytes, progress.total_bytes);
         });

@@ -83,7 +83,7 @@ enum Command {
     Token(token::Args),
     /// Show or check the configuration
     Config(config::Args),
-    /// Check the files of a log
+    /// Check the files of a log, or copy a log to another store
     Log(log::Args),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]

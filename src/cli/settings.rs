@@ -135,6 +135,20 @@ pub fn sources_of_files(file: Option<PathBuf>, data_dir: Option<String>) -> Sour
     }
 }
 
+/// The sources of a command that runs no bridge and needs a store. A file counts alone, so that two stores can
+/// have two logins; a URL replaces the one that a file or the environment has.
+pub fn sources_of_store(file: Option<PathBuf>, url: Option<String>) -> Sources {
+    let mut sources = match file {
+        Some(file) => sources_of_file(file),
+        None => Sources {
+            environment: environment(),
+            ..Sources::default()
+        },
+    };
+    sources.flags = url.into_iter().map(|url| ("store.url", url)).collect();
+    sources
+}
+
 /// The sources of a file that is to be judged alone.
 pub fn sources_of_file(file: PathBuf) -> Sources {
     let sources = Sources {

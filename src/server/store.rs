@@ -23,23 +23,33 @@ pub enum StoreError {
 }
 
 pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Log>, Error> {
-    let sequencer = match &config.store {
-        Store::Memory => {
-            let options = memory::Options {
-                retention_age: config.retention.age_max,
-                ..memory::Options::default()
-            };
-            return Ok(memory::open(options)?);
-        }
-        Store::Embedded => {
-            let options = files(config, metrics);
-            return Ok(embedded::open(&config.data_dir, options)?);
-        }
+    if config.store == Store::Memory {
+        let options = memory::Options {
+            retention_age: config.retention.age_max,
+            ..memory::Options::default()
+        };
+        return Ok(memory::open(options)?);
+    }
+    let options = files(config, metrics);
+    match connect(config, |warning| tracing::warn!("{warning}")).await? {
+        None => Ok(embedded::open(&config.data_dir, options)?),
+        Some(sequencer) => Ok(embedded::open_replica(&config.data_dir, options, sequencer).await?),
+    }
+}
+
+/// Connects to the engine on other machines; `None` where the store has none. Makes the stream or the table
+/// if there is none, else checks it, and tells of what may be a mistake.
+pub(crate) async fn connect(
+    config: &Config,
+    warn: fn(&str),
+) -> Result<Option<Arc<dyn Sequencer>>, StoreError> {
+    let (sequencer, warnings) = match &config.store {
+        Store::Memory | Store::Embedded => return Ok(None),
         Store::Nats(nats) => open_nats(config, nats).await?,
         Store::Postgres(postgres) => open_postgres(config, postgres).await?,
     };
-    let options = files(config, metrics);
-    Ok(embedded::open_replica(&config.data_dir, options, sequencer).await?)
+    warnings.iter().for_each(|warning| warn(warning));
+    Ok(Some(sequencer))
 }
 
 /// How the log in the data directory is kept.
@@ -62,7 +72,10 @@ fn files(config: &Config, metrics: &Arc<Metrics>) -> embedded::Options {
     }
 }
 
-async fn open_nats(config: &Config, nats: &config::Nats) -> Result<Arc<dyn Sequencer>, StoreError> {
+async fn open_nats(
+    config: &Config,
+    nats: &config::Nats,
+) -> Result<(Arc<dyn Sequencer>, Vec<String>), StoreError> {
     let scheme = if nats.tls.is_some() { "tls" } else { "nats" };
     let secret = |secret: &config::StoreSecret| secret.text.expose().to_owned();
     let options = jetstream::Options {
@@ -91,14 +104,13 @@ async fn open_nats(config: &Config, nats: &config::Nats) -> Result<Arc<dyn Seque
         ids_age: config.retention.id_age_min,
     };
     let opened = jetstream::open(options).await?;
-    warn(&opened.warnings);
-    Ok(opened.sequencer)
+    Ok((opened.sequencer, opened.warnings))
 }
 
 async fn open_postgres(
     config: &Config,
     postgres: &config::Postgres,
-) -> Result<Arc<dyn Sequencer>, StoreError> {
+) -> Result<(Arc<dyn Sequencer>, Vec<String>), StoreError> {
     let hosts = postgres.hosts.iter();
     let options = postgres::Options {
         hosts: hosts.map(|host| (host.name.clone(), host.port)).collect(),
@@ -120,12 +132,5 @@ async fn open_postgres(
         ids_age: config.retention.id_age_min,
     };
     let opened = postgres::open(options).await?;
-    warn(&opened.warnings);
-    Ok(opened.sequencer)
-}
-
-fn warn(warnings: &[String]) {
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
+    Ok((opened.sequencer, opened.warnings))
 }

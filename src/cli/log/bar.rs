@@ -1,4 +1,4 @@
-//! Owns the progress bar of a check: on a terminal's stderr, gone when the check is done. Nothing is
+//! Owns the progress bar of a check or a copy: on a terminal's stderr, gone when that is done. Nothing is
 //! written where stderr is no terminal.
 
 use std::{
@@ -10,8 +10,12 @@ use std::{
 const INTERVAL: Duration = Duration::from_millis(100);
 const CELLS: u64 = 30;
 
+/// How far it is, in words: so much of so much.
+type Words = fn(done: u64, total: u64) -> String;
+
 /// The bar.
 pub(super) struct Bar {
+    words: Words,
     is_shown: bool,
     began: Instant,
     drawn_at: Option<Instant>,
@@ -19,9 +23,10 @@ pub(super) struct Bar {
 
 impl Bar {
     /// On stderr, if that is a terminal that can erase a line.
-    pub(super) fn of_stderr() -> Self {
+    pub(super) fn of_stderr(words: Words) -> Self {
         let can_erase = std::env::var_os("TERM").is_none_or(|name| name != "dumb");
         Self {
+            words,
             is_shown: io::stderr().is_terminal() && can_erase,
             began: Instant::now(),
             drawn_at: None,
@@ -29,11 +34,11 @@ impl Bar {
     }
 
     /// Draws it, unless it was drawn just now.
-    pub(super) fn show(&mut self, done_bytes: u64, total_bytes: u64) {
+    pub(super) fn show(&mut self, done: u64, total: u64) {
         let is_due = self.drawn_at.is_none_or(|at| at.elapsed() >= INTERVAL);
         if self.is_shown && is_due {
             self.drawn_at = Some(Instant::now());
-            let line = line(done_bytes, total_bytes, self.began.elapsed());
+            let line = line((done, total), self.began.elapsed(), self.words);
             // A closed stderr changes nothing.
             let _ = write!(io::stderr(), "\r\x1b[K{line}");
         }
@@ -48,9 +53,9 @@ impl Bar {
 }
 
 /// Fits into 80 columns.
-fn line(done_bytes: u64, total_bytes: u64, elapsed: Duration) -> String {
-    let total = total_bytes.max(1);
-    let done = done_bytes.min(total);
+fn line((done, all): (u64, u64), elapsed: Duration, words: Words) -> String {
+    let total = all.max(1);
+    let done = done.min(total);
     let share = |of: u64| u64::try_from(u128::from(done) * u128::from(of) / u128::from(total));
     let cells = share(CELLS).unwrap_or(CELLS);
     let cell = |at: u64| if at < cells { '#' } else { '.' };
@@ -63,11 +68,12 @@ fn line(done_bytes: u64, total_bytes: u64, elapsed: Duration) -> String {
             format!(", {left:.0} s left")
         }
     };
-    format!(
-        "[{bar}] {percent:>3} %  {} of {}{rest}",
-        size(done),
-        size(total_bytes)
-    )
+    format!("[{bar}] {percent:>3} %  {}{rest}", words(done, all))
+}
+
+/// For a bar of bytes.
+pub(super) fn sizes(done_bytes: u64, total_bytes: u64) -> String {
+    format!("{} of {}", size(done_bytes), size(total_bytes))
 }
 
 /// A number of bytes, for people.
@@ -86,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_bar_grows_with_what_is_done_and_fits() {
-        let at = |done| line(done, 3 << 30, Duration::from_secs(6));
+        let at = |done| line((done, 3 << 30), Duration::from_secs(6), sizes);
         assert_eq!(
             at(0),
             "[..............................]   0 %  0.0 MiB of 3.0 GiB"
@@ -96,8 +102,8 @@ mod tests {
             "[##########....................]  33 %  1.0 GiB of 3.0 GiB, 12 s left"
         );
         assert!(at(3 << 30).contains("] 100 %") && at(9 << 30).contains("] 100 %"));
-        let worst = line(1 << 20, u64::MAX, Duration::from_secs(1));
+        let worst = line((1 << 20, u64::MAX), Duration::from_secs(1), sizes);
         assert!(worst.len() < 120, "{worst}");
-        assert!(line(0, 0, Duration::ZERO).contains("0 %"));
+        assert!(line((0, 0), Duration::ZERO, sizes).contains("0 %"));
     }
 }

@@ -9,6 +9,9 @@
 //! `quarantine`. The `keeper` does what no commit is to wait for; the next segment (`preparation`) is a
 //! part of it.
 //!
+//! Where several bridges write one log, each has a `replica` of it: `in_order` is the writer's part in that.
+//! A `copy` takes a log from one store to another.
+//!
 //! Damage keeps nobody from the rest: a `walk` over the frames of a segment finds the next one that is
 //! whole, for readers, for a start (`salvage`), and for what verifies a segment (`verify`): the `scrub`
 //! in the background, and the `check` from outside. What they find is made known by `damage`.
@@ -16,6 +19,7 @@
 mod active;
 mod check;
 mod commit;
+pub mod copy;
 mod damage;
 #[cfg(test)]
 mod damage_tests;

@@ -263,7 +263,7 @@ fn resume_clock(manifest: &Manifest, source: &Clock, ids: &Ids) -> (LogClock, Ve
 
 /// Each epoch with the first event that it wrote: as the segments say, and as the manifest does before
 /// the first of them and where they are damaged. An epoch that wrote nothing leaves no trace.
-fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
+pub(super) fn epochs(manifest: &Manifest, found: &Found) -> Vec<(Sequence, Epoch)> {
     let from = found.epochs.first().map(|&(first, _)| first);
     let from = from.unwrap_or(found.range.head.plus(1));
     let is_damaged = |first: Sequence| {

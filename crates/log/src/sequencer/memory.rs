@@ -143,11 +143,17 @@ impl Sequence {
     /// A connection of a bridge.
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Arc<Connection> {
+        self.connect_with(8 * 1024 * 1024)
+    }
+
+    /// The same, where a commit may have only so many bytes.
+    #[must_use]
+    pub fn connect_with(self: &Arc<Self>, commit_bytes_max: usize) -> Arc<Connection> {
         Arc::new(Connection {
             sequence: Arc::clone(self),
             is_cut_off: Arc::default(),
             connections: watch::Sender::new(1),
-            commit_bytes_max: 8 * 1024 * 1024,
+            commit_bytes_max,
         })
     }
 
