@@ -31,7 +31,9 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<
         return Ok(memory::open(options)?);
     }
     let options = files(config, metrics);
-    match connect(config, |warning| tracing::warn!("{warning}")).await? {
+    // What connects to an engine is large, and most bridges have none.
+    let connected = Box::pin(connect(config, |warning| tracing::warn!("{warning}"))).await?;
+    match connected {
         None => Ok(embedded::open(&config.data_dir, options)?),
         Some(sequencer) => Ok(embedded::open_replica(&config.data_dir, options, sequencer).await?),
     }

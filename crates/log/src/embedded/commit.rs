@@ -177,6 +177,17 @@ impl CommitFrames {
         u64::from_le_bytes(first)
     }
 
+    /// What the metrics are told of it.
+    pub(super) fn report(&self, batches: usize, duration: Duration) -> CommitReport {
+        let bytes = self.blocks().map(|block| block.as_bytes().len() as u64);
+        CommitReport {
+            batches,
+            events: self.keys.len() as u64,
+            bytes: bytes.sum(),
+            duration,
+        }
+    }
+
     /// The header of its first frame.
     pub(super) fn first(&self) -> Option<&Header> {
         self.headers().next()

@@ -13,12 +13,8 @@ use super::replica::{Message, Replica, Settled, position_of};
 use crate::{
     Appended, Error, Health,
     embedded::{
-        commit::CommitFrames,
-        directory::DIVERGED_FILE,
-        frame::Header,
-        queue::Arrival,
-        retention::Due,
-        writer::{self, Writer},
+        commit::CommitFrames, directory::DIVERGED_FILE, frame::Header, queue::Arrival,
+        retention::Due, writer::Writer,
     },
     ids,
     sequencer::{Outage, Position},
@@ -65,7 +61,7 @@ impl Writer {
                         replica.term = None;
                     }
                     let duration = began.elapsed();
-                    let report = writer::report(&prepared.frames, batches.len(), duration);
+                    let report = prepared.frames.report(batches.len(), duration);
                     self.take(position, prepared.frames)?;
                     self.tell(report);
                     return Ok(prepared.appended);

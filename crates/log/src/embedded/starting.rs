@@ -183,9 +183,7 @@ fn start(
         no_space_at: Mutex::new(None),
         engine_health: Mutex::new(None),
         has_missing_ids: AtomicBool::new(missing_ids.is_some()),
-        replicated: replica
-            .as_ref()
-            .map(|(_, replicated, _)| Arc::clone(replicated)),
+        replicated: replica.as_ref().map(|(_, it, _)| Arc::clone(it)),
         fault,
         done,
     });
@@ -227,7 +225,20 @@ fn start(
         },
         ids_budget: IdsBudget::default(),
     };
-    let readers = Readers::new(&shared.segments, options.readers).map_err(OpenError::Thread);
+    let background = (options.readers, options.scrub_bytes_per_second);
+    launch(directory, writer, background, follow, ended)
+}
+
+/// Starts the writer, the readers, the scrub, and the task that follows a sequence.
+fn launch(
+    directory: Directory,
+    writer: Writer,
+    (readers, scrub_rate): (usize, u64),
+    follow: Option<(Follow, Handle)>,
+    ended: watch::Receiver<bool>,
+) -> Result<Arc<Embedded>, OpenError> {
+    let (shared, log) = (Arc::clone(&writer.shared), writer.log);
+    let readers = Readers::new(&shared.segments, readers).map_err(OpenError::Thread);
     let readers = readers.inspect_err(|_| shared.keeper.stop())?;
     writer.publish_health();
     if let Some(replica) = &writer.replica {
@@ -237,9 +248,8 @@ fn start(
     if let Some((follow, runtime)) = follow {
         runtime.spawn(follow.run());
     }
-    let rate = options.scrub_bytes_per_second;
-    let scrub = scrub::Work::new(Arc::clone(&shared), manifest.log, rate);
-    let scrub = (rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
+    let scrub = scrub::Work::new(Arc::clone(&shared), log, scrub_rate);
+    let scrub = (scrub_rate > 0).then(|| spawn("log-scrub", move || scrub.run()));
     Ok(Arc::new(Embedded {
         shared,
         readers,

@@ -192,7 +192,7 @@ impl Writer {
         if !prepared.frames.is_empty() {
             self.make_room()?;
             let stored = self.commit(&prepared)?;
-            let report = report(&prepared.frames, batches.len(), began.elapsed());
+            let report = prepared.frames.report(batches.len(), began.elapsed());
             self.apply(&prepared.frames, &stored, prepared.at)?;
             self.tell(report);
         }
@@ -468,17 +468,6 @@ impl Drop for Ended {
             self.0.fail("the writer ended");
         }
         self.0.done.send_replace(true);
-    }
-}
-
-/// What the metrics are told of a commit.
-pub(super) fn report(frames: &CommitFrames, batches: usize, duration: Duration) -> CommitReport {
-    let bytes = frames.blocks().map(|block| block.as_bytes().len() as u64);
-    CommitReport {
-        batches,
-        events: frames.keys().len() as u64,
-        bytes: bytes.sum(),
-        duration,
     }
 }
 

@@ -251,10 +251,6 @@ impl Start<'_> {
 
     /// Cuts off what was not flushed. Returns the position and the digest that the replica goes on from, or
     /// why it cannot.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a failure, or an unfit replica, or its end"
-    )]
     fn go_on(
         &self,
         manifest: &Manifest,
