@@ -141,14 +141,10 @@ fn a_command_line_that_cannot_be_meant_exits_with_2_and_says_why_on_stderr() {
         ),
         (&["tail", "--since", "10"], "`10` has no unit"),
         (
-            &["tail", "--since", "2026-11-20T08:30"],
-            "not an RFC 3339 time",
+            &["tail", "--since", "tomorrow"],
+            "write a duration such as `10m` or `2d`",
         ),
-        (
-            &["tail", "--since", "yesterday"],
-            "or a time with its offset such as `2026-11-20T08:30:00Z`",
-        ),
-        (&["tail", "--since", "yesterday"], "'yesterday'"),
+        (&["tail", "--since", "tomorrow"], "'tomorrow'"),
         (&["tail", "--since", "20261120"], "`20261120` has no unit"),
         (&["demo", "--count", "1234567x"], "'1234567x'"),
         (

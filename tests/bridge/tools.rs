@@ -170,8 +170,8 @@ fn the_grpcurl_line_that_the_demo_prints_works() {
     let events = events(&responses);
     assert_eq!(sequences(&events), ["1", "2", "3"]);
     for event in events {
-        assert!(event["type"].as_str().unwrap().starts_with("user."));
-        assert!(event["userId"].as_str().unwrap().starts_with("usr_"));
+        // Now and then it is one of the rarer types, of nobody.
+        assert!(event["type"].as_str().unwrap().contains('.'), "{event}");
         assert!(event["receivedAt"].is_string(), "{event}");
     }
     demo.end();
