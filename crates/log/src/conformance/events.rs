@@ -288,8 +288,9 @@ pub async fn what_is_too_much_expires(factory: &dyn Factory) {
             return false;
         };
         let events = fixtures::events(&blocks);
-        assert_eq!(events.last().unwrap().0, 10_000);
-        range.event_count() < 5_000 && events.len() as u64 == range.event_count()
+        // More may go while it is read: then the events before them are all there is.
+        let is_whole = events.last().is_some_and(|&(last, _)| last == 10_000);
+        is_whole && range.event_count() < 5_000 && events.len() as u64 == range.event_count()
     })
     .await;
 }
