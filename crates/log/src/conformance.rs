@@ -16,6 +16,7 @@ mod following;
 
 use std::{
     any::Any,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, Ordering},
@@ -23,10 +24,14 @@ use std::{
     time::Duration,
 };
 
+use tokio::runtime::Handle;
+
 pub use self::{events::*, following::*};
 use super::{
     Appended, Block, Error, Gap, Log, Range,
     clock::{Boot, Clock, Reading},
+    embedded,
+    sequencer::Sequencer,
 };
 use prelude_bridge_event::{Sequence, UnixMicros, testing as fixtures};
 
@@ -178,6 +183,29 @@ fn record(log: &dyn Log, after: Sequence) -> Result<Followed, Gap> {
     log.follow(after, Arc::new(follower)).map(|()| followed)
 }
 
+/// Opens a replica in a directory of a test, on a runtime of several threads.
+pub fn open_replica(
+    setup: &Setup,
+    dir: impl AsRef<Path> + Send + 'static,
+    sequencer: impl Future<Output = Arc<dyn Sequencer>>,
+) -> Opened {
+    let options = embedded::Options {
+        retention_age: setup.retention_age,
+        retention_bytes: setup.retention_bytes,
+        ..embedded::Options::default()
+    };
+    let open = async {
+        let sequencer = sequencer.await;
+        embedded::open_replica_at(dir.as_ref(), options, sequencer, &setup.clock).await
+    };
+    let opened = tokio::task::block_in_place(|| Handle::current().block_on(open));
+    Opened {
+        log: opened.unwrap(),
+        set_outage: None,
+        keep: Box::new(dir),
+    }
+}
+
 fn numbered(numbers: &[u64]) -> Vec<(u64, String)> {
     (1..)
         .zip(numbers.iter().map(|n| format!("evt_{n}")))
@@ -200,18 +228,16 @@ async fn waits_until(mut condition: impl AsyncFnMut() -> bool) {
     .await;
 }
 
-/// A test for each claim about the logs that a [`Factory`] opens; with `, outages` also for those about
-/// logs that can be unavailable for now. The crate needs tokio with the
-/// features `macros` and `rt-multi-thread`.
+/// Passes the names of the claims about every log to a macro, behind an expression and a semicolon. Those about
+/// retention are apart ([`with_retention_claims!`](crate::with_retention_claims)).
 #[macro_export]
-macro_rules! conformance_tests {
-    ($factory:expr) => {
-        $crate::conformance_tests! { $factory;
+macro_rules! with_conformance_claims {
+    ($then:ident, $factory:expr) => {
+        $then! { $factory;
             a_new_log_is_empty
             events_are_numbered_in_order_without_holes
             concurrent_appends_have_one_order_which_all_see
             repetitions_are_left_out
-            what_was_appended_is_remembered_and_asking_changes_nothing
             the_same_id_of_another_app_is_another_event
             the_same_id_of_another_type_is_another_event
             a_duplicate_with_another_content_is_told
@@ -219,9 +245,6 @@ macro_rules! conformance_tests {
             time_never_goes_back
             reading_ends_at_its_limit_but_brings_at_least_one_block
             a_large_batch_becomes_several_blocks
-            what_is_too_old_expires
-            what_is_too_much_expires
-            a_log_that_expired_whole_goes_on
             a_closed_log_refuses_and_can_be_read
             an_append_goes_on_when_nobody_waits_for_it
             an_empty_batch_is_nothing
@@ -234,6 +257,30 @@ macro_rules! conformance_tests {
             those_who_wait_see_commits_and_the_end
             an_epoch_is_known_before_any_of_its_events
         }
+    };
+}
+
+/// The same with the claims about what the log removes by its own clock.
+#[macro_export]
+macro_rules! with_retention_claims {
+    ($then:ident, $factory:expr) => {
+        $then! { $factory;
+            what_was_appended_is_remembered_and_asking_changes_nothing
+            what_is_too_old_expires
+            what_is_too_much_expires
+            a_log_that_expired_whole_goes_on
+        }
+    };
+}
+
+/// A test for each claim about the logs that a [`Factory`] opens; with `, outages` also for those about
+/// logs that can be unavailable for now. The crate needs tokio with the
+/// features `macros` and `rt-multi-thread`, and this macro by its name alone.
+#[macro_export]
+macro_rules! conformance_tests {
+    ($factory:expr) => {
+        $crate::with_conformance_claims! { conformance_tests, $factory }
+        $crate::with_retention_claims! { conformance_tests, $factory }
     };
     ($factory:expr, outages) => {
         $crate::conformance_tests! { $factory }

@@ -1,25 +1,10 @@
-//! Owns where the database is, and how to get there: options, and the URL that has them. Knows nothing of
-//! connections.
+//! Owns where the database is, and how to get there. Knows nothing of connections, nor of URLs: those are the
+//! configuration's.
 
-use std::{borrow::Cow, fmt, net::IpAddr, path::PathBuf, time::Duration};
-
-use percent_encoding::percent_decode_str;
-
-use crate::OpenError;
-
-/// The name of the table, when none is given.
-pub const TABLE: &str = "prelude_bridge_log";
-
-/// How long commits are kept at least, when nothing else is said: as long as ids are remembered.
-pub const IDS_AGE: Duration = Duration::from_secs(15 * 24 * 60 * 60);
-
-const PORT: u16 = 5432;
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 /// PostgreSQL cuts longer names.
 const NAME_BYTES_MAX: usize = 63;
-
-const PARAMETERS: &str =
-    "sslmode, sslrootcert, sslcert, sslkey, application_name, target_session_attrs";
 
 /// A password. Printing it prints a placeholder.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,16 +42,6 @@ pub enum TlsMode {
     },
 }
 
-/// Where a URL was written, which decides whether a password may stand in it: everybody on the machine can
-/// read the flags of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UrlSource {
-    /// A flag of the command line.
-    Flag,
-    /// The environment or a file.
-    Environment,
-}
-
 /// Where the database is, and what is expected of it.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -91,17 +66,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Takes `postgres://user@host[:port][,host2[:port]…]/database[?parameters]`. The scheme `postgresql` and
-    /// the parameters mean what they mean to libpq, except that a certificate is never used unchecked:
-    /// `sslmode` is `disable` or `verify-full`, and `require` and `verify-ca` mean the latter. Without it,
-    /// connections are encrypted unless all hosts are this machine.
-    ///
-    /// # Errors
-    /// [`OpenError::Options`], without the password.
-    pub fn parse_url(url: &str, source: UrlSource) -> Result<Self, OpenError> {
-        parse(url, source).map_err(OpenError::Options)
-    }
-
     /// The table, quoted for a statement.
     pub(crate) fn quoted_table(&self) -> String {
         let names: Vec<_> = self
@@ -183,269 +147,75 @@ fn is_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-fn parse(url: &str, source: UrlSource) -> Result<Options, String> {
-    let rest = url
-        .strip_prefix("postgres://")
-        .or_else(|| url.strip_prefix("postgresql://"))
-        .ok_or("a URL of PostgreSQL begins with postgres://")?;
-    let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-    // Nothing is repeated that may be a piece of a password.
-    let Some((credentials, place)) = rest.rsplit_once('@') else {
-        return Err(if parameters.contains('@') {
-            "there is a ? before the @ of the URL: in a password write it as %3F".to_owned()
-        } else {
-            "name the role of PostgreSQL: postgres://user@host/database".to_owned()
-        });
-    };
-    let (user, password) = match credentials.split_once(':') {
-        Some((user, password)) => (user, Some(password)),
-        None => (credentials, None),
-    };
-    let password = match (password, source) {
-        (None, _) => None,
-        (Some(password), UrlSource::Environment) => Some(Secret(decode(password, "the password")?)),
-        (Some(_), UrlSource::Flag) => {
-            return Err(
-                "there is a password in the URL, where everybody on this machine can read \
-                        it: leave it out, and give it by the environment or a file"
-                    .to_owned(),
-            );
-        }
-    };
-    let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
-    let hosts: Vec<_> = hosts.split(',').map(host).collect::<Result<_, _>>()?;
-    let tls = tls(parameters, hosts.iter().all(|(host, _)| is_local(host)))?;
-    let options = Options {
-        hosts,
-        database: decode(database, "the database")?,
-        user: decode(user, "the user")?,
-        password,
-        table: TABLE.to_owned(),
-        tls,
+/// Those of a server that tests start, on this port of this machine.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn local(port: u16) -> Options {
+    Options {
+        hosts: vec![("127.0.0.1".to_owned(), port)],
+        database: "postgres".to_owned(),
+        user: "bridge".to_owned(),
+        password: None,
+        table: "prelude_bridge".to_owned(),
+        tls: TlsMode::Off,
         require_standby: false,
-        ids_age: IDS_AGE,
-    };
-    options.check()?;
-    Ok(options)
-}
-
-fn host(text: &str) -> Result<(String, u16), String> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, after) = rest
-                .split_once(']')
-                .ok_or_else(|| format!("{text}: the address of IPv6 has no end: ]"))?;
-            match after.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None if after.is_empty() => (host, None),
-                None => return Err(format!("{text} is no host and port")),
-            }
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
-    };
-    let port = match port {
-        None => PORT,
-        Some(port) => match port.parse() {
-            Ok(port) if port > 0 => port,
-            _ => return Err(format!("{port:?} is no port of {host:?}")),
-        },
-    };
-    Ok((decode(host, "the host")?, port))
-}
-
-fn tls(parameters: &str, local: bool) -> Result<TlsMode, String> {
-    let (mut mode, mut authority, mut certificate, mut key) = (None, None, None, None);
-    for parameter in parameters
-        .split('&')
-        .filter(|parameter| !parameter.is_empty())
-    {
-        let (name, value) = parameter
-            .split_once('=')
-            .ok_or_else(|| format!("the parameter {parameter:?} has no value"))?;
-        let value = decode(value, name)?;
-        match name {
-            "sslmode" => mode = Some(value),
-            "sslrootcert" => authority = Some(PathBuf::from(value)),
-            "sslcert" => certificate = Some(PathBuf::from(value)),
-            "sslkey" => key = Some(PathBuf::from(value)),
-            "application_name" => {}
-            "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
-            "target_session_attrs" => {
-                return Err(format!(
-                    "target_session_attrs={value}: it is always the primary that is used"
-                ));
-            }
-            "password" => return Err("write no password among the parameters".to_owned()),
-            _ => {
-                return Err(format!("there is no parameter {name:?}, only {PARAMETERS}"));
-            }
-        }
+        ids_age: Duration::ZERO,
     }
-    let files = authority.is_some() || certificate.is_some() || key.is_some();
-    let encrypted = match mode.as_deref() {
-        None => files || !local,
-        Some("disable") if files => {
-            return Err("there are files for TLS, and sslmode=disable".to_owned());
-        }
-        Some("disable") => false,
-        Some("require" | "verify-ca" | "verify-full") => true,
-        Some(mode @ ("allow" | "prefer")) => {
-            return Err(format!(
-                "sslmode={mode} would send events in plain text when the server wants it: write \
-                 verify-full or disable"
-            ));
-        }
-        Some(mode) => return Err(format!("sslmode={mode}: write verify-full or disable")),
-    };
-    if !encrypted {
-        return Ok(TlsMode::Off);
-    }
-    let certificate = match (certificate, key) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        _ => return Err("sslcert and sslkey belong together".to_owned()),
-    };
-    Ok(TlsMode::Required {
-        authority,
-        certificate,
-    })
-}
-
-fn decode(text: &str, what: &str) -> Result<String, String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map(Cow::into_owned)
-        .map_err(|_| format!("{what} in the URL is not UTF-8"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(url: &str) -> Options {
-        Options::parse_url(url, UrlSource::Flag).unwrap()
-    }
-
-    fn refused(url: &str) -> String {
-        let error = Options::parse_url(url, UrlSource::Flag).unwrap_err();
-        assert!(matches!(error, OpenError::Options(_)));
-        error.to_string()
-    }
-
     #[test]
-    fn a_url_has_hosts_ports_user_and_database() {
-        let options =
-            parsed("postgres://us%40er@one:5433,two,[::1]:7,%2Frun%2Fpg/d%20b?sslmode=disable");
-        let hosts: Vec<_> = options
-            .hosts
-            .iter()
-            .map(|(host, port)| (&**host, *port))
-            .collect();
+    fn what_is_missing_is_named_and_no_message_has_the_password() {
+        let hosts = |hosts: &[(&str, u16)]| Options {
+            hosts: hosts
+                .iter()
+                .map(|&(host, port)| (host.to_owned(), port))
+                .collect(),
+            password: Some(Secret::new("canary")),
+            ..local(1)
+        };
+        let named = hosts(&[("one", 5433), ("::1", 7), ("/run/pg", 5432)]);
         assert_eq!(
-            hosts,
-            [("one", 5433), ("two", 5432), ("::1", 7), ("/run/pg", 5432)]
-        );
-        assert_eq!((&*options.user, &*options.database), ("us@er", "d b"));
-        assert_eq!((&*options.table, options.ids_age), (TABLE, IDS_AGE));
-        assert_eq!(
-            options.name(),
-            "the table prelude_bridge_log in the database d b of PostgreSQL at one:5433, two:5432, \
+            named.name(),
+            "the table prelude_bridge in the database postgres of PostgreSQL at one:5433, \
              [::1]:7, /run/pg:5432"
         );
-        assert_eq!(parsed("postgresql://u@localhost/d").database, "d");
-    }
-
-    #[test]
-    fn connections_are_encrypted_unless_all_hosts_are_this_machine_or_it_is_switched_off() {
-        let required =
-            |authority: Option<&str>, certificate: Option<(&str, &str)>| TlsMode::Required {
-                authority: authority.map(PathBuf::from),
-                certificate: certificate.map(|(one, two)| (one.into(), two.into())),
-            };
-        for (url, mode) in [
-            ("postgres://u@127.0.0.1,localhost,[::1]/d", TlsMode::Off),
-            ("postgres://u@[::ffff:127.0.0.1]/d", TlsMode::Off),
-            ("postgres://u@db/d?sslmode=disable", TlsMode::Off),
-            ("postgres://u@localhost,db/d", required(None, None)),
-            (
-                "postgres://u@localhost/d?sslmode=require",
-                required(None, None),
-            ),
-            (
-                "postgres://u@localhost/d?sslmode=verify-ca",
-                required(None, None),
-            ),
-            (
-                "postgres://u@localhost/d?sslrootcert=%2Fa.crt",
-                required(Some("/a.crt"), None),
-            ),
-            (
-                "postgres://u@db/d?sslcert=c&sslkey=k&application_name=x&target_session_attrs=primary",
-                required(None, Some(("c", "k"))),
-            ),
-        ] {
-            assert_eq!(parsed(url).tls, mode, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_password_is_taken_from_the_environment_only_and_never_printed() {
-        let url = "postgres://u:can%23ary@h:1/d";
-        let said = refused(url);
-        assert!(said.contains("password") && !said.contains("ary"), "{said}");
-        let options = Options::parse_url(url, UrlSource::Environment).unwrap();
-        assert_eq!(options.password.as_ref().unwrap().expose(), "can#ary");
-        let printed = format!("{options:?} {}", options.name());
+        let printed = format!("{named:?} {}", named.name());
         assert!(!printed.contains("ary"), "{printed}");
-        // What is wrong elsewhere does not repeat it either.
-        for broken in [
-            "postgres://u:canary@h:x/d",
-            "postgres://u:can@ary@/d",
-            "postgres://u:%ff@h/d",
-            "postgres://u:can?ary@h/d",
-            "postgres://u:canary/d",
-        ] {
-            let error = Options::parse_url(broken, UrlSource::Environment).unwrap_err();
-            assert!(!error.to_string().contains("ary"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_url_is_refused_in_words_that_say_what_is_wrong() {
-        for (url, words) in [
-            ("mysql://u@h/d", "begins with postgres://"),
-            ("postgres://h/d", "name the role"),
-            ("postgres://u@h", "name the database"),
-            ("postgres://u@h/", "name the database"),
-            ("postgres://u@/d", "name the host"),
-            ("postgres://u@a,,b/d", "name the host"),
-            ("postgres://u@h:0/d", "no port"),
-            ("postgres://u@h:99999/d", "no port"),
-            ("postgres://u@[::1/d", "no end"),
-            ("postgres://u@[::1]x/d", "no host and port"),
-            ("postgres://u@h/d?sslmode=prefer", "verify-full or disable"),
-            ("postgres://u@h/d?sslmode=on", "verify-full or disable"),
+        let required = TlsMode::Required {
+            authority: None,
+            certificate: None,
+        };
+        for (options, words) in [
+            (hosts(&[]), "name the host"),
+            (hosts(&[("", 1)]), "name the host"),
             (
-                "postgres://u@h/d?sslmode=disable&sslrootcert=a",
-                "sslmode=disable",
+                Options {
+                    user: String::new(),
+                    ..local(1)
+                },
+                "name the role",
             ),
-            ("postgres://u@h/d?sslcert=a", "belong together"),
-            ("postgres://u@h/d?sslkey=a", "belong together"),
-            ("postgres://u@h/d?options=x", "no parameter \"options\""),
-            ("postgres://u@h/d?password=x", "no password"),
-            ("postgres://u@h/d?sslmode", "has no value"),
             (
-                "postgres://u@h/d?target_session_attrs=any",
-                "always the primary",
+                Options {
+                    database: String::new(),
+                    ..local(1)
+                },
+                "name the database",
             ),
-            ("postgres://u@%2Frun,h/d", "no TLS on the socket"),
-            ("postgres://u@%ff/d", "not UTF-8"),
+            (
+                Options {
+                    tls: required,
+                    ..named
+                },
+                "no TLS on the socket",
+            ),
         ] {
-            let said = refused(url);
-            assert!(said.contains(words), "{url}: {said}");
+            let said = options.check().unwrap_err();
+            assert!(said.contains(words), "{said}");
         }
     }
 
@@ -453,7 +223,7 @@ mod tests {
     fn the_name_of_a_table_needs_no_quotes() {
         let with = |table: &str| Options {
             table: table.to_owned(),
-            ..parsed("postgres://u@localhost/d")
+            ..local(1)
         };
         for table in ["log", "events.log_2", "_x"] {
             assert_eq!(with(table).check(), Ok(()), "{table}");

@@ -197,7 +197,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::UrlSource;
+    use crate::options::local;
 
     fn good() -> Server {
         Server {
@@ -217,10 +217,9 @@ mod tests {
     }
 
     fn options(require_standby: bool) -> Options {
-        let options = Options::parse_url("postgres://u@localhost/d", UrlSource::Flag).unwrap();
         Options {
             require_standby,
-            ..options
+            ..local(1)
         }
     }
 

@@ -258,7 +258,7 @@ mod tests {
         let page = include_str!("../../../docs/postgresql.md");
         let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let page = flat(page);
-        let statements = creation("prelude_bridge_log");
+        let statements = creation("prelude_bridge");
         for statement in statements
             .split("; ")
             .filter(|it| !it.starts_with("SELECT"))

@@ -21,6 +21,7 @@ use std::{
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+pub use crate::options::local;
 use crate::{OpenError, Opened, Options, Patience};
 
 /// [`open`](crate::open) with two seconds of patience instead of ten, for tests of what does not answer.

@@ -2,90 +2,53 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use prelude_bridge_jetstream::{Options, testing::Nats};
+use prelude_bridge_jetstream::{
+    Options,
+    testing::{Config, Nats},
+};
 use prelude_bridge_log::{
     conformance::{self, Factory, Opened, Setup},
-    embedded,
+    with_conformance_claims,
 };
-use tokio::runtime::Handle;
 
 use crate::support::options;
 
 /// Each log has a stream of its own.
-struct Streams<'a> {
-    nats: &'a Nats,
+struct Streams {
+    nats: Nats,
     count: AtomicU32,
 }
 
-impl Factory for Streams<'_> {
+impl Factory for Streams {
     fn open(&self, setup: Setup) -> Opened {
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         let options = Options {
             stream: format!("log-{number}"),
             // The servers reserve it.
             retention_bytes: 1 << 26,
-            ..options(self.nats, 1)
+            ..options(&self.nats, 1)
         };
-        let dir = tempfile::tempdir().unwrap();
-        let open = async {
-            let sequencer = prelude_bridge_jetstream::open(options)
-                .await
-                .unwrap()
-                .sequencer;
-            let log = embedded::Options {
-                retention_age: setup.retention_age,
-                retention_bytes: setup.retention_bytes,
-                ..embedded::Options::default()
-            };
-            embedded::open_replica_at(dir.path(), log, sequencer, &setup.clock)
-                .await
-                .unwrap()
+        let sequencer = async {
+            let opened = prelude_bridge_jetstream::open(options).await;
+            opened.unwrap().sequencer as _
         };
-        let log = tokio::task::block_in_place(|| Handle::current().block_on(open));
-        Opened {
-            log,
-            set_outage: None,
-            keep: Box::new(dir),
-        }
+        conformance::open_replica(&setup, tempfile::tempdir().unwrap(), sequencer)
     }
 }
 
-/// All but what is said of retention: the stream's own goes by the server's clock.
+macro_rules! hold {
+    ($factory:expr; $($claim:ident)*) => {
+        $(conformance::$claim($factory).await;)*
+    };
+}
+
+/// All but what is said of retention: that of a stream goes by the server's clock.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs tools"]
 async fn a_log_on_nats_conforms() {
-    let nats = Nats::start(1, prelude_bridge_jetstream::testing::Config::default()).await;
     let streams = Streams {
-        nats: &nats,
+        nats: Nats::start(1, Config::default()).await,
         count: AtomicU32::new(0),
     };
-    macro_rules! claims {
-        ($($name:ident)*) => {
-            $(conformance::$name(&streams).await;)*
-        };
-    }
-    claims! {
-        a_new_log_is_empty
-        events_are_numbered_in_order_without_holes
-        concurrent_appends_have_one_order_which_all_see
-        repetitions_are_left_out
-        the_same_id_of_another_app_is_another_event
-        the_same_id_of_another_type_is_another_event
-        a_duplicate_with_another_content_is_told
-        a_place_can_be_found_by_its_time
-        time_never_goes_back
-        reading_ends_at_its_limit_but_brings_at_least_one_block
-        a_large_batch_becomes_several_blocks
-        a_closed_log_refuses_and_can_be_read
-        an_append_goes_on_when_nobody_waits_for_it
-        an_empty_batch_is_nothing
-        cursors_of_the_log_belong_to_it
-        usage_grows_with_what_is_kept
-        a_follower_begins_at_the_head_and_is_handed_every_commit
-        followers_have_a_batch_before_it_is_answered
-        a_block_that_a_follower_refuses_fails_the_log
-        a_follower_that_panics_fails_the_log
-        those_who_wait_see_commits_and_the_end
-        an_epoch_is_known_before_any_of_its_events
-    }
+    with_conformance_claims! { hold, &streams }
 }

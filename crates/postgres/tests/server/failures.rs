@@ -50,11 +50,11 @@ async fn what_was_acknowledged_before_a_crash_is_there_after_it() {
         });
     }
     for crash in 1..=3 {
-        let many = format!("SELECT count(*) > {} FROM prelude_bridge_log", crash * 100);
+        let many = format!("SELECT count(*) > {} FROM prelude_bridge", crash * 100);
         server.until(&many, "t");
         server.restart();
     }
-    server.until("SELECT count(*) > 400 FROM prelude_bridge_log", "t");
+    server.until("SELECT count(*) > 400 FROM prelude_bridge", "t");
     done.store(true, Ordering::Relaxed);
     let mut won = Vec::new();
     while let Some(writer) = writers.join_next().await {
@@ -191,7 +191,7 @@ async fn a_commit_whose_answer_is_lost_is_found_at_its_position() {
     proxy.mute.store(true, Ordering::Relaxed);
     let appending = Arc::clone(&sequencer);
     let appended = tokio::spawn(async move { appending.append(Position(1), commit("mine")).await });
-    let stored = "SELECT count(*) FROM prelude_bridge_log";
+    let stored = "SELECT count(*) FROM prelude_bridge";
     eventually("it is stored", async || {
         (server.ask(stored) == "1").then_some(())
     })
@@ -224,7 +224,7 @@ async fn a_table_that_is_dropped_is_not_created_a_second_time() {
     let server = Server::start();
     let sequencer = sequencer(&server).await;
     append_all(&sequencer, 1..=2).await;
-    server.sql("DROP TABLE prelude_bridge_log");
+    server.sql("DROP TABLE prelude_bridge");
     let outage = sequencer
         .append(Position(3), commit("x"))
         .await
@@ -250,14 +250,14 @@ async fn a_privilege_that_is_revoked_is_named() {
     let server = Server::start();
     drop(sequencer(&server).await);
     server.sql("CREATE ROLE writer LOGIN");
-    server.sql("GRANT SELECT, INSERT, DELETE ON prelude_bridge_log TO writer");
+    server.sql("GRANT SELECT, INSERT, DELETE ON prelude_bridge TO writer");
     let sequencer = sequencer_of(Options {
         user: "writer".to_owned(),
         ..options(&server)
     })
     .await;
     append_all(&sequencer, 1..=1).await;
-    server.sql("REVOKE INSERT ON prelude_bridge_log FROM writer");
+    server.sql("REVOKE INSERT ON prelude_bridge FROM writer");
     let outage = sequencer
         .append(Position(2), commit("secret"))
         .await
@@ -270,7 +270,7 @@ async fn a_privilege_that_is_revoked_is_named() {
         "{why}"
     );
     assert!(!why.contains("secret"), "{why}");
-    server.sql("GRANT INSERT ON prelude_bridge_log TO writer");
+    server.sql("GRANT INSERT ON prelude_bridge TO writer");
     assert_eq!(
         sequencer.append(Position(2), commit("x")).await,
         Ok(Outcome::Won)

@@ -31,7 +31,7 @@ async fn commits_of_every_size_come_as_they_were_stored() {
     let found = collect(&sequencer, 1, commits.len()).await;
     assert!(found.iter().map(|(_, commit)| commit).eq(&commits));
     let compressed =
-        "SELECT count(*) FROM prelude_bridge_log WHERE pg_column_compression(commit) IS NOT NULL";
+        "SELECT count(*) FROM prelude_bridge WHERE pg_column_compression(commit) IS NOT NULL";
     assert_eq!(server.ask(compressed), "0");
 }
 
@@ -60,7 +60,7 @@ async fn a_commit_that_nobody_announces_is_found() {
     let mut following = sequencer.follow(Position(1));
     for position in 1..=3_u64 {
         server.sql(&format!(
-            "INSERT INTO prelude_bridge_log (position, commit) VALUES ({position}, 'quiet')"
+            "INSERT INTO prelude_bridge (position, commit) VALUES ({position}, 'quiet')"
         ));
         let came = timeout(SOON, following.next()).await.unwrap();
         assert_eq!(came, Some(Ok((Position(position), commit("quiet")))));
@@ -98,7 +98,7 @@ async fn a_hole_is_an_error_and_never_passed_over() {
     let server = Server::start();
     let sequencer = sequencer(&server).await;
     append_all(&sequencer, 1..=9).await;
-    server.sql("DELETE FROM prelude_bridge_log WHERE position = 5");
+    server.sql("DELETE FROM prelude_bridge WHERE position = 5");
     let found: Vec<_> = timeout(SOON, sequencer.follow(Position(2)).collect())
         .await
         .unwrap();
@@ -113,7 +113,7 @@ async fn a_hole_is_an_error_and_never_passed_over() {
     // The last rows are removed, and positions go back.
     let mut following = sequencer.follow(Position(9));
     assert!(following.next().await.unwrap().is_ok());
-    server.sql("TRUNCATE prelude_bridge_log");
+    server.sql("TRUNCATE prelude_bridge");
     assert_eq!(sequencer.ends().await.unwrap(), ends(1, 0));
 }
 

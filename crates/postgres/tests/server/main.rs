@@ -21,8 +21,8 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use prelude_bridge_log::sequencer::{Ends, Outage, Outcome, Position, Sequencer as _};
 use prelude_bridge_postgres::{
-    OpenError, Options, Postgres, UrlSource, open,
-    testing::{Server, open_impatiently},
+    OpenError, Options, Postgres, open,
+    testing::{Server, local, open_impatiently},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -33,10 +33,7 @@ const SOON: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
 fn options(server: &Server) -> Options {
-    Options {
-        ids_age: Duration::ZERO,
-        ..Options::parse_url(&server.url(), UrlSource::Flag).unwrap()
-    }
+    local(server.port())
 }
 
 async fn sequencer(server: &Server) -> Arc<Postgres> {

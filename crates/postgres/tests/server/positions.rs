@@ -35,8 +35,7 @@ async fn race(writers: u64, positions: u64) {
     let stored = collect(&*sequencer(&server).await, 1, positions as usize).await;
     assert!((1..=positions).eq(stored.iter().map(|(position, _)| *position)));
     assert_eq!(stored.into_iter().collect::<HashMap<_, _>>(), won);
-    let counted =
-        server.ask("SELECT count(*), min(position), max(position) FROM prelude_bridge_log");
+    let counted = server.ask("SELECT count(*), min(position), max(position) FROM prelude_bridge");
     assert_eq!(counted, format!("{positions}|1|{positions}"));
 }
 
@@ -119,7 +118,7 @@ async fn commits_whose_ids_are_needed_are_not_removed() {
     };
     let sequencer = open(kept).await.unwrap().sequencer;
     append_all(&sequencer, 1..=10).await;
-    server.sql("UPDATE prelude_bridge_log SET at = at - interval '2 hours' WHERE position < 4");
+    server.sql("UPDATE prelude_bridge SET at = at - interval '2 hours' WHERE position < 4");
     sequencer.trim(Position(9)).await.unwrap();
     assert_eq!(sequencer.ends().await.unwrap(), ends(4, 10));
 }
@@ -135,7 +134,7 @@ async fn two_bridges_that_trim_at_the_same_time_leave_no_hole() {
             for _ in 0..20 {
                 let Ends { first, last } = sequencer.ends().await.unwrap();
                 let count = server
-                    .ask("SELECT max(position) - min(position) - count(*) FROM prelude_bridge_log");
+                    .ask("SELECT max(position) - min(position) - count(*) FROM prelude_bridge");
                 assert_eq!(count, "-1", "{first} {last}");
             }
         });
@@ -155,7 +154,7 @@ async fn a_writer_waits_for_who_inserts_the_same_position() {
         .await
         .unwrap();
     tokio::spawn(connection);
-    let insert = "INSERT INTO prelude_bridge_log (position, commit) VALUES ($1, 'other')";
+    let insert = "INSERT INTO prelude_bridge (position, commit) VALUES ($1, 'other')";
     for (position, commits) in [(1_i64, false), (2, true)] {
         let transaction = client.transaction().await.unwrap();
         transaction.execute(insert, &[&position]).await.unwrap();

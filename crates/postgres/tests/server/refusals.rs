@@ -17,8 +17,7 @@ async fn words(options: Options) -> String {
 #[ignore = "needs tools"]
 async fn a_host_that_does_not_answer_is_unreachable() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = |port| format!("postgres://u@127.0.0.1:{port}/d");
-    let open = |port: u16| refused(Options::parse_url(&url(port), UrlSource::Flag).unwrap());
+    let open = |port: u16| refused(local(port));
     let error = timeout(SOON, open(silent.local_addr().unwrap().port()))
         .await
         .unwrap();
@@ -33,14 +32,11 @@ async fn a_host_that_does_not_answer_is_unreachable() {
         matches!(&error, OpenError::Unreachable(why) if why.contains("refused")),
         "{error}"
     );
-    let nowhere = Options::parse_url(
-        "postgres://u@host.invalid/d?sslmode=disable",
-        UrlSource::Flag,
-    );
-    assert!(matches!(
-        refused(nowhere.unwrap()).await,
-        OpenError::Unreachable(_)
-    ));
+    let nowhere = Options {
+        hosts: vec![("host.invalid".to_owned(), 5432)],
+        ..local(1)
+    };
+    assert!(matches!(refused(nowhere).await, OpenError::Unreachable(_)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,13 +175,13 @@ async fn a_role_that_lacks_something_is_told_what() {
     assert_eq!(server.ask("SELECT count(*) FROM events.log"), "3");
     // A table that its owner made, and grants that are missing.
     drop(sequencer(&server).await);
-    server.sql("GRANT SELECT ON prelude_bridge_log TO writer");
+    server.sql("GRANT SELECT ON prelude_bridge TO writer");
     let why = words(right()).await;
     assert!(
-        why.contains("GRANT INSERT, DELETE ON prelude_bridge_log TO writer"),
+        why.contains("GRANT INSERT, DELETE ON prelude_bridge TO writer"),
         "{why}"
     );
-    server.sql("GRANT INSERT, DELETE ON prelude_bridge_log TO writer");
+    server.sql("GRANT INSERT, DELETE ON prelude_bridge TO writer");
     append_all(&open(right()).await.unwrap().sequencer, 1..=1).await;
     // Whatever a role is set to, a session is what it has to be.
     for setting in [

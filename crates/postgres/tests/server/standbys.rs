@@ -44,10 +44,7 @@ async fn a_commit_on_one_disk(end: impl FnOnce(&mut Server), ends_connection: bo
     let appending = Arc::clone(&sequencer);
     let appended = tokio::spawn(async move { appending.append(Position(2), commit("mine")).await });
     primary.until(&format!("SELECT count(*) {WAITING}"), "1");
-    assert_eq!(
-        primary.ask("SELECT max(position) FROM prelude_bridge_log"),
-        "1"
-    );
+    assert_eq!(primary.ask("SELECT max(position) FROM prelude_bridge"), "1");
     end(&mut primary);
     let outcome = timeout(SOON, appended).await.unwrap().unwrap();
     if ends_connection {
@@ -58,7 +55,7 @@ async fn a_commit_on_one_disk(end: impl FnOnce(&mut Server), ends_connection: bo
     } else {
         assert!(outcome.as_ref().is_err_and(waits), "{outcome:?}");
     }
-    primary.until("SELECT max(position) FROM prelude_bridge_log", "2");
+    primary.until("SELECT max(position) FROM prelude_bridge", "2");
     nothing_new(&other, 2, async {
         for sequencer in [&sequencer, &other] {
             eventually("nobody is told", async || {
@@ -152,7 +149,7 @@ async fn nothing_acknowledged_is_lost_when_the_standby_is_promoted() {
         }
         last
     });
-    primary.until("SELECT max(position) > 150 FROM prelude_bridge_log", "t");
+    primary.until("SELECT max(position) > 150 FROM prelude_bridge", "t");
     primary.kill();
     standby.promote();
     let mut connected = one.connections();
@@ -189,7 +186,7 @@ async fn nothing_acknowledged_is_lost_when_the_standby_is_promoted() {
         .unwrap()
         .unwrap();
     append_all(&one, last + 1..=last + 9).await;
-    let stored = standby.ask("SELECT max(position) FROM prelude_bridge_log");
+    let stored = standby.ask("SELECT max(position) FROM prelude_bridge");
     assert_eq!(stored, (last + 9).to_string());
     assert_eq!(sessions(&primary), "0");
     // Also a bridge that starts now, and has seen nothing of it.

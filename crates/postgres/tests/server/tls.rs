@@ -163,7 +163,7 @@ async fn a_file_that_cannot_be_used_is_named() {
             authority,
             certificate,
         },
-        ..Options::parse_url("postgres://u@localhost/d", UrlSource::Flag).unwrap()
+        ..local(1)
     };
     let missing = directory.join("missing.crt");
     let said = refused(tls(Some(missing.clone()), None)).await;

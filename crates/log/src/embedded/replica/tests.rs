@@ -86,33 +86,23 @@ fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<(u64, String)> {
 
 mod conforms {
     use super::*;
+    use crate::conformance::open_replica;
 
     struct Replicas;
 
     impl Factory for Replicas {
         fn open(&self, setup: Setup) -> Opened {
-            let dir = tempfile::tempdir().unwrap();
-            let options = Options {
-                retention_age: setup.retention_age,
-                retention_bytes: setup.retention_bytes,
-                ..Options::default()
-            };
             let commits = Arc::<Commits>::default();
-            let open = crate::embedded::open_replica_at(
-                dir.path(),
-                options,
-                commits.connect(),
-                &setup.clock,
-            );
-            let log = tokio::task::block_in_place(|| Handle::current().block_on(open)).unwrap();
+            let connection = commits.connect();
+            let dir = tempfile::tempdir().unwrap();
+            let opened = open_replica(&setup, dir, async move { connection as _ });
             let set_outage = move |is_out: bool| {
                 let outage = Outage::Unavailable("nobody answers".into());
                 commits.set_outage(is_out.then_some(outage));
             };
             Opened {
-                log,
                 set_outage: Some(Box::new(set_outage)),
-                keep: Box::new(dir),
+                ..opened
             }
         }
     }
