@@ -194,9 +194,13 @@ pub fn open_replica(
         retention_bytes: setup.retention_bytes,
         ..embedded::Options::default()
     };
+    let seams = embedded::Seams {
+        clock: setup.clock.to_clock(),
+        ..embedded::Seams::default()
+    };
     let open = async {
         let sequencer = sequencer.await;
-        embedded::open_replica_at(dir.as_ref(), options, sequencer, &setup.clock).await
+        embedded::open_replica_with_seams(dir.as_ref(), options, sequencer, seams).await
     };
     let opened = tokio::task::block_in_place(|| Handle::current().block_on(open));
     Opened {

@@ -77,7 +77,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 #[cfg(any(test, feature = "testing"))]
-pub use self::starting::open_replica_at;
+pub(super) use self::starting::open_replica_with_seams;
 #[cfg(test)]
 pub(super) use self::starting::open_with_seams;
 pub use self::{

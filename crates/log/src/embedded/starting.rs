@@ -45,26 +45,8 @@ pub async fn open_replica(
     open_replica_with_seams(data_dir, options, sequencer, Seams::default()).await
 }
 
-/// The same with a clock of a test.
-///
-/// # Errors
-/// [`OpenError`].
-#[cfg(any(test, feature = "testing"))]
-pub async fn open_replica_at(
-    data_dir: &Path,
-    options: Options,
-    sequencer: Arc<dyn Sequencer>,
-    clock: &crate::conformance::TestClock,
-) -> Result<Arc<Embedded>, OpenError> {
-    let seams = Seams {
-        clock: clock.to_clock(),
-        ..Seams::default()
-    };
-    open_replica_with_seams(data_dir, options, sequencer, seams).await
-}
-
 /// The same with seams.
-async fn open_replica_with_seams(
+pub(crate) async fn open_replica_with_seams(
     data_dir: &Path,
     options: Options,
     sequencer: Arc<dyn Sequencer>,
