@@ -8,9 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{
-    APP, Answer, Bridge, SOON, Setup, batch, exchange, item, sender::eventually, sign,
-};
+use crate::support::{APP, Answer, Bridge, SOON, Setup, batch, exchange, item, sign};
 
 /// A delivery with these lines in its head, without their ends.
 fn delivery(target: &str, lines: &[&str], id: &str) -> String {
@@ -224,7 +222,7 @@ async fn a_message_that_breaks_a_rule_is_refused_in_json_and_the_last_one() {
     assert_eq!(bridge.head().await, 0);
     let counted =
         r#"prelude_bridge_webhook_requests_total{outcome="version_unsupported",status="505"}"#;
-    assert_eq!(bridge.metric(counted).await, Some(3.0));
+    bridge.counts(counted, 3.0).await;
     bridge.finish().await;
 }
 
@@ -422,13 +420,7 @@ async fn slow_headers_and_idle_connections_have_limits_of_their_own() {
         let sample = format!(
             r#"prelude_bridge_connections_closed_total{{listener="webhook",reason="{reason}"}}"#
         );
-        eventually(async || {
-            bridge
-                .metric(&sample)
-                .await
-                .filter(|&closed| closed == count)
-        })
-        .await;
+        bridge.counts(&sample, count).await;
     }
     bridge.finish().await;
 }

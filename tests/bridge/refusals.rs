@@ -7,7 +7,7 @@ use prelude_bridge::proto::{Filter, GetRangeRequest, SubscribeRequest};
 
 use crate::{
     access::token,
-    support::{self, Bridge, Setup, sender::eventually},
+    support::{self, Bridge, Setup},
 };
 
 const REFUSALS: usize = 150;
@@ -30,14 +30,6 @@ fn lines(bridge: &Bridge, said: &str) -> usize {
     log.lines().filter(|line| line.contains(said)).count()
 }
 
-async fn counted(bridge: &Bridge, sample: &str) {
-    eventually(async || {
-        let value = bridge.metric(sample).await;
-        (value == Some(REFUSALS as f64)).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_calls_are_counted_all_and_logged_a_few_times() {
     let (bridge, token) = bridge().await;
@@ -45,11 +37,12 @@ async fn refused_calls_are_counted_all_and_logged_a_few_times() {
     for _ in 0..REFUSALS {
         client.get_range(GetRangeRequest {}).await.unwrap_err();
     }
-    counted(
-        &bridge,
-        r#"prelude_bridge_streams_ended_total{reason="TOKEN_INVALID"}"#,
-    )
-    .await;
+    bridge
+        .counts(
+            r#"prelude_bridge_streams_ended_total{reason="TOKEN_INVALID"}"#,
+            REFUSALS as f64,
+        )
+        .await;
     assert_eq!(lines(&bridge, "call refused").to_string(), LINES);
 
     // Subscriptions with a credential that ask for nonsense are of another kind.
@@ -67,11 +60,12 @@ async fn refused_calls_are_counted_all_and_logged_a_few_times() {
         headers.insert("authorization", bearer.clone());
         client.subscribe(request).await.unwrap_err();
     }
-    counted(
-        &bridge,
-        r#"prelude_bridge_streams_ended_total{reason="FILTER_INVALID"}"#,
-    )
-    .await;
+    bridge
+        .counts(
+            r#"prelude_bridge_streams_ended_total{reason="FILTER_INVALID"}"#,
+            REFUSALS as f64,
+        )
+        .await;
     assert_eq!(lines(&bridge, "subscription refused").to_string(), LINES);
     bridge.finish().await;
 }
@@ -84,11 +78,12 @@ async fn refused_requests_are_counted_all_and_logged_a_few_times() {
         let answer = request.send(bridge.addresses.webhook).await.unwrap();
         assert_eq!(answer.status, 404);
     }
-    counted(
-        &bridge,
-        r#"prelude_bridge_webhook_requests_total{outcome="path_unknown",status="404"}"#,
-    )
-    .await;
+    bridge
+        .counts(
+            r#"prelude_bridge_webhook_requests_total{outcome="path_unknown",status="404"}"#,
+            REFUSALS as f64,
+        )
+        .await;
     assert_eq!(lines(&bridge, "request refused").to_string(), LINES);
     bridge.finish().await;
 }

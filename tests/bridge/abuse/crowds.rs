@@ -62,7 +62,7 @@ async fn the_limit_of_all_connections_holds_and_places_come_back() {
     };
     guarded.under("2,000 sockets for 500 places", attack).await;
     let evicted = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="evicted_listener_full"}"#;
-    guarded.counted(evicted, 1.0).await;
+    guarded.bridge.counts_at_least(evicted, 1.0).await;
     guarded.finish().await;
 }
 
@@ -78,7 +78,7 @@ async fn one_address_has_its_share_and_no_more() {
     };
     guarded.under("2,000 sockets of one address", attack).await;
     let evicted = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="evicted_address_full"}"#;
-    guarded.counted(evicted, 1_000.0).await;
+    guarded.bridge.counts_at_least(evicted, 1_000.0).await;
     guarded.finish().await;
 }
 

@@ -131,7 +131,10 @@ async fn floods_of_frames_end_their_connection_and_nobody_elses() {
             let told = [End::GoAway(ENHANCE_YOUR_CALM), End::Closed].map(Some);
             assert!(told.contains(&flooded.end), "{name}: {flooded:?}");
         }
-        guarded.counted(CLOSED, before + floods.len() as f64).await;
+        guarded
+            .bridge
+            .counts_at_least(CLOSED, before + floods.len() as f64)
+            .await;
     }
     guarded.finish().await;
 }
@@ -163,6 +166,6 @@ async fn calls_that_are_given_up_one_by_one_are_no_flood() {
     };
     guarded.under("1,000 calls given up", attack).await;
     let gone = r#"prelude_bridge_streams_ended_total{reason="CLIENT_GONE"}"#;
-    guarded.counted(gone, 1_000.0).await;
+    guarded.bridge.counts_at_least(gone, 1_000.0).await;
     guarded.finish().await;
 }

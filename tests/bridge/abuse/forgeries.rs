@@ -92,7 +92,7 @@ async fn real_batches_are_acknowledged_during_a_flood_of_forged_ones() {
         .count();
     assert!((100..lines_max).contains(&refusals), "{refusals} lines");
     let counted = r#"prelude_bridge_webhook_verification_failures_total{reason="mismatch"}"#;
-    guarded.counted(counted, 220.0).await;
+    guarded.bridge.counts_at_least(counted, 220.0).await;
     guarded.finish().await;
 }
 

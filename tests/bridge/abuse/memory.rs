@@ -168,8 +168,8 @@ async fn everything_at_once_takes_no_more_memory_than_the_limits_say() {
             (count > 0.0).then_some(())
         })
         .await;
-        guarded.counted(ended, 1.0).await;
-        guarded.counted(refused, 1.0).await;
+        guarded.bridge.counts_at_least(ended, 1.0).await;
+        guarded.bridge.counts_at_least(refused, 1.0).await;
         drop(unread);
     };
     guarded.under("everything at once", attack).await;

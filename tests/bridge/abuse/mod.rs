@@ -193,15 +193,6 @@ impl Guarded {
         (row, is_over)
     }
 
-    /// Asks the metrics until a sample is at least this much.
-    async fn counted(&self, sample: &str, least: f64) {
-        eventually(async || {
-            let value = self.bridge.metric(sample).await.unwrap_or(0.0);
-            (value >= least).then_some(())
-        })
-        .await;
-    }
-
     /// Compares what was sent with what came, and ends the bridge.
     async fn finish(self) {
         let over = self.over.into_inner().unwrap();

@@ -83,7 +83,8 @@ async fn who_does_not_speak_is_cut_at_the_deadline() {
     let ends_of_waiting = guarded.under(name, waiting).await;
     assert_all(&ends_of_waiting.concat(), End::Closed);
     guarded
-        .counted(&closed("silent"), (kinds.len() * CONNECTIONS) as f64)
+        .bridge
+        .counts_at_least(&closed("silent"), (kinds.len() * CONNECTIONS) as f64)
         .await;
 
     let tls = b"\x16\x03\x01\x00\x05hello\r\n\r\n";
@@ -91,7 +92,8 @@ async fn who_does_not_speak_is_cut_at_the_deadline() {
     let ends = guarded.under("another protocol", attack).await;
     assert_all(&ends.concat(), End::Closed);
     guarded
-        .counted(&closed("protocol_error"), CONNECTIONS as f64)
+        .bridge
+        .counts_at_least(&closed("protocol_error"), CONNECTIONS as f64)
         .await;
     guarded.finish().await;
 }
@@ -117,7 +119,8 @@ async fn who_answers_no_pings_is_cut() {
     let ends_of_all = guarded.under(name, attack).await;
     assert_all(&ends_of_all.concat(), End::Closed);
     guarded
-        .counted(
+        .bridge
+        .counts_at_least(
             &closed("ping_unanswered"),
             (kinds.len() * CONNECTIONS) as f64,
         )
@@ -159,7 +162,7 @@ async fn a_message_that_never_comes_is_not_waited_for() {
     let attack = async || within(HEADER_TIMEOUT, attack()).await;
     guarded.under("messages that never come", attack).await;
     let refused = r#"prelude_bridge_streams_ended_total{reason="REQUEST_TIMEOUT"}"#;
-    guarded.counted(refused, 16.0).await;
+    guarded.bridge.counts_at_least(refused, 16.0).await;
     guarded.finish().await;
 }
 
@@ -231,9 +234,13 @@ async fn what_is_too_large_is_refused_and_what_breaks_the_rules_ends_the_connect
             "{name}: {ends:?}"
         );
     }
-    guarded.counted(&closed("flood"), CONNECTIONS as f64).await;
     guarded
-        .counted(&closed("protocol_error"), CONNECTIONS as f64)
+        .bridge
+        .counts_at_least(&closed("flood"), CONNECTIONS as f64)
+        .await;
+    guarded
+        .bridge
+        .counts_at_least(&closed("protocol_error"), CONNECTIONS as f64)
         .await;
     guarded.finish().await;
 }

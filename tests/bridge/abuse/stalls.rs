@@ -101,7 +101,7 @@ async fn windows_that_never_open_end_their_streams_and_not_the_connection() {
         let attack = async || within(deadline, attack()).await;
         let times = guarded.under(name, attack).await.len();
         ended += f64::from(STREAMS) * times as f64;
-        guarded.counted(SLOW_CONSUMERS, ended).await;
+        guarded.bridge.counts_at_least(SLOW_CONSUMERS, ended).await;
     }
     guarded.finish().await;
 }
@@ -148,7 +148,7 @@ async fn who_opens_windows_and_does_not_read_is_cut_and_holds_little() {
             }
             // Who reads by the byte is cut as well, but sees it only after all that is on the way.
             expected += 4.0;
-            guarded.counted(closed, expected).await;
+            guarded.bridge.counts_at_least(closed, expected).await;
             deaf.shutdown().await;
         };
         let attack = async || within(PING_TIMEOUTS, attack()).await;

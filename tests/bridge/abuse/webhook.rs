@@ -119,7 +119,7 @@ async fn who_is_slow_is_cut_at_the_deadline() {
     let silent = guarded.under("silent sockets", silent).await.concat();
     assert!(silent.iter().all(Vec::is_empty));
     let silent = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="silent"}"#;
-    guarded.counted(silent, SOCKETS as f64).await;
+    guarded.bridge.counts_at_least(silent, SOCKETS as f64).await;
 
     let slow_headers = async || {
         let slow_headers = all(&guarded, SOCKETS, |stream| {
@@ -147,7 +147,10 @@ async fn who_is_slow_is_cut_at_the_deadline() {
     }
     let outcome =
         r#"prelude_bridge_webhook_requests_total{outcome="deadline_exceeded",status="503"}"#;
-    guarded.counted(outcome, SOCKETS as f64).await;
+    guarded
+        .bridge
+        .counts_at_least(outcome, SOCKETS as f64)
+        .await;
 
     let slow_chunks = async || {
         let slow_chunks = all(&guarded, SOCKETS, |stream| {
@@ -325,7 +328,10 @@ async fn half_a_handshake_is_cut_at_its_deadline() {
     assert!(answers.iter().all(Vec::is_empty));
     let timeouts =
         r#"prelude_bridge_tls_handshake_failures_total{listener="webhook",reason="timeout"}"#;
-    guarded.counted(timeouts, answers.len() as f64).await;
+    guarded
+        .bridge
+        .counts_at_least(timeouts, answers.len() as f64)
+        .await;
     guarded.finish().await;
 }
 
@@ -361,6 +367,6 @@ async fn who_does_not_read_the_answers_is_cut() {
     let attack = async || within(deadline, attack()).await;
     guarded.under("pipelined and never read", attack).await;
     let unread = r#"prelude_bridge_connections_closed_total{listener="webhook",reason="unread"}"#;
-    guarded.counted(unread, 2.0).await;
+    guarded.bridge.counts_at_least(unread, 2.0).await;
     guarded.finish().await;
 }

@@ -489,6 +489,31 @@ impl Bridge {
         });
         line.map(|value| value.trim().parse().unwrap())
     }
+
+    /// Waits until a sample of `/metrics` has this value: a client may see what happens before it is counted.
+    pub(crate) async fn counts(&self, sample: &str, value: f64) {
+        self.counts_what(sample, |counted| counted == value).await;
+    }
+
+    /// Waits until a sample of `/metrics` has at least this value.
+    pub(crate) async fn counts_at_least(&self, sample: &str, value: f64) {
+        self.counts_what(sample, |counted| counted >= value).await;
+    }
+
+    async fn counts_what(&self, sample: &str, wanted: impl Fn(f64) -> bool) {
+        let mut last = None;
+        let counted = async {
+            loop {
+                last = self.metric(sample).await;
+                if last.is_some_and(&wanted) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let counted = tokio::time::timeout(SOON, counted).await;
+        assert!(counted.is_ok(), "{sample} stays {last:?}");
+    }
 }
 
 /// Starts the program. Its `listening` and `ready` lines come through the channel, which closes when
