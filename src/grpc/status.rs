@@ -30,6 +30,12 @@ const FAULTS_LISTED_MAX: usize = 32;
 /// How many of them the message lists. It travels twice: by itself, and again in the details.
 const FAULTS_IN_MESSAGE_MAX: usize = 8;
 
+/// How long a client should wait after `LOG_UNAVAILABLE`. Behind a load balancer another bridge can serve it at
+/// once, and a stream whose bridge is cut off should go on within a second. Clients add a backoff with jitter,
+/// which grows while they come to the same bridge again, so this has only to slow down those without one: to
+/// four attempts a second.
+const LOG_RETRY_AFTER: Duration = Duration::from_millis(250);
+
 /// Why a call ends with another status than OK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -353,7 +359,7 @@ fn stream_metadata(failure: &Stream) -> HashMap<String, String> {
 fn stream_retry_after(failure: &Stream) -> Option<Duration> {
     match failure {
         Stream::Draining { .. } | Stream::Aged { .. } => failure.drain_retry_after(),
-        Stream::LogUnavailable { .. } => Some(Duration::from_secs(5)),
+        Stream::LogUnavailable { .. } => Some(LOG_RETRY_AFTER),
         Stream::Streams { .. } | Stream::Quota(_) => Some(Duration::from_secs(1)),
         Stream::CredentialEnded { ended, .. } => match ended {
             Ended::Changed => Some(Duration::ZERO),
@@ -524,6 +530,18 @@ mod tests {
             cursor(7).to_string()
         );
     }
+
+    #[test]
+    fn a_client_whose_bridge_is_cut_off_goes_on_elsewhere_within_a_second() {
+        let failure = Failure::Stream(Stream::LogUnavailable { cursor: None });
+        let details = Status::from(&failure).get_error_details();
+        let asked = details.retry_info().unwrap().retry_delay;
+        let mut backoff = prelude_bridge_client::Backoff::default();
+        let delay = backoff.next_delay(asked);
+        assert!(delay < Duration::from_secs(1), "{delay:?}");
+        assert!(asked > Some(Duration::ZERO), "who has no backoff spins");
+    }
+
     #[test]
     fn what_a_retry_mends_has_a_time_to_retry_and_nothing_else_has() {
         let resumes = |failure: &Failure| {
