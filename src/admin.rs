@@ -151,14 +151,9 @@ impl Readiness {
 fn log_fault(health: &Health) -> Option<String> {
     let remedy = match health {
         Health::Ready => return None,
-        Health::CatchingUp { commits_behind } => {
-            let commits = match commits_behind {
-                1 => "1 commit".to_owned(),
-                count => format!("{count} commits"),
-            };
+        Health::CatchingUp(catch_up) => {
             return Some(format!(
-                "it is catching up with the store, {commits} behind: it takes events, by itself, when it \
-                 has them all"
+                "it is catching up with the store, {catch_up}: it takes events, by itself, when it has them all"
             ));
         }
         Health::Full => "free some space: it then continues by itself",

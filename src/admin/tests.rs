@@ -11,7 +11,7 @@ use tokio::{
 use super::*;
 use crate::{
     event::Sequence,
-    log::{memory, testing::Scripted},
+    log::{CatchUp, memory, testing::Scripted},
     signature::KeySource,
     simulator::keys::{AlgLabel, SigningKey},
 };
@@ -142,13 +142,28 @@ async fn a_bridge_that_is_cut_off_from_its_store_is_not_ready_and_says_what_to_d
 #[test]
 fn every_reason_why_a_log_takes_nothing_comes_with_what_becomes_of_it() {
     let reason: Arc<str> = "the reason".into();
-    let catching_up = |commits_behind| Health::CatchingUp { commits_behind };
+    let catching_up = |commits_behind| {
+        Health::CatchingUp(CatchUp {
+            commits_behind,
+            commits_total: 4,
+            took: Duration::from_secs(1),
+        })
+    };
     let failed = Health::Failed {
         reason: Arc::clone(&reason),
     };
     for (health, parts) in [
-        (catching_up(1), ["1 commit behind: ", "by itself"]),
-        (catching_up(2), ["2 commits behind: ", "by itself"]),
+        (
+            catching_up(1),
+            ["1 of 4 commits behind (75 %, 3 a second", "by itself"],
+        ),
+        (
+            catching_up(2),
+            [
+                "2 of 4 commits behind (50 %, 2 a second, 1 s left): ",
+                "by itself",
+            ],
+        ),
         (
             Health::Full,
             ["the disk of the data directory is full", "free some space"],

@@ -30,8 +30,8 @@ pub(super) fn everything(
             let (damaged, health) = (status.damaged(), status.health());
             metrics::Log {
                 is_ready: health == Health::Ready,
-                commits_behind: match health {
-                    Health::CatchingUp { commits_behind } => commits_behind,
+                commits_behind: match &health {
+                    Health::CatchingUp(catch_up) => catch_up.commits_behind,
                     _ => 0,
                 },
                 damaged_ranges: damaged.len(),

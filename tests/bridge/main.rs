@@ -51,6 +51,8 @@ mod simulated_sources;
 mod simulator;
 mod smuggling;
 mod sources;
+#[cfg(target_os = "linux")]
+mod store_outages;
 mod support;
 mod tail;
 mod tls;

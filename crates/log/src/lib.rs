@@ -45,7 +45,7 @@ pub use self::{
     follow::{Follower, Gap},
     group::Commit,
     publisher::Publisher,
-    status::{Cursors, Damaged, Health, Range, Status},
+    status::{CatchUp, Cursors, Damaged, Health, Range, Status},
 };
 pub use prelude_bridge_event::block::{self, Block, Format};
 use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros, wire};

@@ -2,7 +2,7 @@
 //! it takes events. Each can be read at once and awaited. They are apart because the ends change with
 //! every commit: whoever waits for the log to fail sleeps through those.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prelude_bridge_event::{Cursor, Sequence, UnixMicros};
 use tokio::sync::watch;
@@ -64,16 +64,73 @@ impl fmt::Display for Damaged {
     }
 }
 
+/// How far a replica is that applies the commits of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    /// How many commits are known to be missing.
+    pub commits_behind: u64,
+    /// How many there were to apply in all.
+    pub commits_total: u64,
+    /// How long it has taken until now.
+    pub took: Duration,
+}
+
+impl CatchUp {
+    /// What is done of it, of a hundred.
+    #[must_use]
+    pub fn percent(&self) -> u64 {
+        let percent = self
+            .done()
+            .saturating_mul(100)
+            .checked_div(self.commits_total);
+        percent.unwrap_or(100)
+    }
+
+    /// How fast it is.
+    #[must_use]
+    pub fn commits_per_second(&self) -> u64 {
+        let millis = u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX);
+        let per_second = self.done().saturating_mul(1_000).checked_div(millis);
+        per_second.unwrap_or_default()
+    }
+
+    /// How long the rest takes if it goes on like this; `None` while nothing is done.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let seconds = self.commits_behind.checked_div(self.commits_per_second());
+        seconds.map(Duration::from_secs)
+    }
+
+    fn done(&self) -> u64 {
+        self.commits_total.saturating_sub(self.commits_behind)
+    }
+}
+
+/// `2 of 8 commits behind (75 %, 3 a second, 1 s left)`.
+impl fmt::Display for CatchUp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (behind, total) = (self.commits_behind, self.commits_total);
+        let commits = if total == 1 { "commit" } else { "commits" };
+        write!(
+            formatter,
+            "{behind} of {total} {commits} behind ({} %",
+            self.percent()
+        )?;
+        if let Some(remaining) = self.remaining() {
+            let (rate, seconds) = (self.commits_per_second(), remaining.as_secs());
+            write!(formatter, ", {rate} a second, {seconds} s left")?;
+        }
+        formatter.write_str(")")
+    }
+}
+
 /// Whether a log takes events, and if not, why and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It does.
     Ready,
     /// Not yet: commits of others are still being applied.
-    CatchingUp {
-        /// How many commits are known to be missing.
-        commits_behind: u64,
-    },
+    CatchingUp(CatchUp),
     /// Not until there is room on the disk.
     Full,
     /// Not until what orders or keeps the events answers again.
@@ -98,7 +155,7 @@ impl Health {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Failed { .. } | Self::Closed => true,
-            Self::Ready | Self::CatchingUp { .. } | Self::Full | Self::Unavailable { .. } => false,
+            Self::Ready | Self::CatchingUp(_) | Self::Full | Self::Unavailable { .. } => false,
         }
     }
 
@@ -106,7 +163,7 @@ impl Health {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         match self {
-            Self::CatchingUp { .. } => true,
+            Self::CatchingUp(_) => true,
             Self::Unavailable { is_cut_off, .. } => *is_cut_off,
             Self::Ready | Self::Full | Self::Failed { .. } | Self::Closed => false,
         }
@@ -117,8 +174,8 @@ impl Health {
     pub fn refusal(&self) -> Option<Error> {
         match self {
             Self::Ready => None,
-            Self::CatchingUp { commits_behind } => {
-                let reason = format!("it is {commits_behind} commits behind, and catching up");
+            Self::CatchingUp(catch_up) => {
+                let reason = format!("it is catching up, {catch_up}");
                 Some(Error::Unavailable(reason.into()))
             }
             Self::Full => Some(Error::NoSpace),
@@ -221,6 +278,30 @@ impl Cursors {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_far_a_replica_is_has_a_rate_and_an_end_once_something_is_done() {
+        let said = |commits_behind, commits_total, seconds| {
+            let took = Duration::from_secs(seconds);
+            let catch_up = CatchUp {
+                commits_behind,
+                commits_total,
+                took,
+            };
+            catch_up.to_string()
+        };
+        assert_eq!(said(1, 1, 0), "1 of 1 commit behind (0 %)");
+        assert_eq!(said(8, 8, 3), "8 of 8 commits behind (0 %)");
+        assert_eq!(
+            said(2, 8, 2),
+            "2 of 8 commits behind (75 %, 3 a second, 0 s left)"
+        );
+        assert_eq!(
+            said(900, 1_000, 10),
+            "900 of 1000 commits behind (10 %, 10 a second, 90 s left)"
+        );
+        assert_eq!(said(0, 0, 0), "0 of 0 commits behind (100 %)");
+    }
 
     #[test]
     fn one_event_is_not_said_as_a_range() {

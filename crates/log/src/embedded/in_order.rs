@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::replica::{Message, Replica, Settled, position_of};
 use crate::{
-    Appended, Error, Health,
+    Appended, Error,
     embedded::{
         commit::CommitFrames, directory::DIVERGED_FILE, frame::Header, queue::Arrival,
         retention::Due, writer::Writer,
@@ -24,6 +24,8 @@ use prelude_bridge_event::{Batch, Sequence, UnixMicros};
 /// A sequence in which nothing was committed for so long gets a mark, so that retention never empties it:
 /// an empty one does not tell which event comes next. A day: retention is at least 15.
 const MARK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// The pause before a comparison that failed is tried again.
+const COMPARE_PAUSE: Duration = Duration::from_millis(50);
 /// How often an engine is asked to remove what is too old.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// A commit is at most this part of what the engine takes, by the bytes of its batches.
@@ -36,9 +38,10 @@ impl Writer {
 
     /// Appends batches together, unless that is more than the engine takes.
     pub(super) fn write_in_order(&mut self, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
+        let patience_ends = self.replica()?.patience_ends();
         loop {
             self.store_waiting()?;
-            self.compare_history()?;
+            self.compare_history_patiently(patience_ends)?;
             let began = Instant::now();
             self.begin()?;
             let prepared = self.prepare(batches)?;
@@ -54,7 +57,7 @@ impl Writer {
                 return self.write_apart(batches, (commit.len(), bytes_max));
             }
             let position = replica.position.next();
-            match replica.settle(&commit, &shared.queue) {
+            match replica.settle(&commit, patience_ends, &shared) {
                 Settled::Ours => {
                     self.appends_work(None);
                     if let Ok(replica) = self.replica() {
@@ -275,12 +278,30 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether what is in the sequence has to be applied before anything is appended.
+    pub(super) fn waits_for_commits(&self) -> bool {
+        let replica = self.replica.as_ref();
+        replica.is_some_and(|replica| replica.is_behind() && !self.shared.queue.is_unavailable())
+    }
+
     /// Writes what had no room.
     fn store_waiting(&mut self) -> Result<(), Error> {
         let Some((position, frames)) = self.replica()?.waiting.take() else {
             return Ok(());
         };
         self.take(position, frames)
+    }
+
+    /// The same as below. What fails and passes is tried again until batches are refused.
+    fn compare_history_patiently(&mut self, patience_ends: Instant) -> Result<(), Error> {
+        loop {
+            let compared = self.compare_history();
+            let passes = matches!(compared, Err(Error::Unavailable(_)));
+            let is_over = Instant::now() >= patience_ends || self.shared.queue.is_unavailable();
+            if !passes || is_over || self.shared.queue.is_ended_within(COMPARE_PAUSE) {
+                return compared;
+            }
+        }
     }
 
     /// After a new connection: that the sequence still has what was applied.
@@ -291,7 +312,7 @@ impl Writer {
         if !replica.is_reconnected() {
             return Ok(());
         }
-        let compared = replica.compare(head);
+        let compared = replica.compare(head, &shared);
         match compared {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => return Err(self.diverge(&reason)),
@@ -308,8 +329,10 @@ impl Writer {
 
     /// The replica has caught up when it has what the sequence has now.
     fn look_how_far_behind(&mut self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
         let replica = self.replica()?;
-        let looked = replica.wait(replica.sequencer().ends());
+        let sequencer = Arc::clone(replica.sequencer());
+        let looked = replica.wait(sequencer.ends(), &shared);
         match looked {
             Ok(ends) => {
                 replica.catch_up_to = ends.last;
@@ -329,21 +352,17 @@ impl Writer {
         let Some(replica) = &mut self.replica else {
             return;
         };
-        match (&outage, &replica.refusal) {
-            (Some(outage), None) => {
-                tracing::error!(%outage, "the store takes no events: the bridge is not ready");
-            }
-            (None, Some(_)) => tracing::info!("the store takes events again"),
-            (None, None) => return,
-            _ => {}
+        if let Some(outage) = outage {
+            replica.refuse(outage.to_string().into(), &self.shared);
+        } else if replica.refusal.take().is_some() {
+            tracing::info!("the store takes events again");
+            replica.publish_health(&self.shared);
         }
-        replica.refusal = outage.map(|outage| outage.to_string().into());
-        self.publish_health();
     }
 
-    pub(super) fn publish_health(&self) {
-        if let Some(replica) = &self.replica {
-            self.shared.set_engine_health(replica.health());
+    pub(super) fn publish_health(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            replica.publish_health(&self.shared);
         }
     }
 
@@ -372,14 +391,11 @@ impl Writer {
         let head = shared.range().head;
         let (epoch, last_at) = (self.epoch_of_head(), self.stamps.last());
         let replica = self.replica()?;
-        if replica
-            .health()
-            .is_some_and(|health| matches!(health, Health::CatchingUp { .. }))
-        {
+        if replica.is_behind() {
             return Ok(());
         }
         let (position, mark) = (replica.position.next(), replica.mark(head, last_at, epoch));
-        match replica.attempt(&mark) {
+        match replica.attempt(&mark, replica.patience_ends(), &shared) {
             Ok(Settled::Ours) => {
                 let digest = replica.digest.unwrap_or(0);
                 replica.advance(position, digest, true);

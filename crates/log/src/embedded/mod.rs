@@ -102,6 +102,11 @@ use prelude_bridge_event::{Batch, EventKey, Sequence, UnixMicros};
 /// What a commit takes at most on a local disk that more is asked of than it can do.
 const SETTLING_TIME: Duration = Duration::from_millis(500);
 
+/// How long batches wait for a store that does not take them. After that they are refused at once, so that no
+/// queue grows and senders come back later. 2 s: a connection that was lost is usually there again by then, and
+/// waiting so long costs a sender less than an attempt that fails.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How far the clocks of several bridges are apart, where they are kept right.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 
@@ -194,6 +199,8 @@ pub(super) struct Seams {
     pub(super) fault: Fault,
     /// Smaller ones, so that there is more to see.
     pub(super) ids_limits: Option<ids::Limits>,
+    /// How long batches wait for a store that does not take them; then they are refused at once.
+    pub(super) store_patience: Duration,
 }
 
 /// May fail in the place of the disk.
@@ -230,6 +237,7 @@ impl Default for Seams {
             clock: clock::system_clock(),
             fault: Arc::new(|_| Ok(())),
             ids_limits: None,
+            store_patience: STORE_PATIENCE,
         }
     }
 }
@@ -309,7 +317,18 @@ impl Log for Embedded {
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<Appended, Error>> {
         // In line from now on, whatever becomes of the future.
         let pushed = self.shared.queue.push(batch);
-        Box::pin(async move { self.shared.answer(pushed?.await) })
+        Box::pin(async move {
+            let answer = pushed?;
+            if self.shared.replicated.is_none() {
+                return self.shared.answer(answer.await);
+            }
+            tokio::select! {
+                biased;
+                answer = answer => self.shared.answer(answer),
+                // What is in progress goes on: its events are known when they come again.
+                error = self.shared.queue.unavailable() => Err(error),
+            }
+        })
     }
 
     fn recall(&self, keys: Vec<EventKey>) -> BoxFuture<'_, Result<Vec<Option<EventKey>>, Error>> {

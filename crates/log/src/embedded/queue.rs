@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::{
     Appended, Error,
@@ -86,6 +86,8 @@ pub(super) struct Queue {
     limits: Limits,
     state: Mutex<State>,
     arrived: Condvar,
+    /// Why no batch is taken for now. Changes under the lock of `state` only.
+    unavailable: watch::Sender<Option<Error>>,
 }
 
 #[derive(Default)]
@@ -114,6 +116,7 @@ impl Queue {
             limits,
             state: Mutex::default(),
             arrived: Condvar::new(),
+            unavailable: watch::Sender::new(None),
         }
     }
 
@@ -150,7 +153,8 @@ impl Queue {
     /// Puts jobs first in line that were taken, whatever else waits.
     pub(super) fn put_back(&self, jobs: impl DoubleEndedIterator<Item = Job>) {
         let mut state = self.state();
-        let refusal = state.refusal.clone();
+        let unavailable = self.unavailable.borrow().clone();
+        let refusal = state.refusal.clone().or(unavailable);
         for job in jobs.rev() {
             match &refusal {
                 Some(refusal) => job.refuse(refusal.clone()),
@@ -177,6 +181,9 @@ impl Queue {
         if let Some(refusal) = &state.refusal {
             return Err(refusal.clone());
         }
+        if let (Job::Append { .. }, Some(error)) = (&job, &*self.unavailable.borrow()) {
+            return Err(error.clone());
+        }
         // A single batch may be larger than all that may wait: then it waits alone.
         let fits = state.jobs.is_empty() || state.bytes + bytes <= self.limits.queue_bytes_max;
         if !fits || state.jobs.len() >= self.limits.queue_batches_max {
@@ -187,6 +194,40 @@ impl Queue {
         drop(state);
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Refuses batches from now on with `error`, also those that wait; with none, takes them again. Questions
+    /// are taken all the same.
+    pub(super) fn set_unavailable(&self, error: Option<Error>) {
+        let mut state = self.state();
+        let set = |now: &mut Option<Error>| std::mem::replace(now, error.clone()) != error;
+        self.unavailable.send_if_modified(set);
+        let Some(error) = error else {
+            return;
+        };
+        let jobs = std::mem::take(&mut state.jobs).into_iter();
+        let (refused, kept): (Vec<_>, Vec<_>) =
+            jobs.partition(|job| matches!(job, Job::Append { .. }));
+        state.bytes = kept.iter().map(Job::memory_bytes).sum();
+        state.jobs = kept.into();
+        drop(state);
+        for job in refused {
+            job.refuse(error.clone());
+        }
+    }
+
+    /// Whether no batch is taken for now.
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.unavailable.borrow().is_some()
+    }
+
+    /// Resolves when no batch is taken any more for now, with the reason.
+    pub(super) async fn unavailable(&self) -> Error {
+        let mut unavailable = self.unavailable.subscribe();
+        let error = unavailable.wait_for(Option::is_some).await;
+        error
+            .map_or(None, |error| error.clone())
+            .unwrap_or(Error::Closed)
     }
 
     /// Notes what came from the sequence. What comes after the end is left out.
@@ -209,17 +250,21 @@ impl Queue {
     }
 
     /// Takes everything that waits, up to the limits of a group but at least one batch; waits for
-    /// it no longer than `wait`.
-    pub(super) fn take(&self, wait: Duration) -> Taken {
+    /// it no longer than `wait`. With `only_arrivals` batches and questions go on waiting.
+    pub(super) fn take(&self, wait: Duration, only_arrivals: bool) -> Taken {
         let state = self.state();
         let (mut state, _) = self
             .arrived
             .wait_timeout_while(state, wait, |state| {
-                state.arrivals.is_empty() && state.jobs.is_empty() && state.refusal.is_none()
+                let has_jobs = !only_arrivals && !state.jobs.is_empty();
+                state.arrivals.is_empty() && !has_jobs && state.refusal.is_none()
             })
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(arrival) = state.arrivals.pop_front() {
             return Taken::Arrival(arrival);
+        }
+        if only_arrivals && state.refusal.is_none() {
+            return Taken::Nothing;
         }
         let (mut group, mut events, mut bytes) = (Vec::new(), 0, 0);
         while let Some(job) = state.jobs.front() {
@@ -304,7 +349,7 @@ mod tests {
             push(&queue, 1).unwrap();
         }
         assert_eq!(push(&queue, 1), Err(Error::Overloaded));
-        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 3));
+        assert!(matches!(queue.take(Duration::ZERO, false), Taken::Group(jobs) if jobs.len() == 3));
         push(&queue, 1).unwrap();
     }
 
@@ -316,7 +361,7 @@ mod tests {
         });
         push(&queue, 50).unwrap();
         assert_eq!(push(&queue, 1), Err(Error::Overloaded));
-        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(_)));
+        assert!(matches!(queue.take(Duration::ZERO, false), Taken::Group(_)));
         push(&queue, 1).unwrap();
     }
 
@@ -327,9 +372,11 @@ mod tests {
         push(&queue, 6).unwrap();
         push(&queue, 60).unwrap();
         for _ in 0..3 {
-            assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 1));
+            assert!(
+                matches!(queue.take(Duration::ZERO, false), Taken::Group(jobs) if jobs.len() == 1)
+            );
         }
-        assert!(matches!(queue.take(Duration::ZERO), Taken::Nothing));
+        assert!(matches!(queue.take(Duration::ZERO, false), Taken::Nothing));
     }
 
     #[test]
@@ -341,13 +388,13 @@ mod tests {
         let recall = |keys| queue.recall(vec![EventKey([0; 16]); keys]).map(drop);
         recall(6).unwrap();
         assert_eq!(recall(1), Err(Error::Overloaded), "112 bytes");
-        assert!(matches!(queue.take(Duration::ZERO), Taken::Group(jobs) if jobs.len() == 1));
+        assert!(matches!(queue.take(Duration::ZERO, false), Taken::Group(jobs) if jobs.len() == 1));
         let queue = Queue::new(limits());
         for keys in [6, 4, 1] {
             queue.recall(vec![EventKey([0; 16]); keys]).unwrap();
         }
         for jobs_taken in [2, 1] {
-            let taken = queue.take(Duration::ZERO);
+            let taken = queue.take(Duration::ZERO, false);
             assert!(matches!(taken, Taken::Group(jobs) if jobs.len() == jobs_taken));
         }
     }
@@ -359,10 +406,13 @@ mod tests {
         queue.close();
         assert_eq!(push(&queue, 1), Err(Error::Closed));
         assert!(matches!(
-            queue.take(Duration::from_secs(9)),
+            queue.take(Duration::from_secs(9), false),
             Taken::Group(_)
         ));
-        assert!(matches!(queue.take(Duration::from_secs(9)), Taken::End));
+        assert!(matches!(
+            queue.take(Duration::from_secs(9), false),
+            Taken::End
+        ));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    Embedded, Fault, OpenError, Options, Seams, Shared,
+    Embedded, OpenError, Options, Seams, Shared,
     active::Active,
     directory::Directory,
     disk_error,
@@ -129,7 +129,7 @@ fn open_directory(
             source,
         })?,
     }
-    start(directory, opened, active, (options, seams.fault), replica)
+    start(directory, opened, active, (options, seams), replica)
 }
 
 /// Starts the threads of a log that was opened.
@@ -137,7 +137,7 @@ fn start(
     directory: Directory,
     opened: Opened,
     active: Active,
-    (options, fault): (Options, Fault),
+    (options, seams): (Options, Seams),
     replica: Option<(Beginning, Arc<Replicated>, Handle)>,
 ) -> Result<Arc<Embedded>, OpenError> {
     let Opened {
@@ -166,7 +166,7 @@ fn start(
         engine_health: Mutex::new(None),
         has_missing_ids: AtomicBool::new(missing_ids.is_some()),
         replicated: replica.as_ref().map(|(_, it, _)| Arc::clone(it)),
-        fault,
+        fault: seams.fault,
         done,
     });
     shared.set_no_space(is_full);
@@ -180,7 +180,7 @@ fn start(
         (follow, runtime.clone())
     });
     let replica = replica.map(|(beginning, replicated, runtime)| {
-        Replica::new(replicated, runtime, &beginning, epoch).map(Box::new)
+        Replica::new(replicated, runtime, &beginning, epoch, seams.store_patience).map(Box::new)
     });
     let replica = replica.transpose().inspect_err(|_| shared.keeper.stop())?;
     let writer = Writer {
@@ -214,7 +214,7 @@ fn start(
 /// Starts the writer, the readers, the scrub, and the task that follows a sequence.
 fn launch(
     directory: Directory,
-    writer: Writer,
+    mut writer: Writer,
     (readers, scrub_rate): (usize, u64),
     follow: Option<(Follow, Handle)>,
     ended: watch::Receiver<bool>,

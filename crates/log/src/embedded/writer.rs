@@ -110,7 +110,7 @@ impl Writer {
         let _ended = Ended(Arc::clone(&self.shared));
         let mut wait = Duration::ZERO;
         loop {
-            match self.shared.queue.take(wait) {
+            match self.shared.queue.take(wait, self.waits_for_commits()) {
                 Taken::Group(jobs) => self.process(jobs),
                 Taken::Arrival(arrival) => self.arrived(arrival),
                 Taken::Nothing => {}

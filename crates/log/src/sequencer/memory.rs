@@ -34,6 +34,10 @@ struct State {
     /// Commits that are on their way, and are stored if their position is still the next one.
     late: Vec<(Position, Bytes)>,
     outage: Option<Outage>,
+    /// Appends are answered later.
+    holds_appends: bool,
+    /// Nothing comes to followers.
+    holds_followers: bool,
     chance: Option<Chance>,
     /// How often anything was followed.
     followed: u64,
@@ -130,6 +134,8 @@ impl Default for Sequence {
                 commits: VecDeque::new(),
                 late: Vec::new(),
                 outage: None,
+                holds_appends: false,
+                holds_followers: false,
                 chance: None,
                 followed: 0,
             }),
@@ -169,6 +175,16 @@ impl Sequence {
     /// Answers everything like this, or goes on.
     pub fn set_outage(&self, outage: Option<Outage>) {
         self.change(|state| state.outage = outage);
+    }
+
+    /// Answers no appends, as a server that was stopped, or goes on with those that wait.
+    pub fn hold_appends(&self, is_held: bool) {
+        self.change(|state| state.holds_appends = is_held);
+    }
+
+    /// Passes nothing to followers, or goes on.
+    pub fn hold_followers(&self, is_held: bool) {
+        self.change(|state| state.holds_followers = is_held);
     }
 
     /// Loses the last commits, as after a loss of power without a flush.
@@ -274,15 +290,19 @@ impl Connection {
 
 impl Sequencer for Connection {
     fn append(&self, position: Position, commit: Bytes) -> BoxFuture<'_, Result<Outcome, Outage>> {
-        let appended = if self.is_cut_off.load(Ordering::SeqCst) {
-            Err(Outage::Disconnected("the sequence in memory".into()))
-        } else {
+        Box::pin(async move {
+            let mut changes = self.sequence.changes.subscribe();
+            while self.sequence.state().holds_appends {
+                let _ = changes.changed().await;
+            }
+            if self.is_cut_off.load(Ordering::SeqCst) {
+                return Err(Outage::Disconnected("the sequence in memory".into()));
+            }
             self.sequence.change(|state| match &state.outage {
                 Some(outage) => Err(outage.clone()),
                 None => state.append(position, commit),
             })
-        };
-        Box::pin(async move { appended })
+        })
     }
 
     fn get(&self, position: Position) -> BoxFuture<'_, Result<Option<Bytes>, Outage>> {
@@ -320,6 +340,7 @@ impl Sequencer for Connection {
                         let ends = state.ends();
                         match (outage, state.get(at)) {
                             (Some(outage), _) => Some(Err(outage)),
+                            (None, _) if state.holds_followers => None,
                             (None, Some(bytes)) if state.strikes() => {
                                 drop(bytes);
                                 Some(Err(Outage::Unavailable("the reader ended".into())))

@@ -36,11 +36,12 @@ pub(super) use self::{
     settle::Settled,
 };
 use super::{
+    Shared,
     commit::CommitFrames,
     frame::{Header, Link},
 };
 use crate::{
-    Health, ReadError, group,
+    CatchUp, Health, ReadError, group,
     sequencer::{Ends, Outage, Position, Sequencer},
 };
 use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
@@ -49,6 +50,9 @@ use prelude_bridge_event::{Epoch, LogId, Sequence, UnixMicros};
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// How long [`Log::catch_up`](crate::Log::catch_up) waits.
 const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How often the log says how far a replica is that catches up.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the handles of a replica share with its threads.
 pub(super) struct Replicated {
@@ -115,6 +119,14 @@ pub(super) struct Replica {
     pub(super) forward: Forward,
     /// When the engine was last asked to remove what is too old.
     pub(super) trimmed_at: Instant,
+    /// Where and when it began to catch up; `None` when it has.
+    catching_up: Option<(Position, Instant)>,
+    /// When the log last said how far it is.
+    told_at: Instant,
+    /// Since when events cannot be taken; `None` when they can.
+    trouble_since: Option<Instant>,
+    /// How long batches wait then, before they are refused at once.
+    patience: Duration,
 }
 
 /// Where a replica begins.
@@ -137,6 +149,7 @@ impl Replica {
         runtime: Handle,
         beginning: &Beginning,
         term: Epoch,
+        patience: Duration,
     ) -> Result<Self, getrandom::Error> {
         let mut connections = shared.sequencer.connections();
         connections.mark_unchanged();
@@ -158,6 +171,10 @@ impl Replica {
             grown_at: Instant::now(),
             forward,
             trimmed_at: Instant::now(),
+            catching_up: None,
+            told_at: Instant::now(),
+            trouble_since: None,
+            patience,
         })
     }
 
@@ -214,17 +231,119 @@ impl Replica {
         Ok(())
     }
 
+    /// Until when a batch that comes now waits for the store.
+    pub(super) fn patience_ends(&self) -> Instant {
+        self.trouble_since.unwrap_or_else(Instant::now) + self.patience
+    }
+
+    /// The trouble began when a batch came that waits until `patience_ends`.
+    fn trouble_began(&mut self, patience_ends: Instant) {
+        let began = patience_ends.checked_sub(self.patience);
+        self.trouble_since = self.trouble_since.or(began);
+    }
+
+    /// It has not got everything yet that was in the sequence when it was opened or connected.
+    pub(super) fn is_behind(&self) -> bool {
+        self.position < self.catch_up_to
+    }
+
+    /// Makes known whether events can be taken. Batches are refused when they could not be for too long.
+    pub(super) fn publish_health(&mut self, shared: &Shared) {
+        if !self.is_behind() {
+            self.catching_up = None;
+        } else if self.catching_up.is_none() {
+            self.catching_up = Some((self.position, Instant::now()));
+        }
+        let health = self.health();
+        self.tell_of_progress(health.as_ref());
+        if health.is_none() {
+            self.trouble_since = None;
+        } else {
+            self.trouble_since.get_or_insert_with(Instant::now);
+        }
+        let is_over = self
+            .trouble_since
+            .is_some_and(|since| since.elapsed() >= self.patience);
+        let refusal = health
+            .as_ref()
+            .filter(|_| is_over)
+            .and_then(Health::refusal);
+        // Who has seen that the log takes events is not to be refused.
+        shared.queue.set_unavailable(refusal);
+        shared.set_engine_health(health);
+    }
+
+    fn tell_of_progress(&mut self, health: Option<&Health>) {
+        if let Some(Health::CatchingUp(catch_up)) = health
+            && self.told_at.elapsed() >= TELL_INTERVAL
+        {
+            self.told_at = Instant::now();
+            tracing::info!(
+                percent = catch_up.percent(),
+                commits_behind = catch_up.commits_behind,
+                commits_per_second = catch_up.commits_per_second(),
+                remaining_seconds = catch_up.remaining().map(|remaining| remaining.as_secs()),
+                "the replica catches up with the store"
+            );
+        }
+    }
+
+    /// Waits for an answer of the engine, which comes in bounded time. When it does not come until `patience_ends`,
+    /// batches are refused meanwhile.
+    pub(super) fn wait_until<T>(
+        &mut self,
+        answer: impl Future<Output = T>,
+        patience_ends: Instant,
+        shared: &Shared,
+    ) -> T {
+        let runtime = self.runtime.clone();
+        runtime.block_on(async {
+            let mut answer = std::pin::pin!(answer);
+            if !shared.queue.is_unavailable() {
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => return answer,
+                    () = tokio::time::sleep_until(patience_ends.into()) => {}
+                }
+                self.trouble_began(patience_ends);
+                let name = self.sequencer().name();
+                let reason = self.refusal.clone();
+                let reason = reason.unwrap_or_else(|| format!("{name} does not answer").into());
+                self.refuse(reason, shared);
+            }
+            answer.await
+        })
+    }
+
+    /// The same for a question that comes now.
+    pub(super) fn wait<T>(&mut self, answer: impl Future<Output = T>, shared: &Shared) -> T {
+        self.wait_until(answer, self.patience_ends(), shared)
+    }
+
+    /// The engine takes no commits.
+    pub(super) fn refuse(&mut self, reason: Arc<str>, shared: &Shared) {
+        if self.refusal.is_none() {
+            tracing::error!(%reason, "the store takes no events: the bridge is not ready");
+        }
+        self.refusal = Some(reason);
+        self.publish_health(shared);
+    }
+
     /// Whether events can be taken, and if not, why.
-    pub(super) fn health(&self) -> Option<Health> {
+    fn health(&self) -> Option<Health> {
         if let Some(outage) = &self.outage {
             return Some(Health::Unavailable {
                 reason: outage.to_string().into(),
                 is_cut_off: matches!(outage, Outage::Disconnected(_)),
             });
         }
-        if self.position < self.catch_up_to {
-            let commits_behind = self.catch_up_to.0 - self.position.0;
-            return Some(Health::CatchingUp { commits_behind });
+        if self.is_behind() {
+            let (from, since) = self.catching_up.unwrap_or((self.position, Instant::now()));
+            return Some(Health::CatchingUp(CatchUp {
+                commits_behind: self.catch_up_to.0 - self.position.0,
+                commits_total: self.catch_up_to.0.saturating_sub(from.0),
+                took: since.elapsed(),
+            }));
         }
         self.refusal.clone().map(|reason| Health::Unavailable {
             reason,

@@ -5,19 +5,20 @@
 //! An attempt can be given up at any moment. A commit that is stored later all the same is taken like
 //! that of another bridge, and its events are known when they are sent again.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
 use super::{Replica, message::Message};
 use crate::{
-    embedded::queue::Queue,
+    embedded::Shared,
     sequencer::{Outage, Outcome, Position},
 };
 use prelude_bridge_event::Sequence;
 
-/// An attempt is given up after this time: those who wait for it were told so before.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 /// The pause before the same is tried again, which doubles …
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// … up to this.
@@ -38,20 +39,25 @@ pub(in crate::embedded) enum Settled {
 }
 
 impl Replica {
-    /// Tries until it is known what is at the next position, for a while.
-    pub(in crate::embedded) fn settle(&self, commit: &Bytes, queue: &Queue) -> Settled {
-        let began = Instant::now();
+    /// Tries until it is known what is at the next position, or those who wait for it are refused.
+    pub(in crate::embedded) fn settle(
+        &mut self,
+        commit: &Bytes,
+        patience_ends: Instant,
+        shared: &Shared,
+    ) -> Settled {
         let mut pause = PAUSE_MIN;
         loop {
-            let outage = match self.attempt(commit) {
+            let outage = match self.attempt(commit, patience_ends, shared) {
                 Ok(settled) => return settled,
                 Err(outage) => outage,
             };
             if let Outage::Unusable(reason) = &outage {
                 return Settled::Failed(reason.to_string());
             }
-            let is_over = began.elapsed() >= GIVEN_UP_AFTER || matches!(outage, Outage::Full(_));
-            if is_over || queue.is_ended_within(pause) {
+            let is_over = Instant::now() >= patience_ends || matches!(outage, Outage::Full(_));
+            if is_over || shared.queue.is_ended_within(pause) {
+                self.trouble_began(patience_ends);
                 return Settled::Refused(outage);
             }
             pause = (pause * 2).min(PAUSE_MAX);
@@ -59,16 +65,22 @@ impl Replica {
     }
 
     /// Tries once. Fails where it is not known what is at the position, or nothing is.
-    pub(in crate::embedded) fn attempt(&self, commit: &Bytes) -> Result<Settled, Outage> {
-        let position = self.position.next();
-        let appended = self.wait(self.sequencer().append(position, commit.clone()));
+    pub(in crate::embedded) fn attempt(
+        &mut self,
+        commit: &Bytes,
+        patience_ends: Instant,
+        shared: &Shared,
+    ) -> Result<Settled, Outage> {
+        let (position, sequencer) = (self.position.next(), Arc::clone(self.sequencer()));
+        let appended = sequencer.append(position, commit.clone());
+        let appended = self.wait_until(appended, patience_ends, shared);
         let refusal = match appended {
             Ok(Outcome::Won) => return Ok(Settled::Ours),
             Ok(Outcome::Refused) => None,
             Err(outage @ Outage::Unusable(_)) => return Err(outage),
             Err(outage) => Some(outage),
         };
-        if let Some(found) = self.wait(self.sequencer().get(position))? {
+        if let Some(found) = self.wait_until(sequencer.get(position), patience_ends, shared)? {
             let is_ours = found == *commit;
             return Ok(if is_ours {
                 Settled::Ours
@@ -79,7 +91,8 @@ impl Replica {
         if self.is_reconnected() {
             return Ok(Settled::Reconnected);
         }
-        let last = self.wait(self.sequencer().ends())?.last;
+        let ends = self.wait_until(sequencer.ends(), patience_ends, shared)?;
+        let last = ends.last;
         if last < self.position {
             return Ok(Settled::Failed(self.went_back(last)));
         }
@@ -103,21 +116,18 @@ impl Replica {
     pub(in crate::embedded) fn is_reconnected(&self) -> bool {
         self.connections.has_changed().unwrap_or(false)
     }
-
-    /// Waits for an answer of the engine. Each comes in bounded time.
-    pub(in crate::embedded) fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
-        self.runtime.block_on(answer)
-    }
 }
 
 impl Replica {
     /// Compares what is at the position that was reached with what was applied there. `Err` where that cannot
     /// be told, and in it why the log cannot go on.
     pub(in crate::embedded) fn compare(
-        &self,
+        &mut self,
         head: Sequence,
+        shared: &Shared,
     ) -> Result<Result<(), String>, Outage> {
-        let ends = self.wait(self.sequencer().ends())?;
+        let sequencer = Arc::clone(self.sequencer());
+        let ends = self.wait(sequencer.ends(), shared)?;
         if ends.last < self.position {
             return Ok(Err(self.went_back(ends.last)));
         }
@@ -125,7 +135,7 @@ impl Replica {
             // Whether anything is missing in between is told by what follows.
             return Ok(Ok(()));
         }
-        let Some(bytes) = self.wait(self.sequencer().get(self.position))? else {
+        let Some(bytes) = self.wait(sequencer.get(self.position), shared)? else {
             return Ok(Ok(()));
         };
         let same = Message::parse(self.position, &bytes).is_ok_and(|message| {

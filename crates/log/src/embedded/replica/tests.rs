@@ -5,14 +5,17 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::*;
 use crate::{
     Appended, Error, Log,
     conformance::{Factory, Opened, Setup},
     conformance_tests,
-    embedded::{Embedded, OpenError, Options, open_replica, testing::waits_until},
+    embedded::{
+        Embedded, OpenError, Options, STORE_PATIENCE, Seams, open_replica, open_replica_with_seams,
+        testing::waits_until,
+    },
     fixtures,
     sequencer::memory::{Connection, Sequence as Commits},
 };
@@ -23,14 +26,21 @@ struct Bridge {
     log: Option<Arc<Embedded>>,
     connection: Arc<Connection>,
     dir: tempfile::TempDir,
+    patience: Duration,
 }
 
 impl Bridge {
     async fn start(commits: &Arc<Commits>) -> Self {
+        Self::start_with(commits, STORE_PATIENCE).await
+    }
+
+    /// The same with batches that wait so long for the store.
+    async fn start_with(commits: &Arc<Commits>, patience: Duration) -> Self {
         let mut bridge = Self {
             log: None,
             connection: commits.connect(),
             dir: tempfile::tempdir().unwrap(),
+            patience,
         };
         bridge.open(commits).await;
         bridge
@@ -43,7 +53,11 @@ impl Bridge {
 
     async fn try_open(&self) -> Result<Arc<Embedded>, OpenError> {
         let connection = Arc::clone(&self.connection);
-        open_replica(self.dir.path(), Options::default(), connection).await
+        let seams = Seams {
+            store_patience: self.patience,
+            ..Seams::default()
+        };
+        open_replica_with_seams(self.dir.path(), Options::default(), connection, seams).await
     }
 
     fn log(&self) -> &Embedded {
@@ -266,6 +280,134 @@ async fn directories_and_stores_that_do_not_belong_together_are_refused() {
     drop(log);
     let refused = open_replica(dir.path(), Options::default(), commits.connect()).await;
     assert!(matches!(refused, Err(OpenError::NotAReplica { .. })));
+}
+
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(60 * 60);
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// The store takes no batch, and says so without waiting; none waits.
+async fn assert_refused_at_once(bridge: &Bridge) {
+    for n in 900..910 {
+        let refused = bridge.append(&[n]).now_or_never();
+        let refused = refused.expect("it waits");
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    }
+    assert_eq!(bridge.log().usage().queued_batches, 0);
+}
+
+async fn becomes_ready(bridge: &Bridge) {
+    let status = bridge.log().status().clone();
+    let ready = status.health_where(|health| *health == Health::Ready);
+    let ready = tokio::time::timeout(Duration::from_secs(60), ready).await;
+    assert_eq!(ready.expect("it becomes ready"), Health::Ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_wait_for_a_store_that_is_away_for_a_moment() {
+    for hold in [false, true] {
+        let commits = Arc::<Commits>::default();
+        let bridge = Bridge::start_with(&commits, FOR_EVER).await;
+        bridge.append(&[1]).await.unwrap();
+        if hold {
+            commits.hold_appends(true);
+        } else {
+            commits.set_outage(Some(Outage::Unavailable("nobody answers".into())));
+        }
+        let (appended, ()) = tokio::join!(bridge.append(&[1, 2]), async {
+            if !hold {
+                let status = bridge.log().status().clone();
+                status.health_where(|health| *health != Health::Ready).await;
+            }
+            commits.set_outage(None);
+            commits.hold_appends(false);
+        });
+        let appended = appended.unwrap();
+        assert_eq!((appended.accepted, appended.duplicates), (1, 1));
+        becomes_ready(&bridge).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_refused_at_once_while_the_store_is_away_for_longer() {
+    let outages = [
+        Outage::Unavailable("nobody answers".into()),
+        Outage::Disconnected("nobody".into()),
+        Outage::Full("it is full".into()),
+    ];
+    for outage in outages {
+        let commits = Arc::<Commits>::default();
+        let bridge = Bridge::start_with(&commits, MOMENT).await;
+        bridge.append(&[1]).await.unwrap();
+        commits.set_outage(Some(outage.clone()));
+        // A store that is full says so at once, and is asked again for a moment.
+        while !bridge.log().shared.queue.is_unavailable() {
+            let refused = bridge.append(&[2]).await;
+            assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        }
+        assert_refused_at_once(&bridge).await;
+        let health = bridge.log().status().health();
+        let Health::Unavailable { reason, .. } = &health else {
+            panic!("{outage}: {health:?}");
+        };
+        assert!(reason.contains(&outage.to_string()), "{reason}");
+        let known = bridge.log().recall(Vec::new()).await;
+        assert_eq!(known, Ok(Vec::new()), "questions are answered");
+        commits.set_outage(None);
+        becomes_ready(&bridge).await;
+        bridge.append(&[1, 2, 3]).await.unwrap();
+        let ids: HashSet<String> = bridge.events().await.into_iter().map(|it| it.1).collect();
+        assert_eq!(bridge.events().await.len(), ids.len());
+        assert_eq!(ids.len(), 3, "{ids:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_on_its_way_to_a_store_that_does_not_answer_is_refused_and_known_when_it_comes_again()
+ {
+    let commits = Arc::<Commits>::default();
+    let bridge = Bridge::start_with(&commits, MOMENT).await;
+    bridge.append(&[1]).await.unwrap();
+    commits.hold_appends(true);
+    let both = tokio::join!(bridge.append(&[2]), bridge.append(&[3]));
+    for refused in [both.0, both.1] {
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    }
+    let reason = bridge
+        .append(&[2])
+        .now_or_never()
+        .unwrap()
+        .unwrap_err()
+        .to_string();
+    assert!(reason.contains("does not answer"), "{reason}");
+    assert_refused_at_once(&bridge).await;
+    commits.hold_appends(false);
+    becomes_ready(&bridge).await;
+    let again = bridge.append(&[2, 4]).await.unwrap();
+    assert_eq!(again.duplicates, 1, "it was stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_catches_up_appends_nothing_and_refuses_batches_after_a_moment() {
+    let commits = Arc::<Commits>::default();
+    let one = Bridge::start(&commits).await;
+    for n in 1..=5 {
+        one.append(&[n]).await.unwrap();
+    }
+    commits.hold_followers(true);
+    let other = Bridge::start_with(&commits, MOMENT).await;
+    let last = commits.ends_now().last;
+    let refused = other.append(&[6]).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("catching up, 5 of 5 commits behind"),
+        "{refused}"
+    );
+    assert_refused_at_once(&other).await;
+    assert_eq!(commits.ends_now().last, last);
+    commits.hold_followers(false);
+    becomes_ready(&other).await;
+    other.append(&[6]).await.unwrap();
+    assert_eq!(other.events().await, numbered(1..=6));
 }
 
 /// Bridges, senders that repeat what was not answered, and an engine at its worst.
