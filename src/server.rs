@@ -30,7 +30,10 @@ pub use self::{
     check::{Findings, check},
     store::StoreError,
 };
-pub(crate) use self::{open::inspect_permissions, store::connect};
+pub(crate) use self::{
+    open::inspect_permissions,
+    store::{Missing, connect},
+};
 
 /// A running bridge.
 pub struct Server {

@@ -1,9 +1,10 @@
 //! The settings of the store: where the log of the bridge is, and, for an engine on other machines, its
-//! servers, its login and its TLS. `address` owns the URLs, `login` the secrets. Says which settings go
-//! together; it depends on no client of an engine and connects to nothing.
+//! servers, its login and its TLS. `address` owns the URLs, `login` the secrets, `plain_text` the warning of what
+//! is not encrypted. Says which settings go together; it depends on no client of an engine and connects to nothing.
 
 mod address;
 mod login;
+mod plain_text;
 
 use std::{fmt, path::PathBuf};
 
@@ -89,9 +90,9 @@ pub struct Postgres {
     pub password: Option<StoreSecret>,
     /// The name of the table, with its schema if it has one.
     pub table: String,
-    /// Whether the bridge refuses a server without a synchronous standby.
+    /// Whether the bridge appends nothing on a server without a synchronous standby.
     pub require_standby: bool,
-    /// TLS; `None` for plain text.
+    /// TLS; `None` for plain text, as to this machine and where the URL says so.
     pub tls: Option<StoreTls>,
 }
 
@@ -111,9 +112,10 @@ settings! {
     struct Section in "store" {
         /// The store of the log: "embedded" (files in the data directory), "memory" (for trials; lost on
         /// exit), or the servers of NATS JetStream or PostgreSQL, such as `nats://a:4222,b:4222` or
-        /// `postgres://a:5432,b:5432/events`. `tls://` instead of `nats://`, and `?sslmode=verify-full` behind
-        /// the database of PostgreSQL, ask for TLS. A password or a token can be in this URL only if the
-        /// variable PRELUDE_BRIDGE_STORE has it.
+        /// `postgres://a:5432,b:5432/events`. `tls://` instead of `nats://` asks for TLS. PostgreSQL on other
+        /// machines has it (`?sslmode=verify-full` behind the database asks for it on this one too) unless
+        /// `?sslmode=disable` is there. A password or a token can be in this URL only if the variable
+        /// PRELUDE_BRIDGE_STORE has it.
         url: Address = Address::Embedded;
 
         /// The stream of NATS. `serve` makes the stream if it is missing,
@@ -129,7 +131,8 @@ settings! {
         table: TableName = TableName("prelude_bridge".to_owned());
 
         /// Whether the bridge refuses to start on a PostgreSQL server without a synchronous standby, on
-        /// whose disk a commit is before a delivery is answered. Without one, a failover loses events that
+        /// whose disk a commit is before a delivery is answered, and answers 503 while a server that
+        /// took over has none. Without one, a failover loses events that
         /// were answered with 200. Write false if the server's storage is replicated in another way, or for
         /// one server whose disk is as good as the embedded log's.
         require_standby: bool = true;
@@ -140,15 +143,15 @@ settings! {
         /// The variable that holds the user's password. PRELUDE_BRIDGE_STORE_PASSWORD need not be named.
         password_env: String = String::new();
 
-        /// The file that holds the user's password, instead of a variable. A running bridge does not read it
-        /// again.
+        /// The file that holds the user's password, instead of a variable. It is read at each connection to the
+        /// store, so a changed password needs no restart.
         password_file: Option<PathBuf> = None;
 
         /// The variable that holds the token of NATS, where it has tokens without users.
         /// PRELUDE_BRIDGE_STORE_TOKEN need not be named.
         token_env: String = String::new();
 
-        /// The file that holds the token of NATS, instead of a variable.
+        /// The file that holds the token of NATS, instead of a variable. It is read at each connection too.
         token_file: Option<PathBuf> = None;
 
         /// The credentials file of a user of NATS, as `nsc` writes it: a JWT, and the seed of a key that never
@@ -220,26 +223,6 @@ impl Store {
         authority
             .into_iter()
             .chain(certificate.map(|(file, _)| file))
-    }
-
-    /// What may be a mistake: a login that everybody on the way can read. Credentials files send only a
-    /// signature, and PostgreSQL's SCRAM only a proof.
-    pub(super) fn warning(&self) -> Option<String> {
-        let Self::Nats(nats) = self else {
-            return None;
-        };
-        let is_secret_sent = matches!(nats.login, Login::Token(_) | Login::User { .. });
-        let is_loopback = |host: &Host| {
-            let address = host.name.parse::<std::net::IpAddr>();
-            host.name == "localhost" || address.is_ok_and(|address| address.is_loopback())
-        };
-        let far = nats.hosts.iter().find(|host| !is_loopback(host))?;
-        (is_secret_sent && nats.tls.is_none()).then(|| {
-            format!(
-                "unless NATS asks for TLS, the password or token of the store goes to {far} in plain \
-                 text: write `tls://` instead of `nats://`, or use a `credentials_file`"
-            )
-        })
     }
 }
 
@@ -394,7 +377,10 @@ fn take_remote(
         section.tls_key_file,
     );
     // The faults of the login are recorded too.
-    let tls = take_tls(resolver, remote.tls, files).ok();
+    // NATS says by itself whether it wants TLS.
+    let is_default = remote.engine == Engine::Postgres && !remote.hosts.iter().all(Host::is_local);
+    let of_url = remote.tls.or(is_default.then_some(true));
+    let tls = take_tls(resolver, of_url, files).ok();
     let typed = login::Typed {
         user: section.user,
         credentials_file: section.credentials_file,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::Error;
 use crate::{
     config::{self, Config, Store},
-    log::{Log, embedded, memory, sequencer::Sequencer},
+    log::{
+        Log, embedded, memory,
+        sequencer::{Secret, Sequencer},
+    },
     metrics::Metrics,
 };
 use prelude_bridge_jetstream as jetstream;
@@ -32,23 +35,32 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<
     }
     let options = files(config, metrics);
     // What connects to an engine is large, and most bridges have none.
-    let connected = Box::pin(connect(config, |warning| tracing::warn!("{warning}"))).await?;
+    let warn = |warning: &str| tracing::warn!("{warning}");
+    let connected = Box::pin(connect(config, Missing::Create, warn)).await?;
     match connected {
         None => Ok(embedded::open(&config.data_dir, options)?),
         Some(sequencer) => Ok(embedded::open_replica(&config.data_dir, options, sequencer).await?),
     }
 }
 
-/// Connects to the engine on other machines; `None` where the store has none. Makes the stream or the table
-/// if there is none, else checks it, and tells of what may be a mistake.
+/// Whether a stream or a table that is missing is created, or refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Create,
+    Refuse,
+}
+
+/// Connects to the engine on other machines; `None` where the store has none. Checks the stream or the table,
+/// and tells of what may be a mistake.
 pub(crate) async fn connect(
     config: &Config,
+    missing: Missing,
     warn: fn(&str),
 ) -> Result<Option<Arc<dyn Sequencer>>, StoreError> {
     let (sequencer, warnings) = match &config.store {
         Store::Memory | Store::Embedded => return Ok(None),
-        Store::Nats(nats) => open_nats(config, nats).await?,
-        Store::Postgres(postgres) => open_postgres(config, postgres).await?,
+        Store::Nats(nats) => open_nats(config, nats, missing).await?,
+        Store::Postgres(postgres) => open_postgres(config, postgres, missing).await?,
     };
     warnings.iter().for_each(|warning| warn(warning));
     Ok(Some(sequencer))
@@ -74,12 +86,21 @@ fn files(config: &Config, metrics: &Arc<Metrics>) -> embedded::Options {
     }
 }
 
+/// The password or token, which is read at each connection.
+fn secret(secret: &config::StoreSecret) -> Secret {
+    let secret = secret.clone();
+    Secret::read_by(move || {
+        let text = secret.read_again()?;
+        Ok(text.expose().to_owned())
+    })
+}
+
 async fn open_nats(
     config: &Config,
     nats: &config::Nats,
+    missing: Missing,
 ) -> Result<(Arc<dyn Sequencer>, Vec<String>), StoreError> {
     let scheme = if nats.tls.is_some() { "tls" } else { "nats" };
-    let secret = |secret: &config::StoreSecret| secret.text.expose().to_owned();
     let options = jetstream::Options {
         servers: nats
             .hosts
@@ -87,6 +108,7 @@ async fn open_nats(
             .map(|host| format!("{scheme}://{host}"))
             .collect(),
         stream: nats.stream.clone(),
+        create: missing == Missing::Create,
         replicas: nats.replicas,
         login: match &nats.login {
             config::Login::None => jetstream::Login::None,
@@ -94,7 +116,7 @@ async fn open_nats(
             config::Login::Token(token) => jetstream::Login::Token(secret(token)),
             config::Login::User { name, password } => jetstream::Login::Password {
                 user: name.clone(),
-                password: password.as_ref().map(secret).unwrap_or_default(),
+                password: password.as_ref().map_or_else(|| Secret::new(""), secret),
             },
         },
         tls: nats.tls.as_ref().map(|tls| jetstream::Tls {
@@ -112,16 +134,14 @@ async fn open_nats(
 async fn open_postgres(
     config: &Config,
     postgres: &config::Postgres,
+    missing: Missing,
 ) -> Result<(Arc<dyn Sequencer>, Vec<String>), StoreError> {
     let hosts = postgres.hosts.iter();
     let options = postgres::Options {
         hosts: hosts.map(|host| (host.name.clone(), host.port)).collect(),
         database: postgres.database.clone(),
         user: postgres.user.clone(),
-        password: postgres
-            .password
-            .as_ref()
-            .map(|password| postgres::Secret::new(password.text.expose())),
+        password: postgres.password.as_ref().map(secret),
         table: postgres.table.clone(),
         tls: match &postgres.tls {
             None => postgres::TlsMode::Off,
@@ -130,6 +150,7 @@ async fn open_postgres(
                 certificate: tls.certificate.clone(),
             },
         },
+        create: missing == Missing::Create,
         require_standby: postgres.require_standby,
         ids_age: config.retention.id_age_min,
     };

@@ -37,6 +37,8 @@ mod http_messages;
 mod json_suite;
 mod keys;
 #[cfg(target_os = "linux")]
+mod log_copy;
+#[cfg(target_os = "linux")]
 mod power;
 mod privacy;
 mod proxies;

@@ -26,6 +26,7 @@ async fn main() {
             tls: None,
             retention_age: 30 * DAY,
             retention_bytes: 4 << 30,
+            create: true,
             ids_age: 15 * DAY,
         };
         let sequencer = open(options).await.unwrap().sequencer;

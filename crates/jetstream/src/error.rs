@@ -45,6 +45,12 @@ pub enum OpenError {
     /// The user may not do what a bridge has to do.
     #[error("the user of NATS may not do this: {0}; docs/jetstream.md lists what a bridge needs")]
     Permission(String),
+    /// There is no such stream, and it is not to be created.
+    #[error("NATS has no stream {stream}: check its name, the servers and the account")]
+    Missing {
+        /// The name of the stream.
+        stream: String,
+    },
     /// The stream cannot be created.
     #[error("the stream {stream} cannot be created: {reason}")]
     Create {

@@ -13,8 +13,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
-    ServerAddr, ServerError, Statistics, Subscriber, connection::State,
+    Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request,
+    RequestErrorKind, ServerAddr, ServerError, Statistics, Subscriber, connection::State,
 };
 use bytes::Bytes;
 use prelude_bridge_log::sequencer::Outage;
@@ -377,7 +377,7 @@ async fn connect_options(
     shared: &Arc<Shared>,
 ) -> Result<ConnectOptions, OpenError> {
     let events = Arc::clone(shared);
-    let mut configured = ConnectOptions::new()
+    let mut configured = with_secret(&options.login)
         .name("prelude-bridge")
         .connection_timeout(HANDSHAKE_TIME_MAX)
         .ping_interval(PING_INTERVAL)
@@ -388,11 +388,7 @@ async fn connect_options(
             std::future::ready(())
         });
     configured = match &options.login {
-        Login::None => configured,
-        Login::Token(token) => configured.token(token.clone()),
-        Login::Password { user, password } => {
-            configured.user_and_password(user.clone(), password.clone())
-        }
+        Login::None | Login::Token(_) | Login::Password { .. } => configured,
         Login::CredentialsFile(path) => {
             let unusable = |reason: &str| OpenError::File {
                 path: path.clone(),
@@ -423,6 +419,27 @@ async fn connect_options(
         Some(tls) => with_tls(configured, tls).await,
         None => Ok(configured),
     }
+}
+
+/// Has the library ask for a token or a password at each connection, so that it can be changed.
+fn with_secret(login: &Login) -> ConnectOptions {
+    let (user, secret) = match login {
+        Login::None | Login::CredentialsFile(_) => return ConnectOptions::new(),
+        Login::Token(token) => (None, token.clone()),
+        Login::Password { user, password } => (Some(user.clone()), password.clone()),
+    };
+    ConnectOptions::with_auth_callback(move |_| {
+        let (user, secret) = (user.clone(), secret.read());
+        async move {
+            let secret = secret.map_err(AuthError::new)?;
+            let mut auth = Auth::new();
+            match user {
+                Some(user) => (auth.username, auth.password) = (Some(user), Some(secret)),
+                None => auth.token = Some(secret),
+            }
+            Ok(auth)
+        }
+    })
 }
 
 /// The library reads the files at each connection, so that they can be renewed. What it says of a bad one

@@ -167,6 +167,10 @@ impl Opening<'_> {
             Err(error) if error.err_code == code::STREAM_NOT_FOUND => {}
             Err(error) => return Err(self.refused(&error)),
         }
+        if !self.options.create {
+            let stream = self.names.stream.clone();
+            return Err(OpenError::Missing { stream });
+        }
         let settings = new_stream(self.options, self.names);
         let found = problems(&settings, self.options, self.names);
         if !found.is_empty() {

@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use prelude_bridge_log::sequencer::Secret;
+
 use crate::error::OpenError;
 
 /// How long the name of a stream may be: it is a part of every subject.
@@ -17,6 +19,8 @@ pub struct Options {
     pub servers: Vec<String>,
     /// The name of the stream.
     pub stream: String,
+    /// Whether the stream is created if it is missing; otherwise that is refused.
+    pub create: bool,
     /// On how many servers each commit is stored before it is acknowledged: at least.
     pub replicas: usize,
     /// Who the bridge is to NATS.
@@ -40,13 +44,13 @@ pub enum Login {
     /// A `.creds` file (JWT and seed), or a file with the seed of a user's NKey. It is read at the start.
     CredentialsFile(PathBuf),
     /// A token.
-    Token(String),
+    Token(Secret),
     /// A user with a password.
     Password {
         /// The name of the user.
         user: String,
         /// The password.
-        password: String,
+        password: Secret,
     },
 }
 
@@ -158,6 +162,7 @@ impl Options {
 pub(crate) fn test_options() -> Options {
     Options {
         servers: vec!["nats://127.0.0.1:4222".to_owned()],
+        create: true,
         stream: "prelude-bridge".to_owned(),
         replicas: 3,
         login: Login::None,
@@ -213,10 +218,10 @@ mod tests {
         let said = refused(|o| o.servers = vec!["nats://me:canary@h:1".to_owned()]);
         assert!(said.contains("login") && !said.contains("canary"), "{said}");
         for login in [
-            Login::Token("canary".to_owned()),
+            Login::Token(Secret::new("canary")),
             Login::Password {
                 user: "me".to_owned(),
-                password: "canary".to_owned(),
+                password: Secret::new("canary"),
             },
         ] {
             let shown = format!(

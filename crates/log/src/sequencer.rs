@@ -10,6 +10,9 @@
 #[cfg(any(test, feature = "testing"))]
 #[allow(missing_docs, reason = "tests")]
 pub mod memory;
+mod secret;
+
+pub use self::secret::Secret;
 
 use std::{fmt, sync::Arc, time::Duration};
 

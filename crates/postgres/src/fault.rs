@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     Busy(String),
     /// The server's disk is full.
     Full(String),
+    /// The server refuses the login. A start fails; later, somebody may be changing the password just now.
+    Login(String),
     /// It stays like this until somebody changes something.
     Unusable(String),
 }
@@ -32,7 +34,9 @@ impl Fault {
     pub(crate) fn outage(&self, name: &str) -> Outage {
         match self {
             Self::Lost(why) => Outage::Disconnected(format!("{name}: {why}").into()),
-            Self::Busy(why) => Outage::Unavailable(format!("{name}: {why}").into()),
+            Self::Busy(why) | Self::Login(why) => {
+                Outage::Unavailable(format!("{name}: {why}").into())
+            }
             Self::Full(why) => Outage::Full(format!("{name}: {why}").into()),
             Self::Unusable(why) => Outage::Unusable(format!("{name}: {why}").into()),
         }
@@ -42,7 +46,9 @@ impl Fault {
     pub(crate) fn open_error(&self, name: &str) -> OpenError {
         match self {
             Self::Lost(why) | Self::Busy(why) => OpenError::Unreachable(format!("{name}: {why}")),
-            Self::Full(why) | Self::Unusable(why) => OpenError::Unusable(format!("{name}: {why}")),
+            Self::Full(why) | Self::Login(why) | Self::Unusable(why) => {
+                OpenError::Unusable(format!("{name}: {why}"))
+            }
         }
     }
 }
@@ -63,6 +69,12 @@ fn of_connection(error: &Error, words: String) -> Fault {
     if words.contains("server does not support TLS") {
         return Fault::Unusable(format!(
             "{words}: switch it on there (ssl = on), or write sslmode=disable where the network is trusted"
+        ));
+    }
+    if words.contains("UnknownIssuer") {
+        return Fault::Unusable(format!(
+            "{words}: the server's certificate is of an issuer that is not trusted; name the file of the issuers \
+             with tls_ca_file, or write sslmode=disable where the network is trusted"
         ));
     }
     if words.contains("password missing") {
@@ -98,8 +110,10 @@ fn of_code(code: &SqlState, words: String) -> Fault {
     }
     let class = code.code().get(..2).unwrap_or_default();
     match class {
-        // Authentication, catalogs, syntax and access rules, wrong objects, corrupted data.
-        "28" | "3D" | "3F" | "42" | "XX" | "22" | "23" => Fault::Unusable(remedy(code, words)),
+        // Authentication.
+        "28" => Fault::Login(remedy(code, words)),
+        // Catalogs, syntax and access rules, wrong objects, corrupted data.
+        "3D" | "3F" | "42" | "XX" | "22" | "23" => Fault::Unusable(remedy(code, words)),
         _ if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => Fault::Unusable(words),
         _ => Fault::Busy(words),
     }
@@ -172,13 +186,21 @@ mod tests {
             assert_eq!(of(busy), Fault::Busy("said".to_owned()));
         }
         for unusable in [
-            SqlState::INVALID_PASSWORD,
             SqlState::UNDEFINED_TABLE,
             SqlState::INSUFFICIENT_PRIVILEGE,
             SqlState::DATA_CORRUPTED,
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
         ] {
             assert!(matches!(of(unusable), Fault::Unusable(_)));
+        }
+        for login in [
+            SqlState::INVALID_PASSWORD,
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        ] {
+            let fault = of(login);
+            assert!(matches!(fault, Fault::Login(_)));
+            assert!(matches!(fault.outage("it"), Outage::Unavailable(_)));
+            assert!(matches!(fault.open_error("it"), OpenError::Unusable(_)));
         }
         assert!(matches!(of(SqlState::DISK_FULL), Fault::Full(_)));
     }

@@ -55,7 +55,8 @@ use prelude_bridge_log::sequencer::{Ends, Outage, Outcome, Position, Sequencer};
 use tokio::sync::watch;
 
 use self::links::Links;
-pub use self::options::{Options, Secret, TlsMode};
+pub use self::options::{Options, TlsMode};
+pub use prelude_bridge_log::sequencer::Secret;
 
 /// How many bytes a commit may have. PostgreSQL would take a gigabyte; this is what a bridge is ready to hold.
 const COMMIT_BYTES_MAX: usize = 16 << 20;

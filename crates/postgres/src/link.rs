@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     Patience,
     fault::Fault,
-    options::{Options, address},
+    options::Options,
     server::Server,
     session::{Session, confirm},
     table::{self, Asking, DELETE_ROWS, Reading, Table, Writing},
@@ -250,14 +250,8 @@ impl Link {
         Fault::Unusable(problem.to_owned()).outage(&self.name)
     }
 
-    pub(crate) fn warnings(&self, options: &Options) -> Vec<String> {
-        // The host without its port, which has no colon unless it is an address.
-        let host = options
-            .hosts
-            .iter()
-            .find(|(host, port)| address(host, *port) == self.host);
-        self.server
-            .warnings(host.map_or(&self.host, |(host, _)| host), options)
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.server.warnings()
     }
 
     /// A fault for callers: with the cause that is most likely when an answer is late, and with the reason
@@ -292,9 +286,12 @@ impl Link {
             match within(self.patience.silence, self.beat()).await {
                 Err(fault) => return fault,
                 Ok(now) => {
-                    let checked = now.primary().and_then(|()| now.check(options));
+                    let checked = now.primary().and_then(|()| now.check());
                     if let Err(fault) = checked {
                         return fault;
+                    }
+                    if let Some(missing) = now.missing_standby(options) {
+                        return Fault::Busy(missing);
                     }
                     if !now.is(&server) {
                         return Fault::Lost("another server answers".to_owned());

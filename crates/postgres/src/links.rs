@@ -70,13 +70,13 @@ impl Links {
             patience,
             connector: Connector::new(options, tls),
             timeline: String::new(),
-            table_known: false,
+            is_first: true,
         };
         let link = finder
             .find()
             .await
             .map_err(|fault| fault.open_error(&name))?;
-        let warnings = link.warnings(finder.connector.options());
+        let warnings = link.warnings();
         let (connected, connections) = watch::channel(1);
         let (sender, state) = watch::channel(Ok(link));
         tokio::spawn(keep(finder, sender, connected));
@@ -152,7 +152,7 @@ async fn keep(mut finder: Finder, state: watch::Sender<State>, connected: watch:
         };
         match found {
             Ok(link) => {
-                for warning in link.warnings(finder.connector.options()) {
+                for warning in link.warnings() {
                     tracing::warn!(name = %finder.name, host = link.host, "PostgreSQL: {warning}");
                 }
                 tracing::info!(name = %finder.name, host = link.host, "PostgreSQL: connected");
@@ -173,8 +173,9 @@ struct Finder {
     connector: Connector,
     /// The last history that was seen. A primary of an earlier one was left behind by a failover.
     timeline: String,
-    /// Whether the table was there before: it is not created a second time.
-    table_known: bool,
+    /// Whether no primary was used before. The table is created only then, and what passes by itself, but only
+    /// when somebody does something about it, is refused.
+    is_first: bool,
 }
 
 /// A primary, with the first session on it.
@@ -191,16 +192,23 @@ impl Finder {
         let candidate = self.candidate().await?;
         let options = self.connector.options();
         let host = address(&candidate.host, candidate.port);
-        candidate.server.check(options)?;
+        candidate.server.check()?;
+        if let Some(missing) = candidate.server.missing_standby(options) {
+            return Err(if self.is_first {
+                Fault::Unusable(missing)
+            } else {
+                Fault::Busy(missing)
+            });
+        }
         let table = Table::new(options);
         let client = &candidate.session.client;
-        let opening = table.open(client, &options.user, !self.table_known);
+        let opening = table.open(client, &options.user, self.is_first, options.create);
         within(self.patience.answer, opening)
             .await
             .map_err(|fault| candidate.server.explain(fault))?;
         let timeline = candidate.server.timeline().to_owned();
         let link = self.link(candidate, host, table).await?;
-        self.table_known = true;
+        self.is_first = false;
         self.timeline = timeline;
         Ok(Arc::new(link))
     }
@@ -310,16 +318,21 @@ fn together(mut faults: Vec<(String, Fault)>) -> Fault {
     let said: Vec<_> = faults
         .iter()
         .map(|(host, fault)| match fault {
-            Fault::Lost(why) | Fault::Busy(why) | Fault::Full(why) | Fault::Unusable(why) => {
-                format!("{host}: {why}")
-            }
+            Fault::Lost(why)
+            | Fault::Busy(why)
+            | Fault::Full(why)
+            | Fault::Login(why)
+            | Fault::Unusable(why) => format!("{host}: {why}"),
         })
         .collect();
     let said = format!("no primary: {}", said.join("; "));
-    let permanent = |(_, fault): &(String, Fault)| matches!(fault, Fault::Unusable(_));
-    if !faults.is_empty() && faults.iter().all(permanent) {
-        Fault::Unusable(said)
-    } else {
+    let is_login = |(_, fault): &(String, Fault)| matches!(fault, Fault::Login(_));
+    let is_permanent = |(_, fault): &(String, Fault)| matches!(fault, Fault::Unusable(_));
+    if faults.is_empty() || !faults.iter().all(|it| is_login(it) || is_permanent(it)) {
         Fault::Lost(said)
+    } else if faults.iter().any(is_login) {
+        Fault::Login(said)
+    } else {
+        Fault::Unusable(said)
     }
 }

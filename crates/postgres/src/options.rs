@@ -1,32 +1,12 @@
 //! Owns where the database is, and how to get there. Knows nothing of connections, nor of URLs: those are the
 //! configuration's.
 
-use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
+
+use prelude_bridge_log::sequencer::Secret;
 
 /// PostgreSQL cuts longer names.
 const NAME_BYTES_MAX: usize = 63;
-
-/// A password. Printing it prints a placeholder.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the text in.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, to be sent only.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("(redacted)")
-    }
-}
 
 /// Whether connections are encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +38,10 @@ pub struct Options {
     pub table: String,
     /// Whether connections are encrypted.
     pub tls: TlsMode,
-    /// Whether a server without a synchronous standby is refused; otherwise it is a warning.
+    /// Whether the table is created if it is missing; otherwise that is refused.
+    pub create: bool,
+    /// Whether nothing is appended on a server without a synchronous standby; otherwise it is a warning. A start
+    /// is refused; later, it is an outage until there is one.
     pub require_standby: bool,
     /// Younger commits than this are not removed, whatever is asked for: a bridge that rebuilds its replica
     /// needs the ids in them.
@@ -120,14 +103,6 @@ impl Options {
     }
 }
 
-/// Whether a host is this machine.
-pub(crate) fn is_local(host: &str) -> bool {
-    match host.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback(),
-        Err(_) => host.starts_with('/') || host.eq_ignore_ascii_case("localhost"),
-    }
-}
-
 /// A host and port as people write them.
 pub(crate) fn address(host: &str, port: u16) -> String {
     if host.contains(':') {
@@ -158,6 +133,7 @@ pub fn local(port: u16) -> Options {
         password: None,
         table: "prelude_bridge".to_owned(),
         tls: TlsMode::Off,
+        create: true,
         require_standby: false,
         ids_age: Duration::ZERO,
     }

@@ -2,10 +2,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use crate::{
-    fault::Fault,
-    options::{Options, TlsMode, is_local},
-};
+use crate::{fault::Fault, options::Options};
 
 /// The oldest version that has everything that is used here, as server_version_num.
 const VERSION_MIN: i32 = 130_000;
@@ -125,7 +122,7 @@ impl Server {
     }
 
     /// Refuses what breaks a promise.
-    pub(crate) fn check(&self, options: &Options) -> Result<(), Fault> {
+    pub(crate) fn check(&self) -> Result<(), Fault> {
         let problem = if self.version < VERSION_MIN {
             format!(
                 "version {} is too old: {} is needed",
@@ -146,18 +143,24 @@ impl Server {
                  the server or the pooler between for sessions of their own",
                 self.synchronous_commit
             )
-        } else if options.require_standby && self.standbys().is_none() {
-            "there is no synchronous standby, and one is required: ALTER SYSTEM SET \
-             synchronous_standby_names = 'ANY 1 (*)', then SELECT pg_reload_conf()"
-                .to_owned()
         } else {
             return Ok(());
         };
         Err(Fault::Unusable(problem))
     }
 
+    /// What to do where a synchronous standby is required and there is none. A failover can leave a primary
+    /// without one for a while, so it passes for those that are running.
+    pub(crate) fn missing_standby(&self, options: &Options) -> Option<String> {
+        (options.require_standby && self.standbys().is_none()).then(|| {
+            "there is no synchronous standby, and one is required: ALTER SYSTEM SET \
+             synchronous_standby_names = 'ANY 1 (*)', then SELECT pg_reload_conf()"
+                .to_owned()
+        })
+    }
+
     /// What may be a mistake.
-    pub(crate) fn warnings(&self, host: &str, options: &Options) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         match self.standbys() {
             None => warnings.push(
@@ -184,11 +187,6 @@ impl Server {
                  events: ALTER ROLE … SET log_parameter_max_length = 0"
                     .to_owned(),
             );
-        }
-        if options.tls == TlsMode::Off && !is_local(host) {
-            warnings.push(format!(
-                "events travel to {host} in plain text: switch TLS on (sslmode=verify-full)"
-            ));
         }
         warnings
     }
@@ -224,7 +222,7 @@ mod tests {
     }
 
     fn refusal(server: &Server) -> String {
-        match server.check(&options(true)) {
+        match server.check() {
             Err(Fault::Unusable(why)) => why,
             other => panic!("{other:?}"),
         }
@@ -232,12 +230,12 @@ mod tests {
 
     #[test]
     fn a_server_that_breaks_a_promise_is_refused_with_the_remedy() {
-        assert_eq!(good().check(&options(true)), Ok(()));
+        assert_eq!(good().check(), Ok(()));
         let mut server = good();
         server.synchronous_commit = "remote_apply".to_owned();
-        assert_eq!(server.check(&options(true)), Ok(()));
+        assert_eq!(server.check(), Ok(()));
         type Change = fn(&mut Server);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 5] = [
             (
                 |server| server.version = 129_999,
                 "version 12 is too old: 13",
@@ -255,10 +253,6 @@ mod tests {
                 |server| server.synchronous_commit = "remote_write".into(),
                 "stays remote_write",
             ),
-            (
-                |server| server.standby_names.clear(),
-                "SET synchronous_standby_names",
-            ),
         ];
         for (change, words) in cases {
             let mut server = good();
@@ -271,22 +265,23 @@ mod tests {
     #[test]
     fn a_server_without_a_standby_is_a_warning_where_none_is_required() {
         let mut server = good();
-        assert_eq!(
-            server.warnings("db", &options(false)).len(),
-            1,
-            "plain text to db"
-        );
-        assert_eq!(server.warnings("127.0.0.1", &options(false)), [""; 0]);
+        assert_eq!(server.warnings(), [""; 0]);
         server.standby_names.clear();
-        assert_eq!(server.check(&options(false)), Ok(()));
-        let said = server.warnings("localhost", &options(false));
+        assert_eq!(server.check(), Ok(()));
+        assert_eq!(server.missing_standby(&options(false)), None);
+        let missing = server.missing_standby(&options(true)).unwrap();
+        assert!(
+            missing.contains("SET synchronous_standby_names"),
+            "{missing}"
+        );
+        let said = server.warnings();
         assert!(
             said.len() == 1 && said[0].contains("loses events"),
             "{said:?}"
         );
         server.standby_names = "one".to_owned();
         server.replicas = 0;
-        let said = server.warnings("localhost", &options(false));
+        let said = server.warnings();
         assert!(
             said.len() == 1 && said[0].contains("until it is there"),
             "{said:?}"

@@ -73,7 +73,7 @@ impl Connector {
         port: u16,
         announced: &watch::Sender<i64>,
     ) -> Result<Session, Fault> {
-        let config = self.config(host, port);
+        let config = self.config(host, port)?;
         let until = Instant::now() + CONNECT_TIME_MAX;
         let session = timeout_at(until, async {
             Ok(match &self.tls {
@@ -92,7 +92,7 @@ impl Connector {
             .unwrap_or_else(|_| Err(Fault::late(CONNECT_TIME_MAX)))
     }
 
-    fn config(&self, host: &str, port: u16) -> Config {
+    fn config(&self, host: &str, port: u16) -> Result<Config, Fault> {
         let mut config = Config::new();
         config
             .host(host)
@@ -112,9 +112,9 @@ impl Connector {
             .keepalives_interval(KEEPALIVE_AFTER)
             .keepalives_retries(KEEPALIVE_TIMES);
         if let Some(password) = &self.options.password {
-            config.password(password.expose());
+            config.password(password.read().map_err(Fault::Login)?);
         }
-        config
+        Ok(config)
     }
 }
 

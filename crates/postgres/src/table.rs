@@ -146,17 +146,25 @@ impl Table {
         })
     }
 
-    /// Checks the table, and before that creates it if it is missing and may be.
+    /// Checks the table, and before that creates it if it is missing and may be: at the first time only.
     pub(crate) async fn open(
         &self,
         client: &Client,
         user: &str,
+        is_first: bool,
         create: bool,
     ) -> Result<(), Fault> {
         if self.check(client, user).await? {
             return Ok(());
         }
-        if !create {
+        if is_first && !create {
+            let problem = format!(
+                "there is no table {}: check its name and the database",
+                self.name
+            );
+            return Err(Fault::Unusable(problem));
+        }
+        if !is_first {
             let problem = format!(
                 "the table {} is gone: restore it from a backup, or start the bridge anew for a new log",
                 self.name

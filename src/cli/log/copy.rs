@@ -20,7 +20,7 @@ use crate::{
     },
     config::{self, Store},
     log::embedded::copy::{self, CopyError, CopyPhase, CopyProgress, CopyReport},
-    server,
+    server::{self, Missing},
 };
 
 /// How often a program is told how far it is.
@@ -91,7 +91,10 @@ impl Copy {
             return Err(Failure::new(Exit::Usage, cause).help(help));
         }
         let (from, to) = (from.resolve()?, to.resolve()?);
-        let (from, to) = (open(from).await?, open(to).await?);
+        // What is made for the copy is made when it is known that there is something to copy.
+        let from = open(from, Missing::Refuse).await?;
+        copy::check_source(&from).map_err(|error| refusal(&error))?;
+        let to = open(to, Missing::Create).await?;
         let (began, mut shown) = (Instant::now(), Shown::new(self.output));
         let runtime = tokio::runtime::Handle::current();
         let copied = tokio::task::spawn_blocking(move || {
@@ -169,12 +172,12 @@ impl Named {
     }
 }
 
-async fn open(resolved: Resolved) -> Result<copy::Store, Failure> {
+async fn open(resolved: Resolved, missing: Missing) -> Result<copy::Store, Failure> {
     let config = match resolved {
         Resolved::Directory(path) => return Ok(copy::Store::Directory(path)),
         Resolved::Engine(config) => config,
     };
-    let connected = server::connect(&config, exit::warn).await;
+    let connected = server::connect(&config, missing, exit::warn).await;
     let sequencer = connected.map_err(|error| Failure::new(Exit::Failed, error))?;
     let directory = || copy::Store::Directory(config.data_dir.clone());
     Ok(sequencer.map_or_else(directory, copy::Store::Sequence))

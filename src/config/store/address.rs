@@ -4,7 +4,10 @@
 //! A URL can contain a password or a token, in its proper place or, mistyped, in any other. So no message
 //! repeats a part of a URL that has an `@` in it, and none repeats the value of a parameter.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -74,6 +77,16 @@ pub struct Host {
     pub name: String,
     /// Its port.
     pub port: u16,
+}
+
+impl Host {
+    /// Whether it is this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let address = self.name.parse::<IpAddr>();
+        let is_loopback = address.is_ok_and(|address| address.to_canonical().is_loopback());
+        is_loopback || self.name.eq_ignore_ascii_case("localhost")
+    }
 }
 
 impl fmt::Display for Host {

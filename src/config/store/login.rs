@@ -4,7 +4,11 @@
 //! The login is one thing, however it is given: a login in the environment replaces one in the file, and
 //! two in one place are a fault. Reads the files of secrets. Connects to nothing.
 
-use std::{cmp::Ordering, path::PathBuf};
+use std::{
+    cmp::Ordering,
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{
     super::{
@@ -35,6 +39,25 @@ pub struct StoreSecret {
     pub text: Secret,
     /// Its file; `None` if it comes from the environment.
     pub file: Option<PathBuf>,
+}
+
+impl StoreSecret {
+    /// The secret as it is now: its file may have been changed.
+    ///
+    /// # Errors
+    /// Why the file cannot be used, without its path, which may be a secret by mistake.
+    pub fn read_again(&self) -> Result<Secret, String> {
+        match &self.file {
+            None => Ok(self.text.clone()),
+            Some(path) => {
+                let text = read_secret_file(path);
+                text.map_err(|error| {
+                    format!("the file of the password or token cannot be read: {error}")
+                })
+                .and_then(|text| check(&text).map_err(str::to_owned))
+            }
+        }
+    }
 }
 
 /// The login of a store.
@@ -314,10 +337,7 @@ fn read(
         Source::Url(text) => return Some(StoreSecret { text, file: None }),
         Source::Variable(variable) => (read_variable(resolver, name, origin, &variable)?, None),
         Source::File(path) => {
-            let limit = (SECRET_BYTES_MAX + "\r\n".len()) as u64;
-            let read = permissions::open_regular(&path, Some(By::Reader))
-                .and_then(|file| read_text(file, limit));
-            match read {
+            match read_secret_file(&path) {
                 Ok(text) => (text, Some(path)),
                 Err(error) => {
                     // Not the path: it may be the secret itself, by mistake.
@@ -330,21 +350,34 @@ fn read(
             }
         }
     };
-    // Editors and shells add line ends.
+    match check(&text) {
+        Ok(text) => Some(StoreSecret { text, file }),
+        Err(reason) => {
+            let help = format!("it has one line of up to {SECRET_BYTES_MAX} bytes");
+            resolver.refuse(origin.clone(), name, reason, &help);
+            None
+        }
+    }
+}
+
+fn read_secret_file(path: &Path) -> io::Result<String> {
+    let limit = (SECRET_BYTES_MAX + "\r\n".len()) as u64;
+    let file = permissions::open_regular(path, Some(By::Reader))?;
+    read_text(file, limit)
+}
+
+/// Takes what was read of a password or token, without the line end that editors and shells add.
+fn check(text: &str) -> Result<Secret, &'static str> {
     let text = text.trim_end_matches(['\r', '\n']);
-    let reason = if text.is_empty() {
-        "the password or token is empty"
+    if text.is_empty() {
+        Err("the password or token is empty")
     } else if is_secret(text) {
-        let text = Secret::new(text);
-        return Some(StoreSecret { text, file });
+        Ok(Secret::new(text))
     } else if text.len() > SECRET_BYTES_MAX {
-        "the password or token is too long"
+        Err("the password or token is too long")
     } else {
-        "the password or token has a control character in it, such as a second line"
-    };
-    let help = format!("it has one line of up to {SECRET_BYTES_MAX} bytes");
-    resolver.refuse(origin.clone(), name, reason, &help);
-    None
+        Err("the password or token has a control character in it, such as a second line")
+    }
 }
 
 /// The text of a variable that is named. An empty variable is an empty secret.

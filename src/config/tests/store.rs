@@ -113,7 +113,7 @@ fn urls_have_one_server_or_several() {
         assert_eq!(hosts(&postgres.hosts), servers, "{url}");
         assert_eq!(postgres.database, database, "{url}");
         assert_eq!(postgres.user, "me");
-        assert_eq!((postgres.password, postgres.tls), (None, None));
+        assert_eq!(postgres.password, None);
         assert_eq!(
             (&*postgres.table, postgres.require_standby),
             ("prelude_bridge", true)
@@ -606,8 +606,30 @@ fn tls_is_asked_for_by_the_url_or_a_file_and_needs_both_halves_of_a_pair() {
     assert_eq!(postgres(&scene).tls, Some(none.clone()));
     let scene = Scene::without_file().variable(STORE, "tls://a");
     assert_eq!(nats(&scene).tls, Some(none));
-    let scene = Scene::without_file().variable(STORE, "postgres://me@a/x?sslmode=disable");
-    assert_eq!(postgres(&scene).tls, None);
+    // Whether PostgreSQL's own tools would ask for it does not matter: other machines are far.
+    let encrypted = |url: &str| {
+        let scene = Scene::without_file().variable(STORE, url);
+        postgres(&scene).tls.is_some()
+    };
+    for url in [
+        "a/x",
+        "127.0.0.1,a/x",
+        "[2001:db8::1]/x",
+        "localhost.example/x",
+    ] {
+        assert!(encrypted(&format!("postgres://me@{url}")), "{url}");
+        assert!(
+            !encrypted(&format!("postgres://me@{url}?sslmode=disable")),
+            "{url}"
+        );
+    }
+    for url in ["localhost/x", "127.0.0.2,[::1]/x", "[::ffff:127.0.0.1]/x"] {
+        assert!(!encrypted(&format!("postgres://me@{url}")), "{url}");
+        assert!(
+            encrypted(&format!("postgres://me@{url}?sslmode=verify-full")),
+            "{url}"
+        );
+    }
 
     section("url = \"nats://a\"\ntls_key_file = \"k.pem\"").refused_with(&[
         ":3: `store.tls_key_file`",
@@ -640,6 +662,30 @@ fn the_secrets_of_a_store_are_among_the_secret_files() {
         );
         assert!(config.trusted_files().contains(&path.into()), "{lines}");
     }
+}
+
+#[test]
+fn the_file_of_a_secret_is_read_again() {
+    let scene = section("url = \"postgres://me@a\"\npassword_file = \"secret.txt\"");
+    let password = postgres(&scene).password.unwrap();
+    let read = || {
+        password
+            .read_again()
+            .map(|secret| secret.expose().to_owned())
+    };
+    assert_eq!(read().as_deref(), Ok(SECRET));
+    fs::write(scene.path("secret.txt"), "the-next-one\n").unwrap();
+    assert_eq!(read().as_deref(), Ok("the-next-one"));
+    for (text, words) in [("\n", "is empty"), ("a\nb", "a second line")] {
+        fs::write(scene.path("secret.txt"), text).unwrap();
+        assert!(read().unwrap_err().contains(words), "{text:?}");
+    }
+    fs::remove_file(scene.path("secret.txt")).unwrap();
+    let gone = read().unwrap_err();
+    assert!(
+        gone.contains("cannot be read") && !gone.contains("secret.txt"),
+        "{gone}"
+    );
 }
 
 #[cfg(unix)]
@@ -798,23 +844,38 @@ fn what_is_shown_of_a_store_means_the_same_when_it_is_read_back() {
 }
 
 #[test]
-fn a_secret_that_would_go_through_the_network_in_plain_text_is_warned_of() {
+fn what_would_go_through_the_network_in_plain_text_is_warned_of() {
     let warnings = |url: &str| {
         let scene = Scene::without_file().variable(STORE, url);
         scene.resolved().warnings
     };
-    for url in ["nats://t@a", "nats://me:x@127.0.0.1,192.0.2.1"] {
+    for (url, words) in [
+        (
+            "nats://a",
+            "events go to a:4222 in plain text: write `tls://`",
+        ),
+        (
+            "nats://t@a",
+            "so does the password or token of the store: write `tls://`",
+        ),
+        (
+            "nats://me:x@127.0.0.1,192.0.2.1",
+            "events go to 192.0.2.1:4222 in plain text, and so",
+        ),
+        (
+            "postgres://me:x@a?sslmode=disable",
+            "a:5432 in plain text: remove `sslmode=disable`",
+        ),
+    ] {
         let [warning] = warnings(url).try_into().unwrap();
-        assert!(
-            warning.contains("in plain text: write `tls://`"),
-            "{warning}"
-        );
+        assert!(warning.contains(words), "{warning}");
     }
     for url in [
-        "nats://a",
         "tls://t@a",
         "nats://t@127.0.0.1,[::1],localhost",
         "postgres://me:x@a",
+        "postgres://me:x@localhost",
+        "postgres://me:x@127.0.0.1?sslmode=disable",
     ] {
         assert_eq!(warnings(url), [""; 0], "{url}");
     }

@@ -309,6 +309,7 @@ async fn a_server_that_is_too_old_is_refused() {
         tls: None,
         retention_age: 30 * DAY,
         retention_bytes: 0,
+        create: true,
         ids_age: 15 * DAY,
     })
     .await;
@@ -321,4 +322,21 @@ async fn a_server_that_is_too_old_is_refused() {
             "upgrade",
         ],
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn a_stream_that_is_missing_and_not_to_be_created_is_refused() {
+    let nats = Nats::start(1, Config::default()).await;
+    let reader = || Options {
+        create: false,
+        ..options(&nats, 1)
+    };
+    contains(
+        refused(reader()).await,
+        &["NATS has no stream prelude-bridge: check its name"],
+    );
+    contains(refused(reader()).await, &["NATS has no stream"]);
+    open(options(&nats, 1)).await.unwrap();
+    open(reader()).await.unwrap();
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -10,9 +11,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use prelude_bridge_jetstream::{
     Login, OpenError, Options, Tls, open,
-    testing::{Config, Nats},
+    testing::{Config, Nats, SOON},
 };
-use prelude_bridge_log::sequencer::{Position, Sequencer as _};
+use prelude_bridge_log::sequencer::{Position, Secret, Sequencer as _};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
 use tempfile::TempDir;
@@ -40,7 +41,7 @@ fn as_who(nats: &Nats, login: Login) -> Options {
 fn password(password: &str) -> Login {
     Login::Password {
         user: "bridge".to_owned(),
-        password: password.to_owned(),
+        password: Secret::new(password),
     }
 }
 
@@ -52,17 +53,17 @@ async fn passwords_tokens_and_keys_are_logins() {
     for login in [
         Login::None,
         password("canary-wrong"),
-        Login::Token("canary-other".to_owned()),
+        Login::Token(Secret::new("canary-other")),
     ] {
         let error = refused(as_who(&nats, login)).await;
         assert!(matches!(error, OpenError::Login { .. }), "{error}");
         assert!(!error.to_string().contains("canary") && !format!("{error:?}").contains("canary"));
     }
     let nats = server("authorization { token: canary }").await;
-    open(as_who(&nats, Login::Token("canary".to_owned())))
+    open(as_who(&nats, Login::Token(Secret::new("canary"))))
         .await
         .unwrap();
-    let error = refused(as_who(&nats, Login::Token("canary-wrong".to_owned()))).await;
+    let error = refused(as_who(&nats, Login::Token(Secret::new("canary-wrong")))).await;
     assert!(matches!(error, OpenError::Login { .. }), "{error}");
     // A user of NKeys: the pair of the documentation of nats-server.
     let (public, seed) = (
@@ -340,4 +341,43 @@ async fn tls_proves_both_ends() {
     fs::write(others.path("client.key"), "nothing").unwrap();
     let error = refused(with(&nats, &ours, Some(&others))).await;
     contains(error, &["client.key", "private key"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn a_token_and_a_password_that_are_changed_are_read_again_at_the_next_connection() {
+    let directory = TempDir::new().unwrap();
+    let included = directory.path().join("login.conf");
+    let name = directory.path().file_name().unwrap().to_str().unwrap();
+    let secret = Arc::new(Mutex::new("canary-1".to_owned()));
+    let read = {
+        let secret = Arc::clone(&secret);
+        Secret::read_by(move || Ok(secret.lock().unwrap().clone()))
+    };
+    let of_user = Login::Password {
+        user: "bridge".to_owned(),
+        password: read.clone(),
+    };
+    for (login, before, after) in [
+        (Login::Token(read), "token: canary-1", "token: canary-2"),
+        (
+            of_user,
+            "user: bridge, password: canary-1",
+            "user: bridge, password: canary-2",
+        ),
+    ] {
+        *secret.lock().unwrap() = "canary-1".to_owned();
+        fs::write(&included, format!("authorization {{ {before} }}\n")).unwrap();
+        let nats = server(&format!("include \"../{name}/login.conf\"")).await;
+        let sequencer = open(as_who(&nats, login)).await.unwrap().sequencer;
+        settle(&sequencer, 1, &commit(1)).await;
+        let mut connections = sequencer.connections();
+        let connected = *connections.borrow();
+        *secret.lock().unwrap() = "canary-2".to_owned();
+        fs::write(&included, format!("authorization {{ {after} }}\n")).unwrap();
+        nats.reload(0);
+        let again = connections.wait_for(|count| *count >= connected + 2);
+        tokio::time::timeout(SOON, again).await.unwrap().unwrap();
+        settle(&sequencer, 2, &commit(2)).await;
+    }
 }

@@ -24,6 +24,7 @@ pub(crate) fn options(nats: &Nats, replicas: usize) -> Options {
         tls: None,
         retention_age: 30 * DAY,
         retention_bytes: 1 << 30,
+        create: true,
         ids_age: 15 * DAY,
     }
 }

@@ -253,3 +253,60 @@ async fn several_bridges_may_create_the_table_at_the_same_time() {
         append_all(sequencer, position..=position).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn a_table_that_is_missing_and_not_to_be_created_is_refused() {
+    let server = Server::start();
+    let reader = || Options {
+        create: false,
+        ..options(&server)
+    };
+    let why = words(reader()).await;
+    assert!(
+        why.contains("there is no table prelude_bridge: check its name"),
+        "{why}"
+    );
+    assert_eq!(
+        server.ask("SELECT count(*) FROM pg_tables WHERE tablename = 'prelude_bridge'"),
+        "0"
+    );
+    append_all(&*sequencer(&server).await, 1..=2).await;
+    let found = open(reader()).await.unwrap().sequencer;
+    assert_eq!(found.ends().await.unwrap(), ends(1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn a_password_that_is_changed_is_read_again_at_the_next_connection() {
+    let mut server = Server::start();
+    server.sql("CREATE ROLE writer LOGIN SUPERUSER PASSWORD 'canary-1'");
+    server.authenticate("host all writer 127.0.0.1/32 scram-sha-256");
+    server.reload();
+    let secret = Arc::new(std::sync::Mutex::new("canary-1".to_owned()));
+    let read = Arc::clone(&secret);
+    let writer = Options {
+        user: "writer".to_owned(),
+        password: Some(Secret::read_by(move || Ok(read.lock().unwrap().clone()))),
+        ..options(&server)
+    };
+    let sequencer = open(writer).await.unwrap().sequencer;
+    append_all(&sequencer, 1..=1).await;
+    server.sql("ALTER ROLE writer PASSWORD 'canary-2'");
+    append_all(&sequencer, 2..=2).await;
+    server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'");
+    // It waits for the new one, and does not end.
+    let said = eventually("the login is refused", async || {
+        let outage = sequencer
+            .append(Position(3), commit("commit 3"))
+            .await
+            .err()?;
+        assert!(!matches!(outage, Outage::Unusable(_)), "{outage}");
+        let said = outage.to_string();
+        said.contains("check user and password").then_some(said)
+    })
+    .await;
+    assert!(!said.contains("canary"), "{said}");
+    *secret.lock().unwrap() = "canary-2".to_owned();
+    append_all(&sequencer, 3..=3).await;
+}

@@ -255,3 +255,83 @@ async fn a_standby_that_is_not_there_is_a_warning_and_no_hang() {
         "{error}"
     );
 }
+
+/// What `synchronous_standby_names` is on a server, from now on.
+fn require(server: &mut Server, standbys: &str) {
+    server.sql(&format!(
+        "ALTER SYSTEM SET synchronous_standby_names = '{standbys}'"
+    ));
+    server.reload();
+    server.until("SHOW synchronous_standby_names", standbys);
+}
+
+fn is_without_standby(outage: &Outage) -> bool {
+    matches!(outage, Outage::Unavailable(why)
+        if why.contains("there is no synchronous standby") && why.contains("ALTER SYSTEM SET"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn a_primary_that_took_over_without_a_standby_takes_nothing_until_it_has_one() {
+    let (mut primary, mut standby) = Server::with_standby();
+    let both = Options {
+        hosts: vec![
+            ("127.0.0.1".to_owned(), primary.port()),
+            ("127.0.0.1".to_owned(), standby.port()),
+        ],
+        require_standby: true,
+        ..options(&primary)
+    };
+    let sequencer = impatient(both.clone()).await;
+    append_all(&sequencer, 1..=3).await;
+    // Emptied under the bridge, as somebody may do while the standby is repaired.
+    require(&mut primary, "");
+    let refused_append = async |position| {
+        eventually("it takes nothing", async || {
+            let outcome = sequencer.append(Position(position), commit("mine")).await;
+            assert!(!matches!(outcome, Err(Outage::Unusable(_))), "{outcome:?}");
+            outcome
+                .is_err_and(|outage| is_without_standby(&outage))
+                .then_some(())
+        })
+        .await;
+    };
+    let last = primary
+        .ask("SELECT max(position) FROM prelude_bridge")
+        .parse::<u64>()
+        .unwrap();
+    refused_append(last + 1).await;
+    let said = eventually("a reader is told", async || {
+        sequencer.follow(Position(last + 1)).next().await?.err()
+    })
+    .await;
+    assert!(is_without_standby(&said), "{said}");
+    require(&mut primary, "ANY 1 (*)");
+    let last = primary
+        .ask("SELECT max(position) FROM prelude_bridge")
+        .parse::<u64>()
+        .unwrap();
+    append_all(&sequencer, last + 1..=last + 3).await;
+    let last = last + 3;
+    // A failover: the new primary has no standby yet.
+    primary.kill();
+    standby.promote();
+    require(&mut standby, "");
+    refused_append(last + 1).await;
+    let why = match refused(both).await {
+        OpenError::Unusable(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(why.contains("one is required"), "a start is refused: {why}");
+    assert_eq!(
+        standby.ask("SELECT max(position) FROM prelude_bridge"),
+        last.to_string()
+    );
+    require(&mut standby, "ANY 1 (*)");
+    eventually("the outage is another one", async || {
+        let outcome = sequencer.append(Position(last + 1), commit("mine")).await;
+        let outage = outcome.err()?;
+        (!is_without_standby(&outage)).then_some(())
+    })
+    .await;
+}

@@ -123,6 +123,17 @@ pub enum CopyError {
 /// Told how far a copy is.
 pub type OnProgress<'a> = &'a mut dyn FnMut(CopyProgress);
 
+/// Refuses a directory without a log, before anything is made for the copy.
+///
+/// # Errors
+/// [`CopyError`].
+pub fn check_source(from: &Store) -> Result<(), CopyError> {
+    match from {
+        Store::Directory(path) => source::check_directory(path),
+        Store::Sequence(_) => Ok(()),
+    }
+}
+
 /// Copies a log. The target is empty, or has the beginning of this very copy. Blocks: it is not to be called
 /// from a task of the runtime, which has to have several threads.
 ///

@@ -78,6 +78,20 @@ impl Source {
     }
 }
 
+/// Refuses a directory without a log.
+pub(super) fn check_directory(path: &Path) -> Result<(), CopyError> {
+    let has_segments = || segments::ordinals(path).is_ok_and(|found| !found.is_empty());
+    let is_log = path.join(MANIFEST_FILE).exists() || has_segments();
+    is_log.then_some(()).ok_or_else(|| no_log(path))
+}
+
+fn no_log(path: &Path) -> CopyError {
+    let path = path.display();
+    CopyError::Refused(format!(
+        "there is no log in {path}: name the data directory of a bridge"
+    ))
+}
+
 /// The log in a directory, which no bridge can open meanwhile.
 pub(super) struct Files {
     directory: Directory,
@@ -87,18 +101,11 @@ pub(super) struct Files {
 
 impl Files {
     fn open(path: &Path) -> Result<Self, CopyError> {
-        let no_log = || {
-            let path = path.display();
-            CopyError::Refused(format!(
-                "there is no log in {path}: name the data directory of a bridge"
-            ))
-        };
         // Opening would create it.
-        if !path.is_dir() {
-            return Err(no_log());
-        }
+        check_directory(path)?;
         let directory = Directory::open(path)?;
-        let (manifest, damage) = opening::whole_manifest(path)?.ok_or_else(no_log)?;
+        let found = opening::whole_manifest(path)?;
+        let (manifest, damage) = found.ok_or_else(|| no_log(path))?;
         if let Some(reason) = damage {
             return Err(CopyError::Damaged(format!(
                 "{} is damaged: {reason}; start a bridge with this directory once, which makes it anew",
