@@ -26,7 +26,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long a subscriber stays with a bridge.
 const STAY: Duration = Duration::from_millis(700);
 /// A bridge that is stopped accepts connections and answers nothing.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Sends batches, each until one bridge has acknowledged it.
 pub(super) async fn send(number: usize, bridges: Arc<[SocketAddr]>, ledger: Arc<Ledger>) {
@@ -59,9 +59,9 @@ pub(super) async fn send(number: usize, bridges: Arc<[SocketAddr]>, ledger: Arc<
     }
 }
 
-/// A bridge takes it, or says when to come again, or is not there.
+/// A bridge takes it, or says when to come again, or does not answer.
 async fn is_taken(sender: &Sender, delivery: &Delivery) -> bool {
-    let Ok(reply) = sender.try_send(delivery).await else {
+    let Ok(Ok(reply)) = timeout(PATIENCE, sender.try_send(delivery)).await else {
         return false;
     };
     let is_refused = reply.status == 503 && reply.retry_after_seconds.is_some();
