@@ -57,9 +57,8 @@ impl Cluster {
         for number in 0..BRIDGES {
             bridges.push(setup(number).start().await);
         }
-        let every = |port: fn(&Bridge) -> SocketAddr| -> Arc<[_]> {
-            bridges.iter().map(port).collect()
-        };
+        let every =
+            |port: fn(&Bridge) -> SocketAddr| -> Arc<[_]> { bridges.iter().map(port).collect() };
         let webhooks = every(|bridge| bridge.addresses.webhook);
         let streams = every(|bridge| bridge.addresses.grpc);
         let subscribers = count("PRELUDE_BRIDGE_TEST_CLUSTER_SUBSCRIBERS", 20);
@@ -191,7 +190,9 @@ impl Cluster {
             events = self.ledger.compare(&ids);
         }
         let acknowledged = self.ledger.acknowledged();
-        eprintln!("{lasted:.0?}: {acknowledged} events acknowledged, {events} in the log, none lost");
+        eprintln!(
+            "{lasted:.0?}: {acknowledged} events acknowledged, {events} in the log, none lost"
+        );
         for (after, pauses) in &self.pauses {
             let longest = |of: fn(&Pause) -> Duration| pauses.iter().map(of).max().unwrap();
             let senders = longest(|pause| pause.senders);
@@ -254,11 +255,15 @@ async fn disturb_nats(nats: &Nats, cluster: &mut Cluster) {
     cluster.bridges[0].counts(READY, 0.0).await;
     (0..3).for_each(|node| nats.restart(node));
     nats.ready().await;
-    cluster.goes_on("all servers were killed and came back").await;
+    cluster
+        .goes_on("all servers were killed and came back")
+        .await;
     (0..3).for_each(|node| nats.pause(node));
     cluster.bridges[0].counts(READY, 0.0).await;
     (0..3).for_each(|node| nats.resume(node));
-    cluster.goes_on("all servers were stopped and went on").await;
+    cluster
+        .goes_on("all servers were stopped and went on")
+        .await;
     nats.ready().await;
 }
 
@@ -278,13 +283,17 @@ async fn bridges_over_postgresql_lose_nothing_when_the_primary_dies() {
         cluster.cut_off(&proxies).await;
         primary.kill();
         primary.restart();
-        cluster.goes_on("the primary was killed and came back").await;
+        cluster
+            .goes_on("the primary was killed and came back")
+            .await;
         primary.pause();
         cluster.bridges[0].counts(READY, 0.0).await;
         primary.resume();
         cluster.goes_on("the primary was stopped and went on").await;
         standby.restart();
-        cluster.goes_on("the standby was killed and came back").await;
+        cluster
+            .goes_on("the standby was killed and came back")
+            .await;
         if !cluster.has_time() {
             break;
         }
@@ -295,6 +304,8 @@ async fn bridges_over_postgresql_lose_nothing_when_the_primary_dies() {
     }
     primary.kill();
     standby.promote();
-    cluster.goes_on("the primary was killed and the standby promoted").await;
+    cluster
+        .goes_on("the primary was killed and the standby promoted")
+        .await;
     cluster.finish().await;
 }

@@ -64,7 +64,10 @@ async fn refused(sender: &Sender, id: &str) {
     let reply = reply.await;
     let (status, code) = reply.refusal();
     assert_eq!(status, 503, "{reply:?}");
-    assert!(["log_unavailable", "deadline_exceeded"].contains(&code), "{reply:?}");
+    assert!(
+        ["log_unavailable", "deadline_exceeded"].contains(&code),
+        "{reply:?}"
+    );
     assert!(reply.retry_after_seconds.is_some(), "{reply:?}");
 }
 
@@ -167,7 +170,9 @@ async fn a_killed_bridge_costs_its_subscribers_a_reconnection_and_its_senders_on
     while let Some(had_all_at) = subscribers.join_next().await {
         last = last.max(had_all_at.unwrap() - killed_at);
     }
-    eprintln!("a bridge was killed: its sender went on after {sent:.0?}, {SUBSCRIBERS} subscribers {last:.0?}");
+    eprintln!(
+        "a bridge was killed: its sender went on after {sent:.0?}, {SUBSCRIBERS} subscribers {last:.0?}"
+    );
     let [_, other] = <[Bridge; 2]>::try_from(bridges).ok().unwrap();
     other.finish().await;
 }
@@ -191,34 +196,48 @@ async fn without_a_quorum_senders_are_refused_and_history_is_served() {
     // Two servers.
     let next = nats.leader(STREAM).await;
     nats.kill(next);
-    refused(&webhook, "evt_3").await;
+    let stream = takes_nothing(&bridge, "stream prelude-bridge").await;
+    nats.restart(leader);
+    nats.restart(next);
+    takes_events_again(bridge, stream).await;
+}
+
+/// The engine answers and stores nothing: the bridge, which has two events, refuses a third one, and shows it to
+/// nobody. Returns a stream that has the two.
+async fn takes_nothing(bridge: &Bridge, words: &str) -> Received {
+    refused(&sender(bridge), "evt_3").await;
     bridge.counts(READY, 0.0).await;
-    let fault = fault(&bridge, "stream prelude-bridge").await;
+    let fault = fault(bridge, words).await;
     assert!(fault.contains("check the servers of the store"), "{fault}");
-    says(&bridge, "the bridge is not ready").await;
-    // Once it is connected to the server that is left, streams are served.
-    let mut stream = eventually(async || {
-        let subscribed = subscribe(&bridge, all()).await;
+    says(bridge, "the bridge is not ready").await;
+    // While it has no connection, as for a moment after its server was killed, no stream is served.
+    let stream = eventually(async || {
+        let subscribed = subscribe(bridge, all()).await;
         let mut stream = subscribed.inspect_err(is_unavailable).ok()?;
-        stream.until_events(2).await;
+        while stream.sequences().len() < 2 {
+            let _ = stream.next().await.inspect_err(is_unavailable).ok()?;
+        }
         let before = stream.responses.len();
         for _ in 0..3 {
             let _ = stream.next().await.inspect_err(is_unavailable).ok()?;
         }
         let later = stream.responses.iter().skip(before);
         let mut notices = later.map(|response| &response.notice);
-        let is_progress = |notice| matches!(notice, &Some(Notice::Progress(_) | Notice::CaughtUp(_)));
+        let is_progress =
+            |notice| matches!(notice, &Some(Notice::Progress(_) | Notice::CaughtUp(_)));
         assert!(notices.all(is_progress), "{:?}", stream.notices());
         Some(stream)
     })
     .await;
     assert_eq!(stream.sequences(), [1, 2], "only what was acknowledged");
+    stream
+}
 
-    nats.restart(leader);
-    nats.restart(next);
-    acknowledged(&webhook, "evt_3").await;
+/// The engine takes events again: so does the bridge, and the stream goes on, unless the bridge was without a
+/// connection for too long.
+async fn takes_events_again(bridge: Bridge, mut stream: Received) {
+    acknowledged(&sender(&bridge), "evt_3").await;
     bridge.counts(READY, 1.0).await;
-    // It goes on, unless the bridge was without a connection for too long.
     while stream.sequences().len() < 3 {
         if stream.next().await.inspect_err(is_unavailable).is_err() {
             break;
@@ -226,6 +245,19 @@ async fn without_a_quorum_senders_are_refused_and_history_is_served() {
     }
     assert_eq!(ids(&bridge).await, ["evt_1", "evt_2", "evt_3"]);
     bridge.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tools"]
+async fn without_its_standby_a_primary_takes_nothing_and_history_is_served() {
+    let (primary, mut standby) = postgres::Server::with_standby();
+    let bridge = over_postgresql(&[server(&primary)]).start().await;
+    acknowledged(&sender(&bridge), "evt_1").await;
+    acknowledged(&sender(&bridge), "evt_2").await;
+    standby.pause();
+    let stream = takes_nothing(&bridge, "standby").await;
+    standby.resume();
+    takes_events_again(bridge, stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -409,7 +441,12 @@ async fn lose_tail(mut engine: impl Restorable, setup: impl Fn() -> Setup) {
     acknowledged(&sender(&ahead), "evt_2").await;
     acknowledged(&sender(&ahead), "evt_3").await;
     // It may not have noticed yet that the engine is back.
-    let subscribed = async || subscribe(&ahead, all()).await.inspect_err(is_unavailable).ok();
+    let subscribed = async || {
+        subscribe(&ahead, all())
+            .await
+            .inspect_err(is_unavailable)
+            .ok()
+    };
     let mut stream = eventually(subscribed).await;
     stream.until_events(3).await;
     let cursor = stream.cursor().to_owned();
@@ -421,8 +458,14 @@ async fn lose_tail(mut engine: impl Restorable, setup: impl Fn() -> Setup) {
     let status = ahead.ended().await;
     assert_eq!(status.code(), Some(1), "{}", ahead.stderr());
     let said = ahead.stderr();
-    assert!(said.contains("the engine has lost commits that it had acknowledged"), "{said}");
-    assert!(said.contains("the next start makes the replica anew"), "{said}");
+    assert!(
+        said.contains("the engine has lost commits that it had acknowledged"),
+        "{said}"
+    );
+    assert!(
+        said.contains("the next start makes the replica anew"),
+        "{said}"
+    );
 
     behind.restart().await;
     acknowledged(&sender(&behind), "evt_4").await;
@@ -471,7 +514,12 @@ async fn a_bridge_without_its_replica_is_not_ready_until_it_is_rebuilt() {
     bridge.counts(READY, 0.0).await;
     fault(&bridge, "").await;
     refused(&sender(&bridge), "evt_new").await;
-    is_unavailable(&subscribe(&bridge, after(stream.cursor())).await.err().unwrap());
+    is_unavailable(
+        &subscribe(&bridge, after(stream.cursor()))
+            .await
+            .err()
+            .unwrap(),
+    );
 
     proxies.iter().for_each(Proxy::mend);
     bridge.counts(READY, 1.0).await;
