@@ -1,8 +1,6 @@
 //! What each kind of failure looks like: to a sender, to a subscriber, and to an operator on `/readyz`, in the
 //! metrics and in the log.
 
-#![expect(clippy::print_stderr, reason = "how long a pause was")]
-
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
