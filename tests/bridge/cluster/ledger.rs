@@ -98,3 +98,62 @@ impl Ledger {
         log.order.len()
     }
 }
+
+fn event(sequence: u64, id: &str) -> Event {
+    Event {
+        sequence,
+        id: id.to_owned(),
+        ..Event::default()
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_missing_until_a_subscriber_has_it() {
+    let ledger = Ledger::of(2);
+    ledger.acknowledge(&["a".to_owned(), "b".to_owned()]);
+    ledger.is_ending.store(true, Ordering::SeqCst);
+    ledger.see(0, &[event(1, "a")]);
+    assert_eq!(ledger.missing(), ["b"]);
+    assert!(!ledger.is_complete(0), "it waits for the other one");
+    ledger.see(0, &[event(2, "b")]);
+    assert!(ledger.is_complete(0) && !ledger.is_complete(1));
+    assert_eq!((ledger.seen_by_all(), ledger.acknowledged()), (0, 2));
+    ledger.see(1, &[event(1, "a"), event(2, "b")]);
+    assert!(ledger.is_complete(1));
+    let history = ["a", "b", "c"].map(str::to_owned);
+    assert_eq!(ledger.compare(&history), 2);
+}
+
+#[test]
+#[should_panic(expected = "a hole, or twice")]
+fn a_hole_is_noticed() {
+    Ledger::of(1).see(0, &[event(1, "a"), event(3, "c")]);
+}
+
+#[test]
+#[should_panic(expected = "a hole, or twice")]
+fn an_event_that_comes_twice_is_noticed() {
+    Ledger::of(1).see(0, &[event(1, "a"), event(1, "a")]);
+}
+
+#[test]
+#[should_panic(expected = "is twice in the log")]
+fn an_event_that_is_stored_twice_is_noticed() {
+    Ledger::of(1).see(0, &[event(1, "a"), event(2, "a")]);
+}
+
+#[test]
+#[should_panic(expected = "another order")]
+fn another_order_is_noticed() {
+    let ledger = Ledger::of(2);
+    ledger.see(0, &[event(1, "a"), event(2, "b")]);
+    ledger.see(1, &[event(1, "b")]);
+}
+
+#[test]
+#[should_panic(expected = "the logs differ")]
+fn a_bridge_that_lacks_an_event_is_noticed() {
+    let ledger = Ledger::of(1);
+    ledger.see(0, &[event(1, "a"), event(2, "b")]);
+    ledger.compare(&["a".to_owned()]);
+}
