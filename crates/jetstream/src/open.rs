@@ -56,6 +56,7 @@ pub async fn open(options: Options) -> Result<Opened, OpenError> {
         link: &writer,
         end: Instant::now() + LEADER_TIME_MAX,
     };
+    let end = opening.end;
     let account = opening.account().await?;
     let info = opening.create_or_find().await?;
     let found = problems(&info.config, &options, &names);
@@ -75,7 +76,14 @@ pub async fn open(options: Options) -> Result<Opened, OpenError> {
         reader,
         connections,
     });
-    try_reading(&sequencer.stream).await?;
+    // As after an election, a reader that was just created may have nobody who answers it for a moment.
+    while let Err(error) = try_reading(&sequencer.stream).await {
+        let passes = matches!(error, OpenError::Unavailable(_)) && Instant::now() < end;
+        if !passes {
+            return Err(error);
+        }
+        sleep(PAUSE).await;
+    }
     if let Err(why) = sequencer.questions.try_asking().await {
         warnings.push(format!(
             "the bridges cannot ask each other over NATS ({why}), which makes them slower under load: let the \

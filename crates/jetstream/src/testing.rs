@@ -135,7 +135,8 @@ impl Nats {
             if count > 1 {
                 writeln!(
                     text,
-                    "cluster {{ name: test, listen: \"127.0.0.1:{route}\", routes: [{}] }}",
+                    // Clients know the servers that they were given, and no way around a proxy.
+                    "cluster {{ name: test, listen: \"127.0.0.1:{route}\", no_advertise: true, routes: [{}] }}",
                     routes.join(", ")
                 )
                 .unwrap();
