@@ -102,7 +102,8 @@ func (c *consumer) take(response *bridgev1.SubscribeResponse) error {
 	case *bridgev1.SubscribeResponse_Skipped:
 		log.Printf("events were skipped: %v", notice.Skipped)
 	}
-	if len(response.Events) > 0 || response.GetProgress() != nil {
+	// A draining stream worked: its end is planned.
+	if len(response.Events) > 0 || response.GetProgress() != nil || response.GetDraining() != nil {
 		c.backoff.reset()
 	}
 	return nil

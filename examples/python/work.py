@@ -27,7 +27,8 @@ class Worker:
             self.backoff.retry_after_s = response.draining.retry_after.ToTimedelta().total_seconds()
         elif notice == "skipped":
             logging.warning("events were skipped: %s", response.skipped)
-        if response.events or notice == "progress":
+        # A draining stream worked: its end is planned.
+        if response.events or notice in ("progress", "draining"):
             self.backoff.reset()
 
 

@@ -86,8 +86,9 @@ export async function consume(options: Options): Promise<void> {
         tell("live");
         break;
     }
-    // Only progress resets the backoff: a server that accepts and fails must not be hammered.
-    if (response.events.length > 0 || response.notice.case === "progress") attempts = 0;
+    // Only progress resets the backoff, and a planned end: a server that accepts and fails must not be hammered.
+    const worked = response.notice.case === "progress" || response.notice.case === "draining";
+    if (response.events.length > 0 || worked) attempts = 0;
   }
 
   while (!signal.aborted) {

@@ -84,7 +84,8 @@ class Consumer {
     await this.#store.save(cursor);
     if (notice?.$case === "draining") this.#backoff.retryAfter(notice.value.retryAfter);
     if (notice?.$case === "skipped") console.error("events were skipped:", notice.value);
-    if (events.length > 0 || notice?.$case === "progress") this.#backoff.reset();
+    // A draining stream worked: its end is planned.
+    if (events.length > 0 || notice?.$case === "progress" || notice?.$case === "draining") this.#backoff.reset();
   }
 }
 

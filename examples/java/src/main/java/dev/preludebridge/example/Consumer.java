@@ -100,7 +100,8 @@ public final class Consumer {
             case SKIPPED -> System.err.println("events were skipped: " + response.getSkipped());
             default -> { }
         }
-        if (response.getEventsCount() > 0 || response.hasProgress()) {
+        // A draining stream worked: its end is planned.
+        if (response.getEventsCount() > 0 || response.hasProgress() || response.hasDraining()) {
             backoff.reset();
         }
     }
