@@ -18,6 +18,7 @@ use prelude_bridge_peers::{
     plan::{self, Step},
     report,
     results::Results,
+    store::cluster::Clusters,
     system::{Host, Programs},
     work::{Bench, Sample},
 };
@@ -49,6 +50,9 @@ struct Arguments {
     /// Where DATE.json, .md and .svg are written; nothing is written without it.
     #[arg(long)]
     results: Option<PathBuf>,
+    /// What is added to DATE in the names of these files, where only a part is measured.
+    #[arg(long)]
+    label: Option<String>,
     /// What is printed in the end.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -152,7 +156,7 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
     bench.host.split.enter_all();
     results.compare(&compare::comparisons());
     if let Some(directory) = &arguments.results {
-        write(directory, &results)?;
+        write(directory, arguments.label.as_deref(), &results)?;
     }
     match arguments.output {
         Output::Human => println!("{}", report::markdown(&results)),
@@ -209,6 +213,7 @@ fn prepare(arguments: &Arguments, extent: &Extent) -> Result<Bench> {
         split: Split::pair()?,
         stop: Stop::default(),
         key: Key::generate()?,
+        clusters: Clusters::default(),
     };
     let singles = extent.singles();
     let count = singles + extent.tens + extent.hundreds;
@@ -263,16 +268,19 @@ fn summary(sample: &Sample) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-fn write(directory: &Path, results: &Results) -> Result<()> {
+fn write(directory: &Path, label: Option<&str>, results: &Results) -> Result<()> {
     fs::create_dir_all(directory)?;
-    let date = results.machine.get("date").context("no date")?;
+    let mut name = results.machine.get("date").context("no date")?.clone();
+    if let Some(label) = label {
+        name = format!("{name}-{label}");
+    }
     let json = serde_json::to_string_pretty(results)? + "\n";
     for (extension, text) in [
         ("json", json),
         ("md", report::markdown(results)),
         ("svg", report::svg(results)),
     ] {
-        let path = directory.join(date).with_extension(extension);
+        let path = directory.join(&name).with_extension(extension);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
