@@ -105,10 +105,11 @@ impl Cluster {
         let home = tempfile::tempdir_in(data)?;
         let count = kind.0.replicas;
         // All are held until all are known.
-        let ports = (0..3 * count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listeners = (0..3 * count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+        let ports = listeners.iter().map(TcpListener::local_addr);
         let ports = ports.collect::<Result<Vec<_>, _>>()?;
-        let ports = ports.iter().map(TcpListener::local_addr);
-        let ports = ports.collect::<Result<Vec<_>, _>>()?;
+        drop(listeners);
         let (clients, rest) = ports.split_at(count);
         let (monitors, routes) = rest.split_at(count);
         let mut nodes = Vec::new();
@@ -152,6 +153,13 @@ impl Cluster {
                 .is_ok_and(|said| said["status"] == "ok")
             {
                 ensure!(Instant::now() < end, "{} is not ready", node.address);
+                // One that could not start has ended, and is not awaited.
+                let process = node.process.process();
+                ensure!(
+                    process.resident_bytes().is_some(),
+                    "{} has ended",
+                    node.address
+                );
                 thread::sleep(PAUSE);
             }
         }
