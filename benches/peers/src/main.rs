@@ -35,10 +35,11 @@ struct Arguments {
     /// How often each work is done on each server [default: 5, quickly 3].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Only works whose name contains this; repeatable. --list shows the names.
+    /// Only the work with this name, or those whose name contains it if none has it; repeatable.
+    /// --list shows the names.
     #[arg(long)]
     only: Vec<String>,
-    /// Only servers whose name contains this; repeatable.
+    /// The same for servers.
     #[arg(long)]
     system: Vec<String>,
     /// Events on the way to each subscriber in a fan-out.
@@ -170,21 +171,30 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
 }
 
 fn steps(arguments: &Arguments) -> Vec<Step> {
-    let chosen = |name: &str, wanted: &[String]| {
-        wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()))
-    };
     let mut steps = if arguments.quick {
         plan::quick()
     } else {
         plan::full()
     };
-    steps.retain(|step| chosen(&step.work.key(), &arguments.only));
+    let works: Vec<String> = steps.iter().map(|step| step.work.key()).collect();
+    steps.retain(|step| is_chosen(&step.work.key(), &works, &arguments.only));
+    let systems = steps.iter().flat_map(|step| &step.systems);
+    let systems: Vec<String> = systems.map(|system| system.name().to_owned()).collect();
     for step in &mut steps {
         step.systems
-            .retain(|system| chosen(system.name(), &arguments.system));
+            .retain(|system| is_chosen(system.name(), &systems, &arguments.system));
     }
     steps.retain(|step| !step.systems.is_empty());
     steps
+}
+
+/// Whether a name is among those that are wanted, of which each is a whole name or a part of several.
+fn is_chosen(name: &str, names: &[String], wanted: &[String]) -> bool {
+    let mut matches = wanted.iter().map(|wanted| match names.contains(wanted) {
+        true => name == wanted,
+        false => name.contains(wanted.as_str()),
+    });
+    wanted.is_empty() || matches.any(|is_match| is_match)
 }
 
 fn list(steps: &[Step]) {
@@ -284,4 +294,26 @@ fn write(directory: &Path, label: Option<&str>, results: &Results) -> Result<()>
         fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_chosen;
+
+    #[test]
+    fn a_whole_name_is_that_work_alone_and_a_part_of_a_name_all_that_have_it() {
+        let names = ["fanout-1", "fanout-10", "store-append-r1-1"].map(str::to_owned);
+        let chosen = |wanted: &[&str]| -> Vec<&str> {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            let names = names.iter().filter(|name| is_chosen(name, &names, &wanted));
+            names.map(String::as_str).collect()
+        };
+        assert_eq!(chosen(&["fanout-1"]), ["fanout-1"]);
+        assert_eq!(chosen(&["fanout-"]), ["fanout-1", "fanout-10"]);
+        assert_eq!(
+            chosen(&["fanout-10", "store-"]),
+            ["fanout-10", "store-append-r1-1"]
+        );
+        assert_eq!(chosen(&[]).len(), 3);
+    }
 }
