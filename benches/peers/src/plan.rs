@@ -34,11 +34,8 @@ pub fn full() -> Vec<Step> {
     let latencies = [some.as_slice(), &[S::BridgeEmbedded]];
     let mut steps = vec![
         step(Work::fanout(1), &[&some]),
-        step(Work::fanout(10), &[&some, &more, &[S::BridgeJetStream]]),
-        step(
-            Work::fanout(100),
-            &[&some, &more, &[S::BridgeJetStream, S::Node]],
-        ),
+        step(Work::fanout(10), &[&some, &more]),
+        step(Work::fanout(100), &[&some, &more, &[S::Node]]),
         step(Work::fanout(1_000), &[&some, &more]),
         step(
             Work::filtered(100),
@@ -75,8 +72,11 @@ fn store() -> Vec<Step> {
         work: Work::Store(work),
         systems: systems.to_vec(),
     };
+    let replica = [S::BridgeEmbedded, S::BridgeJetStream];
     let mut steps = vec![
-        step(StoreWork::CatchUp, &[S::BridgeEmbedded, S::BridgeJetStream]),
+        step(StoreWork::Fanout { subscribers: 10 }, &replica),
+        step(StoreWork::Fanout { subscribers: 100 }, &replica),
+        step(StoreWork::CatchUp, &replica),
         step(StoreWork::Readers { subscribers: 0 }, &[S::BridgeJetStream]),
         step(
             StoreWork::Readers { subscribers: 1_000 },

@@ -142,19 +142,10 @@ fn replicas() -> Vec<Comparison> {
             ..Comparison::more_is_better(GROUP, title, ours, theirs).with_cpu(cpu)
         }
     };
+    let fanout = |subscribers| Work::Store(StoreWork::Fanout { subscribers });
     vec![
-        comparison(
-            "fan-out, 10 subscribers",
-            Work::fanout(10),
-            RATE,
-            CPU_DELIVERY,
-        ),
-        comparison(
-            "fan-out, 100 subscribers",
-            Work::fanout(100),
-            RATE,
-            CPU_DELIVERY,
-        ),
+        comparison("fan-out, 10 subscribers", fanout(10), RATE, CPU_DELIVERY),
+        comparison("fan-out, 100 subscribers", fanout(100), RATE, CPU_DELIVERY),
         comparison(
             "catch-up",
             Work::Store(StoreWork::CatchUp),

@@ -26,8 +26,11 @@ use anyhow::Result;
 use self::cluster::Cluster;
 use crate::{
     system::System,
-    work::{Bench, Sample},
+    work::{Bench, Sample, fanout},
 };
+
+const FANOUT_SENDERS: usize = 32;
+const FANOUT_WINDOW_EVENTS: u64 = 6_000;
 
 /// How the engine keeps what it acknowledges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +98,12 @@ pub enum StoreWork {
         /// How many, a connection each.
         subscribers: usize,
     },
+    /// As many deliveries as can be, with enough webhooks on the way that an engine which takes longer to
+    /// acknowledge is not the limit.
+    Fanout {
+        /// How many subscribers.
+        subscribers: usize,
+    },
     /// Reading from the beginning.
     CatchUp,
 }
@@ -110,6 +119,7 @@ impl StoreWork {
             } => format!("store-append-{}-{bridges}", durability.key()),
             Self::Delivery { durability } => format!("store-delivery-{}", durability.key()),
             Self::Readers { subscribers } => format!("store-readers-{subscribers}"),
+            Self::Fanout { subscribers } => format!("store-fanout-{subscribers}"),
             Self::CatchUp => "store-catchup".into(),
         }
     }
@@ -131,6 +141,9 @@ impl StoreWork {
             Self::Readers { subscribers } => {
                 format!("1,000 events/s, two bridges, {subscribers} subscribers")
             }
+            Self::Fanout { subscribers } => {
+                format!("Fan-out, {subscribers} subscribers, {FANOUT_SENDERS} webhooks on the way")
+            }
             Self::CatchUp => "Catch-up of one subscriber".into(),
         }
     }
@@ -143,6 +156,16 @@ impl StoreWork {
             } => append::measure(bench, system, durability, bridges),
             Self::Delivery { durability } => delivery::measure(bench, system, durability),
             Self::Readers { subscribers } => readers::measure(bench, subscribers),
+            Self::Fanout { subscribers } => {
+                let plan = fanout::Plan {
+                    subscribers,
+                    filtered: false,
+                    standard: false,
+                    senders: FANOUT_SENDERS,
+                    window_events: FANOUT_WINDOW_EVENTS,
+                };
+                fanout::measure(bench, system, plan)
+            }
             Self::CatchUp => catchup::measure(bench, system),
         }
     }

@@ -1,6 +1,6 @@
 //! Owns the works that servers are compared at, and what each is measured in.
 
-mod fanout;
+pub(crate) mod fanout;
 mod idle;
 mod ingest;
 mod latency;
@@ -214,6 +214,8 @@ impl Bench {
                     subscribers,
                     filtered,
                     standard,
+                    senders: fanout::SENDERS,
+                    window_events: self.window_events,
                 };
                 fanout::measure(self, system, plan)
             }
