@@ -80,16 +80,17 @@ impl Load {
         loop {
             let due = INTERVAL * self.sent;
             let left = due.saturating_sub(self.started.elapsed());
-            if self.sent < up_to && left.is_zero() {
-                if let Some(sender) = self.free.pop() {
-                    let requests = &bench.tens.requests;
-                    let request = requests.get(self.sent as usize);
-                    let request = request.context("too few batches were signed")?;
-                    self.engine
-                        .send(self.subscribers + sender, request.clone())?;
-                    self.sent += 1;
-                    continue;
-                }
+            if self.sent < up_to
+                && left.is_zero()
+                && let Some(sender) = self.free.pop()
+            {
+                let requests = &bench.tens.requests;
+                let request = requests.get(self.sent as usize);
+                let request = request.context("too few batches were signed")?;
+                self.engine
+                    .send(self.subscribers + sender, request.clone())?;
+                self.sent += 1;
+                continue;
             }
             if self.sent == up_to && self.is_delivered() {
                 return Ok(());
