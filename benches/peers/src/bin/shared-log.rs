@@ -157,7 +157,7 @@ enum Prepared {
         tasks: usize,
         number: usize,
     },
-    Publish(Publisher),
+    Publish(Box<Publisher>),
     Deliver {
         from: Arc<dyn Log>,
         to: Arc<dyn Log>,
@@ -174,7 +174,9 @@ impl Prepared {
                 tasks,
                 number,
             },
-            Task::Publish { waiting } => Self::Publish(Publisher::new(arguments, waiting).await?),
+            Task::Publish { waiting } => {
+                Self::Publish(Box::new(Publisher::new(arguments, waiting).await?))
+            }
             Task::Deliver => Self::Deliver {
                 from: replica("from").await?,
                 to: replica("to").await?,
