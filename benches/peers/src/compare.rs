@@ -1,5 +1,7 @@
 //! Owns what is compared with what, in which quantity, and what is aimed at.
 
+mod store;
+
 use crate::{system::System, work::Work};
 
 /// One side of a comparison.
@@ -69,6 +71,7 @@ pub fn comparisons() -> Vec<Comparison> {
         flushes(),
         ingests(),
         memories(),
+        store::comparisons(),
     ];
     groups.into_iter().flatten().collect()
 }

@@ -33,7 +33,7 @@ pub(super) fn versions(programs: &Programs) -> BTreeMap<String, String> {
     let facts = [
         (
             "prelude-bridge",
-            last_word(&output(Command::new(&programs.bridge).arg("--version"))),
+            second_word(&output(Command::new(&programs.bridge).arg("--version"))),
         ),
         (
             "nats-server",
@@ -62,6 +62,11 @@ fn output(command: &mut Command) -> String {
     output
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default()
+}
+
+fn second_word(text: &str) -> String {
+    let mut words = text.split_whitespace();
+    words.nth(1).unwrap_or_default().to_owned()
 }
 
 fn last_word(text: &str) -> String {

@@ -7,6 +7,7 @@
 //! feed     the plain connection to servers that take no webhooks
 //! protocol what only other servers speak: NATS, bare TCP
 //! system   which servers there are, how each is started, fed and subscribed to
+//! store    a log that several bridges have, and its engine
 //! work     fan-out, latency, ingest, memory, and the limits
 //! results  what is kept of a run: medians, ratios within a round
 //! plan     which works on which servers
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod protocol;
 pub mod report;
 pub mod results;
+pub mod store;
 pub mod system;
 pub mod work;
 

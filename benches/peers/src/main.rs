@@ -18,6 +18,7 @@ use prelude_bridge_peers::{
     plan::{self, Step},
     report,
     results::Results,
+    store::cluster::Clusters,
     system::{Host, Programs},
     work::{Bench, Sample},
 };
@@ -34,10 +35,11 @@ struct Arguments {
     /// How often each work is done on each server [default: 5, quickly 3].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Only works whose name contains this; repeatable. --list shows the names.
+    /// Only the work with this name, or those whose name contains it if none has it; repeatable.
+    /// --list shows the names.
     #[arg(long)]
     only: Vec<String>,
-    /// Only servers whose name contains this; repeatable.
+    /// The same for servers.
     #[arg(long)]
     system: Vec<String>,
     /// Events on the way to each subscriber in a fan-out.
@@ -49,6 +51,9 @@ struct Arguments {
     /// Where DATE.json, .md and .svg are written; nothing is written without it.
     #[arg(long)]
     results: Option<PathBuf>,
+    /// What is added to DATE in the names of these files, where only a part is measured.
+    #[arg(long)]
+    label: Option<String>,
     /// What is printed in the end.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -152,7 +157,7 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
     bench.host.split.enter_all();
     results.compare(&compare::comparisons());
     if let Some(directory) = &arguments.results {
-        write(directory, &results)?;
+        write(directory, arguments.label.as_deref(), &results)?;
     }
     match arguments.output {
         Output::Human => println!("{}", report::markdown(&results)),
@@ -166,21 +171,30 @@ fn run_plan(arguments: &Arguments) -> Result<()> {
 }
 
 fn steps(arguments: &Arguments) -> Vec<Step> {
-    let chosen = |name: &str, wanted: &[String]| {
-        wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()))
-    };
     let mut steps = if arguments.quick {
         plan::quick()
     } else {
         plan::full()
     };
-    steps.retain(|step| chosen(&step.work.key(), &arguments.only));
+    let works: Vec<String> = steps.iter().map(|step| step.work.key()).collect();
+    steps.retain(|step| is_chosen(&step.work.key(), &works, &arguments.only));
+    let systems = steps.iter().flat_map(|step| &step.systems);
+    let systems: Vec<String> = systems.map(|system| system.name().to_owned()).collect();
     for step in &mut steps {
         step.systems
-            .retain(|system| chosen(system.name(), &arguments.system));
+            .retain(|system| is_chosen(system.name(), &systems, &arguments.system));
     }
     steps.retain(|step| !step.systems.is_empty());
     steps
+}
+
+/// Whether a name is among those that are wanted, of which each is a whole name or a part of several.
+fn is_chosen(name: &str, names: &[String], wanted: &[String]) -> bool {
+    let mut matches = wanted.iter().map(|wanted| match names.contains(wanted) {
+        true => name == wanted,
+        false => name.contains(wanted.as_str()),
+    });
+    wanted.is_empty() || matches.any(|is_match| is_match)
 }
 
 fn list(steps: &[Step]) {
@@ -209,6 +223,7 @@ fn prepare(arguments: &Arguments, extent: &Extent) -> Result<Bench> {
         split: Split::pair()?,
         stop: Stop::default(),
         key: Key::generate()?,
+        clusters: Clusters::default(),
     };
     let singles = extent.singles();
     let count = singles + extent.tens + extent.hundreds;
@@ -263,17 +278,42 @@ fn summary(sample: &Sample) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-fn write(directory: &Path, results: &Results) -> Result<()> {
+fn write(directory: &Path, label: Option<&str>, results: &Results) -> Result<()> {
     fs::create_dir_all(directory)?;
-    let date = results.machine.get("date").context("no date")?;
+    let mut name = results.machine.get("date").context("no date")?.clone();
+    if let Some(label) = label {
+        name = format!("{name}-{label}");
+    }
     let json = serde_json::to_string_pretty(results)? + "\n";
     for (extension, text) in [
         ("json", json),
         ("md", report::markdown(results)),
         ("svg", report::svg(results)),
     ] {
-        let path = directory.join(date).with_extension(extension);
+        let path = directory.join(&name).with_extension(extension);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_chosen;
+
+    #[test]
+    fn a_whole_name_is_that_work_alone_and_a_part_of_a_name_all_that_have_it() {
+        let names = ["fanout-1", "fanout-10", "store-append-r1-1"].map(str::to_owned);
+        let chosen = |wanted: &[&str]| -> Vec<&str> {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            let names = names.iter().filter(|name| is_chosen(name, &names, &wanted));
+            names.map(String::as_str).collect()
+        };
+        assert_eq!(chosen(&["fanout-1"]), ["fanout-1"]);
+        assert_eq!(chosen(&["fanout-"]), ["fanout-1", "fanout-10"]);
+        assert_eq!(
+            chosen(&["fanout-10", "store-"]),
+            ["fanout-10", "store-append-r1-1"]
+        );
+        assert_eq!(chosen(&[]).len(), 3);
+    }
 }

@@ -1,6 +1,10 @@
 //! Owns the plan: which works are done on which servers, in full and quickly.
 
-use crate::{system::System, work::Work};
+use crate::{
+    store::{Durability, StoreWork},
+    system::System,
+    work::Work,
+};
 
 /// A work and the servers that do it, one after the other, the order turning with each round.
 pub struct Step {
@@ -28,7 +32,7 @@ pub fn full() -> Vec<Step> {
         systems: systems.concat(),
     };
     let latencies = [some.as_slice(), &[S::BridgeEmbedded]];
-    vec![
+    let mut steps = vec![
         step(Work::fanout(1), &[&some]),
         step(Work::fanout(10), &[&some, &more]),
         step(Work::fanout(100), &[&some, &more, &[S::Node]]),
@@ -54,7 +58,42 @@ pub fn full() -> Vec<Step> {
             Work::idle(9_000),
             &[&[S::BridgeMemory, S::Nats, S::PlainTonic]],
         ),
-    ]
+    ];
+    steps.extend(store());
+    steps
+}
+
+/// What a log that several bridges have costs. The servers that are its engine go on from work to work, so
+/// those with the same are together.
+fn store() -> Vec<Step> {
+    use System as S;
+    let all = [S::ReplicatedLog, S::BridgeJetStream, S::JetStreamMessages];
+    let step = |work, systems: &[System]| Step {
+        work: Work::Store(work),
+        systems: systems.to_vec(),
+    };
+    let replica = [S::BridgeEmbedded, S::BridgeJetStream];
+    let mut steps = vec![
+        step(StoreWork::Fanout { subscribers: 10 }, &replica),
+        step(StoreWork::Fanout { subscribers: 100 }, &replica),
+        step(StoreWork::CatchUp, &replica),
+        step(StoreWork::Readers { subscribers: 0 }, &[S::BridgeJetStream]),
+        step(
+            StoreWork::Readers { subscribers: 1_000 },
+            &[S::BridgeJetStream],
+        ),
+    ];
+    for durability in Durability::ALL {
+        steps.push(step(StoreWork::Delivery { durability }, &all));
+        for bridges in [1, 2, 4] {
+            let work = StoreWork::Append {
+                durability,
+                bridges,
+            };
+            steps.push(step(work, &all));
+        }
+    }
+    steps
 }
 
 fn ingest() -> Vec<System> {

@@ -9,10 +9,16 @@ use crate::{
 };
 
 /// What the tables show of each work, in this order; what a work has not is left out.
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 23] = [
     "deliveries/s",
     "batches/s",
     "events/s",
+    "messages/s",
+    "events/message",
+    "engine CPU µs/event",
+    "writers' CPU µs/event",
+    "bridges' CPU µs/event",
+    "consumers",
     "p50 µs",
     "p99 µs",
     "max µs",

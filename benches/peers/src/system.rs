@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,10 @@ use crate::{
     events::{APP, Chunks, EVENT_BYTES, TOKEN},
     proto::{Filter, SubscribeRequest},
     protocol::{Raw, nats},
+    store::{
+        Durability,
+        cluster::{Cluster, Clusters, Place},
+    },
 };
 
 /// How long the server may take to confirm connections.
@@ -34,6 +39,12 @@ pub enum System {
     BridgeMemoryLargeFrames,
     /// prelude-bridge with its log on disk.
     BridgeEmbedded,
+    /// prelude-bridge with a replica of a log that JetStream orders and keeps.
+    BridgeJetStream,
+    /// That log, without a bridge.
+    ReplicatedLog,
+    /// Single messages to JetStream, each with an id by which it recognises repetitions.
+    JetStreamMessages,
     /// nats-server, without JetStream.
     Nats,
     /// nats-server, a JetStream in files, an ordered consumer for each subscriber.
@@ -64,6 +75,9 @@ impl System {
             Self::BridgeMemory => "bridge, memory",
             Self::BridgeMemoryLargeFrames => "bridge, memory, 64 KiB frames",
             Self::BridgeEmbedded => "bridge, embedded",
+            Self::BridgeJetStream => "bridge, JetStream",
+            Self::ReplicatedLog => "the log alone, JetStream",
+            Self::JetStreamMessages => "JetStream, a message an event",
             Self::Nats => "nats-server core",
             Self::JetStream => "JetStream, files",
             Self::PlainTonic => "plain tonic",
@@ -75,6 +89,14 @@ impl System {
             Self::VerificationAlone => "verification alone",
             Self::AppendAlone => "append + fdatasync alone",
         }
+    }
+
+    /// Whether it uses servers of NATS that run on between two works.
+    pub(crate) fn uses_cluster(self) -> bool {
+        matches!(
+            self,
+            Self::BridgeJetStream | Self::ReplicatedLog | Self::JetStreamMessages
+        )
     }
 }
 
@@ -88,6 +110,22 @@ pub struct Host {
     pub stop: Stop,
     /// Signs for all.
     pub key: Key,
+    /// The engine of logs that several bridges have.
+    pub clusters: Clusters,
+}
+
+impl Host {
+    /// A directory for a server, with the public key.
+    pub(crate) fn home(&self) -> Result<TempDir> {
+        let home = tempfile::tempdir_in(&self.programs.data)?;
+        std::fs::write(home.path().join("key.pem"), self.key.public_pem()?)?;
+        Ok(home)
+    }
+
+    pub(crate) fn cluster(&self, kind: (Durability, Place)) -> Result<Rc<Cluster>> {
+        let Programs { nats, data, .. } = &self.programs;
+        self.clusters.get(nats, data, &self.split, kind)
+    }
 }
 
 /// Where the programs are.
@@ -118,6 +156,36 @@ pub struct Running {
     _home: TempDir,
 }
 
+/// Where a bridge keeps its log.
+pub(crate) enum Store {
+    /// In memory, or in files of its own.
+    Alone(&'static str),
+    /// In a stream.
+    JetStream {
+        servers: Vec<String>,
+        stream: String,
+        replicas: usize,
+    },
+}
+
+impl Store {
+    fn settings(&self) -> String {
+        match self {
+            Self::Alone(store) => format!("[store]\nurl = \"{store}\"\n"),
+            Self::JetStream {
+                servers,
+                stream,
+                replicas,
+            } => {
+                let servers = servers.join(",").replace(",nats://", ",");
+                format!(
+                    "[store]\nurl = \"{servers}\"\nstream = \"{stream}\"\nreplicas = {replicas}\n"
+                )
+            }
+        }
+    }
+}
+
 impl Running {
     /// Starts it with an empty log.
     ///
@@ -130,20 +198,28 @@ impl Running {
 
     fn try_start(system: System, host: &Host) -> Result<Self> {
         let programs = &host.programs;
-        let home = tempfile::tempdir_in(&programs.data)?;
+        let home = host.home()?;
         let key = home.path().join("key.pem");
-        std::fs::write(&key, host.key.public_pem()?)?;
         if matches!(system, System::Nats | System::JetStream) {
             return Self::start_nats(system, host, home);
         }
         let (command, stream, feed) = match system {
             System::BridgeMemory | System::BridgeMemoryLargeFrames | System::BridgeEmbedded => {
                 let store = if system == System::BridgeEmbedded {
-                    "embedded"
+                    Store::Alone("embedded")
                 } else {
-                    "memory"
+                    Store::Alone("memory")
                 };
-                (bridge(programs, home.path(), store)?, "grpc", "webhook")
+                (bridge(programs, home.path(), &store)?, "grpc", "webhook")
+            }
+            System::BridgeJetStream => {
+                let cluster = host.cluster((Durability::LEAST, Place::BesideLoad))?;
+                let store = Store::JetStream {
+                    servers: cluster.servers(),
+                    stream: cluster.new_name(),
+                    replicas: cluster.replicas(),
+                };
+                (bridge(programs, home.path(), &store)?, "grpc", "webhook")
             }
             System::PlainTonic => (
                 Command::new(programs.own.join("plain-tonic")),
@@ -171,7 +247,12 @@ impl Running {
                 }
                 (command, "grpc", "webhook")
             }
-            System::Nats | System::JetStream | System::VerificationAlone | System::AppendAlone => {
+            System::Nats
+            | System::JetStream
+            | System::ReplicatedLog
+            | System::JetStreamMessages
+            | System::VerificationAlone
+            | System::AppendAlone => {
                 bail!("not such a server")
             }
         };
@@ -203,7 +284,8 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         if system == System::JetStream {
-            let creator: Box<dyn Protocol> = Box::new(nats::Client::stream_creator());
+            let creator: Box<dyn Protocol> =
+                Box::new(nats::Client::stream_creator("EVENTS", "ev.>", 1));
             open_all(&mut Engine::new()?, address, [creator])?;
         }
         Ok(Self {
@@ -287,7 +369,7 @@ impl Running {
 
 /// To events of one type, or all. The cursors of a bridge are not looked at, as no other server
 /// sends any.
-fn subscription(event_type: Option<&str>, frame_bytes: u32) -> Subscription {
+pub(crate) fn subscription(event_type: Option<&str>, frame_bytes: u32) -> Subscription {
     let request = SubscribeRequest {
         filter: event_type.map(|event_type| Filter {
             types: vec![event_type.to_owned()],
@@ -299,7 +381,7 @@ fn subscription(event_type: Option<&str>, frame_bytes: u32) -> Subscription {
 }
 
 /// Opens connections and waits until the server has confirmed all of them.
-fn open_all(
+pub(crate) fn open_all(
     engine: &mut Engine,
     address: SocketAddr,
     protocols: impl IntoIterator<Item = Box<dyn Protocol>>,
@@ -312,17 +394,19 @@ fn open_all(
     opened.context("not every connection was accepted")
 }
 
-fn bridge(programs: &Programs, home: &Path, store: &str) -> Result<Command> {
+/// A bridge whose configuration and data are in this directory, where the public key is.
+pub(crate) fn bridge(programs: &Programs, home: &Path, store: &Store) -> Result<Command> {
     let config = home.join("bridge.toml");
     let token = home.join("token.txt");
     std::fs::write(&token, TOKEN)?;
     std::fs::write(
         &config,
         format!(
-            "store = \"{store}\"\nold_events = \"accept\"\n\
+            "old_events = \"accept\"\n{}\
              [[apps]]\nid = \"{APP}\"\nverification_token_file = \"token.txt\"\npem_file = \"key.pem\"\n\
              [limits.grpc]\nconnections_max = 20000\nstreams_max = 20000\n\
-             connections_per_address_max = 20000\nstreams_per_address_max = 20000\n"
+             connections_per_address_max = 20000\nstreams_per_address_max = 20000\n",
+            store.settings()
         ),
     )?;
     let mut command = Command::new(&programs.bridge);

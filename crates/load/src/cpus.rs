@@ -55,6 +55,20 @@ impl Split {
         Ok(Self { all, sides })
     }
 
+    /// The same for servers that run beside the load, because another server is measured on the CPUs of the
+    /// server.
+    #[must_use]
+    pub fn beside_load(&self) -> Self {
+        let beside = |sides: &Sides| Sides {
+            server: sides.load.clone(),
+            load: sides.load.clone(),
+        };
+        Self {
+            all: self.all.clone(),
+            sides: self.sides.as_ref().map(beside).map_err(|why| *why),
+        }
+    }
+
     /// Why both sides share the CPUs, if they do.
     pub(super) fn unpinned(&self) -> Option<&'static str> {
         self.sides.as_ref().err().copied()
@@ -244,6 +258,18 @@ mod tests {
             _ => Ok(()),
         });
         assert_eq!(failed, Err(70));
+    }
+
+    #[test]
+    fn a_server_beside_the_load_has_its_cpus() {
+        let split = Split {
+            all: vec![0, 1, 2],
+            sides: Ok(Sides::new(&[0, 1, 2], Some(1)).unwrap()),
+        };
+        let sides = split.beside_load().sides.unwrap();
+        assert_eq!((sides.server, sides.load), (vec![1, 2], vec![1, 2]));
+        let unpinned = Split::new(&Settings::unpinned()).unwrap();
+        assert!(unpinned.beside_load().unpinned().is_some());
     }
 
     #[test]

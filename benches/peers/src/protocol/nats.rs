@@ -73,15 +73,21 @@ impl Client {
         client
     }
 
-    /// Creates the stream that keeps the events, in files.
+    /// Creates a stream that keeps what is published to a subject, in files.
     #[must_use]
-    pub fn stream_creator() -> Self {
+    pub fn stream_creator(name: &str, subject: &str, replicas: usize) -> Self {
         let stream = json!({
-            "name": "EVENTS", "subjects": ["ev.>"], "retention": "limits", "storage": "file",
-            "discard": "old", "num_replicas": 1, "max_msgs": -1, "max_bytes": -1,
+            "name": name, "subjects": [subject], "retention": "limits", "storage": "file",
+            "discard": "old", "num_replicas": replicas, "max_msgs": -1, "max_bytes": -1,
         });
-        let subject = "$JS.API.STREAM.CREATE.EVENTS";
-        Self::request(subject, "_in.s", "", &stream.to_string())
+        let subject = format!("$JS.API.STREAM.CREATE.{name}");
+        Self::request(&subject, "_in.s", "", &stream.to_string())
+    }
+
+    /// Deletes a stream.
+    #[must_use]
+    pub fn stream_deleter(name: &str) -> Self {
+        Self::request(&format!("$JS.API.STREAM.DELETE.{name}"), "_in.s", "", "")
     }
 
     /// An ordered consumer of its own for one type of events, or all: pushed, with flow control,
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn an_error_of_jetstream_is_an_error() {
-        let mut client = Client::stream_creator();
+        let mut client = Client::stream_creator("EVENTS", "ev.>", 1);
         let message = b"MSG _in.1 2 20\r\n{\"error\":{\"code\":1}}\r\n";
         client.receive(message, &mut Vec::new()).unwrap_err();
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Webhooks that may be on the way, a connection each.
-const SENDERS: usize = 8;
+pub(super) const SENDERS: usize = 8;
 
 /// How long it runs before anything counts.
 const WARM_UP: Duration = Duration::from_millis(400);
@@ -22,10 +22,13 @@ const WARM_UP: Duration = Duration::from_millis(400);
 const STALL: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
-pub(super) struct Plan {
-    pub(super) subscribers: usize,
-    pub(super) filtered: bool,
-    pub(super) standard: bool,
+pub(crate) struct Plan {
+    pub(crate) subscribers: usize,
+    pub(crate) filtered: bool,
+    pub(crate) standard: bool,
+    pub(crate) senders: usize,
+    /// Published events that the slowest subscriber may not have yet.
+    pub(crate) window_events: u64,
 }
 
 impl Plan {
@@ -39,7 +42,7 @@ impl Plan {
     }
 }
 
-pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sample> {
+pub(crate) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sample> {
     let running = Running::start(system, &bench.host)?;
     let mut engine = Engine::new()?;
     let standard = if plan.standard {
@@ -49,11 +52,11 @@ pub(super) fn measure(bench: &Bench, system: System, plan: Plan) -> Result<Sampl
         running.subscribe(&mut engine, 0..plan.subscribers, event_type)?;
         None
     };
-    let publisher = running.publisher(&mut engine, SENDERS)?;
+    let publisher = running.publisher(&mut engine, plan.senders)?;
     let chunks: &Chunks = bench.chunks(100);
     let mut flow = Flow {
         plan,
-        window_events: bench.window_events * plan.events_per_delivery(),
+        window_events: plan.window_events * plan.events_per_delivery(),
         engine,
         standard,
         publisher,

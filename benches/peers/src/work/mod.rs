@@ -1,6 +1,6 @@
 //! Owns the works that servers are compared at, and what each is measured in.
 
-mod fanout;
+pub(crate) mod fanout;
 mod idle;
 mod ingest;
 mod latency;
@@ -14,6 +14,7 @@ use prelude_bridge_load::{Clock, Latencies, Usage};
 
 use crate::{
     events::Chunks,
+    store::StoreWork,
     system::{Host, Running, System},
 };
 
@@ -41,6 +42,8 @@ pub enum Work {
     },
     /// As many signed batches of ten events as can be.
     Ingest,
+    /// Something on a log that several bridges have.
+    Store(StoreWork),
     /// Subscribers to whom nothing is sent.
     Idle {
         /// How many, a connection each.
@@ -119,6 +122,7 @@ impl Work {
                 format!("latency-{batch}{alone}")
             }
             Self::Ingest => "ingest".into(),
+            Self::Store(work) => work.key(),
             Self::Idle { subscribers } => format!("idle-{subscribers}"),
         }
     }
@@ -159,6 +163,7 @@ impl Work {
                     _ => format!("Latency, 2,000 events/s {how} × {subscribers} subscribers"),
                 }
             }
+            Self::Store(work) => work.title(),
             Self::Ingest => "Ingest, signed batches of ten events".into(),
             Self::Idle { subscribers } => format!("Memory, {subscribers} idle subscribers"),
         }
@@ -190,7 +195,11 @@ impl Bench {
     /// # Errors
     /// The server does not do it.
     pub fn measure(&self, work: Work, system: System) -> Result<Sample> {
+        if !system.uses_cluster() {
+            self.host.clusters.end();
+        }
         match (work, system) {
+            (Work::Store(work), _) => work.measure(self, system),
             (_, System::VerificationAlone) => limits::verification(self),
             (_, System::AppendAlone) => limits::append(self),
             (
@@ -205,6 +214,8 @@ impl Bench {
                     subscribers,
                     filtered,
                     standard,
+                    senders: fanout::SENDERS,
+                    window_events: self.window_events,
                 };
                 fanout::measure(self, system, plan)
             }
@@ -217,7 +228,7 @@ impl Bench {
     }
 
     /// Measures from now on what a server and the load take.
-    fn clock(&self, running: &Running) -> Clock<'_> {
+    pub(crate) fn clock(&self, running: &Running) -> Clock<'_> {
         Clock::start(&self.host.split, running.server.process())
     }
 
@@ -230,7 +241,7 @@ impl Bench {
     }
 }
 
-fn sample<const N: usize>(values: [(&str, f64); N]) -> Sample {
+pub(crate) fn sample<const N: usize>(values: [(&str, f64); N]) -> Sample {
     values
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -248,7 +259,7 @@ fn cpu(usage: Usage) -> Result<(f64, [(&'static str, f64); 2])> {
 }
 
 /// A quantile in microseconds; of nothing there is none.
-fn quantile(latencies: &Latencies, quantile: f64) -> f64 {
+pub(crate) fn quantile(latencies: &Latencies, quantile: f64) -> f64 {
     if latencies.is_empty() {
         return f64::NAN;
     }
