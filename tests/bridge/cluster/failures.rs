@@ -274,6 +274,7 @@ async fn an_engine_that_is_full_refuses_new_events_and_nothing_else() {
     let stream = jetstream::Options {
         servers: nats.urls(),
         stream: STREAM.to_owned(),
+        create: true,
         replicas: 1,
         login: jetstream::Login::None,
         tls: None,

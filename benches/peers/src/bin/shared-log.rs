@@ -198,6 +198,7 @@ async fn open(arguments: &Arguments, directory: PathBuf) -> Result<Arc<dyn Log>>
     let options = Options {
         servers: arguments.servers.clone(),
         stream: arguments.stream.clone(),
+        create: true,
         replicas: arguments.replicas,
         login: Login::None,
         tls: None,
