@@ -172,28 +172,36 @@ impl Server {
     /// Starts it, or kills it before that when it runs.
     pub fn restart(&mut self) {
         self.kill();
+        self.process = Some(self.spawn());
+        let port = self.port.to_string();
+        self.wait("start", |server| {
+            let process = server.process.as_mut();
+            if process.is_some_and(|process| process.try_wait().unwrap().is_some()) {
+                // A process of the one that was killed may still be about to end: it has the memory that they share.
+                server.process = Some(server.spawn());
+            }
+            let mut ready = program(&["pg_isready", "--quiet", "--host=127.0.0.1", "--port"]);
+            ready.arg(&port).status().unwrap().success()
+        });
+    }
+
+    fn spawn(&self) -> Child {
         let log = fs::OpenOptions::new();
         let log = { log }
             .create(true)
             .append(true)
             .open(self.directory.path().join("log"))
             .unwrap();
-        let data = self.data();
         let mut command = program(&["postgres"]);
         command
             .arg("-D")
-            .arg(&data)
+            .arg(self.data())
             .args(["-p", &self.port.to_string()]);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
-        self.process = Some(command.spawn().unwrap());
-        let port = self.port.to_string();
-        self.wait("start", |_| {
-            let mut ready = program(&["pg_isready", "--quiet", "--host=127.0.0.1", "--port"]);
-            ready.arg(&port).status().unwrap().success()
-        });
+        command.spawn().unwrap()
     }
 
     /// Ends every process of it at once, as a machine does that loses power (though what the system has in
