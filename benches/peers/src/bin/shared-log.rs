@@ -23,12 +23,14 @@ use futures_util::StreamExt as _;
 use prelude_bridge_event::{Batch, Draft, EventKey, block::Block, wire::Head};
 use prelude_bridge_jetstream::{Login, Options};
 use prelude_bridge_load::{Latencies, histogram, micros};
-use prelude_bridge_log::{Log, embedded};
+use prelude_bridge_log::{Error, Log, embedded};
 use prelude_bridge_peers::events::{APP, EVENT_BYTES};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 const BATCH: usize = 10;
 const DAY: Duration = Duration::from_secs(86_400);
+/// The pause before a batch that was refused is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Parser)]
 struct Arguments {
@@ -217,11 +219,18 @@ async fn append(log: &Arc<dyn Log>, tasks: usize, number: usize, done: &Arc<Done
         let (log, done) = (Arc::clone(log), Arc::clone(done));
         tokio::spawn(async move {
             for count in 0.. {
-                let batch = batch(&format!("{number}-{task}-{count}"), BATCH);
-                let started = Instant::now();
-                let appended = log.append(batch).await?;
+                let id = format!("{number}-{task}-{count}");
+                let (started, mut is_again) = (Instant::now(), false);
+                // An engine that is asked for more than it can do refuses: as a sender does, it is tried again.
+                let appended = loop {
+                    match log.append(batch(&id, BATCH)).await {
+                        Err(Error::Unavailable(_)) => tokio::time::sleep(RETRY_AFTER).await,
+                        appended => break appended?,
+                    }
+                    is_again = true;
+                };
                 ensure!(
-                    appended.duplicates == 0,
+                    is_again || appended.duplicates == 0,
                     "new events were taken for known ones"
                 );
                 done.add(BATCH, started.elapsed());

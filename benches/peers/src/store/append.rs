@@ -20,8 +20,9 @@ use crate::{
     work::{Bench, Sample, sample},
 };
 
-/// Batches of ten that wait for their acknowledgement, of all writers together.
-const BATCHES_WAITING: usize = 64;
+/// Batches of ten that wait for their acknowledgement, of all writers together: one of a writer is under way while
+/// the next is collected, so it has up to half of them in a commit.
+const BATCHES_WAITING: usize = 256;
 const BATCH: usize = 10;
 
 /// How long it runs before anything counts.
