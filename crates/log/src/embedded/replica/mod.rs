@@ -268,9 +268,14 @@ impl Replica {
             .as_ref()
             .filter(|_| is_over)
             .and_then(Health::refusal);
-        // Who has seen that the log takes events is not to be refused.
-        shared.queue.set_unavailable(refusal);
-        shared.set_engine_health(health);
+        // Who has seen that the log takes events is not to be refused, and who was refused sees that it does not.
+        if refusal.is_none() {
+            shared.queue.set_unavailable(None);
+            shared.set_engine_health(health);
+        } else {
+            shared.set_engine_health(health);
+            shared.queue.set_unavailable(refusal);
+        }
     }
 
     fn tell_of_progress(&mut self, health: Option<&Health>) {
