@@ -183,12 +183,8 @@ fn record(log: &dyn Log, after: Sequence) -> Result<Followed, Gap> {
     log.follow(after, Arc::new(follower)).map(|()| followed)
 }
 
-/// Opens a replica in a directory of a test, on a runtime of several threads.
-pub fn open_replica(
-    setup: &Setup,
-    dir: impl AsRef<Path> + Send + 'static,
-    sequencer: impl Future<Output = Arc<dyn Sequencer>>,
-) -> Opened {
+/// How a log on disk is opened for a claim.
+pub(crate) fn on_disk(setup: &Setup) -> (embedded::Options, embedded::Seams) {
     let options = embedded::Options {
         retention_age: setup.retention_age,
         retention_bytes: setup.retention_bytes,
@@ -198,6 +194,16 @@ pub fn open_replica(
         clock: setup.clock.to_clock(),
         ..embedded::Seams::default()
     };
+    (options, seams)
+}
+
+/// Opens a replica in a directory of a test, on a runtime of several threads.
+pub fn open_replica(
+    setup: &Setup,
+    dir: impl AsRef<Path> + Send + 'static,
+    sequencer: impl Future<Output = Arc<dyn Sequencer>>,
+) -> Opened {
+    let (options, seams) = on_disk(setup);
     let open = async {
         let sequencer = sequencer.await;
         embedded::open_replica_with_seams(dir.as_ref(), options, sequencer, seams).await

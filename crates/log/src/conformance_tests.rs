@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     Appended, Commit, Error, Gap, Health, Log,
-    conformance::{Factory, Opened, Setup},
+    conformance::{Factory, Opened, Setup, on_disk},
     conformance_tests, embedded, fixtures, memory,
 };
 use prelude_bridge_event::{Epoch, LogId, Sequence};
@@ -53,15 +53,7 @@ mod embedded_log {
     impl Factory for OnDisk {
         fn open(&self, setup: Setup) -> Opened {
             let dir = tempfile::tempdir().unwrap();
-            let options = embedded::Options {
-                retention_age: setup.retention_age,
-                retention_bytes: setup.retention_bytes,
-                ..embedded::Options::default()
-            };
-            let seams = embedded::Seams {
-                clock: setup.clock.to_clock(),
-                ..embedded::Seams::default()
-            };
+            let (options, seams) = on_disk(&setup);
             Opened {
                 log: embedded::open_with_seams(dir.path(), options, seams).unwrap(),
                 set_outage: None,
